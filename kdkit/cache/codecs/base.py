@@ -1,0 +1,64 @@
+"""What a codec is: a fixed number of bytes for what a teacher said about one sample.
+
+Dimensions: B batch, C classes, R rows of a fitting sample.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+from torch import Tensor
+from typing_extensions import Self
+
+
+@dataclass(frozen=True)
+class Codec(ABC):
+    """Encodes logits [B, C] into uint8 [B, row_bytes] and decodes those into log-probabilities.
+
+    A frozen dataclass whose fields are the metadata that a cache file stores; what `fit` learns is kept apart in
+    `arrays`, which the file stores as datasets. Encoding and decoding run on the device of their input, for a whole
+    batch at once.
+    """
+
+    name: ClassVar[str]
+    num_classes: int
+
+    @property
+    @abstractmethod
+    def row_bytes(self) -> int:
+        """Bytes of one encoded row."""
+
+    @property
+    def needs_fit(self) -> bool:
+        """Whether `fit` must be called before `encode` or `decode`."""
+        return False
+
+    @property
+    def arrays(self) -> Mapping[str, np.ndarray[Any, Any]]:
+        """What `fit` learnt, by name; empty for a codec that learns nothing."""
+        return {}
+
+    def fit(self, sample_logits: Tensor) -> Self:
+        """A codec of the same options fitted to `sample_logits` [R, C]; self where nothing is learnt."""
+        return self
+
+    def with_arrays(self, arrays: Mapping[str, np.ndarray[Any, Any]]) -> Self:
+        """The fitted codec that `arrays`, read from a cache file, describe."""
+        return self
+
+    @abstractmethod
+    def encode(self, logits: Tensor) -> Tensor:
+        """[B, C] float -> uint8 [B, row_bytes] on the same device."""
+
+    @abstractmethod
+    def decode(self, payload: Tensor) -> Tensor:
+        """Uint8 [B, row_bytes] -> normalised log-probabilities, float32 [B, C], on the same device."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Name and options, as a cache file's metadata holds them; `create_codec(**d)` is its inverse."""
+        return {"name": self.name, **dataclasses.asdict(self)}

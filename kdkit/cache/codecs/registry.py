@@ -1,0 +1,37 @@
+"""Codecs by name, as a configuration or a cache file names them."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from kdkit.cache.codecs.base import Codec
+from kdkit.cache.codecs.dense import Float16Codec, Float32Codec, Int8Codec
+from kdkit.errors import ConfigError, UnknownNameError, nearest
+
+_CODECS: dict[str, type[Codec]] = {codec.name: codec for codec in (Float32Codec, Float16Codec, Int8Codec)}
+
+
+def available_codecs() -> list[str]:
+    """The names that `create_codec` takes, the most exact first."""
+    return list(_CODECS)
+
+
+def create_codec(name: str, num_classes: int, **options: Any) -> Codec:
+    """The codec called `name` for rows of `num_classes` classes, e.g. `create_codec("int8", 1000)`.
+
+    Raises:
+        UnknownNameError: no codec has this name.
+        ConfigError: the codec has no such option, or the class count is below 2.
+    """
+    if name not in _CODECS:
+        known = ", ".join(available_codecs())
+        raise UnknownNameError(f"no codec is called {name!r}; known: {known}{nearest(name, _CODECS)}")
+    if num_classes < 2:
+        raise ConfigError(f"a codec needs at least 2 classes, got num_classes={num_classes}")
+    known_options = {f.name for f in dataclasses.fields(_CODECS[name])} - {"num_classes"}
+    for option in options:
+        if option not in known_options:
+            accepted = ", ".join(sorted(known_options)) or "none"
+            raise ConfigError(f"codec {name!r} has no option {option!r}; it takes {accepted}")
+    return _CODECS[name](num_classes, **options)

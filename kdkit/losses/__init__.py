@@ -1,0 +1,6 @@
+"""Distillation losses: pure functions f(student_logits, teacher_logits, ...), and a registry of them by name."""
+
+from kdkit.losses.kl import kl
+from kdkit.losses.registry import available, create
+
+__all__ = ["available", "create", "kl"]

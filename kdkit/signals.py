@@ -1,0 +1,75 @@
+"""The one contract between teachers and tasks: what goes in, what a teacher says, who can say it.
+
+Dimensions: B batch, C classes, D width, H W height and width, N tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One batch on its way to a student and its teacher.
+
+    Attributes:
+        input: images [B, 3, H, W], float, in the student's normalisation.
+        target: class indices [B] int64, or soft labels [B, C].
+        row: dataset indices of the samples [B] int64 on the CPU, or None when nothing is replayed.
+        view: number of the replayed view that the whole batch shows, or None.
+    """
+
+    input: Tensor
+    target: Tensor
+    row: Tensor | None = None
+    view: int | None = None
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
+        """The same batch with input and target on `device`; rows stay on the CPU, where caches are read."""
+        return Batch(
+            self.input.to(device, non_blocking=non_blocking),
+            self.target.to(device, non_blocking=non_blocking),
+            self.row,
+            self.view,
+        )
+
+
+@dataclass(frozen=True)
+class TeacherOutput:
+    """What a teacher said about one batch; immutable, without gradient.
+
+    Attributes:
+        logits: [B, C] float, or None. From a cache: normalised log-probabilities, which serve as logits.
+        features: tap name -> [B, D], [B, D, H, W] or [B, N, D].
+    """
+
+    logits: Tensor | None = None
+    features: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.logits is not None:
+            object.__setattr__(self, "logits", self.logits.detach())
+        detached = {name: tensor.detach() for name, tensor in self.features.items()}
+        object.__setattr__(self, "features", MappingProxyType(detached))
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> TeacherOutput:
+        """The same output with every tensor on `device`."""
+        return TeacherOutput(
+            None if self.logits is None else self.logits.to(device, non_blocking=non_blocking),
+            {name: tensor.to(device, non_blocking=non_blocking) for name, tensor in self.features.items()},
+        )
+
+
+@runtime_checkable
+class TeacherSource(Protocol):
+    """Anything that can say what the teacher says: a live Teacher or a cache."""
+
+    def __call__(self, batch: Batch) -> TeacherOutput:
+        """What the teacher says about `batch`."""
+        ...
