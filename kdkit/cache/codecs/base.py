@@ -51,6 +51,10 @@ class Codec(ABC):
         """The fitted codec that `arrays`, read from a cache file, describe."""
         return self
 
+    def can_hold(self, logits: Tensor) -> Tensor:
+        """Which rows of [B, C] can be encoded, bool [B]: those that are finite, and within the codec's range."""
+        return logits.isfinite().all(dim=1)
+
     @abstractmethod
     def encode(self, logits: Tensor) -> Tensor:
         """[B, C] float -> uint8 [B, row_bytes] on the same device."""

@@ -52,8 +52,12 @@ class Float16Codec(Codec):
         """Bytes of one encoded row."""
         return 2 * self.num_classes
 
+    def can_hold(self, logits: Tensor) -> Tensor:
+        """Which rows of [B, C] are finite, also as half-precision log-probabilities, bool [B]."""
+        return F.log_softmax(logits.float(), dim=1).half().isfinite().all(dim=1)
+
     def encode(self, logits: Tensor) -> Tensor:
-        """[B, C] float -> uint8 [B, 2 C]; a log-probability below -65504 becomes -inf, which the writer refuses."""
+        """[B, C] float -> uint8 [B, 2 C]."""
         return _to_bytes(F.log_softmax(logits.float(), dim=1).half())
 
     def decode(self, payload: Tensor) -> Tensor:

@@ -1,0 +1,66 @@
+"""Sample keys in a cache: 128-bit digests to find rows by, and the keys themselves to name what is missing.
+
+Dimensions: R rows of the cache, N samples of a dataset.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import zlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from kdkit.errors import CacheCorruptError, DatasetError
+
+Array = np.ndarray[Any, Any]
+_SEPARATOR = "\0"
+_MAX_KEYS_BYTES = 4 << 30
+
+
+def key_digests(keys: Sequence[str]) -> Array:
+    """BLAKE2b digests of the keys, uint8 [N, 16]."""
+    joined = b"".join(hashlib.blake2b(_encode(key), digest_size=16).digest() for key in keys)
+    return np.frombuffer(joined, dtype=np.uint8).reshape(len(keys), 16)
+
+
+def keys_sha256(keys: Sequence[str]) -> str:
+    """SHA-256 of all keys in their order."""
+    return hashlib.sha256(_encode(_SEPARATOR.join(keys))).hexdigest()
+
+
+def pack_keys(keys: Sequence[str]) -> Array:
+    """All keys, joined by NUL and zlib-compressed, uint8 [bytes]."""
+    for key in keys:
+        if _SEPARATOR in key:
+            raise DatasetError(f"the sample key {key!r} holds a NUL character, which no key may")
+    return np.frombuffer(zlib.compress(_encode(_SEPARATOR.join(keys)), 6), dtype=np.uint8)
+
+
+def unpack_keys(packed: Array, num_rows: int) -> list[str]:
+    """Inverse of `pack_keys`; refuses what unpacks to something else than `num_rows` keys."""
+    decompressor = zlib.decompressobj()
+    try:
+        joined = decompressor.decompress(packed.tobytes(), min(_MAX_KEYS_BYTES, 4096 * max(1, num_rows)))
+    except zlib.error as error:
+        raise CacheCorruptError(f"the keys of the cache cannot be unpacked: {error}") from None
+    keys = joined.decode("utf-8", "surrogateescape").split(_SEPARATOR)
+    if not decompressor.eof or len(keys) != num_rows:
+        raise CacheCorruptError(f"the cache holds other than the {num_rows} keys it should")
+    return keys
+
+
+def match_rows(cache_digests: Array, dataset_digests: Array) -> Array:
+    """For each dataset sample the cache row with its digest, or -1: int64 [N], from uint8 [R, 16] and [N, 16]."""
+    words = np.concatenate([cache_digests, dataset_digests]).view("<u8")
+    order = np.lexsort((words[:, 1], words[:, 0]))  # stable: of two equal digests the cache's comes first
+    ordered = words[order]
+    equal = (ordered[1:] == ordered[:-1]).all(axis=1)
+    rows = np.full(len(dataset_digests), -1, dtype=np.int64)
+    rows[order[1:][equal] - len(cache_digests)] = order[:-1][equal]
+    return rows
+
+
+def _encode(text: str) -> bytes:
+    return text.encode("utf-8", "surrogateescape")

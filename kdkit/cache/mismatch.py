@@ -1,0 +1,51 @@
+"""What a run is about to use, compared with what the cache was made with."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
+
+from kdkit.errors import CacheMismatchError
+
+_UNCOMPARED = {"versions"}  # a changed library is judged by what it changes: the pixels, the weights
+_SHOWN = 80
+
+
+def refuse_mismatch(
+    what: str, cached: Mapping[str, Any], current: Mapping[str, Any], origin: str, allow: Collection[str] = ()
+) -> None:
+    """Compares two documents field by field.
+
+    Args:
+        what: which document it is: "teacher", "recipe" or the like; prefixes the field's name.
+        cached: as the cache holds it.
+        current: as the run has it.
+        origin: the cache's path, for the message.
+        allow: fields, such as "recipe.seed", whose difference is accepted.
+
+    Raises:
+        CacheMismatchError: names the first field that differs, and both values.
+    """
+    for field, then, now in differences(what, cached, current):
+        if field not in allow:
+            raise CacheMismatchError(
+                f"{origin} was made with {field} = {_show(then)}, this run has {_show(now)}: "
+                "use the same setting, or build another cache"
+            )
+
+
+def differences(what: str, cached: Mapping[str, Any], current: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    """(field, cached value, current value) of each field that differs, nested fields joined by dots."""
+    for name in sorted(set(cached) | set(current)):
+        if name in _UNCOMPARED:
+            continue
+        then, now = cached.get(name), current.get(name)
+        if isinstance(then, Mapping) and isinstance(now, Mapping):
+            yield from differences(f"{what}.{name}", then, now)
+        elif then != now:
+            yield f"{what}.{name}", then, now
+
+
+def _show(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= _SHOWN else text[:_SHOWN] + "..."

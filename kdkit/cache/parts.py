@@ -1,0 +1,185 @@
+"""The parts folder: the shards of a cache that is being built, and the manifest that says which are sealed.
+
+    t.h5.parts/
+      index.h5                    metadata, keys, what the codecs learnt: written once, first
+      v0000-r0000000000.h5        a shard: rows from 0 of view 0
+      v0000-r0000000000.json      its manifest entry, written after it; a shard without an entry does not exist
+
+A shard's entry states the shard's size and checksum, so a file that a power loss cut or emptied is never believed.
+Ranges belong to the plan, not to processes: whoever builds the rest may have another batch size or world size.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from kdkit.cache import durable
+from kdkit.cache.format import (
+    CacheMetadata,
+    Shard,
+    block_checksums,
+    checksum_name,
+    payload_name,
+    pixel_name,
+    read_metadata,
+    write_metadata,
+    write_shard_identity,
+)
+from kdkit.cache.hdf5 import Array, Region, write_hdf5
+from kdkit.errors import CacheCorruptError, CacheError, CacheNotFoundError
+
+INDEX_NAME = "index.h5"
+
+
+def parts_folder(path: Path) -> Path:
+    """Where the shards of the cache at `path` are kept until they are packed."""
+    return path.with_name(path.name + ".parts")
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A parts folder whose index has been written.
+
+    Attributes:
+        folder: where it is.
+        metadata: what the cache is, and with it the plan of its shards.
+    """
+
+    folder: Path
+    metadata: CacheMetadata
+
+    @classmethod
+    def create(cls, folder: Path, metadata: CacheMetadata, arrays: Mapping[str, Array]) -> Parts:
+        """Starts a parts folder; `arrays` are the datasets of its index.
+
+        Raises:
+            CacheError: the folder cannot be written.
+        """
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise CacheError(f"the folder {str(folder)!r} cannot be made: {error.strerror}") from error
+        with durable.replacing(folder / INDEX_NAME) as temporary:
+            write_hdf5(temporary, set_attributes=lambda file: write_metadata(file, metadata), arrays=arrays, regions={})
+        return cls(folder, metadata)
+
+    @classmethod
+    def open(cls, folder: Path) -> Parts:
+        """The parts folder that `create` started.
+
+        Raises:
+            CacheNotFoundError: there is none.
+            CacheCorruptError: its index is damaged.
+        """
+        index = folder / INDEX_NAME
+        if not index.is_file():
+            raise CacheNotFoundError(f"there is no cache in {str(folder)!r}: it has no {INDEX_NAME}")
+        try:
+            with h5py.File(index, "r", locking=False) as file:
+                return cls(folder, read_metadata(file, str(index)))
+        except OSError as error:
+            if isinstance(error, CacheError):
+                raise
+            raise CacheCorruptError(f"{str(index)!r} cannot be read as HDF5: {error}") from error
+
+    @property
+    def index(self) -> Path:
+        """The file of metadata, keys and learnt arrays."""
+        return self.folder / INDEX_NAME
+
+    def shard_path(self, shard: Shard) -> Path:
+        """Where the shard is, or will be."""
+        return self.folder / shard.file_name
+
+    def is_sealed(self, shard: Shard) -> bool:
+        """Whether the manifest names the shard and the shard's file has the size it was sealed with."""
+        entry = self._entry(shard)
+        path = self.shard_path(shard)
+        return entry is not None and path.is_file() and path.stat().st_size == entry["bytes"]
+
+    def missing(self) -> list[Shard]:
+        """The shards of the plan that are not sealed, in order."""
+        return [shard for shard in self.metadata.shards() if not self.is_sealed(shard)]
+
+    def seal(self, shard: Shard, payloads: Mapping[str, Array], pixel_crc32: Array) -> None:
+        """Writes the shard, then its manifest entry, both durably.
+
+        Args:
+            shard: which rows.
+            payloads: stream -> encoded rows, uint8 [rows, row_bytes].
+            pixel_crc32: hashes of the pixels of `hashed_rows(start, stop)`, uint32.
+        """
+        arrays: dict[str, Array] = {pixel_name(shard.view): pixel_crc32.astype("<u4")}
+        regions: dict[str, Region] = {}
+        for stream, payload in payloads.items():
+            expected = (shard.num_rows, self.metadata.row_bytes(stream))
+            if payload.shape != expected or payload.dtype != np.uint8:
+                raise CacheError(
+                    f"stream {stream!r} of {shard}: got {payload.dtype} {payload.shape}, expected uint8 {expected}"
+                )
+            sums = block_checksums(payload.data, payload.shape[1])
+            arrays[checksum_name(shard.view, stream)] = np.asarray(sums, dtype="<u4")
+            regions[payload_name(shard.view, stream)] = Region(payload.shape, payload.dtype, [payload])
+        path = self.shard_path(shard)
+        with durable.replacing(path) as temporary:
+            write_hdf5(
+                temporary,
+                set_attributes=lambda file: write_shard_identity(file, self.metadata, shard),
+                arrays=arrays,
+                regions=regions,
+            )
+            entry = {
+                "file": shard.file_name,
+                "view": shard.view,
+                "start": shard.start,
+                "stop": shard.stop,
+                "bytes": temporary.stat().st_size,
+                "crc32": _file_crc32(temporary),
+            }
+        durable.write_text(self._entry_path(shard), json.dumps(entry, sort_keys=True))
+
+    def _entry_path(self, shard: Shard) -> Path:
+        return self.shard_path(shard).with_suffix(".json")
+
+    def _entry(self, shard: Shard) -> dict[str, Any] | None:
+        """The shard's manifest entry, or None; an entry that cannot be read counts as none."""
+        try:
+            entry = json.loads(self._entry_path(shard).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        names_this = isinstance(entry, dict) and (entry.get("view"), entry.get("start"), entry.get("stop")) == (
+            shard.view,
+            shard.start,
+            shard.stop,
+        )
+        return entry if names_this and isinstance(entry.get("bytes"), int) else None
+
+    def verify(self, shard: Shard) -> None:
+        """Reads the whole shard against its manifest entry.
+
+        Raises:
+            CacheCorruptError: it is not sealed, or its bytes are not those that were sealed.
+        """
+        entry = self._entry(shard)
+        if entry is None or not self.is_sealed(shard):
+            raise CacheCorruptError(f"{str(self.shard_path(shard))!r} ({shard}) is not sealed")
+        if _file_crc32(self.shard_path(shard)) != entry.get("crc32"):
+            raise CacheCorruptError(
+                f"{str(self.shard_path(shard))!r} ({shard}) does not match its checksum: delete it and build again"
+            )
+
+
+def _file_crc32(path: Path) -> int:
+    crc = 0
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 20):
+            crc = zlib.crc32(chunk, crc)
+    return crc

@@ -1,0 +1,86 @@
+"""Payload: the encoded rows of one stream of one view, mapped read-only, gathered a batch at a time.
+
+Checksums are verified the first time that a block is touched. Dimensions: B batch, R rows.
+"""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from kdkit.cache.format import BLOCK_ROWS
+from kdkit.errors import CacheCorruptError
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Rows from `start` on, as one file holds them."""
+
+    path: str
+    start: int
+    rows: Array
+    """uint8 [R, row_bytes], a memory map."""
+    checksums: Array
+    """uint32, one for each BLOCK_ROWS rows."""
+
+
+class Payload:
+    """One stream of one view, in one segment (packed) or several (sharded).
+
+    Args:
+        view, stream: what it is, for errors.
+        segments: in row order, without gaps; each but the last a multiple of BLOCK_ROWS long.
+        verify: whether checksums are compared when a block is first touched.
+    """
+
+    def __init__(self, view: int, stream: str, segments: list[Segment], *, verify: bool = True) -> None:
+        self.view = view
+        self.stream = stream
+        self.segments = segments
+        self._starts = np.array([segment.start for segment in segments])
+        num_blocks = sum(len(segment.checksums) for segment in segments)
+        self._unverified = np.full(num_blocks, verify)
+
+    def read(self, rows: Array) -> Array:
+        """The encoded rows, uint8 [B, row_bytes], in the order asked for; `rows` int64 [B], repeats allowed."""
+        self._verify(rows)
+        if len(self.segments) == 1:
+            return self.segments[0].rows[rows]
+        out = np.empty((len(rows), self.segments[0].rows.shape[1]), dtype=np.uint8)
+        owner = np.searchsorted(self._starts, rows, side="right") - 1
+        for index in np.unique(owner):
+            mine = owner == index
+            out[mine] = self.segments[index].rows[rows[mine] - self.segments[index].start]
+        return out
+
+    def verify_all(self) -> None:
+        """Compares every checksum.
+
+        Raises:
+            CacheCorruptError: a block differs; names file, view and rows.
+        """
+        for block in range(len(self._unverified)):
+            self._verify_block(block)
+
+    def _verify(self, rows: Array) -> None:
+        touched = rows // BLOCK_ROWS
+        if self._unverified[touched].any():
+            for block in np.unique(touched[self._unverified[touched]]):
+                self._verify_block(int(block))
+
+    def _verify_block(self, block: int) -> None:
+        first = block * BLOCK_ROWS
+        segment = self.segments[int(np.searchsorted(self._starts, first, side="right")) - 1]
+        local = first - segment.start
+        rows = segment.rows[local : local + BLOCK_ROWS]
+        if zlib.crc32(np.ascontiguousarray(rows).data) != int(segment.checksums[local // BLOCK_ROWS]):
+            raise CacheCorruptError(
+                f"{segment.path}: view {self.view}, rows {first} to {first + len(rows) - 1} of {self.stream!r} "
+                "do not match their checksum: restore the file, or build the cache again"
+            )
+        self._unverified[block] = False

@@ -1,0 +1,60 @@
+"""The proof that a student will see the very pixels that the teacher saw."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import PIL
+import timm
+import torch
+import torchvision
+from torch import Tensor
+
+from kdkit.errors import CacheMismatchError
+
+_REPLAYED = 64
+
+
+def pixel_crc32(image: Tensor) -> int:
+    """CRC-32 of the pixels uint8 [3, H, W], channel by channel, row by row."""
+    return zlib.crc32(memoryview(image.contiguous().numpy()).cast("B"))
+
+
+def transform_versions() -> dict[str, str]:
+    """Versions of the libraries that draw the pixels."""
+    return {
+        "numpy": np.__version__,
+        "pillow": PIL.__version__,
+        "timm": timm.__version__,
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+    }
+
+
+def check_pixels(
+    dataset: Any, cache_rows: np.ndarray[Any, Any], hashes: Mapping[int, int], origin: str, view: int = 0
+) -> None:
+    """Replays up to 64 samples, spread over the hashed ones, and compares their pixels with what was hashed at build.
+
+    Args:
+        dataset: as open_cache takes it.
+        cache_rows: cache row of each dataset sample, int64 [N].
+        hashes: cache row -> CRC-32 of its pixels in `view`.
+        origin: the cache's path, for the message.
+        view: which view `hashes` are of.
+
+    Raises:
+        CacheMismatchError: a replayed sample looks different; names it and the library versions.
+    """
+    candidates = [(index, row) for index, row in enumerate(cache_rows.tolist()) if row in hashes]
+    step = max(1, len(candidates) // _REPLAYED)
+    for index, row in candidates[::step][:_REPLAYED]:
+        if pixel_crc32(dataset[index, view].image) != hashes[row]:
+            versions = ", ".join(f"{name} {version}" for name, version in transform_versions().items())
+            raise CacheMismatchError(
+                f"{origin} shows other pixels for {dataset.keys[index]!r} (view {view}) than this run draws: the image "
+                f"or a library has changed since (now {versions}); build another cache"
+            )

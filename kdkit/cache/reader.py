@@ -1,0 +1,324 @@
+"""open_cache and CachedTeacher: a teacher that reads its answers.
+
+Dimensions: B batch, C classes, N samples of a dataset, R rows of the cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import h5py
+import numpy as np
+import torch
+from torch import Tensor
+
+from kdkit.cache.codecs import Codec, create_codec
+from kdkit.cache.format import (
+    BLOCK_ROWS,
+    DIGEST_NAME,
+    KEYS_NAME,
+    CacheMetadata,
+    check_shard_identity,
+    checksum_name,
+    codec_array_name,
+    hashed_rows,
+    payload_name,
+    pixel_name,
+    read_metadata,
+)
+from kdkit.cache.hdf5 import map_dataset
+from kdkit.cache.keys import key_digests, match_rows, unpack_keys
+from kdkit.cache.mismatch import refuse_mismatch
+from kdkit.cache.parts import Parts, parts_folder
+from kdkit.cache.payload import Payload, Segment
+from kdkit.cache.pixels import check_pixels
+from kdkit.config import ReplayRecipe
+from kdkit.errors import CacheCorruptError, CacheError, CacheIncompleteError, CacheMismatchError, CacheNotFoundError
+from kdkit.signals import Batch, TeacherOutput
+
+Array = np.ndarray[Any, Any]
+LOGITS = "logits"
+
+
+class Replayable(Protocol):
+    """What a cache must know of a dataset: kdkit.data.ReplayedDataset is one."""
+
+    keys: Sequence[str]
+    class_names: Sequence[str] | None
+    recipe: ReplayRecipe
+
+    def __getitem__(self, index: tuple[int, int]) -> Any:
+        """The sample at (row, view), with its pixels, uint8 [3, H, W], as `.image`."""
+        ...
+
+
+def open_cache(
+    path: str | Path,
+    dataset: Replayable | None = None,
+    *,
+    verify: bool = True,
+    allow_mismatch: Collection[str] = (),
+) -> CachedTeacher:
+    """Opens a cache for reading, packed or in parts.
+
+    Args:
+        path: the packed file, its parts folder, or the path that it would be packed to.
+        dataset: what a run will train on. Its keys, recipe, class names and some of its pixels are compared with what
+            the cache was made with, and its rows are matched to the cache's. Without it rows are the cache's own.
+        verify: whether a block's checksum is compared when it is first touched.
+        allow_mismatch: names of fields, as an error names them, whose difference is accepted.
+
+    Raises:
+        CacheNotFoundError: there is no cache at `path`.
+        CacheIncompleteError: its build has not finished.
+        CacheMismatchError: it was made with something else; names the field and both values.
+        CacheCorruptError: it is damaged.
+    """
+    cache = CachedTeacher(path, verify=verify)
+    if dataset is not None:
+        cache.match(dataset, allow_mismatch=allow_mismatch)
+    return cache
+
+
+class CachedTeacher:
+    """A TeacherSource that answers from a cache. Pickles by path; safe to use after a fork and in threads.
+
+    Attributes:
+        path: the packed file or the parts folder.
+        metadata: what the cache is and what it was made with.
+    """
+
+    def __init__(self, path: str | Path, *, verify: bool = True) -> None:
+        self.path = _locate(Path(path))
+        self._verify = verify
+        self._rows: Array | None = None
+        if self.path.is_dir():
+            self.metadata, self._codecs, self._payloads = _open_parts(self.path, verify)
+        else:
+            self.metadata, self._codecs, self._payloads = _open_packed(self.path, verify)
+
+    @property
+    def num_rows(self) -> int:
+        """Samples R."""
+        return self.metadata.num_rows
+
+    @property
+    def num_views(self) -> int:
+        """Views of each sample."""
+        return self.metadata.num_views
+
+    @property
+    def num_classes(self) -> int:
+        """Classes C of the logits."""
+        return self._codecs[LOGITS].num_classes
+
+    @property
+    def codecs(self) -> Mapping[str, Codec]:
+        """Stream name -> its codec."""
+        return self._codecs
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes on disk."""
+        files = self.path.iterdir() if self.path.is_dir() else [self.path]
+        return sum(file.stat().st_size for file in files)
+
+    def keys(self) -> list[str]:
+        """The sample keys in row order, read from the file."""
+        with _open_hdf5(self._index_path()) as file:
+            size = file[KEYS_NAME].shape if isinstance(file.get(KEYS_NAME), h5py.Dataset) else (0,)
+            return unpack_keys(map_dataset(file, KEYS_NAME, self._index_path(), "u1", size), self.num_rows)
+
+    def match(self, dataset: Replayable, *, allow_mismatch: Collection[str] = ()) -> None:
+        """Compares the cache with `dataset`, and from then on takes a batch's rows as that dataset's.
+
+        Raises:
+            CacheMismatchError: recipe, samples, class names or pixels differ.
+        """
+        origin = f"the cache {str(self.path)!r}"
+        refuse_mismatch("recipe", self.metadata.recipe, dataset.recipe.to_dict(), origin, allow_mismatch)
+        names = None if dataset.class_names is None else list(dataset.class_names)
+        refuse_mismatch(
+            "dataset",
+            {"class_names": self.metadata.dataset["class_names"]},
+            {"class_names": names},
+            origin,
+            allow_mismatch,
+        )
+        self._rows = self._match_keys(dataset.keys, allow_mismatch)
+        check_pixels(dataset, self._rows, self._pixel_crc32(0), origin)
+
+    def read(self, rows: Array | Tensor, view: int, stream: str = LOGITS) -> Tensor:
+        """Encoded rows, uint8 [B, row_bytes], for cache rows int64 [B] in any order, repeats allowed.
+
+        Raises:
+            CacheError: there is no such view, stream or row.
+            CacheCorruptError: a touched block does not match its checksum.
+        """
+        indices = np.asarray(rows, dtype=np.int64)
+        if (view, stream) not in self._payloads:
+            raise CacheError(
+                f"the cache {str(self.path)!r} has no stream {stream!r} of view {view}: it has views 0 to "
+                f"{self.num_views - 1} and streams {', '.join(self._codecs)}"
+            )
+        if indices.size and (indices.min() < 0 or indices.max() >= self.num_rows):
+            raise CacheError(f"the cache {str(self.path)!r} has rows 0 to {self.num_rows - 1}, asked for {indices.max()}")
+        return torch.from_numpy(self._payloads[view, stream].read(indices))
+
+    def __call__(self, batch: Batch) -> TeacherOutput:
+        """What the teacher said about the batch's rows in its view, decoded on the device of its input.
+
+        Raises:
+            CacheMismatchError: the cache was not matched with a dataset, or the batch has no rows or view.
+        """
+        if self._rows is None:
+            raise CacheMismatchError(
+                f"the cache {str(self.path)!r} was not matched with a dataset: open_cache(path, dataset)"
+            )
+        if batch.row is None or batch.view is None:
+            raise CacheMismatchError("the batch does not say which rows and view it shows: load it with ReplayLoader")
+        payload = self.read(self._rows[batch.row.numpy()], batch.view)
+        device = batch.input.device
+        if device.type == "cuda":
+            payload = payload.pin_memory()
+        return TeacherOutput(self._codecs[LOGITS].decode(payload.to(device, non_blocking=True)))
+
+    def verify(self) -> None:
+        """Reads everything and compares every checksum.
+
+        Raises:
+            CacheCorruptError: names file, view and rows.
+        """
+        for payload in self._payloads.values():
+            payload.verify_all()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"path": self.path, "verify": self._verify, "rows": self._rows}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["path"], verify=state["verify"])  # type: ignore[misc]
+        self._rows = state["rows"]
+
+    def _index_path(self) -> Path:
+        return Parts.open(self.path).index if self.path.is_dir() else self.path
+
+    def _match_keys(self, keys: Sequence[str], allow_mismatch: Collection[str]) -> Array:
+        """Cache row of each dataset sample, int64 [N]."""
+        with _open_hdf5(self._index_path()) as file:
+            digests = map_dataset(file, DIGEST_NAME, self._index_path(), "u1", (self.num_rows, 16))
+            rows = match_rows(digests, key_digests(keys))
+        added = [keys[i] for i in np.flatnonzero(rows < 0)[:_NAMED]]
+        if added:
+            number = int((rows < 0).sum())
+            raise CacheMismatchError(
+                f"the cache {str(self.path)!r} was made from another dataset: {number} of {len(keys)} samples are not "
+                f"in it ({_list_names(added, number)}): build a cache from this dataset"
+            )
+        number = self.num_rows - len(np.unique(rows))
+        if number and "dataset.samples" not in allow_mismatch:
+            present = set(keys)
+            removed = [key for key in self.keys() if key not in present][:_NAMED]
+            raise CacheMismatchError(
+                f"the cache {str(self.path)!r} was made from another dataset: {number} of its {self.num_rows} samples "
+                f"are missing now ({_list_names(removed, number)}): restore them, or allow 'dataset.samples' to differ"
+            )
+        return rows
+
+    def _pixel_crc32(self, view: int) -> dict[int, int]:
+        """Row -> CRC-32 of its pixels, for the hashed rows of `view`."""
+        hashes: dict[int, int] = {}
+        if self.path.is_dir():
+            parts = Parts(self.path, self.metadata)
+            places = [(parts.shard_path(s), s.start, s.stop) for s in self.metadata.shards() if s.view == view]
+        else:
+            places = [(self.path, 0, self.num_rows)]
+        for path, start, stop in places:
+            rows = hashed_rows(start, stop)
+            with _open_hdf5(path) as file:
+                values = map_dataset(file, pixel_name(view), path, "<u4", (len(rows),))
+            hashes.update(zip(rows, values.tolist(), strict=True))
+        return hashes
+
+
+_NAMED = 3  # how many samples an error names
+_Opened = tuple[CacheMetadata, dict[str, Codec], dict[tuple[int, str], Payload]]
+
+
+def _locate(path: Path) -> Path:
+    """The packed file or parts folder that `path` means."""
+    if path.is_file() or path.is_dir():
+        return path
+    if parts_folder(path).is_dir():
+        return parts_folder(path)
+    raise CacheNotFoundError(f"there is no cache at {str(path)!r}: build one with `kdkit cache build`")
+
+
+def _open_packed(path: Path, verify: bool) -> _Opened:
+    with _open_hdf5(path) as file:
+        metadata = read_metadata(file, repr(str(path)))
+        payloads = {
+            (view, stream): Payload(view, stream, [_segment(file, path, metadata, view, stream, 0, metadata.num_rows)], verify=verify)
+            for view in range(metadata.num_views)
+            for stream in metadata.streams
+        }
+        return metadata, _codecs(file, path, metadata), payloads
+
+
+def _open_parts(folder: Path, verify: bool) -> _Opened:
+    parts = Parts.open(folder)
+    metadata = parts.metadata
+    if missing := parts.missing():
+        total = sum(1 for _ in metadata.shards())
+        raise CacheIncompleteError(
+            f"the cache in {str(folder)!r} is not finished: {len(missing)} of {total} shards are missing, the first is "
+            f"{missing[0]}; run its build again to resume it"
+        )
+    segments: dict[tuple[int, str], list[Segment]] = {}
+    for shard in metadata.shards():
+        path = parts.shard_path(shard)
+        with _open_hdf5(path) as file:
+            check_shard_identity(file, metadata, shard, repr(str(path)))
+            for stream in metadata.streams:
+                segment = _segment(file, path, metadata, shard.view, stream, shard.start, shard.stop)
+                segments.setdefault((shard.view, stream), []).append(segment)
+    payloads = {key: Payload(*key, value, verify=verify) for key, value in segments.items()}
+    with _open_hdf5(parts.index) as file:
+        return metadata, _codecs(file, parts.index, metadata), payloads
+
+
+def _segment(
+    file: h5py.File, path: Path, metadata: CacheMetadata, view: int, stream: str, start: int, stop: int
+) -> Segment:
+    blocks = -(-(stop - start) // BLOCK_ROWS)
+    return Segment(
+        str(path),
+        start,
+        map_dataset(file, payload_name(view, stream), path, "u1", (stop - start, metadata.row_bytes(stream))),
+        map_dataset(file, checksum_name(view, stream), path, "<u4", (blocks,)),
+    )
+
+
+def _codecs(file: h5py.File, path: Path, metadata: CacheMetadata) -> dict[str, Codec]:
+    codecs = {}
+    for stream, description in metadata.streams.items():
+        codec = create_codec(**description["codec"])
+        if codec.row_bytes != metadata.row_bytes(stream):
+            raise CacheCorruptError(f"{str(path)!r}: stream {stream!r} does not have the row size of its codec")
+        arrays = file.get(codec_array_name(stream, "")[:-1])
+        learnt = {} if arrays is None else {name: np.asarray(values) for name, values in arrays.items()}
+        codecs[stream] = codec.with_arrays(learnt)
+    return codecs
+
+
+def _open_hdf5(path: Path) -> h5py.File:
+    try:
+        return h5py.File(path, "r", locking=False)
+    except OSError as error:
+        raise CacheCorruptError(f"{str(path)!r} cannot be read as HDF5: {error}") from error
+
+
+def _list_names(names: Sequence[str], number: int) -> str:
+    listed = ", ".join(repr(name) for name in names)
+    return f"{listed} and {number - len(names)} more" if number > len(names) else listed

@@ -1,0 +1,99 @@
+"""Loaders: workers return uint8 pixels, targets and rows; normalisation happens on the device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from torch import Tensor
+from torch.utils.data import DataLoader, Sampler
+
+from kdkit.data.dataset import ReplayedDataset, Sample
+from kdkit.signals import Batch
+
+
+@dataclass(frozen=True)
+class PixelBatch:
+    """A batch as the workers leave it: images uint8 [B, 3, H, W], target [B] and row [B] int64, one view."""
+
+    images: Tensor
+    target: Tensor
+    row: Tensor
+    view: int
+
+    def pin_memory(self) -> PixelBatch:
+        """The same batch in page-locked memory, rows excepted; DataLoader calls this."""
+        return PixelBatch(self.images.pin_memory(), self.target.pin_memory(), self.row, self.view)
+
+
+class ReplayLoader:
+    """Iterates over Batches on `device`, made of the (row, view) pairs that `sampler` names.
+
+    Args:
+        dataset: what to load.
+        sampler: yields a list of (row, view) pairs for each batch, all of one view.
+        mean, std: normalisation of the images (RGB, 0 to 1): that of the student.
+        device: where batches end up.
+        num_workers: worker processes; 0 loads in this one.
+        loader_kwargs: further arguments of torch's DataLoader, e.g. multiprocessing_context.
+    """
+
+    def __init__(
+        self,
+        dataset: ReplayedDataset,
+        sampler: Sampler[list[tuple[int, int]]],
+        *,
+        mean: Sequence[float] = IMAGENET_DEFAULT_MEAN,
+        std: Sequence[float] = IMAGENET_DEFAULT_STD,
+        device: torch.device | str = "cpu",
+        num_workers: int = 0,
+        **loader_kwargs: Any,
+    ) -> None:
+        self.dataset = dataset
+        self.sampler = sampler
+        self.device = torch.device(device)
+        self._offset = torch.tensor(mean, device=self.device).mul(255).view(1, 3, 1, 1)
+        self._scale = torch.tensor(std, device=self.device).mul(255).view(1, 3, 1, 1)
+        self._loader: DataLoader[Sample] = DataLoader(
+            dataset,
+            batch_sampler=sampler,
+            num_workers=num_workers,
+            collate_fn=_collate,
+            pin_memory=self.device.type == "cuda",
+            persistent_workers=num_workers > 0,
+            generator=torch.Generator(),  # else each epoch would draw from, and so disturb, the global one
+            **loader_kwargs,
+        )
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for pixels in self.pixel_batches():
+            yield self.to_batch(pixels)
+
+    def pixel_batches(self) -> Iterator[PixelBatch]:
+        """The batches as the workers leave them, on the CPU."""
+        yield from self._loader  # type: ignore[misc]  # DataLoader does not know what collate returns
+
+    def to_batch(self, pixels: PixelBatch) -> Batch:
+        """A normalised Batch on the loader's device."""
+        images = pixels.images.to(self.device, non_blocking=True).float()
+        return Batch(
+            images.sub_(self._offset).div_(self._scale),
+            pixels.target.to(self.device, non_blocking=True),
+            pixels.row,
+            pixels.view,
+        )
+
+
+def _collate(samples: list[Sample]) -> PixelBatch:
+    return PixelBatch(
+        torch.stack([sample.image for sample in samples]),
+        torch.tensor([sample.target for sample in samples]),
+        torch.tensor([sample.row for sample in samples]),
+        samples[0].view,
+    )

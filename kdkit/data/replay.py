@@ -1,0 +1,43 @@
+"""Replay: a random view of a sample that is the same whenever and wherever it is drawn.
+
+A 64-bit seed is hashed from the recipe's seed, the sample's key and the view's number; for the length of one item it
+seeds Python, NumPy and torch, whose states are put back afterwards. So any transform replays, and nothing is stored.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+
+_MASK_64 = (1 << 64) - 1
+
+
+def view_seed(seed: int, key: str, view: int) -> int:
+    """The 64-bit seed of view `view` of the sample `key` (BLAKE2b over the three)."""
+    digest = hashlib.blake2b(digest_size=8, person=b"kdkit-view")
+    digest.update((seed & _MASK_64).to_bytes(8, "little"))
+    digest.update((view & _MASK_64).to_bytes(8, "little"))
+    digest.update(key.encode("utf-8", "surrogateescape"))
+    return int.from_bytes(digest.digest(), "little")
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Within the context, `random`, NumPy's legacy generator and torch's CPU generator are seeded with `seed`."""
+    python_state = random.getstate()
+    numpy_state = np.random.get_state()  # noqa: NPY002  transforms draw from the legacy generator
+    torch_state = torch.default_generator.get_state()
+    try:
+        random.seed(seed)
+        np.random.seed([seed & 0xFFFFFFFF, seed >> 32])  # noqa: NPY002
+        torch.default_generator.manual_seed(seed)
+        yield
+    finally:
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)  # noqa: NPY002
+        torch.default_generator.set_state(torch_state)

@@ -1,0 +1,108 @@
+"""Which (row, view) pairs make up a batch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch.utils.data import Sampler
+
+from kdkit.data.replay import view_seed
+from kdkit.errors import ConfigError
+
+Index = tuple[int, int]
+
+
+class EpochSampler(Sampler[list[Index]]):
+    """Batches of one training epoch: every row once, all in view e mod V.
+
+    The order depends on seed and epoch alone. Each rank takes every world_size-th row; so that all ranks make the same
+    number of steps, the order is padded with its own beginning to a multiple of world_size.
+
+    Args:
+        rows: dataset indices to draw from; all of `range(n)` for the whole of it.
+        batch_size: samples a batch and rank.
+        num_views: how many views V the recipe has.
+        shuffle: whether each epoch has an order of its own; else that of `rows`.
+        seed: seed of the order.
+        drop_last: whether a last batch that is not full is left out.
+        rank, world_size: which share of the rows this process takes.
+    """
+
+    def __init__(
+        self,
+        rows: Sequence[int],
+        batch_size: int,
+        *,
+        num_views: int = 1,
+        shuffle: bool = True,
+        seed: int = 0,
+        drop_last: bool = False,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        if batch_size < 1 or not 0 <= rank < world_size:
+            raise ConfigError(f"batch_size {batch_size}, rank {rank} of {world_size} cannot make batches")
+        self.rows = torch.as_tensor(rows, dtype=torch.int64)
+        self.batch_size = batch_size
+        self.num_views = num_views
+        self.shuffle = shuffle
+        self.seed = seed
+        self.drop_last = drop_last
+        self.rank = rank
+        self.world_size = world_size
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Makes the next iteration that of `epoch`, counted from 0."""
+        self.epoch = epoch
+
+    @property
+    def _rows_per_rank(self) -> int:
+        return math.ceil(len(self.rows) / self.world_size)
+
+    def __len__(self) -> int:
+        batches = self._rows_per_rank / self.batch_size
+        return math.floor(batches) if self.drop_last else math.ceil(batches)
+
+    def __iter__(self) -> Iterator[list[Index]]:
+        view = self.epoch % self.num_views
+        mine = self._order()[self.rank :: self.world_size].tolist()
+        for start in range(0, len(self) * self.batch_size, self.batch_size):
+            yield [(row, view) for row in mine[start : start + self.batch_size]]
+
+    def _order(self) -> torch.Tensor:
+        """This epoch's rows, padded to a multiple of world_size."""
+        order = self.rows
+        if self.shuffle:
+            generator = torch.Generator().manual_seed(view_seed(self.seed, "order", self.epoch) >> 1)  # 63 bits
+            order = order[torch.randperm(len(order), generator=generator)]
+        missing = self._rows_per_rank * self.world_size - len(order)
+        return torch.cat([order, order.repeat(math.ceil(missing / max(1, len(order))))[:missing]])
+
+
+class RangeSampler(Sampler[list[Index]]):
+    """Batches of a cache build: (view, start, stop) ranges in turn, no batch across two of them.
+
+    The batches of a range depend on that range alone, so that a range built again after a crash is computed in the very
+    same batches.
+
+    Args:
+        ranges: (view, start, stop) triples.
+        batch_size: samples a batch; the last of a range may be smaller.
+    """
+
+    def __init__(self, ranges: Sequence[tuple[int, int, int]], batch_size: int) -> None:
+        if batch_size < 1:
+            raise ConfigError(f"batch_size must be at least 1, got {batch_size}")
+        self.ranges = list(ranges)
+        self.batch_size = batch_size
+
+    def __len__(self) -> int:
+        return sum(math.ceil((stop - start) / self.batch_size) for _, start, stop in self.ranges)
+
+    def __iter__(self) -> Iterator[list[Index]]:
+        for view, start, stop in self.ranges:
+            for first in range(start, stop, self.batch_size):
+                yield [(row, view) for row in range(first, min(first + self.batch_size, stop))]

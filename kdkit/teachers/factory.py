@@ -1,0 +1,129 @@
+"""create_teacher: from a timm name, a checkpoint or a module to a frozen Teacher."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.models import load_state_dict
+from torch import Tensor, nn
+
+from kdkit.errors import CheckpointError, ClassMismatchError, ConfigError, UnknownNameError, nearest
+from kdkit.teachers.teacher import Teacher, model_config
+
+_LOADED_BY_TIMM = ("hf-hub:", "local-dir:", "hf_hub:", "local_dir:")
+
+
+def create_teacher(
+    model: str | nn.Module,
+    *,
+    checkpoint: str | Path | None = None,
+    num_classes: int | None = None,
+    class_map: Sequence[int] | None = None,
+    input_size: int | tuple[int, int] | None = None,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+) -> Teacher:
+    """A frozen Teacher.
+
+    Args:
+        model: a timm name with or without tag (`resnet50.a1_in1k`), also `hf-hub:` and `local-dir:` names, whose
+            pretrained weights are loaded unless `checkpoint` is given; or a module, taken as it is.
+        checkpoint: safetensors or torch weights; timm's training checkpoints too (their EMA when they hold one).
+            Nothing that could run code is ever unpickled.
+        num_classes: how many classes the answers must have; a check, never a new head.
+        class_map: for each class asked for, the index of the model's class.
+        input_size: pixels, side or (height, width), that the model is given; see Teacher.
+        dtype, device: where and in what precision it runs; as it is for a module, float32 on the CPU for a name.
+
+    Raises:
+        UnknownNameError: timm knows no such model or tag; the nearest names are suggested.
+        CheckpointError: the weights cannot be read or do not fit.
+        ClassMismatchError: the teacher answers with another number of classes than `num_classes`.
+    """
+    if isinstance(model, str):
+        name, module = model, _build(model, checkpoint)
+    elif isinstance(model, nn.Module):
+        name, module = None, model
+        if checkpoint is not None:
+            _load(module, _read(checkpoint), checkpoint)
+    else:
+        raise ConfigError(f"a teacher is a timm name or an nn.Module, got {type(model).__name__}")
+    size = (input_size, input_size) if isinstance(input_size, int) else input_size
+    teacher = Teacher(module.to(device=device, dtype=dtype), class_map=class_map, input_size=size, name=name)
+    if num_classes is not None and teacher.num_classes != num_classes:
+        raise ClassMismatchError(
+            f"the teacher {teacher.name!r} answers with {teacher.num_classes} classes, {num_classes} were asked for: "
+            "pass a class_map, or a checkpoint trained on those classes"
+        )
+    return teacher
+
+
+def _build(name: str, checkpoint: str | Path | None) -> nn.Module:
+    if not name.startswith(_LOADED_BY_TIMM):
+        _check_name(name)
+    if checkpoint is not None:
+        state = _read(checkpoint)
+        module = timm.create_model(name, pretrained=False, **_head_width(name, state))
+        _load(module, state, checkpoint)
+        return module
+    try:
+        return timm.create_model(name, pretrained=True)
+    except Exception as error:  # whatever the hub client of the day raises
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CheckpointError(
+            f"the pretrained weights of {name!r} could not be loaded ({reason}): check the network, or pass "
+            "checkpoint=FILE"
+        ) from error
+
+
+def _check_name(name: str) -> None:
+    """Raises UnknownNameError unless timm knows the model and, where one is given, the tag."""
+    base, _, tag = name.partition(".")
+    if not timm.is_model(base):
+        known = timm.list_models()
+        raise UnknownNameError(f"timm {timm.__version__} has no model {base!r}{nearest(base, known)}")
+    tagged = timm.list_pretrained(f"{base}.*") if tag else []
+    if tag and name not in tagged:
+        known_tags = ", ".join(tagged) or "none"
+        raise UnknownNameError(f"timm {timm.__version__} has no weights {name!r}; it has {known_tags}")
+
+
+def _read(checkpoint: str | Path) -> dict[str, Tensor]:
+    path = Path(checkpoint)
+    if not path.is_file():
+        raise CheckpointError(f"there is no checkpoint at {str(path)!r}: expected a .safetensors or torch weights file")
+    try:
+        state = load_state_dict(str(path), weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError, OSError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CheckpointError(
+            f"{str(path)!r} is not a weights file kdkit will read ({reason}): expected safetensors, or a file that "
+            "torch.load(weights_only=True) accepts"
+        ) from error
+    tensors = {key: value for key, value in state.items() if isinstance(value, Tensor)}
+    if len(tensors) != len(state) or not tensors:
+        raise CheckpointError(f"{str(path)!r} holds no state dict of tensors: expected a model's weights")
+    return tensors
+
+
+def _head_width(name: str, state: Mapping[str, Tensor]) -> dict[str, int]:
+    """num_classes as the checkpoint's own classifier has it, so that no head is ever re-made."""
+    config = timm.get_pretrained_cfg(name, allow_unregistered=True)
+    classifier = getattr(config, "classifier", None)
+    first = classifier[0] if isinstance(classifier, (tuple, list)) else classifier
+    bias = state.get(f"{first}.bias", state.get(f"{first}.weight")) if first else None
+    return {} if bias is None else {"num_classes": bias.shape[0]}
+
+
+def _load(module: nn.Module, state: Mapping[str, Tensor], checkpoint: str | Path) -> None:
+    try:
+        module.load_state_dict(state, strict=True)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:300]
+        architecture: Any = model_config(module).get("architecture") or type(module).__name__
+        raise CheckpointError(f"{str(checkpoint)!r} does not fit {architecture}: {reason}") from error

@@ -1,0 +1,54 @@
+"""The fingerprint of a teacher: enough to refuse a cache that another teacher made."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import timm
+import torch
+from timm.utils import unwrap_model
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from kdkit.teachers.teacher import Teacher
+
+_CONFIG_FIELDS = ("architecture", "tag", "hf_hub_id", "interpolation", "crop_pct", "num_classes")
+
+
+def fingerprint(teacher: Teacher) -> dict[str, Any]:
+    """A teacher as plain JSON values: name, weights, normalisation, size, class map, dtype, library versions."""
+    config = getattr(unwrap_model(teacher.model), "pretrained_cfg", None) or {}
+    parameter = next(teacher.model.parameters(), None)
+    return {
+        "name": teacher.name,
+        "weights_sha256": weights_sha256(teacher.model),
+        "pretrained_cfg": {name: config[name] for name in _CONFIG_FIELDS if config.get(name) is not None},
+        "mean": list(teacher.mean),
+        "std": list(teacher.std),
+        "input_size": None if teacher.input_size is None else list(teacher.input_size),
+        "num_classes": teacher.num_classes,
+        "class_map_sha256": None if teacher.class_map is None else _sha256_of_ints(teacher.class_map),
+        "dtype": "none" if parameter is None else str(parameter.dtype).removeprefix("torch."),
+        "autocast": None,
+        "versions": {"timm": timm.__version__, "torch": torch.__version__},
+    }
+
+
+def weights_sha256(model: nn.Module) -> str:
+    """SHA-256 over every parameter and buffer in name order: name, dtype, shape and little-endian bytes."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(unwrap_model(model).state_dict().items()):
+        digest.update(f"{name}|{tensor.dtype}|{list(tensor.shape)}|".encode())
+        digest.update(_bytes(tensor))
+    return digest.hexdigest()
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    return memoryview(flat.view(torch.uint8).numpy())
+
+
+def _sha256_of_ints(values: tuple[int, ...]) -> str:
+    return hashlib.sha256(np.asarray(values, dtype="<i8").tobytes()).hexdigest()

@@ -1,0 +1,172 @@
+"""Teacher: a frozen timm model that normalises for itself and says what it thinks of a batch.
+
+Dimensions: B batch, C classes, H W height and width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.utils import unwrap_model
+from torch import Tensor, nn
+from typing_extensions import Self
+
+from kdkit.errors import ClassMismatchError, ConfigError
+from kdkit.signals import Batch, TeacherOutput
+from kdkit.teachers.fingerprint import fingerprint
+
+Triple = Sequence[float]
+
+
+class Teacher(nn.Module):
+    """A frozen model, asked for its logits without gradient.
+
+    The model is kept out of this module's registered children: it follows `.to()` and the like, but no state dict,
+    optimizer, DistributedDataParallel or `train()` call of a parent ever reaches it. Autocast of the surrounding
+    training step does not reach it either, so that a live teacher says what a cached one said.
+
+    Args:
+        model: maps images [B, 3, H, W] in its own normalisation to logits [B, K]. It is frozen here: eval mode,
+            no parameter requires grad.
+        class_map: for each of the C classes asked for, the index of the model's class [C]; None keeps all K.
+        input_size: (height, width) in pixels that the model is given; images of another size are resized, antialiased
+            bicubic, on their device. By default the model's own size where it accepts no other, else none.
+        input_mean, input_std: normalisation of the images that arrive; the model's own by default.
+        name: how errors and fingerprints call it.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        class_map: Sequence[int] | None = None,
+        input_size: tuple[int, int] | None = None,
+        input_mean: Triple | None = None,
+        input_std: Triple | None = None,
+        name: str | None = None,
+    ) -> None:
+        super().__init__()
+        self._frozen = (_freeze(model),)  # a tuple hides the model from nn.Module's registry
+        config = model_config(model)
+        self.name = name or str(config.get("architecture") or type(unwrap_model(model)).__name__)
+        self.input_size = input_size or _only_input_size(config)
+        self.mean = tuple(config.get("mean", IMAGENET_DEFAULT_MEAN))
+        self.std = tuple(config.get("std", IMAGENET_DEFAULT_STD))
+        self.input_mean = tuple(input_mean or self.mean)
+        self.input_std = tuple(input_std or self.std)
+        self.class_map = None if class_map is None else tuple(class_map)
+        self._register_constants()
+
+    @property
+    def model(self) -> nn.Module:
+        """The frozen model."""
+        return self._frozen[0]
+
+    @property
+    def num_classes(self) -> int | None:
+        """Width C of the logits, after the class map; None where the model does not tell."""
+        if self.class_map is not None:
+            return len(self.class_map)
+        return getattr(unwrap_model(self.model), "num_classes", None)
+
+    def for_input(self, *, mean: Triple, std: Triple) -> Teacher:
+        """The same frozen model behind a Teacher whose images arrive normalised by `mean` and `std` (RGB, 0 to 1)."""
+        return Teacher(
+            self.model,
+            class_map=self.class_map,
+            input_size=self.input_size,
+            input_mean=mean,
+            input_std=std,
+            name=self.name,
+        )
+
+    @torch.no_grad()
+    def forward(self, batch: Batch) -> TeacherOutput:
+        """What the model says about `batch.input` [B, 3, H, W]: logits [B, C] in the model's dtype."""
+        if self.model.training:  # someone reached the model by another name
+            self.model.eval()
+        images = batch.input
+        with torch.autocast(images.device.type, enabled=False):
+            logits = self.model(self._prepare(images))
+        return TeacherOutput(logits if self._class_index is None else logits[:, self._class_index])
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What makes this teacher this teacher, as plain JSON values; see kdkit.teachers.fingerprint."""
+        return fingerprint(self)
+
+    def train(self, mode: bool = True) -> Self:
+        """Stays in eval mode, whatever `mode` says."""
+        return super().train(False)
+
+    def requires_grad_(self, requires_grad: bool = True) -> Self:
+        """Stays frozen, whatever `requires_grad` says."""
+        return self
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)
+        self.model._apply(fn)
+        return self
+
+    def _register_constants(self) -> None:
+        """Buffers for the one multiply-add from the arriving normalisation to the model's, and for the class map."""
+        reference = next(self.model.parameters(), torch.empty(0))
+        mean, std, input_mean, input_std = (
+            torch.tensor(values, dtype=torch.float64).view(1, -1, 1, 1)
+            for values in (self.mean, self.std, self.input_mean, self.input_std)
+        )
+        same = self.mean == self.input_mean and self.std == self.input_std
+        scale = None if same else (input_std / std).to(reference.device, reference.dtype)
+        shift = None if same else ((input_mean - mean) / std).to(reference.device, reference.dtype)
+        index = None if self.class_map is None else _class_index(self.class_map, self.model, self.name)
+        self.register_buffer("_scale", scale, persistent=False)
+        self.register_buffer("_shift", shift, persistent=False)
+        self.register_buffer("_class_index", None if index is None else index.to(reference.device), persistent=False)
+
+    _scale: Tensor | None
+    _shift: Tensor | None
+    _class_index: Tensor | None
+
+    def _prepare(self, images: Tensor) -> Tensor:
+        """Images [B, 3, H, W] as they arrive -> at the model's size, dtype and normalisation."""
+        parameter = next(self.model.parameters(), images)
+        images = images.to(parameter.dtype)
+        if self.input_size is not None and tuple(images.shape[-2:]) != tuple(self.input_size):
+            images = F.interpolate(images, self.input_size, mode="bicubic", antialias=True, align_corners=False)
+        if self._scale is None or self._shift is None:
+            return images
+        return torch.addcmul(self._shift, images, self._scale)
+
+
+def model_config(model: nn.Module) -> dict[str, Any]:
+    """timm's pretrained_cfg of a model, or an empty dict."""
+    config = getattr(unwrap_model(model), "pretrained_cfg", None)
+    return dict(config) if config else {}
+
+
+def _freeze(model: nn.Module) -> nn.Module:
+    return model.eval().requires_grad_(False)
+
+
+def _only_input_size(config: dict[str, Any]) -> tuple[int, int] | None:
+    """(H, W) of a model that accepts no other size, such as a ViT with a fixed position embedding."""
+    if config.get("fixed_input_size") and "input_size" in config:
+        _, height, width = config["input_size"]
+        return height, width
+    return None
+
+
+def _class_index(class_map: Sequence[int], model: nn.Module, name: str) -> Tensor:
+    index = torch.as_tensor(class_map, dtype=torch.int64)
+    width = getattr(unwrap_model(model), "num_classes", None)
+    if index.ndim != 1 or index.numel() < 2:
+        raise ConfigError(f"class_map must be a list of at least 2 class indices, got shape {list(index.shape)}")
+    if width is not None and (int(index.min()) < 0 or int(index.max()) >= width):
+        raise ClassMismatchError(
+            f"class_map points at class {int(index.max() if index.max() >= width else index.min())}, "
+            f"but the teacher {name!r} has classes 0 to {width - 1}"
+        )
+    return index
