@@ -1,13 +1,10 @@
-"""kdkit: ask a teacher once, train any number of students from what it said.
-
-Names load on first use, so that `import kdkit` and `kdkit --help` stay quick and load no torch.
-"""
+"""kdkit: ask a teacher once, train any number of students from what it said."""
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from kdkit._lazy import lazy_exports
 from kdkit._version import __version__
 
 if TYPE_CHECKING:
@@ -20,18 +17,6 @@ if TYPE_CHECKING:
     from kdkit.tasks import TrainingTask as TrainingTask
     from kdkit.teachers import Teacher as Teacher
     from kdkit.teachers import create_teacher as create_teacher
-
-_HOME = {
-    "ClassificationTask": "kdkit.tasks",
-    "LogitDistillationTask": "kdkit.tasks",
-    "Teacher": "kdkit.teachers",
-    "TeacherOutput": "kdkit.signals",
-    "TrainingTask": "kdkit.tasks",
-    "build_cache": "kdkit.engine.build",
-    "create_teacher": "kdkit.teachers",
-    "losses": "kdkit",
-    "open_cache": "kdkit.cache",
-}
 
 __all__ = [
     "ClassificationTask",
@@ -46,14 +31,17 @@ __all__ = [
     "open_cache",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module 'kdkit' has no attribute {name!r}")
-    if _HOME[name] == "kdkit":
-        return importlib.import_module(f"kdkit.{name}")
-    return getattr(importlib.import_module(_HOME[name]), name)
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = lazy_exports(
+    __name__,
+    {
+        "ClassificationTask": "kdkit.tasks",
+        "LogitDistillationTask": "kdkit.tasks",
+        "Teacher": "kdkit.teachers",
+        "TeacherOutput": "kdkit.signals",
+        "TrainingTask": "kdkit.tasks",
+        "build_cache": "kdkit.engine.build",
+        "create_teacher": "kdkit.teachers",
+        "losses": "kdkit.losses",
+        "open_cache": "kdkit.cache",
+    },
+)

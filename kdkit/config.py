@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from typing_extensions import Self
@@ -126,3 +126,161 @@ class BuildConfig:
             raise ConfigError(f"num_workers must be 0 or more, got {self.num_workers}")
         if self.shard_rows < 1:
             raise ConfigError(f"shard_rows must be at least 1 row, got {self.shard_rows}")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Optimiser and schedule of a training run."""
+
+    epochs: int = 100
+    """Passes over the training images; epoch e shows view e mod V."""
+
+    batch_size: int = 256
+    """Images a step and process."""
+
+    opt: str = "adamw"
+    """Optimiser, as timm names it."""
+
+    lr: float = 1e-3
+    """Learning rate at the end of warm-up; decays to 0 along a cosine, step by step."""
+
+    weight_decay: float = 0.05
+    """Weight decay; timm exempts biases and norms."""
+
+    warmup_epochs: int = 0
+    """Epochs in which the learning rate rises linearly."""
+
+    num_workers: int = 2
+    """Processes that load and augment images; 0 loads in the main process."""
+
+    seed: int = 0
+    """Seed of the student's weights and of the order of the images."""
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1:
+            raise ConfigError(f"epochs must be at least 1, got {self.epochs}")
+        if self.batch_size < 1:
+            raise ConfigError(f"batch_size must be at least 1 image, got {self.batch_size}")
+        if self.num_workers < 0:
+            raise ConfigError(f"num_workers must be 0 or more, got {self.num_workers}")
+        if not 0 <= self.warmup_epochs < self.epochs:
+            raise ConfigError(f"warmup_epochs must be below epochs = {self.epochs}, got {self.warmup_epochs}")
+
+
+@dataclass(frozen=True)
+class DemoConfig:
+    """The demonstration on scikit-learn's digits."""
+
+    output: str = "kdkit-demo"
+    """Folder for the cache, metrics.jsonl, summary.csv and the learning curves."""
+
+    seeds: int = 3
+    """Students trained each way."""
+
+    epochs: int = 16
+    """Passes over the 1,347 training images, for each student."""
+
+    num_views: int = 8
+    """Replayed views of each image that the teacher is asked about."""
+
+    num_workers: int = 1
+    """Processes that augment images; 0 augments in the main process."""
+
+    overwrite: bool = False
+    """Whether an output folder that is not empty is emptied first."""
+
+    def __post_init__(self) -> None:
+        if self.seeds < 1:
+            raise ConfigError(f"seeds must be at least 1, got {self.seeds}")
+        if self.epochs < 2:
+            raise ConfigError(f"epochs must be at least 2, got {self.epochs}")
+
+
+@dataclass(frozen=True)
+class TeacherConfig:
+    """Which teacher is asked."""
+
+    model: str
+    """timm name, with or without tag, e.g. resnet50.a1_in1k; or the path of a teacher card."""
+
+    checkpoint: str | None = None
+    """Weights file (safetensors or torch) to load in place of timm's pretrained weights."""
+
+    input_size: int | None = None
+    """Side in pixels that the teacher is given; by default what arrives, or the only size it accepts."""
+
+
+@dataclass(frozen=True)
+class CacheBuildConfig:
+    """Everything that `kdkit cache build` needs."""
+
+    data: str
+    """Folder of training images, one folder a class."""
+
+    output: str
+    """The cache file to be, e.g. teacher.h5."""
+
+    teacher: TeacherConfig
+    """Who is asked."""
+
+    recipe: ReplayRecipe = field(default_factory=ReplayRecipe)
+    """What the views look like."""
+
+    build: BuildConfig = field(default_factory=BuildConfig)
+    """How the cache is built."""
+
+    device: str = "cpu"
+    """Where the teacher runs: cpu, cuda, cuda:1."""
+
+
+@dataclass(frozen=True)
+class DistillConfig:
+    """Everything that `kdkit distill` needs."""
+
+    data: str
+    """Folder of training images, one folder a class."""
+
+    output: str
+    """Folder for checkpoints, metrics.jsonl and summary.csv."""
+
+    student: str
+    """timm name of the student, made anew with as many classes as the data has."""
+
+    cache: str | None = None
+    """Cache of the teacher's answers; gives the recipe as well."""
+
+    teacher: TeacherConfig | None = None
+    """Live teacher, where there is no cache."""
+
+    validation: str | None = None
+    """Folder of validation images; none by default."""
+
+    recipe: ReplayRecipe | None = None
+    """What the views look like; the cache's own by default, and compared with it otherwise."""
+
+    train: TrainConfig = field(default_factory=TrainConfig)
+    """Optimiser and schedule."""
+
+    distill_loss: str = "kl"
+    """Distillation loss, as kdkit.losses names it."""
+
+    temperature: float | None = None
+    """Temperature of the distillation loss; the loss's own by default."""
+
+    task_loss_weight: float = 1.0
+    """Weight of the loss on labels; 0 trains without them."""
+
+    distill_loss_weight: float = 1.0
+    """Weight of the distillation loss."""
+
+    device: str = "cpu"
+    """Where the student trains: cpu, cuda, cuda:1."""
+
+    overwrite: bool = False
+    """Whether an output folder that is not empty is emptied first."""
+
+    def __post_init__(self) -> None:
+        if self.cache is not None and self.teacher is not None:
+            raise ConfigError("a run has either a cache or a live teacher, got both: leave one out")
+        if self.cache is None and self.teacher is None:
+            raise ConfigError("a distillation needs --cache FILE or --teacher.model NAME, got neither")

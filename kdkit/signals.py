@@ -11,7 +11,26 @@ from types import MappingProxyType
 from typing import Protocol, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Normalization:
+    """What images are normalised by, (pixel / 255 - mean) / std: one number for each of red, green and blue."""
+
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+
+    @classmethod
+    def of(cls, model: nn.Module) -> Normalization:
+        """What a timm model expects, by its pretrained_cfg; ImageNet's where it has none."""
+        from timm.utils import unwrap_model  # here, so that losses need torch alone
+
+        config = getattr(unwrap_model(model), "pretrained_cfg", None) or {}
+        return cls(tuple(config.get("mean", IMAGENET_MEAN)), tuple(config.get("std", IMAGENET_STD)))
 
 
 @dataclass(frozen=True)

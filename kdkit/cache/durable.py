@@ -30,13 +30,15 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         _sync(temporary)
-        os.replace(temporary, path)
+        temporary.replace(path)
         _sync(path.parent)
     except OSError as error:
         if isinstance(error, CacheError):
             raise
         if error.errno in _NO_ROOM:
-            raise CacheDiskFullError(f"no room for {path}: {os.strerror(error.errno)}; free space and run again") from error
+            raise CacheDiskFullError(
+                f"no room for {path}: {os.strerror(error.errno)}; free space and run again"
+            ) from error
         raise CacheError(f"{path} could not be written: {error}") from error
     finally:
         temporary.unlink(missing_ok=True)

@@ -148,7 +148,9 @@ def read_metadata(file: h5py.File, origin: str) -> CacheMetadata:
         CacheCorruptError: it is missing, too large, or not what was written.
     """
     if METADATA_ATTRIBUTE not in file.attrs or METADATA_CRC_ATTRIBUTE not in file.attrs:
-        raise CacheCorruptError(f"{origin} is an HDF5 file, but no kdkit cache: attribute {METADATA_ATTRIBUTE!r} is missing")
+        raise CacheCorruptError(
+            f"{origin} is an HDF5 file, but no kdkit cache: attribute {METADATA_ATTRIBUTE!r} is missing"
+        )
     text = file.attrs[METADATA_ATTRIBUTE]
     if not isinstance(text, str) or len(text) > MAX_METADATA_BYTES:
         raise CacheCorruptError(f"{origin}: the {METADATA_ATTRIBUTE!r} attribute is not a text of at most 16 MiB")

@@ -1,7 +1,7 @@
 """The two HDF5 operations of a cache: lay out a file, and map its datasets.
 
-HDF5 only ever sees the layout, for milliseconds. Payload goes to the datasets' offsets through plain writes, and is read
-through a plain memory map: contiguous datasets without filters are bytes in a row.
+HDF5 only ever sees the layout, for milliseconds. Payload goes to the datasets' offsets through plain writes, and is
+read through a plain memory map: contiguous datasets without filters are bytes in a row.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def write_hdf5(
         for name, region in regions.items():
             raw.seek(offsets[name])
             for chunk in region.chunks:
-                raw.write(memoryview(np.ascontiguousarray(chunk)).cast("B"))
+                raw.write(np.ascontiguousarray(chunk).data.cast("B"))
         raw.flush()
         os.fsync(raw.fileno())
 

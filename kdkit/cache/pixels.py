@@ -20,7 +20,7 @@ _REPLAYED = 64
 
 def pixel_crc32(image: Tensor) -> int:
     """CRC-32 of the pixels uint8 [3, H, W], channel by channel, row by row."""
-    return zlib.crc32(memoryview(image.contiguous().numpy()).cast("B"))
+    return zlib.crc32(image.contiguous().numpy().data.cast("B"))
 
 
 def transform_versions() -> dict[str, str]:

@@ -164,7 +164,9 @@ class CachedTeacher:
                 f"{self.num_views - 1} and streams {', '.join(self._codecs)}"
             )
         if indices.size and (indices.min() < 0 or indices.max() >= self.num_rows):
-            raise CacheError(f"the cache {str(self.path)!r} has rows 0 to {self.num_rows - 1}, asked for {indices.max()}")
+            raise CacheError(
+                f"the cache {str(self.path)!r} has rows 0 to {self.num_rows - 1}, asked for {indices.max()}"
+            )
         return torch.from_numpy(self._payloads[view, stream].read(indices))
 
     def __call__(self, batch: Batch) -> TeacherOutput:
@@ -184,6 +186,22 @@ class CachedTeacher:
         if device.type == "cuda":
             payload = payload.pin_memory()
         return TeacherOutput(self._codecs[LOGITS].decode(payload.to(device, non_blocking=True)))
+
+    def summary(self) -> dict[str, str]:
+        """What the cache holds and what it was made with, as text for people, in reading order."""
+        metadata, teacher = self.metadata, self.metadata.teacher
+        names = metadata.dataset["class_names"]
+        return {
+            "path": str(self.path),
+            "rows": f"{self.num_rows:,} samples x {self.num_views} views",
+            "bytes": f"{self.num_bytes:,}",
+            **{f"  {name}": f"{codec.name}, {codec.row_bytes} bytes a row" for name, codec in self._codecs.items()},
+            "classes": f"{self.num_classes}" + ("" if names is None else f" ({names[0]!r} ... {names[-1]!r})"),
+            "teacher": f"{teacher['name']}, {teacher['dtype']}, weights {teacher['weights_sha256'][:16]}",
+            "recipe": ", ".join(f"{name} {value}" for name, value in metadata.recipe.items() if value is not None),
+            "dataset": f"keys {metadata.dataset['keys_sha256'][:16]}",
+            "versions": ", ".join(f"{name} {value}" for name, value in teacher["versions"].items()),
+        }
 
     def verify(self) -> None:
         """Reads everything and compares every checksum.
@@ -259,7 +277,9 @@ def _open_packed(path: Path, verify: bool) -> _Opened:
     with _open_hdf5(path) as file:
         metadata = read_metadata(file, repr(str(path)))
         payloads = {
-            (view, stream): Payload(view, stream, [_segment(file, path, metadata, view, stream, 0, metadata.num_rows)], verify=verify)
+            (view, stream): Payload(
+                view, stream, [_segment(file, path, metadata, view, stream, 0, metadata.num_rows)], verify=verify
+            )
             for view in range(metadata.num_views)
             for stream in metadata.streams
         }

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
 from kdkit.data.dataset import ReplayedDataset, Sample
-from kdkit.signals import Batch
+from kdkit.signals import Batch, Normalization
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,7 @@ class ReplayLoader:
     Args:
         dataset: what to load.
         sampler: yields a list of (row, view) pairs for each batch, all of one view.
-        mean, std: normalisation of the images (RGB, 0 to 1): that of the student.
+        normalization: what the images are normalised by: `Normalization.of(student)`.
         device: where batches end up.
         num_workers: worker processes; 0 loads in this one.
         loader_kwargs: further arguments of torch's DataLoader, e.g. multiprocessing_context.
@@ -45,9 +44,8 @@ class ReplayLoader:
         self,
         dataset: ReplayedDataset,
         sampler: Sampler[list[tuple[int, int]]],
+        normalization: Normalization,
         *,
-        mean: Sequence[float] = IMAGENET_DEFAULT_MEAN,
-        std: Sequence[float] = IMAGENET_DEFAULT_STD,
         device: torch.device | str = "cpu",
         num_workers: int = 0,
         **loader_kwargs: Any,
@@ -55,9 +53,9 @@ class ReplayLoader:
         self.dataset = dataset
         self.sampler = sampler
         self.device = torch.device(device)
-        self._offset = torch.tensor(mean, device=self.device).mul(255).view(1, 3, 1, 1)
-        self._scale = torch.tensor(std, device=self.device).mul(255).view(1, 3, 1, 1)
-        self._loader: DataLoader[Sample] = DataLoader(
+        self._offset = torch.tensor(normalization.mean, device=self.device).mul(255).view(1, 3, 1, 1)
+        self._scale = torch.tensor(normalization.std, device=self.device).mul(255).view(1, 3, 1, 1)
+        self._loader: DataLoader[Any] = DataLoader(
             dataset,
             batch_sampler=sampler,
             num_workers=num_workers,
@@ -77,7 +75,7 @@ class ReplayLoader:
 
     def pixel_batches(self) -> Iterator[PixelBatch]:
         """The batches as the workers leave them, on the CPU."""
-        yield from self._loader  # type: ignore[misc]  # DataLoader does not know what collate returns
+        yield from self._loader
 
     def to_batch(self, pixels: PixelBatch) -> Batch:
         """A normalised Batch on the loader's device."""

@@ -53,7 +53,7 @@ class FolderSource:
             self._reader = create_reader("folder", root=str(root))
         except RuntimeError as error:
             raise DatasetError(
-                f"the image folder {str(root)!r} holds no images: expected {str(root)}/CLASS/IMAGE.jpg or the like"
+                f"the image folder {str(root)!r} holds no images: expected {root!s}/CLASS/IMAGE.jpg or the like"
             ) from error
         self.keys: Sequence[str] = [Path(name).as_posix() for name in self._reader.filenames()]
         names: dict[str, int] = self._reader.class_to_idx
@@ -68,7 +68,9 @@ class FolderSource:
             with stream, Image.open(stream) as image:
                 return image.convert("RGB"), int(target)
         except (OSError, SyntaxError, ValueError) as error:
-            raise DatasetError(f"the image {self.keys[index]!r} under {str(self.root)!r} is unreadable: {error}") from None
+            raise DatasetError(
+                f"the image {self.keys[index]!r} under {str(self.root)!r} is unreadable: {error}"
+            ) from None
 
 
 class ArraySource:
@@ -90,9 +92,7 @@ class ArraySource:
         class_names: Sequence[str] | None = None,
     ) -> None:
         if images.dtype != np.uint8 or images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[-1] != 3):
-            raise ShapeError(
-                f"images must be uint8 [N, H, W] or [N, H, W, 3], got {images.dtype} {list(images.shape)}"
-            )
+            raise ShapeError(f"images must be uint8 [N, H, W] or [N, H, W, 3], got {images.dtype} {list(images.shape)}")
         if len(targets) != len(images):
             raise ShapeError(f"{len(images)} images came with {len(targets)} targets: expected one target an image")
         self.images = images

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from PIL import Image
 from timm.data.transforms_factory import create_transform
@@ -15,24 +16,16 @@ Transform = Callable[[Image.Image], Tensor]
 
 def create_view_transform(recipe: ReplayRecipe) -> Transform:
     """timm's transform for the recipe, ending in uint8 pixels [3, size, size]; normalisation is the device's work."""
-    if not recipe.augment:
-        transform: Transform = create_transform(
-            recipe.size,
-            is_training=False,
-            use_prefetcher=True,  # timm's name for: leave the pixels uint8
-            interpolation=recipe.interpolation,
-            crop_pct=recipe.crop_pct,
-        )
-        return transform
-    transform = create_transform(
-        recipe.size,
-        is_training=True,
-        use_prefetcher=True,
-        scale=recipe.scale,
-        ratio=recipe.ratio,
-        hflip=recipe.hflip,
-        color_jitter=recipe.color_jitter,
-        auto_augment=recipe.auto_augment,
-        interpolation=recipe.interpolation,
-    )
+    options: dict[str, Any] = {"interpolation": recipe.interpolation, "use_prefetcher": True}  # timm's way to say uint8
+    if recipe.augment:
+        options |= {
+            "scale": recipe.scale,
+            "ratio": recipe.ratio,
+            "hflip": recipe.hflip,
+            "color_jitter": recipe.color_jitter,
+            "auto_augment": recipe.auto_augment,
+        }
+    else:
+        options |= {"crop_pct": recipe.crop_pct}
+    transform: Transform = create_transform(recipe.size, is_training=recipe.augment, **options)
     return transform

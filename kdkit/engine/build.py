@@ -90,7 +90,7 @@ def build_cache(
     config = config or BuildConfig()
     path = Path(path)
     begun = time.monotonic()
-    _check_writable(path)
+    check_writable(path)
     teacher = teacher.to(torch.device(device))
     if path.is_file():
         _refuse_other(CachedTeacher(path).metadata, _describe(teacher, dataset, config), path)
@@ -107,8 +107,13 @@ def build_cache(
     return _report(path if config.pack else parts.folder, images_built=images, begun=begun)
 
 
-def _check_writable(path: Path) -> None:
-    """Refuses an output folder that cannot be written before any work is done."""
+def check_writable(path: str | Path) -> None:
+    """Refuses an output folder that cannot be written, before any work is done.
+
+    Raises:
+        CacheError: the folder of `path` cannot be made or written.
+    """
+    path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         probe = path.with_name(f".{path.name}.probe")
@@ -187,8 +192,7 @@ def _fill(
     loader = ReplayLoader(
         dataset,
         RangeSampler([(shard.view, shard.start, shard.stop) for shard in missing], config.batch_size),
-        mean=teacher.input_mean,
-        std=teacher.input_std,
+        teacher.input_normalization,
         device=device,
         num_workers=config.num_workers,
     )

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from kdkit import losses
 from kdkit.errors import ClassMismatchError, ConfigError, MissingTeacherError
 from kdkit.losses import to_compute_dtype
-from kdkit.signals import Batch, TeacherOutput
+from kdkit.signals import Batch, Normalization, TeacherOutput
 from kdkit.tasks.classification import Criterion
 from kdkit.tasks.task import TrainingTask
 from kdkit.teachers import Teacher, create_teacher
@@ -146,7 +146,4 @@ def _resolve_teacher(
             "give the teacher a class_map, or the student num_classes="
             f"{teacher.num_classes}"
         )
-    config = getattr(student, "pretrained_cfg", None) or {}
-    if "mean" in config and "std" in config:
-        return teacher.for_input(mean=config["mean"], std=config["std"])
-    return teacher
+    return teacher.for_input(Normalization.of(student))

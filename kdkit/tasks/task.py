@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, cast
 
 import torch
 from timm.utils import ModelEmaV3, unwrap_model
@@ -92,11 +92,10 @@ class TrainingTask(nn.Module):
         self, backend: str = "inductor", mode: str | None = None, **compile_kwargs: Any
     ) -> nn.Module:
         """Compiles what trains and what is evaluated; call before `prepare_distributed`. Returns the eval model."""
-        compiled = torch.compile(self.trainable_module, backend=backend, mode=mode, **compile_kwargs)
-        if self.get_eval_model() is self.trainable_module:
-            self.eval_model = compiled
-        else:
-            self.eval_model = torch.compile(self.get_eval_model(), backend=backend, mode=mode, **compile_kwargs)
+        student = self.get_eval_model()
+        compiled = _compiled(self.trainable_module, backend=backend, mode=mode, **compile_kwargs)
+        same = student is None or student is self.trainable_module
+        self.eval_model = compiled if same else _compiled(student, backend=backend, mode=mode, **compile_kwargs)
         self.trainable_module = compiled
         return self.eval_model
 
@@ -104,9 +103,9 @@ class TrainingTask(nn.Module):
         self, backend: str = "inductor", mode: str | None = None, **compile_kwargs: Any
     ) -> nn.Module | None:
         """Compiles the EMA's eval model, if there is an EMA, and returns it."""
-        if self.has_ema():
-            ema = self.get_eval_model(ema=True)
-            self.eval_model_ema = torch.compile(ema, backend=backend, mode=mode, **compile_kwargs)
+        ema = self.get_eval_model(ema=True)
+        if ema is not None:
+            self.eval_model_ema = _compiled(ema, backend=backend, mode=mode, **compile_kwargs)
         return self.eval_model_ema
 
     def get_trainable_module(self, ema: bool = False) -> nn.Module | None:
@@ -128,10 +127,11 @@ class TrainingTask(nn.Module):
         **kwargs: Any,
     ) -> nn.Module:
         """Makes timm's ModelEmaV3 of the trainable module."""
-        self.trainable_module_ema = ModelEmaV3(
+        ema: nn.Module = ModelEmaV3(
             unwrap_model(self.trainable_module), decay=decay, use_warmup=use_warmup, device=device, **kwargs
         )
-        return self.trainable_module_ema
+        self.trainable_module_ema = ema
+        return ema
 
     def has_ema(self) -> bool:
         """Whether `setup_ema` was called."""
@@ -206,3 +206,8 @@ class TrainingTask(nn.Module):
         from timm.task.evaluator import ClassificationEvaluator
 
         return ClassificationEvaluator(device=self.device, **kwargs)
+
+
+def _compiled(module: nn.Module | None, **options: Any) -> nn.Module:
+    """torch.compile of a module, which is a module."""
+    return cast(nn.Module, torch.compile(module, **options))

@@ -1,6 +1,27 @@
-"""Teachers: frozen timm models that normalise for themselves."""
+"""Teachers: frozen timm models that normalise for themselves, and the cards that describe them."""
 
-from kdkit.teachers.factory import create_teacher
-from kdkit.teachers.teacher import Teacher
+from __future__ import annotations
 
-__all__ = ["Teacher", "create_teacher"]
+from typing import TYPE_CHECKING
+
+from kdkit._lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from kdkit.teachers.card import TeacherCard as TeacherCard
+    from kdkit.teachers.card import list_cards as list_cards
+    from kdkit.teachers.card import load_card as load_card
+    from kdkit.teachers.factory import create_teacher as create_teacher
+    from kdkit.teachers.teacher import Teacher as Teacher
+
+__all__ = ["Teacher", "TeacherCard", "create_teacher", "list_cards", "load_card"]
+
+__getattr__, __dir__ = lazy_exports(
+    __name__,
+    {
+        "Teacher": "kdkit.teachers.teacher",
+        "TeacherCard": "kdkit.teachers.card",
+        "create_teacher": "kdkit.teachers.factory",
+        "list_cards": "kdkit.teachers.card",
+        "load_card": "kdkit.teachers.card",
+    },
+)

@@ -68,11 +68,12 @@ def _build(name: str, checkpoint: str | Path | None) -> nn.Module:
         _check_name(name)
     if checkpoint is not None:
         state = _read(checkpoint)
-        module = timm.create_model(name, pretrained=False, **_head_width(name, state))
+        module: nn.Module = timm.create_model(name, pretrained=False, **_head_width(name, state))
         _load(module, state, checkpoint)
         return module
     try:
-        return timm.create_model(name, pretrained=True)
+        pretrained: nn.Module = timm.create_model(name, pretrained=True)
+        return pretrained
     except Exception as error:  # whatever the hub client of the day raises
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(

@@ -25,8 +25,8 @@ def fingerprint(teacher: Teacher) -> dict[str, Any]:
         "name": teacher.name,
         "weights_sha256": weights_sha256(teacher.model),
         "pretrained_cfg": {name: config[name] for name in _CONFIG_FIELDS if config.get(name) is not None},
-        "mean": list(teacher.mean),
-        "std": list(teacher.std),
+        "mean": list(teacher.normalization.mean),
+        "std": list(teacher.normalization.std),
         "input_size": None if teacher.input_size is None else list(teacher.input_size),
         "num_classes": teacher.num_classes,
         "class_map_sha256": None if teacher.class_map is None else _sha256_of_ints(teacher.class_map),
@@ -47,7 +47,7 @@ def weights_sha256(model: nn.Module) -> str:
 
 def _bytes(tensor: Tensor) -> memoryview:
     flat = tensor.detach().cpu().contiguous().reshape(-1)
-    return memoryview(flat.view(torch.uint8).numpy())
+    return flat.view(torch.uint8).numpy().data
 
 
 def _sha256_of_ints(values: tuple[int, ...]) -> str:

@@ -10,16 +10,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.utils import unwrap_model
 from torch import Tensor, nn
 from typing_extensions import Self
 
 from kdkit.errors import ClassMismatchError, ConfigError
-from kdkit.signals import Batch, TeacherOutput
+from kdkit.signals import Batch, Normalization, TeacherOutput
 from kdkit.teachers.fingerprint import fingerprint
-
-Triple = Sequence[float]
 
 
 class Teacher(nn.Module):
@@ -35,7 +32,7 @@ class Teacher(nn.Module):
         class_map: for each of the C classes asked for, the index of the model's class [C]; None keeps all K.
         input_size: (height, width) in pixels that the model is given; images of another size are resized, antialiased
             bicubic, on their device. By default the model's own size where it accepts no other, else none.
-        input_mean, input_std: normalisation of the images that arrive; the model's own by default.
+        input_normalization: that of the images that arrive; the model's own by default.
         name: how errors and fingerprints call it.
     """
 
@@ -45,8 +42,7 @@ class Teacher(nn.Module):
         *,
         class_map: Sequence[int] | None = None,
         input_size: tuple[int, int] | None = None,
-        input_mean: Triple | None = None,
-        input_std: Triple | None = None,
+        input_normalization: Normalization | None = None,
         name: str | None = None,
     ) -> None:
         super().__init__()
@@ -54,10 +50,8 @@ class Teacher(nn.Module):
         config = model_config(model)
         self.name = name or str(config.get("architecture") or type(unwrap_model(model)).__name__)
         self.input_size = input_size or _only_input_size(config)
-        self.mean = tuple(config.get("mean", IMAGENET_DEFAULT_MEAN))
-        self.std = tuple(config.get("std", IMAGENET_DEFAULT_STD))
-        self.input_mean = tuple(input_mean or self.mean)
-        self.input_std = tuple(input_std or self.std)
+        self.normalization = Normalization.of(model)
+        self.input_normalization = input_normalization or self.normalization
         self.class_map = None if class_map is None else tuple(class_map)
         self._register_constants()
 
@@ -73,14 +67,13 @@ class Teacher(nn.Module):
             return len(self.class_map)
         return getattr(unwrap_model(self.model), "num_classes", None)
 
-    def for_input(self, *, mean: Triple, std: Triple) -> Teacher:
-        """The same frozen model behind a Teacher whose images arrive normalised by `mean` and `std` (RGB, 0 to 1)."""
+    def for_input(self, normalization: Normalization) -> Teacher:
+        """The same frozen model behind a Teacher whose images arrive in `normalization`, the student's."""
         return Teacher(
             self.model,
             class_map=self.class_map,
             input_size=self.input_size,
-            input_mean=mean,
-            input_std=std,
+            input_normalization=normalization,
             name=self.name,
         )
 
@@ -107,18 +100,19 @@ class Teacher(nn.Module):
         return self
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self.model._apply(fn)
         return self
 
     def _register_constants(self) -> None:
         """Buffers for the one multiply-add from the arriving normalisation to the model's, and for the class map."""
         reference = next(self.model.parameters(), torch.empty(0))
+        own, arriving = self.normalization, self.input_normalization
         mean, std, input_mean, input_std = (
             torch.tensor(values, dtype=torch.float64).view(1, -1, 1, 1)
-            for values in (self.mean, self.std, self.input_mean, self.input_std)
+            for values in (own.mean, own.std, arriving.mean, arriving.std)
         )
-        same = self.mean == self.input_mean and self.std == self.input_std
+        same = own == arriving
         scale = None if same else (input_std / std).to(reference.device, reference.dtype)
         shift = None if same else ((input_mean - mean) / std).to(reference.device, reference.dtype)
         index = None if self.class_map is None else _class_index(self.class_map, self.model, self.name)

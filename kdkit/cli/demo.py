@@ -1,0 +1,15 @@
+"""kdkit demo."""
+
+from __future__ import annotations
+
+from kdkit.cli._parse import parse_config
+from kdkit.config import DemoConfig
+
+
+def run(arguments: list[str]) -> None:
+    """Runs the demonstration and prints its table."""
+    config = parse_config(DemoConfig, "demo", arguments)
+    from kdkit.engine.demo import demo
+    from kdkit.engine.demo_report import print_table
+
+    print_table(demo(config, show_progress=True))

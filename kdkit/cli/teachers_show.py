@@ -1,0 +1,25 @@
+"""kdkit teachers show."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from kdkit.cli._parse import parse_argument
+
+
+def run(arguments: list[str]) -> None:
+    """Prints one card with its sources, as YAML."""
+    name = parse_argument("name", "teachers show", "a card's name, or the path of a card", arguments)
+    import yaml
+
+    from kdkit.teachers import load_card
+
+    document = yaml.safe_load(yaml.safe_dump(_plain(dataclasses.asdict(load_card(name)))))
+    print(yaml.safe_dump(document, sort_keys=False, allow_unicode=True), end="")
+
+
+def _plain(value: object) -> object:
+    """Tuples as lists, and nothing that is not set."""
+    if isinstance(value, dict):
+        return {name: _plain(item) for name, item in value.items() if item not in (None, ())}
+    return [_plain(item) for item in value] if isinstance(value, (tuple, list)) else value

@@ -1,0 +1,222 @@
+"""The whole story on real digits: ask a teacher once, train students from what it said.
+
+A teacher learns all 1,347 training labels of scikit-learn's digits. Small students get 100 of the labels, and learn
+from the labels alone, from the live teacher, or from its cache, on one schedule.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+from torch import nn
+
+from kdkit.cache import CachedTeacher, open_cache
+from kdkit.config import BuildConfig, DemoConfig, ReplayRecipe, TrainConfig
+from kdkit.data import ArraySource, EpochSampler, ReplayedDataset, ReplayLoader
+from kdkit.engine.build import BuildReport, build_cache
+from kdkit.engine.demo_report import draw_curves
+from kdkit.engine.logger import RunLogger
+from kdkit.engine.output import prepare_output
+from kdkit.engine.progress import Advance, progress
+from kdkit.engine.train import TrainReport, train
+from kdkit.errors import MissingDependencyError
+from kdkit.signals import Normalization
+from kdkit.tasks import ClassificationTask, LabelledCrossEntropy, LogitDistillationTask, TrainingTask
+from kdkit.teachers import Teacher, create_teacher
+
+SIZE = 32
+NUM_CLASSES = 10
+LABELS_PER_CLASS = 10
+TEACHER = "resnet18"
+STUDENT = "test_resnet"
+TEMPERATURE = 2.0
+_TEACHER_TRAINING = TrainConfig(epochs=8, batch_size=64, lr=1e-3, weight_decay=0.05, warmup_epochs=1)
+_STUDENT_TRAINING = TrainConfig(batch_size=64, lr=2e-3, weight_decay=0.05, warmup_epochs=1)
+WAYS = ("labels alone", "live teacher", "cached teacher")
+
+
+@dataclass(frozen=True)
+class DemoReport:
+    """What the demonstration measured."""
+
+    teacher_top1: float
+    """Top-1 of the teacher on the held-out quarter, percent."""
+    build: BuildReport
+    """The build of the cache."""
+    students: dict[str, list[TrainReport]]
+    """Way of training -> one report a seed."""
+    seconds: float
+    """Wall time of everything."""
+    output: Path
+    """Folder of the files."""
+
+    def top1(self, way: str) -> tuple[float, float]:
+        """Mean and spread (sample standard deviation) of the held-out top-1 over the seeds, percent."""
+        values = [report.top1 for report in self.students[way] if report.top1 is not None]
+        return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+
+    def images_per_second(self, way: str) -> float:
+        """Training images a second over all seeds."""
+        return float(np.mean([report.images_per_second for report in self.students[way]]))
+
+    def seconds_each(self, way: str) -> float:
+        """Mean wall time of one student's training steps."""
+        return float(np.mean([report.train_seconds for report in self.students[way]]))
+
+
+def demo(config: DemoConfig | None = None, *, show_progress: bool = False) -> DemoReport:
+    """Runs the demonstration and writes the cache, metrics.jsonl, summary.csv and curves.png.
+
+    Args:
+        config: output folder, seeds and size of the work.
+        show_progress: whether progress is shown on standard error.
+
+    Raises:
+        MissingDependencyError: scikit-learn or matplotlib is not installed.
+        OutputExistsError: the output folder is not empty.
+    """
+    config = config or DemoConfig()
+    begun = time.monotonic()
+    digits = _load_digits()
+    output = prepare_output(config.output, overwrite=config.overwrite)
+    run = _Demo(config, digits, RunLogger(output), show_progress)
+    teacher, teacher_top1 = run.train_teacher()
+    build = build_cache(
+        teacher,
+        run.unlabelled,
+        output / "teacher.h5",
+        BuildConfig(num_workers=config.num_workers),
+        show_progress=show_progress,
+    )
+    students = run.train_students(teacher, open_cache(build.path, run.unlabelled))
+    report = DemoReport(teacher_top1, build, students, time.monotonic() - begun, output)
+    draw_curves(students, output / "curves.png")
+    return report
+
+
+@dataclass(frozen=True)
+class Digits:
+    """scikit-learn's digits, a quarter held out, and the rows of the 100 labels that students get."""
+
+    images: np.ndarray[Any, np.dtype[np.uint8]]
+    """Pixels, uint8 [N, 8, 8]."""
+    labels: np.ndarray[Any, np.dtype[np.int64]]
+    """Class indices [N]."""
+    train: Sequence[int]
+    """Rows of the training images."""
+    held_out: Sequence[int]
+    """Rows of the held-out quarter."""
+    labelled: Sequence[int]
+    """Rows, among `train`, whose label the students may see."""
+
+    def source(self, rows: Sequence[int], *, visible: Sequence[int] | None = None, copies: int = 1) -> ArraySource:
+        """The images of `rows`; only `visible` ones keep their label. Copies have keys, and so views, of their own."""
+        repeated = list(rows) * copies
+        kept = set(rows if visible is None else visible)
+        return ArraySource(
+            self.images[repeated],
+            [int(self.labels[row]) if row in kept else -1 for row in repeated],
+            keys=[f"digit-{row:04d}" + (f"-{i // len(rows)}" if copies > 1 else "") for i, row in enumerate(repeated)],
+            class_names=[str(digit) for digit in range(NUM_CLASSES)],
+        )
+
+
+class _Demo:
+    """The datasets of the demonstration and the two kinds of training it does on them."""
+
+    def __init__(self, config: DemoConfig, digits: Digits, logger: RunLogger, show_progress: bool) -> None:
+        self.config = config
+        self.logger = logger
+        self.show_progress = show_progress
+        recipe = ReplayRecipe(size=SIZE, scale=(0.5, 1.0), hflip=0.0, num_views=config.num_views)
+        copies = len(digits.train) // len(digits.labelled)
+        self.labelled = ReplayedDataset(digits.source(digits.train), recipe)
+        self.unlabelled = ReplayedDataset(digits.source(digits.train, visible=digits.labelled), recipe)
+        self.few = ReplayedDataset(digits.source(digits.labelled, copies=copies), recipe)
+        self.held_out = ReplayedDataset(digits.source(digits.held_out), ReplayRecipe.evaluation(SIZE, crop_pct=1.0))
+
+    def train_teacher(self) -> tuple[Teacher, float]:
+        """The teacher, trained on every label, and its held-out top-1 in percent."""
+        torch.manual_seed(0)
+        model = timm.create_model(TEACHER, num_classes=NUM_CLASSES)
+        steps = _TEACHER_TRAINING.epochs * len(self.labelled)
+        with progress(f"training the teacher, {TEACHER}", steps, "images", enabled=self.show_progress) as advance:
+            report = self._train(ClassificationTask(model), self.labelled, _TEACHER_TRAINING, "teacher", 0, advance)
+        return create_teacher(model, num_classes=NUM_CLASSES), report.top1 or 0.0
+
+    def train_students(self, teacher: Teacher, cache: CachedTeacher) -> dict[str, list[TrainReport]]:
+        """One student for each way and seed, on one schedule; the ways take turns."""
+        tasks: dict[str, Callable[[nn.Module], TrainingTask]] = {
+            "labels alone": ClassificationTask,
+            "live teacher": lambda student: _distillation(student, teacher),
+            "cached teacher": lambda student: _distillation(student, None),
+        }
+        reports: dict[str, list[TrainReport]] = {way: [] for way in WAYS}
+        for seed in range(self.config.seeds):
+            for way in WAYS:
+                dataset = self.few if way == "labels alone" else self.unlabelled
+                config = _student_training(self.config, seed)
+                torch.manual_seed(seed)
+                task = tasks[way](timm.create_model(STUDENT, num_classes=NUM_CLASSES))
+                label = f"student {seed + 1} of {self.config.seeds}, {way}"
+                with progress(label, config.epochs * len(dataset), "images", enabled=self.show_progress) as advance:
+                    source = cache if way == "cached teacher" else None
+                    reports[way].append(self._train(task, dataset, config, way, seed, advance, source))
+        return reports
+
+    def _train(
+        self,
+        task: TrainingTask,
+        dataset: ReplayedDataset,
+        config: TrainConfig,
+        way: str,
+        seed: int,
+        advance: Advance,
+        source: CachedTeacher | None = None,
+    ) -> TrainReport:
+        sampler = EpochSampler(
+            range(len(dataset)), config.batch_size, num_views=dataset.recipe.num_views, seed=seed, drop_last=True
+        )
+        validation = EpochSampler(range(len(self.held_out)), 150, shuffle=False)
+        normalization = Normalization.of(task.trainable_module)
+        return train(
+            task,
+            ReplayLoader(dataset, sampler, normalization, num_workers=self.config.num_workers),
+            config,
+            teacher_source=source,
+            validation=ReplayLoader(self.held_out, validation, normalization),
+            logger=self.logger.with_context(way=way, seed=seed),
+            advance=advance,
+        )
+
+
+def _distillation(student: nn.Module, teacher: Teacher | None) -> TrainingTask:
+    return LogitDistillationTask(student, teacher, LabelledCrossEntropy(), temperature=TEMPERATURE)
+
+
+def _student_training(config: DemoConfig, seed: int) -> TrainConfig:
+    return TrainConfig(**{**vars(_STUDENT_TRAINING), "epochs": config.epochs, "seed": seed})
+
+
+def _load_digits() -> Digits:
+    try:
+        from sklearn.datasets import load_digits
+        from sklearn.model_selection import train_test_split
+    except ImportError as error:
+        raise MissingDependencyError('the demo needs scikit-learn: pip install "kdkit[demo]"') from error
+    data = load_digits()
+    labels = data.target.astype(np.int64)
+    rows = np.arange(len(labels))
+    train_rows, held_out = train_test_split(rows, test_size=0.25, stratify=labels, random_state=0)
+    labelled = [
+        row for digit in range(NUM_CLASSES) for row in train_rows[labels[train_rows] == digit][:LABELS_PER_CLASS]
+    ]
+    images = (data.images * (255 / 16)).round().astype(np.uint8)
+    return Digits(images, labels, train_rows.tolist(), held_out.tolist(), [int(row) for row in labelled])
