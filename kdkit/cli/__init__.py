@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from kdkit._version import __version__
-from kdkit.errors import KdkitError
+from kdkit.errors import KdkitError, nearest
 
 COMMANDS = {
     "demo": "the whole story on real digits, a few minutes of CPU, no download",
@@ -65,13 +65,13 @@ def _dispatch(arguments: list[str]) -> int:
             module.run(arguments[length:])
             return 0
     group = arguments[0] if arguments and any(name.startswith(f"{arguments[0]} ") for name in COMMANDS) else ""
-    asked = not arguments or arguments[-1] in _HELP or arguments == [group]
+    if arguments and (arguments[-1] in _HELP or arguments == [group]):
+        print(_usage(group))
+        return 0
     unknown = " ".join(argument for argument in arguments[:2] if not argument.startswith("-"))
-    print(
-        _usage(group) if asked else f"kdkit: no command {unknown!r}; see kdkit --help",
-        file=sys.stderr if not asked else None,
-    )
-    return 0 if asked and arguments else 2
+    hint = f"no command {unknown!r}{nearest(unknown, COMMANDS)}" if unknown else "a command is needed"
+    print(f"kdkit: {hint} (see kdkit --help)", file=sys.stderr)
+    return 2
 
 
 def _usage(group: str) -> str:

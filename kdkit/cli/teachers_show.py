@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 from kdkit.cli._parse import parse_argument
 
@@ -14,12 +15,13 @@ def run(arguments: list[str]) -> None:
 
     from kdkit.teachers import load_card
 
-    document = yaml.safe_load(yaml.safe_dump(_plain(dataclasses.asdict(load_card(name)))))
-    print(yaml.safe_dump(document, sort_keys=False, allow_unicode=True), end="")
+    print(yaml.safe_dump(_plain(dataclasses.asdict(load_card(name))), sort_keys=False, allow_unicode=True), end="")
 
 
 def _plain(value: object) -> object:
-    """Tuples as lists, and nothing that is not set."""
+    """Tuples as lists, paths as text, and nothing that is not set."""
     if isinstance(value, dict):
         return {name: _plain(item) for name, item in value.items() if item not in (None, ())}
+    if isinstance(value, Path):
+        return str(value)
     return [_plain(item) for item in value] if isinstance(value, (tuple, list)) else value

@@ -92,7 +92,7 @@ def demo(config: DemoConfig | None = None, *, show_progress: bool = False) -> De
         teacher,
         run.unlabelled,
         output / "teacher.h5",
-        BuildConfig(num_workers=config.num_workers),
+        BuildConfig(codec="float32", num_workers=config.num_workers),  # exact, and small with ten classes
         show_progress=show_progress,
     )
     students = run.train_students(teacher, open_cache(build.path, run.unlabelled))

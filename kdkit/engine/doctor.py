@@ -10,13 +10,15 @@ from importlib.metadata import version
 import h5py
 import torch
 
+from kdkit._version import __version__
+
 _REQUIRED = ("torch", "torchvision", "timm", "h5py", "einops", "numpy", "safetensors")
 _OPTIONAL = {"sklearn": "kdkit demo", "matplotlib": "learning curves", "tensorboard": "TensorBoard logs"}
 
 
 def doctor() -> dict[str, str]:
     """Name -> finding, in reading order."""
-    findings = {"kdkit": version("kdkit"), "python": platform.python_version(), "system": platform.platform()}
+    findings = {"kdkit": __version__, "python": platform.python_version(), "system": platform.platform()}
     findings |= {name: version(name) for name in _REQUIRED}
     findings["hdf5"] = h5py.version.hdf5_version
     findings["cpu cores"] = str(os.cpu_count())

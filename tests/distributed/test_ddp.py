@@ -1,0 +1,57 @@
+"""Real torchrun with gloo ranks."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support import tiny_model
+
+from kdkit import LogitDistillationTask
+
+HERE = Path(__file__).parent
+
+
+def torchrun(script: str, output: Path, *, ranks: int) -> Any:
+    """What rank 0 of the script saved."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE.parent), *sys.path]), "OMP_NUM_THREADS": "1"}
+    run = subprocess.run(
+        [*command, str(HERE / script), str(output)], env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert run.returncode == 0, run.stderr[-3000:]
+    return torch.load(output, weights_only=True)
+
+
+def test_two_ranks_make_the_gradients_of_one_process_and_leave_the_teacher_alone(tmp_path: Path) -> None:
+    said = torchrun("ddp_step.py", tmp_path / "said.pt", ranks=2)
+    task = LogitDistillationTask(
+        tiny_model("test_efficientnet").eval(), tiny_model("test_resnet", seed=1), temperature=2.0
+    )
+    generator = torch.Generator().manual_seed(11)
+    images = torch.randn(8, 3, 32, 32, generator=generator)
+    target = torch.randint(10, (8,), generator=generator)
+    task(images, target)["loss"].backward()
+    expected = {name: parameter.grad for name, parameter in task.trainable_module.named_parameters()}
+    assert set(said["gradients"]) == set(expected)
+    for name, gradient in expected.items():
+        torch.testing.assert_close(said["gradients"][name], gradient, rtol=1e-5, atol=1e-5)
+    assert any(not torch.allclose(said["unsynced"][name], expected[name], atol=1e-5) for name in expected)
+    assert said["wrapped"]
+    assert not said["teacher_in_buckets"]
+    assert not said["teacher_requires_grad"]
+    assert not said["teacher_training"]
+    assert not said["teacher_changed"]
+    assert not [key for key in said["state_keys"] if "teacher" in key]
+    assert said["checkpoint_keys"] == list(task.trainable_module.state_dict())
+
+
+@pytest.mark.slow
+def test_compiling_around_ddp_gives_the_eager_loss(tmp_path: Path) -> None:
+    eager, *compiled = torchrun("ddp_compile.py", tmp_path / "losses.pt", ranks=1)
+    assert compiled == pytest.approx([eager, eager], abs=1e-4)

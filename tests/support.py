@@ -1,0 +1,42 @@
+"""Small real parts that many tests use: timm's tiny models and scikit-learn's digits."""
+
+from __future__ import annotations
+
+import numpy as np
+import timm
+import torch
+from sklearn.datasets import load_digits
+from torch import nn
+
+from kdkit.config import ReplayRecipe
+from kdkit.data import ArraySource, EpochSampler, ReplayedDataset, ReplayLoader
+from kdkit.signals import Normalization
+
+CLASSES = [str(digit) for digit in range(10)]
+RECIPE = ReplayRecipe(size=32, scale=(0.3, 1.0), hflip=0.5, auto_augment="rand-m5-n2-mstd0.5", num_views=2, seed=7)
+
+
+def tiny_model(name: str = "test_resnet", *, seed: int = 0, num_classes: int = 10) -> nn.Module:
+    """A real timm model with fewer than half a million parameters, its weights drawn from `seed`."""
+    torch.manual_seed(seed)
+    return timm.create_model(name, num_classes=num_classes)
+
+
+def digits(count: int = 200) -> ArraySource:
+    """The first `count` digits, 8 by 8 pixels."""
+    data = load_digits()
+    images = (data.images[:count] * 15).astype(np.uint8)
+    return ArraySource(
+        images, data.target[:count], keys=[f"digit-{index}" for index in range(count)], class_names=CLASSES
+    )
+
+
+def digits_dataset(count: int = 200, recipe: ReplayRecipe = RECIPE) -> ReplayedDataset:
+    """The first `count` digits, replayed."""
+    return ReplayedDataset(digits(count), recipe)
+
+
+def loader_for(dataset: ReplayedDataset, student: nn.Module, *, batch_size: int = 32, **options: int) -> ReplayLoader:
+    """A shuffling loader in the student's normalisation."""
+    sampler = EpochSampler(range(len(dataset)), batch_size, num_views=dataset.recipe.num_views)
+    return ReplayLoader(dataset, sampler, Normalization.of(student), **options)
