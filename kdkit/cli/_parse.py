@@ -16,7 +16,7 @@ def parse_config(config_class: type[Config], command: str, arguments: list[str])
     parser = ArgumentParser(prog=f"kdkit {command}", description=(config_class.__doc__ or "").splitlines()[0])
     parser.add_argument("--config", action="config", help="YAML file of these options")
     parser.add_class_arguments(config_class)
-    values: dict[str, Any] = vars(parser.instantiate_classes(parser.parse_args(arguments)))
+    values: dict[str, Any] = vars(parser.instantiate(parser.parse_args(arguments)))
     return config_class(**{name: value for name, value in values.items() if name != "config"})
 
 

@@ -53,7 +53,6 @@ def distill(config: DistillConfig, *, show_progress: bool = False) -> DistillRep
     if cache is not None:
         cache.match(dataset)
     validation = None if config.validation is None else _validation_dataset(config.validation, dataset)
-    torch.manual_seed(config.train.seed)
     task = _create_task(config, dataset, cache, device)
     output = prepare_output(config.output, overwrite=config.overwrite)
     (output / "config.json").write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n", encoding="utf-8")
@@ -101,6 +100,7 @@ def _create_task(
         raise UnknownNameError(
             f"timm {timm.__version__} has no student {config.student!r}{nearest(config.student, timm.list_models())}"
         )
+    torch.manual_seed(config.train.seed)  # just before the student, so that it starts alike with and without a teacher
     student = timm.create_model(config.student, num_classes=num_classes)
     return LogitDistillationTask(
         student,

@@ -1,0 +1,217 @@
+"""The command line: what people type, what they read, and the exit code."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+from safetensors.torch import save_file
+from sklearn.datasets import load_digits
+from support import tiny_model
+
+from kdkit.cli import COMMANDS, main
+
+Streams = tuple[str, str]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """100 digits as an image folder, and a ten-class teacher beside it."""
+    data = load_digits()
+    for index in range(100):
+        place = tmp_path / "images" / f"digit {data.target[index]}"
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray((data.images[index] * 15).astype(np.uint8)).save(place / f"{index:03d}.png")
+    save_file(tiny_model(seed=1).state_dict(), tmp_path / "teacher.safetensors")
+    return tmp_path
+
+
+@pytest.fixture(autouse=True)
+def _keep_signal_handler() -> Iterator[None]:
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+def build(folder: Path, *more: str) -> list[str]:
+    return [
+        "cache", "build", "--data", str(folder / "images"), "--output", str(folder / "t.h5"),
+        "--teacher.model", "test_resnet", "--teacher.checkpoint", str(folder / "teacher.safetensors"),
+        "--recipe.size", "32", "--recipe.num_views", "2", "--build.num_workers", "0", *more,
+    ]  # fmt: skip
+
+
+def distill(folder: Path, *more: str) -> list[str]:
+    return [
+        "distill", "--data", str(folder / "images"), "--student", "test_efficientnet",
+        "--output", str(folder / "run"), "--train.epochs", "2", "--train.batch_size", "25", "--train.num_workers", "0",
+        *more,
+    ]  # fmt: skip
+
+
+def fails(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:
+    """The one line of a command that must fail with exit code 1."""
+    capsys.readouterr()
+    assert main(arguments) == 1
+    streams = capsys.readouterr()
+    lines = [line for line in streams.err.splitlines() if line.startswith("kdkit: error: ")]
+    assert len(lines) == 1
+    assert "Traceback" not in streams.err
+    return lines[0]
+
+
+def test_build_info_verify_distill_in_turn(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(build(folder)) == 0
+    assert "100 images x 2 views" in capsys.readouterr().out
+    assert main(["cache", "info", str(folder / "t.h5")]) == 0
+    out = capsys.readouterr().out
+    assert "test_resnet" in out
+    assert "float16, 20 bytes a row" in out
+    assert main(["cache", "verify", str(folder / "t.h5")]) == 0
+    assert main(distill(folder, "--cache", str(folder / "t.h5"), "--validation", str(folder / "images"))) == 0
+    assert "top-1" in capsys.readouterr().out
+    with open(folder / "run" / "summary.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["epoch"] for row in rows] == ["0", "1"]
+    metrics = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [float(row["kd_loss"]) for row in rows] == [record["kd_loss"] for record in metrics]
+    for record in metrics:
+        assert record["loss"] == pytest.approx(record["task_loss"] + record["kd_loss"])
+        assert {"val_top1", "images_per_second", "lr"} <= set(record)
+
+
+def test_live_and_cached_distillation_log_the_same_terms(folder: Path) -> None:
+    assert main(build(folder, "--build.codec", "float32")) == 0
+    recipe = ["--recipe.size", "32", "--recipe.num_views", "2", "--train.lr", "1e-4", "--train.opt", "sgd"]
+    live = ["--teacher.model", "test_resnet", "--teacher.checkpoint", str(folder / "teacher.safetensors"), *recipe]
+    cached = ["--cache", str(folder / "t.h5"), *recipe]
+    records = []
+    for way in (live, cached):
+        assert main(distill(folder, *way, "--overwrite", "true")) == 0
+        records.append(json.loads((folder / "run" / "metrics.jsonl").read_text().splitlines()[-1]))
+    for term in ("loss", "task_loss", "kd_loss"):
+        assert records[1][term] == pytest.approx(records[0][term], rel=1e-5)
+
+
+def test_a_written_config_reads_back(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(build(folder, "--print_config")) == 0
+    text = capsys.readouterr().out
+    assert yaml.safe_load(text)["recipe"]["num_views"] == 2
+    (folder / "build.yaml").write_text(text)
+    assert main(["cache", "build", "--config", str(folder / "build.yaml")]) == 0
+    assert (folder / "t.h5").is_file()
+
+
+def test_bad_input_is_one_line_that_says_what_to_do(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cache = ["--cache", str(folder / "t.h5")]
+    said = fails(capsys, distill(folder, *cache))
+    assert "no cache at" in said
+    assert "kdkit cache build" in said
+    assert main(build(folder)) == 0
+    said = fails(capsys, [*build(folder)[:6], "--teacher.model", "resnet5O", "--output", str(folder / "u.h5")])
+    assert "did you mean 'resnet50'" in said
+    save_file(tiny_model(num_classes=12).state_dict(), folder / "twelve.safetensors")
+    twelve = build(folder, "--output", str(folder / "u.h5"), "--teacher.checkpoint", str(folder / "twelve.safetensors"))
+    said = fails(capsys, twelve)
+    assert "12 classes, the dataset 10" in said
+    assert "class_map" in said
+    shutil.copytree(folder / "images", folder / "others")
+    (folder / "others" / "digit 3" / "003.png").rename(folder / "others" / "digit 3" / "new.png")
+    said = fails(capsys, [*distill(folder, *cache), "--data", str(folder / "others")])
+    assert "another dataset" in said
+    assert "'digit 3/new.png'" in said
+    (folder / "empty").mkdir()
+    said = fails(capsys, [*build(folder), "--data", str(folder / "empty")])
+    assert "holds no images" in said
+    said = fails(capsys, [*distill(folder, *cache), "--student", "test_resnett"])
+    assert "'test_resnet'" in said
+    said = fails(capsys, distill(folder))
+    assert "--cache FILE or --teacher.model NAME" in said
+    assert main(distill(folder, *cache)) == 0
+    said = fails(capsys, distill(folder, *cache))
+    assert "--overwrite" in said
+    said = fails(capsys, [*distill(folder, *cache), "--device", "cuda:99"])
+    assert "'cuda:99'" in said
+
+
+def test_an_unwritable_output_is_refused_before_the_teacher_is_loaded(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import kdkit.engine.resolve as resolve
+
+    monkeypatch.setattr(resolve, "create_teacher", lambda *a, **k: pytest.fail("the teacher was loaded"))
+    (folder / "file").write_text("")
+    said = fails(capsys, [*build(folder), "--output", str(folder / "file" / "t.h5")])
+    assert "no cache can be written" in said
+
+
+def test_debug_shows_the_traceback(folder: Path) -> None:
+    from kdkit.errors import CacheNotFoundError
+
+    with pytest.raises(CacheNotFoundError):
+        main(["cache", "info", str(folder / "nothing.h5"), "--debug"])
+
+
+def test_usage_errors_exit_with_2(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in ([], ["cahce"], ["cache", "inof"], ["demo", "--seedz", "1"], ["cache", "info"]):
+        assert main(arguments) == 2, arguments
+    capsys.readouterr()
+    assert main(["cache", "inof"]) == 2
+    assert "did you mean 'cache info'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["cache", "--help"], ["cache"], ["--version"]])
+def test_asking_for_help_is_no_error(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 0
+    assert "kdkit" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_describes_its_options(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*command.split(), "--help"]) == 0
+    assert f"usage: kdkit {command}" in capsys.readouterr().out
+
+
+def test_cards_are_listed_and_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["teachers", "list"]) == 0
+    assert "tf_efficientnet_lite2.in1k" in capsys.readouterr().out
+    assert main(["teachers", "show", "resnet50.a1_in1k"]) == 0
+    card = yaml.safe_load(capsys.readouterr().out)
+    assert card["num_classes"] == 1000
+    assert all(source["cite"] for source in card["sources"])
+    assert main(["teachers", "show", "resnet5O.a1_in1k"]) == 1
+    assert "'resnet50.a1_in1k'" in capsys.readouterr().err
+
+
+def test_doctor_names_versions(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor"]) == 0
+    out = capsys.readouterr().out
+    assert all(name in out for name in ("torch", "timm", "hdf5", "cuda devices"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stopped_build_exits_with_the_signals_code_and_resumes(folder: Path, number: int, code: int) -> None:
+    arguments = build(folder, "--recipe.num_views", "400", "--build.batch_size", "10")
+    command = [sys.executable, "-c", "import sys; from kdkit.cli import main; sys.exit(main(sys.argv[1:]))", *arguments]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    while len(list((folder / "t.h5.parts").glob("v*.json"))) < 2:
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert b"Traceback" not in err
+    assert not list((folder / "t.h5.parts").glob(".*.tmp"))

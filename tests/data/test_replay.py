@@ -1,0 +1,205 @@
+"""Replayed views: the same pixels wherever and whenever they are drawn."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from support import RECIPE, digits, digits_dataset
+
+from kdkit.config import ReplayRecipe
+from kdkit.data import ArraySource, EpochSampler, RangeSampler, ReplayedDataset, ReplayLoader
+from kdkit.data.replay import seeded, view_seed
+from kdkit.errors import ConfigError, DatasetError
+from kdkit.signals import Normalization
+
+TRANSFORMS = {
+    "crop and flip": ReplayRecipe(size=24, num_views=3),
+    "random augment": RECIPE,
+    "auto augment": ReplayRecipe(size=24, auto_augment="original-mstd0.5", interpolation="random", num_views=2),
+    "augmix": ReplayRecipe(size=24, auto_augment="augmix-m5-w4-d2", num_views=2),
+    "colour jitter": ReplayRecipe(size=24, color_jitter=0.4, num_views=2),
+}
+
+
+def all_views(dataset: ReplayedDataset, **options: object) -> dict[tuple[int, int], bytes]:
+    """(row, view) -> pixels, through a loader."""
+    views: dict[tuple[int, int], bytes] = {}
+    for epoch in range(dataset.recipe.num_views):
+        sampler = EpochSampler(
+            range(len(dataset)),
+            int(options.get("batch_size", 8)),
+            num_views=dataset.recipe.num_views,
+            shuffle=bool(options.get("shuffle", False)),
+        )
+        sampler.set_epoch(epoch)
+        extra = {"multiprocessing_context": options["context"]} if "context" in options else {}
+        loader = ReplayLoader(dataset, sampler, Normalization(), num_workers=int(options.get("workers", 0)), **extra)
+        for batch in loader.pixel_batches():
+            for row, image in zip(batch.row.tolist(), batch.images, strict=True):
+                views[row, batch.view] = image.numpy().tobytes()
+    return views
+
+
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_views_are_identical_for_workers_order_and_batch_size(name: str) -> None:
+    dataset = digits_dataset(40, TRANSFORMS[name])
+    expected = all_views(dataset)
+    assert len(expected) == 40 * dataset.recipe.num_views
+    assert len(set(expected.values())) > 0.9 * len(expected)
+    assert all_views(dataset, workers=2, shuffle=True, batch_size=7) == expected
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("context", ["fork", "spawn", "forkserver"])
+def test_views_are_identical_for_each_way_to_start_workers(context: str) -> None:
+    dataset = digits_dataset(24)
+    assert all_views(dataset, workers=2, context=context) == all_views(dataset)
+
+
+def test_global_random_states_are_what_they_were() -> None:
+    dataset = digits_dataset(8)
+    for seed in (0, 1):
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.manual_seed(seed)
+        states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()
+        dataset[3, 1]
+        all_views(dataset)
+        assert random.getstate() == states[0]
+        assert np.random.get_state()[1].tolist() == states[1]
+        assert torch.equal(torch.get_rng_state(), states[2])
+
+
+def test_states_are_put_back_after_an_error() -> None:
+    before = random.getstate()
+    with pytest.raises(KeyError), seeded(5):
+        {}[random.random()]
+    assert random.getstate() == before
+
+
+def test_a_view_depends_on_key_view_and_seed_and_not_on_the_row() -> None:
+    source, image = digits(2), np.zeros((1, 8, 8), np.uint8)
+    moved = ArraySource(source.images[::-1].copy(), source.targets[::-1].copy(), keys=source.keys[::-1])
+    there, here = ReplayedDataset(source, RECIPE), ReplayedDataset(moved, RECIPE)
+    assert torch.equal(there[0, 1].image, here[1, 1].image)
+    seeds = {view_seed(seed, key, view) for seed in (0, 1, -1) for key in ("a", "b", "a\0") for view in (0, 1)}
+    assert len(seeds) == 18
+    assert all(0 <= seed < 1 << 64 for seed in seeds)
+    assert len(ArraySource(image, [0])) == 1
+
+
+def test_the_evaluation_view_is_timms() -> None:
+    from PIL import Image
+    from timm.data.transforms_factory import create_transform
+
+    source = digits(3)
+    dataset = ReplayedDataset(source, ReplayRecipe.evaluation(32, crop_pct=0.9))
+    plain = create_transform(32, is_training=False, interpolation="bicubic", crop_pct=0.9, normalize=False)
+    expected = plain(Image.fromarray(source.images[2]).convert("RGB"))
+    assert torch.equal(dataset[2, 0].image, expected)
+
+
+def test_samples_say_what_they_are() -> None:
+    sample = digits_dataset(5)[4, 1]
+    assert (sample.row, sample.view, sample.target) == (4, 1, 4)
+    assert sample.image.dtype == torch.uint8
+    assert sample.image.shape == (3, 32, 32)
+
+
+def test_a_view_beyond_the_recipe_is_refused() -> None:
+    with pytest.raises(DatasetError, match="views 0 to 1"):
+        digits_dataset(5)[0, 2]
+
+
+def test_empty_and_ambiguous_datasets_are_refused() -> None:
+    empty = ArraySource(np.zeros((0, 8, 8), np.uint8), [])
+    with pytest.raises(DatasetError, match="no samples"):
+        ReplayedDataset(empty, RECIPE)
+    twice = ArraySource(np.zeros((2, 8, 8), np.uint8), [0, 1], keys=["a", "a"])
+    with pytest.raises(DatasetError, match="'a'"):
+        ReplayedDataset(twice, RECIPE)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+@pytest.mark.parametrize("drop_last", [False, True])
+def test_ranks_share_an_epoch_with_the_stated_padding(world_size: int, drop_last: bool) -> None:
+    ranks = [
+        EpochSampler(range(50), 8, num_views=4, seed=3, rank=rank, world_size=world_size, drop_last=drop_last)
+        for rank in range(world_size)
+    ]
+    for sampler in ranks:
+        sampler.set_epoch(6)
+    batches = [list(sampler) for sampler in ranks]
+    assert len({len(sampler) for sampler in ranks}) == 1
+    assert all(len(mine) == len(sampler) for mine, sampler in zip(batches, ranks, strict=True))
+    pairs = [pair for mine in batches for batch in mine for pair in batch]
+    assert {view for _, view in pairs} == {6 % 4}
+    rows = [row for row, _ in pairs]
+    if drop_last:
+        assert all(len(batch) == 8 for mine in batches for batch in mine)
+        assert len(set(rows)) > 50 - 8 * world_size
+    else:
+        assert set(rows) == set(range(50))
+        assert len(rows) == -(-50 // world_size) * world_size
+
+
+def test_each_epoch_has_an_order_of_its_own_that_the_seed_repeats() -> None:
+    def order(epoch: int, seed: int = 0) -> list[int]:
+        sampler = EpochSampler(range(30), 30, seed=seed)
+        sampler.set_epoch(epoch)
+        return [row for row, _ in next(iter(sampler))]
+
+    assert order(0) == order(0)
+    assert order(0) != order(1)
+    assert order(0) != order(0, seed=1)
+    assert order(0) != list(range(30))
+
+
+def test_ranges_are_cut_into_batches_that_never_straddle_two() -> None:
+    batches = list(RangeSampler([(0, 0, 5), (1, 10, 14)], 3))
+    assert batches == [
+        [(0, 0), (1, 0), (2, 0)],
+        [(3, 0), (4, 0)],
+        [(10, 1), (11, 1), (12, 1)],
+        [(13, 1)],
+    ]
+    assert len(RangeSampler([(0, 0, 5), (1, 10, 14)], 3)) == 4
+
+
+def test_batches_are_normalised_as_torchvision_does() -> None:
+    from torchvision.transforms.functional import normalize
+
+    dataset = digits_dataset(6)
+    loader = ReplayLoader(dataset, EpochSampler(range(6), 6, num_views=2, shuffle=False), Normalization())
+    (batch,) = loader
+    expected = torch.stack([dataset[row, 0].image for row in range(6)]).float() / 255
+    torch.testing.assert_close(batch.input, normalize(expected, list(Normalization().mean), list(Normalization().std)))
+    assert batch.view == 0
+    assert batch.row is not None
+    assert batch.row.tolist() == list(range(6))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("size", 0),
+        ("num_views", 0),
+        ("scale", (0.5, 0.1)),
+        ("ratio", (0.0, 1.0)),
+        ("hflip", 1.5),
+        ("crop_pct", 0.0),
+        ("interpolation", "bicubik"),
+    ],
+)
+def test_a_recipe_refuses_what_cannot_work(field: str, value: object) -> None:
+    with pytest.raises(ConfigError, match=field):
+        ReplayRecipe(**{field: value})  # type: ignore[arg-type]
+
+
+def test_a_recipe_round_trips_through_its_dict_form() -> None:
+    assert ReplayRecipe.from_dict(RECIPE.to_dict()) == RECIPE
+    with pytest.raises(ConfigError, match="did you mean 'hflip'"):
+        ReplayRecipe.from_dict({"hfilp": 0.5})

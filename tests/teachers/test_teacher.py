@@ -1,0 +1,175 @@
+"""Teacher and create_teacher."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from support import tiny_model
+
+from kdkit import Teacher, create_teacher
+from kdkit.errors import CheckpointError, ClassMismatchError, ConfigError, UnknownNameError
+from kdkit.signals import Batch, Normalization
+
+
+def ask(teacher: Teacher, images: torch.Tensor) -> torch.Tensor:
+    logits = teacher(Batch(images, torch.zeros(len(images), dtype=torch.int64))).logits
+    assert logits is not None
+    return logits
+
+
+def pixels(size: int = 32) -> torch.Tensor:
+    return torch.rand(4, 3, size, size, generator=torch.Generator().manual_seed(0))
+
+
+def normalised(images: torch.Tensor, normalization: Normalization) -> torch.Tensor:
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (normalization.mean, normalization.std))
+    return (images - mean) / std
+
+
+def test_answers_are_those_of_the_models_own_pipeline_whatever_the_students_normalisation() -> None:
+    model = tiny_model("test_resnet")
+    expected = model.eval()(normalised(pixels(), Normalization((0.5,) * 3, (0.5,) * 3)))
+    for normalization in (
+        Normalization(),
+        Normalization((0.5,) * 3, (0.5,) * 3),
+        Normalization((0.0,) * 3, (1.0,) * 3),
+    ):
+        teacher = create_teacher(model).for_input(normalization)
+        torch.testing.assert_close(ask(teacher, normalised(pixels(), normalization)), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_answers_carry_no_gradient_and_the_input_gets_none() -> None:
+    images = pixels().requires_grad_()
+    logits = ask(create_teacher(tiny_model()), images)
+    assert not logits.requires_grad
+
+
+def test_a_model_that_was_put_back_into_training_mode_still_answers_in_eval_mode() -> None:
+    teacher = create_teacher(tiny_model())
+    expected = ask(teacher, pixels())
+    teacher.model.train()
+    assert torch.equal(ask(teacher, pixels()), expected)
+
+
+def test_images_of_another_size_are_resized_for_a_vit_and_left_alone_for_a_convnet() -> None:
+    vit = create_teacher(tiny_model("test_vit"))
+    assert vit.input_size == (160, 160)
+    assert ask(vit, pixels(32)).shape == (4, 10)
+    convnet = create_teacher(tiny_model("test_resnet"))
+    assert convnet.input_size is None
+    resized = torch.nn.functional.interpolate(pixels(), (48, 48), mode="bicubic", antialias=True)
+    torch.testing.assert_close(
+        ask(create_teacher(tiny_model("test_resnet"), input_size=48), pixels()), ask(convnet, resized)
+    )
+
+
+def test_a_class_map_picks_and_orders_classes() -> None:
+    plain = ask(create_teacher(tiny_model()), pixels())
+    teacher = create_teacher(tiny_model(), class_map=[7, 2, 2], num_classes=3)
+    assert torch.equal(ask(teacher, pixels()), plain[:, [7, 2, 2]])
+
+
+@pytest.mark.parametrize("class_map", [[0, 10], [-1, 2]])
+def test_a_class_map_beyond_the_model_is_refused(class_map: list[int]) -> None:
+    with pytest.raises(ClassMismatchError, match="classes 0 to 9"):
+        create_teacher(tiny_model(), class_map=class_map)
+
+
+def test_num_classes_is_a_check_and_never_a_new_head() -> None:
+    with pytest.raises(ClassMismatchError, match="10 classes, 12 were asked for"):
+        create_teacher(tiny_model(), num_classes=12)
+
+
+def test_an_unknown_name_suggests_the_nearest() -> None:
+    with pytest.raises(UnknownNameError, match="'resnet50'"):
+        create_teacher("resnet5O")
+
+
+def test_an_unknown_tag_lists_the_known_ones() -> None:
+    with pytest.raises(UnknownNameError, match=r"resnet34\.a1_in1k"):
+        create_teacher("resnet34.a9_in1k")
+
+
+def test_what_is_neither_name_nor_module_is_refused() -> None:
+    with pytest.raises(ConfigError, match="got int"):
+        create_teacher(3)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "state dict", "timm checkpoint"])
+def test_a_checkpoint_gives_weights_and_head_width(tmp_path: Path, kind: str) -> None:
+    model = tiny_model(num_classes=7, seed=4)
+    path = tmp_path / ("weights.safetensors" if kind == "safetensors" else "weights.pth")
+    if kind == "safetensors":
+        save_file(model.state_dict(), path)
+    else:
+        torch.save(model.state_dict() if kind == "state dict" else {"state_dict": model.state_dict(), "epoch": 3}, path)
+    teacher = create_teacher("test_resnet", checkpoint=path)
+    assert teacher.num_classes == 7
+    own = Normalization.of(model)
+    assert torch.equal(ask(teacher, normalised(pixels(), own)), model.eval()(normalised(pixels(), own)))
+
+
+class _Malice:
+    def __reduce__(self):  # type: ignore[no-untyped-def]
+        return Path.touch, (Path("executed"),)
+
+
+def test_a_pickle_is_refused_and_not_executed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("evil.pth").write_bytes(pickle.dumps({"state_dict": _Malice()}, protocol=2))
+    torch.save({"state_dict": _Malice()}, "evil2.pth")
+    for name in ("evil.pth", "evil2.pth"):
+        with pytest.raises(CheckpointError, match="weights file"):
+            create_teacher("test_resnet", checkpoint=name)
+    assert not Path("executed").exists()
+
+
+def test_missing_and_unfitting_checkpoints_are_named(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no checkpoint at"):
+        create_teacher("test_resnet", checkpoint=tmp_path / "nothing.pth")
+    save_file(tiny_model("test_vit").state_dict(), tmp_path / "vit.safetensors")
+    with pytest.raises(CheckpointError, match="does not fit test_resnet"):
+        create_teacher("test_resnet", checkpoint=tmp_path / "vit.safetensors")
+    (tmp_path / "text.pth").write_text("hello")
+    with pytest.raises(CheckpointError):
+        create_teacher("test_resnet", checkpoint=tmp_path / "text.pth")
+
+
+def test_the_fingerprint_changes_with_each_thing_that_changes_an_answer() -> None:
+    def prints(**options: object) -> dict[str, object]:
+        return create_teacher(tiny_model(), **options).fingerprint()  # type: ignore[arg-type]
+
+    base = prints()
+    assert base == prints()
+    other = tiny_model()
+    with torch.no_grad():
+        next(other.parameters()).view(-1)[0] += 1e-3
+    changed = {
+        "weights": create_teacher(other).fingerprint(),
+        "buffers": create_teacher(_with_changed_buffer()).fingerprint(),
+        "class map": prints(class_map=list(range(9, -1, -1))),
+        "input size": prints(input_size=64),
+        "dtype": prints(dtype=torch.float64),
+    }
+    for what, fingerprint in changed.items():
+        assert fingerprint != base, what
+
+
+def test_a_teacher_survives_deepcopy_and_its_copy_is_frozen_too() -> None:
+    teacher = create_teacher(tiny_model())
+    twin = copy.deepcopy(teacher)
+    assert twin.model is not teacher.model
+    assert torch.equal(ask(twin, pixels()), ask(teacher, pixels()))
+    assert not any(parameter.requires_grad for parameter in twin.model.parameters())
+
+
+def _with_changed_buffer() -> torch.nn.Module:
+    model = tiny_model()
+    with torch.no_grad():
+        next(buffer for buffer in model.buffers() if buffer.is_floating_point()).add_(0.5)
+    return model
