@@ -14,28 +14,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kdkit.cache.codecs import Codec, create_codec
-from kdkit.cache.format import (
-    BLOCK_ROWS,
-    DIGEST_NAME,
-    KEYS_NAME,
-    CacheMetadata,
-    check_shard_identity,
-    checksum_name,
-    codec_array_name,
-    hashed_rows,
-    payload_name,
-    pixel_name,
-    read_metadata,
-)
+from kdkit.cache.codecs import Codec
+from kdkit.cache.format import DIGEST_NAME, KEYS_NAME, hashed_rows, pixel_name
 from kdkit.cache.hdf5 import map_dataset
 from kdkit.cache.keys import key_digests, match_rows, unpack_keys
 from kdkit.cache.mismatch import refuse_mismatch
-from kdkit.cache.parts import Parts, parts_folder
-from kdkit.cache.payload import Payload, Segment
+from kdkit.cache.opening import locate, open_hdf5, open_packed, open_parts
+from kdkit.cache.parts import Parts
 from kdkit.cache.pixels import check_pixels
 from kdkit.config import ReplayRecipe
-from kdkit.errors import CacheCorruptError, CacheError, CacheIncompleteError, CacheMismatchError, CacheNotFoundError
+from kdkit.errors import CacheError, CacheMismatchError
 from kdkit.signals import Batch, TeacherOutput
 
 Array = np.ndarray[Any, Any]
@@ -91,13 +79,13 @@ class CachedTeacher:
     """
 
     def __init__(self, path: str | Path, *, verify: bool = True) -> None:
-        self.path = _locate(Path(path))
+        self.path = locate(Path(path))
         self._verify = verify
         self._rows: Array | None = None
         if self.path.is_dir():
-            self.metadata, self._codecs, self._payloads = _open_parts(self.path, verify)
+            self.metadata, self._codecs, self._payloads = open_parts(self.path, verify)
         else:
-            self.metadata, self._codecs, self._payloads = _open_packed(self.path, verify)
+            self.metadata, self._codecs, self._payloads = open_packed(self.path, verify)
 
     @property
     def num_rows(self) -> int:
@@ -127,7 +115,7 @@ class CachedTeacher:
 
     def keys(self) -> list[str]:
         """The sample keys in row order, read from the file."""
-        with _open_hdf5(self._index_path()) as file:
+        with open_hdf5(self._index_path()) as file:
             size = file[KEYS_NAME].shape if isinstance(file.get(KEYS_NAME), h5py.Dataset) else (0,)
             return unpack_keys(map_dataset(file, KEYS_NAME, self._index_path(), "u1", size), self.num_rows)
 
@@ -224,7 +212,7 @@ class CachedTeacher:
 
     def _match_keys(self, keys: Sequence[str], allow_mismatch: Collection[str]) -> Array:
         """Cache row of each dataset sample, int64 [N]."""
-        with _open_hdf5(self._index_path()) as file:
+        with open_hdf5(self._index_path()) as file:
             digests = map_dataset(file, DIGEST_NAME, self._index_path(), "u1", (self.num_rows, 16))
             rows = match_rows(digests, key_digests(keys))
         added = [keys[i] for i in np.flatnonzero(rows < 0)[:_NAMED]]
@@ -254,89 +242,13 @@ class CachedTeacher:
             places = [(self.path, 0, self.num_rows)]
         for path, start, stop in places:
             rows = hashed_rows(start, stop)
-            with _open_hdf5(path) as file:
+            with open_hdf5(path) as file:
                 values = map_dataset(file, pixel_name(view), path, "<u4", (len(rows),))
             hashes.update(zip(rows, values.tolist(), strict=True))
         return hashes
 
 
 _NAMED = 3  # how many samples an error names
-_Opened = tuple[CacheMetadata, dict[str, Codec], dict[tuple[int, str], Payload]]
-
-
-def _locate(path: Path) -> Path:
-    """The packed file or parts folder that `path` means."""
-    if path.is_file() or path.is_dir():
-        return path
-    if parts_folder(path).is_dir():
-        return parts_folder(path)
-    raise CacheNotFoundError(f"there is no cache at {str(path)!r}: build one with `kdkit cache build`")
-
-
-def _open_packed(path: Path, verify: bool) -> _Opened:
-    with _open_hdf5(path) as file:
-        metadata = read_metadata(file, repr(str(path)))
-        payloads = {
-            (view, stream): Payload(
-                view, stream, [_segment(file, path, metadata, view, stream, 0, metadata.num_rows)], verify=verify
-            )
-            for view in range(metadata.num_views)
-            for stream in metadata.streams
-        }
-        return metadata, _codecs(file, path, metadata), payloads
-
-
-def _open_parts(folder: Path, verify: bool) -> _Opened:
-    parts = Parts.open(folder)
-    metadata = parts.metadata
-    if missing := parts.missing():
-        total = sum(1 for _ in metadata.shards())
-        raise CacheIncompleteError(
-            f"the cache in {str(folder)!r} is not finished: {len(missing)} of {total} shards are missing, the first is "
-            f"{missing[0]}; run its build again to resume it"
-        )
-    segments: dict[tuple[int, str], list[Segment]] = {}
-    for shard in metadata.shards():
-        path = parts.shard_path(shard)
-        with _open_hdf5(path) as file:
-            check_shard_identity(file, metadata, shard, repr(str(path)))
-            for stream in metadata.streams:
-                segment = _segment(file, path, metadata, shard.view, stream, shard.start, shard.stop)
-                segments.setdefault((shard.view, stream), []).append(segment)
-    payloads = {key: Payload(*key, value, verify=verify) for key, value in segments.items()}
-    with _open_hdf5(parts.index) as file:
-        return metadata, _codecs(file, parts.index, metadata), payloads
-
-
-def _segment(
-    file: h5py.File, path: Path, metadata: CacheMetadata, view: int, stream: str, start: int, stop: int
-) -> Segment:
-    blocks = -(-(stop - start) // BLOCK_ROWS)
-    return Segment(
-        str(path),
-        start,
-        map_dataset(file, payload_name(view, stream), path, "u1", (stop - start, metadata.row_bytes(stream))),
-        map_dataset(file, checksum_name(view, stream), path, "<u4", (blocks,)),
-    )
-
-
-def _codecs(file: h5py.File, path: Path, metadata: CacheMetadata) -> dict[str, Codec]:
-    codecs = {}
-    for stream, description in metadata.streams.items():
-        codec = create_codec(**description["codec"])
-        if codec.row_bytes != metadata.row_bytes(stream):
-            raise CacheCorruptError(f"{str(path)!r}: stream {stream!r} does not have the row size of its codec")
-        arrays = file.get(codec_array_name(stream, "")[:-1])
-        learnt = {} if arrays is None else {name: np.asarray(values) for name, values in arrays.items()}
-        codecs[stream] = codec.with_arrays(learnt)
-    return codecs
-
-
-def _open_hdf5(path: Path) -> h5py.File:
-    try:
-        return h5py.File(path, "r", locking=False)
-    except OSError as error:
-        raise CacheCorruptError(f"{str(path)!r} cannot be read as HDF5: {error}") from error
 
 
 def _list_names(names: Sequence[str], number: int) -> str:
