@@ -104,8 +104,12 @@ INTERPOLATIONS = ("bilinear", "bicubic", "random")
 class BuildConfig:
     """How a cache is built; none of it but the codec changes what the cache holds."""
 
-    codec: str = "float16"
-    """How a row is stored: float32 (exact), float16 or int8."""
+    codec: str | None = None
+    """How a row is stored: float32 (exact), float16, int8, topk or lowrank; by default lowrank where that is smaller
+    than float16, else float16."""
+
+    codec_options: dict[str, Any] = field(default_factory=dict)
+    """Options of the codec, e.g. {row_bytes: 96} for lowrank or {k: 10} for topk."""
 
     batch_size: int = 256
     """Images that the teacher is given at once."""

@@ -6,6 +6,7 @@ A file is written under a private temporary name, fsynced, renamed into place, a
 from __future__ import annotations
 
 import errno
+import glob
 import os
 import secrets
 from collections.abc import Iterator
@@ -63,10 +64,21 @@ def reserve(path: Path, num_bytes: int) -> None:
             path.unlink()
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Removes temporary files of writers that died."""
-    for leftover in folder.glob(f".*{TEMPORARY_SUFFIX}"):
+def remove_leftovers(folder: Path, name: str = "") -> None:
+    """Removes temporary files of writers that died, those of files whose name begins with `name`."""
+    for leftover in folder.glob(f".{glob.escape(name)}*{TEMPORARY_SUFFIX}"):
         leftover.unlink(missing_ok=True)
+
+
+def probe(folder: Path) -> None:
+    """Writes a file and removes it.
+
+    Raises:
+        OSError: `folder` cannot be written.
+    """
+    place = folder / f".{secrets.token_hex(6)}{TEMPORARY_SUFFIX}"
+    place.touch(exist_ok=False)
+    place.unlink()
 
 
 def _sync(path: Path) -> None:

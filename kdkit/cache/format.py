@@ -95,6 +95,8 @@ class CacheMetadata:
     """The replay recipe's dict form."""
     dataset: Mapping[str, Any]
     """{"keys_sha256": of the keys in row order, "class_names": list or null}."""
+    fidelity: Mapping[str, Mapping[str, float]]
+    """Stream name -> what its codec keeps of the teacher, as kdkit.cache.fidelity measures it."""
 
     def shards(self) -> Iterator[Shard]:
         """The plan: every shard, view by view."""

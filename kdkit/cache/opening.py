@@ -34,6 +34,12 @@ def locate(path: Path) -> Path:
     raise CacheNotFoundError(f"there is no cache at {str(path)!r}: build one with `kdkit cache build`")
 
 
+def open_index(parts: Parts) -> dict[str, Codec]:
+    """Stream name -> its codec, fitted as the index of a parts folder says."""
+    with open_hdf5(parts.index) as file:
+        return _codecs(file, parts.index, parts.metadata)
+
+
 def open_packed(path: Path, verify: bool) -> Opened:
     """Metadata, codecs and payloads of a packed file."""
     with open_hdf5(path) as file:
@@ -67,8 +73,7 @@ def open_parts(folder: Path, verify: bool) -> Opened:
                 segment = _segment(file, path, metadata, shard.view, stream, shard.start, shard.stop)
                 segments.setdefault((shard.view, stream), []).append(segment)
     payloads = {key: Payload(*key, value, verify=verify) for key, value in segments.items()}
-    with open_hdf5(parts.index) as file:
-        return metadata, _codecs(file, parts.index, metadata), payloads
+    return metadata, open_index(parts), payloads
 
 
 def _segment(

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from kdkit.cache.codecs import Codec
+from kdkit.cache.fidelity import TEMPERATURES
 from kdkit.cache.format import DIGEST_NAME, KEYS_NAME, hashed_rows, pixel_name
 from kdkit.cache.hdf5 import map_dataset
 from kdkit.cache.keys import key_digests, match_rows, unpack_keys
@@ -187,6 +188,7 @@ class CachedTeacher:
             "classes": f"{self.num_classes}" + ("" if names is None else f" ({names[0]!r} ... {names[-1]!r})"),
             "teacher": f"{teacher['name']}, {teacher['dtype']}, weights {teacher['weights_sha256'][:16]}",
             "recipe": ", ".join(f"{name} {value}" for name, value in metadata.recipe.items() if value is not None),
+            **{f"{name} kept": _describe_fidelity(values) for name, values in metadata.fidelity.items()},
             "dataset": f"keys {metadata.dataset['keys_sha256'][:16]}",
             "versions": ", ".join(f"{name} {value}" for name, value in teacher["versions"].items()),
         }
@@ -246,6 +248,11 @@ class CachedTeacher:
                 values = map_dataset(file, pixel_name(view), path, "<u4", (len(rows),))
             hashes.update(zip(rows, values.tolist(), strict=True))
         return hashes
+
+
+def _describe_fidelity(values: Mapping[str, float]) -> str:
+    kl = ", ".join(f"{values[f'kl_mean_t{t}']:.2g} (p99 {values[f'kl_p99_t{t}']:.2g}) at T={t}" for t in TEMPERATURES)
+    return f"KL in nats {kl}; top-1 kept {values['top1_agreement']:.2%} of {values['rows']:.0f} rows"
 
 
 _NAMED = 3  # how many samples an error names

@@ -9,6 +9,7 @@ import json
 import shutil
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import numpy as np
 import torch
 
 from kdkit.cache import durable
-from kdkit.cache.codecs import Codec, create_codec
+from kdkit.cache.codecs import Codec, create_codec, default_codec
 from kdkit.cache.format import (
     BLOCK_ROWS,
     DIGEST_NAME,
@@ -28,18 +29,22 @@ from kdkit.cache.format import (
     hashed_rows,
 )
 from kdkit.cache.keys import key_digests, keys_sha256, pack_keys
+from kdkit.cache.lock import writer_lock
 from kdkit.cache.mismatch import refuse_mismatch
+from kdkit.cache.opening import open_index
 from kdkit.cache.pack import pack as pack_parts
-from kdkit.cache.parts import Parts, parts_folder
+from kdkit.cache.parts import INDEX_NAME, Parts, parts_folder
 from kdkit.cache.pixels import pixel_crc32
 from kdkit.cache.reader import LOGITS, CachedTeacher
+from kdkit.cache.writer import ShardWriter
 from kdkit.config import BuildConfig
 from kdkit.data import PixelBatch, RangeSampler, ReplayedDataset, ReplayLoader
+from kdkit.engine import ranks
+from kdkit.engine.ask import ask
+from kdkit.engine.probe import fit_and_measure
 from kdkit.engine.progress import Advance, progress
-from kdkit.errors import CacheError, ClassMismatchError, ConfigError, NonFiniteOutputError
+from kdkit.errors import CacheError, ClassMismatchError, ConfigError
 from kdkit.teachers import Teacher
-
-_NAMED_KEYS = 3
 
 
 @dataclass(frozen=True)
@@ -55,7 +60,7 @@ class BuildReport:
     num_bytes: int
     """Bytes on disk."""
     images_built: int
-    """Images the teacher was asked about in this run; fewer than rows times views after a resume."""
+    """Images that the teacher was asked about in this run, on all ranks; fewer than rows times views after a resume."""
     seconds: float
     """Wall time of this run."""
 
@@ -72,7 +77,9 @@ def build_cache(
     """Asks `teacher` about every view of every sample and keeps the answers in a cache at `path`.
 
     A build that was stopped, in whatever way, goes on where it stopped when it is called again with the same teacher,
-    dataset and recipe; finished shards are kept. A cache that is complete already is left as it is.
+    dataset and recipe; finished shards are kept. A cache that is complete already is left as it is. In a run of several
+    ranks (torch.distributed is initialised) each rank asks about a share of the shards; the number of ranks and the
+    batch size may change from run to run.
 
     Args:
         teacher: who is asked.
@@ -80,10 +87,11 @@ def build_cache(
         path: the packed file to be; shards are kept in `path`.parts until all are sealed.
         config: codec, batch size and the like.
         device: where the teacher runs; it is moved there.
-        show_progress: whether progress is shown on standard error.
+        show_progress: whether progress is shown on standard error, by rank 0.
 
     Raises:
         CacheMismatchError: what is at `path` was made with something else; names the field and both values.
+        CacheLockedError: another process is building it.
         NonFiniteOutputError: the teacher said NaN or infinity, or what the codec cannot hold; names samples.
         CacheError: the folder cannot be written, or the disk is full.
     """
@@ -92,19 +100,26 @@ def build_cache(
     begun = time.monotonic()
     check_writable(path)
     teacher = teacher.to(torch.device(device))
-    if path.is_file():
-        _refuse_other(CachedTeacher(path).metadata, _describe(teacher, dataset, config), path)
+    if ranks.on_rank_zero(path.is_file):
+        ranks.on_rank_zero(lambda: _refuse_other(CachedTeacher(path).metadata, teacher, dataset, config, path))
         shutil.rmtree(parts_folder(path), ignore_errors=True)  # left by a death between packing and removing
         return _report(path, images_built=0, begun=begun)
-    parts = _resume(path, teacher, dataset, config) or _start(path, teacher, dataset, config)
-    missing = parts.missing()
-    images = sum(shard.num_rows for shard in missing)
-    with progress(f"asking {teacher.name}", images, "images", enabled=show_progress) as advance:
-        _fill(parts, missing, teacher, dataset, config, device, advance)
-    build = {"seconds": round(time.monotonic() - begun, 3), "images": images, "device": str(device)}
-    if config.pack:
-        pack_parts(parts, path, json.dumps(build))
-    return _report(path if config.pack else parts.folder, images_built=images, begun=begun)
+    folder = parts_folder(path)
+    folder.mkdir(exist_ok=True)
+    with writer_lock(folder) if ranks.rank() == 0 else nullcontext():
+        parts = ranks.on_rank_zero(lambda: _resume_or_start(path, teacher, dataset, config, device))
+        missing = ranks.on_rank_zero(parts.missing)
+        mine = missing[ranks.rank() :: ranks.world_size()]
+        images = sum(shard.num_rows for shard in mine)
+        shown = show_progress and ranks.rank() == 0
+        with progress(f"asking {teacher.name}", images, "images", enabled=shown) as advance:
+            _fill(parts, mine, teacher, dataset, config, device, advance)
+        ranks.barrier()
+        images_built = sum(shard.num_rows for shard in missing)
+        if config.pack:
+            build = {"seconds": round(time.monotonic() - begun, 3), "images": images_built, "device": str(device)}
+            ranks.on_rank_zero(lambda: pack_parts(parts, path, json.dumps(build)))
+    return _report(path if config.pack else folder, images_built=images_built, begun=begun)
 
 
 def check_writable(path: str | Path) -> None:
@@ -116,66 +131,70 @@ def check_writable(path: str | Path) -> None:
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        probe = path.with_name(f".{path.name}.probe")
-        probe.touch()
-        probe.unlink()
+        durable.probe(path.parent)
     except OSError as error:
         raise CacheError(f"no cache can be written at {str(path)!r}: {error.strerror}") from error
 
 
-def _describe(teacher: Teacher, dataset: ReplayedDataset, config: BuildConfig) -> CacheMetadata:
-    """What the cache will be; equal builds have equal descriptions."""
-    codec = _create_codec(teacher, dataset, config)
-    return CacheMetadata(
+def _resume_or_start(
+    path: Path, teacher: Teacher, dataset: ReplayedDataset, config: BuildConfig, device: torch.device | str
+) -> Parts:
+    """The parts of a build that was stopped, or those of a new one."""
+    folder = parts_folder(path)
+    durable.remove_leftovers(folder)
+    durable.remove_leftovers(path.parent, path.name)
+    if (folder / INDEX_NAME).is_file():
+        parts = Parts.open(folder)
+        _refuse_other(parts.metadata, teacher, dataset, config, folder)
+        return parts
+    codec, fidelity = fit_and_measure(_choose_codec(teacher, dataset, config), teacher, dataset, config, device)
+    metadata = CacheMetadata(
         num_rows=len(dataset),
         num_views=dataset.recipe.num_views,
         shard_rows=-(-config.shard_rows // BLOCK_ROWS) * BLOCK_ROWS,
-        streams={LOGITS: {"codec": codec.to_dict(), "row_bytes": codec.row_bytes}},
-        teacher=teacher.fingerprint(),
-        recipe=dataset.recipe.to_dict(),
-        dataset={
-            "keys_sha256": keys_sha256(dataset.keys),
-            "class_names": None if dataset.class_names is None else list(dataset.class_names),
-        },
+        fidelity={LOGITS: fidelity},
+        **_made_with(teacher, dataset, codec),
     )
+    arrays = {DIGEST_NAME: key_digests(dataset.keys), KEYS_NAME: pack_keys(dataset.keys)}
+    arrays |= {codec_array_name(LOGITS, name): array for name, array in codec.arrays.items()}
+    return Parts.create(folder, metadata, arrays)
 
 
-def _create_codec(teacher: Teacher, dataset: ReplayedDataset, config: BuildConfig) -> Codec:
+def _choose_codec(teacher: Teacher, dataset: ReplayedDataset, config: BuildConfig) -> Codec:
+    """The codec, not fitted yet, for as many classes as teacher and dataset agree on."""
     if teacher.num_classes is None:
-        raise ConfigError(f"the teacher {teacher.name!r} does not tell its number of classes: give it a num_classes")
+        raise ConfigError(f"the teacher {teacher.name!r} does not tell how many classes it has: set model.num_classes")
     names = dataset.class_names
     if names is not None and len(names) != teacher.num_classes:
         raise ClassMismatchError(
             f"the teacher {teacher.name!r} has {teacher.num_classes} classes, the dataset {len(names)}: "
             "give the teacher a class_map, or use a teacher trained on those classes"
         )
-    return create_codec(config.codec, teacher.num_classes)
+    if config.codec is None:
+        return default_codec(teacher.num_classes)
+    return create_codec(config.codec, teacher.num_classes, **config.codec_options)
 
 
-def _start(path: Path, teacher: Teacher, dataset: ReplayedDataset, config: BuildConfig) -> Parts:
-    metadata = _describe(teacher, dataset, config)
-    codec = create_codec(**metadata.streams[LOGITS]["codec"])
-    arrays = {DIGEST_NAME: key_digests(dataset.keys), KEYS_NAME: pack_keys(dataset.keys)}
-    arrays |= {codec_array_name(LOGITS, name): array for name, array in codec.arrays.items()}
-    return Parts.create(parts_folder(path), metadata, arrays)
+def _made_with(teacher: Teacher, dataset: ReplayedDataset, codec: Codec) -> dict[str, Any]:
+    """The part of the metadata that a resumed build, or another run at the same path, must have in common."""
+    return {
+        "streams": {LOGITS: {"codec": codec.to_dict(), "row_bytes": codec.row_bytes}},
+        "teacher": teacher.fingerprint(),
+        "recipe": dataset.recipe.to_dict(),
+        "dataset": {
+            "keys_sha256": keys_sha256(dataset.keys),
+            "class_names": None if dataset.class_names is None else list(dataset.class_names),
+        },
+    }
 
 
-def _resume(path: Path, teacher: Teacher, dataset: ReplayedDataset, config: BuildConfig) -> Parts | None:
-    """The parts of a build that was stopped, or None if none was begun."""
-    folder = parts_folder(path)
-    if not (folder / "index.h5").is_file():
-        return None
-    parts = Parts.open(folder)
-    _refuse_other(parts.metadata, _describe(teacher, dataset, config), folder)
-    durable.remove_leftovers(folder)
-    return parts
-
-
-def _refuse_other(stored: CacheMetadata, current: CacheMetadata, origin: Path) -> None:
-    """Compares all that the two were made with; how the rows are cut into shards may differ."""
-    then, now = asdict(stored), json.loads(current.to_json())
-    for name in ("teacher", "recipe", "dataset", "streams"):
-        refuse_mismatch(name, then[name], now[name], f"the cache at {str(origin)!r}")
+def _refuse_other(
+    stored: CacheMetadata, teacher: Teacher, dataset: ReplayedDataset, config: BuildConfig, origin: Path
+) -> None:
+    """Compares all that a cache was made with to what it would be made with now."""
+    made_with, now = asdict(stored), _made_with(teacher, dataset, _choose_codec(teacher, dataset, config))
+    for name, value in now.items():
+        refuse_mismatch(name, made_with[name], value, f"the cache at {str(origin)!r}")
 
 
 def _fill(
@@ -188,24 +207,25 @@ def _fill(
     advance: Advance,
 ) -> None:
     """Builds and seals the missing shards, one after the other, with one loader that never drains between them."""
-    codec = create_codec(**parts.metadata.streams[LOGITS]["codec"])
+    codec = open_index(parts)[LOGITS]
     loader = ReplayLoader(
         dataset,
         RangeSampler([(shard.view, shard.start, shard.stop) for shard in missing], config.batch_size),
         teacher.input_normalization,
         device=device,
-        num_workers=config.num_workers,
+        num_workers=config.num_workers if missing else 0,
     )
     batches = loader.pixel_batches()
-    for shard in missing:
-        payload = np.empty((shard.num_rows, codec.row_bytes), dtype=np.uint8)
-        pixels: list[int] = []
-        for pixel_batch in _batches_of(shard, batches):
-            first = int(pixel_batch.row[0]) - shard.start
-            payload[first : first + len(pixel_batch.row)] = _encode(teacher, codec, loader, pixel_batch)
-            pixels += _hash_pixels(pixel_batch, shard)
-            advance(len(pixel_batch.row))
-        parts.seal(shard, {LOGITS: payload}, np.asarray(pixels, dtype="<u4"))
+    with ShardWriter(parts) as writer:
+        for shard in missing:
+            payload = np.empty((shard.num_rows, codec.row_bytes), dtype=np.uint8)
+            pixels: list[int] = []
+            for pixel_batch in _batches_of(shard, batches):
+                first, count = int(pixel_batch.row[0]) - shard.start, len(pixel_batch.row)
+                payload[first : first + count] = codec.encode(ask(teacher, codec, loader, pixel_batch)).cpu().numpy()
+                pixels += _hash_pixels(pixel_batch)
+                advance(count)
+            writer.submit(shard, {LOGITS: payload}, np.asarray(pixels, dtype="<u4"))
 
 
 def _batches_of(shard: Shard, batches: Iterator[PixelBatch]) -> Iterator[PixelBatch]:
@@ -217,23 +237,7 @@ def _batches_of(shard: Shard, batches: Iterator[PixelBatch]) -> Iterator[PixelBa
         yield batch
 
 
-def _encode(
-    teacher: Teacher, codec: Codec, loader: ReplayLoader, pixel_batch: PixelBatch
-) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """The teacher's encoded answers, uint8 [B, row_bytes]."""
-    logits = teacher(loader.to_batch(pixel_batch)).logits
-    held = codec.can_hold(logits)
-    if not held.all():
-        bad = [loader.dataset.keys[int(row)] for row in pixel_batch.row[~held.cpu()]]
-        raise NonFiniteOutputError(
-            f"the teacher {teacher.name!r} said NaN, infinity or what codec {codec.name!r} cannot hold about "
-            f"{len(bad)} samples of view {pixel_batch.view}: {', '.join(map(repr, bad[:_NAMED_KEYS]))}"
-        )
-    encoded: np.ndarray[Any, np.dtype[np.uint8]] = codec.encode(logits).cpu().numpy()
-    return encoded
-
-
-def _hash_pixels(batch: PixelBatch, shard: Shard) -> list[int]:
+def _hash_pixels(batch: PixelBatch) -> list[int]:
     """CRC-32 of the pixels of the batch's rows that are to be hashed, in row order."""
     first = int(batch.row[0])
     return [pixel_crc32(batch.images[row - first]) for row in hashed_rows(first, first + len(batch.row))]

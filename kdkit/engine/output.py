@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from kdkit.cache import durable
 from kdkit.errors import KdkitError, OutputExistsError
 
 
@@ -29,9 +30,7 @@ def prepare_output(folder: str | Path, *, overwrite: bool) -> Path:
                 )
             shutil.rmtree(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".probe"
-        probe.touch()
-        probe.unlink()
+        durable.probe(folder)
     except KdkitError:
         raise
     except OSError as error:

@@ -2,34 +2,24 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from support import tiny_model
+from support import tiny_model, torchrun
 
 from kdkit import LogitDistillationTask
 
-HERE = Path(__file__).parent
 
-
-def torchrun(script: str, output: Path, *, ranks: int) -> Any:
+def saved_by(script: str, output: Path, *, ranks: int) -> Any:
     """What rank 0 of the script saved."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE.parent), *sys.path]), "OMP_NUM_THREADS": "1"}
-    run = subprocess.run(
-        [*command, str(HERE / script), str(output)], env=environment, capture_output=True, text=True, timeout=300
-    )
-    assert run.returncode == 0, run.stderr[-3000:]
+    torchrun(f"distributed/{script}", str(output), ranks=ranks)
     return torch.load(output, weights_only=True)
 
 
 def test_two_ranks_make_the_gradients_of_one_process_and_leave_the_teacher_alone(tmp_path: Path) -> None:
-    said = torchrun("ddp_step.py", tmp_path / "said.pt", ranks=2)
+    said = saved_by("ddp_step.py", tmp_path / "said.pt", ranks=2)
     task = LogitDistillationTask(
         tiny_model("test_efficientnet").eval(), tiny_model("test_resnet", seed=1), temperature=2.0
     )
@@ -53,5 +43,5 @@ def test_two_ranks_make_the_gradients_of_one_process_and_leave_the_teacher_alone
 
 @pytest.mark.slow
 def test_compiling_around_ddp_gives_the_eager_loss(tmp_path: Path) -> None:
-    eager, *compiled = torchrun("ddp_compile.py", tmp_path / "losses.pt", ranks=1)
+    eager, *compiled = saved_by("ddp_compile.py", tmp_path / "losses.pt", ranks=1)
     assert compiled == pytest.approx([eager, eager], abs=1e-4)

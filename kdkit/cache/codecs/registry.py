@@ -35,3 +35,8 @@ def create_codec(name: str, num_classes: int, **options: Any) -> Codec:
             accepted = ", ".join(sorted(known_options)) or "none"
             raise ConfigError(f"codec {name!r} has no option {option!r}; it takes {accepted}")
     return _CODECS[name](num_classes, **options)
+
+
+def default_codec(num_classes: int) -> Codec:
+    """The codec to use where none is named."""
+    return create_codec(Float16Codec.name, num_classes)

@@ -1,0 +1,85 @@
+"""One writer a cache, and a writer thread that hides no failure."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support import digits_dataset, tiny_model
+
+from kdkit import build_cache, create_teacher
+from kdkit.cache.format import Shard
+from kdkit.cache.lock import writer_lock
+from kdkit.cache.parts import Parts
+from kdkit.cache.writer import ShardWriter
+from kdkit.config import BuildConfig
+from kdkit.errors import CacheDiskFullError, CacheLockedError
+
+
+def _hold(folder: Path, ready: object) -> None:
+    with writer_lock(folder):
+        ready.set()  # type: ignore[attr-defined]
+        time.sleep(60)
+
+
+def test_fault_11_a_second_writer_is_refused_and_a_dead_ones_lock_is_taken_over(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    parts = tmp_path / "t.h5.parts"
+    parts.mkdir()
+    context = multiprocessing.get_context("spawn")
+    ready = context.Event()
+    owner = context.Process(target=_hold, args=(parts, ready))
+    owner.start()
+    assert ready.wait(60)
+    teacher, dataset = create_teacher(tiny_model()), digits_dataset(8)
+    config = BuildConfig(num_workers=0)
+    with pytest.raises(CacheLockedError, match=rf"process {owner.pid} on host '.+'"):
+        build_cache(teacher, dataset, tmp_path / "t.h5", config)
+    assert owner.pid is not None
+    os.kill(owner.pid, signal.SIGKILL)
+    owner.join()
+    with caplog.at_level(logging.WARNING):
+        build_cache(teacher, dataset, tmp_path / "t.h5", config)
+    assert f"process {owner.pid}" in caplog.text
+    assert (tmp_path / "t.h5").is_file()
+
+
+def test_a_lock_that_was_let_go_gives_no_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for _ in range(2):
+        with writer_lock(tmp_path):
+            assert (tmp_path / "lock").stat().st_size > 0
+    assert not caplog.records
+
+
+class _FullDisk(Parts):
+    """Parts on a disk that is full after the first shard."""
+
+    def seal(self, shard: Shard, payloads: object, pixel_crc32: object) -> None:
+        if shard.start:
+            raise CacheDiskFullError("no room")
+
+
+def _write(starts: Iterable[int], then: Callable[[], object] = lambda: None) -> None:
+    with ShardWriter(_FullDisk(Path(), None)) as writer:  # type: ignore[arg-type]
+        for start in starts:
+            writer.submit(Shard(0, start, start + 1000), {}, np.zeros(0))
+        then()
+
+
+def test_a_failure_to_seal_is_raised_by_the_next_submit_or_at_the_end() -> None:
+    for starts in ([1000], range(0, 10_000, 1000)):
+        with pytest.raises(CacheDiskFullError):
+            _write(starts)
+
+
+def test_an_error_in_the_block_is_not_replaced_by_one_of_the_writer() -> None:
+    with pytest.raises(ZeroDivisionError):
+        _write([1000], then=lambda: 1 / 0)

@@ -1,0 +1,39 @@
+"""Run by torchrun: builds a cache with all ranks. Arguments: path, batch size, rows after which to die (0: never)."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+
+import torch
+import torch.distributed as dist
+from support import digits, tiny_model
+
+import kdkit.engine.build as engine
+from kdkit import build_cache, create_teacher
+from kdkit.config import BuildConfig, ReplayRecipe
+from kdkit.data import ReplayedDataset
+
+
+def main(path: str, batch_size: int, die_after: int) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    ask, asked = engine.ask, 0
+
+    def counting_ask(teacher, codec, loader, pixels):  # type: ignore[no-untyped-def]
+        nonlocal asked
+        asked += len(pixels.row)
+        if die_after and asked > die_after:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return ask(teacher, codec, loader, pixels)
+
+    engine.ask = counting_ask
+    dataset = ReplayedDataset(digits(1797), ReplayRecipe(size=16, num_views=2, hflip=0.0))
+    config = BuildConfig(codec="float32", num_workers=0, batch_size=batch_size, shard_rows=1000)
+    build_cache(create_teacher(tiny_model()), dataset, path, config)
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
