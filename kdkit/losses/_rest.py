@@ -1,6 +1,6 @@
 """The distribution without one class: what decoupled losses are made of, exact for confident rows too.
 
-log(1 - p_c) is never taken from a rounded p_c: for the most probable class it is the logsumexp of the others.
+log(1 - p_c) is never taken from a rounded p_c: for the most probable class it comes from the logsumexp of the others.
 Dimensions: B batch, C classes.
 """
 
@@ -28,28 +28,30 @@ def split_target(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     return odds, F.log_softmax(others, dim=1)
 
 
-def log_complement(log_p: Tensor) -> Tensor:
-    """log(1 - p_c) for every class, from log-probabilities [B, C]."""
-    top = log_p.argmax(dim=1, keepdim=True)
-    of_top = torch.logsumexp(log_p.scatter(1, top, MASKED), dim=1, keepdim=True)
-    # Any class but the top one has p <= 1/2, where log1p(-p) is exact; -1 keeps the unused branch finite.
-    return torch.log1p(-log_p.scatter(1, top, -1.0).exp()).scatter(1, top, of_top)
+def log_sum_without(logits: Tensor) -> Tensor:
+    """For every class c: log sum over j != c of exp(z_j), from logits [B, C] to [B, C]."""
+    top = logits.argmax(dim=1, keepdim=True)
+    of_top = torch.logsumexp(logits.scatter(1, top, MASKED), dim=1, keepdim=True)
+    # Any class but the top one has p <= 1/2, where log1p(-p) is exact; 0 keeps the unused branch finite.
+    of_others = torch.log1p(-F.softmax(logits, dim=1).scatter(1, top, 0.0))
+    return (torch.logsumexp(logits, dim=1, keepdim=True) + of_others).scatter(1, top, of_top)
 
 
-def mean_without(log_p: Tensor, complement: Tensor, value: Tensor) -> Tensor:
-    """For every class c: sum over j != c of p_j / (1 - p_c) * value_j, [B, C].
+def mean_without(logits: Tensor, log_sum: Tensor, value: Tensor) -> Tensor:
+    """For every class c: the mean of `value` over the classes j != c under softmax(z_j, j != c), [B, C].
 
     Args:
-        log_p: log-probabilities [B, C], without gradient.
-        complement: `log_complement(log_p)` [B, C].
+        logits: z [B, C], without gradient.
+        log_sum: `log_sum_without(logits)` [B, C].
         value: [B, C].
     """
-    top = log_p.argmax(dim=1, keepdim=True)
-    weighted = log_p.exp() * value
+    top = logits.argmax(dim=1, keepdim=True)
+    weighted = F.softmax(logits, dim=1) * value
     total = weighted.sum(dim=1, keepdim=True)
-    without_top = (log_p.scatter(1, top, MASKED) - complement.gather(1, top)).exp()
+    without_top = (logits.scatter(1, top, MASKED) - log_sum.gather(1, top)).exp()
     of_top = (without_top * value).sum(dim=1, keepdim=True)
-    return ((total - weighted) * (-complement.scatter(1, top, 0.0)).exp()).scatter(1, top, of_top)
+    scale = (torch.logsumexp(logits, dim=1, keepdim=True) - log_sum).scatter(1, top, 0.0).exp()  # 1 / (1 - p_c)
+    return ((total - weighted) * scale).scatter(1, top, of_top)
 
 
 def binary_kl(student_odds: Tensor, teacher_odds: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdkit.losses._checks import check_classes, check_positive, soften, to_logit_pair
-from kdkit.losses._rest import binary_kl, log_complement, mean_without, split_target
+from kdkit.losses._rest import binary_kl, log_sum_without, mean_without, split_target
 from kdkit.losses._target import SoftLabels, resolve_target
 from kdkit.losses.sparse import SparseLogProbs, sparse_dkd
 
@@ -113,18 +113,15 @@ def _target_and_rest(logits: Tensor, index: Tensor, temperature: float) -> tuple
 
 def _expected_dkd(student: Tensor, teacher: Tensor, weights: Tensor, alpha: float, beta: float) -> Tensor:
     """mean_b sum_c weights[c] * (alpha * TCKD_c + beta * NCKD_c), with every class in turn as the target."""
-    log_s, log_t = F.log_softmax(student, dim=1), F.log_softmax(teacher, dim=1)
-    rest_s, rest_t = log_complement(log_s), log_complement(log_t)
-    ratio, rest_ratio = log_t - log_s, rest_t - rest_s
-    tckd = log_t.exp() * ratio + rest_t.exp() * rest_ratio
-    nckd = mean_without(log_t, rest_t, ratio) - rest_ratio
+    rest_s, rest_t = log_sum_without(student), log_sum_without(teacher)
+    tckd = binary_kl(student - rest_s, teacher - rest_t)
+    nckd = mean_without(teacher, rest_t, teacher - student) - (rest_t - rest_s)
     return (weights * (alpha * tckd + beta * nckd)).sum(dim=1).mean()
 
 
 def _expected_nkd(student: Tensor, teacher: Tensor, weights: Tensor, gamma: float, temperature: float) -> Tensor:
     """mean_b sum_c weights[c] * nkd with c as the target."""
     of_target = -F.softmax(teacher, dim=1) * F.log_softmax(student, dim=1)
-    log_s = F.log_softmax(soften(student, temperature), dim=1)
-    log_t = F.log_softmax(soften(teacher, temperature), dim=1)
-    of_others = log_complement(log_s) - mean_without(log_t, log_complement(log_t), log_s)
+    student, teacher = soften(student, temperature), soften(teacher, temperature)
+    of_others = log_sum_without(student) - mean_without(teacher, log_sum_without(teacher), student)
     return (weights * (of_target + gamma * temperature**2 * of_others)).sum(dim=1).mean()
