@@ -6,9 +6,12 @@ Dimensions: B batch, C classes.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 # Stands for log 0. Finite, so that 0 * (MASKED - MASKED) is 0 and no NaN reaches a gradient, and small enough to stay
 # finite in float32 when summed over a row.
@@ -28,30 +31,52 @@ def split_target(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     return odds, F.log_softmax(others, dim=1)
 
 
-def log_sum_without(logits: Tensor) -> Tensor:
-    """For every class c: log sum over j != c of exp(z_j), from logits [B, C] to [B, C]."""
-    top = logits.argmax(dim=1, keepdim=True)
-    of_top = torch.logsumexp(logits.scatter(1, top, MASKED), dim=1, keepdim=True)
-    # Any class but the top one has p <= 1/2, where log1p(-p) is exact; 0 keeps the unused branch finite.
-    of_others = torch.log1p(-F.softmax(logits, dim=1).scatter(1, top, 0.0))
-    return (torch.logsumexp(logits, dim=1, keepdim=True) + of_others).scatter(1, top, of_top)
+class LeaveOneOut:
+    """softmax(z) without each class in turn, from logits z [B, C] without gradient.
 
-
-def mean_without(logits: Tensor, log_sum: Tensor, value: Tensor) -> Tensor:
-    """For every class c: the mean of `value` over the classes j != c under softmax(z_j, j != c), [B, C].
-
-    Args:
-        logits: z [B, C], without gradient.
-        log_sum: `log_sum_without(logits)` [B, C].
-        value: [B, C].
+    Attributes:
+        p: softmax(z) [B, C].
+        log_sum: for every class c, log sum over j != c of exp(z_j), [B, C].
     """
-    top = logits.argmax(dim=1, keepdim=True)
-    weighted = F.softmax(logits, dim=1) * value
-    total = weighted.sum(dim=1, keepdim=True)
-    without_top = (logits.scatter(1, top, MASKED) - log_sum.gather(1, top)).exp()
-    of_top = (without_top * value).sum(dim=1, keepdim=True)
-    scale = (torch.logsumexp(logits, dim=1, keepdim=True) - log_sum).scatter(1, top, 0.0).exp()  # 1 / (1 - p_c)
-    return ((total - weighted) * scale).scatter(1, top, of_top)
+
+    def __init__(self, logits: Tensor) -> None:
+        largest, self._top = logits.max(dim=1, keepdim=True)
+        others = logits.scatter(1, self._top, MASKED)
+        self.p, self._without_top = F.softmax(logits, dim=1), F.softmax(others, dim=1)
+        # A largest probability is at least 1 / C: its logarithm gives the logsumexp without another pass.
+        log_all = largest - self.p.gather(1, self._top).log()
+        of_top = others.amax(dim=1, keepdim=True) - self._without_top.amax(dim=1, keepdim=True).log()
+        # Any class but the top one has p <= 1/2, where 1 - p is exact to rounding.
+        self._complement = (1 - self.p).scatter_(1, self._top, 1.0)
+        self.log_sum = self._complement.log().add_(log_all).scatter_(1, self._top, of_top)
+
+    def mixture(self, weights: Tensor) -> Tensor:
+        """sum over c of weights_c * softmax(z_j, j != c): [B, C] from weights [B, C]."""
+        # Without c, p_j becomes p_j / (1 - p_c): safe for every c but the top one, which follows by itself.
+        share = (weights / self._complement).scatter_(1, self._top, 0.0)
+        mixed = share.sum(dim=1, keepdim=True).sub(share).mul_(self.p)
+        return mixed.addcmul_(weights.gather(1, self._top), self._without_top)
+
+
+class WeightedLogSum(torch.autograd.Function):
+    """sum over c of weights_c * (log sum over j != c of exp(z_j)): [B] from logits z [B, C] and weights [B, C].
+
+    Its slope is LeaveOneOut.mixture, so nothing of the value has to be differentiated, or kept.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, weights: Tensor) -> Tensor:
+        """The value [B]; keeps its gradient for the logits [B, C]."""
+        without = LeaveOneOut(logits)
+        ctx.save_for_backward(without.mixture(weights))
+        return (weights * without.log_sum).sum(dim=1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        """The gradient for the logits."""
+        (slope,) = ctx.saved_tensors
+        return grad.unsqueeze(1) * slope, None
 
 
 def binary_kl(student_odds: Tensor, teacher_odds: Tensor) -> Tensor:

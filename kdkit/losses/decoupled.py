@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from kdkit.losses._checks import check_classes, check_positive, soften, to_logit_pair
-from kdkit.losses._rest import binary_kl, log_sum_without, mean_without, split_target
+from kdkit.losses._rest import LeaveOneOut, WeightedLogSum, binary_kl, split_target
 from kdkit.losses._target import SoftLabels, resolve_target
 from kdkit.losses.sparse import SparseLogProbs, sparse_dkd
 
@@ -112,16 +113,25 @@ def _target_and_rest(logits: Tensor, index: Tensor, temperature: float) -> tuple
 
 
 def _expected_dkd(student: Tensor, teacher: Tensor, weights: Tensor, alpha: float, beta: float) -> Tensor:
-    """mean_b sum_c weights[c] * (alpha * TCKD_c + beta * NCKD_c), with every class in turn as the target."""
-    rest_s, rest_t = log_sum_without(student), log_sum_without(teacher)
-    tckd = binary_kl(student - rest_s, teacher - rest_t)
-    nckd = mean_without(teacher, rest_t, teacher - student) - (rest_t - rest_s)
-    return (weights * (alpha * tckd + beta * nckd)).sum(dim=1).mean()
+    """mean_b sum_c weights[c] * (alpha * TCKD_c + beta * NCKD_c), with every class in turn as the target.
+
+    Every term is a teacher's probability times a difference of log-probabilities, and each of those is a logit, or the
+    logsumexp without c, less the logsumexp of all. So the sum over c collapses to one coefficient for each.
+    """
+    without = LeaveOneOut(teacher)
+    of_logit = beta * without.mixture(weights) + alpha * weights * without.p
+    of_rest = weights * (alpha * (1 - without.p) - beta)
+    of_all = alpha * weights.sum(dim=1)
+    student_rest: Tensor = WeightedLogSum.apply(student, of_rest)
+    rest = (of_rest * without.log_sum).sum(dim=1) - student_rest
+    total = of_all * (torch.logsumexp(teacher, dim=1) - torch.logsumexp(student, dim=1))
+    return ((of_logit * (teacher - student)).sum(dim=1) + rest - total).mean()
 
 
 def _expected_nkd(student: Tensor, teacher: Tensor, weights: Tensor, gamma: float, temperature: float) -> Tensor:
-    """mean_b sum_c weights[c] * nkd with c as the target."""
-    of_target = -F.softmax(teacher, dim=1) * F.log_softmax(student, dim=1)
+    """mean_b sum_c weights[c] * nkd with c as the target, collapsed like `_expected_dkd`."""
+    of_target = -(weights * F.softmax(teacher, dim=1) * F.log_softmax(student, dim=1)).sum(dim=1)
     student, teacher = soften(student, temperature), soften(teacher, temperature)
-    of_others = log_sum_without(student) - mean_without(teacher, log_sum_without(teacher), student)
-    return (weights * (of_target + gamma * temperature**2 * of_others)).sum(dim=1).mean()
+    student_rest: Tensor = WeightedLogSum.apply(student, weights)
+    of_others = student_rest - (LeaveOneOut(teacher).mixture(weights) * student).sum(dim=1)
+    return (of_target + gamma * temperature**2 * of_others).mean()

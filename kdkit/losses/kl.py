@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdkit.losses._checks import check_positive, soften, to_logit_pair
+from kdkit.losses._checks import soften, to_logit_pair
 from kdkit.losses.sparse import SparseLogProbs, sparse_kl
 
 
@@ -26,7 +26,6 @@ def kl(student_logits: Tensor, teacher_logits: Tensor | SparseLogProbs, *, tempe
         megvii-research/mdistiller mdistiller/distillers/KD.py.
     """
     if isinstance(teacher_logits, SparseLogProbs):
-        check_positive("temperature", temperature)
         return sparse_kl(student_logits, teacher_logits, temperature, entropy=True)
     student, teacher = to_logit_pair(student_logits, teacher_logits)
     log_p_student = F.log_softmax(soften(student, temperature), dim=1)
@@ -51,7 +50,6 @@ def soft_ce(student_logits: Tensor, teacher_logits: Tensor | SparseLogProbs, *, 
         google-research/big_vision big_vision/evaluators/proj/distill/distance.py (which reports the KL form).
     """
     if isinstance(teacher_logits, SparseLogProbs):
-        check_positive("temperature", temperature)
         return sparse_kl(student_logits, teacher_logits, temperature, entropy=False)
     student, teacher = to_logit_pair(student_logits, teacher_logits)
     p_teacher = F.softmax(soften(teacher, temperature), dim=1)

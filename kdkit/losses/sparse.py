@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdkit.errors import ConfigError, ShapeError
-from kdkit.losses._checks import check_logits, to_compute_dtype
+from kdkit.losses._checks import check_logits, soften, to_compute_dtype
 from kdkit.losses._rest import MASKED, binary_kl, split_target
 
 _NOTHING_LEFT = -1e4  # log of a rest mass of 0: small beyond meaning, yet float32 still tells log C from it
@@ -69,7 +69,7 @@ class SparseLogProbs:
 
 def sparse_kl(student_logits: Tensor, teacher: SparseLogProbs, temperature: float, *, entropy: bool) -> Tensor:
     """T^2 * batchmean KL(p_t || p_s), or the cross-entropy -sum p_t log p_s where `entropy` is False."""
-    log_p = F.log_softmax(_check_pair(student_logits, teacher) / temperature, dim=1)
+    log_p = F.log_softmax(soften(_check_pair(student_logits, teacher), temperature), dim=1)
     top, each = teacher.soften(temperature)
     others = teacher.num_classes - top.shape[1]
     kept = log_p.gather(1, teacher.ids)
@@ -85,7 +85,7 @@ def sparse_dkd(
     student_logits: Tensor, teacher: SparseLogProbs, target: Tensor, *, alpha: float, beta: float, temperature: float
 ) -> Tensor:
     """The loss `dkd` for index labels [B]."""
-    student = _check_pair(student_logits, teacher) / temperature
+    student = soften(_check_pair(student_logits, teacher), temperature)
     log_p, index = F.log_softmax(student, dim=1), target.unsqueeze(1)
     student_odds, _ = split_target(student, target)
     top, each = teacher.soften(temperature)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from kdkit.losses._checks import check_classes, to_compute_dtype, to_logit_pair
@@ -25,7 +27,10 @@ def standardize(logits: Tensor) -> Tensor:
     """
     check_classes("standardize", logits)
     values = to_compute_dtype(logits)
-    return (values - values.mean(dim=1, keepdim=True)) / (1e-7 + values.std(dim=1, keepdim=True))
+    centred = values - values.mean(dim=1, keepdim=True)
+    # The norm of a zero row has gradient 0, and is several times quicker than std.
+    std: Tensor = torch.linalg.vector_norm(centred, dim=1, keepdim=True) / math.sqrt(values.shape[1] - 1)
+    return centred / (1e-7 + std)
 
 
 def standardized(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
