@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdkit.losses._checks import check_classes, check_positive, soften, to_logit_pair
-from kdkit.losses._rest import LeaveOneOut, WeightedLogSum, binary_kl, split_target
+from kdkit.losses._rest import Combination, LeaveOneOut, binary_kl, split_target
 from kdkit.losses._target import SoftLabels, resolve_target
 from kdkit.losses.sparse import SparseLogProbs, sparse_dkd
 
@@ -54,11 +54,11 @@ def dkd(
     student, teacher = soften(student, temperature), soften(teacher, temperature)
     if labels.ndim == 2:
         return _expected_dkd(student, teacher, labels, alpha, beta) * temperature**2
-    student_odds, student_rest = split_target(student, labels)
-    teacher_odds, teacher_rest = split_target(teacher, labels)
-    tckd = binary_kl(student_odds, teacher_odds).mean()
-    nckd = F.kl_div(student_rest, teacher_rest, reduction="batchmean", log_target=True)
-    return (alpha * tckd + beta * nckd) * temperature**2
+    _, student_log_sum, student_odds = split_target(student, labels)
+    others, teacher_log_sum, teacher_odds = split_target(teacher, labels)
+    # log(q_t / q_s) is a difference of logits, less one of logsumexps; q_t is 0 at the target.
+    nckd = (F.softmax(others, dim=1) * (teacher - student)).sum(dim=1) - (teacher_log_sum - student_log_sum)
+    return (alpha * binary_kl(student_odds, teacher_odds) + beta * nckd).mean() * temperature**2
 
 
 def nkd(
@@ -96,20 +96,14 @@ def nkd(
     labels = resolve_target("nkd", student, target, soft_labels)
     if labels.ndim == 2:
         return _expected_nkd(student, teacher, labels, gamma, temperature)
-    log_p_target, log_q = _target_and_rest(student, labels, temperature)
-    teacher_log_p_target, teacher_log_q = _target_and_rest(teacher, labels, temperature)
-    of_target = -(teacher_log_p_target.exp() * log_p_target).mean()
-    of_others = -(teacher_log_q.exp() * log_q).sum(dim=1).mean()
-    return of_target + gamma * temperature**2 * of_others
-
-
-def _target_and_rest(logits: Tensor, index: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """log p[y] at T = 1 [B], and log q at T [B, C]."""
-    odds, log_q = split_target(logits, index)
-    softened = soften(logits, temperature)
-    if softened is not logits:
-        _, log_q = split_target(softened, index)
-    return F.logsigmoid(odds), log_q
+    soft_student, soft_teacher = soften(student, temperature), soften(teacher, temperature)
+    _, log_sum, student_odds = split_target(soft_student, labels)
+    others, _, teacher_odds = split_target(soft_teacher, labels)
+    of_others = log_sum - (F.softmax(others, dim=1) * soft_student).sum(dim=1)
+    if soft_student is not student:  # the target's own term is taken at T = 1
+        student_odds, teacher_odds = split_target(student, labels)[2], split_target(teacher, labels)[2]
+    of_target = -torch.sigmoid(teacher_odds) * F.logsigmoid(student_odds)
+    return (of_target + gamma * temperature**2 * of_others).mean()
 
 
 def _expected_dkd(student: Tensor, teacher: Tensor, weights: Tensor, alpha: float, beta: float) -> Tensor:
@@ -119,19 +113,17 @@ def _expected_dkd(student: Tensor, teacher: Tensor, weights: Tensor, alpha: floa
     logsumexp without c, less the logsumexp of all. So the sum over c collapses to one coefficient for each.
     """
     without = LeaveOneOut(teacher)
-    of_logit = beta * without.mixture(weights) + alpha * weights * without.p
-    of_rest = weights * (alpha * (1 - without.p) - beta)
-    of_all = alpha * weights.sum(dim=1)
-    student_rest: Tensor = WeightedLogSum.apply(student, of_rest)
-    rest = (of_rest * without.log_sum).sum(dim=1) - student_rest
-    total = of_all * (torch.logsumexp(teacher, dim=1) - torch.logsumexp(student, dim=1))
-    return ((of_logit * (teacher - student)).sum(dim=1) + rest - total).mean()
+    of_logit = without.mixture(weights).mul_(beta).add_(alpha * weights * without.p)
+    of_rest = (alpha - beta - alpha * without.p).mul_(weights)
+    of_all = -alpha * weights.sum(dim=1, keepdim=True)
+    of_student: Tensor = Combination.apply(student, of_logit, of_rest, of_all)
+    return (without.combine(of_logit, of_rest, of_all) - of_student).mean()
 
 
 def _expected_nkd(student: Tensor, teacher: Tensor, weights: Tensor, gamma: float, temperature: float) -> Tensor:
     """mean_b sum_c weights[c] * nkd with c as the target, collapsed like `_expected_dkd`."""
     of_target = -(weights * F.softmax(teacher, dim=1) * F.log_softmax(student, dim=1)).sum(dim=1)
     student, teacher = soften(student, temperature), soften(teacher, temperature)
-    student_rest: Tensor = WeightedLogSum.apply(student, weights)
-    of_others = student_rest - (LeaveOneOut(teacher).mixture(weights) * student).sum(dim=1)
+    of_logit, of_all = LeaveOneOut(teacher).mixture(weights).neg_(), torch.zeros_like(weights[:, :1])
+    of_others: Tensor = Combination.apply(student, of_logit, weights, of_all)
     return (of_target + gamma * temperature**2 * of_others).mean()

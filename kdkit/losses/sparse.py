@@ -87,7 +87,7 @@ def sparse_dkd(
     """The loss `dkd` for index labels [B]."""
     student = soften(_check_pair(student_logits, teacher), temperature)
     log_p, index = F.log_softmax(student, dim=1), target.unsqueeze(1)
-    student_odds, _ = split_target(student, target)
+    _, _, student_odds = split_target(student, target)
     top, each = teacher.soften(temperature)
     is_target = teacher.ids == index
     kept_target = is_target.any(dim=1)
