@@ -2,10 +2,10 @@
 
     python benchmarks/losses.py [--repeats 15] [--threads 1] [--only kl dkd]
 
-Prints Markdown. All contenders of a table take turns within one process, so that a busy machine disturbs all of them
-alike; the time is the median over the turns, the ratio the median of the turns' own ratios. Peak memory is the largest
-sum of live tensor bytes that the torch profiler saw between the call and the end of backward, inputs not counted.
-About 3 minutes on 2 CPU cores.
+Prints Markdown. Every contender runs beside its baseline, in turns, now before it and now after it, so that a busy
+machine disturbs both alike; the time is the median over the turns, the ratio the median of the turns' own ratios. Peak
+memory is the largest sum of live tensor bytes that the torch profiler saw between the call and the end of backward,
+inputs not counted. About 4 minutes on 2 CPU cores.
 """
 
 import argparse
@@ -99,22 +99,21 @@ def peak_bytes(leaf: Tensor, step: Step) -> int:
 
 
 def table(title: str, leaf: Tensor, steps: dict[str, Step], repeats: int) -> None:
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    for turn in range(repeats + 1):
-        for name, step in steps.items():
-            taken = seconds(leaf, step)
-            if turn:  # the first turn warms up
-                times[name].append(taken)
     print(f"\n## {title}\n\n| loss | ms | time ratio | peak MiB | memory ratio |\n|---|---|---|---|---|")
-    peaks = {name: peak_bytes(leaf, step) for name, step in steps.items()}
-    for name in steps:
-        base = "plain, T=4" if name.endswith("T=4") else "plain"
-        if base not in steps:
-            base = "plain"
-        ratio = statistics.median(a / b for a, b in zip(times[name], times[base], strict=True))
+    for name, step in steps.items():
+        base = steps["plain, T=4" if name.endswith("T=4") else "plain"]
+        times, ratios = [], []
+        for turn in range(repeats + 1):
+            pair = [seconds(leaf, s) for s in ((base, step) if turn % 2 else (step, base))]
+            own, other = pair if turn % 2 == 0 else reversed(pair)
+            if turn:  # the first turn warms up
+                times.append(own)
+                ratios.append(own / other)
+        peak, base_peak = peak_bytes(leaf, step), peak_bytes(leaf, base)
         print(
-            f"| {name} | {1e3 * statistics.median(times[name]):.1f} | {ratio:.2f} | {peaks[name] / 2**20:.1f} | "
-            f"{peaks[name] / peaks[base]:.2f} |"
+            f"| {name} | {1e3 * statistics.median(times):.1f} | {statistics.median(ratios):.2f} | "
+            f"{peak / 2**20:.1f} | {peak / base_peak:.2f} |",
+            flush=True,
         )
 
 

@@ -113,7 +113,7 @@ def _expected_dkd(student: Tensor, teacher: Tensor, weights: Tensor, alpha: floa
     logsumexp without c, less the logsumexp of all. So the sum over c collapses to one coefficient for each.
     """
     without = LeaveOneOut(teacher)
-    of_logit = without.mixture(weights).mul_(beta).add_(alpha * weights * without.p)
+    of_logit = without.mixture(weights).mul_(beta).addcmul_(weights, without.p, value=alpha)
     of_rest = (alpha - beta - alpha * without.p).mul_(weights)
     of_all = -alpha * weights.sum(dim=1, keepdim=True)
     of_student: Tensor = Combination.apply(student, of_logit, of_rest, of_all)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -47,5 +48,7 @@ def hint_cosine(student_feature: Tensor, teacher_feature: Tensor) -> Tensor:
     """
     student, teacher = to_feature_pair(student_feature, teacher_feature)
     check_same_width(student, teacher)
-    cosine = F.cosine_similarity(resize_map(student, teacher), teacher, dim=width_dim(teacher), eps=1e-12)
+    student, dim = resize_map(student, teacher), width_dim(teacher)
+    norms = torch.linalg.vector_norm(student, dim=dim) * torch.linalg.vector_norm(teacher, dim=dim)
+    cosine = (student * teacher).sum(dim=dim) / torch.where(norms > 0, norms, 1.0)
     return 1 - cosine.mean()
