@@ -86,8 +86,8 @@ def sparse_dkd(
 ) -> Tensor:
     """The loss `dkd` for index labels [B]."""
     student = soften(_check_pair(student_logits, teacher), temperature)
-    log_p, index = F.log_softmax(student, dim=1), target.unsqueeze(1)
-    _, _, student_odds = split_target(student, target)
+    index = target.unsqueeze(1)
+    _, log_sum, student_odds = split_target(student, target)
     top, each = teacher.soften(temperature)
     is_target = teacher.ids == index
     kept_target = is_target.any(dim=1)
@@ -95,13 +95,12 @@ def sparse_dkd(
     top_others = top.masked_fill(is_target, MASKED)
     log_left = torch.logsumexp(torch.cat([top_others, _log_times(each, others).unsqueeze(1)], dim=1), dim=1)
     teacher_odds = torch.where(kept_target, (top * is_target).sum(dim=1), each) - log_left
-    # NCKD = sum over non-targets of q_t (log q_t - log p_s), plus log(1 - p_s[y]).
+    # NCKD = sum over non-targets of q_t (log q_t - z_s), plus the logsumexp of the student's non-targets.
     top_q, each_q = top_others - log_left.unsqueeze(1), each - log_left
-    kept = log_p.gather(1, teacher.ids)
-    rest = log_p.sum(dim=1) - kept.sum(dim=1) - torch.where(kept_target, 0.0, log_p.gather(1, index).squeeze(1))
+    kept = student.gather(1, teacher.ids)
+    rest = student.sum(dim=1) - kept.sum(dim=1) - torch.where(kept_target, 0.0, student.gather(1, index).squeeze(1))
     each_q_mass = torch.where(others > 0, each_q, MASKED).exp()
-    nckd = (top_q.exp() * (top_q - kept)).sum(dim=1) + each_q_mass * (others * each_q - rest)
-    nckd = nckd + F.logsigmoid(-student_odds)
+    nckd = (top_q.exp() * (top_q - kept)).sum(dim=1) + each_q_mass * (others * each_q - rest) + log_sum
     return (alpha * binary_kl(student_odds, teacher_odds) + beta * nckd).mean() * temperature**2
 
 

@@ -1,5 +1,8 @@
 """Losses by name."""
 
+import inspect
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -66,3 +69,23 @@ def test_unknown_names_and_options_are_answered_with_known_ones():
         losses.create("vitkd", student_width=3)
     with pytest.raises(ConfigError, match="loss 'hint_mse' needs the option 'teacher_width', got student_width"):
         losses.create("hint_mse", student_width=3)
+
+
+def test_every_loss_has_a_page_and_cites_its_source():
+    pages = Path(__file__).parents[2] / "docs" / "losses"
+    index = (pages / "index.md").read_text()
+    for name in losses.available():
+        assert f"[{name}]({name}.md)" in index
+        page = (pages / f"{name}.md").read_text()
+        assert page.startswith(f"# {name}: ")
+        assert "## Source" in page
+        for part in ("Args:", "Returns:", "Source:"):
+            assert part in getattr(losses, name).__doc__, (name, part)
+
+
+def test_every_option_of_a_loss_is_on_its_page():
+    pages = Path(__file__).parents[2] / "docs" / "losses"
+    for name in losses.available():
+        page = (pages / f"{name}.md").read_text()
+        for option in inspect.signature(getattr(losses, name)).parameters.values():
+            assert option.kind is not option.KEYWORD_ONLY or f"`{option.name}`" in page, (name, option.name)

@@ -43,7 +43,7 @@ def test_the_result_is_dense_in_float32_too(name):
     student, sparse, target = make(4, classes=3000, batch=16, dtype=torch.float32)
     got = value_and_slope(name, student, sparse, target)
     expected = value_and_slope(name, student, sparse.to_dense(), target)
-    torch.testing.assert_close(got[0], expected[0], rtol=1e-5, atol=0)
+    torch.testing.assert_close(got[0], expected[0], rtol=1e-4, atol=0)
     torch.testing.assert_close(got[1], expected[1], rtol=1e-4, atol=1e-6 * float(expected[1].abs().max()))
 
 
@@ -97,7 +97,7 @@ def peak_bytes(step):
     return peak
 
 
-@pytest.mark.parametrize(("name", "most"), [("kl", 3), ("soft_ce", 3), ("dkd", 7)])
+@pytest.mark.parametrize(("name", "most"), [("kl", 3), ("soft_ce", 3), ("dkd", 5)])
 def test_the_peak_memory_at_21841_classes_is_the_students_alone(name, most):
     """`most` counts float32 [B, C] tensors alive at once: the student's log-probabilities and gradients."""
     student, sparse, target = make(16, batch=8, classes=21841, dtype=torch.float32)

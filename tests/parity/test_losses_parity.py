@@ -1,9 +1,10 @@
 """Every loss against an independent numpy implementation in float64: values, and gradients for the student.
 
-Compared: random, confident, huge (logit gaps of 1e4), flat, tied and bfloat16 inputs; relative error at most 1e-6 in
-float64 and 1e-4 in float32, a gradient's error taken relative to its largest entry. The reference starts from the very
-numbers that kdkit gets, rounded already. Not promised: relative accuracy of a divergence near 0 in float32, where the
-rounding of the log-probabilities themselves is larger; and under bfloat16 the last rounding of the gradient to it.
+Compared: random, confident, huge (logit gaps of 1e4), flat, tied, offset (by 100) and bfloat16 inputs; relative error
+at most 1e-6 in float64 and 1e-4 in float32, a gradient's error taken relative to its largest entry. The reference
+starts from the very numbers that kdkit gets, rounded already. Not promised: relative accuracy of a divergence near 0 in
+float32, where the rounding of the log-probabilities themselves is larger; and under bfloat16 the last rounding of the
+gradient to it.
 """
 
 import numpy as np
@@ -34,6 +35,8 @@ def make_logits(kind):
         student, teacher = 0.3 * student, np.full((B, C), 2.5)
     if kind == "tied":
         student, teacher = np.round(student), np.round(teacher)
+    if kind == "offset":
+        student, teacher = student + 100, teacher - 100
     labels = rng.integers(0, C, size=B)
     labels[:3] = [0, 1, 2]  # where the teacher is confident
     mixed = np.zeros((B, C))
@@ -82,7 +85,7 @@ def check(loss, ref_loss, student, teacher, dtype):
 
 
 @pytest.mark.parametrize("dtype", PRECISIONS, ids=str)
-@pytest.mark.parametrize("kind", ["random", "confident", "huge", "flat", "tied"])
+@pytest.mark.parametrize("kind", ["random", "confident", "huge", "flat", "tied", "offset"])
 @pytest.mark.parametrize("case", LOGIT_CASES)
 def test_a_logit_loss_equals_the_papers_formula(case, kind, dtype):
     name, options = case.split()[0], LOGIT_CASES[case]
