@@ -68,10 +68,15 @@ def multi_teacher(
     return wrapped
 
 
-def _check_weights(teacher_logits: Tensor | Sequence[Tensor], weights: Sequence[float] | None) -> list[float]:
+def _check_weights(teacher_logits: Tensor | Sequence[object], weights: Sequence[float] | None) -> list[float]:
     if isinstance(teacher_logits, Tensor) or len(teacher_logits) == 0:
         raise ShapeError("teacher_logits must be a non-empty sequence of tensors [B, C], one a teacher")
-    shapes = [list(logits.shape) for logits in teacher_logits]
+    shapes = []
+    for logits in teacher_logits:
+        if not isinstance(logits, Tensor):
+            kind = type(logits).__name__
+            raise ShapeError(f"teacher_logits must be tensors [B, C], got {kind}; pass its .to_dense()")
+        shapes.append(list(logits.shape))
     if any(shape != shapes[0] for shape in shapes) or len(shapes[0]) != 2:
         raise ShapeError(f"teacher_logits must have one shape [B, C], got {' and '.join(map(str, shapes))}")
     shares = [1.0] * len(shapes) if weights is None else [float(w) for w in weights]

@@ -118,6 +118,8 @@ def test_what_does_not_fit_a_sparse_teacher_is_named():
         losses.kl(student, SparseLogProbs(sparse.ids, sparse.log_probs[:, :2], 12))
     with pytest.raises(ShapeError, match=r"must be a tensor \[B, C\] here, got SparseLogProbs; .*to_dense"):
         losses.dist(student, sparse)
+    with pytest.raises(ShapeError, match=r"must be tensors \[B, C\], got SparseLogProbs; pass its .to_dense"):
+        losses.multi_teacher(losses.kl)(student, [sparse, sparse])
     with pytest.raises(ShapeError, match=r"sparse teacher takes index labels"):
         losses.dkd(student, sparse, F.one_hot(target, 12).double())
     with pytest.raises(ConfigError, match=r"k must be in 1..12 for logits \[7, 12\], got 13"):

@@ -135,11 +135,12 @@ def pearson(u, v):
 
 
 def dist(z_s, z_t, beta=1.0, gamma=1.0, temperature=1.0):
-    p_s = np.array([np.exp(log_softmax(s / temperature)) for s in z_s])
-    p_t = np.array([np.exp(log_softmax(t / temperature)) for t in z_t])
-    inter = 1 - mean(pearson(s, t) for s, t in zip(p_s, p_t, strict=True))
-    # A correlation is free of scale; the division only keeps tiny probabilities apart from constants.
-    intra = 1 - mean(pearson(s / s.real.max(), t / t.max()) for s, t in zip(p_s.T, p_t.T, strict=True))
+    log_s = np.array([log_softmax(s / temperature) for s in z_s])
+    log_t = np.array([log_softmax(t / temperature) for t in z_t])
+    inter = 1 - mean(pearson(np.exp(s), np.exp(t)) for s, t in zip(log_s, log_t, strict=True))
+    # A correlation is free of scale: a largest probability of 1 keeps the rarest class from underflow.
+    columns = zip(log_s.T, log_t.T, strict=True)
+    intra = 1 - mean(pearson(np.exp(s - s.real.max()), np.exp(t - t.max())) for s, t in columns)
     return temperature**2 * (beta * inter + gamma * intra)
 
 
