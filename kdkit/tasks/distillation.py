@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -35,7 +34,8 @@ class LogitDistillationTask(TrainingTask):
             Teacher yet is made one that takes its input in the student's normalisation.
         criterion: task loss of (logits [B, C], target); cross-entropy by default. With task_loss_weight 0 no label is
             looked at, and `target` may be None.
-        distill_loss: name of a loss in kdkit.losses, or a function of (student_logits, teacher_logits[, target]).
+        distill_loss: name of a loss in kdkit.losses, or a function of (student_logits, teacher_logits), with a
+            third argument `target` if it needs the labels.
         temperature: bound into a loss given by name; that loss's own default when None.
         task_loss_weight, distill_loss_weight: weights of the sum above.
         device, dtype, verbose: as for TrainingTask.
@@ -118,13 +118,13 @@ class LogitDistillationTask(TrainingTask):
 def _resolve_loss(loss: str | DistillLoss, temperature: float | None) -> tuple[DistillLoss, bool]:
     """The loss as a function, and whether it takes the target as its third argument."""
     if isinstance(loss, str):
+        if losses.is_feature_loss(loss):
+            raise ConfigError(f"{loss!r} compares features, not logits: it is no loss for LogitDistillationTask")
         options = {} if temperature is None else {"temperature": temperature}
         loss = losses.create(loss, **options)
     elif temperature is not None:
         raise ConfigError("temperature is for a loss given by name; bind it into your own function instead")
-    parameters = inspect.signature(loss).parameters.values()
-    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    return loss, len(positional) >= 3
+    return loss, losses.needs_target(loss)
 
 
 def _resolve_teacher(

@@ -1,0 +1,129 @@
+"""Losses that treat the labelled class and the others apart."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kdkit.losses._checks import check_classes, check_positive, soften, to_logit_pair
+from kdkit.losses._rest import Combination, LeaveOneOut, binary_kl, split_target
+from kdkit.losses._target import SoftLabels, resolve_target
+from kdkit.losses.sparse import SparseLogProbs, sparse_dkd
+
+
+def dkd(
+    student_logits: Tensor,
+    teacher_logits: Tensor | SparseLogProbs,
+    target: Tensor | None = None,
+    *,
+    alpha: float = 1.0,
+    beta: float = 8.0,
+    temperature: float = 4.0,
+    soft_labels: SoftLabels = "expected",
+) -> Tensor:
+    """Decoupled knowledge distillation: the target's share and the order of the others, weighted apart.
+
+    T^2 * mean_b (alpha * TCKD + beta * NCKD): reduction "batchmean", T^2 applied. TCKD is the KL divergence of the
+    binary distributions (p[y], 1 - p[y]); NCKD that of the softmax over the other classes. NCKD of 2 classes is 0.
+
+    Args:
+        student_logits: [B, C], C >= 2.
+        teacher_logits: [B, C], or sparse (then with index labels); no gradient flows into them.
+        target: index labels [B], or soft labels [B, C] under the policy `soft_labels`. Required.
+        alpha: weight of TCKD.
+        beta: weight of NCKD; 8 for CIFAR at T = 4, 0.5 for ImageNet at T = 1.
+        temperature: T > 0.
+        soft_labels: for [B, C] targets: 'expected' the label-weighted mean over y, 'argmax' the largest label as y, or
+            'error'.
+
+    Returns:
+        Scalar of shape [], float32 (float64 for float64 inputs).
+
+    Source: Zhao et al. 2022, "Decoupled Knowledge Distillation", eq. 7;
+        megvii-research/mdistiller mdistiller/distillers/DKD.py.
+    """
+    check_classes("dkd", student_logits)
+    check_positive("temperature", temperature)
+    if isinstance(teacher_logits, SparseLogProbs):
+        policy: SoftLabels = "error" if soft_labels == "expected" else soft_labels
+        labels = resolve_target("dkd with a sparse teacher", student_logits, target, policy)
+        return sparse_dkd(student_logits, teacher_logits, labels, alpha=alpha, beta=beta, temperature=temperature)
+    student, teacher = to_logit_pair(student_logits, teacher_logits)
+    labels = resolve_target("dkd", student, target, soft_labels)
+    student, teacher = soften(student, temperature), soften(teacher, temperature)
+    if labels.ndim == 2:
+        return _expected_dkd(student, teacher, labels, alpha, beta) * temperature**2
+    _, student_log_sum, student_odds = split_target(student, labels)
+    others, teacher_log_sum, teacher_odds = split_target(teacher, labels)
+    # log(q_t / q_s) is a difference of logits, less one of logsumexps; q_t is 0 at the target.
+    nckd = (F.softmax(others, dim=1) * (teacher - student)).sum(dim=1) - (teacher_log_sum - student_log_sum)
+    return (alpha * binary_kl(student_odds, teacher_odds) + beta * nckd).mean() * temperature**2
+
+
+def nkd(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    target: Tensor | None = None,
+    *,
+    gamma: float = 1.5,
+    temperature: float = 1.0,
+    soft_labels: SoftLabels = "expected",
+) -> Tensor:
+    """Normalised knowledge distillation: cross-entropies of the target and of the renormalised others.
+
+    mean_b [-p_t[y] log p_s[y] - gamma * T^2 * sum_{j != y} q_t[j] log q_s[j]]: mean over the batch. p is the softmax
+    at T = 1; q the softmax at T over the classes other than y. T^2 applies to the second term alone. Its minimum is
+    not 0.
+
+    Args:
+        student_logits: [B, C], C >= 2.
+        teacher_logits: [B, C]; no gradient flows into them.
+        target: index labels [B], or soft labels [B, C] under the policy `soft_labels`. Required.
+        gamma: weight of the second term.
+        temperature: T > 0, of the second term.
+        soft_labels: for [B, C] targets: 'expected' the label-weighted mean over y, 'argmax' the largest label as y, or
+            'error'.
+
+    Returns:
+        Scalar of shape [], float32 (float64 for float64 inputs).
+
+    Source: Yang et al. 2023, "From Knowledge Distillation to Self-Knowledge Distillation", section 3;
+        yzd-v/cls_KD mmcls/models/dis_losses/nkd.py.
+    """
+    check_classes("nkd", student_logits)
+    student, teacher = to_logit_pair(student_logits, teacher_logits)
+    labels = resolve_target("nkd", student, target, soft_labels)
+    if labels.ndim == 2:
+        return _expected_nkd(student, teacher, labels, gamma, temperature)
+    soft_student, soft_teacher = soften(student, temperature), soften(teacher, temperature)
+    _, log_sum, student_odds = split_target(soft_student, labels)
+    others, _, teacher_odds = split_target(soft_teacher, labels)
+    of_others = log_sum - (F.softmax(others, dim=1) * soft_student).sum(dim=1)
+    if soft_student is not student:  # the target's own term is taken at T = 1
+        student_odds, teacher_odds = split_target(student, labels)[2], split_target(teacher, labels)[2]
+    of_target = -torch.sigmoid(teacher_odds) * F.logsigmoid(student_odds)
+    return (of_target + gamma * temperature**2 * of_others).mean()
+
+
+def _expected_dkd(student: Tensor, teacher: Tensor, weights: Tensor, alpha: float, beta: float) -> Tensor:
+    """mean_b sum_c weights[c] * (alpha * TCKD_c + beta * NCKD_c), with every class in turn as the target.
+
+    Every term is a teacher's probability times a difference of log-probabilities, and each of those is a logit, or the
+    logsumexp without c, less the logsumexp of all. So the sum over c collapses to one coefficient for each.
+    """
+    without = LeaveOneOut(teacher)
+    of_logit = without.mixture(weights).mul_(beta).addcmul_(weights, without.p, value=alpha)
+    of_rest = (alpha - beta - alpha * without.p).mul_(weights)
+    of_all = -alpha * weights.sum(dim=1, keepdim=True)
+    of_student: Tensor = Combination.apply(student, of_logit, of_rest, of_all)
+    return (without.combine(of_logit, of_rest, of_all) - of_student).mean()
+
+
+def _expected_nkd(student: Tensor, teacher: Tensor, weights: Tensor, gamma: float, temperature: float) -> Tensor:
+    """mean_b sum_c weights[c] * nkd with c as the target, collapsed like `_expected_dkd`."""
+    of_target = -(weights * F.softmax(teacher, dim=1) * F.log_softmax(student, dim=1)).sum(dim=1)
+    student, teacher = soften(student, temperature), soften(teacher, temperature)
+    of_logit, of_all = LeaveOneOut(teacher).mixture(weights).neg_(), torch.zeros_like(weights[:, :1])
+    of_others: Tensor = Combination.apply(student, of_logit, weights, of_all)
+    return (of_target + gamma * temperature**2 * of_others).mean()

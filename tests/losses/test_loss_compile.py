@@ -1,0 +1,77 @@
+"""torch.compile takes every loss as one graph, and computes the same."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from kdkit import losses
+
+torch_compile = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")
+
+
+def make_cases():
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = torch.randn(2, 4, 10, generator=generator)
+    target = torch.randint(0, 10, (4,), generator=generator)
+    soft = 0.8 * F.one_hot(target, 10) + 0.02
+    sparse = losses.SparseLogProbs.from_logits(teacher, 3)
+    maps_s, maps_t = torch.randn(2, 4, 6, 4, 4, generator=generator)
+    cases = {}
+    for name in losses.available():
+        if losses.needs_target(name):
+            cases[name] = (losses.create(name), student, (teacher, target))
+            cases[f"{name} on soft labels"] = (losses.create(name), student, (teacher, soft))
+        elif not losses.is_feature_loss(name):
+            cases[name] = (losses.create(name), student, (teacher,))
+        elif name not in ("vitkd", "review"):
+            cases[name] = (losses.create(name), maps_s, (maps_t,))
+    cases["kl standardised"] = (losses.create("kl", standardize=True, temperature=2.0), student, (teacher,))
+    cases["kl sparse"] = (losses.kl, student, (sparse,))
+    cases["dkd sparse"] = (losses.dkd, student, (sparse, target))
+    cases["two teachers"] = (losses.multi_teacher(losses.kl), student, ([teacher, teacher.flip(0)],))
+    cases["hint projected"] = (losses.create("hint_mse", student_width=6, teacher_width=3), maps_s, (maps_t[:, :3],))
+    return cases
+
+
+CASES = make_cases()
+
+
+def value_and_slope(loss, leaf, rest):
+    leaf = leaf.clone().requires_grad_()
+    value = loss(leaf, *rest)
+    value.backward()
+    return value.detach(), leaf.grad
+
+
+@torch_compile
+@pytest.mark.parametrize("case", CASES)
+def test_a_loss_is_one_graph_and_computes_the_same(case):
+    loss, leaf, rest = CASES[case]
+    torch.compiler.reset()
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(value_and_slope(compiled, leaf, rest), value_and_slope(loss, leaf, rest))
+
+
+@torch_compile
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ["kl", "dkd", "dkd on soft labels", "dist", "rkd_angle", "dkd sparse"])
+def test_generated_code_computes_the_same(case):
+    loss, leaf, rest = CASES[case]
+    torch.compiler.reset()
+    compiled = torch.compile(loss, fullgraph=True)
+    torch.testing.assert_close(value_and_slope(compiled, leaf, rest), value_and_slope(loss, leaf, rest))
+
+
+@torch_compile
+@pytest.mark.parametrize("name", ["review", "vitkd"])
+def test_a_loss_with_parameters_is_one_graph_too(name):
+    torch.manual_seed(0)
+    torch.compiler.reset()
+    if name == "review":
+        module = losses.ReviewKD([3, 4], [4, 5])
+        sides = [[torch.randn(2, w, n, n) for w, n in zip(widths, (4, 2), strict=True)] for widths in ([3, 4], [4, 5])]
+    else:
+        module = losses.ViTKD(3, 4)
+        sides = [*([torch.randn(2, 9, w) for _ in range(3)] for w in (3, 4)), torch.ones(2, 9)]
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(*sides), module(*sides))

@@ -1,0 +1,91 @@
+"""Losses by name."""
+
+import inspect
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from kdkit import losses
+from kdkit.errors import ConfigError, UnknownNameError
+
+TABLES = """kl soft_ce bce hard deit_soft dkd nkd dist ttm wttm ofa
+            hint_mse hint_cosine attention similarity pkt rkd_distance rkd_angle vitkd review"""
+
+
+def test_every_loss_of_both_tables_is_there_by_name_and_as_a_function():
+    assert losses.available() == sorted(TABLES.split())
+    for name in losses.available():
+        assert callable(getattr(losses, name))
+
+
+def test_a_name_and_its_options_give_the_function_with_them_bound():
+    student, teacher = torch.randn(2, 3, 5)
+    assert torch.equal(
+        losses.create("kl", temperature=4.0)(student, teacher), losses.kl(student, teacher, temperature=4.0)
+    )
+
+
+def test_the_losses_that_need_labels_say_so():
+    assert [name for name in losses.available() if losses.needs_target(name)] == ["dkd", "nkd", "ofa"]
+    assert losses.needs_target(losses.create("dkd", standardize=True))
+    assert losses.needs_target(losses.multi_teacher(losses.create("nkd")))
+    assert not losses.needs_target(losses.create("kl", standardize=True))
+    assert not losses.needs_target(losses.create("hint_mse", student_width=2, teacher_width=3))
+
+
+def test_what_has_parameters_comes_as_a_module():
+    assert isinstance(losses.create("vitkd", student_width=2, teacher_width=3), nn.Module)
+    assert isinstance(losses.create("review", student_widths=[2, 4], teacher_widths=[3, 5]), nn.Module)
+    projected = losses.create("hint_mse", student_width=2, teacher_width=3)
+    assert sorted(name for name, _ in projected.named_parameters()) == [
+        "projection.linear.bias",
+        "projection.linear.weight",
+    ]
+    assert not isinstance(losses.create("hint_mse"), nn.Module)
+
+
+def test_unknown_names_and_options_are_answered_with_known_ones():
+    with pytest.raises(
+        UnknownNameError, match=r"no loss is called 'rkd_angel'; known: attention, .*did you mean 'rkd_angle'"
+    ):
+        losses.create("rkd_angel")
+    with pytest.raises(UnknownNameError, match="no loss is called 'nst'"):
+        losses.is_feature_loss("nst")
+    with pytest.raises(
+        ConfigError, match="loss 'dkd' has no option 'tau'; it takes alpha, beta, temperature, soft_labels"
+    ):
+        losses.create("dkd", tau=1.0)
+    with pytest.raises(
+        ConfigError, match="loss 'attention' has no option 'eps'; it takes student_width, teacher_width"
+    ):
+        losses.create("attention", eps=1.0)
+    with pytest.raises(
+        ConfigError, match="loss 'vitkd' has no option 'widths'; it takes student_width, teacher_width, alpha"
+    ):
+        losses.create("vitkd", widths=3)
+    with pytest.raises(ConfigError, match="loss 'vitkd' needs the option 'teacher_width', got student_width"):
+        losses.create("vitkd", student_width=3)
+    with pytest.raises(ConfigError, match="loss 'hint_mse' needs the option 'teacher_width', got student_width"):
+        losses.create("hint_mse", student_width=3)
+
+
+def test_every_loss_has_a_page_and_cites_its_source():
+    pages = Path(__file__).parents[2] / "docs" / "losses"
+    index = (pages / "index.md").read_text()
+    for name in losses.available():
+        assert f"[{name}]({name}.md)" in index
+        page = (pages / f"{name}.md").read_text()
+        assert page.startswith(f"# {name}: ")
+        assert "## Source" in page
+        for part in ("Args:", "Returns:", "Source:"):
+            assert part in getattr(losses, name).__doc__, (name, part)
+
+
+def test_every_option_of_a_loss_is_on_its_page():
+    pages = Path(__file__).parents[2] / "docs" / "losses"
+    for name in losses.available():
+        page = (pages / f"{name}.md").read_text()
+        for option in inspect.signature(getattr(losses, name)).parameters.values():
+            assert option.kind is not option.KEYWORD_ONLY or f"`{option.name}`" in page, (name, option.name)
