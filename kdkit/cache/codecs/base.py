@@ -46,8 +46,12 @@ class Codec(ABC):
         """What `fit` learnt, by name; empty for a codec that learns nothing."""
         return {}
 
-    def fit(self, sample_logits: Tensor) -> Self:
-        """A codec of the same options fitted to `sample_logits` [R, C]; self where nothing is learnt."""
+    def fit(self, sample_logits: Tensor, head: Tensor | None = None) -> Self:
+        """A codec of the same options fitted to `sample_logits` [R, C]; self where nothing is learnt.
+
+        `head` is the weight [C, F] of the teacher's last linear layer over F features, where it has one: it tells how
+        logits can vary where the sample is too small to show it.
+        """
         return self
 
     def with_arrays(self, arrays: Mapping[str, np.ndarray[Any, Any]]) -> Self:

@@ -89,7 +89,8 @@ class Int8Codec(Codec):
     def encode(self, logits: Tensor) -> Tensor:
         """[B, C] float -> uint8 [B, C + 4]."""
         check_logits(self, logits)
-        below = (logits.amax(dim=1, keepdim=True) - logits).float().clamp_max(_INT8_DEEPEST)
+        logits = logits.float()
+        below = (logits.amax(dim=1, keepdim=True) - logits).clamp_max(_INT8_DEEPEST)
         depth = below.amax(dim=1, keepdim=True)
         share = below / depth.clamp_min(torch.finfo(torch.float32).tiny)
         level = ((_INT8_LINEAR**2 + 4 * _INT8_SQUARE * share).sqrt() - _INT8_LINEAR) / (2 * _INT8_SQUARE)
@@ -111,6 +112,7 @@ def _to_bytes(values: Tensor) -> Tensor:
 def _from_bytes(payload: Tensor, dtype: torch.dtype) -> Tensor:
     """Uint8 [B, N * itemsize] -> [B, N] of `dtype`."""
     payload = payload.contiguous()
-    if payload.storage_offset() % dtype.itemsize:  # a slice of one row is contiguous where it stands, aligned or not
-        payload = payload.clone()
-    return payload.view(dtype)
+    misaligned = payload.storage_offset() % dtype.itemsize or payload.stride(0) % dtype.itemsize
+    if misaligned:  # a slice of one row, or of none, counts as contiguous wherever it stands
+        payload = payload.clone(memory_format=torch.contiguous_format)
+    return payload.flatten().view(dtype).view(len(payload), payload.shape[1] // dtype.itemsize)

@@ -21,16 +21,17 @@ from kdkit.cache.codecs.base import Codec, check_logits, check_payload
 from kdkit.cache.codecs.bits import BitFields
 from kdkit.cache.codecs.components import MAX_BITS, Components, Tables, load_components, make_components
 from kdkit.cache.codecs.entries import Entries, EntryFormat
-from kdkit.cache.codecs.principal import allot_bits, principal_components
+from kdkit.cache.codecs.principal import allot_bits, head_rows, principal_components
 from kdkit.cache.codecs.search import Levels, TailObjective
-from kdkit.errors import ConfigError, NonFiniteOutputError
+from kdkit.errors import ConfigError, NonFiniteOutputError, ShapeError
 
 _VALUE_BITS = 7
 _GAIN_BITS = 5
 _FLAT = 0  # the gain's code that says: the rest is spread evenly
 _GAIN_ONE, _GAINS_PER_OCTAVE = 8, 4  # any other code c is a gain of 2**((c - 8) / 4)
-_RANGE_SHARE = 0.95  # of a row's coefficients that the gain brings within the range of their levels
+_RANGE_SHARE = 0.9  # of a row's coefficients that the gain brings within the range of their levels
 _DEEPEST = 40.0  # nats below the likeliest class; what lies deeper is taken to lie there, as no student can tell
+_HEAD_ROWS = 1024  # of a sample, that the head counts as much as: decisive for few images, little for 16,384 rows
 _MARGIN = 1e-4  # nats by which the top-1 stays ahead: other devices add in other orders
 
 
@@ -45,15 +46,15 @@ class LowRankCodec(Codec):
 
     name: ClassVar[str] = "lowrank"
     row_bytes: int = 96  # of one encoded row
-    entries: int = 0  # K, 1 to C - 1; 0: one for every 24 bytes
-    max_rank: int = 0  # the most components D; 0: 7/3 of row_bytes, up to 448, beyond which encoding grows slow
+    entries: int = 0  # K, 1 to C - 1; 0: one for every 16 bytes
+    max_rank: int = 0  # the most components D; 0: 64 + 2 row_bytes, at most 3 row_bytes and 448
     _components: Components | None = field(default=None, init=False, repr=False, hash=False)
 
     def __post_init__(self) -> None:
         if self.entries == 0:
-            object.__setattr__(self, "entries", max(1, min(self.row_bytes // 24, self.num_classes - 1)))
+            object.__setattr__(self, "entries", max(1, min(self.row_bytes // 16, self.num_classes - 1)))
         if self.max_rank == 0:
-            object.__setattr__(self, "max_rank", max(1, min(7 * self.row_bytes // 3, 448)))
+            object.__setattr__(self, "max_rank", max(1, min(3 * self.row_bytes, 64 + 2 * self.row_bytes, 448)))
         if not 1 <= self.entries < self.num_classes:
             raise ConfigError(f"lowrank keeps 1 to {self.num_classes - 1} entries, got entries={self.entries}")
         if self.max_rank < 1:
@@ -101,18 +102,27 @@ class LowRankCodec(Codec):
         object.__setattr__(codec, "_components", components)
         return codec
 
-    def fit(self, sample_logits: Tensor) -> Self:
-        """The codec fitted to `sample_logits` [R, C]; from a few thousand rows on of all classes it is at its best."""
+    def fit(self, sample_logits: Tensor, head: Tensor | None = None) -> Self:
+        """The codec fitted to `sample_logits` [R, C] and, as a prior for small samples, to `head` [C, F]."""
         check_logits(self, sample_logits)
         if len(sample_logits) == 0 or not bool(sample_logits.isfinite().all()):
             what = "no rows" if len(sample_logits) == 0 else "values that are not finite"
             raise NonFiniteOutputError(f"lowrank is fitted to finite teacher logits; the sample holds {what}")
         target = _centred(F.log_softmax(sample_logits.detach().cpu().float(), dim=1))
-        mean = target.mean(dim=0)
-        basis, deviation = principal_components(target - mean, self.max_rank)
+        count = len(target) if head is None else len(target) + _HEAD_ROWS
+        mean = target.mean(dim=0) * len(target) / count
+        rows = target - mean
+        if head is not None:
+            self._check_head(head)
+            rows = torch.cat([rows, head_rows(head.detach().cpu(), rows, _HEAD_ROWS)])
+        basis, deviation = principal_components(rows, self.max_rank, count)
         return self._with_components(
             make_components(mean, basis, deviation, allot_bits(deviation, self._free_bits, MAX_BITS))
         )
+
+    def _check_head(self, head: Tensor) -> None:
+        if head.ndim != 2 or len(head) != self.num_classes or not bool(head.isfinite().all()):
+            raise ShapeError(f"head must be a finite weight [{self.num_classes}, features], got {list(head.shape)}")
 
     def encode(self, logits: Tensor) -> Tensor:
         """[B, C] float -> uint8 [B, row_bytes]."""

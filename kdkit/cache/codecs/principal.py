@@ -16,8 +16,10 @@ _EXTRA = 16  # directions carried beyond those asked for, so that the last of th
 _NEGLIGIBLE = 1e-5  # of the greatest deviation: what lies below is rounding, not signal
 
 
-def principal_components(rows: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """The first components of centred `rows` [R, C]: orthonormal [D, C] and deviations [D], descending; float64.
+def principal_components(rows: Tensor, rank: int, count: int) -> tuple[Tensor, Tensor]:
+    """The first components of `rows` [R, C], which stand for `count` centred samples; float64.
+
+    Returns orthonormal components [D, C], and deviations [D], descending.
 
     D is at most `rank`, and less where the rows span less. Signs are fixed (the entry of each component that is
     greatest in size is positive), and the large case starts from a fixed seed: equal rows give equal components.
@@ -27,11 +29,23 @@ def principal_components(rows: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     else:
         basis = _by_subspace_iteration(rows.float(), rank).double()
     projected = torch.cat([chunk.double() @ basis.T for chunk in torch.split(rows, _EXACT_SIDE)])
-    deviation, order = projected.square().mean(dim=0).sqrt().sort(descending=True, stable=True)
+    deviation, order = projected.square().sum(dim=0).div(count).sqrt().sort(descending=True, stable=True)
     signal = deviation > max(1e-6, _NEGLIGIBLE * float(deviation[0]))
     basis = basis[order][signal]
     peak = basis.gather(1, basis.abs().argmax(dim=1, keepdim=True))
     return basis * peak.sign(), deviation[signal]
+
+
+def head_rows(head: Tensor, sample: Tensor, count: int) -> Tensor:
+    """Rows [F, C] that vary as logits = head @ features do for independent features, as `count` samples would.
+
+    Args:
+        head: [C, F] weight of the teacher's last linear layer.
+        sample: [R, C] centred sample, whose overall variance the rows are given.
+        count: how many rows of the sample they weigh as much as.
+    """
+    rows = (head - head.mean(dim=0)).T.to(sample)
+    return rows * (sample.square().sum() * count / len(sample) / rows.square().sum().clamp_min(1e-30)).sqrt()
 
 
 def _by_eigenvectors(rows: Tensor, rank: int) -> Tensor:
@@ -46,7 +60,7 @@ def _by_eigenvectors(rows: Tensor, rank: int) -> Tensor:
 def _by_subspace_iteration(rows: Tensor, rank: int) -> Tensor:
     """Halko et al. 2011, "Finding structure with randomness", algorithm 4.4."""
     start = torch.randn(rows.shape[1], rank + _EXTRA, generator=torch.Generator().manual_seed(0))
-    basis = torch.linalg.qr(start)[0]
+    basis: Tensor = torch.linalg.qr(start)[0]
     for _ in range(_POWER_ITERATIONS):
         basis = torch.linalg.qr(rows.T @ (rows @ basis))[0]
     small = rows @ basis
