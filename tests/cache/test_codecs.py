@@ -155,3 +155,12 @@ def test_unknown_names_and_options_are_refused_with_what_is_known() -> None:
         create_codec("lowrank", 1000, rank=3)
     with pytest.raises(ConfigError, match="at least 2 classes"):
         create_codec("topk", 1)
+
+
+@pytest.mark.parametrize("name", ["float16", "int8", "topk", "lowrank"])
+def test_one_row_of_nan_leaves_its_neighbours_alone(name: str) -> None:
+    codec, rows = fitted(name, 50), teacher_like(5, 50, seed=3)
+    spoilt = rows.clone()
+    spoilt[2] = torch.nan
+    others = [0, 1, 3, 4]
+    assert torch.equal(codec.encode(spoilt)[others], codec.encode(rows)[others])

@@ -39,7 +39,7 @@ _MARGIN = 1e-4  # nats by which the top-1 stays ahead: other devices add in othe
 class LowRankCodec(Codec):
     """K classes with their log-probabilities, and D quantised coefficients that describe all the others.
 
-    For every row, in nats, KL(teacher || decoded) <= 0.01 + m (log(C - K) - H), where m is the mass that the teacher
+    For every row, in nats, KL(teacher || decoded) <= 0.009 + m (log(C - K) - H), where m is the mass that the teacher
     gives to the other classes and H the entropy of how it spreads that mass: where the components would do worse than
     an even spread, a row falls back to that. On real logits the divergence is a small part of this bound.
     """

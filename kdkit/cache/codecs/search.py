@@ -98,7 +98,7 @@ class TailObjective:
 
     def minimise(self) -> Tensor:
         """The best real coefficients [B, D]."""
-        factor = torch.linalg.cholesky(self.curvature)
+        factor, _ = torch.linalg.cholesky_ex(self.curvature)  # unchecked: a check would wait for the device each time
         residual = self.target - self.mean
         weight = self._weight
         level = (weight * residual).sum(dim=1, keepdim=True)
@@ -107,7 +107,7 @@ class TailObjective:
         for _ in range(_NEWTON_STEPS + 1):
             best = best + torch.cholesky_solve(descent[:, :, None], factor)[:, :, 0]
             descent = -self.gradient(best)
-        return best
+        return best.nan_to_num(0.0, 0.0, 0.0)  # a row that cannot be fitted: the encoder stores it flat
 
     def round(self, coefficients: Tensor, levels: Levels) -> Tensor:
         """Codes int64 [B, D] near `coefficients` that make the objective small, by coordinate descent."""
