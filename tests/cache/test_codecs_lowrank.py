@@ -74,6 +74,14 @@ def test_a_large_sample_of_many_classes_is_fitted_by_iteration(monkeypatch: pyte
     assert ((exact * iterated).sum(dim=1) > 0.99).float().mean() > 0.8
 
 
+def test_rounding_noise_is_not_taken_for_components(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kdkit.cache.codecs.principal._EXACT_SIDE", 50)
+    codec = create_codec("lowrank", 600, row_bytes=96).fit(teacher_like(400, 600))
+    assert len(codec.arrays["bits"]) <= 64
+    rows = teacher_like(50, 600, seed=9)
+    assert kl(rows, codec.decode(codec.encode(rows))).mean() < 0.01
+
+
 def test_each_bit_goes_to_the_component_with_the_most_left() -> None:
     assert allot_bits(torch.tensor([8.0, 4.0, 1.5, 0.1]), 6, 8) == [3, 2, 1, 0]
     assert allot_bits(torch.tensor([1.0, 1e-3]), 100, 8) == [8, 8]
