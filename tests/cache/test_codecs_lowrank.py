@@ -82,6 +82,12 @@ def test_rounding_noise_is_not_taken_for_components(monkeypatch: pytest.MonkeyPa
     assert kl(rows, codec.decode(codec.encode(rows))).mean() < 0.01
 
 
+def test_many_classes_of_small_weight_are_fitted_as_well() -> None:
+    codec = create_codec("lowrank", 10_000).fit(teacher_like(300, 10_000))
+    rows = teacher_like(20, 10_000, seed=9)
+    assert kl(rows, codec.decode(codec.encode(rows))).mean() < 0.04
+
+
 def test_each_bit_goes_to_the_component_with_the_most_left() -> None:
     assert allot_bits(torch.tensor([8.0, 4.0, 1.5, 0.1]), 6, 8) == [3, 2, 1, 0]
     assert allot_bits(torch.tensor([1.0, 1e-3]), 100, 8) == [8, 8]

@@ -19,9 +19,9 @@ from torch import Tensor
 
 _SOFT_SHARE = 0.3  # of the objective that is the divergence at T = 2: it costs T = 1 nothing and helps soft targets
 _RIDGE = 5e-5  # weight of the prior that coefficients spread as the sample's did, against a total class weight of 1
-_HEAVY = 192  # classes of a row whose curvature is summed exactly; Newton's steps make up for the others
+_HEAVY, _MOST_HEAVY = 192, 2048  # classes of a row whose curvature is summed exactly: C / 6 between these bounds
 _JITTER = 1e-6  # of the mean curvature, so that rounding never makes a curvature singular
-_NEWTON_STEPS = 3
+_NEWTON_STEPS, _CLASSES_A_STEP = 3, 2048  # steps make up for the other classes, so more of those need more steps
 _SWEEPS = 2
 
 
@@ -88,8 +88,9 @@ class TailObjective:
         than the sum over all classes.
         """
         weight = self._weight
-        heavy, classes = weight.topk(min(_HEAVY, weight.shape[1]), dim=1)
-        floor = heavy[:, -1:] * float(weight.shape[1] > _HEAVY)
+        exact = min(weight.shape[1], max(_HEAVY, min(weight.shape[1] // 6, _MOST_HEAVY)))
+        heavy, classes = weight.topk(exact, dim=1)
+        floor = heavy[:, -1:] * float(weight.shape[1] > exact)
         rows = (self.basis.T[classes] - (weight @ self.basis.T)[:, None, :]) * (heavy - floor).sqrt()[:, :, None]
         matrix: Tensor = rows.transpose(1, 2) @ rows
         diagonal = matrix.diagonal(dim1=1, dim2=2)
@@ -104,7 +105,7 @@ class TailObjective:
         level = (weight * residual).sum(dim=1, keepdim=True)
         descent = (weight * (residual - level)) @ self.basis.T  # of the quadratic form whose solution starts the search
         best = torch.zeros_like(descent)
-        for _ in range(_NEWTON_STEPS + 1):
+        for _ in range(1 + _NEWTON_STEPS + len(self.mean) // _CLASSES_A_STEP):
             best = best + torch.cholesky_solve(descent[:, :, None], factor)[:, :, 0]
             descent = -self.gradient(best)
         return best.nan_to_num(0.0, 0.0, 0.0)  # a row that cannot be fitted: the encoder stores it flat
