@@ -214,15 +214,12 @@ class TeacherConfig:
     """Side in pixels that the teacher is given; by default what arrives, or the only size it accepts."""
 
 
-@dataclass(frozen=True)
-class CacheBuildConfig:
-    """Everything that `kdkit cache build` needs."""
+@dataclass(frozen=True, kw_only=True)
+class CacheEstimateConfig:
+    """What a cache would be made from."""
 
     data: str
     """Folder of training images, one folder a class."""
-
-    output: str
-    """The cache file to be, e.g. teacher.h5."""
 
     teacher: TeacherConfig
     """Who is asked."""
@@ -235,6 +232,57 @@ class CacheBuildConfig:
 
     device: str = "cpu"
     """Where the teacher runs: cpu, cuda, cuda:1."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheBuildConfig(CacheEstimateConfig):
+    """What a cache is made from, and where it goes."""
+
+    output: str
+    """The cache file to be, e.g. teacher.h5."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheVerifyConfig:
+    """Which cache is verified, and against whom."""
+
+    cache: str
+    """The cache: its file or its folder of shards."""
+
+    data: str | None = None
+    """Folder of the images that it was made from; with it and the teacher, rows are computed again."""
+
+    teacher: TeacherConfig | None = None
+    """Who made it."""
+
+    rows: int = 64
+    """How many random rows the teacher is asked about again."""
+
+    device: str = "cpu"
+    """Where the teacher runs: cpu, cuda, cuda:1."""
+
+    def __post_init__(self) -> None:
+        if (self.data is None) != (self.teacher is None):
+            raise ConfigError("computing rows again needs both --data and --teacher.model: give both or neither")
+        if self.rows < 1:
+            raise ConfigError(f"rows must be at least 1, got {self.rows}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheExportConfig:
+    """Which view of which cache is written for other tools."""
+
+    cache: str
+    """The cache: its file or its folder of shards."""
+
+    output: str
+    """A file that ends in .npz or .safetensors."""
+
+    view: int = 0
+    """Number of the view."""
+
+    overwrite: bool = False
+    """Whether a file at the output is replaced."""
 
 
 @dataclass(frozen=True)

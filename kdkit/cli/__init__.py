@@ -19,9 +19,12 @@ COMMANDS = {
     "distill": "train a student from a cache or a live teacher",
     "teachers list": "the teacher cards",
     "teachers show": "one card with its sources",
+    "cache estimate": "bytes and time of a cache, from a short probe",
     "cache build": "ask a teacher about every view of every image, and keep what it says",
     "cache info": "what a cache holds and what it was made with",
-    "cache verify": "compare every checksum of a cache",
+    "cache verify": "compare every checksum, and rows with what the teacher says now",
+    "cache pack": "make one file of a finished folder of shards",
+    "cache export": "decoded log-probabilities as npz or safetensors",
     "doctor": "versions, devices, and what is missing",
 }
 """Command -> what it does; each is a module of this package with a function `run(arguments)`."""

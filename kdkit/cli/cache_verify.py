@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
-from kdkit.cli._parse import parse_argument
+from kdkit.cli._parse import parse_config
+from kdkit.config import CacheVerifyConfig
 
 
 def run(arguments: list[str]) -> None:
-    """Compares every checksum."""
-    path = parse_argument("path", "cache verify", "the cache", arguments)
+    """Compares every checksum, and rows with what the teacher says now."""
+    config = parse_config(CacheVerifyConfig, "cache verify", arguments)
     from kdkit.cache import open_cache
+    from kdkit.config import ReplayRecipe
+    from kdkit.engine.resolve import resolve_dataset, resolve_device, resolve_teacher
+    from kdkit.engine.verify import verify_cache
 
-    cache = open_cache(path)
-    cache.verify()
-    print(f"{path}: all checksums of {cache.num_rows:,} rows x {cache.num_views} views are right")
+    teacher = dataset = None
+    if config.teacher is not None and config.data is not None:
+        dataset = resolve_dataset(config.data, ReplayRecipe.from_dict(open_cache(config.cache).metadata.recipe))
+        teacher = resolve_teacher(config.teacher, resolve_device(config.device))
+    report = verify_cache(config.cache, teacher, dataset, num_rows=config.rows, device=config.device)
+    print(f"{config.cache}: all checksums of {report.num_rows:,} rows x {report.num_views} views are right")
+    if report.rows_asked:
+        print(
+            f"{report.rows_asked} random rows are what the teacher says now: log-probabilities within "
+            f"{report.largest_difference:.2g} nats on average"
+        )

@@ -122,6 +122,22 @@ def build_cache(
     return _report(path if config.pack else folder, images_built=images_built, begun=begun)
 
 
+def pack_cache(path: str | Path) -> Path:
+    """Packs the finished shards in `path`.parts into one file at `path`, and returns that.
+
+    Raises:
+        CacheNotFoundError: there are no shards.
+        CacheIncompleteError: some are missing.
+        CacheLockedError: they are being written.
+    """
+    path = Path(path)
+    folder = parts_folder(path)
+    parts = Parts.open(folder)
+    with writer_lock(folder):
+        pack_parts(parts, path)
+    return path
+
+
 def check_writable(path: str | Path) -> None:
     """Refuses an output folder that cannot be written, before any work is done.
 
@@ -147,7 +163,7 @@ def _resume_or_start(
         parts = Parts.open(folder)
         _refuse_other(parts.metadata, teacher, dataset, config, folder)
         return parts
-    codec, fidelity = fit_and_measure(_choose_codec(teacher, dataset, config), teacher, dataset, config, device)
+    codec, fidelity = fit_and_measure(choose_codec(teacher, dataset, config), teacher, dataset, config, device)
     metadata = CacheMetadata(
         num_rows=len(dataset),
         num_views=dataset.recipe.num_views,
@@ -160,7 +176,7 @@ def _resume_or_start(
     return Parts.create(folder, metadata, arrays)
 
 
-def _choose_codec(teacher: Teacher, dataset: ReplayedDataset, config: BuildConfig) -> Codec:
+def choose_codec(teacher: Teacher, dataset: ReplayedDataset, config: BuildConfig) -> Codec:
     """The codec, not fitted yet, for as many classes as teacher and dataset agree on."""
     if teacher.num_classes is None:
         raise ConfigError(f"the teacher {teacher.name!r} does not tell how many classes it has: set model.num_classes")
@@ -192,7 +208,7 @@ def _refuse_other(
     stored: CacheMetadata, teacher: Teacher, dataset: ReplayedDataset, config: BuildConfig, origin: Path
 ) -> None:
     """Compares all that a cache was made with to what it would be made with now."""
-    made_with, now = asdict(stored), _made_with(teacher, dataset, _choose_codec(teacher, dataset, config))
+    made_with, now = asdict(stored), _made_with(teacher, dataset, choose_codec(teacher, dataset, config))
     for name, value in now.items():
         refuse_mismatch(name, made_with[name], value, f"the cache at {str(origin)!r}")
 

@@ -17,10 +17,11 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from sklearn.datasets import load_digits
 from support import tiny_model
 
+from kdkit.cache import open_cache
 from kdkit.cli import COMMANDS, main
 
 Streams = tuple[str, str]
@@ -79,7 +80,7 @@ def test_build_info_verify_distill_in_turn(folder: Path, capsys: pytest.CaptureF
     out = capsys.readouterr().out
     assert "test_resnet" in out
     assert "float16, 20 bytes a row" in out
-    assert main(["cache", "verify", str(folder / "t.h5")]) == 0
+    assert main(["cache", "verify", "--cache", str(folder / "t.h5")]) == 0
     assert main(distill(folder, "--cache", str(folder / "t.h5"), "--validation", str(folder / "images"))) == 0
     assert "top-1" in capsys.readouterr().out
     with open(folder / "run" / "summary.csv", newline="") as file:
@@ -90,6 +91,47 @@ def test_build_info_verify_distill_in_turn(folder: Path, capsys: pytest.CaptureF
     for record in metrics:
         assert record["loss"] == pytest.approx(record["task_loss"] + record["kd_loss"])
         assert {"val_top1", "images_per_second", "lr"} <= set(record)
+
+
+def test_estimate_is_within_3_percent_of_what_is_built(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for codec, options in (("float32", "{}"), ("int8", "{}"), ("topk", "{k: 4}")):
+        arguments = build(folder, "--build.codec", codec, "--build.codec_options", options, "--recipe.num_views", "20")
+        output = folder / f"{codec}.h5"
+        without_output = [a for i, a in enumerate(arguments) if "--output" not in arguments[max(0, i - 1) : i + 1]]
+        assert main(["cache", "estimate", *without_output[2:]]) == 0
+        said = capsys.readouterr().out
+        (line,) = [line for line in said.splitlines() if line.startswith("bytes")]
+        assert main([*arguments, "--output", str(output)]) == 0
+        assert int(line.split()[1].replace(",", "")) == pytest.approx(output.stat().st_size, rel=0.03)
+        assert "images       2,000 (100 samples x 20 views)" in said
+
+
+def test_verify_asks_the_teacher_again_and_catches_another(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(build(folder)) == 0
+    teacher = ["--teacher.model", "test_resnet", "--teacher.checkpoint"]
+    verify = ["cache", "verify", "--cache", str(folder / "t.h5"), "--data", str(folder / "images"), *teacher]
+    capsys.readouterr()
+    assert main([*verify, str(folder / "teacher.safetensors")]) == 0
+    assert "64 random rows are what the teacher says now" in capsys.readouterr().out
+    save_file(tiny_model(seed=2).state_dict(), folder / "other.safetensors")
+    assert "teacher.weights_sha256" in fails(capsys, [*verify, str(folder / "other.safetensors")])
+
+
+def test_pack_and_export_write_what_the_cache_holds(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(build(folder, "--build.pack", "false")) == 0
+    assert main(["cache", "pack", str(folder / "t.h5")]) == 0
+    cache = open_cache(folder / "t.h5")
+    expected = cache.codecs["logits"].decode(cache.read(np.arange(100), 1))
+    for name in ("t.npz", "t.safetensors"):
+        export = ["cache", "export", "--cache", str(folder / "t.h5"), "--view", "1", "--output", str(folder / name)]
+        assert main(export) == 0
+        assert "--overwrite" in fails(capsys, export)
+    with np.load(folder / "t.npz") as arrays:
+        assert arrays["keys"].tolist() == cache.keys()
+        assert np.array_equal(arrays["log_probabilities"], expected.half().numpy())
+    loaded = load_file(folder / "t.safetensors")["log_probabilities"]
+    assert np.array_equal(loaded.numpy(), expected.half().numpy())
+    assert ".npz or .safetensors" in fails(capsys, [*export[:-1], str(folder / "t.pickle")])
 
 
 def test_live_and_cached_distillation_log_the_same_terms(folder: Path) -> None:

@@ -2,6 +2,18 @@
 
 from kdkit.cache.codecs.base import Codec
 from kdkit.cache.codecs.dense import Float16Codec, Float32Codec, Int8Codec
+from kdkit.cache.codecs.lowrank import LowRankCodec
 from kdkit.cache.codecs.registry import available_codecs, create_codec, default_codec
+from kdkit.cache.codecs.topk import TopKCodec
 
-__all__ = ["Codec", "Float16Codec", "Float32Codec", "Int8Codec", "available_codecs", "create_codec", "default_codec"]
+__all__ = [
+    "Codec",
+    "Float16Codec",
+    "Float32Codec",
+    "Int8Codec",
+    "LowRankCodec",
+    "TopKCodec",
+    "available_codecs",
+    "create_codec",
+    "default_codec",
+]

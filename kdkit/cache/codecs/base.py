@@ -12,8 +12,11 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
+import torch
 from torch import Tensor
 from typing_extensions import Self
+
+from kdkit.errors import ConfigError, ShapeError
 
 
 @dataclass(frozen=True)
@@ -43,12 +46,22 @@ class Codec(ABC):
         """What `fit` learnt, by name; empty for a codec that learns nothing."""
         return {}
 
-    def fit(self, sample_logits: Tensor) -> Self:
-        """A codec of the same options fitted to `sample_logits` [R, C]; self where nothing is learnt."""
+    def fit(self, sample_logits: Tensor, head: Tensor | None = None) -> Self:
+        """A codec of the same options fitted to `sample_logits` [R, C]; self where nothing is learnt.
+
+        `head` is the weight [C, F] of the teacher's last linear layer over F features, where it has one: it tells how
+        logits can vary where the sample is too small to show it.
+        """
         return self
 
     def with_arrays(self, arrays: Mapping[str, np.ndarray[Any, Any]]) -> Self:
-        """The fitted codec that `arrays`, read from a cache file, describe."""
+        """The fitted codec that `arrays`, read from a cache file, describe.
+
+        Raises:
+            ConfigError: an array is missing, unknown, or has a wrong dtype, shape or value.
+        """
+        if arrays:
+            raise ConfigError(f"codec {self.name!r} learns nothing, but was given arrays {sorted(arrays)}")
         return self
 
     def can_hold(self, logits: Tensor) -> Tensor:
@@ -65,4 +78,18 @@ class Codec(ABC):
 
     def to_dict(self) -> dict[str, Any]:
         """Name and options, as a cache file's metadata holds them; `create_codec(**d)` is its inverse."""
-        return {"name": self.name, **dataclasses.asdict(self)}
+        return {"name": self.name, **{f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.init}}
+
+
+def check_logits(codec: Codec, logits: Tensor) -> None:
+    """Refuse what is not [B, C] floating point."""
+    if logits.ndim != 2 or logits.shape[1] != codec.num_classes or not logits.is_floating_point():
+        arrived = f"{logits.dtype} {list(logits.shape)}"
+        raise ShapeError(f"codec {codec.name!r} takes float logits [B, {codec.num_classes}], got {arrived}")
+
+
+def check_payload(codec: Codec, payload: Tensor) -> None:
+    """Refuse what is not uint8 [B, row_bytes]."""
+    if payload.ndim != 2 or payload.shape[1] != codec.row_bytes or payload.dtype != torch.uint8:
+        arrived = f"{payload.dtype} {list(payload.shape)}"
+        raise ShapeError(f"codec {codec.name!r} decodes torch.uint8 [B, {codec.row_bytes}], got {arrived}")

@@ -12,9 +12,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdkit.cache.codecs.base import Codec
+from kdkit.cache.codecs.base import Codec, check_logits, check_payload
 
 _INT8_LEVELS = 255  # the largest uint8 code
+_INT8_LINEAR, _INT8_SQUARE = (
+    0.4,
+    0.6,
+)  # levels bunch where the likely classes are; evenly spaced ones cost half as much again
+_INT8_DEEPEST = 30.0  # nats: one class far below all others must not coarsen the levels of those
+_FLOAT16_LEAST = -65504.0
 
 
 @dataclass(frozen=True)
@@ -30,10 +36,12 @@ class Float32Codec(Codec):
 
     def encode(self, logits: Tensor) -> Tensor:
         """[B, C] float -> uint8 [B, 4 C]."""
+        check_logits(self, logits)
         return _to_bytes(logits.float())
 
     def decode(self, payload: Tensor) -> Tensor:
         """Uint8 [B, 4 C] -> log-probabilities [B, C]."""
+        check_payload(self, payload)
         return F.log_softmax(_from_bytes(payload, torch.float32), dim=1)
 
 
@@ -57,19 +65,22 @@ class Float16Codec(Codec):
         return F.log_softmax(logits.float(), dim=1).half().isfinite().all(dim=1)
 
     def encode(self, logits: Tensor) -> Tensor:
-        """[B, C] float -> uint8 [B, 2 C]."""
-        return _to_bytes(F.log_softmax(logits.float(), dim=1).half())
+        """[B, C] float -> uint8 [B, 2 C]; a log-probability below -65504 is held there, which is as good as 0."""
+        check_logits(self, logits)
+        return _to_bytes(F.log_softmax(logits.float(), dim=1).clamp_min(_FLOAT16_LEAST).half())
 
     def decode(self, payload: Tensor) -> Tensor:
         """Uint8 [B, 2 C] -> log-probabilities [B, C], normalised again after the rounding."""
+        check_payload(self, payload)
         return F.log_softmax(_from_bytes(payload, torch.float16).float(), dim=1)
 
 
 @dataclass(frozen=True)
 class Int8Codec(Codec):
-    """Logits on 256 evenly spaced levels between the row's least and greatest: C + 8 bytes a row.
+    """How far each class lies below the likeliest, on 256 levels that lie closest near the top: C + 4 bytes a row.
 
-    Layout: float32 minimum, float32 step, then one uint8 a class.
+    Layout: float32 depth d, the least likely class's distance, at most 30 nats; then one uint8 code c a class. With
+    u = c / 255 the class lies d (0.4 u + 0.6 u^2) below the top. KL(teacher || decoded) <= 0.005 for every row.
     """
 
     name: ClassVar[str] = "int8"
@@ -77,30 +88,35 @@ class Int8Codec(Codec):
     @property
     def row_bytes(self) -> int:
         """Bytes of one encoded row."""
-        return self.num_classes + 8
+        return self.num_classes + 4
 
     def encode(self, logits: Tensor) -> Tensor:
-        """[B, C] float -> uint8 [B, C + 8]."""
-        log_p = F.log_softmax(logits.float(), dim=1)
-        low, high = log_p.aminmax(dim=1, keepdim=True)
-        step = (high - low) / _INT8_LEVELS
-        codes = ((log_p - low) / step.clamp_min(torch.finfo(torch.float32).tiny)).round().clamp(0, _INT8_LEVELS)
-        return torch.cat([_to_bytes(low), _to_bytes(step), codes.to(torch.uint8)], dim=1)
+        """[B, C] float -> uint8 [B, C + 4]."""
+        check_logits(self, logits)
+        logits = logits.float()
+        below = (logits.amax(dim=1, keepdim=True) - logits).clamp_max(_INT8_DEEPEST)
+        depth = below.amax(dim=1, keepdim=True)
+        share = below / depth.clamp_min(torch.finfo(torch.float32).tiny)
+        level = ((_INT8_LINEAR**2 + 4 * _INT8_SQUARE * share).sqrt() - _INT8_LINEAR) / (2 * _INT8_SQUARE)
+        codes = (level * _INT8_LEVELS).round().clamp(0, _INT8_LEVELS)
+        return torch.cat([_to_bytes(depth), codes.to(torch.uint8)], dim=1)
 
     def decode(self, payload: Tensor) -> Tensor:
-        """Uint8 [B, C + 8] -> log-probabilities [B, C]."""
-        low, step = _from_bytes(payload[:, 0:4], torch.float32), _from_bytes(payload[:, 4:8], torch.float32)
-        return F.log_softmax(low + step * payload[:, 8:].float(), dim=1)
+        """Uint8 [B, C + 4] -> log-probabilities [B, C]."""
+        check_payload(self, payload)
+        depth, level = _from_bytes(payload[:, :4], torch.float32), payload[:, 4:].float() / _INT8_LEVELS
+        return F.log_softmax(-depth * level * (_INT8_LINEAR + _INT8_SQUARE * level), dim=1)
 
 
 def _to_bytes(values: Tensor) -> Tensor:
     """[B, N] of any dtype -> its bytes, uint8 [B, N * itemsize]."""
-    return values.contiguous().view(torch.uint8)
+    return values.detach().contiguous().view(torch.uint8)
 
 
 def _from_bytes(payload: Tensor, dtype: torch.dtype) -> Tensor:
     """Uint8 [B, N * itemsize] -> [B, N] of `dtype`."""
     payload = payload.contiguous()
-    if payload.storage_offset() % dtype.itemsize:  # a slice of one row is contiguous where it stands, aligned or not
-        payload = payload.clone()
-    return payload.view(dtype)
+    misaligned = payload.storage_offset() % dtype.itemsize or payload.stride(0) % dtype.itemsize
+    if misaligned:  # a slice of one row, or of none, counts as contiguous wherever it stands
+        payload = payload.clone(memory_format=torch.contiguous_format)
+    return payload.flatten().view(dtype).view(len(payload), payload.shape[1] // dtype.itemsize)

@@ -7,9 +7,13 @@ from typing import Any
 
 from kdkit.cache.codecs.base import Codec
 from kdkit.cache.codecs.dense import Float16Codec, Float32Codec, Int8Codec
+from kdkit.cache.codecs.lowrank import LowRankCodec
+from kdkit.cache.codecs.topk import TopKCodec
 from kdkit.errors import ConfigError, UnknownNameError, nearest
 
-_CODECS: dict[str, type[Codec]] = {codec.name: codec for codec in (Float32Codec, Float16Codec, Int8Codec)}
+_CODECS: dict[str, type[Codec]] = {
+    codec.name: codec for codec in (Float32Codec, Float16Codec, Int8Codec, LowRankCodec, TopKCodec)
+}
 
 
 def available_codecs() -> list[str]:
@@ -29,7 +33,7 @@ def create_codec(name: str, num_classes: int, **options: Any) -> Codec:
         raise UnknownNameError(f"no codec is called {name!r}; known: {known}{nearest(name, _CODECS)}")
     if num_classes < 2:
         raise ConfigError(f"a codec needs at least 2 classes, got num_classes={num_classes}")
-    known_options = {f.name for f in dataclasses.fields(_CODECS[name])} - {"num_classes"}
+    known_options = {f.name for f in dataclasses.fields(_CODECS[name]) if f.init} - {"num_classes"}
     for option in options:
         if option not in known_options:
             accepted = ", ".join(sorted(known_options)) or "none"
@@ -38,5 +42,8 @@ def create_codec(name: str, num_classes: int, **options: Any) -> Codec:
 
 
 def default_codec(num_classes: int) -> Codec:
-    """The codec to use where none is named."""
-    return create_codec(Float16Codec.name, num_classes)
+    """The codec to use where none is named: lowrank where its rows are smaller than float16's, else float16."""
+    exact = create_codec(Float16Codec.name, num_classes)
+    if LowRankCodec.row_bytes >= exact.row_bytes:  # the class attribute is the default of the option
+        return exact
+    return create_codec(LowRankCodec.name, num_classes)

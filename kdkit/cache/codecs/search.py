@@ -1,0 +1,130 @@
+"""The search for the codes of a row whose decoded distribution diverges least from the teacher's.
+
+Plain projection onto the components treats all classes alike; the divergence hardly sees most of them. Here each row
+is fitted with its own weights, by Newton's method on the divergence itself, and then rounded one coefficient at a
+time, each making up for the rounding of those before it.
+
+Dimensions: B batch, C classes, M heavy classes, D components, K classes kept one by one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_SOFT_SHARE = 0.3  # of the objective that is the divergence at T = 2: it costs T = 1 nothing and helps soft targets
+_RIDGE = 5e-5  # weight of the prior that coefficients spread as the sample's did, against a total class weight of 1
+_HEAVY, _MOST_HEAVY = 192, 2048  # classes of a row whose curvature is summed exactly: C / 6 between these bounds
+_JITTER = 1e-6  # of the mean curvature, so that rounding never makes a curvature singular
+_NEWTON_STEPS, _CLASSES_A_STEP = 3, 2048  # steps make up for the other classes, so more of those need more steps
+_SWEEPS = 2
+
+
+class Levels(NamedTuple):
+    """Where coefficients may lie: (code - half) * step, for codes 0 to 2 * half."""
+
+    step: Tensor  # [B, D] nats
+    half: Tensor  # [D]
+
+    def nearest(self, coefficients: Tensor) -> Tensor:
+        """[B, D] nats -> codes [B, D], float."""
+        return (coefficients / self.step + self.half).round().clamp_min(0).minimum(2 * self.half)
+
+    def values(self, codes: Tensor) -> Tensor:
+        """Codes [B, D] -> nats."""
+        return (codes - self.half) * self.step
+
+
+@dataclass(frozen=True)
+class TailObjective:
+    """The divergence over the classes that are not kept one by one, as a function of the coefficients [B, D].
+
+    (1 - s) KL(p || q) + 4 s KL(p_2 || q_2) + the prior, where p_2 and q_2 are the distributions at T = 2 and s is
+    _SOFT_SHARE: the 4 = T^2 brings both terms to the same scale.
+    """
+
+    target: Tensor  # [B, C] log-probabilities of the teacher, up to a constant a row
+    kept: Tensor  # int64 [B, K] classes left out
+    mean: Tensor  # [C] nats
+    basis: Tensor  # [D, C], orthonormal rows
+    deviation: Tensor  # [D] nats, the spread that the sample lets expect of each coefficient
+
+    @cached_property
+    def _shares(self) -> tuple[Tensor, Tensor]:
+        """What each class counts at T = 1 and at T = 2, [B, C] each; their sum over a row is 1."""
+        sharp = F.softmax(self.target, dim=1).scatter(1, self.kept, 0.0) * (1 - _SOFT_SHARE)
+        soft = F.softmax(self.target / 2, dim=1).scatter(1, self.kept, 0.0) * _SOFT_SHARE
+        total = (sharp + soft).sum(dim=1, keepdim=True).clamp_min(1e-30)
+        return sharp / total, soft / total
+
+    @cached_property
+    def _weight(self) -> Tensor:
+        sharp, soft = self._shares
+        return sharp + soft
+
+    @property
+    def _prior(self) -> Tensor:
+        return _RIDGE / self.deviation.square()
+
+    def gradient(self, coefficients: Tensor) -> Tensor:
+        """[B, D]."""
+        sharp, soft = self._shares
+        logits = torch.addmm(self.mean, coefficients, self.basis).scatter_(1, self.kept, -torch.inf)
+        excess = F.softmax(logits, dim=1) * sharp.sum(dim=1, keepdim=True) - sharp
+        excess += 2 * (F.softmax(logits / 2, dim=1) * soft.sum(dim=1, keepdim=True) - soft)
+        return excess @ self.basis.T + self._prior * coefficients
+
+    @cached_property
+    def curvature(self) -> Tensor:
+        """The weighted covariance of the basis, [B, D, D]: about the second derivative at the teacher's distribution.
+
+        The light classes enter with the weight of the lightest heavy one, which the orthonormal basis turns into a
+        multiple of the identity: never too little, so that Newton's steps do not overshoot, and several times quicker
+        than the sum over all classes.
+        """
+        weight = self._weight
+        exact = min(weight.shape[1], max(_HEAVY, min(weight.shape[1] // 6, _MOST_HEAVY)))
+        heavy, classes = weight.topk(exact, dim=1)
+        floor = heavy[:, -1:] * float(weight.shape[1] > exact)
+        rows = (self.basis.T[classes] - (weight @ self.basis.T)[:, None, :]) * (heavy - floor).sqrt()[:, :, None]
+        matrix: Tensor = rows.transpose(1, 2) @ rows
+        diagonal = matrix.diagonal(dim1=1, dim2=2)
+        diagonal += floor + self._prior + _JITTER * diagonal.mean(dim=1, keepdim=True)
+        return matrix
+
+    def minimise(self) -> Tensor:
+        """The best real coefficients [B, D]."""
+        factor, _ = torch.linalg.cholesky_ex(self.curvature)  # unchecked: a check would wait for the device each time
+        residual = self.target - self.mean
+        weight = self._weight
+        level = (weight * residual).sum(dim=1, keepdim=True)
+        descent = (weight * (residual - level)) @ self.basis.T  # of the quadratic form whose solution starts the search
+        best = torch.zeros_like(descent)
+        for _ in range(1 + _NEWTON_STEPS + len(self.mean) // _CLASSES_A_STEP):
+            best = best + torch.cholesky_solve(descent[:, :, None], factor)[:, :, 0]
+            descent = -self.gradient(best)
+        return best.nan_to_num(0.0, 0.0, 0.0)  # a row that cannot be fitted: the encoder stores it flat
+
+    def round(self, coefficients: Tensor, levels: Levels) -> Tensor:
+        """Codes int64 [B, D] near `coefficients` that make the objective small, by coordinate descent."""
+        codes = levels.nearest(coefficients)
+        for _ in range(_SWEEPS):
+            codes = self._sweep(codes, levels)
+        return codes.to(torch.int64)
+
+    def _sweep(self, codes: Tensor, levels: Levels) -> Tensor:
+        """Each coefficient in turn to the level that is best given all the others."""
+        gradient = self.gradient(levels.values(codes))
+        by_level = self.curvature.diagonal(dim1=1, dim2=2) * levels.step
+        columns, steps, slopes = codes.T.contiguous(), levels.step.T.contiguous(), by_level.T.contiguous()
+        for i, greatest in enumerate((2 * levels.half).tolist()):
+            code = (columns[i] - gradient[:, i] / slopes[i]).round_().clamp_(0, greatest)
+            change = (code - columns[i]) * steps[i]
+            gradient.addcmul_(change[:, None], self.curvature[:, i])  # symmetric: its rows are its columns
+            columns[i] = code
+        return columns.T

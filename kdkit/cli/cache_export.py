@@ -1,0 +1,15 @@
+"""kdkit cache export."""
+
+from __future__ import annotations
+
+from kdkit.cli._parse import parse_config
+from kdkit.config import CacheExportConfig
+
+
+def run(arguments: list[str]) -> None:
+    """Writes one view for other tools."""
+    config = parse_config(CacheExportConfig, "cache export", arguments)
+    from kdkit.engine.export import export_cache
+
+    path = export_cache(config.cache, config.output, view=config.view, overwrite=config.overwrite)
+    print(f"{path}: {path.stat().st_size:,} bytes")

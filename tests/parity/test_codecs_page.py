@@ -1,0 +1,109 @@
+"""Decodes topk and lowrank payloads with plain numpy, written from cache/CODECS.md alone, and compares.
+
+Promised: the same log-probabilities to 1e-4 nats. Not promised: equal last bits, as the two add in different orders.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from kdkit.cache.codecs import create_codec
+
+Row = Any  # numpy array
+
+
+def lse(values: Row) -> float:
+    top = values.max()
+    return float(top + np.log(np.exp(values - top).sum()))
+
+
+class Fields:
+    """Reads fields of a row from its first bit on."""
+
+    def __init__(self, row: Row) -> None:
+        self.bits = "".join(map(str, np.unpackbits(row)))
+        self.at = 0
+
+    def take(self, width: int) -> int:
+        self.at += width
+        return int(self.bits[self.at - width : self.at], 2)
+
+
+def read_entries(fields: Fields, C: int, K: int, V: int) -> tuple[list[int], Row]:
+    w = max(1, (C - 1).bit_length())
+    s = 16 / 2**V
+    rest = -s * fields.take(V)
+    ids = [fields.take(w) for _ in range(K)]
+    values = [-s * fields.take(V) for _ in range(K)]
+    values[0] += s / 16
+    g = np.array([*values, rest] if K < C else values)
+    return ids, g - lse(g)
+
+
+def decode_topk(row: Row, C: int, K: int) -> Row:
+    ids, g = read_entries(Fields(row), C, K, V=8)
+    result = np.full(C, g[-1] - math.log(C - K) if K < C else 0.0)
+    result[ids] = g[:K]
+    return result
+
+
+def decode_lowrank(row: Row, C: int, K: int, arrays: dict[str, Row]) -> Row:
+    fields = Fields(row)
+    ids, g = read_entries(fields, C, K, V=7)
+    e = fields.take(5)
+    bits = [int(b) for b in arrays["bits"]]
+    codes = np.array([fields.take(b) for b in bits], dtype=np.float64)
+    z = np.zeros(C)
+    if e > 0:
+        middle = (2.0 ** np.array(bits) - 1) / 2
+        coefficients = 2 ** ((e - 8) / 4) * arrays["step"].astype(np.float64) * (codes - middle)
+        z = arrays["mean"] + coefficients @ arrays["basis"].astype(np.float64)
+    others = np.setdiff1d(np.arange(C), ids)
+    result = np.zeros(C)
+    result[others] = z[others] - lse(z[others]) + g[-1]
+    result[ids] = g[:K]
+    assert set(fields.bits[fields.at :]) <= {"0"}
+    return result
+
+
+def sample(rows: int, classes: int, seed: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    features = torch.randn(rows, 20, generator=generator)
+    return features @ torch.randn(20, classes, generator=torch.Generator().manual_seed(0))
+
+
+def rows_to_compare(classes: int) -> torch.Tensor:
+    flat, sure = torch.zeros(1, classes), torch.zeros(1, classes)
+    sure[0, -1] = 1e4
+    return torch.cat([sample(12, classes, seed=1), sample(4, classes, seed=2) * 5, flat, sure])
+
+
+@pytest.mark.parametrize(("classes", "k"), [(2, 1), (5, 5), (1000, 10), (70_000, 3)])
+def test_a_topk_row_reads_as_its_page_says(classes: int, k: int) -> None:
+    codec, rows = create_codec("topk", classes, k=k), rows_to_compare(classes)
+    payload = codec.encode(rows)
+    for row, decoded in zip(payload.numpy(), codec.decode(payload).numpy(), strict=True):
+        np.testing.assert_allclose(decode_topk(row, classes, k), decoded, atol=1e-4)
+
+
+@pytest.mark.parametrize(("classes", "row_bytes"), [(2, 5), (10, 8), (1000, 96), (70_000, 24)])
+def test_a_lowrank_row_reads_as_its_page_says(classes: int, row_bytes: int) -> None:
+    codec = create_codec("lowrank", classes, row_bytes=row_bytes).fit(sample(60, classes, seed=3))
+    payload = codec.encode(rows_to_compare(classes))
+    entries, arrays = codec.to_dict()["entries"], dict(codec.arrays)
+    for row, decoded in zip(payload.numpy(), codec.decode(payload).numpy(), strict=True):
+        np.testing.assert_allclose(decode_lowrank(row, classes, entries, arrays), decoded, atol=1e-4)
+
+
+def test_an_int8_row_reads_as_its_page_says() -> None:
+    codec = create_codec("int8", 100)
+    payload = codec.encode(rows_to_compare(100))
+    for row, decoded in zip(payload.numpy(), codec.decode(payload).numpy(), strict=True):
+        u = row[4:] / 255
+        v = -row[:4].view("<f4")[0] * (0.4 * u + 0.6 * u**2)
+        np.testing.assert_allclose(v - lse(v), decoded, atol=1e-4)
