@@ -139,6 +139,19 @@ class CachedTeacher:
         self._rows = self._match_keys(dataset.keys, allow_mismatch)
         check_pixels(dataset, self._rows, self._pixel_crc32(0), origin)
 
+    def rows_of(self, rows: Tensor) -> Array:
+        """Cache rows int64 [B] of the matched dataset's rows int64 [B].
+
+        Raises:
+            CacheMismatchError: the cache was not matched with a dataset.
+        """
+        if self._rows is None:
+            raise CacheMismatchError(
+                f"the cache {str(self.path)!r} was not matched with a dataset: open_cache(path, dataset)"
+            )
+        matched: Array = self._rows[rows.numpy()]
+        return matched
+
     def read(self, rows: Array | Tensor, view: int, stream: str = LOGITS) -> Tensor:
         """Encoded rows, uint8 [B, row_bytes], for cache rows int64 [B] in any order, repeats allowed.
 
@@ -164,13 +177,9 @@ class CachedTeacher:
         Raises:
             CacheMismatchError: the cache was not matched with a dataset, or the batch has no rows or view.
         """
-        if self._rows is None:
-            raise CacheMismatchError(
-                f"the cache {str(self.path)!r} was not matched with a dataset: open_cache(path, dataset)"
-            )
         if batch.row is None or batch.view is None:
             raise CacheMismatchError("the batch does not say which rows and view it shows: load it with ReplayLoader")
-        payload = self.read(self._rows[batch.row.numpy()], batch.view)
+        payload = self.read(self.rows_of(batch.row), batch.view)
         device = batch.input.device
         if device.type == "cuda":
             payload = payload.pin_memory()

@@ -18,6 +18,5 @@ def run(arguments: list[str]) -> None:
     print(f"bytes        {found.num_bytes:,} ({found.row_bytes} a row; twice as many while it is packed)")
     print(f"images       {found.images:,} ({len(dataset):,} samples x {dataset.recipe.num_views} views)")
     print(f"time         {found.seconds:,.0f} s at {found.images_per_second:,.0f} images/s")
-    print(
-        f"fidelity     mean KL {found.fidelity['kl_mean_t1']:.2g} nats, top-1 kept {found.fidelity['top1_agreement']:.2%}"
-    )
+    kl, top1 = found.fidelity["kl_mean_t1"], found.fidelity["top1_agreement"]
+    print(f"fidelity     mean KL {kl:.2g} nats, top-1 kept {top1:.2%}")

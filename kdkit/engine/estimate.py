@@ -17,7 +17,7 @@ from kdkit.engine.probe import fit_and_measure
 from kdkit.teachers import Teacher
 
 _LAYOUT_BYTES = 4096  # root attributes and headers of the members that every cache has
-_MEMBER_BYTES = 300  # header of one more dataset
+_VIEW_BYTES = 1115  # headers of a view: its group and three datasets
 _PROBE_BATCHES = 4
 
 
@@ -51,7 +51,7 @@ def estimate_cache(
     teacher = teacher.to(torch.device(device))
     codec, fidelity = fit_and_measure(choose_codec(teacher, dataset, config), teacher, dataset, config, device)
     rows, views = len(dataset), dataset.recipe.num_views
-    each_view = rows * codec.row_bytes + 4 * -(-rows // BLOCK_ROWS) + 4 * len(hashed_rows(0, rows)) + 3 * _MEMBER_BYTES
+    each_view = rows * codec.row_bytes + 4 * -(-rows // BLOCK_ROWS) + 4 * len(hashed_rows(0, rows)) + _VIEW_BYTES
     once = 16 * rows + pack_keys(dataset.keys).nbytes + sum(array.nbytes for array in codec.arrays.values())
     names = sum(len(name.encode()) + 3 for name in dataset.class_names or ())
     speed = _measure_speed(teacher, dataset, config, device)

@@ -35,7 +35,8 @@ def fit_and_measure(
     if not codec.needs_fit:
         return codec, measure_fidelity(codec, logits)
     measured = min(MEASURED_ROWS, max(1, len(logits) // 4))
-    fitted = codec.fit(logits[measured:] if len(logits) > 1 else logits)
+    head = teacher.head_weight
+    fitted = codec.fit(logits[measured:] if len(logits) > 1 else logits, None if head is None else head.float().cpu())
     return fitted, measure_fidelity(fitted, logits[:measured])
 
 

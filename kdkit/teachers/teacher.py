@@ -67,6 +67,15 @@ class Teacher(nn.Module):
             return len(self.class_map)
         return getattr(unwrap_model(self.model), "num_classes", None)
 
+    @property
+    def head_weight(self) -> Tensor | None:
+        """Weight [C, D] of the model's last linear layer, after the class map; None where it has no such layer."""
+        classifier = getattr(unwrap_model(self.model), "get_classifier", lambda: None)()
+        if not isinstance(classifier, nn.Linear):
+            return None
+        weight = classifier.weight.detach()
+        return weight if self._class_index is None else weight[self._class_index]
+
     def for_input(self, normalization: Normalization) -> Teacher:
         """The same frozen model behind a Teacher whose images arrive in `normalization`, the student's."""
         return Teacher(
