@@ -173,8 +173,7 @@ class LowRankCodec(Codec):
         entries = self._format.from_fields(fields[:, :count])
         kept, rest = self._format.log_probabilities(entries)
         others = _log_ratios(fields[:, count:], self._fitted.on(payload.device)).scatter_(1, entries.ids, -torch.inf)
-        others += rest - others.logsumexp(dim=1, keepdim=True)
-        return others.scatter_(1, entries.ids, kept)
+        return F.log_softmax(others, dim=1).add_(rest).scatter_(1, entries.ids, kept)
 
 
 def _gain(code: Tensor) -> Tensor:
