@@ -60,16 +60,42 @@ class Batch:
 
 
 @dataclass(frozen=True)
+class SparseLogits:
+    """A teacher's k likeliest classes; what they leave of the mass is spread evenly over the others.
+
+    Attributes:
+        ids: the classes [B, k] int64.
+        log_probs: their log-probabilities [B, k].
+        log_rest: log of the mass of all other classes together [B].
+        num_classes: C.
+    """
+
+    ids: Tensor
+    log_probs: Tensor
+    log_rest: Tensor
+    num_classes: int
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> SparseLogits:
+        """The same on `device`."""
+        ids, log_probs, log_rest = (
+            tensor.to(device, non_blocking=non_blocking) for tensor in (self.ids, self.log_probs, self.log_rest)
+        )
+        return SparseLogits(ids, log_probs, log_rest, self.num_classes)
+
+
+@dataclass(frozen=True)
 class TeacherOutput:
     """What a teacher said about one batch; immutable, without gradient.
 
     Attributes:
         logits: [B, C] float, or None. From a cache: normalised log-probabilities, which serve as logits.
         features: tap name -> [B, D], [B, D, H, W] or [B, N, D].
+        sparse: in place of logits, where a cache was asked not to build them.
     """
 
     logits: Tensor | None = None
     features: Mapping[str, Tensor] = field(default_factory=dict)
+    sparse: SparseLogits | None = None
 
     def __post_init__(self) -> None:
         if self.logits is not None:
@@ -82,6 +108,7 @@ class TeacherOutput:
         return TeacherOutput(
             None if self.logits is None else self.logits.to(device, non_blocking=non_blocking),
             {name: tensor.to(device, non_blocking=non_blocking) for name, tensor in self.features.items()},
+            None if self.sparse is None else self.sparse.to(device, non_blocking=non_blocking),
         )
 
 

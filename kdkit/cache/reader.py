@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kdkit.cache.codecs import Codec
+from kdkit.cache.codecs import Codec, TopKCodec
 from kdkit.cache.fidelity import TEMPERATURES
 from kdkit.cache.format import DIGEST_NAME, KEYS_NAME, hashed_rows, pixel_name
 from kdkit.cache.hdf5 import map_dataset
@@ -24,7 +24,7 @@ from kdkit.cache.opening import locate, open_hdf5, open_packed, open_parts
 from kdkit.cache.parts import Parts
 from kdkit.cache.pixels import check_pixels
 from kdkit.config import ReplayRecipe
-from kdkit.errors import CacheError, CacheMismatchError
+from kdkit.errors import CacheError, CacheMismatchError, ConfigError
 from kdkit.signals import Batch, TeacherOutput
 
 Array = np.ndarray[Any, Any]
@@ -48,6 +48,7 @@ def open_cache(
     dataset: Replayable | None = None,
     *,
     verify: bool = True,
+    sparse: bool = False,
     allow_mismatch: Collection[str] = (),
 ) -> CachedTeacher:
     """Opens a cache for reading, packed or in parts.
@@ -57,6 +58,8 @@ def open_cache(
         dataset: what a run will train on. Its keys, recipe, class names and some of its pixels are compared with what
             the cache was made with, and its rows are matched to the cache's. Without it rows are the cache's own.
         verify: whether a block's checksum is compared when it is first touched.
+        sparse: whether a topk cache answers with its k classes alone, so that no tensor [B, C] is ever built for the
+            teacher: for very many classes, with the losses kl, soft_ce and dkd.
         allow_mismatch: names of fields, as an error names them, whose difference is accepted.
 
     Raises:
@@ -65,7 +68,7 @@ def open_cache(
         CacheMismatchError: it was made with something else; names the field and both values.
         CacheCorruptError: it is damaged.
     """
-    cache = CachedTeacher(path, verify=verify)
+    cache = CachedTeacher(path, verify=verify, sparse=sparse)
     if dataset is not None:
         cache.match(dataset, allow_mismatch=allow_mismatch)
     return cache
@@ -79,14 +82,19 @@ class CachedTeacher:
         metadata: what the cache is and what it was made with.
     """
 
-    def __init__(self, path: str | Path, *, verify: bool = True) -> None:
+    def __init__(self, path: str | Path, *, verify: bool = True, sparse: bool = False) -> None:
         self.path = locate(Path(path))
         self._verify = verify
+        self._sparse = sparse
         self._rows: Array | None = None
         if self.path.is_dir():
             self.metadata, self._codecs, self._payloads = open_parts(self.path, verify)
         else:
             self.metadata, self._codecs, self._payloads = open_packed(self.path, verify)
+        if sparse and not isinstance(self._codecs[LOGITS], TopKCodec):
+            raise ConfigError(
+                f"the cache {str(path)!r} has the codec {self._codecs[LOGITS].name!r}: only topk answers sparsely"
+            )
 
     @property
     def num_rows(self) -> int:
@@ -183,7 +191,10 @@ class CachedTeacher:
         device = batch.input.device
         if device.type == "cuda":
             payload = payload.pin_memory()
-        return TeacherOutput(self._codecs[LOGITS].decode(payload.to(device, non_blocking=True)))
+        payload, codec = payload.to(device, non_blocking=True), self._codecs[LOGITS]
+        if self._sparse and isinstance(codec, TopKCodec):
+            return TeacherOutput(sparse=codec.decode_sparse(payload))
+        return TeacherOutput(codec.decode(payload))
 
     def summary(self) -> dict[str, str]:
         """What the cache holds and what it was made with, as text for people, in reading order."""
@@ -212,10 +223,10 @@ class CachedTeacher:
             payload.verify_all()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path, "verify": self._verify, "rows": self._rows}
+        return {"path": self.path, "verify": self._verify, "sparse": self._sparse, "rows": self._rows}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["path"], verify=state["verify"])  # type: ignore[misc]
+        self.__init__(state["path"], verify=state["verify"], sparse=state["sparse"])  # type: ignore[misc]
         self._rows = state["rows"]
 
     def _index_path(self) -> Path:

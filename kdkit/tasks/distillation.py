@@ -99,7 +99,7 @@ class LogitDistillationTask(TrainingTask):
             raise ConfigError("target is None but task_loss_weight is not 0: pass labels, or task_loss_weight=0")
         return self.criterion(logits, target)
 
-    def _teacher_logits(self, input: Tensor, teacher_output: TeacherOutput | None) -> Tensor:
+    def _teacher_logits(self, input: Tensor, teacher_output: TeacherOutput | None) -> Tensor | losses.SparseLogProbs:
         if teacher_output is None:
             if self.teacher is None:
                 raise MissingTeacherError(
@@ -107,6 +107,9 @@ class LogitDistillationTask(TrainingTask):
                     "pass teacher=... to the task, or teacher_output=cache(batch) to the call"
                 )
             teacher_output = self.teacher(Batch(input, input.new_zeros(0)))
+        if teacher_output.sparse is not None:
+            said = teacher_output.sparse
+            return losses.SparseLogProbs(said.ids, said.log_probs, said.num_classes, said.log_rest)
         if teacher_output.logits is None:
             raise MissingTeacherError(
                 f"teacher_output holds no logits, only features {sorted(teacher_output.features)}: "

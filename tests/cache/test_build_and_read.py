@@ -20,9 +20,9 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from support import RECIPE, digits, digits_dataset, tiny_model
+from support import RECIPE, digits, digits_dataset, loader_for, tiny_model
 
-from kdkit import build_cache, create_teacher, open_cache
+from kdkit import LogitDistillationTask, build_cache, create_teacher, open_cache
 from kdkit.cache.format import hashed_rows
 from kdkit.config import BuildConfig, ReplayRecipe
 from kdkit.data import ArraySource, ReplayedDataset
@@ -33,6 +33,7 @@ from kdkit.errors import (
     CacheMismatchError,
     CacheNotFoundError,
     ClassMismatchError,
+    ConfigError,
     NonFiniteOutputError,
 )
 from kdkit.signals import Batch
@@ -83,6 +84,31 @@ def test_a_cache_answers_as_the_live_teacher_does(tmp_path: Path, codec: str) ->
     tolerance = {"float32": 1e-5, "float16": 5e-3, "int8": 5e-2}[codec]
     torch.testing.assert_close(said, expected, rtol=tolerance, atol=tolerance)
     torch.testing.assert_close(said.exp().sum(1), torch.ones(4))
+
+
+@pytest.mark.parametrize("loss", ["kl", "soft_ce", "dkd"])
+def test_a_sparse_topk_cache_teaches_as_the_dense_one_does(tmp_path: Path, loss: str) -> None:
+    dataset = digits_dataset(40)
+    config = dataclasses.replace(EXACT, codec="topk", codec_options={"k": 3})
+    build_cache(teacher(), dataset, tmp_path / "t.h5", config)
+    batch = next(iter(loader_for(dataset, tiny_model("test_efficientnet"))))
+    results = []
+    for sparse in (False, True):
+        said = open_cache(tmp_path / "t.h5", dataset, sparse=sparse)(batch)
+        assert (said.logits is None) == sparse
+        task = LogitDistillationTask(tiny_model("test_efficientnet"), distill_loss=loss, temperature=2.0)
+        result = task(batch.input, batch.target, said)
+        result["loss"].backward()
+        gradient = torch.cat([parameter.grad.flatten() for parameter in task.trainable_module.parameters()])
+        results.append((result["kd_loss"].detach(), gradient))
+    torch.testing.assert_close(results[1][0], results[0][0], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(results[1][1], results[0][1], rtol=1e-3, atol=1e-5)
+
+
+def test_only_topk_answers_sparsely(tmp_path: Path) -> None:
+    build_cache(teacher(), digits_dataset(8), tmp_path / "t.h5", EXACT)
+    with pytest.raises(ConfigError, match="'float32': only topk"):
+        open_cache(tmp_path / "t.h5", sparse=True)
 
 
 def test_many_shards_read_as_one(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from kdkit.cache.codecs.base import Codec, check_logits, check_payload
 from kdkit.cache.codecs.bits import BitFields
 from kdkit.cache.codecs.entries import EntryFormat
 from kdkit.errors import ConfigError
+from kdkit.signals import SparseLogits
 
 _VALUE_BITS = 8
 
@@ -57,8 +58,13 @@ class TopKCodec(Codec):
 
     def decode(self, payload: Tensor) -> Tensor:
         """Uint8 [B, row_bytes] -> log-probabilities [B, C]."""
+        said = self.decode_sparse(payload)
+        each = said.log_rest - math.log(max(1, self._format.others))
+        return each.unsqueeze(1).expand(-1, self.num_classes).scatter(1, said.ids, said.log_probs)
+
+    def decode_sparse(self, payload: Tensor) -> SparseLogits:
+        """Uint8 [B, row_bytes] -> the same distribution without a tensor [B, C]."""
         check_payload(self, payload)
         entries = self._format.from_fields(self._fields.unpack(payload))
         kept, rest = self._format.log_probabilities(entries)
-        each = rest - math.log(max(1, self._format.others))
-        return each.expand(-1, self.num_classes).scatter(1, entries.ids, kept)
+        return SparseLogits(entries.ids, kept, rest.squeeze(1), self.num_classes)
