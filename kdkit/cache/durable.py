@@ -1,6 +1,7 @@
 """Files that are either wholly there or not there at all, also after a crash.
 
-A file is written under a private temporary name, fsynced, renamed into place, and its folder fsynced.
+A file is written under a private temporary name, fsynced, renamed into place, and its folder fsynced. Everything that a
+cache writes goes through these few calls, so that a test can record them and lose any of them.
 """
 
 from __future__ import annotations
@@ -10,64 +11,121 @@ import glob
 import os
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from kdkit.errors import CacheDiskFullError, CacheError
 
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_CANNOT_RESERVE = {errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS}
 TEMPORARY_SUFFIX = ".tmp"
+_MAX_NAME_BYTES = 255
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yields a temporary path to write to; afterwards that file stands at `path`, durably, or nothing changed.
+    """Yields a temporary path to write and fsync; afterwards that file stands at `path`, durably, or not at all.
 
     Raises:
         CacheDiskFullError: there was no room; the temporary file is removed.
         CacheError: the file system refused; the temporary file is removed.
     """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}{TEMPORARY_SUFFIX}")
+    temporary = _temporary_name(path)
     try:
         yield temporary
         _sync(temporary)
-        temporary.replace(path)
-        _sync(path.parent)
-    except OSError as error:
-        if isinstance(error, CacheError):
+        os.replace(temporary, path)  # noqa: PTH105 -- the calls of the system, by their names: see the module's docstring
+        try:
+            _sync(path.parent)
+        except OSError:
+            _remove(path)  # it may not survive a power loss, so nobody may build on it
             raise
-        if error.errno in _NO_ROOM:
-            raise CacheDiskFullError(
-                f"no room for {path}: {os.strerror(error.errno)}; free space and run again"
-            ) from error
-        raise CacheError(f"{path} could not be written: {error}") from error
+    except CacheError:
+        raise
+    except OSError as error:
+        raise failure(path, error) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        _remove(temporary)
+
+
+def failure(path: Path, error: OSError) -> CacheError:
+    """The typed error for a write to `path` that the file system refused."""
+    if error.errno in _NO_ROOM:
+        return CacheDiskFullError(f"no room for {str(path)!r}: {os.strerror(error.errno)}; free space and run again")
+    return CacheError(f"{str(path)!r} could not be written: {error.strerror or error}; nothing of it was kept")
+
+
+@contextmanager
+def new_file(path: Path, num_bytes: int) -> Iterator[int]:
+    """Yields the descriptor of a new file whose room on the disk is already taken, so that a full one shows at once.
+
+    Raises:
+        OSError: there is no such room, or something stands at `path`.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    try:
+        try:
+            os.posix_fallocate(descriptor, 0, max(1, num_bytes))
+        except OSError as error:
+            if error.errno not in _CANNOT_RESERVE:
+                raise
+            os.ftruncate(descriptor, num_bytes)
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def write_at(descriptor: int, content: bytes | memoryview, offset: int) -> int:
+    """Writes all of `content` at `offset` and returns its number of bytes; a short write is gone on with."""
+    view = memoryview(content)
+    done = 0
+    while done < len(view):
+        done += os.pwrite(descriptor, view[done:], offset + done)
+    return done
 
 
 def write_text(path: Path, text: str) -> None:
     """Writes `text` to `path`, durably and atomically."""
-    with replacing(path) as temporary, open(temporary, "x", encoding="utf-8") as file:
-        file.write(text)
+    content = text.encode()
+    with replacing(path) as temporary, new_file(temporary, len(content)) as descriptor:
+        write_at(descriptor, content, 0)
 
 
-def reserve(path: Path, num_bytes: int) -> None:
-    """Proves that `num_bytes` can be written at `path`, so that HDF5 never meets a full disk; leaves no file.
+def make_folder(folder: Path) -> None:
+    """Makes `folder` and what it lies in, each entered durably.
 
     Raises:
-        OSError: they cannot; ENOSPC, EDQUOT or EFBIG for want of room.
+        CacheError: it cannot be made.
     """
-    with open(path, "xb") as file:
-        try:
-            os.posix_fallocate(file.fileno(), 0, num_bytes)
-        finally:
-            path.unlink()
+    missing = [place for place in (folder, *folder.parents) if not place.is_dir()]
+    try:
+        for place in reversed(missing):
+            with suppress(FileExistsError):  # another rank was faster
+                os.mkdir(place)  # noqa: PTH102
+            _sync(place.parent)
+    except OSError as error:
+        raise failure(folder, error) from error
+
+
+def remove_folder(folder: Path) -> None:
+    """Removes a folder of files, the index first: what is left of it is then no cache, whenever it stops.
+
+    Raises:
+        CacheError: something in it cannot be removed.
+    """
+    try:
+        for file in sorted(folder.iterdir(), key=lambda file: (file.suffix != ".h5", file.name)):
+            _remove(file)
+        os.rmdir(folder)  # noqa: PTH106
+        _sync(folder.parent)
+    except OSError as error:
+        raise CacheError(f"{str(folder)!r} could not be removed: {error.strerror}; remove it by hand") from error
 
 
 def remove_leftovers(folder: Path, name: str = "") -> None:
     """Removes temporary files of writers that died, those of files whose name begins with `name`."""
     for leftover in folder.glob(f".{glob.escape(name)}*{TEMPORARY_SUFFIX}"):
-        leftover.unlink(missing_ok=True)
+        _remove(leftover)
 
 
 def probe(folder: Path) -> None:
@@ -79,6 +137,18 @@ def probe(folder: Path) -> None:
     place = folder / f".{secrets.token_hex(6)}{TEMPORARY_SUFFIX}"
     place.touch(exist_ok=False)
     place.unlink()
+
+
+def _temporary_name(path: Path) -> Path:
+    """A private name beside `path` that tells whose it is, and is no longer than a name may be."""
+    ending = f".{secrets.token_hex(6)}{TEMPORARY_SUFFIX}"
+    name = os.fsencode(path.name)[: _MAX_NAME_BYTES - 1 - len(ending)]
+    return path.with_name("." + name.decode("utf-8", "ignore") + ending)
+
+
+def _remove(path: Path) -> None:
+    with suppress(FileNotFoundError):
+        os.unlink(path)  # noqa: PTH108
 
 
 def _sync(path: Path) -> None:

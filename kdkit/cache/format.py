@@ -8,26 +8,35 @@ import json
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
-import h5py
-
+from kdkit.cache.document import Fields, check_stream_name, parse_json
 from kdkit.errors import CacheCorruptError, CacheVersionError
 
 FORMAT_NAME = "kdkit teacher cache"
 FORMAT_VERSION = 1
 METADATA_ATTRIBUTE = "kdkit"
-METADATA_CRC_ATTRIBUTE = "kdkit_crc32"
 SHARD_ATTRIBUTE = "kdkit_shard"
+ARRAYS_ATTRIBUTE = "kdkit_arrays"
+"""CRC-32 of each dataset but the payloads, which have their own."""
 BUILD_ATTRIBUTE = "build"
 """Time and cost of the build: apart from the metadata, so that equal builds have equal metadata."""
 
 DIGEST_NAME = "rows/key_digest"
 KEYS_NAME = "rows/keys_zlib"
+DIGEST_BYTES = 16
 BLOCK_ROWS = 1000
 """Rows that one checksum covers."""
+_HASHED_FIRST = 1024
+_HASHED_EACH = 64
 
-MAX_METADATA_BYTES = 16 << 20
+MAX_DOCUMENT_BYTES = 16 << 20
+MAX_ROWS = 1 << 40
+MAX_VIEWS = 10_000
+MAX_SHARDS = 1 << 20
+MAX_ROW_BYTES = 1 << 24
+MAX_CLASSES = 1 << 20
 
 
 def payload_name(view: int, stream: str) -> str:
@@ -52,7 +61,16 @@ def codec_array_name(stream: str, array: str) -> str:
 
 def hashed_rows(start: int, stop: int) -> list[int]:
     """Rows in [start, stop) whose pixels are hashed: the first 1,024 of the cache and every 64th."""
-    return [row for row in range(start, stop) if row < 1024 or row % 64 == 0]
+    return [*range(start, min(stop, _HASHED_FIRST)), *_hashed_later(start, stop)]
+
+
+def num_hashed_rows(start: int, stop: int) -> int:
+    """How many rows `hashed_rows` names, without naming them."""
+    return max(0, min(stop, _HASHED_FIRST) - start) + len(_hashed_later(start, stop))
+
+
+def _hashed_later(start: int, stop: int) -> range:
+    return range(-(-max(start, _HASHED_FIRST) // _HASHED_EACH) * _HASHED_EACH, stop, _HASHED_EACH)
 
 
 @dataclass(frozen=True)
@@ -95,14 +113,23 @@ class CacheMetadata:
     """The replay recipe's dict form."""
     dataset: Mapping[str, Any]
     """{"keys_sha256": of the keys in row order, "class_names": list or null}."""
-    fidelity: Mapping[str, Mapping[str, float]]
-    """Stream name -> what its codec keeps of the teacher, as kdkit.cache.fidelity measures it."""
+    fidelity: Mapping[str, Mapping[str, float]] = dataclasses.field(default_factory=dict)
+    """Stream name -> what its codec keeps of the teacher."""
 
     def shards(self) -> Iterator[Shard]:
         """The plan: every shard, view by view."""
         for view in range(self.num_views):
-            for start in range(0, self.num_rows, self.shard_rows):
-                yield Shard(view, start, min(start + self.shard_rows, self.num_rows))
+            yield from self.shards_of(view)
+
+    def shards_of(self, view: int) -> Iterator[Shard]:
+        """The plan of one view."""
+        for start in range(0, self.num_rows, self.shard_rows):
+            yield Shard(view, start, min(start + self.shard_rows, self.num_rows))
+
+    @property
+    def num_shards(self) -> int:
+        """How many shards are planned."""
+        return self.num_views * -(-self.num_rows // self.shard_rows)
 
     def row_bytes(self, stream: str) -> int:
         """Bytes of one encoded row of `stream`."""
@@ -113,6 +140,11 @@ class CacheMetadata:
         document = {"format": FORMAT_NAME, "version": FORMAT_VERSION, **dataclasses.asdict(self)}
         return json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
+    @cached_property
+    def sha256(self) -> str:
+        """SHA-256 of the canonical text, by which a shard knows its cache."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
+
     @classmethod
     def from_json(cls, text: str, origin: str) -> CacheMetadata:
         """The document that `to_json` wrote; `origin` names the file in errors.
@@ -121,60 +153,45 @@ class CacheMetadata:
             CacheVersionError: the document's format version is not one this kdkit reads.
             CacheCorruptError: it is no such document.
         """
-        try:
-            document = json.loads(text)
-            if document["format"] != FORMAT_NAME:
-                raise ValueError(f"format is {document['format']!r}")
-            version = document["version"]
-            if version != FORMAT_VERSION:
-                raise CacheVersionError(
-                    f"{origin} has format version {version}, this kdkit reads version {FORMAT_VERSION}: "
-                    "upgrade kdkit, or rebuild the cache"
-                )
-            return cls(**{field.name: document[field.name] for field in dataclasses.fields(cls)})
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise CacheCorruptError(f"{origin} holds no kdkit metadata ({error})") from None
-
-
-def write_metadata(file: h5py.File, metadata: CacheMetadata) -> None:
-    """Stores the document and its CRC-32 as root attributes."""
-    text = metadata.to_json().encode()
-    file.attrs[METADATA_ATTRIBUTE] = text.decode()
-    file.attrs[METADATA_CRC_ATTRIBUTE] = zlib.crc32(text)
-
-
-def read_metadata(file: h5py.File, origin: str) -> CacheMetadata:
-    """The document of an open file, its checksum verified.
-
-    Raises:
-        CacheCorruptError: it is missing, too large, or not what was written.
-    """
-    if METADATA_ATTRIBUTE not in file.attrs or METADATA_CRC_ATTRIBUTE not in file.attrs:
-        raise CacheCorruptError(
-            f"{origin} is an HDF5 file, but no kdkit cache: attribute {METADATA_ATTRIBUTE!r} is missing"
+        origin = f"{origin}: the metadata"
+        fields = Fields(parse_json(text, origin), origin)
+        if fields.text("format") != FORMAT_NAME:
+            raise CacheCorruptError(f"{origin} is not that of a {FORMAT_NAME}")
+        version = fields.integer("version", 1, 1 << 31)
+        if version > FORMAT_VERSION:
+            raise CacheVersionError(
+                f"{origin} has format version {version}, this kdkit reads up to version {FORMAT_VERSION}: "
+                "upgrade kdkit, or rebuild the cache"
+            )
+        fields.expect_names({"format", "version"} | {field.name for field in dataclasses.fields(cls)})
+        metadata = cls(
+            num_rows=fields.integer("num_rows", 0, MAX_ROWS),
+            num_views=fields.integer("num_views", 1, MAX_VIEWS),
+            shard_rows=fields.integer("shard_rows", BLOCK_ROWS, MAX_ROWS),
+            **{name: fields.mapping(name) for name in ("streams", "teacher", "recipe", "dataset", "fidelity")},
         )
-    text = file.attrs[METADATA_ATTRIBUTE]
-    if not isinstance(text, str) or len(text) > MAX_METADATA_BYTES:
-        raise CacheCorruptError(f"{origin}: the {METADATA_ATTRIBUTE!r} attribute is not a text of at most 16 MiB")
-    if zlib.crc32(text.encode()) != int(file.attrs[METADATA_CRC_ATTRIBUTE]):
-        raise CacheCorruptError(f"{origin}: the metadata does not match its checksum")
-    return CacheMetadata.from_json(text, origin)
+        metadata._check(origin)
+        return metadata
 
-
-def write_shard_identity(file: h5py.File, metadata: CacheMetadata, shard: Shard) -> None:
-    """Stores which rows of which cache a shard holds, as a root attribute."""
-    file.attrs[SHARD_ATTRIBUTE] = _shard_identity(metadata, shard)
-
-
-def check_shard_identity(file: h5py.File, metadata: CacheMetadata, shard: Shard, origin: str) -> None:
-    """Raises CacheCorruptError unless the open file is that shard of that cache."""
-    if file.attrs.get(SHARD_ATTRIBUTE) != _shard_identity(metadata, shard):
-        raise CacheCorruptError(f"{origin} is not the shard with {shard} of this cache: delete it and build again")
-
-
-def _shard_identity(metadata: CacheMetadata, shard: Shard) -> str:
-    identity = {**dataclasses.asdict(shard), "metadata_sha256": hashlib.sha256(metadata.to_json().encode()).hexdigest()}
-    return json.dumps(identity, sort_keys=True)
+    def _check(self, origin: str) -> None:
+        """Refuses what no build writes and what the rest of kdkit relies on."""
+        if self.shard_rows % BLOCK_ROWS:
+            raise CacheCorruptError(f"{origin}: shard_rows is {self.shard_rows}, expected a multiple of {BLOCK_ROWS}")
+        if self.num_shards > MAX_SHARDS:
+            raise CacheCorruptError(f"{origin}: it plans more than {MAX_SHARDS} shards")
+        for name in self.streams:
+            check_stream_name(name, origin)
+            stream = Fields(self.streams[name], f"{origin}: stream {name!r}")
+            stream.integer("row_bytes", 1, MAX_ROW_BYTES)
+            codec = Fields(stream.mapping("codec"), f"{origin}: the codec of stream {name!r}")
+            codec.text("name")
+            codec.integer("num_classes", 1, MAX_CLASSES)
+        teacher, dataset = Fields(self.teacher, f"{origin}: teacher"), Fields(self.dataset, f"{origin}: dataset")
+        for field in ("name", "dtype", "weights_sha256"):
+            teacher.text(field)
+        teacher.mapping("versions")
+        dataset.text("keys_sha256")
+        dataset.optional_texts("class_names")
 
 
 def block_checksums(payload: bytes | memoryview, row_bytes: int, block_rows: int = BLOCK_ROWS) -> Sequence[int]:

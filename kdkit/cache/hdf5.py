@@ -1,12 +1,10 @@
-"""The two HDF5 operations of a cache: lay out a file, and map its datasets.
-
-HDF5 only ever sees the layout, for milliseconds. Payload goes to the datasets' offsets through plain writes, and is
-read through a plain memory map: contiguous datasets without filters are bytes in a row.
-"""
+"""Writing a cache file: HDF5's layout and the datasets' bytes, through plain writes alone."""
 
 from __future__ import annotations
 
+import json
 import os
+import zlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +13,11 @@ from typing import Any
 import h5py
 import numpy as np
 
-from kdkit.cache.durable import reserve
-from kdkit.errors import CacheCorruptError
+from kdkit.cache import durable
+from kdkit.cache.format import ARRAYS_ATTRIBUTE
+from kdkit.cache.layout import lay_out, write_document
 
 Array = np.ndarray[Any, Any]
-_LAYOUT_BYTES = 1 << 20  # generous room for headers when space is reserved
 
 
 @dataclass(frozen=True)
@@ -38,57 +36,25 @@ def write_hdf5(
     arrays: Mapping[str, Array],
     regions: Mapping[str, Region],
 ) -> None:
-    """Writes a new file at `path`: attributes and small arrays through HDF5, regions through plain writes."""
-    num_bytes = sum(array.nbytes for array in arrays.values())
-    num_bytes += sum(int(np.prod(region.shape)) * region.dtype.itemsize for region in regions.values())
-    reserve(path, num_bytes + _LAYOUT_BYTES)
-    with h5py.File(path, "x", libver="v110") as file:
+    """Writes a new file at `path` and fsyncs it: attributes, whole arrays with their CRC-32, and streamed regions."""
+
+    def set_all_attributes(file: h5py.File) -> None:
         set_attributes(file)
-        for name, array in arrays.items():
-            file.create_dataset(name, data=array, track_times=False)
-        offsets = {name: _allocate(file, name, region) for name, region in regions.items()}
-    with open(path, "r+b") as raw:
-        for name, region in regions.items():
-            raw.seek(offsets[name])
+        sums = {name: zlib.crc32(_bytes_of(array)) for name, array in arrays.items()}
+        write_document(file, ARRAYS_ATTRIBUTE, json.dumps(sums, sort_keys=True, separators=(",", ":")))
+
+    whole = {name: Region(array.shape, array.dtype, [array]) for name, array in arrays.items()}
+    datasets = {**whole, **regions}
+    layout = lay_out({name: (region.shape, region.dtype) for name, region in datasets.items()}, set_all_attributes)
+    with durable.new_file(path, layout.num_bytes) as descriptor:
+        for offset, piece in layout.pieces:
+            durable.write_at(descriptor, piece, offset)
+        for name, region in datasets.items():
+            offset = layout.offsets[name]
             for chunk in region.chunks:
-                raw.write(np.ascontiguousarray(chunk).data.cast("B"))
-        raw.flush()
-        os.fsync(raw.fileno())
+                offset += durable.write_at(descriptor, _bytes_of(chunk), offset)
+        os.fsync(descriptor)
 
 
-def map_dataset(file: h5py.File, name: str, path: Path, dtype: str, shape: tuple[int, ...]) -> Array:
-    """A read-only memory map of dataset `name`, which must have exactly this dtype and shape.
-
-    Raises:
-        CacheCorruptError: it is missing, another kind of object, or does not lie whole inside the file.
-    """
-    if not isinstance(file.get(name, getlink=True), h5py.HardLink) or not isinstance(file.get(name), h5py.Dataset):
-        raise CacheCorruptError(f"{path} has no dataset {name!r}")
-    dataset = file[name]
-    if dataset.dtype != np.dtype(dtype) or dataset.shape != shape:
-        raise CacheCorruptError(
-            f"{path}: dataset {name!r} is {dataset.dtype} {list(dataset.shape)}, expected {dtype} {list(shape)}"
-        )
-    if dataset.size == 0:
-        return np.empty(shape, dtype)
-    offset = dataset.id.get_offset()
-    if dataset.chunks is not None or dataset.external or dataset.is_virtual or offset is None:
-        raise CacheCorruptError(f"{path}: dataset {name!r} is not contiguous inside the file")
-    if offset + dataset.nbytes > path.stat().st_size:
-        raise CacheCorruptError(f"{path} is cut short: dataset {name!r} ends beyond the end of the file")
-    return np.memmap(path, dtype=dtype, mode="r", offset=offset, shape=shape).view(np.ndarray)
-
-
-def _allocate(file: h5py.File, name: str, region: Region) -> int:
-    """Makes an unwritten contiguous dataset and returns its offset in the file."""
-    plist = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-    plist.set_layout(h5py.h5d.CONTIGUOUS)
-    plist.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
-    plist.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
-    plist.set_obj_track_times(False)
-    links = h5py.h5p.create(h5py.h5p.LINK_CREATE)
-    links.set_create_intermediate_group(True)
-    space = h5py.h5s.create_simple(region.shape)
-    dataset = h5py.h5d.create(file.id, name.encode(), h5py.h5t.py_create(region.dtype), space, plist, links)
-    offset = dataset.get_offset()
-    return 0 if offset is None else int(offset)
+def _bytes_of(array: Array) -> memoryview:
+    return np.ascontiguousarray(array).reshape(-1).view("u1").data

@@ -45,7 +45,7 @@ def unpack_keys(packed: Array, num_rows: int) -> list[str]:
         joined = decompressor.decompress(packed.tobytes(), min(_MAX_KEYS_BYTES, 4096 * max(1, num_rows)))
     except zlib.error as error:
         raise CacheCorruptError(f"the keys of the cache cannot be unpacked: {error}") from None
-    keys = joined.decode("utf-8", "surrogateescape").split(_SEPARATOR)
+    keys = joined.decode("utf-8", "surrogateescape").split(_SEPARATOR) if num_rows else []
     if not decompressor.eof or len(keys) != num_rows:
         raise CacheCorruptError(f"the cache holds other than the {num_rows} keys it should")
     return keys

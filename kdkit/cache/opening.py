@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
-import h5py
-import numpy as np
-
-from kdkit.cache.codecs import Codec, create_codec
-from kdkit.cache.format import (
-    BLOCK_ROWS,
-    CacheMetadata,
-    check_shard_identity,
-    checksum_name,
-    codec_array_name,
-    payload_name,
-    read_metadata,
-)
-from kdkit.cache.hdf5 import map_dataset
+from kdkit.cache.codecs import Codec, available_codecs, create_codec
+from kdkit.cache.format import DIGEST_BYTES, DIGEST_NAME, KEYS_NAME, CacheMetadata, Shard, codec_array_name
+from kdkit.cache.identity import read_metadata
 from kdkit.cache.parts import Parts, parts_folder
 from kdkit.cache.payload import Payload, Segment
-from kdkit.errors import CacheCorruptError, CacheIncompleteError, CacheNotFoundError
+from kdkit.cache.segments import open_segments
+from kdkit.cache.strict import StrictFile, open_hdf5
+from kdkit.errors import CacheCorruptError, CacheIncompleteError, CacheNotFoundError, CacheVersionError, KdkitError
 
 Opened = tuple[CacheMetadata, dict[str, Codec], dict[tuple[int, str], Payload]]
 
@@ -34,24 +27,20 @@ def locate(path: Path) -> Path:
     raise CacheNotFoundError(f"there is no cache at {str(path)!r}: build one with `kdkit cache build`")
 
 
-def open_index(parts: Parts) -> dict[str, Codec]:
-    """Stream name -> its codec, fitted as the index of a parts folder says."""
-    with open_hdf5(parts.index) as file:
-        return _codecs(file, parts.index, parts.metadata)
-
-
 def open_packed(path: Path, verify: bool) -> Opened:
     """Metadata, codecs and payloads of a packed file."""
+    payloads = {}
     with open_hdf5(path) as file:
-        metadata = read_metadata(file, repr(str(path)))
-        payloads = {
-            (view, stream): Payload(
-                view, stream, [_segment(file, path, metadata, view, stream, 0, metadata.num_rows)], verify=verify
-            )
-            for view in range(metadata.num_views)
-            for stream in metadata.streams
-        }
-        return metadata, _codecs(file, path, metadata), payloads
+        metadata = read_metadata(file)
+        _check_budget(file, metadata)
+        file.expect_members("", ["views", *_index_groups(file)])
+        file.expect_members("views", [f"{view:04d}" for view in range(metadata.num_views)])
+        for view in range(metadata.num_views):
+            for stream, segment in open_segments(file, metadata, Shard(view, 0, metadata.num_rows)).items():
+                payloads[view, stream] = Payload(view, stream, metadata.row_bytes(stream), [segment], verify=verify)
+        codecs = _open_codecs(file, metadata)
+        file.refuse_overlap()
+    return metadata, codecs, payloads
 
 
 def open_parts(folder: Path, verify: bool) -> Opened:
@@ -59,50 +48,91 @@ def open_parts(folder: Path, verify: bool) -> Opened:
     parts = Parts.open(folder)
     metadata = parts.metadata
     if missing := parts.missing():
-        total = sum(1 for _ in metadata.shards())
         raise CacheIncompleteError(
-            f"the cache in {str(folder)!r} is not finished: {len(missing)} of {total} shards are missing, the first is "
-            f"{missing[0]}; run its build again to resume it"
+            f"the cache in {str(folder)!r} is not finished: {len(missing)} of {metadata.num_shards} shards are "
+            f"missing, the first is {missing[0]}; run its build again to resume it"
         )
-    segments: dict[tuple[int, str], list[Segment]] = {}
+    segments: dict[tuple[int, str], list[Segment]] = {
+        (view, stream): [] for view in range(metadata.num_views) for stream in metadata.streams
+    }
     for shard in metadata.shards():
-        path = parts.shard_path(shard)
-        with open_hdf5(path) as file:
-            check_shard_identity(file, metadata, shard, repr(str(path)))
-            for stream in metadata.streams:
-                segment = _segment(file, path, metadata, shard.view, stream, shard.start, shard.stop)
-                segments.setdefault((shard.view, stream), []).append(segment)
-    payloads = {key: Payload(*key, value, verify=verify) for key, value in segments.items()}
+        for stream, segment in parts.open_shard(shard).items():
+            segments[shard.view, stream].append(segment)
+    payloads = {key: Payload(*key, metadata.row_bytes(key[1]), value, verify=verify) for key, value in segments.items()}
     return metadata, open_index(parts), payloads
 
 
-def _segment(
-    file: h5py.File, path: Path, metadata: CacheMetadata, view: int, stream: str, start: int, stop: int
-) -> Segment:
-    blocks = -(-(stop - start) // BLOCK_ROWS)
-    return Segment(
-        str(path),
-        start,
-        map_dataset(file, payload_name(view, stream), path, "u1", (stop - start, metadata.row_bytes(stream))),
-        map_dataset(file, checksum_name(view, stream), path, "<u4", (blocks,)),
-    )
-
-
-def _codecs(file: h5py.File, path: Path, metadata: CacheMetadata) -> dict[str, Codec]:
-    codecs = {}
-    for stream, description in metadata.streams.items():
-        codec = create_codec(**description["codec"])
-        if codec.row_bytes != metadata.row_bytes(stream):
-            raise CacheCorruptError(f"{str(path)!r}: stream {stream!r} does not have the row size of its codec")
-        arrays = file.get(codec_array_name(stream, "")[:-1])
-        learnt = {} if arrays is None else {name: np.asarray(values) for name, values in arrays.items()}
-        codecs[stream] = codec.with_arrays(learnt)
+def open_index(parts: Parts) -> dict[str, Codec]:
+    """Stream name -> its codec, fitted as the index of a parts folder says."""
+    with open_hdf5(parts.index) as file:
+        file.expect_members("", _index_groups(file))
+        codecs = _open_codecs(file, parts.metadata)
+        file.refuse_overlap()
     return codecs
 
 
-def open_hdf5(path: Path) -> h5py.File:
-    """The file, read-only and without locking; CacheCorruptError where HDF5 cannot read it."""
+def verify_arrays(path: Path, metadata: CacheMetadata) -> None:
+    """Compares every array but the payloads with its checksum, in a packed file or a parts folder.
+
+    Raises:
+        CacheCorruptError: one differs; names file and dataset.
+    """
+    parts = Parts(path, metadata)
+    for place in [parts.index, *map(parts.shard_path, metadata.shards())] if path.is_dir() else [path]:
+        with open_hdf5(place) as file:
+            for name in file.sums():
+                file.learnt(name)
+
+
+def _check_budget(file: StrictFile, metadata: CacheMetadata) -> None:
+    """Compares the declared size with the file's before anything is made for it."""
+    row_bytes = sum(metadata.row_bytes(stream) for stream in metadata.streams)
+    declared = metadata.num_rows * (row_bytes * metadata.num_views + DIGEST_BYTES)
+    if declared > file.num_bytes:
+        raise CacheCorruptError(
+            f"{str(file.path)!r} is cut short: its {metadata.num_rows} rows x {metadata.num_views} views need "
+            f"{declared} bytes, it has {file.num_bytes}"
+        )
+
+
+def _index_groups(file: StrictFile) -> list[str]:
+    """Root members of an index: `codecs` is there only where a codec learnt something."""
+    return ["rows", *({"codecs"} if any(name.startswith("codecs/") for name in file.sums()) else ())]
+
+
+def _open_codecs(file: StrictFile, metadata: CacheMetadata) -> dict[str, Codec]:
+    """The codecs with what they learnt, and a look at where the keys lie."""
+    file.expect_members("rows", [name.removeprefix("rows/") for name in (DIGEST_NAME, KEYS_NAME)])
+    file.map(DIGEST_NAME, "u1", (metadata.num_rows, DIGEST_BYTES))
+    file.map_flat(KEYS_NAME, "u1")
+    learnt = {stream: _learnt_names(file.sums(), stream) for stream in metadata.streams}
+    if any(learnt.values()):
+        file.expect_members("codecs", [stream for stream, names in learnt.items() if names])
+    return {stream: _open_codec(file, metadata, stream, names) for stream, names in learnt.items()}
+
+
+def _learnt_names(sums: Collection[str], stream: str) -> list[str]:
+    prefix = codec_array_name(stream, "")
+    return [name.removeprefix(prefix) for name in sums if name.startswith(prefix)]
+
+
+def _open_codec(file: StrictFile, metadata: CacheMetadata, stream: str, names: list[str]) -> Codec:
+    described: dict[str, Any] = dict(metadata.streams[stream]["codec"])
+    if described["name"] not in available_codecs():
+        raise CacheVersionError(
+            f"{str(file.path)!r}: stream {stream!r} is in codec {described['name'][:80]!r}, this kdkit knows "
+            f"{', '.join(available_codecs())}: upgrade kdkit, or rebuild the cache"
+        )
+    if names:
+        file.expect_members(codec_array_name(stream, "")[:-1], names)
     try:
-        return h5py.File(path, "r", locking=False)
-    except OSError as error:
-        raise CacheCorruptError(f"{str(path)!r} cannot be read as HDF5: {error}") from error
+        codec = create_codec(**described)
+        codec = codec.with_arrays({name: file.learnt(codec_array_name(stream, name)) for name in names})
+        needed = None if codec.needs_fit else codec.row_bytes
+    except (KdkitError, TypeError, ValueError, LookupError) as error:
+        raise CacheCorruptError(f"{str(file.path)!r}: the codec of stream {stream!r} is damaged ({error})") from error
+    if needed != metadata.row_bytes(stream):
+        raise CacheCorruptError(
+            f"{str(file.path)!r}: stream {stream!r} has {metadata.row_bytes(stream)} bytes a row, its codec {needed}"
+        )
+    return codec

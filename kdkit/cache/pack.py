@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import h5py
 import numpy as np
@@ -14,15 +12,17 @@ from kdkit.cache import durable
 from kdkit.cache.format import (
     BUILD_ATTRIBUTE,
     CacheMetadata,
-    Shard,
     checksum_name,
     payload_name,
     pixel_name,
-    write_metadata,
 )
-from kdkit.cache.hdf5 import Array, Region, map_dataset, write_hdf5
+from kdkit.cache.hdf5 import Array, Region, write_hdf5
+from kdkit.cache.identity import write_metadata
+from kdkit.cache.layout import write_text
+from kdkit.cache.opening import open_index
 from kdkit.cache.parts import Parts
 from kdkit.cache.reader import CachedTeacher
+from kdkit.cache.strict import open_hdf5
 from kdkit.errors import CacheIncompleteError
 
 
@@ -48,7 +48,7 @@ def pack(parts: Parts, path: Path, build: str = "{}") -> None:
 
     def set_attributes(file: h5py.File) -> None:
         write_metadata(file, parts.metadata)
-        file.attrs[BUILD_ATTRIBUTE] = build
+        write_text(file, BUILD_ATTRIBUTE, build)
 
     with durable.replacing(path) as temporary:
         write_hdf5(
@@ -58,31 +58,29 @@ def pack(parts: Parts, path: Path, build: str = "{}") -> None:
             regions=_payload_regions(parts),
         )
         CachedTeacher(temporary).verify()
-    shutil.rmtree(parts.folder)
+    durable.remove_folder(parts.folder)
 
 
 def _index_arrays(parts: Parts) -> dict[str, Array]:
     """Every dataset of the index file."""
-    arrays: dict[str, Array] = {}
-
-    def collect(name: str, item: Any) -> None:
-        if isinstance(item, h5py.Dataset):
-            arrays[name] = item[()]
-
-    with h5py.File(parts.index, "r", locking=False) as file:
-        file.visititems(collect)
-    return arrays
+    open_index(parts)
+    with open_hdf5(parts.index) as file:
+        return {name: file.learnt(name) for name in file.sums()}
 
 
 def _small_arrays(parts: Parts) -> dict[str, Array]:
     """Checksums and pixel hashes of each view, joined over its shards."""
-    pieces: dict[str, list[Array]] = {}
-    for shard in parts.metadata.shards():
-        names = [pixel_name(shard.view), *(checksum_name(shard.view, stream) for stream in parts.metadata.streams)]
-        with h5py.File(parts.shard_path(shard), "r", locking=False) as file:
-            for name in names:
-                pieces.setdefault(name, []).append(file[name][()])
-    return {name: np.concatenate(arrays) for name, arrays in pieces.items()}
+    metadata, nothing = parts.metadata, np.empty(0, dtype="<u4")
+    arrays: dict[str, Array] = {}
+    for view in range(metadata.num_views):
+        names = [pixel_name(view), *(checksum_name(view, stream) for stream in metadata.streams)]
+        pieces: dict[str, list[Array]] = {name: [nothing] for name in names}
+        for shard in metadata.shards_of(view):
+            with open_hdf5(parts.shard_path(shard)) as file:
+                for name in names:
+                    pieces[name].append(file.flat(name, "<u4"))
+        arrays |= {name: np.concatenate(found) for name, found in pieces.items()}
+    return arrays
 
 
 def _payload_regions(parts: Parts) -> Mapping[str, Region]:
@@ -98,13 +96,5 @@ def _payload_regions(parts: Parts) -> Mapping[str, Region]:
 
 def _payload_chunks(parts: Parts, view: int, stream: str) -> Iterator[Array]:
     """The rows of one stream of one view, shard by shard."""
-    for shard in parts.metadata.shards():
-        if shard.view == view:
-            yield _payload(parts, shard, stream)
-
-
-def _payload(parts: Parts, shard: Shard, stream: str) -> Array:
-    path = parts.shard_path(shard)
-    with h5py.File(path, "r", locking=False) as file:
-        shape = (shard.num_rows, parts.metadata.row_bytes(stream))
-        return map_dataset(file, payload_name(shard.view, stream), path, "u1", shape)
+    for shard in parts.metadata.shards_of(view):
+        yield parts.open_shard(shard)[stream].rows

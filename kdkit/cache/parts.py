@@ -12,16 +12,18 @@ Ranges belong to the plan, not to processes: whoever builds the rest may have an
 from __future__ import annotations
 
 import json
+import os
+import stat
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 
 from kdkit.cache import durable
+from kdkit.cache.document import parse_json
 from kdkit.cache.format import (
     CacheMetadata,
     Shard,
@@ -29,14 +31,16 @@ from kdkit.cache.format import (
     checksum_name,
     payload_name,
     pixel_name,
-    read_metadata,
-    write_metadata,
-    write_shard_identity,
 )
 from kdkit.cache.hdf5 import Array, Region, write_hdf5
+from kdkit.cache.identity import check_shard_identity, read_metadata, write_metadata, write_shard_identity
+from kdkit.cache.payload import Segment
+from kdkit.cache.segments import open_segments
+from kdkit.cache.strict import open_hdf5, refuse_symlink
 from kdkit.errors import CacheCorruptError, CacheError, CacheNotFoundError
 
 INDEX_NAME = "index.h5"
+_MAX_ENTRY_BYTES = 4096
 
 
 def parts_folder(path: Path) -> Path:
@@ -63,10 +67,7 @@ class Parts:
         Raises:
             CacheError: the folder cannot be written.
         """
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise CacheError(f"the folder {str(folder)!r} cannot be made: {error.strerror}") from error
+        durable.make_folder(folder)
         with durable.replacing(folder / INDEX_NAME) as temporary:
             write_hdf5(temporary, set_attributes=lambda file: write_metadata(file, metadata), arrays=arrays, regions={})
         return cls(folder, metadata)
@@ -80,15 +81,11 @@ class Parts:
             CacheCorruptError: its index is damaged.
         """
         index = folder / INDEX_NAME
+        refuse_symlink(index)
         if not index.is_file():
             raise CacheNotFoundError(f"there is no cache in {str(folder)!r}: it has no {INDEX_NAME}")
-        try:
-            with h5py.File(index, "r", locking=False) as file:
-                return cls(folder, read_metadata(file, str(index)))
-        except OSError as error:
-            if isinstance(error, CacheError):
-                raise
-            raise CacheCorruptError(f"{str(index)!r} cannot be read as HDF5: {error}") from error
+        with open_hdf5(index) as file:
+            return cls(folder, read_metadata(file))
 
     @property
     def index(self) -> Path:
@@ -100,10 +97,9 @@ class Parts:
         return self.folder / shard.file_name
 
     def is_sealed(self, shard: Shard) -> bool:
-        """Whether the manifest names the shard and the shard's file has the size it was sealed with."""
+        """Whether the manifest names the shard, and its file has the size it was sealed with and is no link."""
         entry = self._entry(shard)
-        path = self.shard_path(shard)
-        return entry is not None and path.is_file() and path.stat().st_size == entry["bytes"]
+        return entry is not None and _size(self.shard_path(shard)) == entry["bytes"]
 
     def missing(self) -> list[Shard]:
         """The shards of the plan that are not sealed, in order."""
@@ -138,29 +134,27 @@ class Parts:
             )
             entry = {
                 "file": shard.file_name,
-                "view": shard.view,
-                "start": shard.start,
-                "stop": shard.stop,
+                **asdict(shard),
                 "bytes": temporary.stat().st_size,
                 "crc32": _file_crc32(temporary),
             }
         durable.write_text(self._entry_path(shard), json.dumps(entry, sort_keys=True))
 
-    def _entry_path(self, shard: Shard) -> Path:
-        return self.shard_path(shard).with_suffix(".json")
+    def open_shard(self, shard: Shard) -> dict[str, Segment]:
+        """Stream -> its rows in the shard, mapped.
 
-    def _entry(self, shard: Shard) -> dict[str, Any] | None:
-        """The shard's manifest entry, or None; an entry that cannot be read counts as none."""
-        try:
-            entry = json.loads(self._entry_path(shard).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return None
-        names_this = isinstance(entry, dict) and (entry.get("view"), entry.get("start"), entry.get("stop")) == (
-            shard.view,
-            shard.start,
-            shard.stop,
-        )
-        return entry if names_this and isinstance(entry.get("bytes"), int) else None
+        Raises:
+            CacheCorruptError: the file is not that shard of this cache, or is damaged.
+        """
+        path = self.shard_path(shard)
+        refuse_symlink(path)
+        with open_hdf5(path) as file:
+            check_shard_identity(file, self.metadata, shard)
+            file.expect_members("", ["views"])
+            file.expect_members("views", [f"{shard.view:04d}"])
+            segments = open_segments(file, self.metadata, shard)
+            file.refuse_overlap()
+        return segments
 
     def verify(self, shard: Shard) -> None:
         """Reads the whole shard against its manifest entry.
@@ -169,12 +163,36 @@ class Parts:
             CacheCorruptError: it is not sealed, or its bytes are not those that were sealed.
         """
         entry = self._entry(shard)
+        path = self.shard_path(shard)
         if entry is None or not self.is_sealed(shard):
-            raise CacheCorruptError(f"{str(self.shard_path(shard))!r} ({shard}) is not sealed")
-        if _file_crc32(self.shard_path(shard)) != entry.get("crc32"):
-            raise CacheCorruptError(
-                f"{str(self.shard_path(shard))!r} ({shard}) does not match its checksum: delete it and build again"
-            )
+            raise CacheCorruptError(f"{str(path)!r} ({shard}) is not sealed")
+        refuse_symlink(path)
+        if _file_crc32(path) != entry["crc32"]:
+            raise CacheCorruptError(f"{str(path)!r} ({shard}) does not match its checksum: delete it and build again")
+
+    def _entry_path(self, shard: Shard) -> Path:
+        return self.shard_path(shard).with_suffix(".json")
+
+    def _entry(self, shard: Shard) -> dict[str, Any] | None:
+        """The shard's manifest entry, or None; an entry that is not wholly as it is written counts as none."""
+        try:
+            with open(os.open(self._entry_path(shard), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
+                entry = parse_json(file.read(_MAX_ENTRY_BYTES).decode(), str(shard))
+        except (OSError, ValueError):  # a CacheError is an OSError
+            return None
+        expected = {"file": shard.file_name, **asdict(shard)}
+        if not isinstance(entry, dict) or {name: entry.get(name) for name in expected} != expected:
+            return None
+        return entry if all(type(entry.get(name)) is int for name in ("bytes", "crc32")) else None
+
+
+def _size(path: Path) -> int:
+    """Bytes of a regular file; -1 where there is none."""
+    try:
+        found = path.lstat()
+    except OSError:
+        return -1
+    return found.st_size if stat.S_ISREG(found.st_mode) else -1
 
 
 def _file_crc32(path: Path) -> int:

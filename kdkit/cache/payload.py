@@ -5,6 +5,7 @@ Checksums are verified the first time that a block is touched. Dimensions: B bat
 
 from __future__ import annotations
 
+import mmap
 import zlib
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +28,22 @@ class Segment:
     """uint8 [R, row_bytes], a memory map."""
     checksums: Array
     """uint32, one for each BLOCK_ROWS rows."""
+    mapping: mmap.mmap
+    """The whole file."""
+    num_bytes: int
+    """The file's size when it was opened."""
+
+    def refuse_cut(self) -> None:
+        """Refuses a file that was cut since it was opened: touching what is gone would end the process (SIGBUS).
+
+        One fstat, about a microsecond. A cut between this look and the read that follows cannot be excluded: nothing
+        that maps a file can; kdkit itself never changes a file that has its name.
+        """
+        if self.mapping.size() < self.num_bytes:
+            raise CacheCorruptError(
+                f"{self.path!r} was cut from {self.num_bytes} to {self.mapping.size()} bytes while it was open: its "
+                f"rows from {self.start} on cannot be read; restore the file"
+            )
 
 
 class Payload:
@@ -34,13 +51,15 @@ class Payload:
 
     Args:
         view, stream: what it is, for errors.
+        row_bytes: bytes of one row.
         segments: in row order, without gaps; each but the last a multiple of BLOCK_ROWS long.
         verify: whether checksums are compared when a block is first touched.
     """
 
-    def __init__(self, view: int, stream: str, segments: list[Segment], *, verify: bool = True) -> None:
+    def __init__(self, view: int, stream: str, row_bytes: int, segments: list[Segment], *, verify: bool = True) -> None:
         self.view = view
         self.stream = stream
+        self.row_bytes = row_bytes
         self.segments = segments
         self._starts = np.array([segment.start for segment in segments])
         num_blocks = sum(len(segment.checksums) for segment in segments)
@@ -50,10 +69,12 @@ class Payload:
         """The encoded rows, uint8 [B, row_bytes], in the order asked for; `rows` int64 [B], repeats allowed."""
         self._verify(rows)
         if len(self.segments) == 1:
+            self.segments[0].refuse_cut()
             return self.segments[0].rows[rows]
-        out = np.empty((len(rows), self.segments[0].rows.shape[1]), dtype=np.uint8)
+        out = np.empty((len(rows), self.row_bytes), dtype=np.uint8)
         owner = np.searchsorted(self._starts, rows, side="right") - 1
         for index in np.unique(owner):
+            self.segments[index].refuse_cut()
             mine = owner == index
             out[mine] = self.segments[index].rows[rows[mine] - self.segments[index].start]
         return out
@@ -77,6 +98,7 @@ class Payload:
         first = block * BLOCK_ROWS
         segment = self.segments[int(np.searchsorted(self._starts, first, side="right")) - 1]
         local = first - segment.start
+        segment.refuse_cut()
         rows = segment.rows[local : local + BLOCK_ROWS]
         if zlib.crc32(np.ascontiguousarray(rows).data) != int(segment.checksums[local // BLOCK_ROWS]):
             raise CacheCorruptError(

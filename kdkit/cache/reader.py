@@ -9,7 +9,6 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-import h5py
 import numpy as np
 import torch
 from torch import Tensor
@@ -17,12 +16,12 @@ from torch import Tensor
 from kdkit.cache.codecs import Codec, TopKCodec
 from kdkit.cache.fidelity import TEMPERATURES
 from kdkit.cache.format import DIGEST_NAME, KEYS_NAME, hashed_rows, pixel_name
-from kdkit.cache.hdf5 import map_dataset
 from kdkit.cache.keys import key_digests, match_rows, unpack_keys
 from kdkit.cache.mismatch import refuse_mismatch
-from kdkit.cache.opening import locate, open_hdf5, open_packed, open_parts
+from kdkit.cache.opening import locate, open_packed, open_parts, verify_arrays
 from kdkit.cache.parts import Parts
 from kdkit.cache.pixels import check_pixels
+from kdkit.cache.strict import open_hdf5
 from kdkit.config import ReplayRecipe
 from kdkit.errors import CacheError, CacheMismatchError, ConfigError
 from kdkit.signals import Batch, TeacherOutput
@@ -125,8 +124,7 @@ class CachedTeacher:
     def keys(self) -> list[str]:
         """The sample keys in row order, read from the file."""
         with open_hdf5(self._index_path()) as file:
-            size = file[KEYS_NAME].shape if isinstance(file.get(KEYS_NAME), h5py.Dataset) else (0,)
-            return unpack_keys(map_dataset(file, KEYS_NAME, self._index_path(), "u1", size), self.num_rows)
+            return unpack_keys(file.flat(KEYS_NAME, "u1"), self.num_rows)
 
     def match(self, dataset: Replayable, *, allow_mismatch: Collection[str] = ()) -> None:
         """Compares the cache with `dataset`, and from then on takes a batch's rows as that dataset's.
@@ -219,6 +217,7 @@ class CachedTeacher:
         Raises:
             CacheCorruptError: names file, view and rows.
         """
+        verify_arrays(self.path, self.metadata)
         for payload in self._payloads.values():
             payload.verify_all()
 
@@ -235,7 +234,7 @@ class CachedTeacher:
     def _match_keys(self, keys: Sequence[str], allow_mismatch: Collection[str]) -> Array:
         """Cache row of each dataset sample, int64 [N]."""
         with open_hdf5(self._index_path()) as file:
-            digests = map_dataset(file, DIGEST_NAME, self._index_path(), "u1", (self.num_rows, 16))
+            digests = file.array(DIGEST_NAME, "u1", (self.num_rows, 16))
             rows = match_rows(digests, key_digests(keys))
         added = [keys[i] for i in np.flatnonzero(rows < 0)[:_NAMED]]
         if added:
@@ -265,7 +264,7 @@ class CachedTeacher:
         for path, start, stop in places:
             rows = hashed_rows(start, stop)
             with open_hdf5(path) as file:
-                values = map_dataset(file, pixel_name(view), path, "<u4", (len(rows),))
+                values = file.array(pixel_name(view), "<u4", (len(rows),))
             hashes.update(zip(rows, values.tolist(), strict=True))
         return hashes
 

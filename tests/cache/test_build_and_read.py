@@ -384,7 +384,7 @@ build_cache(create_teacher(tiny_model()), dataset, sys.argv[1], config)
 def _contents(path: Path) -> dict[str, bytes]:
     found: dict[str, bytes] = {}
     with h5py.File(path) as file:
-        found["metadata"] = file.attrs["kdkit"].encode()
+        found["metadata"] = bytes(file.attrs["kdkit"])
         file.visititems(
             lambda name, item: found.update({name: item[()].tobytes()}) if isinstance(item, h5py.Dataset) else None
         )

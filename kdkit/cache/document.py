@@ -1,0 +1,129 @@
+"""JSON from a file that nobody vouches for: bounded in size and depth, and of the expected types.
+
+`Fields` reads a document field by field; whatever is missing, of another type or out of range is a CacheCorruptError.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+from kdkit.errors import CacheCorruptError
+
+MAX_DEPTH = 16
+_MAX_ITEMS = 1 << 20
+_STREAM = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
+
+
+def parse_json(text: str, origin: str) -> Any:
+    """The value of a JSON text; refused beyond 16 levels or 2^20 items, and for names that occur twice.
+
+    Raises:
+        CacheCorruptError: names `origin`.
+    """
+    try:
+        value = json.loads(text, object_pairs_hook=_unique)
+        _check_size(value)
+    except (ValueError, RecursionError, MemoryError) as error:
+        raise CacheCorruptError(f"{origin} is no JSON of ours ({' '.join(str(error).split())[:200]})") from None
+    return value
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    members = dict(pairs)
+    if len(members) != len(pairs):
+        raise ValueError("a name occurs twice")
+    return members
+
+
+def _check_size(value: Any) -> None:
+    """Level by level, so that no document is deep enough to exhaust the stack."""
+    level, items = [value], 0
+    for _ in range(MAX_DEPTH):
+        inner: list[Any] = []
+        for item in level:
+            if isinstance(item, (dict, list)):
+                inner.extend(item.values() if isinstance(item, dict) else item)
+        items += len(inner)
+        if not inner:
+            return
+        if items > _MAX_ITEMS:
+            raise ValueError(f"more than {_MAX_ITEMS} items")
+        level = inner
+    raise ValueError(f"deeper than {MAX_DEPTH} levels")
+
+
+class Fields:
+    """A JSON object whose fields are asked for by name and type.
+
+    Args:
+        value: the parsed document.
+        origin: what it is part of, for errors.
+    """
+
+    def __init__(self, value: Any, origin: str) -> None:
+        if not isinstance(value, dict):
+            raise CacheCorruptError(f"{origin} is {_kind(value)}, expected an object")
+        self._value: dict[str, Any] = value
+        self._origin = origin
+
+    def expect_names(self, names: set[str]) -> None:
+        """Refuses missing and unknown fields."""
+        if set(self._value) != names:
+            odd = ", ".join(repr(name)[:80] for name in sorted(set(self._value) ^ names)[:4])
+            raise CacheCorruptError(f"{self._origin} lacks or adds the fields {odd}")
+
+    @property
+    def names(self) -> list[str]:
+        """Its fields."""
+        return list(self._value)
+
+    def integer(self, name: str, least: int, greatest: int) -> int:
+        """A whole number within bounds; a boolean or 1.0 is none."""
+        value = self._value.get(name)
+        if type(value) is not int or not least <= value <= greatest:
+            raise CacheCorruptError(
+                f"{self._origin}: {name} is {_kind(value)}, expected a whole number from {least} to {greatest}"
+            )
+        return value
+
+    def text(self, name: str) -> str:
+        """A string."""
+        value = self._value.get(name)
+        if not isinstance(value, str):
+            raise CacheCorruptError(f"{self._origin}: {name} is {_kind(value)}, expected a text")
+        return value
+
+    def mapping(self, name: str) -> dict[str, Any]:
+        """An object."""
+        return Fields(self._value.get(name), f"{self._origin}: {name}")._value
+
+    def optional_texts(self, name: str) -> list[str] | None:
+        """A list of strings, or null."""
+        value = self._value.get(name)
+        if value is None:
+            return None
+        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+            raise CacheCorruptError(f"{self._origin}: {name} is {_kind(value)}, expected texts or null")
+        return value
+
+
+def check_stream_name(name: str, origin: str) -> None:
+    """Refuses a stream name that could leave its place in the file, or that is another member's."""
+    if not _STREAM.fullmatch(name) or name == "pixel" or name.endswith("_crc32"):
+        raise CacheCorruptError(
+            f"{origin}: a stream is called {name[:80]!r}, expected letters, digits, '_', '-' and '.', "
+            "and neither 'pixel' nor '..._crc32'"
+        )
+
+
+def parse_sums(value: Any, origin: str) -> dict[str, int]:
+    """Array -> CRC-32, from their document."""
+    fields = Fields(value, f"{origin}: the list of arrays")
+    return {name: fields.integer(name, 0, 0xFFFFFFFF) for name in fields.names}
+
+
+def _kind(value: Any) -> str:
+    shown = repr(value) if isinstance(value, (int, float, str, bool, type(None))) else f"a {type(value).__name__}"
+    return shown if len(shown) <= 60 else shown[:60] + "..."
