@@ -23,6 +23,7 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+import timm
 import torch
 
 from kdkit.cache import open_cache
@@ -31,6 +32,8 @@ from kdkit.cache.format import DIGEST_NAME, KEYS_NAME, CacheMetadata, hashed_row
 from kdkit.cache.keys import key_digests, keys_sha256, pack_keys
 from kdkit.cache.pack import pack
 from kdkit.cache.parts import Parts
+from kdkit.config import ReplayRecipe
+from kdkit.teachers import create_teacher
 
 BATCH = 256
 TURNS = 200
@@ -45,8 +48,8 @@ def write_cache(path: Path, num_rows: int, num_classes: int, codec_name: str, nu
         num_views=num_views,
         shard_rows=100_000,
         streams={"logits": {"codec": codec.to_dict(), "row_bytes": codec.row_bytes}},
-        teacher={"name": "random bytes"},
-        recipe={},
+        teacher=create_teacher(timm.create_model("test_resnet", num_classes=num_classes)).fingerprint(),
+        recipe=ReplayRecipe(num_views=num_views).to_dict(),
         dataset={"keys_sha256": keys_sha256(keys), "class_names": None},
         fidelity={},
     )
@@ -81,7 +84,7 @@ def compare_reading(folder: Path) -> list[str]:
     path, num_rows = folder / "int8.h5", 200_000
     write_cache(path, num_rows, 1000, "int8", 1)
     cache = open_cache(path)
-    with h5py.File(path) as file:
+    with h5py.File(path, "r", locking=False) as file:
         dataset = file["views/0000/logits"]
         in_memory = dataset[()]
         cache.verify()  # checksums are compared once a block; the steady state is measured

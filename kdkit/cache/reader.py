@@ -171,7 +171,7 @@ class CachedTeacher:
                 f"the cache {str(self.path)!r} has no stream {stream!r} of view {view}: it has views 0 to "
                 f"{self.num_views - 1} and streams {', '.join(self._codecs)}"
             )
-        if indices.size and (indices.min() < 0 or indices.max() >= self.num_rows):
+        if indices.size and indices.view(np.uint64).max() >= self.num_rows:  # negative ones are huge when unsigned
             raise CacheError(
                 f"the cache {str(self.path)!r} has rows 0 to {self.num_rows - 1}, asked for {indices.max()}"
             )
