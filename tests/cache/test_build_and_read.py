@@ -20,7 +20,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from support import RECIPE, digits, digits_dataset, loader_for, tiny_model
+from support import RECIPE, cache_contents, digits, digits_dataset, loader_for, tiny_model
 
 from kdkit import LogitDistillationTask, build_cache, create_teacher, open_cache
 from kdkit.cache.format import hashed_rows
@@ -166,7 +166,7 @@ def test_a_finished_cache_is_left_as_it_is(tmp_path: Path) -> None:
     assert path.stat().st_mtime_ns == before.st_mtime_ns
 
 
-def test_a_reordered_dataset_still_finds_its_rows(tmp_path: Path) -> None:
+def test_fault_15_a_reordered_dataset_still_finds_its_rows(tmp_path: Path) -> None:
     source = digits(80)
     dataset = ReplayedDataset(source, RECIPE)
     build_cache(teacher(), dataset, tmp_path / "t.h5", EXACT)
@@ -186,7 +186,7 @@ def test_a_reordered_dataset_still_finds_its_rows(tmp_path: Path) -> None:
     torch.testing.assert_close(said, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_added_removed_and_renamed_samples_are_named(tmp_path: Path) -> None:
+def test_fault_15_added_removed_and_renamed_samples_are_named(tmp_path: Path) -> None:
     build_cache(teacher(), digits_dataset(30), tmp_path / "t.h5", EXACT)
     with pytest.raises(CacheMismatchError, match=r"1 of 31 samples are not in it \('digit-30'\)"):
         open_cache(tmp_path / "t.h5", digits_dataset(31))
@@ -215,7 +215,7 @@ MUTATIONS = {
 
 
 @pytest.mark.parametrize("field", MUTATIONS)
-def test_each_field_of_the_recipe_is_compared_and_named(tmp_path: Path, field: str) -> None:
+def test_fault_14_each_field_of_the_recipe_is_compared_and_named(tmp_path: Path, field: str) -> None:
     build_cache(teacher(), digits_dataset(8), tmp_path / "t.h5", EXACT)
     other = digits_dataset(8, dataclasses.replace(RECIPE, **{field: MUTATIONS[field]}))
     with pytest.raises(CacheMismatchError, match=rf"recipe\.{field} = .*, this run has "):
@@ -224,12 +224,39 @@ def test_each_field_of_the_recipe_is_compared_and_named(tmp_path: Path, field: s
         build_cache(teacher(), other, tmp_path / "t.h5", EXACT)
 
 
-def test_another_teacher_under_the_same_name_is_refused_on_resume(tmp_path: Path) -> None:
+def test_fault_14_another_teacher_under_the_same_name_is_refused_on_resume(tmp_path: Path) -> None:
     build_cache(teacher(), digits_dataset(8), tmp_path / "t.h5", dataclasses.replace(EXACT, pack=False))
     with pytest.raises(CacheMismatchError, match=r"teacher\.weights_sha256"):
         build_cache(teacher(seed=1), digits_dataset(8), tmp_path / "t.h5", EXACT)
     with pytest.raises(CacheMismatchError, match=r"streams\.logits\.codec\.name = 'float32', this run has 'int8'"):
         build_cache(teacher(), digits_dataset(8), tmp_path / "t.h5", dataclasses.replace(EXACT, codec="int8"))
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"class_map": list(range(9, -1, -1))}, "teacher.class_map_sha256"),
+        ({"input_size": 48}, "teacher.input_size"),
+        ({"dtype": torch.float64}, "teacher.dtype"),
+    ],
+)
+def test_fault_14_a_teacher_asked_in_another_way_is_refused_on_resume(
+    tmp_path: Path, change: dict[str, object], field: str
+) -> None:
+    build_cache(teacher(), digits_dataset(8), tmp_path / "t.h5", EXACT)
+    other = create_teacher(tiny_model(), **change)  # type: ignore[arg-type]
+    with pytest.raises(CacheMismatchError, match=rf"{field} = .*, this run has "):
+        build_cache(other, digits_dataset(8), tmp_path / "t.h5", EXACT)
+
+
+def test_fault_21_a_read_only_cache_and_folder_are_read(tmp_path: Path) -> None:
+    build_cache(teacher(), digits_dataset(8), tmp_path / "t.h5", EXACT)
+    (tmp_path / "t.h5").chmod(0o444)
+    tmp_path.chmod(0o555)
+    try:
+        open_cache(tmp_path / "t.h5", digits_dataset(8)).verify()
+    finally:
+        tmp_path.chmod(0o755)
 
 
 def test_changed_pixels_under_the_same_key_are_refused(tmp_path: Path) -> None:
@@ -241,7 +268,7 @@ def test_changed_pixels_under_the_same_key_are_refused(tmp_path: Path) -> None:
         open_cache(tmp_path / "t.h5", ReplayedDataset(changed, RECIPE))
 
 
-def test_class_names_and_counts_are_compared(tmp_path: Path) -> None:
+def test_fault_16_class_names_and_counts_are_compared(tmp_path: Path) -> None:
     build_cache(teacher(), digits_dataset(8), tmp_path / "t.h5", EXACT)
     reordered = digits(8)
     reordered.class_names = list(reversed(reordered.class_names or ()))
@@ -331,7 +358,7 @@ class _Poisoned(torch.nn.Module):
 
 
 @pytest.mark.parametrize(("value", "codec"), [(float("nan"), "float32"), (float("inf"), "int8"), (1e5, "float16")])
-def test_answers_that_cannot_be_kept_stop_the_build_and_name_samples(tmp_path: Path, value: float, codec: str) -> None:
+def test_fault_17_answers_that_cannot_be_kept_stop_the_build(tmp_path: Path, value: float, codec: str) -> None:
     with pytest.raises(NonFiniteOutputError, match="'digit-"):
         build_cache(
             Teacher(_Poisoned(value)), digits_dataset(64), tmp_path / "t.h5", dataclasses.replace(EXACT, codec=codec)
@@ -339,7 +366,7 @@ def test_answers_that_cannot_be_kept_stop_the_build_and_name_samples(tmp_path: P
     assert not (tmp_path / "t.h5").exists()
 
 
-def test_an_unwritable_folder_is_refused(tmp_path: Path) -> None:
+def test_fault_21_an_unwritable_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(CacheError, match="no cache can be written"):
         build_cache(teacher(), digits_dataset(8), tmp_path / "file" / "t.h5", EXACT)
@@ -381,16 +408,6 @@ build_cache(create_teacher(tiny_model()), dataset, sys.argv[1], config)
 """
 
 
-def _contents(path: Path) -> dict[str, bytes]:
-    found: dict[str, bytes] = {}
-    with h5py.File(path) as file:
-        found["metadata"] = bytes(file.attrs["kdkit"])
-        file.visititems(
-            lambda name, item: found.update({name: item[()].tobytes()}) if isinstance(item, h5py.Dataset) else None
-        )
-    return found
-
-
 def _wait_for(condition: Callable[[], bool], process: subprocess.Popen[bytes]) -> None:
     while not condition():
         assert process.poll() is None, "the build ended before it could be killed"
@@ -414,5 +431,5 @@ def test_a_killed_build_resumes_and_equals_an_undisturbed_one(tmp_path: Path, se
     assert len(kept) >= sealed
     for name in ("t.h5", "undisturbed.h5"):
         subprocess.run([sys.executable, "-c", script, str(tmp_path / name)], env=environment, check=True)
-    assert _contents(tmp_path / "t.h5") == _contents(tmp_path / "undisturbed.h5")
+    assert cache_contents(tmp_path / "t.h5") == cache_contents(tmp_path / "undisturbed.h5")
     assert sorted(file.name for file in tmp_path.iterdir()) == ["t.h5", "undisturbed.h5"]

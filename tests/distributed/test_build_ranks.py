@@ -4,27 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import h5py
 import numpy as np
 import pytest
-from support import torchrun
-
-
-def contents(path: Path) -> dict[str, bytes]:
-    found: dict[str, bytes] = {}
-    with h5py.File(path) as file:
-        found["metadata"] = file.attrs["kdkit"].encode()
-        file.visititems(
-            lambda name, item: found.update({name: item[()].tobytes()}) if isinstance(item, h5py.Dataset) else None
-        )
-    return found
+from support import cache_contents, torchrun
 
 
 @pytest.mark.slow
 def test_two_ranks_build_the_bytes_of_one(tmp_path: Path) -> None:
     for ranks in (1, 2):
         torchrun("distributed/build.py", str(tmp_path / f"{ranks}.h5"), "100", "0", ranks=ranks)
-    assert contents(tmp_path / "1.h5") == contents(tmp_path / "2.h5")
+    assert cache_contents(tmp_path / "1.h5") == cache_contents(tmp_path / "2.h5")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["1.h5", "2.h5"]
 
 
@@ -36,7 +25,7 @@ def test_fault_13_a_build_resumes_with_other_world_and_batch_sizes(tmp_path: Pat
         torchrun("distributed/build.py", changing, str(batch_size), str(die_after), ranks=ranks, succeeds=False)
         assert not Path(changing).exists()
     torchrun("distributed/build.py", changing, "64", "0", ranks=1)
-    mine, plain = contents(Path(changing)), contents(tmp_path / "plain.h5")
+    mine, plain = cache_contents(Path(changing)), cache_contents(tmp_path / "plain.h5")
     assert set(mine) == set(plain)
     for name, content in plain.items():
         if name.endswith("logits"):
