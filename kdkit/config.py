@@ -243,6 +243,17 @@ class CacheBuildConfig(CacheEstimateConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class CacheInfoConfig:
+    """Which cache is described."""
+
+    cache: str
+    """The cache: its file or its folder of shards."""
+
+    plot: str | None = None
+    """PNG to draw: the teacher's confidence and entropy, view by view; none by default."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class CacheVerifyConfig:
     """Which cache is verified, and against whom."""
 
@@ -330,6 +341,10 @@ class DistillConfig:
 
     overwrite: bool = False
     """Whether an output folder that is not empty is emptied first."""
+
+    allow_mismatch: tuple[str, ...] = ()
+    """Fields, as an error names them, in which the run may differ from the cache, e.g. recipe.seed: for one who knows
+    why it does no harm."""
 
     def __post_init__(self) -> None:
         if self.cache is not None and self.teacher is not None:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from kdkit.cli._parse import parse_argument
+from kdkit.cli._parse import parse_config
+from kdkit.config import CacheInfoConfig
 
 
 def run(arguments: list[str]) -> None:
-    """Prints what a cache holds and what it was made with."""
-    path = parse_argument("path", "cache info", "the cache", arguments)
+    """Prints what a cache holds and what it was made with, and draws what the teacher said."""
+    config = parse_config(CacheInfoConfig, "cache info", arguments)
     from kdkit.cache import open_cache
 
-    for name, value in open_cache(path).summary().items():
+    cache = open_cache(config.cache)
+    for name, value in cache.summary().items():
         print(f"{name:<12} {value}")
+    if config.plot is not None:
+        from kdkit.engine.cache_plot import plot_cache
+
+        print(f"{'plot':<12} {plot_cache(cache, config.plot)}")

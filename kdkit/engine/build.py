@@ -28,6 +28,7 @@ from kdkit.cache.format import (
     codec_array_name,
     hashed_rows,
 )
+from kdkit.cache.hdf5 import Array
 from kdkit.cache.keys import key_digests, keys_sha256, pack_keys
 from kdkit.cache.lock import writer_lock
 from kdkit.cache.mismatch import refuse_mismatch
@@ -163,6 +164,13 @@ def _resume_or_start(
         parts = Parts.open(folder)
         _refuse_other(parts.metadata, teacher, dataset, config, folder)
         return parts
+    return Parts.create(folder, *plan_cache(teacher, dataset, config, device))
+
+
+def plan_cache(
+    teacher: Teacher, dataset: ReplayedDataset, config: BuildConfig, device: torch.device | str
+) -> tuple[CacheMetadata, dict[str, Array]]:
+    """What a cache will be, its codec fitted and measured: its metadata, and the arrays of its index."""
     codec, fidelity = fit_and_measure(choose_codec(teacher, dataset, config), teacher, dataset, config, device)
     metadata = CacheMetadata(
         num_rows=len(dataset),
@@ -172,8 +180,7 @@ def _resume_or_start(
         **_made_with(teacher, dataset, codec),
     )
     arrays = {DIGEST_NAME: key_digests(dataset.keys), KEYS_NAME: pack_keys(dataset.keys)}
-    arrays |= {codec_array_name(LOGITS, name): array for name, array in codec.arrays.items()}
-    return Parts.create(folder, metadata, arrays)
+    return metadata, arrays | {codec_array_name(LOGITS, name): array for name, array in codec.arrays.items()}
 
 
 def choose_codec(teacher: Teacher, dataset: ReplayedDataset, config: BuildConfig) -> Codec:

@@ -51,7 +51,7 @@ def distill(config: DistillConfig, *, show_progress: bool = False) -> DistillRep
     cache = None if config.cache is None else open_cache(config.cache)
     dataset = resolve_dataset(config.data, _recipe(config, cache))
     if cache is not None:
-        cache.match(dataset)
+        cache.match(dataset, allow_mismatch=config.allow_mismatch)
     validation = None if config.validation is None else _validation_dataset(config.validation, dataset)
     task = _create_task(config, dataset, cache, device)
     output = prepare_output(config.output, overwrite=config.overwrite)

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 
-from kdkit.cache.format import BLOCK_ROWS, hashed_rows
-from kdkit.cache.keys import pack_keys
+from kdkit.cache.codecs import Codec, create_codec
+from kdkit.cache.format import codec_array_name
+from kdkit.cache.reader import LOGITS
+from kdkit.cache.size import packed_num_bytes
 from kdkit.config import BuildConfig
 from kdkit.data import EpochSampler, ReplayedDataset, ReplayLoader
 from kdkit.engine.ask import ask
-from kdkit.engine.build import choose_codec
-from kdkit.engine.probe import fit_and_measure
+from kdkit.engine.build import plan_cache
 from kdkit.teachers import Teacher
 
-_LAYOUT_BYTES = 4096  # root attributes and headers of the members that every cache has
-_VIEW_BYTES = 1115  # headers of a view: its group and three datasets
 _PROBE_BATCHES = 4
 
 
@@ -35,7 +35,7 @@ class Estimate:
     """Speed of the probe: loading, teacher, encoding."""
     seconds: float
     """Time of the build at that speed."""
-    fidelity: dict[str, float]
+    fidelity: Mapping[str, float]
     """What the codec keeps of the teacher, measured on the probe."""
 
 
@@ -49,32 +49,31 @@ def estimate_cache(
     """
     config = config or BuildConfig()
     teacher = teacher.to(torch.device(device))
-    codec, fidelity = fit_and_measure(choose_codec(teacher, dataset, config), teacher, dataset, config, device)
-    rows, views = len(dataset), dataset.recipe.num_views
-    each_view = rows * codec.row_bytes + 4 * -(-rows // BLOCK_ROWS) + 4 * len(hashed_rows(0, rows)) + _VIEW_BYTES
-    once = 16 * rows + pack_keys(dataset.keys).nbytes + sum(array.nbytes for array in codec.arrays.values())
-    names = sum(len(name.encode()) + 3 for name in dataset.class_names or ())
-    speed = _measure_speed(teacher, dataset, config, device)
+    metadata, arrays = plan_cache(teacher, dataset, config, device)
+    images = metadata.num_rows * metadata.num_views
+    prefix = codec_array_name(LOGITS, "")
+    learnt = {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+    codec = create_codec(**metadata.streams[LOGITS]["codec"]).with_arrays(learnt)
+    speed = _measure_speed(codec, teacher, dataset, config, device)
     return Estimate(
-        num_bytes=views * each_view + once + names + _LAYOUT_BYTES,
-        row_bytes=codec.row_bytes,
-        images=rows * views,
+        num_bytes=packed_num_bytes(metadata, arrays),
+        row_bytes=metadata.row_bytes(LOGITS),
+        images=images,
         images_per_second=speed,
-        seconds=rows * views / speed,
-        fidelity=fidelity,
+        seconds=images / speed,
+        fidelity=metadata.fidelity[LOGITS],
     )
 
 
 def _measure_speed(
-    teacher: Teacher, dataset: ReplayedDataset, config: BuildConfig, device: torch.device | str
+    codec: Codec, teacher: Teacher, dataset: ReplayedDataset, config: BuildConfig, device: torch.device | str
 ) -> float:
     """Images a second over a few batches, the first of which warms up and does not count."""
-    codec = choose_codec(teacher, dataset, config)
     sampler = EpochSampler(range(len(dataset)), config.batch_size)
     loader = ReplayLoader(dataset, sampler, teacher.input_normalization, device=device, num_workers=config.num_workers)
     images, begun = 0, time.perf_counter()
     for number, pixels in enumerate(loader.pixel_batches()):
-        ask(teacher, codec, loader, pixels).sum().item()  # waits for the device
+        codec.encode(ask(teacher, codec, loader, pixels)).cpu()  # waits for the device
         if number == 0 and len(loader) > 1:
             begun = time.perf_counter()
         else:

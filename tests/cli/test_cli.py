@@ -76,7 +76,8 @@ def fails(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:
 def test_build_info_verify_distill_in_turn(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(build(folder)) == 0
     assert "100 images x 2 views" in capsys.readouterr().out
-    assert main(["cache", "info", str(folder / "t.h5")]) == 0
+    assert main(["cache", "info", "--cache", str(folder / "t.h5"), "--plot", str(folder / "t.png")]) == 0
+    assert (folder / "t.png").read_bytes().startswith(b"\x89PNG")
     out = capsys.readouterr().out
     assert "test_resnet" in out
     assert "float16, 20 bytes a row" in out
@@ -184,6 +185,8 @@ def test_bad_input_is_one_line_that_says_what_to_do(folder: Path, capsys: pytest
     assert main(distill(folder, *cache)) == 0
     said = fails(capsys, distill(folder, *cache))
     assert "--overwrite" in said
+    other = [*distill(folder, *cache), "--recipe.size", "32", "--recipe.num_views", "2", "--recipe.hflip", "0.4"]
+    assert "recipe.hflip = 0.5, this run has 0.4" in fails(capsys, [*other, "--overwrite", "true"])
     said = fails(capsys, [*distill(folder, *cache), "--device", "cuda:99"])
     assert "'cuda:99'" in said
 
@@ -203,7 +206,7 @@ def test_debug_shows_the_traceback(folder: Path) -> None:
     from kdkit.errors import CacheNotFoundError
 
     with pytest.raises(CacheNotFoundError):
-        main(["cache", "info", str(folder / "nothing.h5"), "--debug"])
+        main(["cache", "info", "--cache", str(folder / "nothing.h5"), "--debug"])
 
 
 def test_usage_errors_exit_with_2(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,49 @@
+"""A picture of what a teacher said: how sure it was, view by view."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from kdkit.cache import CachedTeacher
+from kdkit.cache.reader import LOGITS
+from kdkit.errors import MissingDependencyError
+
+_ROWS = 4096  # of each view, spread evenly
+
+
+def confidence_and_entropy(cache: CachedTeacher, view: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Probability of the likeliest class, and entropy in nats, [R] each, of up to 4,096 rows of a view."""
+    rows = np.unique(np.linspace(0, cache.num_rows - 1, min(_ROWS, cache.num_rows)).astype(np.int64))
+    log_p = cache.codecs[LOGITS].decode(cache.read(rows, view))
+    return log_p.exp().amax(dim=1), -(log_p.exp() * log_p).sum(dim=1)
+
+
+def plot_cache(cache: CachedTeacher, path: str | Path) -> Path:
+    """Draws histograms of confidence and of entropy, and their means by view, as a PNG at `path`.
+
+    Raises:
+        MissingDependencyError: matplotlib is not installed.
+    """
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise MissingDependencyError('the plot needs matplotlib: pip install "kdkit[demo]"') from error
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    views = [confidence_and_entropy(cache, view) for view in range(cache.num_views)]
+    figure, axes = plt.subplots(1, 3, figsize=(13, 4), layout="constrained")
+    for place, name in enumerate(("confidence (largest probability)", "entropy, nats")):
+        values = torch.cat([view[place] for view in views]).numpy()
+        axes[place].hist(values, bins=50)
+        axes[place].set(xlabel=name, ylabel="rows", title=f"mean {values.mean():.3f}")
+        axes[2].plot([float(view[place].mean()) for view in views], marker="o", label=name)
+    axes[2].set(xlabel="view", title="mean by view")
+    axes[2].legend()
+    figure.suptitle(f"{cache.metadata.teacher['name']}: what the cache holds")
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+    return Path(path)
