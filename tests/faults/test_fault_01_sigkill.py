@@ -32,8 +32,8 @@ class _MeanColours(torch.nn.Module):
 
 def build(path: Path) -> None:
     torch.set_num_threads(1)
-    dataset = ReplayedDataset(digits(1100), ReplayRecipe(size=8, num_views=2, hflip=0.0))
-    config = BuildConfig(codec="float32", num_workers=0, batch_size=250, shard_rows=1000)
+    dataset = ReplayedDataset(digits(60), ReplayRecipe(size=8, num_views=8, hflip=0.0))
+    config = BuildConfig(codec="float32", num_workers=0, batch_size=32, shard_rows=1000)
     build_cache(Teacher(_MeanColours()), dataset, path, config)
 
 
