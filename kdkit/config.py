@@ -63,8 +63,8 @@ class ReplayRecipe:
             raise ConfigError(f"size must be at least 1 pixel, got {self.size}")
         if self.num_views < 1:
             raise ConfigError(f"num_views must be at least 1, got {self.num_views}")
-        if not 0 < self.scale[0] <= self.scale[1]:
-            raise ConfigError(f"scale must be an increasing pair of positive shares, got {self.scale}")
+        if not 0 < self.scale[0] <= self.scale[1] <= 1:
+            raise ConfigError(f"scale must be an increasing pair of shares above 0 and up to 1, got {self.scale}")
         if not 0 < self.ratio[0] <= self.ratio[1]:
             raise ConfigError(f"ratio must be an increasing pair of positive ratios, got {self.ratio}")
         if not 0 <= self.hflip <= 1:
@@ -74,6 +74,10 @@ class ReplayRecipe:
         if self.interpolation not in INTERPOLATIONS:
             known = ", ".join(INTERPOLATIONS)
             raise ConfigError(f"interpolation must be one of {known}, got {self.interpolation!r}")
+        if not self.augment and self.interpolation == "random":
+            raise ConfigError("the evaluation view draws nothing: interpolation must be bilinear or bicubic")
+        if self.auto_augment and self.color_jitter and "3a" not in self.auto_augment:
+            raise ConfigError("timm drops color_jitter beside auto_augment: leave one of them out")
         if not self.augment and self.num_views != 1:
             raise ConfigError(f"the evaluation view is the same each time: num_views must be 1, got {self.num_views}")
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +33,7 @@ class Normalization:
         return cls(tuple(config.get("mean", IMAGENET_MEAN)), tuple(config.get("std", IMAGENET_STD)))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Batch:
     """One batch on its way to a student and its teacher.
 
@@ -59,7 +59,7 @@ class Batch:
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class SparseLogits:
     """A teacher's k likeliest classes; what they leave of the mass is spread evenly over the others.
 
@@ -83,7 +83,7 @@ class SparseLogits:
         return SparseLogits(ids, log_probs, log_rest, self.num_classes)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TeacherOutput:
     """What a teacher said about one batch; immutable, without gradient.
 
@@ -102,6 +102,9 @@ class TeacherOutput:
             object.__setattr__(self, "logits", self.logits.detach())
         detached = {name: tensor.detach() for name, tensor in self.features.items()}
         object.__setattr__(self, "features", MappingProxyType(detached))
+
+    def __reduce__(self) -> tuple[Any, ...]:  # a mapping proxy does not pickle
+        return TeacherOutput, (self.logits, dict(self.features), self.sparse)
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> TeacherOutput:
         """The same output with every tensor on `device`."""

@@ -35,26 +35,35 @@ def transform_versions() -> dict[str, str]:
 
 
 def check_pixels(
-    dataset: Any, cache_rows: np.ndarray[Any, Any], hashes: Mapping[int, int], origin: str, view: int = 0
+    dataset: Any,
+    cache_rows: np.ndarray[Any, Any],
+    hashes: Mapping[int, Mapping[int, int]],
+    origin: str,
 ) -> None:
-    """Replays up to 64 samples, spread over the hashed ones, and compares their pixels with what was hashed at build.
+    """Replays about 64 samples, spread over the views and the hashed rows, and compares their pixels with the build's.
 
     Args:
         dataset: as open_cache takes it.
         cache_rows: cache row of each dataset sample, int64 [N].
-        hashes: cache row -> CRC-32 of its pixels in `view`.
+        hashes: view -> cache row -> CRC-32 of its pixels.
         origin: the cache's path, for the message.
-        view: which view `hashes` are of.
 
     Raises:
         CacheMismatchError: a replayed sample looks different; names it and the library versions.
     """
-    candidates = [(index, row) for index, row in enumerate(cache_rows.tolist()) if row in hashes]
-    step = max(1, len(candidates) // _REPLAYED)
-    for index, row in candidates[::step][:_REPLAYED]:
-        if pixel_crc32(dataset[index, view].image) != hashes[row]:
-            versions = ", ".join(f"{name} {version}" for name, version in transform_versions().items())
-            raise CacheMismatchError(
-                f"{origin} shows other pixels for {dataset.keys[index]!r} (view {view}) than this run draws: the image "
-                f"or a library has changed since (now {versions}); build another cache"
-            )
+    each = max(1, _REPLAYED // max(1, len(hashes)))
+    for place, (view, expected) in enumerate(hashes.items()):
+        candidates = [(index, row) for index, row in enumerate(cache_rows.tolist()) if row in expected]
+        step = max(1, len(candidates) // each)
+        for index, row in candidates[place % step :: step][:each]:
+            if pixel_crc32(dataset[index, view].image) != expected[row]:
+                versions = ", ".join(f"{name} {version}" for name, version in transform_versions().items())
+                raise CacheMismatchError(
+                    f"{origin} shows other pixels for {dataset.keys[index]!r} (view {view}) than this run draws: the "
+                    f"image or a library has changed since (now {versions}); build another cache"
+                )
+
+
+def checked_views(num_views: int) -> list[int]:
+    """Up to 64 views, spread evenly."""
+    return sorted({round(place) for place in np.linspace(0, num_views - 1, min(_REPLAYED, num_views))})

@@ -20,7 +20,7 @@ from kdkit.cache.keys import key_digests, match_rows, unpack_keys
 from kdkit.cache.mismatch import refuse_mismatch
 from kdkit.cache.opening import locate, open_packed, open_parts, verify_arrays
 from kdkit.cache.parts import Parts
-from kdkit.cache.pixels import check_pixels
+from kdkit.cache.pixels import check_pixels, checked_views
 from kdkit.cache.strict import open_hdf5
 from kdkit.config import ReplayRecipe
 from kdkit.errors import CacheError, CacheMismatchError, ConfigError
@@ -142,8 +142,9 @@ class CachedTeacher:
             origin,
             allow_mismatch,
         )
-        self._rows = self._match_keys(dataset.keys, allow_mismatch)
-        check_pixels(dataset, self._rows, self._pixel_crc32(0), origin)
+        self._rows = self.match_keys(dataset.keys, allow_mismatch)
+        hashes = {view: self._pixel_crc32(view) for view in checked_views(self.num_views)}
+        check_pixels(dataset, self._rows, hashes, origin)
 
     def rows_of(self, rows: Tensor) -> Array:
         """Cache rows int64 [B] of the matched dataset's rows int64 [B].
@@ -231,8 +232,12 @@ class CachedTeacher:
     def _index_path(self) -> Path:
         return Parts.open(self.path).index if self.path.is_dir() else self.path
 
-    def _match_keys(self, keys: Sequence[str], allow_mismatch: Collection[str]) -> Array:
-        """Cache row of each dataset sample, int64 [N]."""
+    def match_keys(self, keys: Sequence[str], allow_mismatch: Collection[str] = ()) -> Array:
+        """Cache row of each dataset sample, int64 [N].
+
+        Raises:
+            CacheMismatchError: a sample was added, removed or renamed; named.
+        """
         with open_hdf5(self._index_path()) as file:
             digests = file.array(DIGEST_NAME, "u1", (self.num_rows, 16))
             rows = match_rows(digests, key_digests(keys))

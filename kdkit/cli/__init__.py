@@ -44,7 +44,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ["HDF5_PLUGIN_PRELOAD"] = "::"  # before h5py is imported: no plugin is ever loaded
     signal.signal(signal.SIGTERM, _exit_on_sigterm)
     try:
-        return _dispatch(arguments)
+        code = _dispatch(arguments)
+        sys.stdout.flush()
+        return code
     except KdkitError as error:
         if debug:
             raise
@@ -53,8 +55,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("kdkit: stopped", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # the reader of our output has gone, e.g. head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except SystemExit as stop:  # jsonargparse ends this way after --help and after wrong usage
-        return stop.code if isinstance(stop.code, int) else 0
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
 
 
 def _dispatch(arguments: list[str]) -> int:
@@ -68,7 +73,7 @@ def _dispatch(arguments: list[str]) -> int:
             module.run(arguments[length:])
             return 0
     group = arguments[0] if arguments and any(name.startswith(f"{arguments[0]} ") for name in COMMANDS) else ""
-    if arguments and (arguments[-1] in _HELP or arguments == [group]):
+    if arguments in ([_HELP[0]], [_HELP[1]], [group], [group, _HELP[0]], [group, _HELP[1]]):
         print(_usage(group))
         return 0
     unknown = " ".join(argument for argument in arguments[:2] if not argument.startswith("-"))

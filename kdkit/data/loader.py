@@ -8,13 +8,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader
 
 from kdkit.data.dataset import ReplayedDataset, Sample
+from kdkit.data.sampler import EpochSampler, RangeSampler
+from kdkit.errors import DatasetError
 from kdkit.signals import Batch, Normalization
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class PixelBatch:
     """A batch as the workers leave it: images uint8 [B, 3, H, W], target [B] and row [B] int64, one view."""
 
@@ -33,7 +35,7 @@ class ReplayLoader:
 
     Args:
         dataset: what to load.
-        sampler: yields a list of (row, view) pairs for each batch, all of one view.
+        sampler: names the (row, view) pairs of each batch, all of one view.
         normalization: what the images are normalised by: `Normalization.of(student)`.
         device: where batches end up.
         num_workers: worker processes; 0 loads in this one.
@@ -43,7 +45,7 @@ class ReplayLoader:
     def __init__(
         self,
         dataset: ReplayedDataset,
-        sampler: Sampler[list[tuple[int, int]]],
+        sampler: EpochSampler | RangeSampler,
         normalization: Normalization,
         *,
         device: torch.device | str = "cpu",
@@ -52,6 +54,7 @@ class ReplayLoader:
     ) -> None:
         self.dataset = dataset
         self.sampler = sampler
+        self.normalization = normalization
         self.device = torch.device(device)
         self._offset = torch.tensor(normalization.mean, device=self.device).mul(255).view(1, 3, 1, 1)
         self._scale = torch.tensor(normalization.std, device=self.device).mul(255).view(1, 3, 1, 1)
@@ -69,13 +72,25 @@ class ReplayLoader:
     def __len__(self) -> int:
         return len(self._loader)
 
+    @property
+    def num_images(self) -> int:
+        """Images of one pass."""
+        return self.sampler.num_images
+
+    def set_epoch(self, epoch: int) -> None:
+        """Makes the next pass that of `epoch`, counted from 0: its order, and its view e mod V."""
+        self.sampler.set_epoch(epoch)
+
     def __iter__(self) -> Iterator[Batch]:
         for pixels in self.pixel_batches():
             yield self.to_batch(pixels)
 
     def pixel_batches(self) -> Iterator[PixelBatch]:
         """The batches as the workers leave them, on the CPU."""
-        yield from self._loader
+        try:
+            yield from self._loader
+        except DatasetError as error:  # from a worker its text comes wrapped in that of a traceback
+            raise DatasetError(str(error).rsplit("DatasetError: ", 1)[-1].strip()) from error
 
     def to_batch(self, pixels: PixelBatch) -> Batch:
         """A normalised Batch on the loader's device."""
@@ -89,6 +104,9 @@ class ReplayLoader:
 
 
 def _collate(samples: list[Sample]) -> PixelBatch:
+    views = {sample.view for sample in samples}
+    if len(views) != 1:
+        raise DatasetError(f"a batch shows one view, got views {sorted(views)}: let the sampler keep them apart")
     return PixelBatch(
         torch.stack([sample.image for sample in samples]),
         torch.tensor([sample.target for sample in samples]),

@@ -42,8 +42,10 @@ class EpochSampler(Sampler[list[Index]]):
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        if batch_size < 1 or not 0 <= rank < world_size:
-            raise ConfigError(f"batch_size {batch_size}, rank {rank} of {world_size} cannot make batches")
+        if batch_size < 1 or num_views < 1 or not 0 <= rank < world_size:
+            raise ConfigError(
+                f"batch_size {batch_size}, num_views {num_views} and rank {rank} of {world_size} cannot make batches"
+            )
         self.rows = torch.as_tensor(rows, dtype=torch.int64)
         self.batch_size = batch_size
         self.num_views = num_views
@@ -57,6 +59,11 @@ class EpochSampler(Sampler[list[Index]]):
     def set_epoch(self, epoch: int) -> None:
         """Makes the next iteration that of `epoch`, counted from 0."""
         self.epoch = epoch
+
+    @property
+    def num_images(self) -> int:
+        """Images of one epoch on this rank."""
+        return len(self) * self.batch_size if self.drop_last else self._rows_per_rank
 
     @property
     def _rows_per_rank(self) -> int:
@@ -98,6 +105,14 @@ class RangeSampler(Sampler[list[Index]]):
             raise ConfigError(f"batch_size must be at least 1, got {batch_size}")
         self.ranges = list(ranges)
         self.batch_size = batch_size
+
+    @property
+    def num_images(self) -> int:
+        """Images of all ranges."""
+        return sum(stop - start for _, start, stop in self.ranges)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Nothing: a build has no epochs."""
 
     def __len__(self) -> int:
         return sum(math.ceil((stop - start) / self.batch_size) for _, start, stop in self.ranges)

@@ -58,16 +58,20 @@ class FolderSource:
         self.keys: Sequence[str] = [Path(name).as_posix() for name in self._reader.filenames()]
         names: dict[str, int] = self._reader.class_to_idx
         self.class_names: Sequence[str] | None = sorted(names, key=names.__getitem__)
+        for name in self.class_names:
+            if not name or not name.isprintable():
+                what = "images outside any class folder" if not name else f"a class folder with the name {name!a}"
+                raise DatasetError(f"the image folder {str(root)!r} holds {what}: expected CLASS/IMAGE.jpg or the like")
 
     def __len__(self) -> int:
         return len(self.keys)
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        stream, target = self._reader[index]
         try:
+            stream, target = self._reader[index]
             with stream, Image.open(stream) as image:
                 return image.convert("RGB"), int(target)
-        except (OSError, SyntaxError, ValueError) as error:
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise DatasetError(
                 f"the image {self.keys[index]!r} under {str(self.root)!r} is unreadable: {error}"
             ) from None
@@ -98,6 +102,8 @@ class ArraySource:
         self.images = images
         self.targets = np.asarray(targets, dtype=np.int64)
         self.keys: Sequence[str] = [str(i) for i in range(len(images))] if keys is None else list(keys)
+        if len(self.keys) != len(images):
+            raise ShapeError(f"{len(images)} images came with {len(self.keys)} keys: expected one key an image")
         self.class_names: Sequence[str] | None = None if class_names is None else list(class_names)
 
     def __len__(self) -> int:

@@ -10,6 +10,7 @@ from timm.data.transforms_factory import create_transform
 from torch import Tensor
 
 from kdkit.config import ReplayRecipe
+from kdkit.errors import ConfigError
 
 Transform = Callable[[Image.Image], Tensor]
 
@@ -27,5 +28,8 @@ def create_view_transform(recipe: ReplayRecipe) -> Transform:
         }
     else:
         options |= {"crop_pct": recipe.crop_pct}
-    transform: Transform = create_transform(recipe.size, is_training=recipe.augment, **options)
+    try:
+        transform: Transform = create_transform(recipe.size, is_training=recipe.augment, **options)
+    except (AssertionError, ValueError, KeyError, IndexError, TypeError) as error:
+        raise ConfigError(f"timm makes no transform of auto_augment={recipe.auto_augment!r}: {error}") from error
     return transform

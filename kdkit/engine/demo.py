@@ -22,7 +22,7 @@ from kdkit.config import BuildConfig, DemoConfig, ReplayRecipe, TrainConfig
 from kdkit.data import ArraySource, EpochSampler, ReplayedDataset, ReplayLoader
 from kdkit.engine.build import BuildReport, build_cache
 from kdkit.engine.demo_report import draw_curves
-from kdkit.engine.logger import RunLogger
+from kdkit.engine.logger import FILES, RunLogger
 from kdkit.engine.output import prepare_output
 from kdkit.engine.progress import Advance, progress
 from kdkit.engine.train import TrainReport, train
@@ -39,6 +39,7 @@ STUDENT = "test_resnet"
 TEMPERATURE = 2.0
 _TEACHER_TRAINING = TrainConfig(epochs=8, batch_size=64, lr=1e-3, weight_decay=0.05, warmup_epochs=1)
 _STUDENT_TRAINING = TrainConfig(batch_size=64, lr=2e-3, weight_decay=0.05, warmup_epochs=1)
+_FILES = (*FILES, "teacher.h5", "teacher.h5.parts", "curves.png")
 WAYS = ("labels alone", "live teacher", "cached teacher")
 
 
@@ -85,7 +86,7 @@ def demo(config: DemoConfig | None = None, *, show_progress: bool = False) -> De
     config = config or DemoConfig()
     begun = time.monotonic()
     digits = _load_digits()
-    output = prepare_output(config.output, overwrite=config.overwrite)
+    output = prepare_output(config.output, _FILES, overwrite=config.overwrite)
     run = _Demo(config, digits, RunLogger(output), show_progress)
     teacher, teacher_top1 = run.train_teacher()
     build = build_cache(

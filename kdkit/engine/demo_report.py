@@ -39,7 +39,7 @@ def table_rows(report: DemoReport) -> list[Row]:
             (
                 f"student: {way}",
                 "100",
-                f"{mean:.1f} ± {spread:.1f}",
+                f"{mean:.1f} ± {spread:.1f}" if len(report.students[way]) > 1 else f"{mean:.1f}",
                 f"{report.seconds_each(way):.1f}",
                 f"{report.images_per_second(way):,.0f}",
                 "",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,10 @@ import timm
 import torch
 from timm.utils import unwrap_model
 
-from kdkit.cache import CachedTeacher, open_cache
+from kdkit.cache import CachedTeacher, durable, open_cache
 from kdkit.config import DistillConfig, ReplayRecipe
 from kdkit.data import EpochSampler, ReplayedDataset, ReplayLoader
-from kdkit.engine.logger import RunLogger
+from kdkit.engine.logger import FILES, RunLogger
 from kdkit.engine.output import prepare_output
 from kdkit.engine.progress import progress
 from kdkit.engine.resolve import resolve_dataset, resolve_device, resolve_teacher
@@ -23,6 +24,9 @@ from kdkit.engine.train import TrainReport, train
 from kdkit.errors import ClassMismatchError, DatasetError, UnknownNameError, nearest
 from kdkit.signals import Normalization
 from kdkit.tasks import LogitDistillationTask, TrainingTask
+
+CHECKPOINT, CONFIG = "last.pth.tar", "config.json"
+_FILES = (*FILES, CHECKPOINT, CONFIG)
 
 
 @dataclass(frozen=True)
@@ -54,22 +58,29 @@ def distill(config: DistillConfig, *, show_progress: bool = False) -> DistillRep
         cache.match(dataset, allow_mismatch=config.allow_mismatch)
     validation = None if config.validation is None else _validation_dataset(config.validation, dataset)
     task = _create_task(config, dataset, cache, device)
-    output = prepare_output(config.output, overwrite=config.overwrite)
-    (output / "config.json").write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n", encoding="utf-8")
+    loader = _loader(dataset, task, config, device, shuffle=True)
+    output = prepare_output(config.output, _FILES, overwrite=config.overwrite)
+    checkpoint = output / CHECKPOINT
+
+    def save(epoch: int, record: Mapping[str, float]) -> None:
+        """Leaves the student of every finished epoch, whole or not at all."""
+        durable.write_text(output / CONFIG, json.dumps(dataclasses.asdict(config), indent=2) + "\n")
+        with durable.replacing(checkpoint) as temporary:
+            torch.save({"epoch": epoch, "version": 2, **task.get_checkpoint_state()}, temporary)
+
     with progress(
-        f"distilling {config.student}", config.train.epochs * len(dataset), "images", enabled=show_progress
+        f"distilling {config.student}", config.train.epochs * loader.num_images, "images", enabled=show_progress
     ) as advance:
         training = train(
             task,
-            _loader(dataset, task, config, device, shuffle=True),
+            loader,
             config.train,
             teacher_source=cache,
             validation=None if validation is None else _loader(validation, task, config, device, shuffle=False),
             logger=RunLogger(output),
             advance=advance,
+            end_of_epoch=save,
         )
-    checkpoint = output / "last.pth.tar"
-    torch.save({"epoch": config.train.epochs - 1, "version": 2, **task.get_checkpoint_state()}, checkpoint)
     return DistillReport(output, checkpoint, training)
 
 
@@ -101,7 +112,7 @@ def _create_task(
             f"timm {timm.__version__} has no student {config.student!r}{nearest(config.student, timm.list_models())}"
         )
     torch.manual_seed(config.train.seed)  # just before the student, so that it starts alike with and without a teacher
-    student = timm.create_model(config.student, num_classes=num_classes)
+    student = timm.create_model(config.student, num_classes=num_classes, **_image_size(config.student, dataset))
     return LogitDistillationTask(
         student,
         teacher,
@@ -110,6 +121,12 @@ def _create_task(
         task_loss_weight=config.task_loss_weight,
         distill_loss_weight=config.distill_loss_weight,
     ).to(device)
+
+
+def _image_size(student: str, dataset: ReplayedDataset) -> dict[str, int]:
+    """The views' size, for a model that is made for one size."""
+    fixed = getattr(timm.get_pretrained_cfg(student, allow_unregistered=True), "fixed_input_size", False)
+    return {"img_size": dataset.recipe.size} if fixed else {}
 
 
 def _loader(
@@ -121,6 +138,7 @@ def _loader(
         num_views=dataset.recipe.num_views,
         shuffle=shuffle,
         seed=config.train.seed,
+        drop_last=shuffle and len(dataset) > config.train.batch_size,  # one image is no batch for a batch norm
     )
     student: Any = unwrap_model(task.trainable_module)
     return ReplayLoader(

@@ -10,6 +10,9 @@ from typing import Any
 
 Record = Mapping[str, Any]
 
+FILES = ("metrics.jsonl", "summary.csv")
+"""What a logger writes."""
+
 
 class RunLogger:
     """Appends records to `folder`/metrics.jsonl and `folder`/summary.csv, each written when the call returns.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 
 from kdkit.cache import durable
@@ -13,22 +14,35 @@ class OutputError(KdkitError, OSError):
     """An output folder that cannot be made or written."""
 
 
-def prepare_output(folder: str | Path, *, overwrite: bool) -> Path:
-    """Makes an empty folder, before any work is done.
+def prepare_output(folder: str | Path, files: Collection[str], *, overwrite: bool) -> Path:
+    """Makes a folder for the output, before any work is done.
+
+    Args:
+        folder: where it will be.
+        files: names of the files that the caller writes there; nothing else is ever removed.
+        overwrite: whether such files of an earlier run are removed.
 
     Raises:
-        OutputExistsError: it holds something and `overwrite` is False.
+        OutputExistsError: it holds something, and `overwrite` is False or not all of it is the caller's.
         OutputError: it cannot be made or written.
     """
     folder = Path(folder)
     try:
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            if not overwrite:
-                raise OutputExistsError(
-                    f"the output {str(folder)!r} is not an empty folder: pass --overwrite true to replace it, "
-                    "or choose another"
-                )
-            shutil.rmtree(folder)
+        if folder.exists() and not folder.is_dir():
+            raise OutputExistsError(f"the output {str(folder)!r} is a file: choose a folder")
+        found = sorted(place.name for place in folder.iterdir()) if folder.exists() else []
+        if found and not overwrite:
+            raise OutputExistsError(
+                f"the output folder {str(folder)!r} is not empty: pass --overwrite true to replace what an earlier run "
+                "left there, or choose another"
+            )
+        if foreign := [name for name in found if name not in files]:
+            raise OutputExistsError(
+                f"the output folder {str(folder)!r} holds {foreign[0]!r}, which is no output of this command and would "
+                "be lost: move it away, or choose another folder"
+            )
+        for name in found:
+            _remove(folder / name)
         folder.mkdir(parents=True, exist_ok=True)
         durable.probe(folder)
     except KdkitError:
@@ -36,3 +50,10 @@ def prepare_output(folder: str | Path, *, overwrite: bool) -> Path:
     except OSError as error:
         raise OutputError(f"the output folder {str(folder)!r} cannot be written: {error.strerror}") from error
     return folder
+
+
+def _remove(place: Path) -> None:
+    if place.is_dir() and not place.is_symlink():
+        shutil.rmtree(place)
+    else:
+        place.unlink()

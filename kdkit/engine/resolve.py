@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import timm
 import torch
 
 from kdkit.config import ReplayRecipe, TeacherConfig
 from kdkit.data import FolderSource, ReplayedDataset
 from kdkit.errors import ConfigError
-from kdkit.teachers import Teacher, create_teacher, load_card
+from kdkit.signals import Normalization
+from kdkit.teachers import Teacher, TeacherCard, create_teacher, load_card
 
 _CARD_SUFFIXES = (".yaml", ".yml")
 
@@ -22,20 +24,37 @@ def resolve_device(name: str) -> torch.device:
     """
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
+        torch.empty(1, device=device).tolist()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ConfigError(f"the device {name!r} cannot be used here ({str(error).splitlines()[0]}): try cpu") from error
     return device
 
 
 def resolve_teacher(config: TeacherConfig, device: torch.device) -> Teacher:
-    """The teacher that the configuration names: by timm name, or by the path of a card."""
-    model, checkpoint = config.model, config.checkpoint
-    if model.endswith(_CARD_SUFFIXES):
-        card = load_card(model)
-        model = card.timm_name
-        checkpoint = checkpoint or (None if card.checkpoint is None else str(card.checkpoint))
-    return create_teacher(model, checkpoint=checkpoint, input_size=config.input_size, device=device)
+    """The teacher that the configuration names: by timm name, or by the path of a card, fed as the card says."""
+    if not config.model.endswith(_CARD_SUFFIXES):
+        return create_teacher(config.model, checkpoint=config.checkpoint, input_size=config.input_size, device=device)
+    card = load_card(config.model)
+    teacher = create_teacher(
+        _weights_name(card),
+        checkpoint=config.checkpoint or card.checkpoint,
+        num_classes=card.num_classes,
+        device=device,
+    )
+    _, height, width = card.input_size
+    return Teacher(
+        teacher.model,
+        input_size=(height, width) if config.input_size is None else (config.input_size, config.input_size),
+        normalization=Normalization(tuple(card.mean), tuple(card.std)),
+        name=card.name,
+    )
+
+
+def _weights_name(card: TeacherCard) -> str:
+    """What timm is asked for: the card's model, or the hub repository that the card names for its weights."""
+    hub_id = card.weights.hub_id
+    known = getattr(timm.get_pretrained_cfg(card.timm_name, allow_unregistered=True), "hf_hub_id", None)
+    return card.timm_name if hub_id is None or hub_id == known or card.checkpoint else f"hf-hub:{hub_id}"
 
 
 def resolve_dataset(folder: str | Path, recipe: ReplayRecipe) -> ReplayedDataset:

@@ -8,18 +8,19 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from timm.optim import create_optimizer_v2
+from timm.optim import create_optimizer_v2, list_optimizers
 from timm.scheduler import create_scheduler_v2
 from torch import Tensor
 
 from kdkit.config import TrainConfig
-from kdkit.data import EpochSampler, ReplayLoader
+from kdkit.data import ReplayLoader
 from kdkit.engine.evaluate import evaluate
 from kdkit.engine.logger import RunLogger
 from kdkit.engine.progress import Advance
-from kdkit.errors import KdkitError
+from kdkit.errors import ConfigError, KdkitError, UnknownNameError, nearest
 from kdkit.signals import TeacherSource
 from kdkit.tasks import TrainingTask
+from kdkit.teachers import Teacher
 
 EndOfEpoch = Callable[[int, dict[str, float]], None]
 
@@ -59,7 +60,7 @@ def train(
         task: what a step computes; its trainable module must be on the loader's device.
         loader: training batches, from an EpochSampler.
         config: optimiser and schedule.
-        teacher_source: a cache, whose outputs are handed to the task; None where the task asks its own teacher or
+        teacher_source: whose outputs are handed to the task, e.g. a cache; None where the task asks its own teacher or
             needs none.
         validation: batches to evaluate the student on after each epoch.
         logger: where the terms of every epoch go.
@@ -69,6 +70,12 @@ def train(
     Raises:
         NonFiniteLossError: the loss is NaN or infinite at the end of an epoch.
     """
+    if config.opt not in list_optimizers():
+        raise UnknownNameError(f"timm has no optimiser {config.opt!r}{nearest(config.opt, list_optimizers())}")
+    if len(loader) == 0:
+        raise ConfigError(f"there is no batch of {config.batch_size} images to train on: lower the batch size")
+    if isinstance(teacher_source, Teacher):  # as the task does with its own: the images are in the student's terms
+        teacher_source = teacher_source.for_input(loader.normalization)
     optimizer = create_optimizer_v2(task.trainable_module, config.opt, lr=config.lr, weight_decay=config.weight_decay)
     scheduler, _ = create_scheduler_v2(
         optimizer,
@@ -83,8 +90,7 @@ def train(
     records: list[dict[str, float]] = []
     num_images, train_seconds, num_updates = 0, 0.0, 0
     for epoch in range(config.epochs):
-        if isinstance(loader.sampler, EpochSampler):
-            loader.sampler.set_epoch(epoch)
+        loader.set_epoch(epoch)
         task.train()
         terms = _MeanTerms()
         begun = time.perf_counter()

@@ -64,7 +64,7 @@ class LogitDistillationTask(TrainingTask):
         self.distill_loss, self._needs_target = _resolve_loss(distill_loss, temperature)
         self.task_loss_weight = task_loss_weight
         self.distill_loss_weight = distill_loss_weight
-        self.teacher = _resolve_teacher(teacher, student_model, self.device, dtype)
+        self.teacher = _resolve_teacher(teacher, student_model, device, dtype)
 
     def forward(
         self, input: Tensor, target: Tensor | None, teacher_output: TeacherOutput | None = None
@@ -133,7 +133,7 @@ def _resolve_loss(loss: str | DistillLoss, temperature: float | None) -> tuple[D
 def _resolve_teacher(
     teacher: str | nn.Module | Teacher | None,
     student_model: nn.Module,
-    device: torch.device,
+    device: torch.device | str | None,
     dtype: torch.dtype | None,
 ) -> Teacher | None:
     """A frozen Teacher for this student's input and classes, or None."""

@@ -22,6 +22,8 @@ from kdkit.teachers.fingerprint import fingerprint
 class Teacher(nn.Module):
     """A frozen model, asked for its logits without gradient.
 
+    Teachers made from one model share it (`for_input` makes such): converting one converts all.
+
     The model is kept out of this module's registered children: it follows `.to()` and the like, but no state dict,
     optimizer, DistributedDataParallel or `train()` call of a parent ever reaches it. Autocast of the surrounding
     training step does not reach it either, so that a live teacher says what a cached one said.
@@ -32,6 +34,7 @@ class Teacher(nn.Module):
         class_map: for each of the C classes asked for, the index of the model's class [C]; None keeps all K.
         input_size: (height, width) in pixels that the model is given; images of another size are resized, antialiased
             bicubic, on their device. By default the model's own size where it accepts no other, else none.
+        normalization: what the model expects; by default what its pretrained_cfg says.
         input_normalization: that of the images that arrive; the model's own by default.
         name: how errors and fingerprints call it.
     """
@@ -42,6 +45,7 @@ class Teacher(nn.Module):
         *,
         class_map: Sequence[int] | None = None,
         input_size: tuple[int, int] | None = None,
+        normalization: Normalization | None = None,
         input_normalization: Normalization | None = None,
         name: str | None = None,
     ) -> None:
@@ -49,8 +53,8 @@ class Teacher(nn.Module):
         self._frozen = (_freeze(model),)  # a tuple hides the model from nn.Module's registry
         config = model_config(model)
         self.name = name or str(config.get("architecture") or type(unwrap_model(model)).__name__)
-        self.input_size = input_size or _only_input_size(config)
-        self.normalization = Normalization.of(model)
+        self.input_size = input_size or _only_input_size(model, config)
+        self.normalization = normalization or Normalization.of(model)
         self.input_normalization = input_normalization or self.normalization
         self.class_map = None if class_map is None else tuple(class_map)
         self._register_constants()
@@ -82,6 +86,7 @@ class Teacher(nn.Module):
             self.model,
             class_map=self.class_map,
             input_size=self.input_size,
+            normalization=self.normalization,
             input_normalization=normalization,
             name=self.name,
         )
@@ -94,6 +99,8 @@ class Teacher(nn.Module):
         images = batch.input
         with torch.autocast(images.device.type, enabled=False):
             logits = self.model(self._prepare(images))
+        if not isinstance(logits, Tensor):
+            raise ConfigError(f"the teacher {self.name!r} answers with {type(logits).__name__}, expected logits [B, C]")
         return TeacherOutput(logits if self._class_index is None else logits[:, self._class_index])
 
     def fingerprint(self) -> dict[str, Any]:
@@ -111,6 +118,7 @@ class Teacher(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self.model._apply(fn)
+        self._register_constants()  # from their exact values, which a conversion to half precision would round
         return self
 
     def _register_constants(self) -> None:
@@ -122,8 +130,9 @@ class Teacher(nn.Module):
             for values in (own.mean, own.std, arriving.mean, arriving.std)
         )
         same = own == arriving
-        scale = None if same else (input_std / std).to(reference.device, reference.dtype)
-        shift = None if same else ((input_mean - mean) / std).to(reference.device, reference.dtype)
+        dtype = torch.promote_types(reference.dtype, torch.float32)
+        scale = None if same else (input_std / std).to(reference.device, dtype)
+        shift = None if same else ((input_mean - mean) / std).to(reference.device, dtype)
         index = None if self.class_map is None else _class_index(self.class_map, self.model, self.name)
         self.register_buffer("_scale", scale, persistent=False)
         self.register_buffer("_shift", shift, persistent=False)
@@ -136,12 +145,12 @@ class Teacher(nn.Module):
     def _prepare(self, images: Tensor) -> Tensor:
         """Images [B, 3, H, W] as they arrive -> at the model's size, dtype and normalisation."""
         parameter = next(self.model.parameters(), images)
-        images = images.to(parameter.dtype)
+        images = images.to(torch.promote_types(images.dtype, torch.float32))  # rounded to the model's dtype at the end
         if self.input_size is not None and tuple(images.shape[-2:]) != tuple(self.input_size):
             images = F.interpolate(images, self.input_size, mode="bicubic", antialias=True, align_corners=False)
-        if self._scale is None or self._shift is None:
-            return images
-        return torch.addcmul(self._shift, images, self._scale)
+        if self._scale is not None and self._shift is not None:
+            images = torch.addcmul(self._shift.to(images.dtype), images, self._scale.to(images.dtype))
+        return images.to(parameter.dtype)
 
 
 def model_config(model: nn.Module) -> dict[str, Any]:
@@ -154,8 +163,11 @@ def _freeze(model: nn.Module) -> nn.Module:
     return model.eval().requires_grad_(False)
 
 
-def _only_input_size(config: dict[str, Any]) -> tuple[int, int] | None:
+def _only_input_size(model: nn.Module, config: dict[str, Any]) -> tuple[int, int] | None:
     """(H, W) of a model that accepts no other size, such as a ViT with a fixed position embedding."""
+    patches: Any = getattr(unwrap_model(model), "patch_embed", None)
+    if getattr(patches, "img_size", None) is not None:
+        return tuple(patches.img_size) if getattr(patches, "strict_img_size", True) else None
     if config.get("fixed_input_size") and "input_size" in config:
         _, height, width = config["input_size"]
         return height, width
@@ -163,13 +175,17 @@ def _only_input_size(config: dict[str, Any]) -> tuple[int, int] | None:
 
 
 def _class_index(class_map: Sequence[int], model: nn.Module, name: str) -> Tensor:
-    index = torch.as_tensor(class_map, dtype=torch.int64)
+    index = torch.as_tensor(class_map)
+    if index.is_floating_point():
+        raise ConfigError(f"class_map must hold whole class indices, got {index.dtype}")
+    index = index.long()
     width = getattr(unwrap_model(model), "num_classes", None)
     if index.ndim != 1 or index.numel() < 2:
         raise ConfigError(f"class_map must be a list of at least 2 class indices, got shape {list(index.shape)}")
-    if width is not None and (int(index.min()) < 0 or int(index.max()) >= width):
+    least, greatest = int(index.min()), int(index.max())
+    if least < 0 or (width is not None and greatest >= width):
+        known = "" if width is None else f" to {width - 1}"
         raise ClassMismatchError(
-            f"class_map points at class {int(index.max() if index.max() >= width else index.min())}, "
-            f"but the teacher {name!r} has classes 0 to {width - 1}"
+            f"class_map points at class {least if least < 0 else greatest}, the teacher {name!r} has classes 0{known}"
         )
     return index
