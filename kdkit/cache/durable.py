@@ -56,7 +56,7 @@ def failure(path: Path, error: OSError) -> CacheError:
 
 @contextmanager
 def new_file(path: Path, num_bytes: int) -> Iterator[int]:
-    """Yields the descriptor of a new file whose room on the disk is already taken, so that a full one shows at once.
+    """Yields the descriptor of a new file whose room on the disk is taken at once, so that a full disk shows; fsynced.
 
     Raises:
         OSError: there is no such room, or something stands at `path`.
@@ -70,6 +70,7 @@ def new_file(path: Path, num_bytes: int) -> Iterator[int]:
                 raise
             os.ftruncate(descriptor, num_bytes)
         yield descriptor
+        os.fsync(descriptor)  # by the descriptor that wrote, which is sure to be told of every error
     finally:
         os.close(descriptor)
 
@@ -116,7 +117,6 @@ def remove_folder(folder: Path) -> None:
         for file in sorted(folder.iterdir(), key=lambda file: (file.suffix != ".h5", file.name)):
             _remove(file)
         os.rmdir(folder)  # noqa: PTH106
-        _sync(folder.parent)
     except OSError as error:
         raise CacheError(f"{str(folder)!r} could not be removed: {error.strerror}; remove it by hand") from error
 
