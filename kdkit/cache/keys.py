@@ -38,16 +38,16 @@ def pack_keys(keys: Sequence[str]) -> Array:
     return np.frombuffer(zlib.compress(_encode(_SEPARATOR.join(keys)), 6), dtype=np.uint8)
 
 
-def unpack_keys(packed: Array, num_rows: int) -> list[str]:
-    """Inverse of `pack_keys`; refuses what unpacks to something else than `num_rows` keys."""
+def unpack_keys(packed: Array, num_rows: int, origin: str = "the cache") -> list[str]:
+    """Inverse of `pack_keys`; refuses, naming `origin`, what unpacks to something else than `num_rows` keys."""
     decompressor = zlib.decompressobj()
     try:
         joined = decompressor.decompress(packed.tobytes(), min(_MAX_KEYS_BYTES, 4096 * max(1, num_rows)))
     except zlib.error as error:
-        raise CacheCorruptError(f"the keys of the cache cannot be unpacked: {error}") from None
+        raise CacheCorruptError(f"{origin}: the keys cannot be unpacked: {error}") from None
     keys = joined.decode("utf-8", "surrogateescape").split(_SEPARATOR) if num_rows else []
     if not decompressor.eof or len(keys) != num_rows:
-        raise CacheCorruptError(f"the cache holds other than the {num_rows} keys it should")
+        raise CacheCorruptError(f"{origin} holds other than the {num_rows} keys it should")
     return keys
 
 

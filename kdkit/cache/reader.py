@@ -115,7 +115,7 @@ class CachedTeacher:
     def keys(self) -> list[str]:
         """The sample keys in row order, read from the file."""
         with open_hdf5(self._index_path()) as file:
-            return unpack_keys(file.flat(KEYS_NAME, "u1"), self.num_rows)
+            return unpack_keys(file.flat(KEYS_NAME, "u1"), self.num_rows, repr(str(self.path)))
 
     def match(self, dataset: Replayable, *, allow_mismatch: Collection[str] = ()) -> None:
         """Compares the cache with `dataset`, and from then on takes a batch's rows as that dataset's.

@@ -9,6 +9,7 @@ from typing import Any
 
 import timm
 import torch
+from safetensors import SafetensorError
 from timm.models import load_state_dict
 from torch import Tensor, nn
 
@@ -100,7 +101,7 @@ def _read(checkpoint: str | Path) -> dict[str, Tensor]:
         raise CheckpointError(f"there is no checkpoint at {str(path)!r}: expected a .safetensors or torch weights file")
     try:
         state = load_state_dict(str(path), weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError, OSError) as error:
+    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError, OSError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(
             f"{str(path)!r} is not a weights file kdkit will read ({reason}): expected safetensors, or a file that "
