@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,3 +91,9 @@ class Synthetic:
 
     def replace(self, **changes: Any) -> Synthetic:
         return dataclasses.replace(self, **changes)
+
+
+def answer(pickled: bytes, queue: Any) -> None:
+    """What another process reads and draws: (rows of view 1, pixels of row 3 in view 1), as bytes."""
+    cache, dataset, rows = pickle.loads(pickled)
+    queue.put((cache.read(rows, 1).numpy().tobytes(), dataset[3, 1].image.numpy().tobytes()))

@@ -97,8 +97,8 @@ def make_folder(folder: Path) -> None:
     Raises:
         CacheError: it cannot be made.
     """
-    missing = [place for place in (folder, *folder.parents) if not place.is_dir()]
     try:
+        missing = [place for place in (folder, *folder.parents) if not place.is_dir()]
         for place in reversed(missing):
             with suppress(FileExistsError):  # another rank was faster
                 os.mkdir(place)  # noqa: PTH102
