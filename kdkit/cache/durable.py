@@ -57,7 +57,7 @@ def failure(path: Path, error: OSError) -> CacheError:
 
 @contextmanager
 def new_file(path: Path, num_bytes: int) -> Iterator[int]:
-    """Yields the descriptor of a new file whose room on the disk is already taken, so that a full one shows at once.
+    """Yields the descriptor of a new file whose room on the disk is taken at once, so that a full disk shows; fsynced.
 
     Raises:
         OSError: there is no such room, or something stands at `path`.
@@ -71,6 +71,7 @@ def new_file(path: Path, num_bytes: int) -> Iterator[int]:
                 raise
             os.ftruncate(descriptor, num_bytes)
         yield descriptor
+        os.fsync(descriptor)  # by the descriptor that wrote, which is sure to be told of every error
     finally:
         os.close(descriptor)
 
@@ -97,8 +98,8 @@ def make_folder(folder: Path) -> None:
     Raises:
         CacheError: it cannot be made.
     """
-    missing = [place for place in (folder, *folder.parents) if not place.is_dir()]
     try:
+        missing = [place for place in (folder, *folder.parents) if not place.is_dir()]
         for place in reversed(missing):
             with suppress(FileExistsError):  # another rank was faster
                 os.mkdir(place)  # noqa: PTH102
@@ -117,14 +118,14 @@ def remove_folder(folder: Path) -> None:
         for file in sorted(folder.iterdir(), key=lambda file: (file.suffix != ".h5", file.name)):
             _remove(file)
         os.rmdir(folder)  # noqa: PTH106
-        _sync(folder.parent)
     except OSError as error:
         raise CacheError(f"{str(folder)!r} could not be removed: {error.strerror}; remove it by hand") from error
 
 
 def remove_leftovers(folder: Path, name: str = "") -> None:
-    """Removes temporary files of writers that died, those of files whose name begins with `name`."""
-    for leftover in folder.glob(f".{glob.escape(name)}*{TEMPORARY_SUFFIX}"):
+    """Removes temporary files of writers that died: those of the file called `name`, or all."""
+    mine = f".{glob.escape(name)}.{'[0-9a-f]' * 12}" if name else ".*"
+    for leftover in folder.glob(f"{mine}{TEMPORARY_SUFFIX}"):
         _remove(leftover)
 
 

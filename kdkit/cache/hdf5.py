@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import zlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -53,7 +52,6 @@ def write_hdf5(
             offset = layout.offsets[name]
             for chunk in region.chunks:
                 offset += durable.write_at(descriptor, _bytes_of(chunk), offset)
-        os.fsync(descriptor)
 
 
 def _bytes_of(array: Array) -> memoryview:

@@ -12,10 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from kdkit.errors import CacheCorruptError, DatasetError
+from kdkit.errors import CacheCorruptError, CacheMismatchError, DatasetError
 
 Array = np.ndarray[Any, Any]
 _SEPARATOR = "\0"
+_NAMED = 3  # how many samples an error names
 _MAX_KEYS_BYTES = 4 << 30
 
 
@@ -38,16 +39,16 @@ def pack_keys(keys: Sequence[str]) -> Array:
     return np.frombuffer(zlib.compress(_encode(_SEPARATOR.join(keys)), 6), dtype=np.uint8)
 
 
-def unpack_keys(packed: Array, num_rows: int) -> list[str]:
-    """Inverse of `pack_keys`; refuses what unpacks to something else than `num_rows` keys."""
+def unpack_keys(packed: Array, num_rows: int, origin: str = "the cache") -> list[str]:
+    """Inverse of `pack_keys`; refuses, naming `origin`, what unpacks to something else than `num_rows` keys."""
     decompressor = zlib.decompressobj()
     try:
         joined = decompressor.decompress(packed.tobytes(), min(_MAX_KEYS_BYTES, 4096 * max(1, num_rows)))
     except zlib.error as error:
-        raise CacheCorruptError(f"the keys of the cache cannot be unpacked: {error}") from None
+        raise CacheCorruptError(f"{origin}: the keys cannot be unpacked: {error}") from None
     keys = joined.decode("utf-8", "surrogateescape").split(_SEPARATOR) if num_rows else []
     if not decompressor.eof or len(keys) != num_rows:
-        raise CacheCorruptError(f"the cache holds other than the {num_rows} keys it should")
+        raise CacheCorruptError(f"{origin} holds other than the {num_rows} keys it should")
     return keys
 
 
@@ -60,6 +61,25 @@ def match_rows(cache_digests: Array, dataset_digests: Array) -> Array:
     rows = np.full(len(dataset_digests), -1, dtype=np.int64)
     rows[order[1:][equal] - len(cache_digests)] = order[:-1][equal]
     return rows
+
+
+def refuse_other_samples(cached: Sequence[str], current: Sequence[str], origin: str) -> None:
+    """Raises CacheMismatchError that names samples which only the cache, or only the dataset, has; else nothing."""
+    for these, those, what in ((current, cached, "not in it"), (cached, current, "missing now")):
+        known = set(those)
+        odd = [key for key in these if key not in known]
+        if odd:
+            raise CacheMismatchError(
+                f"{origin} was made from another dataset: {len(odd)} of {len(these)} samples are {what} "
+                f"({list_keys(odd)}): use the same images, or build another cache"
+            )
+
+
+def list_keys(keys: Sequence[str], number: int | None = None) -> str:
+    """The first keys of `number` (by default of all), for an error."""
+    listed = ", ".join(repr(key) for key in keys[:_NAMED])
+    more = (len(keys) if number is None else number) - _NAMED
+    return f"{listed} and {more} more" if more > 0 else listed
 
 
 def _encode(text: str) -> bytes:

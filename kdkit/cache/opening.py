@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,10 @@ Opened = tuple[CacheMetadata, dict[str, Codec], dict[tuple[int, str], Payload]]
 
 def locate(path: Path) -> Path:
     """The packed file or parts folder that `path` means."""
-    if path.is_file() or path.is_dir():
-        return path
-    if parts_folder(path).is_dir():
-        return parts_folder(path)
+    with suppress(OSError):  # a name too long to be one
+        for place in (path, parts_folder(path)):
+            if place.is_dir() or (place == path and place.exists()):
+                return place
     raise CacheNotFoundError(f"there is no cache at {str(path)!r}: build one with `kdkit cache build`")
 
 

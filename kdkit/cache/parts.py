@@ -167,7 +167,11 @@ class Parts:
         if entry is None or not self.is_sealed(shard):
             raise CacheCorruptError(f"{str(path)!r} ({shard}) is not sealed")
         refuse_symlink(path)
-        if _file_crc32(path) != entry["crc32"]:
+        try:
+            crc32 = _file_crc32(path)
+        except OSError as error:
+            raise CacheCorruptError(f"{str(path)!r} ({shard}) cannot be read: {error.strerror}") from error
+        if crc32 != entry["crc32"]:
             raise CacheCorruptError(f"{str(path)!r} ({shard}) does not match its checksum: delete it and build again")
 
     def _entry_path(self, shard: Shard) -> Path:

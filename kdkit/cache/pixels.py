@@ -39,19 +39,21 @@ def check_pixels(
     cache_rows: np.ndarray[Any, Any],
     hashes: Mapping[int, Mapping[int, int]],
     origin: str,
+    num_replayed: int = _REPLAYED,
 ) -> None:
-    """Replays about 64 samples, spread over the views and the hashed rows, and compares their pixels with the build's.
+    """Replays samples, spread over the views and the hashed rows, and compares their pixels with the build's.
 
     Args:
         dataset: as open_cache takes it.
         cache_rows: cache row of each dataset sample, int64 [N].
         hashes: view -> cache row -> CRC-32 of its pixels.
         origin: the cache's path, for the message.
+        num_replayed: about how many samples are replayed; one a view at least.
 
     Raises:
         CacheMismatchError: a replayed sample looks different; names it and the library versions.
     """
-    each = max(1, _REPLAYED // max(1, len(hashes)))
+    each = max(1, num_replayed // max(1, len(hashes)))
     for place, (view, expected) in enumerate(hashes.items()):
         candidates = [(index, row) for index, row in enumerate(cache_rows.tolist()) if row in expected]
         step = max(1, len(candidates) // each)

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from kdkit.cache.codecs import Codec, TopKCodec
 from kdkit.cache.fidelity import TEMPERATURES
-from kdkit.cache.format import DIGEST_NAME, KEYS_NAME, hashed_rows, pixel_name
-from kdkit.cache.keys import key_digests, match_rows, unpack_keys
+from kdkit.cache.format import DIGEST_NAME, KEYS_NAME, Shard, hashed_rows, pixel_name
+from kdkit.cache.keys import key_digests, match_rows, refuse_other_samples, unpack_keys
 from kdkit.cache.mismatch import refuse_mismatch
 from kdkit.cache.opening import locate, open_packed, open_parts, verify_arrays
 from kdkit.cache.parts import Parts
@@ -123,8 +123,7 @@ class CachedTeacher:
 
     def keys(self) -> list[str]:
         """The sample keys in row order, read from the file."""
-        with open_hdf5(self._index_path()) as file:
-            return unpack_keys(file.flat(KEYS_NAME, "u1"), self.num_rows)
+        return stored_keys(self.path, self.num_rows)
 
     def match(self, dataset: Replayable, *, allow_mismatch: Collection[str] = ()) -> None:
         """Compares the cache with `dataset`, and from then on takes a batch's rows as that dataset's.
@@ -241,47 +240,35 @@ class CachedTeacher:
         with open_hdf5(self._index_path()) as file:
             digests = file.array(DIGEST_NAME, "u1", (self.num_rows, 16))
             rows = match_rows(digests, key_digests(keys))
-        added = [keys[i] for i in np.flatnonzero(rows < 0)[:_NAMED]]
-        if added:
-            number = int((rows < 0).sum())
-            raise CacheMismatchError(
-                f"the cache {str(self.path)!r} was made from another dataset: {number} of {len(keys)} samples are not "
-                f"in it ({_list_names(added, number)}): build a cache from this dataset"
-            )
-        number = self.num_rows - len(np.unique(rows))
-        if number and "dataset.samples" not in allow_mismatch:
-            present = set(keys)
-            removed = [key for key in self.keys() if key not in present][:_NAMED]
-            raise CacheMismatchError(
-                f"the cache {str(self.path)!r} was made from another dataset: {number} of its {self.num_rows} samples "
-                f"are missing now ({_list_names(removed, number)}): restore them, or allow 'dataset.samples' to differ"
-            )
+        if (rows < 0).any() or ("dataset.samples" not in allow_mismatch and len(np.unique(rows)) < self.num_rows):
+            refuse_other_samples(self.keys(), keys, f"the cache {str(self.path)!r}")
         return rows
 
     def _pixel_crc32(self, view: int) -> dict[int, int]:
         """Row -> CRC-32 of its pixels, for the hashed rows of `view`."""
         hashes: dict[int, int] = {}
-        if self.path.is_dir():
-            parts = Parts(self.path, self.metadata)
-            places = [(parts.shard_path(s), s.start, s.stop) for s in self.metadata.shards() if s.view == view]
-        else:
-            places = [(self.path, 0, self.num_rows)]
-        for path, start, stop in places:
-            rows = hashed_rows(start, stop)
-            with open_hdf5(path) as file:
-                values = file.array(pixel_name(view), "<u4", (len(rows),))
-            hashes.update(zip(rows, values.tolist(), strict=True))
+        if not self.path.is_dir():
+            return shard_pixel_crc32(self.path, Shard(view, 0, self.num_rows))
+        parts = Parts(self.path, self.metadata)
+        for shard in self.metadata.shards_of(view):
+            hashes |= shard_pixel_crc32(parts.shard_path(shard), shard)
         return hashes
+
+
+def shard_pixel_crc32(path: Path, shard: Shard) -> dict[int, int]:
+    """Row -> CRC-32 of its pixels, for the hashed rows of the shard in the file at `path`; a packed file is one."""
+    rows = hashed_rows(shard.start, shard.stop)
+    with open_hdf5(path) as file:
+        return dict(zip(rows, file.array(pixel_name(shard.view), "<u4", (len(rows),)).tolist(), strict=True))
+
+
+def stored_keys(path: Path, num_rows: int) -> list[str]:
+    """The sample keys, in row order, of a packed file or a parts folder, finished or not."""
+    index = Parts.open(path).index if path.is_dir() else path
+    with open_hdf5(index) as file:
+        return unpack_keys(file.flat(KEYS_NAME, "u1"), num_rows)
 
 
 def _describe_fidelity(values: Mapping[str, float]) -> str:
     kl = ", ".join(f"{values[f'kl_mean_t{t}']:.2g} (p99 {values[f'kl_p99_t{t}']:.2g}) at T={t}" for t in TEMPERATURES)
     return f"KL in nats {kl}; top-1 kept {values['top1_agreement']:.2%} of {values['rows']:.0f} rows"
-
-
-_NAMED = 3  # how many samples an error names
-
-
-def _list_names(names: Sequence[str], number: int) -> str:
-    listed = ", ".join(repr(name) for name in names)
-    return f"{listed} and {number - len(names)} more" if number > len(names) else listed

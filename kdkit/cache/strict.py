@@ -7,6 +7,7 @@ read through a memory map, so that no filter, plugin, external file or conversio
 
 from __future__ import annotations
 
+import errno
 import itertools
 import mmap
 import os
@@ -46,7 +47,11 @@ def open_hdf5(path: Path) -> Iterator[StrictFile]:
         raise CacheNotFoundError(f"{str(path)!r} is not there (any more)") from None
     except PermissionError as error:
         raise CacheError(f"{str(path)!r} may not be read: {error.strerror}") from None
-    except (OSError, RuntimeError, LookupError, ValueError, TypeError, MemoryError, OverflowError) as error:
+    except OSError as error:
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            raise CacheError(f"{str(path)!r}: too many open files: pack the cache, or raise `ulimit -n`") from None
+        raise CacheCorruptError(f"{str(path)!r} cannot be read as a cache: {_one_line(error)}") from error
+    except (RuntimeError, LookupError, ValueError, TypeError, MemoryError, OverflowError) as error:
         raise CacheCorruptError(f"{str(path)!r} cannot be read as a cache: {_one_line(error)}") from error
 
 

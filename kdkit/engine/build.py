@@ -6,10 +6,9 @@ dataset[i] -> replayed view (i, v) -> teacher -> codec.encode -> shard of rows -
 from __future__ import annotations
 
 import json
-import shutil
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -29,14 +28,14 @@ from kdkit.cache.format import (
     hashed_rows,
 )
 from kdkit.cache.hdf5 import Array
-from kdkit.cache.keys import key_digests, keys_sha256, pack_keys
+from kdkit.cache.keys import key_digests, keys_sha256, pack_keys, refuse_other_samples
 from kdkit.cache.lock import writer_lock
 from kdkit.cache.mismatch import refuse_mismatch
 from kdkit.cache.opening import open_index
 from kdkit.cache.pack import pack as pack_parts
 from kdkit.cache.parts import INDEX_NAME, Parts, parts_folder
-from kdkit.cache.pixels import pixel_crc32
-from kdkit.cache.reader import LOGITS, CachedTeacher
+from kdkit.cache.pixels import check_pixels, pixel_crc32
+from kdkit.cache.reader import LOGITS, CachedTeacher, shard_pixel_crc32, stored_keys
 from kdkit.cache.writer import ShardWriter
 from kdkit.config import BuildConfig
 from kdkit.data import PixelBatch, RangeSampler, ReplayedDataset, ReplayLoader
@@ -46,6 +45,8 @@ from kdkit.engine.probe import fit_and_measure
 from kdkit.engine.progress import Advance, progress
 from kdkit.errors import CacheError, ClassMismatchError, ConfigError
 from kdkit.teachers import Teacher
+
+_SHARDS_REPLAYED, _ROWS_REPLAYED = 16, 4  # of the sealed shards and of each of them, when a build goes on
 
 
 @dataclass(frozen=True)
@@ -99,23 +100,30 @@ def build_cache(
     config = config or BuildConfig()
     path = Path(path)
     begun = time.monotonic()
-    check_writable(path)
     teacher = teacher.to(torch.device(device))
-    if ranks.on_rank_zero(path.is_file):
-        ranks.on_rank_zero(lambda: _refuse_other(CachedTeacher(path).metadata, teacher, dataset, config, path))
-        shutil.rmtree(parts_folder(path), ignore_errors=True)  # left by a death between packing and removing
-        return _report(path, images_built=0, begun=begun)
     folder = parts_folder(path)
-    folder.mkdir(exist_ok=True)
-    with writer_lock(folder) if ranks.rank() == 0 else nullcontext():
-        parts = ranks.on_rank_zero(lambda: _resume_or_start(path, teacher, dataset, config, device))
+    with ExitStack() as held:
+
+        def begin() -> Parts | None:
+            """On rank 0: takes the lock and finds out what is to do; None where all is done."""
+            if path.is_file():
+                _refuse_other(path, CachedTeacher(path).metadata, teacher, dataset, config)
+                _remove_remains(folder)
+                return None
+            check_writable(path)
+            durable.make_folder(folder)
+            held.enter_context(writer_lock(folder))
+            return _resume_or_start(path, teacher, dataset, config, device)
+
+        parts = ranks.on_rank_zero(begin)
+        if parts is None:
+            return _report(path, images_built=0, begun=begun)
         missing = ranks.on_rank_zero(parts.missing)
         mine = missing[ranks.rank() :: ranks.world_size()]
         images = sum(shard.num_rows for shard in mine)
         shown = show_progress and ranks.rank() == 0
         with progress(f"asking {teacher.name}", images, "images", enabled=shown) as advance:
-            _fill(parts, mine, teacher, dataset, config, device, advance)
-        ranks.barrier()
+            ranks.together(lambda: _fill(parts, mine, teacher, dataset, config, device, advance))
         images_built = sum(shard.num_rows for shard in missing)
         if config.pack:
             build = {"seconds": round(time.monotonic() - begun, 3), "images": images_built, "device": str(device)}
@@ -146,11 +154,22 @@ def check_writable(path: str | Path) -> None:
         CacheError: the folder of `path` cannot be made or written.
     """
     path = Path(path)
+    if path.is_dir():
+        raise CacheError(f"no cache can be written at {str(path)!r}: it is a folder; name a file, such as teacher.h5")
+    if parts_folder(path).is_file():
+        raise CacheError(f"no cache can be written at {str(path)!r}: {str(parts_folder(path))!r} is in the way")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         durable.probe(path.parent)
     except OSError as error:
         raise CacheError(f"no cache can be written at {str(path)!r}: {error.strerror}") from error
+
+
+def _remove_remains(folder: Path) -> None:
+    """Removes shards whose packing died between renaming the file and removing them; leaves what cannot be removed."""
+    if folder.is_dir():
+        with suppress(CacheError, OSError), writer_lock(folder):
+            durable.remove_folder(folder)
 
 
 def _resume_or_start(
@@ -162,7 +181,8 @@ def _resume_or_start(
     durable.remove_leftovers(path.parent, path.name)
     if (folder / INDEX_NAME).is_file():
         parts = Parts.open(folder)
-        _refuse_other(parts.metadata, teacher, dataset, config, folder)
+        _refuse_other(folder, parts.metadata, teacher, dataset, config)
+        _refuse_other_pixels(parts, dataset)
         return parts
     return Parts.create(folder, *plan_cache(teacher, dataset, config, device))
 
@@ -212,12 +232,24 @@ def _made_with(teacher: Teacher, dataset: ReplayedDataset, codec: Codec) -> dict
 
 
 def _refuse_other(
-    stored: CacheMetadata, teacher: Teacher, dataset: ReplayedDataset, config: BuildConfig, origin: Path
+    origin: Path, stored: CacheMetadata, teacher: Teacher, dataset: ReplayedDataset, config: BuildConfig
 ) -> None:
     """Compares all that a cache was made with to what it would be made with now."""
+    shown = f"the cache at {str(origin)!r}"
     made_with, now = asdict(stored), _made_with(teacher, dataset, choose_codec(teacher, dataset, config))
-    for name, value in now.items():
-        refuse_mismatch(name, made_with[name], value, f"the cache at {str(origin)!r}")
+    for name in ("teacher", "recipe", "streams"):
+        refuse_mismatch(name, made_with[name], now[name], shown)
+    if made_with["dataset"]["keys_sha256"] != now["dataset"]["keys_sha256"]:
+        refuse_other_samples(stored_keys(origin, stored.num_rows), dataset.keys, shown)
+    refuse_mismatch("dataset", made_with["dataset"], now["dataset"], shown)
+
+
+def _refuse_other_pixels(parts: Parts, dataset: ReplayedDataset) -> None:
+    """Replays some rows of the sealed shards: a build must not go on with other images or another library."""
+    sealed = [shard for shard in parts.metadata.shards() if parts.is_sealed(shard)]
+    for shard in sealed[:: max(1, len(sealed) // _SHARDS_REPLAYED)]:
+        hashes = {shard.view: shard_pixel_crc32(parts.shard_path(shard), shard)}
+        check_pixels(dataset, np.arange(len(dataset)), hashes, f"the cache at {str(parts.folder)!r}", _ROWS_REPLAYED)
 
 
 def _fill(

@@ -13,7 +13,7 @@ Result = TypeVar("Result")
 
 
 class OtherRankError(KdkitError, RuntimeError):
-    """Rank 0 failed; its message is repeated on the others."""
+    """Another rank failed; its message is repeated."""
 
 
 def rank() -> int:
@@ -26,10 +26,27 @@ def world_size() -> int:
     return dist.get_world_size() if _distributed() else 1
 
 
-def barrier() -> None:
-    """Waits for all processes."""
-    if _distributed():
-        dist.barrier()
+def together(function: Callable[[], None]) -> None:
+    """Calls `function` on every rank and waits for all; if it fails on one, every rank fails.
+
+    Raises:
+        OtherRankError: on ranks where it did not fail, with the first message of those where it did.
+    """
+    if world_size() == 1:
+        return function()
+    error: BaseException | None = None
+    try:
+        function()
+    except BaseException as caught:
+        error = caught
+    messages: list[str | None] = [None] * world_size()
+    dist.all_gather_object(messages, None if error is None else f"{error}")
+    if error is not None:
+        raise error
+    for number, message in enumerate(messages):
+        if message is not None:
+            raise OtherRankError(f"rank {number} failed: {message}")
+    return None
 
 
 def on_rank_zero(function: Callable[[], Result]) -> Result:

@@ -1,0 +1,133 @@
+"""Faults 10 and 25: a reader beside a writer, and readers in other processes."""
+
+from __future__ import annotations
+
+import multiprocessing
+import pickle
+import sys
+import threading
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support import digits_dataset
+from synthetic import Synthetic, answer
+
+from kdkit import open_cache
+from kdkit.cache.pack import pack
+from kdkit.cache.parts import Parts, parts_folder
+from kdkit.errors import CacheError, CacheIncompleteError, CacheNotFoundError
+
+
+def test_fault_10_a_reader_beside_a_running_writer_sees_committed_shards_only(tmp_path: Path) -> None:
+    cache = Synthetic(num_rows=7300, num_views=2)
+    path = tmp_path / "t.h5"
+    committed: set[object] = set()
+    failed: list[BaseException] = []
+
+    def write() -> None:
+        try:
+            parts = cache.start(parts_folder(path))
+            for shard in parts.missing():
+                cache.seal(parts, shard)
+                committed.add(shard)
+            pack(parts, path)
+        except BaseException as error:
+            failed.append(error)
+
+    writer = threading.Thread(target=write)
+    seen = [0]
+    writer.start()
+    while writer.is_alive():
+        seen.append(_look(cache, path, set(committed)))
+    writer.join()
+    assert not failed
+    cache.assert_exact(path)
+    during = [number for number in seen if number >= 0]
+    assert during == sorted(during)  # what was seen once stays
+    assert len(set(during)) > 3, "the reader never ran beside the writer"
+
+
+def _look(cache: Synthetic, path: Path, committed: set[object]) -> int:
+    """All that is visible must be exact. The number of sealed shards, or -1 where they are being packed away."""
+    try:
+        cache.assert_exact(path)
+    except (CacheIncompleteError, CacheNotFoundError):
+        pass
+    else:
+        return -1
+    try:
+        parts = Parts.open(parts_folder(path))
+        sealed = [shard for shard in cache.metadata.shards() if parts.is_sealed(shard)]
+        for shard in sealed:
+            parts.verify(shard)
+            rows = parts.open_shard(shard)["logits"].rows
+            assert np.array_equal(rows, cache.rows(shard.view, shard.start, shard.stop))
+    except CacheNotFoundError:
+        return 0 if not committed else -1
+    except CacheError:
+        assert path.is_file(), "a sealed shard could not be read although nobody removes it"
+        return -1
+    if not path.is_file():
+        assert committed <= set(sealed)
+    return -1 if path.is_file() else len(sealed)
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+@pytest.mark.parametrize("packed", [True, False])
+def test_fault_25_workers_of_every_start_method_get_identical_pixels_and_values(
+    tmp_path: Path, method: str, packed: bool
+) -> None:
+    made = Synthetic(num_rows=1500)
+    cache, dataset = open_cache(made.build(tmp_path / "t.h5", packed=packed)), digits_dataset(20)
+    rows = np.array([1499, 3, 3, 1000, 0])
+    cache.read(rows[:2], 1)  # some blocks are verified before the others go
+    expected = (made.rows(1)[rows].tobytes(), dataset[3, 1].image.numpy().tobytes())
+    context = multiprocessing.get_context(method)
+    queue = context.Queue()
+    with warnings.catch_warnings():
+        if method == "fork" and sys.version_info >= (3, 12):
+            warnings.simplefilter("ignore", DeprecationWarning)  # of any fork of a process with threads
+        workers = [context.Process(target=answer, args=(pickle.dumps((cache, dataset, rows)), queue)) for _ in range(2)]
+        for worker in workers:
+            worker.start()
+    assert [queue.get(timeout=120) for _ in workers] == [expected, expected]
+    for worker in workers:
+        worker.join()
+        assert worker.exitcode == 0
+
+
+def test_fault_25_a_cache_that_was_open_before_a_fork_reads_on_in_both_processes(tmp_path: Path) -> None:
+    made = Synthetic(num_rows=1500)
+    cache = open_cache(made.build(tmp_path / "t.h5"))
+    rows = np.arange(1499, -1, -7)
+    context = multiprocessing.get_context("fork")
+    queue = context.Queue()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        child = context.Process(target=lambda: queue.put(cache.read(rows, 1).numpy().tobytes()))
+        child.start()
+    assert queue.get(timeout=60) == made.rows(1)[rows].tobytes() == cache.read(rows, 1).numpy().tobytes()
+    child.join()
+    assert child.exitcode == 0
+
+
+def test_fault_25_threads_read_one_cache_at_the_same_time(tmp_path: Path) -> None:
+    made = Synthetic(num_rows=5300)
+    cache = open_cache(made.build(tmp_path / "t.h5", packed=False))
+    wrong: list[int] = []
+
+    def read(seed: int) -> None:
+        draw = np.random.default_rng(seed)
+        for _ in range(50):
+            rows = draw.integers(0, 5300, 64)
+            if not np.array_equal(cache.read(rows, seed % 2).numpy(), made.rows(seed % 2)[rows]):
+                wrong.append(seed)
+
+    threads = [threading.Thread(target=read, args=(seed,)) for seed in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []

@@ -1,0 +1,212 @@
+"""Faults 5 and 6: a full disk in each phase, and a file system that refuses."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from synthetic import Synthetic
+
+from kdkit.cache.format import Shard
+from kdkit.cache.parts import Parts, parts_folder
+from kdkit.errors import CacheDiskFullError, CacheError
+
+CACHE = Synthetic(num_rows=1100, num_views=2)
+CALLS = ("open", "posix_fallocate", "pwrite", "fsync", "replace", "mkdir")
+
+
+class Failing:
+    """Lets the n-th call of one of the system's calls below `root` fail, and counts all of them."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, call: str, number: int, code: int) -> None:
+        self.seen = 0
+        real: Callable[..., Any] = getattr(os, call)
+
+        def stand_in(*arguments: Any, **options: Any) -> Any:
+            writes = call != "open" or bool(arguments[1] & os.O_CREAT)
+            self.seen += writes
+            if writes and self.seen == number:
+                raise OSError(code, os.strerror(code))
+            return real(*arguments, **options)
+
+        patch.setattr(os, call, stand_in)
+
+
+def _files(root: Path) -> Iterator[Path]:
+    return (path for path in root.rglob("*") if path.is_file())
+
+
+def _assert_only_committed(root: Path) -> None:
+    """No temporary file is left, a packed file is exact, and each shard that an entry names is what was sealed."""
+    assert [path.name for path in _files(root) if path.name.endswith(".tmp")] == []
+    if (root / "t.h5").is_file():
+        CACHE.assert_exact(root / "t.h5")
+    elif (parts_folder(root / "t.h5") / "index.h5").is_file():
+        parts = Parts.open(parts_folder(root / "t.h5"))
+        for entry in parts.folder.glob("*.json"):
+            view, start = int(entry.stem[1:5]), int(entry.stem[7:])
+            parts.verify(Shard(view, start, min(start + 1000, CACHE.num_rows)))
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_fault_05_a_full_disk_at_any_call_is_said_so_leaves_no_temporary_file_and_is_built_on(
+    tmp_path: Path, call: str
+) -> None:
+    failed = 0
+    while True:
+        root = tmp_path / str(failed)
+        root.mkdir()
+        with pytest.MonkeyPatch.context() as patch:
+            failing = Failing(patch, call, failed + 1, errno.ENOSPC)
+            try:
+                CACHE.build(root / "t.h5")
+            except CacheDiskFullError as error:
+                said = str(error)
+            else:
+                break
+        assert "no room for" in said
+        assert "free space" in said
+        assert failing.seen == failed + 1
+        _assert_only_committed(root)
+        CACHE.build(root / "t.h5")
+        CACHE.assert_exact(root / "t.h5")
+        failed += 1
+        shutil.rmtree(root)
+    assert failed >= {"mkdir": 1, "replace": 10}.get(call, 10)
+
+
+@pytest.mark.parametrize("code", [errno.EDQUOT, errno.EFBIG])
+def test_fault_05_a_quota_and_a_file_size_limit_count_as_a_full_disk(tmp_path: Path, code: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        Failing(patch, "pwrite", 3, code)
+        with pytest.raises(CacheDiskFullError):
+            CACHE.build(tmp_path / "t.h5")
+    _assert_only_committed(tmp_path)
+
+
+COMMAND = """
+import resource, sys
+sys.path[:0] = {path!r}
+from pathlib import Path
+import kdkit.cli.cache_build
+from kdkit.cli import main
+from synthetic import Synthetic
+def run(arguments):  # the writing alone, under the command line's own handling of errors
+    limit, target = arguments
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+    Synthetic(num_rows=1100, num_views=2).build(Path(target))
+kdkit.cli.cache_build.run = run
+for phase in sys.argv[1:]:
+    print(main(["cache", "build", *phase.split("=", 1)]))
+"""
+
+
+def test_fault_05_a_file_size_limit_in_each_phase_ends_the_command_with_1_and_no_signal(tmp_path: Path) -> None:
+    whole = CACHE.build(tmp_path / "whole.h5").stat().st_size
+    phases = {"index": (1000, 0), "shard": (24_000, 0), "pack": (whole - 1, 4)}
+    for phase in phases:
+        (tmp_path / phase).mkdir()
+    done = subprocess.run(
+        [
+            *(sys.executable, "-c", COMMAND.format(path=[str(Path(__file__).parents[1]), *sys.path])),
+            *(f"{limit}={tmp_path / phase / 't.h5'}" for phase, (limit, _) in phases.items()),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert (done.returncode, done.stdout) == (0, "1\n1\n1\n"), done
+    assert [line[:28] for line in done.stderr.splitlines()] == ["kdkit: error: no room for '/"] * 3
+    for phase, (_, sealed) in phases.items():
+        root = tmp_path / phase
+        _assert_only_committed(root)
+        assert len(list(root.rglob("*.json"))) == sealed
+        CACHE.build(root / "t.h5")
+        CACHE.assert_exact(root / "t.h5")
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
+    """Mounts a tmpfs of so many bytes."""
+    mounted: list[Path] = []
+
+    def mount(size: int) -> Path:
+        place = tmp_path / f"disk-{size}"
+        place.mkdir()
+        done = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "none", str(place)], capture_output=True)
+        if done.returncode:
+            pytest.skip("needs the right to mount a tmpfs; the other tests of fault 5 need none")
+        mounted.append(place)
+        return place
+
+    yield mount
+    for place in mounted:
+        subprocess.run(["umount", str(place)], check=True)
+
+
+def test_fault_05_a_really_full_disk_is_met_in_each_phase_and_survived(small_disk: Callable[[int], Path]) -> None:
+    sealed = set()
+    for size in range(8 << 10, 264 << 10, 16 << 10):
+        root = small_disk(size)
+        try:
+            CACHE.build(root / "t.h5")
+            sealed.add("all")
+        except CacheDiskFullError:
+            sealed.add(len(list(root.rglob("*.json"))))
+        _assert_only_committed(root)
+    assert {0, 4, "all"} <= sealed  # the index or first shard, the pack, and nothing
+    assert len(sealed) > 3
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace", "pwrite", "mkdir"])
+def test_fault_06_an_error_of_the_file_system_at_any_call_commits_nothing_more_and_is_clear(
+    tmp_path: Path, call: str
+) -> None:
+    failed = 0
+    while True:
+        root = tmp_path / str(failed)
+        root.mkdir()
+        with pytest.MonkeyPatch.context() as patch:
+            Failing(patch, call, failed + 1, errno.EIO)
+            try:
+                CACHE.build(root / "t.h5")
+            except CacheError as error:
+                said = str(error)
+            else:
+                break
+        assert "t.h5" in said
+        assert os.strerror(errno.EIO) in said
+        assert "\n" not in said
+        _assert_only_committed(root)
+        CACHE.build(root / "t.h5")
+        CACHE.assert_exact(root / "t.h5")
+        failed += 1
+        shutil.rmtree(root)
+    assert failed >= {"mkdir": 1}.get(call, 10)
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_fault_06_a_shard_whose_fsync_or_rename_failed_is_not_committed(tmp_path: Path, call: str) -> None:
+    parts = CACHE.start(tmp_path / "t.h5.parts")
+    shard = parts.missing()[0]
+    calls = 0
+    while True:
+        with pytest.MonkeyPatch.context() as patch:
+            failing = Failing(patch, call, calls + 1, errno.EIO)
+            try:
+                CACHE.seal(parts, shard)
+            except CacheError:
+                assert not parts.is_sealed(shard)
+            else:
+                break
+        assert failing.seen >= calls + 1
+        calls += 1
+    assert calls == {"fsync": 6, "replace": 2}[call]
+    assert parts.is_sealed(shard)

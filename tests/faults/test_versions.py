@@ -1,0 +1,54 @@
+"""Fault 29: files of a newer format version, and of every older one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import h5py
+import malice
+import numpy as np
+import pytest
+from synthetic import Synthetic
+
+from kdkit import open_cache
+from kdkit.errors import CacheVersionError
+
+GOLDEN = Path(__file__).parents[2] / "cache" / "golden"
+TOLERANCE = {"float32": 1e-6, "float16": 2e-2, "int8": 6e-2}  # of a log-probability; rows reach down to -40
+
+
+@pytest.mark.parametrize("codec", ["float32", "float16", "int8"])
+def test_fault_29_the_golden_files_of_version_1_are_read(codec: str) -> None:
+    expected = json.loads((GOLDEN / f"v1-{codec}.json").read_text(encoding="utf-8"))
+    cache = open_cache(GOLDEN / f"v1-{codec}.h5")
+    cache.verify()
+    assert cache.keys() == expected["keys"]
+    assert cache.codecs["logits"].name == expected["codec"] == codec
+    assert (cache.num_rows, cache.num_views, cache.num_classes) == (5, 2, 4)
+    assert cache.metadata.dataset["class_names"] == ["null", "eins", "deux", "三"]
+    for view in range(2):
+        decoded = cache.codecs["logits"].decode(cache.read(np.array([4, 0, 1, 2, 3]), view)).numpy()
+        wanted = np.array(expected["log_probabilities"][view])[[4, 0, 1, 2, 3]]
+        np.testing.assert_allclose(decoded, wanted, rtol=0, atol=TOLERANCE[codec])
+        assert cache._pixel_crc32(view) == {row: row + 10 * view for row in range(5)}
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_fault_29_a_newer_version_is_named_with_what_to_do(tmp_path: Path, packed: bool) -> None:
+    path = Synthetic(num_rows=20).build(tmp_path / "t.h5", packed=packed)
+    with h5py.File(path if packed else path / "index.h5", "r+") as file:
+        document = {"format": "kdkit teacher cache", "version": 2, "rows_are_called_otherwise": 20}
+        malice.set_document(file, "kdkit", json.dumps(document))
+        del file["rows"]  # nothing else of a newer version need be as it is in this one
+    with pytest.raises(CacheVersionError, match=r"has format version 2, this kdkit reads up to version 1: upgrade"):
+        open_cache(path)
+
+
+def test_fault_29_a_codec_of_a_newer_kdkit_is_named_with_what_to_do(tmp_path: Path) -> None:
+    path = Synthetic(num_rows=20).build(tmp_path / "t.h5")
+    with h5py.File(path, "r+") as file:
+        stream = {"codec": {"name": "telepathy", "num_classes": 6}, "row_bytes": 24}
+        malice.metadata(streams={"logits": stream})(file, path)
+    with pytest.raises(CacheVersionError, match=r"'telepathy', this kdkit knows float32, .*upgrade"):
+        open_cache(path)

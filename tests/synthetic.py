@@ -1,0 +1,99 @@
+"""Caches without a teacher: small, fast, and with rows that a test can compute for itself."""
+
+from __future__ import annotations
+
+import dataclasses
+import pickle
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kdkit import open_cache
+from kdkit.cache.format import DIGEST_NAME, KEYS_NAME, CacheMetadata, Shard, hashed_rows
+from kdkit.cache.keys import key_digests, keys_sha256, pack_keys
+from kdkit.cache.pack import pack
+from kdkit.cache.parts import Parts, parts_folder
+
+CLASSES = 6
+
+
+@dataclass(frozen=True)
+class Synthetic:
+    """A float32 cache of R rows and V views of 6 classes; the value of each row follows from its number and view."""
+
+    num_rows: int = 2300
+    num_views: int = 2
+    shard_rows: int = 1000
+    prefix: str = "key"
+
+    @property
+    def keys(self) -> list[str]:
+        return [f"{self.prefix}-{row}" for row in range(self.num_rows)]
+
+    @property
+    def metadata(self) -> CacheMetadata:
+        return CacheMetadata(
+            num_rows=self.num_rows,
+            num_views=self.num_views,
+            shard_rows=self.shard_rows,
+            streams={
+                "logits": {"codec": {"name": "float32", "num_classes": CLASSES}, "row_bytes": 4 * CLASSES},
+            },
+            teacher={"name": "none", "dtype": "torch.float32", "weights_sha256": "0" * 64, "versions": {}},
+            recipe={"size": 8, "num_views": self.num_views},
+            dataset={"keys_sha256": keys_sha256(self.keys), "class_names": [str(i) for i in range(CLASSES)]},
+            fidelity={},
+        )
+
+    def rows(self, view: int, start: int = 0, stop: int | None = None) -> np.ndarray[Any, Any]:
+        """Encoded rows, uint8 [R, 24]."""
+        row = np.arange(start, self.num_rows if stop is None else stop)[:, None]
+        values = np.sin(row * 12.9898 + np.arange(CLASSES) * 78.233 + view * 3.7) * 5
+        return np.ascontiguousarray(values.astype("<f4")).view("u1").reshape(-1, 4 * CLASSES)
+
+    def start(self, folder: Path) -> Parts:
+        return Parts.create(
+            folder, self.metadata, {DIGEST_NAME: key_digests(self.keys), KEYS_NAME: pack_keys(self.keys)}
+        )
+
+    def seal(self, parts: Parts, shard: Shard) -> None:
+        pixels = np.asarray(hashed_rows(shard.start, shard.stop), dtype="<u4") * 3 + shard.view
+        parts.seal(shard, {"logits": self.rows(shard.view, shard.start, shard.stop)}, pixels)
+
+    def build(self, path: Path, *, packed: bool = True) -> Path:
+        """Builds or resumes what is at `path`, as the engine does, and returns where the cache is."""
+        if path.is_file():
+            return path
+        folder = parts_folder(path)
+        parts = Parts.open(folder) if (folder / "index.h5").is_file() else self.start(folder)
+        for shard in parts.missing():
+            self.seal(parts, shard)
+        if packed:
+            pack(parts, path)
+        return path if packed else folder
+
+    def assert_exact(self, path: Path, views: Sequence[int] | None = None) -> None:
+        """Opens the cache and compares every row, every key and every digest; a CacheError is let through."""
+        cache = open_cache(path)
+        assert (cache.num_rows, cache.num_views, cache.num_classes) == (self.num_rows, self.num_views, CLASSES)
+        order = np.random.default_rng(0).permutation(self.num_rows)
+        for view in range(self.num_views) if views is None else views:
+            assert np.array_equal(cache.read(order, view).numpy(), self.rows(view)[order]), f"wrong rows in view {view}"
+        assert cache.keys() == self.keys
+        matched = cache._match_keys(self.keys, ())
+        assert np.array_equal(matched, np.arange(self.num_rows))
+        for view in range(self.num_views):
+            hashes = cache._pixel_crc32(view)
+            assert hashes == {row: row * 3 + view for row in hashed_rows(0, self.num_rows)}
+
+    def replace(self, **changes: Any) -> Synthetic:
+        return dataclasses.replace(self, **changes)
+
+
+def answer(pickled: bytes, queue: Any) -> None:
+    """What another process reads and draws: (rows of view 1, pixels of row 3 in view 1), as bytes."""
+    cache, dataset, rows = pickle.loads(pickled)
+    queue.put((cache.read(rows, 1).numpy().tobytes(), dataset[3, 1].image.numpy().tobytes()))
