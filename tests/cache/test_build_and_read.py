@@ -259,6 +259,41 @@ def test_fault_21_a_read_only_cache_and_folder_are_read(tmp_path: Path) -> None:
         tmp_path.chmod(0o755)
 
 
+def test_a_build_does_not_go_on_with_other_pixels(tmp_path: Path) -> None:
+    build_cache(teacher(), digits_dataset(20), tmp_path / "t.h5", dataclasses.replace(EXACT, pack=False))
+    (tmp_path / "t.h5.parts" / "v0001-r0000000000.json").unlink()
+    changed = digits(20)
+    changed.images = changed.images ^ 0x10
+    with pytest.raises(CacheMismatchError, match="shows other pixels"):
+        build_cache(teacher(), ReplayedDataset(changed, RECIPE), tmp_path / "t.h5", EXACT)
+    build_cache(teacher(), digits_dataset(20), tmp_path / "t.h5", EXACT)
+
+
+def test_samples_that_changed_are_named_on_resume_too(tmp_path: Path) -> None:
+    build_cache(teacher(), digits_dataset(30), tmp_path / "t.h5", EXACT)
+    with pytest.raises(CacheMismatchError, match="'digit-30'"):
+        build_cache(teacher(), digits_dataset(31), tmp_path / "t.h5", EXACT)
+
+
+def test_an_output_that_is_a_folder_is_refused_before_the_teacher_is_asked(tmp_path: Path) -> None:
+    (tmp_path / "t.h5").mkdir()
+    with pytest.raises(CacheError, match="is a folder; name a file"):
+        build_cache(teacher(), digits_dataset(8), tmp_path / "t.h5", EXACT)
+
+
+def test_pixels_are_compared_in_every_view(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    build_cache(teacher(), digits_dataset(20), tmp_path / "t.h5", EXACT)
+    dataset = digits_dataset(20)
+    plain = type(dataset).__getitem__
+    monkeypatch.setattr(
+        type(dataset),
+        "__getitem__",
+        lambda self, index: plain(self, index)._replace(image=plain(self, index).image ^ (index[1] == 1)),
+    )
+    with pytest.raises(CacheMismatchError, match=r"\(view 1\)"):
+        open_cache(tmp_path / "t.h5", dataset)
+
+
 def test_changed_pixels_under_the_same_key_are_refused(tmp_path: Path) -> None:
     build_cache(teacher(), digits_dataset(20), tmp_path / "t.h5", EXACT)
     changed = digits(20)

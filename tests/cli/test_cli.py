@@ -202,6 +202,39 @@ def test_an_unwritable_output_is_refused_before_the_teacher_is_loaded(
     assert "no cache can be written" in said
 
 
+def test_a_card_feeds_its_teacher_as_it_says(folder: Path) -> None:
+    from kdkit.config import TeacherConfig
+    from kdkit.engine.resolve import resolve_device, resolve_teacher
+    from kdkit.errors import ClassMismatchError
+
+    card = {
+        "name": "mine", "model": "test_efficientnet", "num_classes": 10, "input_size": [3, 64, 64],
+        "mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6], "interpolation": "bicubic", "crop_pct": 1.0,
+        "weights": {"checkpoint": "mine.safetensors"},
+    }  # fmt: skip
+    save_file(tiny_model("test_efficientnet").state_dict(), folder / "mine.safetensors")
+    (folder / "mine.yaml").write_text(yaml.safe_dump(card))
+    teacher = resolve_teacher(TeacherConfig(str(folder / "mine.yaml")), resolve_device("cpu"))
+    assert (teacher.name, teacher.input_size, teacher.num_classes) == ("mine", (64, 64), 10)
+    assert teacher.normalization.mean == (0.1, 0.2, 0.3)
+    assert teacher.normalization.std == (0.4, 0.5, 0.6)
+    (folder / "mine.yaml").write_text(yaml.safe_dump({**card, "num_classes": 7}))
+    with pytest.raises(ClassMismatchError, match="10 classes, 7 were asked for"):
+        resolve_teacher(TeacherConfig(str(folder / "mine.yaml")), resolve_device("cpu"))
+
+
+def test_a_fixed_size_student_is_made_for_the_views(folder: Path) -> None:
+    assert main(build(folder)) == 0
+    assert main(distill(folder, "--cache", str(folder / "t.h5"), "--student", "test_vit")) == 0
+
+
+def test_a_run_that_failed_at_once_can_be_started_again(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(build(folder)) == 0
+    arguments = distill(folder, "--cache", str(folder / "t.h5"))
+    assert "'adamw'" in fails(capsys, [*arguments, "--train.opt", "adamww"])
+    assert main(arguments) == 0
+
+
 def test_debug_shows_the_traceback(folder: Path) -> None:
     from kdkit.errors import CacheNotFoundError
 
@@ -210,7 +243,7 @@ def test_debug_shows_the_traceback(folder: Path) -> None:
 
 
 def test_usage_errors_exit_with_2(capsys: pytest.CaptureFixture[str]) -> None:
-    for arguments in ([], ["cahce"], ["cache", "inof"], ["demo", "--seedz", "1"], ["cache", "info"]):
+    for arguments in ([], ["foo", "--help"], ["cahce"], ["cache", "inof"], ["demo", "--seedz", "1"], ["cache", "info"]):
         assert main(arguments) == 2, arguments
     capsys.readouterr()
     assert main(["cache", "inof"]) == 2

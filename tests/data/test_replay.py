@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import torch
 from support import RECIPE, digits, digits_dataset
 
 from kdkit.config import ReplayRecipe
-from kdkit.data import ArraySource, EpochSampler, RangeSampler, ReplayedDataset, ReplayLoader
+from kdkit.data import ArraySource, EpochSampler, FolderSource, RangeSampler, ReplayedDataset, ReplayLoader
 from kdkit.data.replay import seeded, view_seed
 from kdkit.errors import ConfigError, DatasetError
 from kdkit.signals import Normalization
@@ -107,6 +108,38 @@ def test_samples_say_what_they_are() -> None:
     assert (sample.row, sample.view, sample.target) == (4, 1, 4)
     assert sample.image.dtype == torch.uint8
     assert sample.image.shape == (3, 32, 32)
+
+
+def test_a_batch_of_several_views_is_refused() -> None:
+    loader = ReplayLoader(digits_dataset(8), EpochSampler(range(8), 4), Normalization())
+    with pytest.raises(DatasetError, match=r"views \[0, 1\]"):
+        loader._loader.collate_fn([digits_dataset(8)[0, 0], digits_dataset(8)[1, 1]])
+
+
+def test_an_unreadable_image_is_one_line_also_from_a_worker(tmp_path: Path) -> None:
+    for name in ("a/0.png", "b/1.png"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_bytes(b"no image")
+    dataset = ReplayedDataset(FolderSource(tmp_path), RECIPE)
+    loader = ReplayLoader(dataset, EpochSampler(range(2), 2), Normalization(), num_workers=1)
+    with pytest.raises(DatasetError) as caught:
+        list(loader)
+    assert "is unreadable" in str(caught.value)
+    assert "Traceback" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"auto_augment": "foo"}, "auto_augment='foo'"),
+        ({"auto_augment": "rand-m9", "color_jitter": 0.4}, "color_jitter"),
+        ({"augment": False, "interpolation": "random"}, "interpolation"),
+    ],
+)
+def test_recipes_that_timm_cannot_draw_are_refused(fields: dict[str, object], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        digits_dataset(4, ReplayRecipe(**fields))  # type: ignore[arg-type]
 
 
 def test_a_view_beyond_the_recipe_is_refused() -> None:

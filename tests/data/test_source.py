@@ -56,9 +56,23 @@ def test_missing_and_empty_folders_say_what_is_expected(tmp_path: Path) -> None:
         FolderSource(tmp_path)
 
 
+def test_a_link_to_nothing_is_an_error_that_names_it(folder: Path) -> None:
+    (folder / "flower" / "z.png").symlink_to(folder / "nothing")
+    with pytest.raises(DatasetError, match=r"flower/z\.png"):
+        FolderSource(folder)[3]
+
+
+def test_images_outside_class_folders_are_refused(folder: Path) -> None:
+    (folder / "flower" / "a b0.png").rename(folder / "stray.png")
+    with pytest.raises(DatasetError, match="outside any class folder"):
+        FolderSource(folder)
+
+
 def test_arrays_of_a_wrong_shape_are_refused() -> None:
     with pytest.raises(ShapeError, match="float64"):
         ArraySource(np.zeros((2, 8, 8)), [0, 1])  # type: ignore[arg-type]
     with pytest.raises(ShapeError, match="1 targets"):
         ArraySource(np.zeros((2, 8, 8), np.uint8), [0])
+    with pytest.raises(ShapeError, match="1 keys"):
+        ArraySource(np.zeros((2, 8, 8), np.uint8), [0, 1], keys=["a"])
     assert ArraySource(np.zeros((2, 8, 8, 3), np.uint8), [0, 1])[1][0].mode == "RGB"

@@ -9,13 +9,13 @@ import pytest
 import torch
 from support import digits_dataset, loader_for, tiny_model
 
-from kdkit import ClassificationTask, LogitDistillationTask
+from kdkit import ClassificationTask, LogitDistillationTask, create_teacher
 from kdkit.config import ReplayRecipe, TrainConfig
 from kdkit.engine.evaluate import evaluate
 from kdkit.engine.logger import RunLogger
 from kdkit.engine.output import prepare_output
 from kdkit.engine.train import NonFiniteLossError, train
-from kdkit.errors import ConfigError, OutputExistsError
+from kdkit.errors import ConfigError, OutputExistsError, UnknownNameError
 
 SMALL = TrainConfig(epochs=3, lr=2e-3, opt="adamw")
 
@@ -87,13 +87,44 @@ def test_the_summary_gains_columns_and_loses_no_row(tmp_path: Path) -> None:
 
 def test_an_output_folder_is_written_over_on_demand_only(tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    assert prepare_output(folder, overwrite=False).is_dir()
-    (folder / "precious").write_text("")
+    assert prepare_output(folder, ["ours"], overwrite=False).is_dir()
+    (folder / "ours").write_text("")
     with pytest.raises(OutputExistsError, match="--overwrite"):
-        prepare_output(folder, overwrite=False)
-    assert (folder / "precious").exists()
-    prepare_output(folder, overwrite=True)
-    assert not (folder / "precious").exists()
+        prepare_output(folder, ["ours"], overwrite=False)
+    assert (folder / "ours").exists()
+    prepare_output(folder, ["ours"], overwrite=True)
+    assert not (folder / "ours").exists()
+
+
+def test_overwriting_never_removes_what_kdkit_did_not_write(tmp_path: Path) -> None:
+    (tmp_path / "ours").write_text("")
+    (tmp_path / "precious").mkdir()
+    with pytest.raises(OutputExistsError, match="'precious', which is no output of this command"):
+        prepare_output(tmp_path, ["ours"], overwrite=True)
+    assert (tmp_path / "ours").exists()
+    assert (tmp_path / "precious").exists()
+
+
+def test_a_live_teacher_as_the_source_is_asked_in_the_students_normalisation() -> None:
+    dataset, model = digits_dataset(64), tiny_model(seed=1)  # 0.5 all over; the student has ImageNet's
+    config = TrainConfig(epochs=1, opt="sgd", lr=1e-4, weight_decay=0.0)
+    losses = []
+    for inside in (True, False):
+        task = LogitDistillationTask(tiny_model("test_efficientnet"), model if inside else None)
+        source = None if inside else create_teacher(model)
+        report = train(task, loader_for(dataset, task.trainable_module), config, teacher_source=source)
+        losses.append(report.epochs[0]["kd_loss"])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-6)
+
+
+def test_what_cannot_train_is_refused_before_the_first_step() -> None:
+    task = ClassificationTask(tiny_model("test_efficientnet"))
+    loader = loader_for(digits_dataset(8), task.trainable_module)
+    with pytest.raises(UnknownNameError, match="'adamw'"):
+        train(task, loader, TrainConfig(epochs=1, opt="adamww"))
+    loader.sampler.drop_last = True
+    with pytest.raises(ConfigError, match="batch size"):
+        train(task, loader, TrainConfig(epochs=1))
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -154,6 +157,15 @@ def test_one_teacher_serves_students_of_different_normalisation() -> None:
     assert isinstance(first.teacher, Teacher)
     assert first.teacher.model is second.teacher.model
     assert first.teacher.input_normalization != second.teacher.input_normalization
+
+
+def test_a_teacher_output_is_a_value_that_can_be_copied_and_pickled() -> None:
+    said = TeacherOutput(torch.randn(2, 3), {"pooled": torch.randn(2, 4)})
+    for twin in (pickle.loads(pickle.dumps(said)), copy.deepcopy(said)):
+        assert torch.equal(twin.logits, said.logits)
+        assert torch.equal(twin.features["pooled"], said.features["pooled"])
+    assert said == said
+    assert len({said, said}) == 1
 
 
 def test_labelled_cross_entropy_averages_over_the_labelled_alone() -> None:

@@ -68,10 +68,34 @@ def test_images_of_another_size_are_resized_for_a_vit_and_left_alone_for_a_convn
     )
 
 
+def test_a_vit_that_was_made_for_another_size_is_given_that_size() -> None:
+    import timm
+
+    made = timm.create_model("test_vit", num_classes=10, img_size=64)
+    assert create_teacher(made).input_size == (64, 64)
+    assert ask(create_teacher(made), pixels(32)).shape == (4, 10)
+    assert create_teacher(timm.create_model("test_vit", num_classes=10, dynamic_img_size=True)).input_size is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_half_precision_teacher_rounds_its_pixels_once(dtype: torch.dtype) -> None:
+    teacher = create_teacher(tiny_model(), input_size=48).for_input(Normalization()).to(dtype)
+    prepared = teacher._prepare(normalised(pixels(), Normalization()))
+    own = create_teacher(tiny_model(), input_size=48)
+    expected = own._prepare(normalised(pixels(), own.normalization)).to(dtype)
+    assert prepared.dtype == dtype
+    assert (prepared - expected).abs().max() <= 2 * torch.finfo(dtype).eps
+
+
 def test_a_class_map_picks_and_orders_classes() -> None:
     plain = ask(create_teacher(tiny_model()), pixels())
     teacher = create_teacher(tiny_model(), class_map=[7, 2, 2], num_classes=3)
     assert torch.equal(ask(teacher, pixels()), plain[:, [7, 2, 2]])
+
+
+def test_a_class_map_of_fractions_is_refused() -> None:
+    with pytest.raises(ConfigError, match="whole class indices"):
+        create_teacher(tiny_model(), class_map=[0.9, 1.7])  # type: ignore[list-item]
 
 
 @pytest.mark.parametrize("class_map", [[0, 10], [-1, 2]])
@@ -127,6 +151,13 @@ def test_a_pickle_is_refused_and_not_executed(tmp_path: Path, monkeypatch: pytes
         with pytest.raises(CheckpointError, match="weights file"):
             create_teacher("test_resnet", checkpoint=name)
     assert not Path("executed").exists()
+
+
+@pytest.mark.parametrize("content", [[1, 2], torch.zeros(3), {"state_dict": [torch.zeros(2)]}, {1: torch.zeros(1)}])
+def test_a_file_that_holds_no_state_dict_is_refused(tmp_path: Path, content: object) -> None:
+    torch.save(content, tmp_path / "odd.pth")
+    with pytest.raises(CheckpointError, match=r"odd\.pth"):
+        create_teacher("test_resnet", checkpoint=tmp_path / "odd.pth")
 
 
 def test_missing_and_unfitting_checkpoints_are_named(tmp_path: Path) -> None:
