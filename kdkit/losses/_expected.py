@@ -35,7 +35,9 @@ class Expected(torch.autograd.Function):
         else:
             totals, slope = [], torch.empty_like(student)
             for rows in parts:
-                value, slope[rows] = _expected_rows(student[rows], teacher[rows], weights[rows], alpha, beta, divergence)
+                value, slope[rows] = _expected_rows(
+                    student[rows], teacher[rows], weights[rows], alpha, beta, divergence
+                )
                 totals.append(value)
             total = torch.stack(totals).sum()
         ctx.save_for_backward(slope)
