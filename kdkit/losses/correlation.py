@@ -127,9 +127,10 @@ def _pearson(student: Tensor, teacher: Tensor, dim: int, eps: float | Tensor) ->
     mean_a, mean_b = student.mean(dim=dim, keepdim=True), teacher.mean(dim=dim, keepdim=True)
     a, b = student - mean_a, teacher.sub_(mean_b)
     norm_a, norm_b = _norm(a, mean_a, dim), _norm(b, mean_b, dim)
-    inverse = torch.where((norm_a > 0) & (norm_b > 0), 1 / (norm_a * norm_b + eps), 0.0)
+    norms = norm_a * norm_b
+    inverse = (norms + eps).reciprocal_().masked_fill_(norms == 0, 0.0)
     r = (a * b).sum(dim=dim, keepdim=True) * inverse
-    slope = b.mul_(inverse).sub_(a.mul_(r * norm_b * inverse / torch.where(norm_a > 0, norm_a, 1.0)))
+    slope = b.mul_(inverse).sub_(a.mul_(r * norm_b * inverse / norm_a.clamp_min(torch.finfo(a.dtype).tiny)))
     return r, slope.mul_(student)
 
 
@@ -137,4 +138,4 @@ def _norm(centred: Tensor, mean: Tensor, dim: int) -> Tensor:
     """L2 norm of values - mean along `dim`; 0 where only rounding is left."""
     norm = torch.linalg.vector_norm(centred, dim=dim, keepdim=True) if dim else centred.square().sum(0, True).sqrt_()
     noise = 16 * torch.finfo(centred.dtype).eps * centred.shape[dim] ** 0.5 * mean.abs()
-    return torch.where(norm > noise, norm, 0.0)
+    return norm.masked_fill_(norm <= noise, 0.0)
