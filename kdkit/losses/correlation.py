@@ -40,7 +40,7 @@ def dist(
     Returns:
         Scalar of shape [], float32 (float64 for float64 inputs).
 
-    Source: Huang et al. 2022, "Knowledge Distillation from A Stronger Teacher", eq. 8 to 10;
+    Source: Huang et al. 2022, "Knowledge Distillation from A Stronger Teacher";
         hunto/image_classification_sota lib/models/losses/dist_kd.py.
     """
     student, teacher = to_logit_pair(student_logits, teacher_logits)

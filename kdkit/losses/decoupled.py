@@ -41,7 +41,7 @@ def dkd(
     Returns:
         Scalar of shape [], float32 (float64 for float64 inputs).
 
-    Source: Zhao et al. 2022, "Decoupled Knowledge Distillation", eq. 7;
+    Source: Zhao et al. 2022, "Decoupled Knowledge Distillation";
         megvii-research/mdistiller mdistiller/distillers/DKD.py.
     """
     check_classes("dkd", student_logits)
@@ -90,7 +90,7 @@ def nkd(
     Returns:
         Scalar of shape [], float32 (float64 for float64 inputs).
 
-    Source: Yang et al. 2023, "From Knowledge Distillation to Self-Knowledge Distillation", section 3;
+    Source: Yang et al. 2023, "From Knowledge Distillation to Self-Knowledge Distillation";
         yzd-v/cls_KD mmcls/models/dis_losses/nkd.py.
     """
     check_classes("nkd", student_logits)

@@ -32,7 +32,7 @@ def similarity(student_feature: Tensor, teacher_feature: Tensor) -> Tensor:
     Returns:
         Scalar of shape [], float32 (float64 for float64 inputs). Memory O(B^2).
 
-    Source: Tung and Mori 2019, "Similarity-Preserving Knowledge Distillation", section 3.1;
+    Source: Tung and Mori 2019, "Similarity-Preserving Knowledge Distillation";
         HobbitLong/RepDistiller distiller_zoo/SP.py. Usual weight 3000.
     """
     student, teacher = to_row_pair(student_feature, teacher_feature)
@@ -55,7 +55,7 @@ def pkt(student_feature: Tensor, teacher_feature: Tensor, *, eps: float = 1e-7) 
     Returns:
         Scalar of shape [], float32 (float64 for float64 inputs). Memory O(B^2).
 
-    Source: Passalis and Tefas 2018, "Learning Deep Representations with Probabilistic Knowledge Transfer", section 3;
+    Source: Passalis and Tefas 2018, "Learning Deep Representations with Probabilistic Knowledge Transfer";
         HobbitLong/RepDistiller distiller_zoo/PKT.py (which adds eps where this clamps). Usual weight 30000.
     """
     student, teacher = to_row_pair(student_feature, teacher_feature)
@@ -77,7 +77,7 @@ def rkd_distance(student_feature: Tensor, teacher_feature: Tensor) -> Tensor:
     Returns:
         Scalar of shape [], float32 (float64 for float64 inputs). Memory O(B^2).
 
-    Source: Park et al. 2019, "Relational Knowledge Distillation", section 3.2.1;
+    Source: Park et al. 2019, "Relational Knowledge Distillation" (distance-wise loss);
         HobbitLong/RepDistiller distiller_zoo/RKD.py. Usual weight 25.
     """
     student, teacher = to_row_pair(student_feature, teacher_feature)
@@ -98,7 +98,7 @@ def rkd_angle(student_feature: Tensor, teacher_feature: Tensor) -> Tensor:
     Returns:
         Scalar of shape [], float32 (float64 for float64 inputs). Memory O(B^2 D + B^3): pool the feature first.
 
-    Source: Park et al. 2019, "Relational Knowledge Distillation", section 3.2.2;
+    Source: Park et al. 2019, "Relational Knowledge Distillation" (angle-wise loss);
         HobbitLong/RepDistiller distiller_zoo/RKD.py. Usual weight 50.
     """
     student, teacher = to_row_pair(student_feature, teacher_feature)
