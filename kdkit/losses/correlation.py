@@ -59,10 +59,10 @@ class _MeanCorrelation(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, student: Tensor, teacher: Tensor, beta: float, gamma: float, eps: float) -> Tensor:
         """The value, a scalar of shape []; keeps its gradient for the student [B, C]."""
-        of_rows, log_sum_s, log_sum_t, slope = _of_rows(student, teacher, beta, eps)
+        of_rows, log_sum_s, log_sum_t, slope, p_student = _of_rows(student, teacher, beta, eps)
         of_classes, in_row = _of_classes(student, teacher, log_sum_s, log_sum_t, gamma, eps, slope)
-        for rows in blocks(student, dim=0):  # from log-probabilities to logits; the rows' own part is there already
-            slope[rows].sub_(F.softmax(student[rows], dim=1).mul_(in_row[rows]))
+        for rows, p_s in zip(blocks(student, dim=0), p_student, strict=True):  # from log-probabilities to logits
+            slope[rows].addcmul_(p_s, in_row[rows], value=-1)
         ctx.save_for_backward(slope)
         return of_rows + of_classes
 
@@ -74,17 +74,22 @@ class _MeanCorrelation(torch.autograd.Function):
         return grad * slope, None, None, None, None
 
 
-def _of_rows(student: Tensor, teacher: Tensor, beta: float, eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """beta * mean_b r(rows), log-sums of both sides [B, 1] (float64), and the gradient for the student's logits."""
-    slope, correlations, log_sums = torch.empty_like(student), [], []
+def _of_rows(
+    student: Tensor, teacher: Tensor, beta: float, eps: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor, list[Tensor]]:
+    """beta * mean_b r(rows), log-sums of both sides [B, 1] (float64), the gradient for the student's logits, and the
+    student's probabilities by block.
+    """
+    slope, correlations, log_sums, p_student = torch.empty_like(student), [], [], []
     for rows in blocks(student, dim=0):
         p_s, p_t = F.softmax(student[rows], dim=1), F.softmax(teacher[rows], dim=1)
         log_sums.append([_log_sum(student[rows], p_s), _log_sum(teacher[rows], p_t)])
         r, part = _pearson(p_s, p_t, 1, eps)
-        slope[rows] = part.sub_(p_s.mul_(part.sum(dim=1, keepdim=True))).mul_(beta / student.shape[0])
+        slope[rows] = part.addcmul_(p_s, part.sum(dim=1, keepdim=True), value=-1).mul_(beta / student.shape[0])
         correlations.append(r)
+        p_student.append(p_s)
     log_sum_s, log_sum_t = (torch.cat(side) for side in zip(*log_sums, strict=True))
-    return beta * torch.cat(correlations).mean(), log_sum_s, log_sum_t, slope
+    return beta * torch.cat(correlations).mean(), log_sum_s, log_sum_t, slope, p_student
 
 
 def _of_classes(
@@ -96,9 +101,8 @@ def _of_classes(
         p_s, scale_s = _scaled(student[:, classes], log_sum_s)
         p_t, scale_t = _scaled(teacher[:, classes], log_sum_t)
         r, part = _pearson(p_s, p_t, 0, eps * (-scale_s - scale_t).exp() if eps else 0.0)
-        part.mul_(gamma / student.shape[1])
-        in_row.add_(part.sum(dim=1, keepdim=True))
-        slope[:, classes].add_(part)
+        in_row.add_(part.sum(dim=1, keepdim=True), alpha=gamma / student.shape[1])
+        slope[:, classes].add_(part, alpha=gamma / student.shape[1])
         correlations.append(r)
     return gamma * torch.cat(correlations, dim=1).mean(), in_row
 
@@ -114,7 +118,7 @@ def _scaled(logits: Tensor, log_sum: Tensor) -> tuple[Tensor, Tensor]:
     r does not change with the scale of a class, but float32 would lose the squares of probabilities below 1e-19. A
     log-probability of -1e4, which float32 rounds to 5e-4, is a class's largest one where every row is sure of others.
     """
-    log_p = to_double(logits) - log_sum
+    log_p = logits.to(log_sum.dtype, copy=True).sub_(log_sum)
     scale = log_p.amax(dim=0, keepdim=True)
     return log_p.sub_(scale).to(logits.dtype).exp_(), scale.to(logits.dtype)
 
