@@ -5,7 +5,7 @@
 Prints Markdown. Every contender runs beside its baseline, in turns, now before it and now after it, so that a busy
 machine disturbs both alike; the time is the median over the turns, the ratio the median of the turns' own ratios. Peak
 memory is the largest sum of live tensor bytes that the torch profiler saw between the call and the end of backward,
-inputs not counted. About 4 minutes on 2 CPU cores.
+inputs and parameters not counted. About 4 minutes on 2 CPU cores.
 """
 
 import argparse
@@ -79,15 +79,49 @@ def feature_steps(shape: tuple[int, ...]) -> tuple[Tensor, dict[str, Step]]:
     return f, steps
 
 
-def seconds(leaf: Tensor, step: Step) -> float:
-    leaf.grad = None
+def vitkd_steps(batch: int = 16, tokens: int = 196) -> tuple[list[Tensor], dict[str, Step]]:
+    """DeiT-Tiny (192 wide) from DeiT-Small (384): the first two blocks and the last; the first step is plain MSE."""
+    torch.manual_seed(0)
+    student = [torch.randn(batch, tokens, 192).requires_grad_() for _ in range(3)]
+    wide = [torch.randn(batch, tokens, 384).requires_grad_() for _ in range(3)]
+    teacher = [torch.randn(batch, tokens, 384) for _ in range(3)]
+    module = losses.ViTKD(192, 384)
+    steps: dict[str, Step] = {
+        "plain": lambda: torch.stack([F.mse_loss(s, t) for s, t in zip(wide, teacher, strict=True)]).sum(),
+        "vitkd": lambda: module(student, teacher),
+    }
+    return [*student, *wide, *module.parameters()], steps
+
+
+def review_steps(batch: int = 8) -> tuple[list[Tensor], dict[str, Step]]:
+    """ResNet-18 from ResNet-34 at 224 pixels: four stages and the pooled feature; the first step is plain MSE."""
+    torch.manual_seed(0)
+    widths = [64, 128, 256, 512, 512]
+    shapes = [(batch, w, n, n) for w, n in zip(widths, (56, 28, 14, 7, 1), strict=True)]
+    student = [torch.randn(shape).requires_grad_() for shape in shapes]
+    teacher = [torch.randn(shape) for shape in shapes]
+    module = losses.ReviewKD(widths, widths)
+    steps: dict[str, Step] = {
+        "plain": lambda: torch.stack([F.mse_loss(s, t) for s, t in zip(student, teacher, strict=True)]).sum(),
+        "review": lambda: module(student, teacher),
+    }
+    return [*student, *module.parameters()], steps
+
+
+def reset(leaves: list[Tensor]) -> None:
+    for leaf in leaves:
+        leaf.grad = None
+
+
+def seconds(leaves: list[Tensor], step: Step) -> float:
+    reset(leaves)
     start = time.perf_counter()
     step().backward()
     return time.perf_counter() - start
 
 
-def peak_bytes(leaf: Tensor, step: Step) -> int:
-    leaf.grad = None
+def peak_bytes(leaves: list[Tensor], step: Step) -> int:
+    reset(leaves)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         step().backward()
     events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
@@ -98,18 +132,18 @@ def peak_bytes(leaf: Tensor, step: Step) -> int:
     return peak
 
 
-def table(title: str, leaf: Tensor, steps: dict[str, Step], repeats: int) -> None:
+def table(title: str, leaves: list[Tensor], steps: dict[str, Step], repeats: int) -> None:
     print(f"\n## {title}\n\n| loss | ms | time ratio | peak MiB | memory ratio |\n|---|---|---|---|---|")
     for name, step in steps.items():
         base = steps["plain, T=4" if name.endswith("T=4") else "plain"]
         times, ratios = [], []
         for turn in range(repeats + 1):
-            pair = [seconds(leaf, s) for s in ((base, step) if turn % 2 else (step, base))]
+            pair = [seconds(leaves, s) for s in ((base, step) if turn % 2 else (step, base))]
             own, other = pair if turn % 2 == 0 else reversed(pair)
             if turn:  # the first turn warms up
                 times.append(own)
                 ratios.append(own / other)
-        peak, base_peak = peak_bytes(leaf, step), peak_bytes(leaf, base)
+        peak, base_peak = peak_bytes(leaves, step), peak_bytes(leaves, base)
         print(
             f"| {name} | {1e3 * statistics.median(times):.1f} | {statistics.median(ratios):.2f} | "
             f"{peak / 2**20:.1f} | {peak / base_peak:.2f} |",
@@ -133,10 +167,16 @@ def main() -> None:
     )
     for batch, classes in LOGIT_SIZES:
         leaf, steps = logit_steps(batch, classes)
-        table(f"Logits [{batch}, {classes}], float32", leaf, chosen(steps, args.only), args.repeats)
+        table(f"Logits [{batch}, {classes}], float32", [leaf], chosen(steps, args.only), args.repeats)
     for shape in ((256, 512), (64, 256, 14, 14)):
         leaf, steps = feature_steps(shape)
-        table(f"Features {list(shape)}, float32; plain is mse_loss", leaf, chosen(steps, args.only), args.repeats)
+        table(f"Features {list(shape)}, float32; plain is mse_loss", [leaf], chosen(steps, args.only), args.repeats)
+    modules = (
+        ("Tokens [16, 196, D], D 192 and 384, of 3 blocks, float32", vitkd_steps()),
+        ("Maps [8, D, H, W] of ResNet-18 and ResNet-34, 4 stages and the pooled one, float32", review_steps()),
+    )
+    for title, (leaves, steps) in modules:
+        table(f"{title}; plain is the sum of mse_loss", leaves, chosen(steps, args.only), args.repeats)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,11 @@ def to_compute_dtype(tensor: Tensor) -> Tensor:
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
+def to_double(tensor: Tensor) -> Tensor:
+    """`tensor` in float64, or in float32 where its device has no float64."""
+    return tensor.float() if tensor.device.type == "mps" else tensor.double()
+
+
 def full_precision(loss: Callable[P, Tensor]) -> Callable[P, Tensor]:
     """`loss` with autocast switched off: a matrix product would otherwise fall back to half precision."""
 

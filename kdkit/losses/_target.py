@@ -34,7 +34,7 @@ def resolve_target(loss: str, logits: Tensor, target: Tensor | None, soft_labels
 
 def _resolve_soft(loss: str, logits: Tensor, target: Tensor, soft_labels: SoftLabels) -> Tensor:
     if target.shape != logits.shape:
-        raise ShapeError(f"target must be [B] or [B, C] for logits {list(logits.shape)}, got {list(target.shape)}")
+        raise ShapeError(_wrong_shape(logits, target))
     if soft_labels == "error":
         raise ShapeError(
             f"{loss} takes index labels [B] under soft_labels='error', got target {list(target.shape)} for logits "
@@ -49,7 +49,7 @@ def _resolve_soft(loss: str, logits: Tensor, target: Tensor, soft_labels: SoftLa
 def _check_index(logits: Tensor, target: Tensor) -> None:
     shapes = f"target {list(target.shape)} for logits {list(logits.shape)}"
     if target.shape != logits.shape[:1]:
-        raise ShapeError(f"target must be [B] or [B, C], got {shapes}")
+        raise ShapeError(_wrong_shape(logits, target))
     if target.is_floating_point() or target.dtype == torch.bool:
         raise ShapeError(f"target [B] must hold integer labels, got {target.dtype} in {shapes}")
     # Looking at values would wait for an accelerator, whose own bounds check catches a wrong label there.
@@ -59,3 +59,7 @@ def _check_index(logits: Tensor, target: Tensor) -> None:
             raise ShapeError(
                 f"target holds label {low if low < 0 else high}, outside 0..{logits.shape[1] - 1}, in {shapes}"
             )
+
+
+def _wrong_shape(logits: Tensor, target: Tensor) -> str:
+    return f"target must be [B] or [B, C] for logits {list(logits.shape)}, got {list(target.shape)}"

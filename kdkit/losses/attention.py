@@ -23,8 +23,8 @@ def attention(student_feature: Tensor, teacher_feature: Tensor) -> Tensor:
     Returns:
         Scalar of shape [], float32 (float64 for float64 inputs).
 
-    Source: Zagoruyko and Komodakis 2017, "Paying More Attention to Attention", section 3.1 (F_sum^2) and eq. 2, with
-        an element mean for the norm; HobbitLong/RepDistiller distiller_zoo/AT.py. Usual weight 1000.
+    Source: Zagoruyko and Komodakis 2017, "Paying More Attention to Attention", with the mean of squares for the
+        mapping and an element mean for the norm; HobbitLong/RepDistiller distiller_zoo/AT.py. Usual weight 1000.
     """
     student, teacher = to_feature_pair(student_feature, teacher_feature)
     if student.ndim == 2:

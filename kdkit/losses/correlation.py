@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from kdkit.losses._checks import soften, to_logit_pair
+from kdkit.losses._blocks import blocks
+from kdkit.losses._checks import soften, to_double, to_logit_pair
 
 
 def dist(
@@ -39,41 +40,87 @@ def dist(
     Returns:
         Scalar of shape [], float32 (float64 for float64 inputs).
 
-    Source: Huang et al. 2022, "Knowledge Distillation from A Stronger Teacher", eq. 8 to 10;
+    Source: Huang et al. 2022, "Knowledge Distillation from A Stronger Teacher";
         hunto/image_classification_sota lib/models/losses/dist_kd.py.
     """
     student, teacher = to_logit_pair(student_logits, teacher_logits)
-    log_s = F.log_softmax(soften(student, temperature), dim=1)
-    log_t = F.log_softmax(soften(teacher, temperature), dim=1)
-    correlation: Tensor = _MeanCorrelation.apply(log_s, log_t, beta, gamma, eps)
+    student, teacher = soften(student, temperature), soften(teacher, temperature)
+    correlation: Tensor = _MeanCorrelation.apply(student, teacher, beta, gamma, eps)
     return (beta + gamma - correlation) * temperature**2
 
 
 class _MeanCorrelation(torch.autograd.Function):
-    """beta * mean_b r(rows) + gamma * mean_c r(classes) of probabilities given by their logarithms [B, C].
+    """beta * mean_b r(rows) + gamma * mean_c r(classes) of the softmax of logits [B, C].
 
-    Written out because automatic differentiation costs four times as much: r's slope follows from what r itself needs.
+    Written out because automatic differentiation costs several times as much: r's slope follows from what r itself
+    needs.
     """
 
     @staticmethod
-    def forward(ctx: Any, log_s: Tensor, log_t: Tensor, beta: float, gamma: float, eps: float) -> Tensor:
-        """The value, a scalar of shape []; keeps its gradient for log_s [B, C]."""
-        rows, slope = _pearson(log_s.exp(), log_t.exp(), 1, eps)
-        # r does not change with the scale of a class, so each is scaled to a maximum of 1: float32 would lose the
-        # squares of probabilities below 1e-19.
-        scale_s, scale_t = log_s.amax(dim=0, keepdim=True), log_t.amax(dim=0, keepdim=True)
-        class_eps = eps * (-scale_s - scale_t).exp() if eps else 0.0
-        classes, class_slope = _pearson((log_s - scale_s).exp_(), (log_t - scale_t).exp_(), 0, class_eps)
-        slope.mul_(beta / rows.numel()).add_(class_slope, alpha=gamma / classes.numel())
+    def forward(ctx: Any, student: Tensor, teacher: Tensor, beta: float, gamma: float, eps: float) -> Tensor:
+        """The value, a scalar of shape []; keeps its gradient for the student [B, C]."""
+        of_rows, log_sum_s, log_sum_t, slope, p_student = _of_rows(student, teacher, beta, eps)
+        of_classes, in_row = _of_classes(student, teacher, log_sum_s, log_sum_t, gamma, eps, slope)
+        for rows, p_s in zip(blocks(student, dim=0), p_student, strict=True):  # from log-probabilities to logits
+            slope[rows].addcmul_(p_s, in_row[rows], value=-1)
         ctx.save_for_backward(slope)
-        return beta * rows.mean() + gamma * classes.mean()
+        return of_rows + of_classes
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        """The gradient for log_s; nothing else takes one."""
+        """The gradient for the student; nothing else takes one."""
         (slope,) = ctx.saved_tensors
         return grad * slope, None, None, None, None
+
+
+def _of_rows(
+    student: Tensor, teacher: Tensor, beta: float, eps: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor, list[Tensor]]:
+    """beta * mean_b r(rows), log-sums of both sides [B, 1] (float64), the gradient for the student's logits, and the
+    student's probabilities by block.
+    """
+    slope, correlations, log_sums, p_student = torch.empty_like(student), [], [], []
+    for rows in blocks(student, dim=0):
+        p_s, p_t = F.softmax(student[rows], dim=1), F.softmax(teacher[rows], dim=1)
+        log_sums.append([_log_sum(student[rows], p_s), _log_sum(teacher[rows], p_t)])
+        r, part = _pearson(p_s, p_t, 1, eps)
+        slope[rows] = part.addcmul_(p_s, part.sum(dim=1, keepdim=True), value=-1).mul_(beta / student.shape[0])
+        correlations.append(r)
+        p_student.append(p_s)
+    log_sum_s, log_sum_t = (torch.cat(side) for side in zip(*log_sums, strict=True))
+    return beta * torch.cat(correlations).mean(), log_sum_s, log_sum_t, slope, p_student
+
+
+def _of_classes(
+    student: Tensor, teacher: Tensor, log_sum_s: Tensor, log_sum_t: Tensor, gamma: float, eps: float, slope: Tensor
+) -> tuple[Tensor, Tensor]:
+    """gamma * mean_c r(classes); adds its gradient for the log-probabilities to `slope`, and returns its row sums."""
+    correlations, in_row = [], torch.zeros_like(slope[:, :1])
+    for classes in blocks(student, dim=1):
+        p_s, scale_s = _scaled(student[:, classes], log_sum_s)
+        p_t, scale_t = _scaled(teacher[:, classes], log_sum_t)
+        r, part = _pearson(p_s, p_t, 0, eps * (-scale_s - scale_t).exp() if eps else 0.0)
+        in_row.add_(part.sum(dim=1, keepdim=True), alpha=gamma / student.shape[1])
+        slope[:, classes].add_(part, alpha=gamma / student.shape[1])
+        correlations.append(r)
+    return gamma * torch.cat(correlations, dim=1).mean(), in_row
+
+
+def _log_sum(logits: Tensor, p: Tensor) -> Tensor:
+    """logsumexp of rows [R, 1] in float64; their largest probability is at least 1 / C, so that its log is exact."""
+    return to_double(logits.amax(dim=1, keepdim=True)) - to_double(p.amax(dim=1, keepdim=True).log())
+
+
+def _scaled(logits: Tensor, log_sum: Tensor) -> tuple[Tensor, Tensor]:
+    """The probabilities of some classes, each class scaled to a maximum of 1, and the log of its true maximum [1, C].
+
+    r does not change with the scale of a class, but float32 would lose the squares of probabilities below 1e-19. A
+    log-probability of -1e4, which float32 rounds to 5e-4, is a class's largest one where every row is sure of others.
+    """
+    log_p = logits.to(log_sum.dtype, copy=True).sub_(log_sum)
+    scale = log_p.amax(dim=0, keepdim=True)
+    return log_p.sub_(scale).to(logits.dtype).exp_(), scale.to(logits.dtype)
 
 
 def _pearson(student: Tensor, teacher: Tensor, dim: int, eps: float | Tensor) -> tuple[Tensor, Tensor]:
@@ -84,9 +131,10 @@ def _pearson(student: Tensor, teacher: Tensor, dim: int, eps: float | Tensor) ->
     mean_a, mean_b = student.mean(dim=dim, keepdim=True), teacher.mean(dim=dim, keepdim=True)
     a, b = student - mean_a, teacher.sub_(mean_b)
     norm_a, norm_b = _norm(a, mean_a, dim), _norm(b, mean_b, dim)
-    inverse = torch.where((norm_a > 0) & (norm_b > 0), 1 / (norm_a * norm_b + eps), 0.0)
+    norms = norm_a * norm_b
+    inverse = (norms + eps).reciprocal_().masked_fill_(norms == 0, 0.0)
     r = (a * b).sum(dim=dim, keepdim=True) * inverse
-    slope = b.mul_(inverse).sub_(a.mul_(r * norm_b * inverse / torch.where(norm_a > 0, norm_a, 1.0)))
+    slope = b.mul_(inverse).sub_(a.mul_(r * norm_b * inverse / norm_a.clamp_min(torch.finfo(a.dtype).tiny)))
     return r, slope.mul_(student)
 
 
@@ -94,4 +142,4 @@ def _norm(centred: Tensor, mean: Tensor, dim: int) -> Tensor:
     """L2 norm of values - mean along `dim`; 0 where only rounding is left."""
     norm = torch.linalg.vector_norm(centred, dim=dim, keepdim=True) if dim else centred.square().sum(0, True).sqrt_()
     noise = 16 * torch.finfo(centred.dtype).eps * centred.shape[dim] ** 0.5 * mean.abs()
-    return torch.where(norm > noise, norm, 0.0)
+    return norm.masked_fill_(norm <= noise, 0.0)

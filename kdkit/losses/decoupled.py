@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdkit.losses._checks import check_classes, check_positive, soften, to_logit_pair
-from kdkit.losses._rest import Combination, LeaveOneOut, binary_kl, split_target
+from kdkit.losses._expected import Expected
+from kdkit.losses._rest import binary_kl, split_target
 from kdkit.losses._target import SoftLabels, resolve_target
 from kdkit.losses.sparse import SparseLogProbs, sparse_dkd
 
@@ -40,7 +41,7 @@ def dkd(
     Returns:
         Scalar of shape [], float32 (float64 for float64 inputs).
 
-    Source: Zhao et al. 2022, "Decoupled Knowledge Distillation", eq. 7;
+    Source: Zhao et al. 2022, "Decoupled Knowledge Distillation";
         megvii-research/mdistiller mdistiller/distillers/DKD.py.
     """
     check_classes("dkd", student_logits)
@@ -53,7 +54,8 @@ def dkd(
     labels = resolve_target("dkd", student, target, soft_labels)
     student, teacher = soften(student, temperature), soften(teacher, temperature)
     if labels.ndim == 2:
-        return _expected_dkd(student, teacher, labels, alpha, beta) * temperature**2
+        expected: Tensor = Expected.apply(student, teacher, labels, alpha, beta, True)
+        return expected * temperature**2
     _, student_log_sum, student_odds = split_target(student, labels)
     others, teacher_log_sum, teacher_odds = split_target(teacher, labels)
     # log(q_t / q_s) is a difference of logits, less one of logsumexps; q_t is 0 at the target.
@@ -88,7 +90,7 @@ def nkd(
     Returns:
         Scalar of shape [], float32 (float64 for float64 inputs).
 
-    Source: Yang et al. 2023, "From Knowledge Distillation to Self-Knowledge Distillation", section 3;
+    Source: Yang et al. 2023, "From Knowledge Distillation to Self-Knowledge Distillation";
         yzd-v/cls_KD mmcls/models/dis_losses/nkd.py.
     """
     check_classes("nkd", student_logits)
@@ -106,24 +108,12 @@ def nkd(
     return (of_target + gamma * temperature**2 * of_others).mean()
 
 
-def _expected_dkd(student: Tensor, teacher: Tensor, weights: Tensor, alpha: float, beta: float) -> Tensor:
-    """mean_b sum_c weights[c] * (alpha * TCKD_c + beta * NCKD_c), with every class in turn as the target.
-
-    Every term is a teacher's probability times a difference of log-probabilities, and each of those is a logit, or the
-    logsumexp without c, less the logsumexp of all. So the sum over c collapses to one coefficient for each.
-    """
-    without = LeaveOneOut(teacher)
-    of_logit = without.mixture(weights).mul_(beta).addcmul_(weights, without.p, value=alpha)
-    of_rest = (alpha - beta - alpha * without.p).mul_(weights)
-    of_all = -alpha * weights.sum(dim=1, keepdim=True)
-    of_student: Tensor = Combination.apply(student, of_logit, of_rest, of_all)
-    return (without.combine(of_logit, of_rest, of_all) - of_student).mean()
-
-
 def _expected_nkd(student: Tensor, teacher: Tensor, weights: Tensor, gamma: float, temperature: float) -> Tensor:
-    """mean_b sum_c weights[c] * nkd with c as the target, collapsed like `_expected_dkd`."""
-    of_target = -(weights * F.softmax(teacher, dim=1) * F.log_softmax(student, dim=1)).sum(dim=1)
-    student, teacher = soften(student, temperature), soften(teacher, temperature)
-    of_logit, of_all = LeaveOneOut(teacher).mixture(weights).neg_(), torch.zeros_like(weights[:, :1])
-    of_others: Tensor = Combination.apply(student, of_logit, weights, of_all)
-    return (of_target + gamma * temperature**2 * of_others).mean()
+    """mean_b sum_c weights[c] * nkd with c as the target."""
+    soft_student, soft_teacher = soften(student, temperature), soften(teacher, temperature)
+    if soft_student is student:
+        both: Tensor = Expected.apply(student, teacher, weights, 1.0, gamma, False)
+        return both
+    of_target = -(weights * F.softmax(teacher, dim=1) * F.log_softmax(student, dim=1)).sum(dim=1).mean()
+    of_others: Tensor = Expected.apply(soft_student, soft_teacher, weights, 0.0, gamma, False)
+    return of_target + temperature**2 * of_others

@@ -22,7 +22,7 @@ def hint_mse(student_feature: Tensor, teacher_feature: Tensor) -> Tensor:
     Returns:
         Scalar of shape [], float32 (float64 for float64 inputs).
 
-    Source: Romero et al. 2015, "FitNets: Hints for Thin Deep Nets", eq. 3 (there a sum and a factor 1/2);
+    Source: Romero et al. 2015, "FitNets: Hints for Thin Deep Nets" (there a sum and a factor 1/2);
         megvii-research/mdistiller mdistiller/distillers/FitNet.py. Usual weight 100.
     """
     student, teacher = to_feature_pair(student_feature, teacher_feature)
@@ -43,7 +43,7 @@ def hint_cosine(student_feature: Tensor, teacher_feature: Tensor) -> Tensor:
     Returns:
         Scalar of shape [], float32 (float64 for float64 inputs); 1 where a vector is zero.
 
-    Source: the hint of Romero et al. 2015, "FitNets: Hints for Thin Deep Nets", section 2.2, with the cosine distance
+    Source: the hint of Romero et al. 2015, "FitNets: Hints for Thin Deep Nets", with the cosine distance
         in the place of the squared error. Usual weight 1.
     """
     student, teacher = to_feature_pair(student_feature, teacher_feature)

@@ -22,7 +22,7 @@ def kl(student_logits: Tensor, teacher_logits: Tensor | SparseLogProbs, *, tempe
     Returns:
         Scalar of shape [], float32 (float64 for float64 inputs).
 
-    Source: Hinton et al. 2015, "Distilling the Knowledge in a Neural Network", section 2;
+    Source: Hinton et al. 2015, "Distilling the Knowledge in a Neural Network";
         megvii-research/mdistiller mdistiller/distillers/KD.py.
     """
     if isinstance(teacher_logits, SparseLogProbs):
@@ -46,7 +46,7 @@ def soft_ce(student_logits: Tensor, teacher_logits: Tensor | SparseLogProbs, *, 
     Returns:
         Scalar of shape [], float32 (float64 for float64 inputs).
 
-    Source: Beyer et al. 2022, "Knowledge distillation: A good teacher is patient and consistent", section 2 (KL form);
+    Source: Beyer et al. 2022, "Knowledge distillation: A good teacher is patient and consistent" (KL form);
         google-research/big_vision big_vision/evaluators/proj/distill/distance.py (which reports the KL form).
     """
     if isinstance(teacher_logits, SparseLogProbs):
@@ -70,7 +70,8 @@ def deit_soft(student_logits: Tensor, teacher_logits: Tensor, *, temperature: fl
     Returns:
         Scalar of shape [], float32 (float64 for float64 inputs).
 
-    Source: Touvron et al. 2021, "Training data-efficient image transformers", eq. 2 (whose reduction is unsaid);
+    Source: Touvron et al. 2021, "Training data-efficient image transformers" (soft distillation; its reduction
+        is unsaid);
         facebookresearch/deit losses.py.
     """
     student, teacher = to_logit_pair(student_logits, teacher_logits)

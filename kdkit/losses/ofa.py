@@ -37,7 +37,7 @@ def ofa(
         Scalar of shape [], float32 (float64 for float64 inputs).
 
     Source: Hao et al. 2023, "One-for-All: Bridge the Gap Between Heterogeneous Architectures in Knowledge
-        Distillation", section 3 (adaptive target enhancement); Hao840/OFAKD distillers/ofa.py.
+        Distillation" (adaptive target enhancement); Hao840/OFAKD distillers/ofa.py.
     """
     check_positive("eps", eps)
     student, teacher = to_logit_pair(student_logits, teacher_logits)

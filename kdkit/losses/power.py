@@ -23,8 +23,8 @@ def ttm(student_logits: Tensor, teacher_logits: Tensor, *, power: float = 0.1) -
     Returns:
         Scalar of shape [], float32 (float64 for float64 inputs).
 
-    Source: Zheng and Yang 2024, "Knowledge Distillation Based on Transformed Teacher Matching", eq. 2 and 7;
-        zkxufo/TTM distiller_zoo/ttm.py.
+    Source: Zheng and Yang 2024, "Knowledge Distillation Based on Transformed Teacher Matching", section
+        "Transformed Teacher Matching"; zkxufo/TTM distiller_zoo/ttm.py.
     """
     check_positive("power", power)
     student, teacher = to_logit_pair(student_logits, teacher_logits)
@@ -46,8 +46,8 @@ def wttm(student_logits: Tensor, teacher_logits: Tensor, *, power: float = 0.1) 
     Returns:
         Scalar of shape [], float32 (float64 for float64 inputs).
 
-    Source: Zheng and Yang 2024, "Knowledge Distillation Based on Transformed Teacher Matching", section 4;
-        zkxufo/TTM distiller_zoo/wttm.py.
+    Source: Zheng and Yang 2024, "Knowledge Distillation Based on Transformed Teacher Matching", section
+        "Sample-adaptive Matching to the Transformed Teacher"; zkxufo/TTM distiller_zoo/wttm.py.
     """
     check_positive("power", power)
     student, teacher = to_logit_pair(student_logits, teacher_logits)

@@ -21,7 +21,7 @@ def bce(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
     Returns:
         Scalar of shape [], float32 (float64 for float64 inputs). Its minimum is not 0.
 
-    Source: Hao et al. 2023, "Revisit the Power of Vanilla Knowledge Distillation", section 4;
+    Source: Hao et al. 2023, "Revisit the Power of Vanilla Knowledge Distillation";
         Hao840/OFAKD distillers/kd.py.
     """
     student, teacher = to_logit_pair(student_logits, teacher_logits)
@@ -40,7 +40,8 @@ def hard(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
     Returns:
         Scalar of shape [], float32 (float64 for float64 inputs).
 
-    Source: Touvron et al. 2021, "Training data-efficient image transformers", eq. 3; facebookresearch/deit losses.py.
+    Source: Touvron et al. 2021, "Training data-efficient image transformers" (hard-label distillation);
+        facebookresearch/deit losses.py.
     """
     student, teacher = to_logit_pair(student_logits, teacher_logits)
     return F.cross_entropy(student, teacher.argmax(dim=1))

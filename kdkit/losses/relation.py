@@ -5,12 +5,17 @@ Dimensions: B batch, D width (everything but the batch, flattened).
 
 from __future__ import annotations
 
+import functools
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-from kdkit.losses._checks import full_precision
+from kdkit.losses._blocks import blocks
+from kdkit.losses._checks import full_precision, to_double
 from kdkit.losses._features import to_row_pair, unit
 
 
@@ -27,7 +32,7 @@ def similarity(student_feature: Tensor, teacher_feature: Tensor) -> Tensor:
     Returns:
         Scalar of shape [], float32 (float64 for float64 inputs). Memory O(B^2).
 
-    Source: Tung and Mori 2019, "Similarity-Preserving Knowledge Distillation", section 3.1;
+    Source: Tung and Mori 2019, "Similarity-Preserving Knowledge Distillation";
         HobbitLong/RepDistiller distiller_zoo/SP.py. Usual weight 3000.
     """
     student, teacher = to_row_pair(student_feature, teacher_feature)
@@ -39,7 +44,8 @@ def pkt(student_feature: Tensor, teacher_feature: Tensor, *, eps: float = 1e-7) 
     """Probabilistic knowledge transfer: each sample's distribution over the batch, by cosine similarity.
 
     mean over the B x B matrix of p_t log(p_t / p_s), p[i, j] = K[i, j] / sum_j K[i, j], K = (1 + cos(f_i, f_j)) / 2.
-    0 for B = 1.
+    0 for B = 1. Computed in float64 throughout: the value is of second order in the difference of the two sides, and
+    for nearly parallel features below float32's rounding of a probability.
 
     Args:
         student_feature: [B, ...], flattened to [B, D_s].
@@ -49,12 +55,13 @@ def pkt(student_feature: Tensor, teacher_feature: Tensor, *, eps: float = 1e-7) 
     Returns:
         Scalar of shape [], float32 (float64 for float64 inputs). Memory O(B^2).
 
-    Source: Passalis and Tefas 2018, "Learning Deep Representations with Probabilistic Knowledge Transfer", section 3;
+    Source: Passalis and Tefas 2018, "Learning Deep Representations with Probabilistic Knowledge Transfer";
         HobbitLong/RepDistiller distiller_zoo/PKT.py (which adds eps where this clamps). Usual weight 30000.
     """
     student, teacher = to_row_pair(student_feature, teacher_feature)
     p_student, p_teacher = _conditional(student), _conditional(teacher)
-    return (p_teacher * (p_teacher.clamp_min(eps).log() - p_student.clamp_min(eps).log())).mean()
+    divergence = (p_teacher * (p_teacher.clamp_min(eps).log() - p_student.clamp_min(eps).log())).mean()
+    return divergence.to(student.dtype)
 
 
 @full_precision
@@ -70,7 +77,7 @@ def rkd_distance(student_feature: Tensor, teacher_feature: Tensor) -> Tensor:
     Returns:
         Scalar of shape [], float32 (float64 for float64 inputs). Memory O(B^2).
 
-    Source: Park et al. 2019, "Relational Knowledge Distillation", section 3.2.1;
+    Source: Park et al. 2019, "Relational Knowledge Distillation" (distance-wise loss);
         HobbitLong/RepDistiller distiller_zoo/RKD.py. Usual weight 25.
     """
     student, teacher = to_row_pair(student_feature, teacher_feature)
@@ -91,7 +98,7 @@ def rkd_angle(student_feature: Tensor, teacher_feature: Tensor) -> Tensor:
     Returns:
         Scalar of shape [], float32 (float64 for float64 inputs). Memory O(B^2 D + B^3): pool the feature first.
 
-    Source: Park et al. 2019, "Relational Knowledge Distillation", section 3.2.2;
+    Source: Park et al. 2019, "Relational Knowledge Distillation" (angle-wise loss);
         HobbitLong/RepDistiller distiller_zoo/RKD.py. Usual weight 50.
     """
     student, teacher = to_row_pair(student_feature, teacher_feature)
@@ -99,10 +106,34 @@ def rkd_angle(student_feature: Tensor, teacher_feature: Tensor) -> Tensor:
 
 
 def _conditional(rows: Tensor) -> Tensor:
-    """[B, D] -> probabilities [B, B], each row over the batch."""
-    directions = unit(rows)
-    kernel = (1 + directions @ directions.T) / 2
+    """[B, D] -> probabilities [B, B] in float64, each row over the batch."""
+    gram: Tensor = _Gram.apply(rows)
+    squared = gram.diagonal()
+    is_zero = squared == 0
+    inverse = torch.where(is_zero, 0.0, torch.where(is_zero, 1.0, squared).rsqrt())
+    kernel = 1 + gram * rearrange(inverse, "i -> i 1") * inverse
     return kernel / kernel.sum(dim=1, keepdim=True)
+
+
+class _Gram(torch.autograd.Function):
+    """rows @ rows.T in float64 from rows [B, D], without a copy of all of them in float64 on a CPU."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        """The products [B, B]; keeps the rows."""
+        ctx.save_for_backward(rows)
+        parts = (to_double(rows[:, part]) for part in blocks(rows, dim=1))
+        return functools.reduce(torch.add, (part @ part.T for part in parts))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        """The gradient for the rows [B, D]."""
+        (rows,) = ctx.saved_tensors
+        both, slope = grad + grad.T, torch.empty_like(rows)
+        for part in blocks(rows, dim=1):
+            slope[:, part] = both @ to_double(rows[:, part])
+        return slope
 
 
 def _relative_distances(rows: Tensor) -> Tensor:

@@ -31,7 +31,7 @@ def review(student_features: Sequence[Tensor], teacher_features: Sequence[Tensor
     Returns:
         Scalar of shape [], float32 (float64 for float64 inputs).
 
-    Source: Chen et al. 2021, "Distilling Knowledge via Knowledge Review", section 3 (hierarchical context loss);
+    Source: Chen et al. 2021, "Distilling Knowledge via Knowledge Review" (hierarchical context loss);
         megvii-research/mdistiller mdistiller/distillers/ReviewKD.py.
     """
     if len(student_features) != len(teacher_features) or not student_features:

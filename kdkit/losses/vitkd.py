@@ -44,7 +44,7 @@ def vitkd(
     Returns:
         Scalar of shape [], float32 (float64 for float64 inputs).
 
-    Source: Yang et al. 2022, "ViTKD: Practical Guidelines for ViT feature knowledge distillation", section 3;
+    Source: Yang et al. 2022, "ViTKD: Practical Guidelines for ViT feature knowledge distillation";
         yzd-v/cls_KD mmcls/models/dis_losses/vitkd.py (whose r is the requested share).
     """
     for name, student, teacher in (("low", mimicked, teacher_low), ("high", generated, teacher_high)):

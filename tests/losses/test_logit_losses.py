@@ -1,6 +1,7 @@
 """Identities of the logit losses, and the inputs that public code fails on."""
 
 import functools
+import re
 
 import pytest
 import torch
@@ -63,7 +64,7 @@ def test_ttm_is_a_divergence_from_softmax_of_scaled_logits(power):
 
 
 def test_ttm_is_kd_plus_a_renyi_entropy_of_the_student():
-    """Zheng and Yang 2024, eq. 15, with T = 1 / power."""
+    """Zheng and Yang 2024, section "Transformed Teacher Matching", with T = 1 / power."""
     student, teacher, _ = make()
     T = 4.0
     p = F.softmax(teacher / T, 1)
@@ -255,7 +256,7 @@ def test_missing_labels_are_named(name):
 
 
 @pytest.mark.parametrize("name", ["dkd", "nkd", "ofa"])
-@pytest.mark.parametrize("label", [-100, 9])
+@pytest.mark.parametrize("label", [-100, -1, 9])
 def test_a_label_out_of_range_is_named_with_both_shapes(name, label):
     student, teacher, target = make()
     target[2] = label
@@ -266,12 +267,29 @@ def test_a_label_out_of_range_is_named_with_both_shapes(name, label):
 
 
 @pytest.mark.parametrize("name", ["dkd", "nkd", "ofa"])
-@pytest.mark.parametrize("bad", [torch.zeros(5).long(), torch.zeros(6), torch.zeros(6, 8), torch.zeros(6, 1).long()])
-def test_a_target_of_another_shape_or_dtype_is_named_with_both_shapes(name, bad):
+@pytest.mark.parametrize("shape", [(5,), (6, 8), (6, 10), (5, 9), (6, 1), (6, 9, 1), ()])
+@pytest.mark.parametrize("dtype", [torch.int64, torch.float64])
+def test_a_target_of_another_shape_is_named_with_both_shapes(name, shape, dtype):
     student, teacher, _ = make()
-    with pytest.raises(ShapeError, match=r"^target .*\[6, 9\]") as caught:
-        call(name, student, teacher, bad)
-    assert str(list(bad.shape)) in str(caught.value)
+    message = f"target must be [B] or [B, C] for logits [6, 9], got {list(shape)}"
+    with pytest.raises(ShapeError, match=f"^{re.escape(message)}$"):
+        call(name, student, teacher, torch.zeros(shape, dtype=dtype))
+
+
+@pytest.mark.parametrize("name", ["dkd", "nkd", "ofa"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.bool])
+def test_index_labels_that_are_no_integers_are_named_with_their_dtype(name, dtype):
+    student, teacher, target = make()
+    message = f"target [B] must hold integer labels, got {dtype} in target [6] for logits [6, 9]"
+    with pytest.raises(ShapeError, match=f"^{re.escape(message)}$"):
+        call(name, student, teacher, target.to(dtype))
+
+
+@pytest.mark.parametrize("name", ["dkd", "nkd", "ofa"])
+@pytest.mark.parametrize("dtype", [torch.int32, torch.uint8])
+def test_index_labels_of_any_integer_dtype_serve(name, dtype):
+    student, teacher, target = make()
+    assert torch.equal(call(name, student, teacher, target.to(dtype)), call(name, student, teacher, target))
 
 
 @pytest.mark.parametrize("name", LOGIT)
