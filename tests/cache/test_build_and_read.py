@@ -190,7 +190,7 @@ def test_fault_15_added_removed_and_renamed_samples_are_named(tmp_path: Path) ->
     build_cache(teacher(), digits_dataset(30), tmp_path / "t.h5", EXACT)
     with pytest.raises(CacheMismatchError, match=r"1 of 31 samples are not in it \('digit-30'\)"):
         open_cache(tmp_path / "t.h5", digits_dataset(31))
-    with pytest.raises(CacheMismatchError, match=r"1 of its 30 samples are missing now \('digit-29'\)"):
+    with pytest.raises(CacheMismatchError, match=r"1 of 30 samples are missing now \('digit-29'\)"):
         open_cache(tmp_path / "t.h5", digits_dataset(29))
     renamed = digits(30)
     renamed.keys = ["other" if key == "digit-3" else key for key in renamed.keys]
@@ -216,8 +216,9 @@ MUTATIONS = {
 
 @pytest.mark.parametrize("field", MUTATIONS)
 def test_fault_14_each_field_of_the_recipe_is_compared_and_named(tmp_path: Path, field: str) -> None:
-    build_cache(teacher(), digits_dataset(8), tmp_path / "t.h5", EXACT)
-    other = digits_dataset(8, dataclasses.replace(RECIPE, **{field: MUTATIONS[field]}))
+    recipe = dataclasses.replace(RECIPE, auto_augment=None) if field == "color_jitter" else RECIPE
+    build_cache(teacher(), digits_dataset(8, recipe), tmp_path / "t.h5", EXACT)
+    other = digits_dataset(8, dataclasses.replace(recipe, **{field: MUTATIONS[field]}))
     with pytest.raises(CacheMismatchError, match=rf"recipe\.{field} = .*, this run has "):
         open_cache(tmp_path / "t.h5", other)
     with pytest.raises(CacheMismatchError, match=rf"recipe\.{field}"):

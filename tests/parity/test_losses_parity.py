@@ -9,8 +9,8 @@ gradient to it.
 
 import numpy as np
 import pytest
+import reference_losses as reference
 import torch
-from parity import reference_losses as reference
 
 from kdkit import losses
 

@@ -7,6 +7,7 @@ import pickle
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from safetensors.torch import save_file
 from support import tiny_model
@@ -57,9 +58,9 @@ def test_a_model_that_was_put_back_into_training_mode_still_answers_in_eval_mode
 
 
 def test_images_of_another_size_are_resized_for_a_vit_and_left_alone_for_a_convnet() -> None:
-    vit = create_teacher(tiny_model("test_vit"))
-    assert vit.input_size == (160, 160)
-    assert ask(vit, pixels(32)).shape == (4, 10)
+    vit = create_teacher(timm.create_model("vit_tiny_patch16_224", num_classes=10))
+    assert vit.input_size == (224, 224)
+    assert ask(vit, pixels(32)[:1]).shape == (1, 10)
     convnet = create_teacher(tiny_model("test_resnet"))
     assert convnet.input_size is None
     resized = torch.nn.functional.interpolate(pixels(), (48, 48), mode="bicubic", antialias=True)
@@ -69,12 +70,12 @@ def test_images_of_another_size_are_resized_for_a_vit_and_left_alone_for_a_convn
 
 
 def test_a_vit_that_was_made_for_another_size_is_given_that_size() -> None:
-    import timm
-
-    made = timm.create_model("test_vit", num_classes=10, img_size=64)
+    made = timm.create_model("vit_tiny_patch16_224", num_classes=10, img_size=64)
     assert create_teacher(made).input_size == (64, 64)
     assert ask(create_teacher(made), pixels(32)).shape == (4, 10)
-    assert create_teacher(timm.create_model("test_vit", num_classes=10, dynamic_img_size=True)).input_size is None
+    dynamic = tiny_model("test_vit")  # timm makes it with dynamic_img_size
+    assert create_teacher(dynamic).input_size is None
+    assert ask(create_teacher(dynamic), pixels(32)).shape == (4, 10)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
