@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 from kdkit.cache.codecs import Codec
+from kdkit.cache.door import open_hdf5
 from kdkit.cache.format import DIGEST_NAME, KEYS_NAME, hashed_rows, pixel_name
 from kdkit.cache.keys import key_digests, match_rows, unpack_keys
 from kdkit.cache.mismatch import refuse_mismatch
 from kdkit.cache.opening import locate, open_packed, open_parts, verify_arrays
 from kdkit.cache.parts import Parts
 from kdkit.cache.pixels import check_pixels
-from kdkit.cache.strict import open_hdf5
 from kdkit.config import ReplayRecipe
 from kdkit.errors import CacheError, CacheMismatchError
 from kdkit.signals import Batch, TeacherOutput
