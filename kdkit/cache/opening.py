@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from kdkit.cache.codecs import Codec, available_codecs, create_codec
+from kdkit.cache.door import open_hdf5
 from kdkit.cache.format import DIGEST_BYTES, DIGEST_NAME, KEYS_NAME, CacheMetadata, Shard, codec_array_name
 from kdkit.cache.identity import read_metadata
 from kdkit.cache.parts import Parts, parts_folder
 from kdkit.cache.payload import Payload, Segment
 from kdkit.cache.segments import open_segments
-from kdkit.cache.strict import StrictFile, open_hdf5
+from kdkit.cache.strict import StrictFile
 from kdkit.errors import CacheCorruptError, CacheIncompleteError, CacheNotFoundError, CacheVersionError, KdkitError
 
 Opened = tuple[CacheMetadata, dict[str, Codec], dict[tuple[int, str], Payload]]

@@ -9,6 +9,7 @@ import h5py
 import numpy as np
 
 from kdkit.cache import durable
+from kdkit.cache.door import open_hdf5
 from kdkit.cache.format import (
     BUILD_ATTRIBUTE,
     CacheMetadata,
@@ -22,7 +23,6 @@ from kdkit.cache.layout import write_text
 from kdkit.cache.opening import open_index
 from kdkit.cache.parts import Parts
 from kdkit.cache.reader import CachedTeacher
-from kdkit.cache.strict import open_hdf5
 from kdkit.errors import CacheIncompleteError
 
 

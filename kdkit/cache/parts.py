@@ -24,6 +24,7 @@ import numpy as np
 
 from kdkit.cache import durable
 from kdkit.cache.document import parse_json
+from kdkit.cache.door import open_hdf5, refuse_symlink
 from kdkit.cache.format import (
     CacheMetadata,
     Shard,
@@ -36,7 +37,6 @@ from kdkit.cache.hdf5 import Array, Region, write_hdf5
 from kdkit.cache.identity import check_shard_identity, read_metadata, write_metadata, write_shard_identity
 from kdkit.cache.payload import Segment
 from kdkit.cache.segments import open_segments
-from kdkit.cache.strict import open_hdf5, refuse_symlink
 from kdkit.errors import CacheCorruptError, CacheError, CacheNotFoundError
 
 INDEX_NAME = "index.h5"

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from kdkit.cache.codecs import Codec, TopKCodec
+from kdkit.cache.door import open_hdf5
 from kdkit.cache.fidelity import TEMPERATURES
 from kdkit.cache.format import DIGEST_NAME, KEYS_NAME, Shard, hashed_rows, pixel_name
 from kdkit.cache.keys import key_digests, match_rows, refuse_other_samples, unpack_keys
@@ -21,7 +22,6 @@ from kdkit.cache.mismatch import refuse_mismatch
 from kdkit.cache.opening import locate, open_packed, open_parts, verify_arrays
 from kdkit.cache.parts import Parts
 from kdkit.cache.pixels import check_pixels, checked_views
-from kdkit.cache.strict import open_hdf5
 from kdkit.config import ReplayRecipe
 from kdkit.errors import CacheError, CacheMismatchError, ConfigError
 from kdkit.signals import Batch, TeacherOutput
