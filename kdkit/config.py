@@ -185,7 +185,7 @@ class DemoConfig:
     seeds: int = 3
     """Students trained each way."""
 
-    epochs: int = 16
+    epochs: int = 8
     """Passes over the 1,347 training images, for each student."""
 
     num_views: int = 8

@@ -7,7 +7,8 @@ from the labels alone, from the live teacher, or from its cache, on one schedule
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ LABELS_PER_CLASS = 10
 TEACHER = "resnet18"
 STUDENT = "test_resnet"
 TEMPERATURE = 2.0
-_TEACHER_TRAINING = TrainConfig(epochs=8, batch_size=64, lr=1e-3, weight_decay=0.05, warmup_epochs=1)
+_TEACHER_TRAINING = TrainConfig(epochs=6, batch_size=64, lr=1e-3, weight_decay=0.05, warmup_epochs=1)
 _STUDENT_TRAINING = TrainConfig(batch_size=64, lr=2e-3, weight_decay=0.05, warmup_epochs=1)
 _FILES = (*FILES, "teacher.h5", "teacher.h5.parts", "curves.png")
 WAYS = ("labels alone", "live teacher", "cached teacher")
@@ -149,7 +150,8 @@ class _Demo:
         model = timm.create_model(TEACHER, num_classes=NUM_CLASSES)
         steps = _TEACHER_TRAINING.epochs * len(self.labelled)
         with progress(f"training the teacher, {TEACHER}", steps, "images", enabled=self.show_progress) as advance:
-            report = self._train(ClassificationTask(model), self.labelled, _TEACHER_TRAINING, "teacher", 0, advance)
+            task = ClassificationTask(model)
+            report = self._train(task, self.labelled, _TEACHER_TRAINING, "teacher", 0, advance, num_workers=0)
         return create_teacher(model, num_classes=NUM_CLASSES), report.top1 or 0.0
 
     def train_students(self, teacher: Teacher, cache: CachedTeacher) -> dict[str, list[TrainReport]]:
@@ -169,7 +171,10 @@ class _Demo:
                 label = f"student {seed + 1} of {self.config.seeds}, {way}"
                 with progress(label, config.epochs * len(dataset), "images", enabled=self.show_progress) as advance:
                     source = cache if way == "cached teacher" else None
-                    reports[way].append(self._train(task, dataset, config, way, seed, advance, source))
+                    with _leaving_cores(self.config.num_workers):
+                        reports[way].append(
+                            self._train(task, dataset, config, way, seed, advance, source, self.config.num_workers)
+                        )
         return reports
 
     def _train(
@@ -181,6 +186,7 @@ class _Demo:
         seed: int,
         advance: Advance,
         source: CachedTeacher | None = None,
+        num_workers: int = 0,
     ) -> TrainReport:
         sampler = EpochSampler(
             range(len(dataset)), config.batch_size, num_views=dataset.recipe.num_views, seed=seed, drop_last=True
@@ -189,13 +195,24 @@ class _Demo:
         normalization = Normalization.of(task.trainable_module)
         return train(
             task,
-            ReplayLoader(dataset, sampler, normalization, num_workers=self.config.num_workers),
+            ReplayLoader(dataset, sampler, normalization, num_workers=num_workers),
             config,
             teacher_source=source,
             validation=ReplayLoader(self.held_out, validation, normalization),
             logger=self.logger.with_context(way=way, seed=seed),
             advance=advance,
         )
+
+
+@contextmanager
+def _leaving_cores(num_workers: int) -> Iterator[None]:
+    """Small models lose more to a core that a loader's worker takes from them than they gain from it."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(max(1, threads - num_workers))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _distillation(student: nn.Module, teacher: Teacher | None) -> TrainingTask:

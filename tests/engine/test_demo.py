@@ -20,7 +20,7 @@ def test_the_demo_writes_cache_metrics_and_curves(tmp_path: Path, capsys: pytest
     assert set(report.students) == set(WAYS)
     assert open_cache(tmp_path / "demo" / "teacher.h5").num_rows == 1347
     assert (tmp_path / "demo" / "curves.png").read_bytes().startswith(b"\x89PNG")
-    assert len((tmp_path / "demo" / "metrics.jsonl").read_text().splitlines()) == 8 + 3 * 2
+    assert len((tmp_path / "demo" / "metrics.jsonl").read_text().splitlines()) == 6 + 3 * 2
     assert report.teacher_top1 > 80
     print_table(report)
     out = capsys.readouterr().out
