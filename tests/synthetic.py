@@ -83,7 +83,7 @@ class Synthetic:
         for view in range(self.num_views) if views is None else views:
             assert np.array_equal(cache.read(order, view).numpy(), self.rows(view)[order]), f"wrong rows in view {view}"
         assert cache.keys() == self.keys
-        matched = cache._match_keys(self.keys, ())
+        matched = cache.match_keys(self.keys)
         assert np.array_equal(matched, np.arange(self.num_rows))
         for view in range(self.num_views):
             hashes = cache._pixel_crc32(view)

@@ -137,7 +137,7 @@ class _Demo:
         self.config = config
         self.logger = logger
         self.show_progress = show_progress
-        recipe = ReplayRecipe(size=SIZE, scale=(0.5, 1.0), hflip=0.0, num_views=config.num_views)
+        recipe = ReplayRecipe(size=SIZE, scale=(0.8, 1.0), hflip=0.0, num_views=config.num_views)
         copies = len(digits.train) // len(digits.labelled)
         self.labelled = ReplayedDataset(digits.source(digits.train), recipe)
         self.unlabelled = ReplayedDataset(digits.source(digits.train, visible=digits.labelled), recipe)
