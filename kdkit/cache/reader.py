@@ -266,7 +266,7 @@ def stored_keys(path: Path, num_rows: int) -> list[str]:
     """The sample keys, in row order, of a packed file or a parts folder, finished or not."""
     index = Parts.open(path).index if path.is_dir() else path
     with open_hdf5(index) as file:
-        return unpack_keys(file.flat(KEYS_NAME, "u1"), num_rows)
+        return unpack_keys(file.flat(KEYS_NAME, "u1"), num_rows, repr(str(index)))
 
 
 def _describe_fidelity(values: Mapping[str, float]) -> str:

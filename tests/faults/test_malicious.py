@@ -148,7 +148,8 @@ READERS = {
     "h5py": "import sys, h5py; h5py.File(sys.argv[1])['views/0000/logits'][()]",
     "library": "import sys; from kdkit import open_cache\n"
     "try: open_cache(sys.argv[1]).verify()\nexcept OSError: pass\nelse: raise SystemExit('opened')",
-    "command": "import sys; from kdkit.cli import main; raise SystemExit(main(['cache', 'verify', sys.argv[1]]) - 1)",
+    "command": "import sys; from kdkit.cli import main\n"
+    "raise SystemExit(main(['cache', 'verify', '--cache', sys.argv[1]]) - 1)",
     "h5py under the command": "import sys; from kdkit.cli import main; main(['--version']); import h5py\n"
     "try: h5py.File(sys.argv[1])['views/0000/logits'][()]\nexcept OSError: pass\nelse: raise SystemExit('read')",
 }
