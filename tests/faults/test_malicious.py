@@ -168,6 +168,7 @@ def test_fault_27_a_plugin_in_the_plugin_path_is_never_loaded(tmp_path: Path, ba
     for name, code in READERS.items():
         mark = tmp_path / f"loaded by {name}"
         environment = {**os.environ, "HDF5_PLUGIN_PATH": str(tmp_path / "plugins"), "KDKIT_TEST_MARK": str(mark)}
+        environment.pop("HDF5_PLUGIN_PRELOAD", None)  # a command run in this process by an earlier test has set it
         done = subprocess.run([sys.executable, "-c", code, str(path)], env=environment, capture_output=True, text=True)
         assert done.returncode == 0, (name, done.stderr)
         loaded[name] = mark.exists()
