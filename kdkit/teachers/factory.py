@@ -39,6 +39,7 @@ def create_teacher(
     input_size: int | tuple[int, int] | None = None,
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
+    taps: Sequence[str] = (),
 ) -> Teacher:
     """A frozen Teacher.
 
@@ -51,9 +52,10 @@ def create_teacher(
         class_map: for each class asked for, the index of the model's class.
         input_size: pixels, side or (height, width), that the model is given; see Teacher.
         dtype, device: where and in what precision it runs; as it is for a module, float32 on the CPU for a name.
+        taps: names of the features that each answer holds beside the logits, e.g. ["pooled"]; see kdkit.teachers.tap.
 
     Raises:
-        UnknownNameError: timm knows no such model or tag; the nearest names are suggested.
+        UnknownNameError: timm knows no such model or tag, or the model no such tap; the nearest names are suggested.
         CheckpointError: the weights cannot be read or do not fit.
         ClassMismatchError: the teacher answers with another number of classes than `num_classes`.
     """
@@ -66,7 +68,8 @@ def create_teacher(
     else:
         raise ConfigError(f"a teacher is a timm name or an nn.Module, got {type(model).__name__}")
     size = (input_size, input_size) if isinstance(input_size, int) else input_size
-    teacher = Teacher(module.to(device=device, dtype=dtype), class_map=class_map, input_size=size, name=name)
+    module = module.to(device=device, dtype=dtype)
+    teacher = Teacher(module, class_map=class_map, input_size=size, name=name, taps=taps)
     if num_classes is not None and teacher.num_classes != num_classes:
         raise ClassMismatchError(
             f"the teacher {teacher.name!r} answers with {teacher.num_classes} classes, {num_classes} were asked for: "

@@ -17,12 +17,13 @@ from typing_extensions import Self
 from kdkit.errors import ClassMismatchError, ConfigError
 from kdkit.signals import Batch, Normalization, TeacherOutput
 from kdkit.teachers.fingerprint import fingerprint
+from kdkit.teachers.tap import check_taps, forward_with_taps
 
 
 class Teacher(nn.Module):
-    """A frozen model, asked for its logits without gradient.
+    """A frozen model, asked for its logits, and for features where taps are named, without gradient.
 
-    Teachers made from one model share it (`for_input` makes such): converting one converts all.
+    Teachers made from one model share it (`for_input` and `with_taps` make such): converting one converts all.
 
     The model is kept out of this module's registered children: it follows `.to()` and the like, but no state dict,
     optimizer, DistributedDataParallel or `train()` call of a parent ever reaches it. Autocast of the surrounding
@@ -37,6 +38,11 @@ class Teacher(nn.Module):
         normalization: what the model expects; by default what its pretrained_cfg says.
         input_normalization: that of the images that arrive; the model's own by default.
         name: how errors and fingerprints call it.
+        taps: names of the features that each answer holds beside the logits, e.g. ["pooled"]; see kdkit.teachers.tap.
+            They change no logit, so they are no part of the fingerprint.
+
+    Raises:
+        UnknownNameError: the model has no such tap.
     """
 
     def __init__(
@@ -48,6 +54,7 @@ class Teacher(nn.Module):
         normalization: Normalization | None = None,
         input_normalization: Normalization | None = None,
         name: str | None = None,
+        taps: Sequence[str] = (),
     ) -> None:
         super().__init__()
         self._frozen = (_freeze(model),)  # a tuple hides the model from nn.Module's registry
@@ -57,6 +64,7 @@ class Teacher(nn.Module):
         self.normalization = normalization or Normalization.of(model)
         self.input_normalization = input_normalization or self.normalization
         self.class_map = None if class_map is None else tuple(class_map)
+        self.taps = check_taps(model, taps, f"the teacher {self.name!r}")
         self._register_constants()
 
     @property
@@ -82,26 +90,34 @@ class Teacher(nn.Module):
 
     def for_input(self, normalization: Normalization) -> Teacher:
         """The same frozen model behind a Teacher whose images arrive in `normalization`, the student's."""
-        return Teacher(
-            self.model,
-            class_map=self.class_map,
-            input_size=self.input_size,
-            normalization=self.normalization,
-            input_normalization=normalization,
-            name=self.name,
-        )
+        return self._with(input_normalization=normalization)
+
+    def with_taps(self, taps: Sequence[str]) -> Teacher:
+        """The same frozen model behind a Teacher whose answers hold the features at `taps`."""
+        return self._with(taps=taps)
+
+    def _with(self, **changes: Any) -> Teacher:
+        settings = {
+            "class_map": self.class_map,
+            "input_size": self.input_size,
+            "normalization": self.normalization,
+            "input_normalization": self.input_normalization,
+            "name": self.name,
+            "taps": self.taps,
+        }
+        return Teacher(self.model, **{**settings, **changes})
 
     @torch.no_grad()
     def forward(self, batch: Batch) -> TeacherOutput:
-        """What the model says about `batch.input` [B, 3, H, W]: logits [B, C] in the model's dtype."""
+        """What the model says about `batch.input` [B, 3, H, W]: logits [B, C] and features, in the model's dtype."""
         if self.model.training:  # someone reached the model by another name
             self.model.eval()
         images = batch.input
         with torch.autocast(images.device.type, enabled=False):
-            logits = self.model(self._prepare(images))
+            logits, features = forward_with_taps(self.model, self._prepare(images), self.taps)
         if not isinstance(logits, Tensor):
             raise ConfigError(f"the teacher {self.name!r} answers with {type(logits).__name__}, expected logits [B, C]")
-        return TeacherOutput(logits if self._class_index is None else logits[:, self._class_index])
+        return TeacherOutput(logits if self._class_index is None else logits[:, self._class_index], features)
 
     def fingerprint(self) -> dict[str, Any]:
         """What makes this teacher this teacher, as plain JSON values; see kdkit.teachers.fingerprint."""

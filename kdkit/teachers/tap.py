@@ -1,0 +1,112 @@
+"""Taps: named features of a timm model, read in the forward pass that makes its logits, without any edit of the model.
+
+'pooled' [B, D] is what the classifier gets (timm's pre-logits). 'tokens' [B, N, D] is what `forward_features` ends
+with: the patch tokens after the last norm, without class or register tokens; of a model with maps, its final map with
+the positions in rows, N = H * W. 'blocks.i' [B, N, D] are the patch tokens after block i of a plain transformer,
+'stages.i' [B, D, H, W] the map after stage i of any other model; i is timm's own number, that of `features_only`'s
+out_indices, so a stem counts where timm counts it.
+
+Dimensions: B batch, C classes, D width, H W height and width, N tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from einops import rearrange
+from timm.utils import unwrap_model
+from torch import Tensor, nn
+
+from kdkit.errors import ConfigError, UnknownNameError, nearest
+
+POOLED, TOKENS = "pooled", "tokens"
+
+
+def available_taps(model: nn.Module) -> tuple[str, ...]:
+    """The taps that `model` has; none where it does not follow timm's interface."""
+    plain: Any = unwrap_model(model)
+    if not (hasattr(plain, "forward_features") and hasattr(plain, "forward_head")):
+        return ()
+    info = list(getattr(plain, "feature_info", None) or ()) if hasattr(plain, "forward_intermediates") else []
+    kind = "blocks" if len(info) > 1 and len({entry["reduction"] for entry in info}) == 1 else "stages"
+    return (POOLED, TOKENS, *(f"{kind}.{index}" for index in range(len(info))))
+
+
+def check_taps(model: nn.Module, taps: Sequence[str], who: str) -> tuple[str, ...]:
+    """`taps` as a tuple.
+
+    Args:
+        model: whose taps they are to be.
+        taps: names.
+        who: how the error calls the model.
+
+    Raises:
+        UnknownNameError: the model has no such tap; names those that it has.
+        ConfigError: a tap is named twice, or one text was given in place of a list.
+    """
+    if isinstance(taps, str):
+        raise ConfigError(f"taps is a list of names, got the text {taps!r}: write [{taps!r}]")
+    known = available_taps(model)
+    for tap in taps:
+        if tap not in known:
+            has = f"it has {', '.join(known)}" if known else "it has none, since it is no timm model"
+            raise UnknownNameError(f"{who} has no tap {tap!r}{nearest(tap, known)}; {has}")
+    if len(set(taps)) != len(taps):
+        raise ConfigError(f"taps must differ from each other, got {list(taps)}")
+    return tuple(taps)
+
+
+def tap_width(model: nn.Module, tap: str) -> int:
+    """Width D of a tap, known without a forward pass."""
+    plain: Any = unwrap_model(model)
+    if tap == POOLED:
+        return int(getattr(plain, "head_hidden_size", None) or plain.num_features)
+    if tap == TOKENS:
+        return int(plain.num_features)
+    return int(plain.feature_info[_index(tap)]["num_chs"])
+
+
+def forward_with_taps(model: nn.Module, images: Tensor, taps: Sequence[str]) -> tuple[Any, dict[str, Tensor]]:
+    """The model's own answer and the features at `taps`, from one forward pass.
+
+    Args:
+        model: a timm model; without taps, any module.
+        images: [B, 3, H, W] as the model takes them.
+        taps: names that `check_taps` let through.
+    """
+    if not taps:
+        return model(images), {}
+    plain: Any = unwrap_model(model)
+    final, found = _forward_features(plain, images, [tap for tap in taps if tap not in (POOLED, TOKENS)])
+    if POOLED in taps:
+        found[POOLED] = plain.forward_head(final, pre_logits=True)
+    if TOKENS in taps:
+        found[TOKENS] = _as_tokens(plain, final)
+    return plain.forward_head(final), {tap: found[tap] for tap in taps}
+
+
+def _forward_features(plain: Any, images: Tensor, inner: Sequence[str]) -> tuple[Tensor, dict[str, Tensor]]:
+    """What the head takes, and the taps of blocks or stages; `forward_intermediates` only where there are such."""
+    if not inner:
+        return plain.forward_features(images), {}
+    order = sorted(inner, key=_index)  # timm answers in the order of the model
+    final, maps = plain.forward_intermediates(images, indices=[_index(tap) for tap in order], output_fmt="NCHW")
+    found: Mapping[str, Tensor] = dict(zip(order, maps, strict=True))
+    return final, {
+        tap: rearrange(feature, "b d h w -> b (h w) d") if tap.startswith("blocks") else feature
+        for tap, feature in found.items()
+    }
+
+
+def _as_tokens(plain: Any, final: Tensor) -> Tensor:
+    """What `forward_features` ends with as patch tokens [B, N, D]."""
+    if final.ndim == 4:
+        is_last = getattr(plain, "output_fmt", "NCHW") == "NHWC"
+        return rearrange(final, "b h w d -> b (h w) d" if is_last else "b d h w -> b (h w) d")
+    prefix = getattr(plain, "num_prefix_tokens", int(getattr(plain, "cls_token", None) is not None))
+    return final[:, prefix:]
+
+
+def _index(tap: str) -> int:
+    return int(tap.partition(".")[2])
