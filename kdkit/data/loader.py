@@ -77,9 +77,9 @@ class ReplayLoader:
         """Images of one pass."""
         return self.sampler.num_images
 
-    def set_epoch(self, epoch: int) -> None:
-        """Makes the next pass that of `epoch`, counted from 0: its order, and its view e mod V."""
-        self.sampler.set_epoch(epoch)
+    def set_epoch(self, epoch: int, start_batch: int = 0) -> None:
+        """Makes the next pass that of `epoch`, counted from 0 (its order, and its view e mod V), from a batch on."""
+        self.sampler.set_epoch(epoch, start_batch)
 
     def __iter__(self) -> Iterator[Batch]:
         for pixels in self.pixel_batches():

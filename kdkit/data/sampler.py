@@ -55,10 +55,17 @@ class EpochSampler(Sampler[list[Index]]):
         self.rank = rank
         self.world_size = world_size
         self.epoch = 0
+        self.start_batch = 0
 
-    def set_epoch(self, epoch: int) -> None:
-        """Makes the next iteration that of `epoch`, counted from 0."""
+    def set_epoch(self, epoch: int, start_batch: int = 0) -> None:
+        """Makes the next iteration that of `epoch`, counted from 0, and begin at batch `start_batch` of it.
+
+        This is the position of a stopped run: what follows is what would have followed. The length stays the epoch's.
+        """
+        if not 0 <= start_batch <= len(self):
+            raise ConfigError(f"batch {start_batch} is no place to begin an epoch of {len(self)} batches")
         self.epoch = epoch
+        self.start_batch = start_batch
 
     @property
     def num_images(self) -> int:
@@ -76,7 +83,8 @@ class EpochSampler(Sampler[list[Index]]):
     def __iter__(self) -> Iterator[list[Index]]:
         view = self.epoch % self.num_views
         mine = self._order()[self.rank :: self.world_size].tolist()
-        for start in range(0, len(self) * self.batch_size, self.batch_size):
+        first, stop = self.start_batch * self.batch_size, len(self) * self.batch_size
+        for start in range(first, stop, self.batch_size):
             yield [(row, view) for row in mine[start : start + self.batch_size]]
 
     def _order(self) -> torch.Tensor:
@@ -111,7 +119,7 @@ class RangeSampler(Sampler[list[Index]]):
         """Images of all ranges."""
         return sum(stop - start for _, start, stop in self.ranges)
 
-    def set_epoch(self, epoch: int) -> None:
+    def set_epoch(self, epoch: int, start_batch: int = 0) -> None:
         """Nothing: a build has no epochs."""
 
     def __len__(self) -> int:

@@ -191,6 +191,26 @@ def test_each_epoch_has_an_order_of_its_own_that_the_seed_repeats() -> None:
     assert order(0) != list(range(30))
 
 
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_resumed_epoch_goes_on_with_the_very_batches_that_were_left(num_workers: int) -> None:
+    dataset = digits_dataset(30)
+    sampler = EpochSampler(range(30), 4, num_views=2, seed=5, rank=1, world_size=2)
+    loader = ReplayLoader(dataset, sampler, Normalization(), num_workers=num_workers)
+    loader.set_epoch(3)
+    whole = list(loader)
+    loader.set_epoch(3, start_batch=2)
+    rest = list(loader)
+    assert len(whole) == len(loader) == 4
+    assert [batch.row.tolist() for batch in rest] == [batch.row.tolist() for batch in whole[2:]]
+    assert all(torch.equal(left.input, right.input) for left, right in zip(rest, whole[2:], strict=True))
+    loader.set_epoch(3, start_batch=4)
+    assert list(loader) == []
+    with pytest.raises(ConfigError, match="epoch of 4 batches"):
+        loader.set_epoch(3, start_batch=5)
+    loader.set_epoch(4)
+    assert len(list(loader)) == 4
+
+
 def test_ranges_are_cut_into_batches_that_never_straddle_two() -> None:
     batches = list(RangeSampler([(0, 0, 5), (1, 10, 14)], 3))
     assert batches == [
