@@ -300,6 +300,69 @@ class CacheExportConfig:
     """Whether a file at the output is replaced."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class StudentConfig:
+    """Which student, with which weights."""
+
+    student: str
+    """Folder that `kdkit distill` or `kdkit export` left, or a timm name."""
+
+    checkpoint: str | None = None
+    """Weights file; by default the folder's best, else its last, or timm's pretrained weights."""
+
+    ema: bool = False
+    """Whether the checkpoint's EMA weights are taken; an error where it has none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig(StudentConfig):
+    """A student, and the images that it is asked about."""
+
+    data: str
+    """Folder of validation images, one folder a class."""
+
+    input_size: int | None = None
+    """Side of the square image that the student sees, pixels; by default that of its training."""
+
+    crop_pct: float | None = None
+    """Share of the resized image's side that the centre crop keeps; by default that of its training."""
+
+    batch_size: int = 256
+    """Images that the student is given at once."""
+
+    num_workers: int = 2
+    """Processes that load images; 0 loads in the main process."""
+
+    device: str = "cpu"
+    """Where the student runs: cpu, cuda, cuda:1."""
+
+    output: str | None = None
+    """JSON file for the figures; none by default."""
+
+    overwrite: bool = False
+    """Whether a file at the output is replaced."""
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ConfigError(f"batch_size must be at least 1 image, got {self.batch_size}")
+        if self.num_workers < 0:
+            raise ConfigError(f"num_workers must be 0 or more, got {self.num_workers}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig(StudentConfig):
+    """A student, and where it goes."""
+
+    output: str
+    """Folder for model.safetensors and config.json, as timm's hub has them."""
+
+    onnx: bool = False
+    """Whether model.onnx is written too; needs the package onnx."""
+
+    overwrite: bool = False
+    """Whether an output folder that is not empty is emptied first."""
+
+
 @dataclass(frozen=True)
 class DistillConfig:
     """Everything that `kdkit distill` needs."""

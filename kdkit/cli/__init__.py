@@ -17,6 +17,8 @@ from kdkit.errors import KdkitError, nearest
 COMMANDS = {
     "demo": "the whole story on real digits, a few minutes of CPU, no download",
     "distill": "train a student from a cache or a live teacher",
+    "evaluate": "a student's top-1, top-5 and speed on a validation folder",
+    "export": "a student as a folder that timm.create_model loads, and as ONNX",
     "teachers list": "the teacher cards",
     "teachers show": "one card with its sources",
     "cache estimate": "bytes and time of a cache, from a short probe",

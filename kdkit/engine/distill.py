@@ -20,13 +20,14 @@ from kdkit.engine.logger import FILES, RunLogger
 from kdkit.engine.output import prepare_output
 from kdkit.engine.progress import progress
 from kdkit.engine.resolve import resolve_dataset, resolve_device, resolve_teacher
+from kdkit.engine.student import STUDENT, Student
 from kdkit.engine.train import TrainReport, train
 from kdkit.errors import ClassMismatchError, DatasetError, UnknownNameError, nearest
 from kdkit.signals import Normalization
 from kdkit.tasks import LogitDistillationTask, TrainingTask
 
 CHECKPOINT, CONFIG = "last.pth.tar", "config.json"
-_FILES = (*FILES, CHECKPOINT, CONFIG)
+_FILES = (*FILES, CHECKPOINT, CONFIG, STUDENT)
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,7 @@ def distill(config: DistillConfig, *, show_progress: bool = False) -> DistillRep
     def save(epoch: int, record: Mapping[str, float]) -> None:
         """Leaves the student of every finished epoch, whole or not at all."""
         durable.write_text(output / CONFIG, json.dumps(dataclasses.asdict(config), indent=2) + "\n")
+        _describe(config, dataset).write(output)
         with durable.replacing(checkpoint) as temporary:
             torch.save({"epoch": epoch, "version": 2, **task.get_checkpoint_state()}, temporary)
 
@@ -112,7 +114,7 @@ def _create_task(
             f"timm {timm.__version__} has no student {config.student!r}{nearest(config.student, timm.list_models())}"
         )
     torch.manual_seed(config.train.seed)  # just before the student, so that it starts alike with and without a teacher
-    student = timm.create_model(config.student, num_classes=num_classes, **_image_size(config.student, dataset))
+    student = timm.create_model(config.student, **_model_args(config, dataset))
     return LogitDistillationTask(
         student,
         teacher,
@@ -121,6 +123,18 @@ def _create_task(
         task_loss_weight=config.task_loss_weight,
         distill_loss_weight=config.distill_loss_weight,
     ).to(device)
+
+
+def _model_args(config: DistillConfig, dataset: ReplayedDataset) -> dict[str, Any]:
+    """What timm.create_model is given for the student."""
+    return {"num_classes": len(dataset.class_names or ()), **_image_size(config.student, dataset)}
+
+
+def _describe(config: DistillConfig, dataset: ReplayedDataset) -> Student:
+    """What `kdkit evaluate` and `export` need beside the weights."""
+    shown = ReplayRecipe.evaluation(dataset.recipe.size)
+    names = None if dataset.class_names is None else tuple(dataset.class_names)
+    return Student(config.student, _model_args(config, dataset), shown.size, shown.crop_pct, shown.interpolation, names)
 
 
 def _image_size(student: str, dataset: ReplayedDataset) -> dict[str, int]:

@@ -60,11 +60,11 @@ def create_teacher(
         ClassMismatchError: the teacher answers with another number of classes than `num_classes`.
     """
     if isinstance(model, str):
-        name, module = model, _build(model, checkpoint)
+        name, module = model, build_model(model, checkpoint)
     elif isinstance(model, nn.Module):
         name, module = None, model
         if checkpoint is not None:
-            _load(module, _read(checkpoint), checkpoint)
+            load_weights(module, read_weights(checkpoint), checkpoint)
     else:
         raise ConfigError(f"a teacher is a timm name or an nn.Module, got {type(model).__name__}")
     size = (input_size, input_size) if isinstance(input_size, int) else input_size
@@ -78,13 +78,19 @@ def create_teacher(
     return teacher
 
 
-def _build(name: str, checkpoint: str | Path | None) -> nn.Module:
+def build_model(name: str, checkpoint: str | Path | None, *, ema: bool | None = None) -> nn.Module:
+    """timm's model called `name`, with the weights of `checkpoint` (see `read_weights` for `ema`) or timm's own.
+
+    Raises:
+        UnknownNameError: timm knows no such model or tag; the nearest names are suggested.
+        CheckpointError: the weights cannot be read or do not fit.
+    """
     if not name.startswith(_LOADED_BY_TIMM):
         _check_name(name)
     if checkpoint is not None:
-        state = _read(checkpoint)
+        state = read_weights(checkpoint, ema=ema)
         module: nn.Module = timm.create_model(name, pretrained=False, **_head_width(name, state))
-        _load(module, state, checkpoint)
+        load_weights(module, state, checkpoint)
         return module
     try:
         pretrained: nn.Module = timm.create_model(name, pretrained=True)
@@ -109,12 +115,25 @@ def _check_name(name: str) -> None:
         raise UnknownNameError(f"timm {timm.__version__} has no weights {name!r}; it has {known_tags}")
 
 
-def _read(checkpoint: str | Path) -> dict[str, Tensor]:
+def read_weights(checkpoint: str | Path, *, ema: bool | None = None) -> dict[str, Tensor]:
+    """The state dict in a safetensors or torch file, timm's training checkpoints too; nothing that runs code.
+
+    Args:
+        checkpoint: the file.
+        ema: whether a training checkpoint's EMA is read rather than its model; by default its EMA where it has one.
+
+    Raises:
+        CheckpointError: there is no such file, it cannot be read, or it holds no EMA where that is asked for.
+    """
     path = Path(checkpoint)
     if not path.is_file():
         raise CheckpointError(f"there is no checkpoint at {str(path)!r}: expected a .safetensors or torch weights file")
     try:
-        state = load_state_dict(str(path), weights_only=True)
+        if ema and not _holds_ema(path):
+            raise CheckpointError(f"{str(path)!r} holds no EMA weights: leave out ema, or train with an EMA")
+        state = load_state_dict(str(path), use_ema=ema is not False, weights_only=True)
+    except CheckpointError:
+        raise
     except _UNREADABLE as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(
@@ -127,6 +146,13 @@ def _read(checkpoint: str | Path) -> dict[str, Tensor]:
     return tensors
 
 
+def _holds_ema(path: Path) -> bool:
+    if path.suffix == ".safetensors":
+        return False
+    content = torch.load(path, map_location="cpu", weights_only=True)
+    return isinstance(content, dict) and any(content.get(name) is not None for name in ("state_dict_ema", "model_ema"))
+
+
 def _head_width(name: str, state: Mapping[str, Tensor]) -> dict[str, int]:
     """num_classes as the checkpoint's own classifier has it, so that no head is ever re-made."""
     config = timm.get_pretrained_cfg(name, allow_unregistered=True)
@@ -136,7 +162,12 @@ def _head_width(name: str, state: Mapping[str, Tensor]) -> dict[str, int]:
     return {} if bias is None else {"num_classes": bias.shape[0]}
 
 
-def _load(module: nn.Module, state: Mapping[str, Tensor], checkpoint: str | Path) -> None:
+def load_weights(module: nn.Module, state: Mapping[str, Tensor], checkpoint: str | Path) -> None:
+    """Loads `state`, read from `checkpoint`, into `module`, every tensor of it.
+
+    Raises:
+        CheckpointError: it does not fit.
+    """
     try:
         module.load_state_dict(state, strict=True)
     except RuntimeError as error:

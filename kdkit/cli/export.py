@@ -1,0 +1,17 @@
+"""kdkit export."""
+
+from __future__ import annotations
+
+from kdkit.cli._parse import parse_config
+from kdkit.config import ExportConfig
+
+
+def run(arguments: list[str]) -> None:
+    """Writes a student as timm's hub has its models."""
+    config = parse_config(ExportConfig, "export", arguments)
+    from kdkit.engine.export_student import export_student
+
+    report = export_student(config)
+    for file in report.files:
+        print(f"{file}: {file.stat().st_size:,} bytes")
+    print(f'load it with timm.create_model("local-dir:{report.folder}", pretrained=True)')
