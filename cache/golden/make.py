@@ -1,40 +1,64 @@
-"""Writes the golden files of format version 1: `python cache/golden/make.py`, once and never again.
+"""Writes the golden files of format version 1: `python cache/golden/make.py`; a file that is there is left alone.
 
-A later version must read these files as they are. The JSON beside each holds its keys and what plain NumPy computes for
-its rows, as numbers; tests/faults/test_versions.py reads both.
+A later version must read these files as they are. The JSON beside each holds its keys and, as numbers, what its rows
+must decode to: for float32, float16 and int8 what plain NumPy computes from the logits; for topk and lowrank, which lose
+more, what the codec decoded when the file was made, which tests/parity/test_codecs_page.py computes from the page alone.
+tests/faults/test_versions.py reads all of them.
 """
 
 from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from kdkit.cache import create_codec
-from kdkit.cache.format import DIGEST_NAME, KEYS_NAME, CacheMetadata, hashed_rows
+from kdkit.cache import Codec, create_codec
+from kdkit.cache.format import DIGEST_NAME, KEYS_NAME, CacheMetadata, codec_array_name, hashed_rows
 from kdkit.cache.keys import key_digests, keys_sha256, pack_keys
 from kdkit.cache.pack import pack
 from kdkit.cache.parts import Parts
 
-ROWS, VIEWS, CLASSES = 5, 2, 4
+Array = np.ndarray[Any, Any]
+ROWS, VIEWS, CLASSES, MANY_CLASSES = 5, 2, 4, 24
 KEYS = ["a.png", "b/c.png", "größe 1.png", "d", "雪.png"]
+NAMES = ["null", "eins", "deux", "三"]
 
 
-def logits(view: int) -> np.ndarray[Any, Any]:
-    """Rows that anyone can compute again, float32 [R, C]; one is flat and one very sure."""
+def few(view: int) -> Array:
+    """Rows that anyone can compute again, float32 [R, 4]; one is flat and one very sure."""
     values = np.array([[(7 * row + 3 * c + 5 * view) % 11 - 5 for c in range(CLASSES)] for row in range(ROWS)])
     values[1] = 2
     values[2] = [60, 0, 0, -20]
     return (values / 2).astype("<f4")
 
 
-def make(folder: Path, name: str) -> None:
+def many(view: int, rows: int = ROWS) -> Array:
+    """Rows near a space of three dimensions, float32 [rows, 24]; the second is flat and the third very sure."""
+    row, column = np.arange(rows)[:, None] + 10 * view, np.arange(MANY_CLASSES)[None]
+    values = sum(4 / k * np.sin(1.7 * k * row + 0.3) * np.cos(0.9 * k * column + 0.1 * k) for k in (1, 2, 3))
+    values[1] = 0.5
+    values[2, 7] += 40
+    return values.astype("<f4")
+
+
+def plain(logits: Callable[[int], Array]) -> list[Any]:
+    """Log-probabilities by NumPy, view by view."""
+    return [(z - np.log(np.exp(z).sum(1, keepdims=True))).tolist() for z in map(logits, range(VIEWS))]
+
+
+def decoded(codec: Codec, logits: Callable[[int], Array]) -> list[Any]:
+    """Log-probabilities by the codec, view by view."""
+    rows = (codec.decode(codec.encode(torch.from_numpy(logits(view)))) for view in range(VIEWS))
+    return [np.round(view.numpy().astype("f8"), 6).tolist() for view in rows]
+
+
+def make(path: Path, codec: Codec, logits: Callable[[int], Array], expected: list[Any]) -> None:
     """The cache of one codec and what it must decode to."""
-    codec = create_codec(name, CLASSES)
     metadata = CacheMetadata(
         num_rows=ROWS,
         num_views=VIEWS,
@@ -42,24 +66,33 @@ def make(folder: Path, name: str) -> None:
         streams={"logits": {"codec": codec.to_dict(), "row_bytes": codec.row_bytes}},
         teacher={"name": "golden", "dtype": "torch.float32", "weights_sha256": "0" * 64, "versions": {"kdkit": "0"}},
         recipe={"size": 8, "num_views": VIEWS, "seed": 0},
-        dataset={"keys_sha256": keys_sha256(KEYS), "class_names": ["null", "eins", "deux", "三"]},
+        dataset={"keys_sha256": keys_sha256(KEYS), "class_names": NAMES if codec.num_classes == CLASSES else None},
         fidelity={},
     )
-    path = folder / f"v1-{name}.h5"
+    learnt = {codec_array_name("logits", name): array for name, array in codec.arrays.items()}
     with tempfile.TemporaryDirectory() as place:
         parts = Parts.create(
-            Path(place) / "parts", metadata, {DIGEST_NAME: key_digests(KEYS), KEYS_NAME: pack_keys(KEYS)}
+            Path(place) / "parts", metadata, {DIGEST_NAME: key_digests(KEYS), KEYS_NAME: pack_keys(KEYS), **learnt}
         )
         for shard in metadata.shards():
             encoded = codec.encode(torch.from_numpy(logits(shard.view))).numpy()
             parts.seal(shard, {"logits": encoded}, np.asarray(hashed_rows(0, ROWS), dtype="<u4") + 10 * shard.view)
-        path.unlink(missing_ok=True)
         pack(parts, path)
-    expected = [(z - np.log(np.exp(z).sum(1, keepdims=True))).tolist() for z in map(logits, range(VIEWS))]
-    document = {"keys": KEYS, "codec": name, "log_probabilities": expected}
+    document = {"keys": KEYS, "codec": codec.name, "log_probabilities": expected}
     path.with_suffix(".json").write_text(json.dumps(document, ensure_ascii=False, indent=1) + "\n")
 
 
+def main() -> None:
+    exact = [(create_codec(name, CLASSES), few) for name in ("float32", "float16", "int8")]
+    lossy = [
+        (create_codec("topk", MANY_CLASSES, k=5), many),
+        (create_codec("lowrank", MANY_CLASSES, row_bytes=12).fit(torch.from_numpy(many(0, rows=64))), many),
+    ]
+    for codec, logits in [*exact, *lossy]:
+        path = Path(__file__).parent / f"v1-{codec.name}.h5"
+        if not path.exists():
+            make(path, codec, logits, plain(logits) if logits is few else decoded(codec, logits))
+
+
 if __name__ == "__main__":
-    for codec_name in ("float32", "float16", "int8"):
-        make(Path(__file__).parent, codec_name)
+    main()

@@ -37,6 +37,19 @@ def test_fault_29_the_golden_files_of_version_1_are_read(codec: str) -> None:
         assert cache._pixel_crc32(view) == {row: row + 10 * view for row in range(5)}
 
 
+@pytest.mark.parametrize("codec", ["topk", "lowrank"])
+def test_fault_29_the_golden_files_of_the_small_codecs_decode_as_when_they_were_made(codec: str) -> None:
+    expected = json.loads((GOLDEN / f"v1-{codec}.json").read_text(encoding="utf-8"))
+    cache = open_cache(GOLDEN / f"v1-{codec}.h5")
+    cache.verify()
+    assert cache.keys() == expected["keys"]
+    assert cache.codecs["logits"].name == expected["codec"] == codec
+    assert (cache.num_rows, cache.num_views, cache.num_classes) == (5, 2, 24)
+    for view, wanted in enumerate(expected["log_probabilities"]):
+        decoded = cache.codecs["logits"].decode(cache.read(np.arange(5), view)).numpy()
+        np.testing.assert_allclose(decoded, np.array(wanted), rtol=0, atol=1e-4)
+
+
 @pytest.mark.parametrize("packed", [True, False])
 def test_fault_29_a_newer_version_is_named_with_what_to_do(tmp_path: Path, packed: bool) -> None:
     path = Synthetic(num_rows=20).build(tmp_path / "t.h5", packed=packed)

@@ -5,9 +5,12 @@ Promised: the same log-probabilities to 1e-4 nats. Not promised: equal last bits
 
 from __future__ import annotations
 
+import json
 import math
+from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -15,6 +18,9 @@ import torch
 from kdkit.cache.codecs import create_codec
 
 Row = Any  # numpy array
+
+
+GOLDEN = Path(__file__).parents[2] / "cache" / "golden"
 
 
 def lse(values: Row) -> float:
@@ -107,3 +113,18 @@ def test_an_int8_row_reads_as_its_page_says() -> None:
         u = row[4:] / 255
         v = -row[:4].view("<f4")[0] * (0.4 * u + 0.6 * u**2)
         np.testing.assert_allclose(v - lse(v), decoded, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["topk", "lowrank"])
+def test_the_golden_rows_read_as_their_page_says_without_kdkit(name: str) -> None:
+    expected = json.loads((GOLDEN / f"v1-{name}.json").read_text(encoding="utf-8"))["log_probabilities"]
+    with h5py.File(GOLDEN / f"v1-{name}.h5") as file:
+        options = json.loads(file.attrs["kdkit"])["streams"]["logits"]["codec"]
+        arrays = {key: array[()] for key, array in file["codecs/logits"].items()} if name == "lowrank" else {}
+        for view, rows in enumerate(expected):
+            for row, wanted in zip(file[f"views/{view:04d}/logits"][()], rows, strict=True):
+                if name == "topk":
+                    decoded = decode_topk(row, options["num_classes"], options["k"])
+                else:
+                    decoded = decode_lowrank(row, options["num_classes"], options["entries"], arrays)
+                np.testing.assert_allclose(decoded, np.array(wanted), atol=1e-4)
