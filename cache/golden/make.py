@@ -1,9 +1,9 @@
 """Writes the golden files of format version 1: `python cache/golden/make.py`; a file that is there is left alone.
 
 A later version must read these files as they are. The JSON beside each holds its keys and, as numbers, what its rows
-must decode to: for float32, float16 and int8 what plain NumPy computes from the logits; for topk and lowrank, which lose
-more, what the codec decoded when the file was made, which tests/parity/test_codecs_page.py computes from the page alone.
-tests/faults/test_versions.py reads all of them.
+must decode to: for float32, float16 and int8 what plain NumPy computes from the logits; for topk and lowrank, which
+lose more, what the codec decoded when the file was made. tests/faults/test_versions.py reads all of them, and
+tests/parity/test_codecs_page.py the last two from their page alone.
 """
 
 from __future__ import annotations
@@ -83,6 +83,7 @@ def make(path: Path, codec: Codec, logits: Callable[[int], Array], expected: lis
 
 
 def main() -> None:
+    """Makes what is missing."""
     exact = [(create_codec(name, CLASSES), few) for name in ("float32", "float16", "int8")]
     lossy = [
         (create_codec("topk", MANY_CLASSES, k=5), many),

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from types import TracebackType
 from typing import Any
 
 import numpy as np
 from typing_extensions import Self
 
+from kdkit.cache.background import Background
 from kdkit.cache.format import Shard
 from kdkit.cache.parts import Parts
 
@@ -19,10 +19,7 @@ _WAITING = 2  # shards that may wait to be sealed; bounds the memory
 
 
 class ShardWriter:
-    """Seals the shards it is given in the order they come, in one thread.
-
-    A failure is raised by the next call of `submit`, or at the end of the `with` block. When that block is left by an
-    error, shards that still wait are dropped: nothing has promised them.
+    """Seals the shards it is given in the order they come, in one thread; fails as Background does.
 
     Args:
         parts: where the shards go.
@@ -30,22 +27,17 @@ class ShardWriter:
 
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
-        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="kdkit-writer")
-        self._pending: deque[Future[None]] = deque()
+        self._thread = Background("kdkit-writer", _WAITING)
 
     def submit(self, shard: Shard, payloads: Mapping[str, Array], pixel_crc32: Array) -> None:
         """Queues one shard; waits while too many do. Arguments as for `Parts.seal`; the arrays are now the writer's."""
-        while self._pending and (self._pending[0].done() or len(self._pending) >= _WAITING):
-            self._pending.popleft().result()
-        self._pending.append(self._pool.submit(self._parts.seal, shard, payloads, pixel_crc32))
+        self._thread.submit(partial(self._parts.seal, shard, payloads, pixel_crc32))
 
     def __enter__(self) -> Self:
+        self._thread.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._pool.shutdown(wait=True, cancel_futures=error is not None)
-        if error is None:
-            while self._pending:
-                self._pending.popleft().result()
+        self._thread.__exit__(kind, error, trace)

@@ -15,7 +15,7 @@ from kdkit.cache.size import packed_num_bytes
 from kdkit.config import BuildConfig
 from kdkit.data import EpochSampler, ReplayedDataset, ReplayLoader
 from kdkit.engine.ask import ask
-from kdkit.engine.build import plan_cache
+from kdkit.engine.plan import plan_cache
 from kdkit.teachers import Teacher
 
 _PROBE_BATCHES = 4
@@ -73,7 +73,7 @@ def _measure_speed(
     loader = ReplayLoader(dataset, sampler, teacher.input_normalization, device=device, num_workers=config.num_workers)
     images, begun = 0, time.perf_counter()
     for number, pixels in enumerate(loader.pixel_batches()):
-        codec.encode(ask(teacher, codec, loader, pixels)).cpu()  # waits for the device
+        codec.encode(ask(teacher, loader, pixels, [LOGITS])[LOGITS]).cpu()  # waits for the device
         if number == 0 and len(loader) > 1:
             begun = time.perf_counter()
         else:

@@ -7,10 +7,11 @@ from torch import Tensor
 
 from kdkit.cache.codecs import Codec
 from kdkit.cache.fidelity import measure_fidelity
+from kdkit.cache.reader import LOGITS
 from kdkit.config import BuildConfig
 from kdkit.data import EpochSampler, ReplayedDataset, ReplayLoader
 from kdkit.data.replay import view_seed
-from kdkit.engine.ask import ask
+from kdkit.engine.ask import ask, refuse_unheld
 from kdkit.teachers import Teacher
 
 FIT_ROWS = 16_384
@@ -51,4 +52,9 @@ def _ask_about(
     """The teacher's logits of view 0 of `rows`, float32 [R, C] on the CPU."""
     sampler = EpochSampler(rows, config.batch_size, shuffle=False)
     loader = ReplayLoader(dataset, sampler, teacher.input_normalization, device=device, num_workers=config.num_workers)
-    return torch.cat([ask(teacher, codec, loader, pixels).float().cpu() for pixels in loader.pixel_batches()])
+    answers = []
+    for pixels in loader.pixel_batches():
+        logits = ask(teacher, loader, pixels, [LOGITS])[LOGITS]
+        refuse_unheld(logits, codec, LOGITS, teacher.name, dataset.keys, pixels)
+        answers.append(logits.float().cpu())
+    return torch.cat(answers)

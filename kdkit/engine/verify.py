@@ -72,7 +72,7 @@ def verify_cache(
         sampler.set_epoch(view)
         loader = ReplayLoader(dataset, sampler, teacher.input_normalization, device=device)
         for pixels in loader.pixel_batches():
-            now = codec.decode(codec.encode(ask(teacher, codec, loader, pixels)))
+            now = codec.decode(codec.encode(ask(teacher, loader, pixels, [LOGITS])[LOGITS]))
             then = codec.decode(cache.read(cache.rows_of(pixels.row), view)).to(now.device)
             difference = (now - then).abs().mean(dim=1)
             if float(difference.max()) > TOLERANCE:

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from support import digits, tiny_model
 
-import kdkit.engine.build as engine
+import kdkit.engine.fill as engine
 from kdkit import build_cache, create_teacher
 from kdkit.config import BuildConfig, ReplayRecipe
 from kdkit.data import ReplayedDataset
@@ -21,12 +21,12 @@ def main(path: str, batch_size: int, die_after: int) -> None:
     dist.init_process_group("gloo")
     ask, asked = engine.ask, 0
 
-    def counting_ask(teacher, codec, loader, pixels):  # type: ignore[no-untyped-def]
+    def counting_ask(teacher, loader, pixels, streams):  # type: ignore[no-untyped-def]
         nonlocal asked
         asked += len(pixels.row)
         if die_after and asked > die_after:
             os.kill(os.getpid(), signal.SIGKILL)
-        return ask(teacher, codec, loader, pixels)
+        return ask(teacher, loader, pixels, streams)
 
     engine.ask = counting_ask
     dataset = ReplayedDataset(digits(1797), ReplayRecipe(size=16, num_views=2, hflip=0.0))

@@ -1,0 +1,119 @@
+"""ShardEncoder: encodes what the teacher said while the teacher is at its next batch.
+
+Dimensions: B batch, R rows of a shard.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from types import TracebackType
+
+import numpy as np
+import torch
+from torch import Tensor
+from typing_extensions import Self
+
+from kdkit.cache.background import Background
+from kdkit.cache.codecs import Codec
+from kdkit.cache.format import Shard, hashed_rows
+from kdkit.cache.hdf5 import Array
+from kdkit.cache.pixels import pixel_crc32
+from kdkit.cache.writer import ShardWriter
+from kdkit.data import PixelBatch
+from kdkit.engine.ask import refuse_unheld
+
+_WAITING = 2  # batches that may wait to be encoded; bounds the memory, on the device too
+
+
+class ShardEncoder:
+    """Encodes batches in the order they come, copies them to the host, hands whole shards to a writer; in one thread.
+
+    On a GPU it works on a stream of its own, which waits for the teacher's answer and no longer, and copies through
+    page-locked memory; so the teacher's next batch is not held up. Fails as Background does; a shard that a failure
+    left unfilled goes nowhere.
+
+    Args:
+        codecs: stream -> its codec, fitted.
+        writer: takes the shards.
+        teacher: its name, for errors.
+        keys: of the dataset's samples, for errors.
+        device: where the answers are.
+    """
+
+    def __init__(
+        self, codecs: Mapping[str, Codec], writer: ShardWriter, teacher: str, keys: Sequence[str], device: torch.device
+    ) -> None:
+        self._codecs = codecs
+        self._writer = writer
+        self._teacher = teacher
+        self._keys = keys
+        self._side = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._thread = Background("kdkit-encoder", _WAITING)
+        self._payloads: dict[str, Array] = {}
+        self._pixels: list[int] = []
+        self._rows_left = 0
+
+    def submit(self, shard: Shard, pixels: PixelBatch, said: Mapping[str, Tensor]) -> None:
+        """Queues a batch of `shard`; waits while too many do. `said`: stream -> [B, ...], left alone from now on."""
+        ready = None
+        if self._side is not None:
+            ready = torch.cuda.Event()
+            ready.record(torch.cuda.current_stream(self._side.device))
+        self._thread.submit(partial(self._encode, shard, pixels, said, ready))
+
+    def _encode(
+        self, shard: Shard, pixels: PixelBatch, said: Mapping[str, Tensor], ready: torch.cuda.Event | None
+    ) -> None:
+        if self._rows_left == 0:
+            self._begin(shard)
+        rows = pixels.row.numpy() - shard.start
+        with torch.no_grad(), self._after(ready):
+            for stream, codec in self._codecs.items():
+                refuse_unheld(said[stream], codec, stream, self._teacher, self._keys, pixels)
+                self._payloads[stream][rows] = self._to_host(codec.encode(said[stream]))
+        self._pixels += _hash_pixels(pixels)
+        self._rows_left -= len(rows)
+        if self._rows_left == 0:
+            self._writer.submit(shard, self._payloads, np.asarray(self._pixels, dtype="<u4"))
+
+    def _begin(self, shard: Shard) -> None:
+        self._payloads = {
+            stream: np.empty((shard.num_rows, codec.row_bytes), dtype=np.uint8)
+            for stream, codec in self._codecs.items()
+        }
+        self._pixels, self._rows_left = [], shard.num_rows
+
+    @contextmanager
+    def _after(self, ready: torch.cuda.Event | None) -> Iterator[None]:
+        """Within, work is put on the side stream, behind what the teacher has been asked; nothing on a CPU."""
+        if self._side is None or ready is None:
+            yield
+            return
+        with torch.cuda.stream(self._side):
+            self._side.wait_event(ready)
+            yield  # what was said is held by the caller until all of it has been copied: its memory stays its own
+
+    def _to_host(self, payload: Tensor) -> Array:
+        if self._side is None:
+            return payload.cpu().numpy()
+        host = torch.empty(payload.shape, dtype=payload.dtype, pin_memory=True)
+        host.copy_(payload, non_blocking=True)
+        self._side.synchronize()
+        return host.numpy()
+
+    def __enter__(self) -> Self:
+        self._thread.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._thread.__exit__(kind, error, trace)
+
+
+def _hash_pixels(batch: PixelBatch) -> list[int]:
+    """CRC-32 of the pixels of the batch's rows that are to be hashed, in row order."""
+    first = int(batch.row[0])
+    return [pixel_crc32(batch.images[row - first]) for row in hashed_rows(first, first + len(batch.row))]

@@ -1,0 +1,79 @@
+"""Filling a parts folder: the teacher is asked about every row of the shards that are missing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from kdkit.cache.format import Shard
+from kdkit.cache.opening import open_index
+from kdkit.cache.parts import Parts
+from kdkit.cache.writer import ShardWriter
+from kdkit.config import BuildConfig
+from kdkit.data import PixelBatch, RangeSampler, ReplayedDataset, ReplayLoader
+from kdkit.engine import ranks
+from kdkit.engine.ask import ask
+from kdkit.engine.encode import ShardEncoder
+from kdkit.engine.progress import Advance, progress
+from kdkit.teachers import Teacher
+
+
+def fill_together(
+    parts: Parts,
+    missing: Sequence[Shard],
+    teacher: Teacher,
+    dataset: ReplayedDataset,
+    config: BuildConfig,
+    device: torch.device | str,
+    *,
+    show_progress: bool,
+) -> int:
+    """Each rank builds and seals its share of the missing shards; returns the images that all ranks asked about."""
+    mine = missing[ranks.rank() :: ranks.world_size()]
+    images = sum(shard.num_rows for shard in mine)
+    shown = show_progress and ranks.rank() == 0
+    with progress(f"asking {teacher.name}", images, "images", enabled=shown) as advance:
+        ranks.together(lambda: _fill(parts, mine, teacher, dataset, config, torch.device(device), advance))
+    return sum(shard.num_rows for shard in missing)
+
+
+def _fill(
+    parts: Parts,
+    shards: Sequence[Shard],
+    teacher: Teacher,
+    dataset: ReplayedDataset,
+    config: BuildConfig,
+    device: torch.device,
+    advance: Advance,
+) -> None:
+    """One shard after the other, with one loader that never drains between them.
+
+    Three things run side by side: the loader's workers and the teacher, the encoder, and the writer.
+    """
+    codecs = open_index(parts)
+    loader = ReplayLoader(
+        dataset,
+        RangeSampler([(shard.view, shard.start, shard.stop) for shard in shards], config.batch_size),
+        teacher.input_normalization,
+        device=device,
+        num_workers=config.num_workers if shards else 0,
+    )
+    batches = loader.pixel_batches()
+    with (
+        ShardWriter(parts) as writer,
+        ShardEncoder(codecs, writer, teacher.name, dataset.keys, device) as encoder,
+    ):
+        for shard in shards:
+            for pixels in _batches_of(shard, batches):
+                encoder.submit(shard, pixels, ask(teacher, loader, pixels, codecs))
+                advance(len(pixels.row))
+
+
+def _batches_of(shard: Shard, batches: Iterator[PixelBatch]) -> Iterator[PixelBatch]:
+    """The next batches, up to the shard's last row."""
+    rows = 0
+    while rows < shard.num_rows:
+        batch = next(batches)
+        rows += len(batch.row)
+        yield batch

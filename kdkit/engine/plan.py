@@ -1,0 +1,78 @@
+"""What a cache will be, and whether a cache that is there already is that one."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kdkit.cache.codecs import Codec, create_codec, default_codec
+from kdkit.cache.format import BLOCK_ROWS, DIGEST_NAME, KEYS_NAME, CacheMetadata, codec_array_name
+from kdkit.cache.hdf5 import Array
+from kdkit.cache.keys import key_digests, keys_sha256, pack_keys, refuse_other_samples
+from kdkit.cache.mismatch import refuse_mismatch
+from kdkit.cache.reader import LOGITS, stored_keys
+from kdkit.config import BuildConfig
+from kdkit.data import ReplayedDataset
+from kdkit.engine.probe import fit_and_measure
+from kdkit.errors import ClassMismatchError, ConfigError
+from kdkit.teachers import Teacher
+
+
+def plan_cache(
+    teacher: Teacher, dataset: ReplayedDataset, config: BuildConfig, device: torch.device | str
+) -> tuple[CacheMetadata, dict[str, Array]]:
+    """What a cache will be, its codec fitted and measured: its metadata, and the arrays of its index."""
+    codec, fidelity = fit_and_measure(choose_codec(teacher, dataset, config), teacher, dataset, config, device)
+    metadata = CacheMetadata(
+        num_rows=len(dataset),
+        num_views=dataset.recipe.num_views,
+        shard_rows=-(-config.shard_rows // BLOCK_ROWS) * BLOCK_ROWS,
+        fidelity={LOGITS: fidelity},
+        **_made_with(teacher, dataset, codec),
+    )
+    arrays = {DIGEST_NAME: key_digests(dataset.keys), KEYS_NAME: pack_keys(dataset.keys)}
+    return metadata, arrays | {codec_array_name(LOGITS, name): array for name, array in codec.arrays.items()}
+
+
+def choose_codec(teacher: Teacher, dataset: ReplayedDataset, config: BuildConfig) -> Codec:
+    """The codec, not fitted yet, for as many classes as teacher and dataset agree on."""
+    if teacher.num_classes is None:
+        raise ConfigError(f"the teacher {teacher.name!r} does not tell how many classes it has: set model.num_classes")
+    names = dataset.class_names
+    if names is not None and len(names) != teacher.num_classes:
+        raise ClassMismatchError(
+            f"the teacher {teacher.name!r} has {teacher.num_classes} classes, the dataset {len(names)}: "
+            "give the teacher a class_map, or use a teacher trained on those classes"
+        )
+    if config.codec is None:
+        return default_codec(teacher.num_classes)
+    return create_codec(config.codec, teacher.num_classes, **config.codec_options)
+
+
+def _made_with(teacher: Teacher, dataset: ReplayedDataset, codec: Codec) -> dict[str, Any]:
+    """The part of the metadata that a resumed build, or another run at the same path, must have in common."""
+    return {
+        "streams": {LOGITS: {"codec": codec.to_dict(), "row_bytes": codec.row_bytes}},
+        "teacher": teacher.fingerprint(),
+        "recipe": dataset.recipe.to_dict(),
+        "dataset": {
+            "keys_sha256": keys_sha256(dataset.keys),
+            "class_names": None if dataset.class_names is None else list(dataset.class_names),
+        },
+    }
+
+
+def refuse_other(
+    origin: Path, stored: CacheMetadata, teacher: Teacher, dataset: ReplayedDataset, config: BuildConfig
+) -> None:
+    """Compares all that a cache was made with to what it would be made with now."""
+    shown = f"the cache at {str(origin)!r}"
+    made_with, now = asdict(stored), _made_with(teacher, dataset, choose_codec(teacher, dataset, config))
+    for name in ("teacher", "recipe", "streams"):
+        refuse_mismatch(name, made_with[name], now[name], shown)
+    if made_with["dataset"]["keys_sha256"] != now["dataset"]["keys_sha256"]:
+        refuse_other_samples(stored_keys(origin, stored.num_rows), dataset.keys, shown)
+    refuse_mismatch("dataset", made_with["dataset"], now["dataset"], shown)
