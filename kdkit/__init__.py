@@ -13,16 +13,20 @@ if TYPE_CHECKING:
     from kdkit.engine.build import build_cache as build_cache
     from kdkit.signals import TeacherOutput as TeacherOutput
     from kdkit.tasks import ClassificationTask as ClassificationTask
+    from kdkit.tasks import FeatureDistillationTask as FeatureDistillationTask
     from kdkit.tasks import LogitDistillationTask as LogitDistillationTask
+    from kdkit.tasks import TokenDistillationTask as TokenDistillationTask
     from kdkit.tasks import TrainingTask as TrainingTask
     from kdkit.teachers import Teacher as Teacher
     from kdkit.teachers import create_teacher as create_teacher
 
 __all__ = [
     "ClassificationTask",
+    "FeatureDistillationTask",
     "LogitDistillationTask",
     "Teacher",
     "TeacherOutput",
+    "TokenDistillationTask",
     "TrainingTask",
     "__version__",
     "build_cache",
@@ -35,9 +39,11 @@ __getattr__, __dir__ = lazy_exports(
     __name__,
     {
         "ClassificationTask": "kdkit.tasks",
+        "FeatureDistillationTask": "kdkit.tasks",
         "LogitDistillationTask": "kdkit.tasks",
         "Teacher": "kdkit.teachers",
         "TeacherOutput": "kdkit.signals",
+        "TokenDistillationTask": "kdkit.tasks",
         "TrainingTask": "kdkit.tasks",
         "build_cache": "kdkit.engine.build",
         "create_teacher": "kdkit.teachers",

@@ -1,9 +1,8 @@
-"""Distillation from a teacher's logits, live or cached."""
+"""What all distillation tasks share: who the teacher is, what it said, and the sum of the losses."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from timm.utils import unwrap_model
@@ -14,29 +13,35 @@ from kdkit.errors import ClassMismatchError, ConfigError, MissingTeacherError
 from kdkit.losses import to_compute_dtype
 from kdkit.signals import Batch, Normalization, TeacherOutput
 from kdkit.tasks.classification import Criterion
+from kdkit.tasks.observation import TeacherLogits, observe
 from kdkit.tasks.task import TrainingTask
+from kdkit.tasks.term import DistillLosses, as_terms, bound_loss
 from kdkit.teachers import Teacher, create_teacher
 
-DistillLoss = Callable[..., Tensor]
+EMA = "ema"
+"""As a task's teacher: the moving average of its own student."""
 
 
-class LogitDistillationTask(TrainingTask):
-    """A student against its labels and its teacher's logits.
+class DistillationTask(TrainingTask):
+    """Base of the tasks with a teacher: subclasses set `trainable_module` and define `_forward_student`.
 
     loss = task_loss_weight * task_loss + distill_loss_weight * kd_loss
 
-    The teacher is frozen, stays in eval mode, outside DistributedDataParallel and out of every state dict. A cached
-    output reaches `forward` as a TeacherOutput; the task cannot tell it from a live one.
+    kd_loss is the weighted sum of the terms. The teacher is frozen, stays in eval mode, outside DistributedDataParallel
+    and out of every state dict. A cached output reaches `forward` as a TeacherOutput; the task cannot tell it from a
+    live one.
 
     Args:
         student_model: the model to train.
-        teacher: a timm name, an nn.Module, a Teacher, or None when every output comes from a cache. What is not a
-            Teacher yet is made one that takes its input in the student's normalisation.
+        teacher: a timm name, an nn.Module, a Teacher or TeacherEnsemble, None when every output comes from a cache, or
+            "ema" for the moving average of the student itself, which `setup_ema` makes. What is not a Teacher yet is
+            made one that takes its input in the student's normalisation.
         criterion: task loss of (logits [B, C], target); cross-entropy by default. With task_loss_weight 0 no label is
-            looked at, and `target` may be None.
-        distill_loss: name of a loss in kdkit.losses, or a function of (student_logits, teacher_logits), with a
-            third argument `target` if it needs the labels.
-        temperature: bound into a loss given by name; that loss's own default when None.
+            looked at by it, and `target` may be None.
+        distill_loss: name of a loss in kdkit.losses; a function of (student_logits, teacher_logits), with a third
+            argument `target` if it needs the labels; several as {name: weight}; or names and LossTerms in a list.
+        temperature: of each logit loss given by name; that loss's own default when None.
+        standardize: whether the logits of each loss given by name are standardised first.
         task_loss_weight, distill_loss_weight: weights of the sum above.
         device, dtype, verbose: as for TrainingTask.
 
@@ -44,14 +49,18 @@ class LogitDistillationTask(TrainingTask):
         ClassMismatchError: teacher and student count classes differently.
     """
 
+    takes_features: ClassVar[bool] = False
+    """Whether losses on features are terms of this task."""
+
     def __init__(
         self,
         student_model: nn.Module,
         teacher: str | nn.Module | Teacher | None = None,
         criterion: Criterion | None = None,
         *,
-        distill_loss: str | DistillLoss = "kl",
+        distill_loss: DistillLosses = "kl",
         temperature: float | None = None,
+        standardize: bool = False,
         task_loss_weight: float = 1.0,
         distill_loss_weight: float = 1.0,
         device: torch.device | str | None = None,
@@ -61,10 +70,22 @@ class LogitDistillationTask(TrainingTask):
         super().__init__(device=device, dtype=dtype, verbose=verbose)
         self.trainable_module = student_model
         self.criterion = criterion if criterion is not None else nn.CrossEntropyLoss()
-        self.distill_loss, self._needs_target = _resolve_loss(distill_loss, temperature)
+        self.terms = as_terms(distill_loss, temperature=temperature, standardize=standardize)
+        if not self.takes_features and (wrong := [term.name for term in self.terms if term.is_feature]):
+            raise ConfigError(
+                f"{wrong[0]!r} compares features, not logits: it is no loss for {type(self).__name__}, but for "
+                "FeatureDistillationTask"
+            )
+        self._logit_losses = tuple(
+            (term, loss, losses.needs_target(loss))
+            for term, loss in ((term, bound_loss(term)) for term in self.terms if not term.is_feature)
+        )
+        self._names_terms = not (isinstance(distill_loss, str) or callable(distill_loss))
         self.task_loss_weight = task_loss_weight
         self.distill_loss_weight = distill_loss_weight
-        self.teacher = _resolve_teacher(teacher, student_model, device, dtype)
+        self.taps: tuple[str, ...] = ()
+        self._is_own_teacher = isinstance(teacher, str) and teacher == EMA
+        self.teacher = None if self._is_own_teacher else _resolve_teacher(teacher, student_model, device, dtype)
 
     def forward(
         self, input: Tensor, target: Tensor | None, teacher_output: TeacherOutput | None = None
@@ -78,19 +99,25 @@ class LogitDistillationTask(TrainingTask):
 
         Returns:
             'loss' [], 'output' [B, C], and unweighted 'task_loss' [] (0 when trained without labels), 'kd_loss' [].
+            Where several losses or LossTerms were given, each term [] under its key. For the log: each of the latter
+            again under 'weighted_...', as it counts in the loss; and what `observe` sees.
 
         Raises:
-            MissingTeacherError: neither a teacher nor a teacher output.
+            MissingTeacherError: neither a teacher nor a teacher output, or one without what this task needs.
         """
-        teacher_logits = self._teacher_logits(input, teacher_output)
-        output = self.trainable_module(input)
-        logits = to_compute_dtype(output)
-        task_loss = self._task_loss(logits, target)
-        with torch.autocast(logits.device.type, enabled=False):
-            labels = (target,) if self._needs_target else ()
-            kd_loss = self.distill_loss(logits, teacher_logits, *labels)
-        loss = self.task_loss_weight * task_loss + self.distill_loss_weight * kd_loss
-        return {"loss": loss, "output": output, "task_loss": task_loss, "kd_loss": kd_loss}
+        said = self._ask(input) if teacher_output is None else teacher_output
+        teacher_logits = self._teacher_logits(said) if self._logit_losses else _optional_logits(said)
+        output, distilled, terms = self._forward_student(input, said)
+        task_loss = self._task_loss(to_compute_dtype(output), target)
+        terms |= self._logit_terms(to_compute_dtype(distilled), teacher_logits, target)
+        result = self._sum(task_loss, terms) | {"output": output}
+        if teacher_logits is not None:
+            result |= observe(output, teacher_logits, target)
+        return result
+
+    def _forward_student(self, input: Tensor, said: TeacherOutput) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Logits for the labels [B, C], logits for the teacher [B, C], and the terms on features."""
+        raise NotImplementedError
 
     def _task_loss(self, logits: Tensor, target: Tensor | None) -> Tensor:
         if self.task_loss_weight == 0:
@@ -99,35 +126,62 @@ class LogitDistillationTask(TrainingTask):
             raise ConfigError("target is None but task_loss_weight is not 0: pass labels, or task_loss_weight=0")
         return self.criterion(logits, target)
 
-    def _teacher_logits(self, input: Tensor, teacher_output: TeacherOutput | None) -> Tensor | losses.SparseLogProbs:
-        if teacher_output is None:
-            if self.teacher is None:
-                raise MissingTeacherError(
-                    f"{type(self).__name__} was made without a teacher and got no teacher_output: "
-                    "pass teacher=... to the task, or teacher_output=cache(batch) to the call"
-                )
-            teacher_output = self.teacher(Batch(input, input.new_zeros(0)))
-        if teacher_output.sparse is not None:
-            said = teacher_output.sparse
-            return losses.SparseLogProbs(said.ids, said.log_probs, said.num_classes, said.log_rest)
-        if teacher_output.logits is None:
+    def _logit_terms(
+        self, logits: Tensor, teacher_logits: TeacherLogits | None, target: Tensor | None
+    ) -> dict[str, Tensor]:
+        with torch.autocast(logits.device.type, enabled=False):
+            return {
+                term.result_key: loss(logits, teacher_logits, *((target,) if needs_target else ()))
+                for term, loss, needs_target in self._logit_losses
+            }
+
+    def _sum(self, task_loss: Tensor, terms: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The loss, its parts, and the parts as they count."""
+        weights = {term.result_key: term.weight for term in self.terms}
+        kd_loss = sum((weights[key] * value for key, value in terms.items()), start=task_loss.new_zeros(()))
+        result = {"task_loss": task_loss, "kd_loss": kd_loss}
+        weighted = {"task_loss": self.task_loss_weight * task_loss, "kd_loss": self.distill_loss_weight * kd_loss}
+        loss = weighted["task_loss"] + weighted["kd_loss"]
+        if self._names_terms:
+            result |= terms
+            weighted |= {key: self.distill_loss_weight * weights[key] * value for key, value in terms.items()}
+        return {"loss": loss} | result | {f"weighted_{key}": value for key, value in weighted.items()}
+
+    def _ask(self, input: Tensor) -> TeacherOutput:
+        """What the task's own teacher says about images [B, 3, H, W]."""
+        if self.teacher is None and self._is_own_teacher:
+            raise MissingTeacherError("the teacher is the student's moving average: call task.setup_ema() first")
+        if self.teacher is None:
             raise MissingTeacherError(
-                f"teacher_output holds no logits, only features {sorted(teacher_output.features)}: "
+                f"{type(self).__name__} was made without a teacher and got no teacher_output: "
+                "pass teacher=... to the task, or teacher_output=cache(batch) to the call"
+            )
+        said: TeacherOutput = self.teacher(Batch(input, input.new_zeros(0)))
+        return said
+
+    def _teacher_logits(self, said: TeacherOutput) -> TeacherLogits:
+        logits = _optional_logits(said)
+        if logits is None:
+            raise MissingTeacherError(
+                f"teacher_output holds no logits, only features {sorted(said.features)}: "
                 "build the cache with its 'logits' stream"
             )
-        return teacher_output.logits
+        return logits
+
+    def setup_ema(self, *args: Any, **kwargs: Any) -> nn.Module:
+        """As for TrainingTask; where the teacher is "ema", this makes it."""
+        ema = super().setup_ema(*args, **kwargs)
+        if self._is_own_teacher:
+            student = unwrap_model(self.get_eval_model(ema=True))
+            self.teacher = Teacher(student, name="the student's moving average", taps=self.taps)
+        return ema
 
 
-def _resolve_loss(loss: str | DistillLoss, temperature: float | None) -> tuple[DistillLoss, bool]:
-    """The loss as a function, and whether it takes the target as its third argument."""
-    if isinstance(loss, str):
-        if losses.is_feature_loss(loss):
-            raise ConfigError(f"{loss!r} compares features, not logits: it is no loss for LogitDistillationTask")
-        options = {} if temperature is None else {"temperature": temperature}
-        loss = losses.create(loss, **options)
-    elif temperature is not None:
-        raise ConfigError("temperature is for a loss given by name; bind it into your own function instead")
-    return loss, losses.needs_target(loss)
+def _optional_logits(said: TeacherOutput) -> TeacherLogits | None:
+    if said.sparse is not None:
+        sparse = said.sparse
+        return losses.SparseLogProbs(sparse.ids, sparse.log_probs, sparse.num_classes, sparse.log_rest)
+    return said.logits
 
 
 def _resolve_teacher(

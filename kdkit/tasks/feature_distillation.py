@@ -1,0 +1,201 @@
+"""Distillation from a teacher's features, live or cached; from its logits too, where such terms are named."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, ClassVar
+
+import torch
+from timm.utils import unwrap_model
+from torch import Tensor, nn
+from typing_extensions import Self
+
+from kdkit.errors import CheckpointError, ConfigError, MissingTeacherError
+from kdkit.signals import TeacherOutput
+from kdkit.tasks.classification import Criterion
+from kdkit.tasks.comparison import Comparison
+from kdkit.tasks.distillation import DistillationTask
+from kdkit.tasks.feature_student import FeatureStudent
+from kdkit.tasks.term import DistillLosses, LossTerm
+from kdkit.teachers import Teacher
+from kdkit.teachers.tap import check_taps, tap_width
+
+_STATE = "comparisons"
+
+
+class FeatureDistillationTask(DistillationTask):
+    """A student against its labels and its teacher's features, and logits where a term compares those.
+
+    What the losses learn, such as projections, is trained inside `trainable_module` beside the student, and kept in
+    checkpoints as task state: the student's own weights stay those of a plain timm model.
+
+    Args:
+        student_model: a timm model.
+        teacher, criterion, temperature, standardize, task_loss_weight, distill_loss_weight, device, dtype, verbose: as
+            for DistillationTask. A teacher is given the taps that the terms need.
+        distill_loss: as for DistillationTask, at least one term a feature loss.
+        student_taps: where the student is tapped by terms that do not say it themselves, see kdkit.teachers.tap.
+        teacher_taps: the same for the teacher; the student's when None.
+        teacher_widths: tap of the teacher -> its width D, for losses that project, where there is no live teacher.
+
+    Raises:
+        ConfigError: no term compares features, or a width is not known.
+        UnknownNameError: a tap that student or teacher do not have.
+    """
+
+    takes_features: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        student_model: nn.Module,
+        teacher: str | nn.Module | Teacher | None = None,
+        criterion: Criterion | None = None,
+        *,
+        distill_loss: DistillLosses = "hint_mse",
+        student_taps: str | Sequence[str] = "pooled",
+        teacher_taps: str | Sequence[str] | None = None,
+        teacher_widths: Mapping[str, int] | None = None,
+        temperature: float | None = None,
+        standardize: bool = False,
+        task_loss_weight: float = 1.0,
+        distill_loss_weight: float = 1.0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        verbose: bool = True,
+    ) -> None:
+        super().__init__(
+            student_model,
+            teacher,
+            criterion,
+            distill_loss=distill_loss,
+            temperature=temperature,
+            standardize=standardize,
+            task_loss_weight=task_loss_weight,
+            distill_loss_weight=distill_loss_weight,
+            device=device,
+            dtype=dtype,
+            verbose=verbose,
+        )
+        self.terms = tuple(_with_taps(term, student_taps, teacher_taps or student_taps) for term in self.terms)
+        compared = [term for term in self.terms if term.is_feature]
+        if not compared:
+            raise ConfigError("no term compares features: use LogitDistillationTask")
+        check_taps(student_model, _distinct(tap for term in compared for tap in term.student_taps), "the student")
+        self.taps = _distinct(tap for term in compared for tap in term.teacher_taps)
+        if self.teacher is not None:
+            self.teacher = self.teacher.with_taps(self.taps)
+        widths = self._teacher_width(student_model, teacher_widths or {})
+        comparisons = {
+            term.result_key: Comparison(term, lambda tap: tap_width(student_model, tap), widths) for term in compared
+        }
+        idle = task_loss_weight == 0 and len(compared) == len(self.terms)
+        reference = next(student_model.parameters())
+        self.trainable_module = FeatureStudent(student_model, comparisons, has_idle_head=idle)
+        self.trainable_module.comparisons.to(device=reference.device, dtype=reference.dtype)
+
+    def _teacher_width(self, student_model: nn.Module, given: Mapping[str, int]) -> Callable[[str], int]:
+        model = student_model if self._is_own_teacher else None if self.teacher is None else self.teacher.model
+
+        def width(tap: str) -> int:
+            if tap in given:
+                return given[tap]
+            if model is None:
+                raise ConfigError(
+                    f"the width of the teacher's {tap!r} is not known without a live teacher: pass "
+                    f"teacher_widths={{{tap!r}: D}}, which the cache's stream {tap!r} tells"
+                )
+            return tap_width(model, tap)
+
+        return width
+
+    def _forward_student(self, input: Tensor, said: TeacherOutput) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        logits, terms = self.trainable_module(input, {tap: self._feature(said, tap) for tap in self.taps})
+        return logits, logits, terms
+
+    def _feature(self, said: TeacherOutput, tap: str) -> Tensor:
+        if tap not in said.features:
+            streams = ["logits", *self.taps]
+            raise MissingTeacherError(
+                f"teacher_output holds no {tap!r}, only {['logits', *sorted(said.features)]}: build the cache with it, "
+                f"kdkit cache build ... --build.streams '[{', '.join(streams)}]'"
+            )
+        return said.features[tap]
+
+    def prepare_distributed(self, device_ids: list[int] | None = None, **ddp_kwargs: Any) -> Self:
+        """As for TrainingTask; a head that no loss looks at is not waited for."""
+        if self._parts().has_idle_head:
+            ddp_kwargs.setdefault("find_unused_parameters", True)
+        return super().prepare_distributed(device_ids, **ddp_kwargs)
+
+    def get_eval_model(self, module: nn.Module | None = None, ema: bool = False) -> nn.Module | None:
+        """The student alone, or its EMA."""
+        found = super().get_eval_model(module, ema)
+        plain = None if found is None else unwrap_model(found)
+        return plain.student if isinstance(plain, FeatureStudent) else found
+
+    def get_clip_parameters(self, exclude_head: bool = False) -> Iterable[nn.Parameter]:
+        """As for TrainingTask: the head is the student's, and what compares is always clipped."""
+        parts = self._parts()
+        student = list(parts.student.parameters())
+        return [*(student[:-2] if exclude_head else student), *parts.comparisons.parameters()]
+
+    def get_task_state(self, module: nn.Module | None = None, ema: bool = False) -> dict[str, Any]:
+        """What the losses learn; empty where they learn nothing."""
+        found = module if module is not None else self.get_trainable_module(ema=ema)
+        state = {} if found is None else self._parts(found).comparisons.state_dict()
+        return {_STATE: state} if state else {}
+
+    def load_task_state(
+        self,
+        state: Mapping[str, Any] | None,
+        strict: bool = True,
+        module: nn.Module | None = None,
+        ema: bool = False,
+    ) -> None:
+        """Inverse of `get_task_state`.
+
+        Raises:
+            CheckpointError: it is the state of other losses, or of none, and `strict`.
+        """
+        found = module if module is not None else self.get_trainable_module(ema=ema)
+        if found is None:
+            raise CheckpointError("the checkpoint's EMA weights need task.setup_ema() first")
+        comparisons, held = self._parts(found).comparisons, dict(state or {}).get(_STATE, {})
+        if strict and set(held) != set(comparisons.state_dict()):
+            raise CheckpointError(
+                f"the checkpoint's task state holds {_shorten(held)}, this task's losses learn "
+                f"{_shorten(comparisons.state_dict())}: resume with the task that wrote it, or pass strict=False"
+            )
+        try:
+            comparisons.load_state_dict(held, strict=False)
+        except RuntimeError as error:  # of another shape
+            raise CheckpointError(
+                f"the checkpoint's task state does not fit: {' '.join(str(error).split())}"
+            ) from error
+
+    def _parts(self, module: nn.Module | None = None) -> FeatureStudent:
+        parts = unwrap_model(self.trainable_module if module is None else module)
+        assert isinstance(parts, FeatureStudent)
+        return parts
+
+
+def _with_taps(term: LossTerm, student_taps: str | Sequence[str], teacher_taps: str | Sequence[str]) -> LossTerm:
+    """The term with its taps named; a term that names one side alone means the same taps on the other."""
+    if not term.is_feature:
+        return term
+    if not (term.student_taps or term.teacher_taps):
+        return replace(term, student_taps=student_taps, teacher_taps=teacher_taps)
+    return replace(
+        term,
+        student_taps=term.student_taps or term.teacher_taps,
+        teacher_taps=term.teacher_taps or term.student_taps,
+    )
+
+
+def _distinct(taps: Iterable[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(taps))
+
+
+def _shorten(names: Iterable[str]) -> str:
+    return ", ".join(sorted(names)[:4]) or "nothing"

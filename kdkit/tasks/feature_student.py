@@ -1,0 +1,56 @@
+"""All that learns in feature distillation: the student, and what compares its features with the teacher's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from timm.models import group_parameters
+from timm.utils import unwrap_model
+from torch import Tensor, nn
+
+from kdkit.tasks.comparison import Comparison
+from kdkit.teachers.tap import forward_with_taps
+
+_PREFIX = "student."
+
+
+class FeatureStudent(nn.Module):
+    """One module, so that DistributedDataParallel, an optimizer and an EMA see projections as they see the student.
+
+    timm's `group_matcher` and `no_weight_decay` are the student's, under its prefix; what compares is the last layer's.
+
+    Args:
+        student: the model to train.
+        comparisons: the terms on features, by key.
+        has_idle_head: whether no loss looks at the logits, so that the head is not to take part in the backward pass.
+    """
+
+    def __init__(self, student: nn.Module, comparisons: Mapping[str, Comparison], *, has_idle_head: bool) -> None:
+        super().__init__()
+        self.student = student
+        self.comparisons = nn.ModuleDict(comparisons)
+        self.has_idle_head = has_idle_head
+        taps = (tap for comparison in comparisons.values() for tap in comparison.term.student_taps)
+        self.taps: Sequence[str] = tuple(dict.fromkeys(taps))
+
+    def forward(self, input: Tensor, teacher_features: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Images [B, 3, H, W] and the teacher's features by tap -> logits [B, C] and terms [] by key."""
+        logits, features = forward_with_taps(self.student, input, self.taps)
+        terms = {key: comparison(features, teacher_features) for key, comparison in self.comparisons.items()}
+        return (logits.detach() if self.has_idle_head else logits), terms
+
+    def no_weight_decay(self) -> set[str]:
+        """Parameters without weight decay, as timm's optimizer factory asks."""
+        student: Any = unwrap_model(self.student)
+        names = student.no_weight_decay() if hasattr(student, "no_weight_decay") else ()
+        return {_PREFIX + name for name in names}
+
+    def group_matcher(self, coarse: bool = False) -> Callable[[str], int] | dict[str, Any]:
+        """Parameter name -> number of its layer, as timm's layer-wise learning rates ask."""
+        student: Any = unwrap_model(self.student)
+        if not hasattr(student, "group_matcher"):
+            return {}
+        layers: dict[str, int] = group_parameters(student, student.group_matcher(coarse=coarse), reverse=True)
+        last = max(layers.values(), default=0)
+        return lambda name: layers.get(name.removeprefix(_PREFIX), last) if name.startswith(_PREFIX) else last

@@ -1,0 +1,64 @@
+"""How strongly each term of a loss pulls at the student's head: what weights are tuned by."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from timm.utils import unwrap_model
+from torch import Tensor, nn
+
+from kdkit.errors import ConfigError
+from kdkit.tasks.task import TrainingTask
+
+_WEIGHTED = "weighted_"
+
+
+def gradient_norms(
+    task: TrainingTask, result: Mapping[str, Tensor], parameters: Iterable[nn.Parameter] | None = None
+) -> dict[str, Tensor]:
+    """L2 norm of each weighted term's gradient, to be called now and then between a task's forward and backward pass.
+
+    It walks back through the graph once a term and leaves it, and every .grad, as they were. Under
+    DistributedDataParallel it is that of this rank's images. What torch.compile made frees its graph at once, and
+    cannot be asked.
+
+    Args:
+        task: whose student it is.
+        result: what `task(...)` returned.
+        parameters: with respect to which; the student's classifier by default. A term that does not reach them, as one
+            on features does not reach the classifier, has norm 0: give a layer that all terms share.
+
+    Returns:
+        'gradient_<term>' [] for each weighted term, and 'gradient_ratio' [], that of kd_loss over that of task_loss.
+    """
+    wanted = list(_classifier(task) if parameters is None else parameters)
+    norms = {
+        f"gradient_{key.removeprefix(_WEIGHTED)}": _norm(value, wanted)
+        for key, value in result.items()
+        if key.startswith(_WEIGHTED)
+    }
+    if not norms:
+        raise ConfigError(f"the result holds no weighted term, only {', '.join(result)}: pass that of a distillation")
+    return norms | {"gradient_ratio": norms["gradient_kd_loss"] / norms["gradient_task_loss"]}
+
+
+def _norm(term: Tensor, parameters: list[nn.Parameter]) -> Tensor:
+    if not term.requires_grad:
+        return torch.zeros((), device=term.device)
+    gradients: Sequence[Tensor | None] = torch.autograd.grad(term, parameters, retain_graph=True, allow_unused=True)
+    reached = [torch.linalg.vector_norm(gradient.float()) for gradient in gradients if gradient is not None]
+    return torch.linalg.vector_norm(torch.stack(reached)) if reached else torch.zeros((), device=term.device)
+
+
+def _classifier(task: TrainingTask) -> Iterable[nn.Parameter]:
+    """The parameters of the student's classifier, or classifiers."""
+    student: Any = unwrap_model(task.get_eval_model())
+    get_classifier = getattr(student, "get_classifier", None)
+    found: Any = None if get_classifier is None else get_classifier()
+    heads = found if isinstance(found, tuple) else (found,)
+    parameters = [p for head in heads if head is not None for p in head.parameters()]
+    if not parameters:
+        raise ConfigError("the student has no classifier that timm knows: pass parameters=...")
+    return parameters

@@ -1,0 +1,16 @@
+"""Distillation from a teacher's logits, live or cached."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from kdkit.signals import TeacherOutput
+from kdkit.tasks.distillation import DistillationTask
+
+
+class LogitDistillationTask(DistillationTask):
+    """A student against its labels and its teacher's logits; the arguments are those of DistillationTask."""
+
+    def _forward_student(self, input: Tensor, said: TeacherOutput) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        output = self.trainable_module(input)
+        return output, output, {}

@@ -1,0 +1,134 @@
+"""The terms of a distillation loss: which losses, with which weights and options, on which taps."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from torch import Tensor
+
+from kdkit import losses
+from kdkit.errors import ConfigError
+
+DistillLoss = Callable[..., Tensor]
+
+RESULT_KEYS = ("loss", "output", "task_loss", "kd_loss", "teacher_top1", "agreement_top1", "teacher_entropy")
+"""What a task's result holds besides its terms."""
+
+
+@dataclass(frozen=True)
+class LossTerm:
+    """One term of a distillation loss: kd_loss is the weighted sum of all of them."""
+
+    name: str
+    """A loss of kdkit.losses, or what to call `loss`; also the term's key in a task's result."""
+
+    weight: float = 1.0
+    """What the term is multiplied by."""
+
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Options of the loss, as kdkit.losses.create takes them, e.g. {"temperature": 4.0}."""
+
+    student_taps: str | Sequence[str] = ()
+    """Of a loss on features: where the student is tapped, see kdkit.teachers.tap; by default as the task says."""
+
+    teacher_taps: str | Sequence[str] = ()
+    """Where the teacher is tapped; by default as the task says."""
+
+    loss: DistillLoss | None = None
+    """A function in the place of a named loss: of logits, or of features where taps are given."""
+
+    key: str | None = None
+    """The term's key in a task's result, where its name alone would be another term's too."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "options", dict(self.options))
+        for name in ("student_taps", "teacher_taps"):
+            taps = getattr(self, name)
+            object.__setattr__(self, name, (taps,) if isinstance(taps, str) else tuple(taps))
+        if self.loss is not None and self.options:
+            raise ConfigError(f"term {self.name!r}: bind options into your own function instead")
+        if not self.result_key.isidentifier() or self.result_key in RESULT_KEYS:
+            raise ConfigError(
+                f"a term cannot have the key {self.result_key!r}: expected letters, digits and '_', and none of "
+                f"{', '.join(RESULT_KEYS)}"
+            )
+
+    @property
+    def result_key(self) -> str:
+        """The term's key in a task's result."""
+        return self.name if self.key is None else self.key
+
+    @property
+    def is_feature(self) -> bool:
+        """Whether the term compares features and not logits."""
+        if self.loss is not None:
+            return bool(self.student_taps or self.teacher_taps)
+        return losses.is_feature_loss(self.name)
+
+
+DistillLosses = str | DistillLoss | LossTerm | Mapping[str, float] | Sequence[str | LossTerm]
+"""What a task takes as its distillation loss: one, or several with weights."""
+
+
+def as_terms(
+    distill_loss: DistillLosses, *, temperature: float | None = None, standardize: bool = False
+) -> tuple[LossTerm, ...]:
+    """Whatever says which losses, as terms.
+
+    Args:
+        distill_loss: a name, a function, a term, {name: weight}, or a sequence of names and terms.
+        temperature: bound into each loss on logits that is given by name, takes one, and has none in its options.
+        standardize: whether the logits of each loss that is given by name are standardised first.
+
+    Raises:
+        ConfigError: two terms have one key, or temperature or standardize have no loss to go to.
+        UnknownNameError: no loss has this name.
+    """
+    if isinstance(distill_loss, Mapping):
+        terms = [LossTerm(name, float(weight)) for name, weight in distill_loss.items()]
+    elif isinstance(distill_loss, str | LossTerm) or callable(distill_loss):
+        terms = [_term(distill_loss)]
+    else:
+        terms = [_term(item) for item in distill_loss]
+    if not terms:
+        raise ConfigError("a distillation needs at least one loss, got none")
+    keys = [term.result_key for term in terms]
+    if repeated := [key for i, key in enumerate(keys) if key in keys[:i]]:
+        raise ConfigError(f"two terms have the key {repeated[0]!r}: give one of them key=...")
+    terms = _with_option(terms, "temperature", temperature)
+    return tuple(_with_option(terms, "standardize", standardize or None))
+
+
+def bound_loss(term: LossTerm, **extra: Any) -> DistillLoss:
+    """The term's loss as a function, its options and `extra` bound."""
+    return losses.create(term.name, **term.options, **extra) if term.loss is None else term.loss
+
+
+def _term(item: str | DistillLoss | LossTerm) -> LossTerm:
+    if isinstance(item, LossTerm):
+        return item
+    if isinstance(item, str):
+        return LossTerm(item)
+    if not callable(item):
+        raise ConfigError(f"a distillation loss is a name, a function or a LossTerm, got {type(item).__name__}")
+    return LossTerm("distill", loss=item)
+
+
+def _with_option(terms: list[LossTerm], option: str, value: Any) -> list[LossTerm]:
+    """`value` as an option of each named logit loss that takes it; of the only one in any case, which may refuse it."""
+    if value is None:
+        return terms
+    named = [term for term in terms if term.loss is None and not term.is_feature]
+    if not named:
+        raise ConfigError(f"{option} is for a loss on logits given by name; bind it into your own function instead")
+    takers = named if len(named) == 1 else [term for term in named if _takes(term.name, option)]
+    if not takers:
+        raise ConfigError(f"none of the losses {', '.join(term.name for term in named)} takes {option}")
+    return [replace(term, options={option: value, **term.options}) if term in takers else term for term in terms]
+
+
+def _takes(name: str, option: str) -> bool:
+    return option == "standardize" or option in inspect.signature(getattr(losses, name)).parameters

@@ -1,0 +1,76 @@
+"""Distillation through a second head: DeiT's distillation token."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from timm.utils import unwrap_model
+from torch import Tensor, nn
+
+from kdkit.errors import ConfigError
+from kdkit.signals import TeacherOutput
+from kdkit.tasks.classification import Criterion
+from kdkit.tasks.distillation import DistillationTask
+from kdkit.tasks.term import DistillLosses
+from kdkit.teachers import Teacher
+
+SOFT = "soft"
+
+
+class TokenDistillationTask(DistillationTask):
+    """A student with two heads: one against its labels, the other against its teacher.
+
+    In training mode the student answers with (main logits, distillation logits), each [B, C]; 'output' is the former.
+    In eval mode it answers with their mean, which then stands in for both.
+
+    Args:
+        student_model: a timm model with `set_distilled_training`, e.g. deit_tiny_distilled_patch16_224.
+        teacher, criterion, temperature, standardize, task_loss_weight, distill_loss_weight, device, dtype, verbose: as
+            for DistillationTask.
+        distill_loss: "soft" (kl), "hard" (cross-entropy with the teacher's choice), or as for DistillationTask.
+
+    Raises:
+        ConfigError: the student has one head.
+    """
+
+    def __init__(
+        self,
+        student_model: nn.Module,
+        teacher: str | nn.Module | Teacher | None = None,
+        criterion: Criterion | None = None,
+        *,
+        distill_loss: DistillLosses = SOFT,
+        temperature: float | None = None,
+        standardize: bool = False,
+        task_loss_weight: float = 1.0,
+        distill_loss_weight: float = 1.0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        verbose: bool = True,
+    ) -> None:
+        student: Any = unwrap_model(student_model)
+        if not hasattr(student, "set_distilled_training"):
+            raise ConfigError(
+                f"{type(student).__name__} has one head, TokenDistillationTask needs two: take a distilled model, such "
+                "as deit_tiny_distilled_patch16_224, or LogitDistillationTask"
+            )
+        super().__init__(
+            student_model,
+            teacher,
+            criterion,
+            distill_loss="kl" if distill_loss == SOFT else distill_loss,
+            temperature=temperature,
+            standardize=standardize,
+            task_loss_weight=task_loss_weight,
+            distill_loss_weight=distill_loss_weight,
+            device=device,
+            dtype=dtype,
+            verbose=verbose,
+        )
+        student.set_distilled_training(True)
+
+    def _forward_student(self, input: Tensor, said: TeacherOutput) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        output = self.trainable_module(input)
+        main, distilled = output if isinstance(output, tuple) else (output, output)
+        return main, distilled, {}
