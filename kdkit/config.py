@@ -188,6 +188,9 @@ class DemoConfig:
     epochs: int = 8
     """Passes over the 1,347 training images, for each student."""
 
+    teacher_epochs: int = 6
+    """Passes over the 1,347 training images, for the teacher."""
+
     num_views: int = 8
     """Replayed views of each image that the teacher is asked about."""
 
@@ -200,8 +203,9 @@ class DemoConfig:
     def __post_init__(self) -> None:
         if self.seeds < 1:
             raise ConfigError(f"seeds must be at least 1, got {self.seeds}")
-        if self.epochs < 2:
-            raise ConfigError(f"epochs must be at least 2, got {self.epochs}")
+        for name in ("epochs", "teacher_epochs"):
+            if getattr(self, name) < 2:
+                raise ConfigError(f"{name} must be at least 2, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ LABELS_PER_CLASS = 10
 TEACHER = "resnet18"
 STUDENT = "test_resnet"
 TEMPERATURE = 2.0
-_TEACHER_TRAINING = TrainConfig(epochs=6, batch_size=64, lr=1e-3, weight_decay=0.05, warmup_epochs=1)
+_TEACHER_TRAINING = TrainConfig(batch_size=64, lr=1e-3, weight_decay=0.05, warmup_epochs=1)
 _STUDENT_TRAINING = TrainConfig(batch_size=64, lr=2e-3, weight_decay=0.05, warmup_epochs=1)
 _FILES = (*FILES, "teacher.h5", "teacher.h5.parts", "curves.png")
 WAYS = ("labels alone", "live teacher", "cached teacher")
@@ -148,10 +148,11 @@ class _Demo:
         """The teacher, trained on every label, and its held-out top-1 in percent."""
         torch.manual_seed(0)
         model = timm.create_model(TEACHER, num_classes=NUM_CLASSES)
-        steps = _TEACHER_TRAINING.epochs * len(self.labelled)
+        config = replace(_TEACHER_TRAINING, epochs=self.config.teacher_epochs)
+        steps = config.epochs * len(self.labelled)
         with progress(f"training the teacher, {TEACHER}", steps, "images", enabled=self.show_progress) as advance:
             task = ClassificationTask(model)
-            report = self._train(task, self.labelled, _TEACHER_TRAINING, "teacher", 0, advance, num_workers=0)
+            report = self._train(task, self.labelled, config, "teacher", 0, advance, num_workers=0)
         return create_teacher(model, num_classes=NUM_CLASSES), report.top1 or 0.0
 
     def train_students(self, teacher: Teacher, cache: CachedTeacher) -> dict[str, list[TrainReport]]:
@@ -165,7 +166,7 @@ class _Demo:
         for seed in range(self.config.seeds):
             for way in WAYS:
                 dataset = self.few if way == "labels alone" else self.unlabelled
-                config = _student_training(self.config, seed)
+                config = replace(_STUDENT_TRAINING, epochs=self.config.epochs, seed=seed)
                 torch.manual_seed(seed)
                 task = tasks[way](timm.create_model(STUDENT, num_classes=NUM_CLASSES))
                 label = f"student {seed + 1} of {self.config.seeds}, {way}"
@@ -217,10 +218,6 @@ def _leaving_cores(num_workers: int) -> Iterator[None]:
 
 def _distillation(student: nn.Module, teacher: Teacher | None) -> TrainingTask:
     return LogitDistillationTask(student, teacher, LabelledCrossEntropy(), temperature=TEMPERATURE)
-
-
-def _student_training(config: DemoConfig, seed: int) -> TrainConfig:
-    return TrainConfig(**{**vars(_STUDENT_TRAINING), "epochs": config.epochs, "seed": seed})
 
 
 def _load_digits() -> Digits:
