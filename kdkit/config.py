@@ -6,102 +6,11 @@ unit; each default is stated here and nowhere else. Needs nothing but the standa
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from typing_extensions import Self
-
-from kdkit.errors import ConfigError, nearest
-
-
-@dataclass(frozen=True)
-class ReplayRecipe:
-    """What a replayed view looks like: every knob of the augmentation, and how many views there are.
-
-    View v of a sample depends on this recipe, the sample's key and v alone.
-    """
-
-    size: int = 224
-    """Side of the square image that the student sees, pixels."""
-
-    scale: tuple[float, float] = (0.08, 1.0)
-    """Random resized crop: least and greatest share of the image's area."""
-
-    ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    """Random resized crop: least and greatest ratio of width to height."""
-
-    interpolation: str = "bicubic"
-    """How crops are resized: bilinear, bicubic, or random (drawn for each view)."""
-
-    hflip: float = 0.5
-    """Probability of a horizontal flip."""
-
-    auto_augment: str | None = None
-    """timm's RandAugment, AutoAugment or AugMix string, e.g. rand-m9-mstd0.5-inc1; none by default."""
-
-    color_jitter: float | None = None
-    """Strength of brightness, contrast and saturation jitter; none by default, and not beside auto_augment."""
-
-    num_views: int = 1
-    """How many different views V of each sample there are; epoch e shows view e mod V."""
-
-    seed: int = 0
-    """Seed that all views are drawn from."""
-
-    augment: bool = True
-    """Whether views are random; if not, the one view is resized and centre-cropped as for evaluation."""
-
-    crop_pct: float = 0.875
-    """Evaluation view: share of the resized image's side that the centre crop keeps."""
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "scale", tuple(self.scale))
-        object.__setattr__(self, "ratio", tuple(self.ratio))
-        if self.size < 1:
-            raise ConfigError(f"size must be at least 1 pixel, got {self.size}")
-        if self.num_views < 1:
-            raise ConfigError(f"num_views must be at least 1, got {self.num_views}")
-        if not 0 < self.scale[0] <= self.scale[1] <= 1:
-            raise ConfigError(f"scale must be an increasing pair of shares above 0 and up to 1, got {self.scale}")
-        if not 0 < self.ratio[0] <= self.ratio[1]:
-            raise ConfigError(f"ratio must be an increasing pair of positive ratios, got {self.ratio}")
-        if not 0 <= self.hflip <= 1:
-            raise ConfigError(f"hflip is a probability from 0 to 1, got {self.hflip}")
-        if not 0 < self.crop_pct <= 1:
-            raise ConfigError(f"crop_pct is a share above 0 and up to 1, got {self.crop_pct}")
-        if self.interpolation not in INTERPOLATIONS:
-            known = ", ".join(INTERPOLATIONS)
-            raise ConfigError(f"interpolation must be one of {known}, got {self.interpolation!r}")
-        if not self.augment and self.interpolation == "random":
-            raise ConfigError("the evaluation view draws nothing: interpolation must be bilinear or bicubic")
-        if self.auto_augment and self.color_jitter and "3a" not in self.auto_augment:
-            raise ConfigError("timm drops color_jitter beside auto_augment: leave one of them out")
-        if not self.augment and self.num_views != 1:
-            raise ConfigError(f"the evaluation view is the same each time: num_views must be 1, got {self.num_views}")
-
-    @classmethod
-    def evaluation(cls, size: int, *, crop_pct: float = 0.875, interpolation: str = "bicubic") -> Self:
-        """The one view that evaluation shows: resize the shorter side to size / crop_pct, crop the centre."""
-        return cls(size=size, augment=False, crop_pct=crop_pct, interpolation=interpolation)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values; `from_dict` is the inverse."""
-        values = dataclasses.asdict(self)
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """The recipe that `to_dict` wrote; an unknown field is refused by name."""
-        known = [field.name for field in dataclasses.fields(cls)]
-        for name in values:
-            if name not in known:
-                raise ConfigError(f"a recipe has no field {name!r}{nearest(name, known)}")
-        return cls(**values)
-
-
-INTERPOLATIONS = ("bilinear", "bicubic", "random")
+from kdkit.errors import ConfigError
+from kdkit.recipe import ReplayRecipe as ReplayRecipe  # a part of the configuration, in a file of its own
 
 
 @dataclass(frozen=True)

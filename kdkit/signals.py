@@ -42,12 +42,15 @@ class Batch:
         target: class indices [B] int64, or soft labels [B, C].
         row: dataset indices of the samples [B] int64 on the CPU, or None when nothing is replayed.
         view: number of the replayed view that the whole batch shows, or None.
+        teacher_input: the same views at the size that a live teacher is to see [B, 3, T, T], in the same normalisation;
+            None where it sees `input`.
     """
 
     input: Tensor
     target: Tensor
     row: Tensor | None = None
     view: int | None = None
+    teacher_input: Tensor | None = None
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
         """The same batch with input and target on `device`; rows stay on the CPU, where caches are read."""
@@ -56,6 +59,7 @@ class Batch:
             self.target.to(device, non_blocking=non_blocking),
             self.row,
             self.view,
+            None if self.teacher_input is None else self.teacher_input.to(device, non_blocking=non_blocking),
         )
 
 

@@ -38,6 +38,7 @@ def check_pixels(
     dataset: Any,
     cache_rows: np.ndarray[Any, Any],
     hashes: Mapping[int, Mapping[int, int]],
+    made_with: Mapping[str, Any],
     origin: str,
     num_replayed: int = _REPLAYED,
 ) -> None:
@@ -46,24 +47,35 @@ def check_pixels(
     Args:
         dataset: as open_cache takes it.
         cache_rows: cache row of each dataset sample, int64 [N].
-        hashes: view -> cache row -> CRC-32 of its pixels.
+        hashes: view -> cache row -> CRC-32 of its pixels, as the teacher saw them.
+        made_with: versions of the libraries that drew them then.
         origin: the cache's path, for the message.
         num_replayed: about how many samples are replayed; one a view at least.
 
     Raises:
         CacheMismatchError: a replayed sample looks different; names it and the library versions.
     """
+    seen = dataset.for_teacher()
     each = max(1, num_replayed // max(1, len(hashes)))
     for place, (view, expected) in enumerate(hashes.items()):
         candidates = [(index, row) for index, row in enumerate(cache_rows.tolist()) if row in expected]
         step = max(1, len(candidates) // each)
         for index, row in candidates[place % step :: step][:each]:
-            if pixel_crc32(dataset[index, view].image) != expected[row]:
-                versions = ", ".join(f"{name} {version}" for name, version in transform_versions().items())
+            if pixel_crc32(seen[index, view].image) != expected[row]:
                 raise CacheMismatchError(
-                    f"{origin} shows other pixels for {dataset.keys[index]!r} (view {view}) than this run draws: the "
-                    f"image or a library has changed since (now {versions}); build another cache"
+                    f"{origin} shows other pixels for {dataset.keys[index]!r} (view {view}) than this run draws: "
+                    f"{_what_changed(made_with)}; use what it was made with, or build another cache"
                 )
+
+
+def _what_changed(made_with: Mapping[str, Any]) -> str:
+    """The libraries that are not what they were; if they all are, it was the image."""
+    now = transform_versions()
+    changed = [name for name in now if name in made_with and made_with[name] != now[name]]
+    if changed:
+        return ", ".join(f"{name} {str(made_with[name])[:40]} has become {now[name]}" for name in changed)
+    shown = ", ".join(f"{name} {version}" for name, version in now.items())
+    return f"the image has changed ({'its libraries are the same' if made_with else 'or a library, now'}: {shown})"
 
 
 def checked_views(num_views: int) -> list[int]:

@@ -41,6 +41,10 @@ class Replayable(Protocol):
         """The sample at (row, view), with its pixels, uint8 [3, H, W], as `.image`."""
         ...
 
+    def for_teacher(self) -> Replayable:
+        """The same samples as the teacher sees them."""
+        ...
+
 
 def open_cache(
     path: str | Path,
@@ -132,7 +136,8 @@ class CachedTeacher:
             CacheMismatchError: recipe, samples, class names or pixels differ.
         """
         origin = f"the cache {str(self.path)!r}"
-        refuse_mismatch("recipe", self.metadata.recipe, dataset.recipe.to_dict(), origin, allow_mismatch)
+        recipe = ReplayRecipe.completed(self.metadata.recipe)
+        refuse_mismatch("recipe", recipe, dataset.recipe.to_dict(), origin, allow_mismatch)
         names = None if dataset.class_names is None else list(dataset.class_names)
         refuse_mismatch(
             "dataset",
@@ -143,7 +148,7 @@ class CachedTeacher:
         )
         self._rows = self.match_keys(dataset.keys, allow_mismatch)
         hashes = {view: self._pixel_crc32(view) for view in checked_views(self.num_views)}
-        check_pixels(dataset, self._rows, hashes, origin)
+        check_pixels(dataset, self._rows, hashes, self.metadata.dataset.get("versions") or {}, origin)
 
     def rows_of(self, rows: Tensor) -> Array:
         """Cache rows int64 [B] of the matched dataset's rows int64 [B].

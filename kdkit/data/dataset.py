@@ -2,65 +2,161 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+import copy
+import dataclasses
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 from torch import Tensor
 from torch.utils.data import Dataset
+from typing_extensions import Self
 
-from kdkit.config import ReplayRecipe
-from kdkit.data.replay import seeded, view_seed
+from kdkit.data.identity import transform_identity
+from kdkit.data.mixing import NOT_MIXED, Pairing, draw_mix
+from kdkit.data.own import OwnTransform, refuse_unseeded
+from kdkit.data.replay import kept_states, seed_all, view_seed
 from kdkit.data.source import ImageSource
-from kdkit.data.transform import create_view_transform
-from kdkit.errors import DatasetError
+from kdkit.data.transform import Transform, create_view_transform
+from kdkit.errors import ConfigError, DatasetError
+from kdkit.recipe import ReplayRecipe
+
+Index = tuple[int, int]
 
 
 class Sample(NamedTuple):
     """One view of one sample, as a loader's worker returns it."""
 
     image: Tensor
-    """Pixels, uint8 [3, H, W]."""
+    """Pixels, uint8 [3, H, W]; mixed, where the recipe mixes."""
     target: int
-    """Class index."""
+    """Class index; -1 where the sample has no label."""
     row: int
     """Index of the sample in the dataset."""
     view: int
     """Number of the view."""
+    partner_target: int | None = None
+    """Class index of the sample that it is mixed with, itself where it is alone; None where the recipe does not mix."""
+    share: float = 1.0
+    """Share of `target` in the mixed label; 1 where nothing is mixed."""
+    teacher_image: Tensor | None = None
+    """The same view at the teacher's size, where it was asked for."""
 
 
 class ReplayedDataset(Dataset[Sample]):
-    """View v of sample i depends on the recipe, the sample's key and v alone.
+    """View v of sample i depends on the recipe, the sample's key and v alone; mixed, on its partner's key as well.
 
     Args:
         source: where the images come from.
         recipe: what the views look like.
+        transform: a callable of your own in place of the recipe's crop, flip, colours and erasing: torchvision, timm or
+            albumentations-like, from an RGB image to uint8 pixels of the recipe's size. It must draw from `random`,
+            numpy.random or torch's default generator, or have a method set_random_seed(seed).
+        transform_id: names that transform in place of its digest; change the name as the transform changes.
+        num_classes: how many classes mixed labels have; by default as many as the source names.
 
     Raises:
         DatasetError: the source is empty, or two samples have one key.
+        ConfigError: the recipe was made for a transform that was not given, or the transform cannot be replayed.
     """
 
-    def __init__(self, source: ImageSource, recipe: ReplayRecipe) -> None:
+    def __init__(
+        self,
+        source: ImageSource,
+        recipe: ReplayRecipe,
+        *,
+        transform: Callable[..., Any] | None = None,
+        transform_id: str | None = None,
+        num_classes: int | None = None,
+    ) -> None:
         if len(source) == 0:
             raise DatasetError("the dataset holds no samples")
         if len(set(source.keys)) != len(source.keys):
             raise DatasetError(f"two samples have the key {_first_repeated(source.keys)!r}: keys must be unique")
         self.source = source
-        self.recipe = recipe
+        self.recipe = recipe if transform is None else _named(recipe, transform, transform_id)
         self.keys: Sequence[str] = source.keys
         self.class_names: Sequence[str] | None = source.class_names
-        self._transform = create_view_transform(recipe)
+        self.num_classes = num_classes or (None if self.class_names is None else len(self.class_names))
+        self._pairing = Pairing(self.keys, recipe.seed) if recipe.mixes else None
+        self._student = _create(self.recipe, recipe.size, transform)
+        self._teacher = self._student
+        if recipe.teacher_size is not None:
+            self._teacher = _create(self.recipe, recipe.teacher_size, transform)
+        self._shown: tuple[Transform, ...] = (self._student,)
+        if recipe.mixes and self.num_classes is None:
+            raise DatasetError("mixed labels need to know how many classes there are: give num_classes")
+        if transform is not None:
+            with kept_states():
+                refuse_unseeded(lambda: self._views(0, 0)[0])
+
+    def for_teacher(self) -> Self:
+        """The same views as the teacher sees them: at the recipe's teacher_size."""
+        return self._showing(self._teacher)
+
+    def with_teacher_view(self) -> Self:
+        """The same views as the student sees them, each with `teacher_image`, the teacher's, beside it."""
+        return self if self.recipe.teacher_size is None else self._showing(self._student, self._teacher)
+
+    def partners(self, view: int) -> Tensor | None:
+        """For each sample the row it is mixed with in `view`, int64 [N], its own where alone; None without mixing."""
+        return None if self._pairing is None else self._pairing.partners(view)
 
     def __len__(self) -> int:
         return len(self.keys)
 
-    def __getitem__(self, index: tuple[int, int]) -> Sample:
+    def __getitem__(self, index: Index) -> Sample:
         """The sample at `index` = (row, view)."""
-        row, view = index
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[Index]) -> list[Sample]:
+        """The samples of a batch. An image is decoded once, also where it is shown and another is mixed with it."""
+        drawn = lru_cache(maxsize=None)(self._views)
+        with kept_states():
+            return [self._sample(row, view, drawn) for row, view in indices]
+
+    def _sample(self, row: int, view: int, drawn: Callable[[int, int], tuple[Any, ...]]) -> Sample:
         if not 0 <= view < self.recipe.num_views:
             raise DatasetError(f"view {view} was asked for, but the recipe has views 0 to {self.recipe.num_views - 1}")
+        *images, target = drawn(row, view)
+        if self._pairing is None:
+            return Sample(images[0], target, row, view, None, 1.0, *images[1:])
+        partner = int(self._pairing.partners(view)[row])
+        mix = NOT_MIXED if partner == row else draw_mix(self.recipe, self.keys[row], self.keys[partner], view)
+        *others, partner_target = (*images, target) if mix is NOT_MIXED else drawn(partner, view)
+        mixed = [mix.pixels(own, other) for own, other in zip(images, others, strict=True)]
+        return Sample(mixed[0], target, row, view, partner_target, mix.share, *mixed[1:])
+
+    def _views(self, row: int, view: int) -> tuple[Any, ...]:
+        """What is shown of a sample before mixing, uint8 [3, H, W] at each size, and its target."""
         image, target = self.source[row]
-        with seeded(view_seed(self.recipe.seed, self.keys[row], view)):
-            return Sample(self._transform(image), target, row, view)
+        seed = view_seed(self.recipe.seed, self.keys[row], view)
+        images = []
+        for transform in self._shown:
+            seed_all(seed)
+            images.append(transform(image))
+        return (*images, target)
+
+    def _showing(self, *transforms: Transform) -> Self:
+        other = copy.copy(self)
+        other._shown = transforms
+        return other
+
+
+def _named(recipe: ReplayRecipe, transform: Callable[..., Any], name: str | None) -> ReplayRecipe:
+    """The recipe with the transform's identity in it."""
+    identity = name or transform_identity(transform)
+    if recipe.transform not in (None, identity):
+        raise ConfigError(f"the recipe is for the transform {recipe.transform!r}, this one is {identity!r}")
+    return dataclasses.replace(recipe, transform=identity)
+
+
+def _create(recipe: ReplayRecipe, size: int, transform: Callable[..., Any] | None) -> Transform:
+    if transform is not None:
+        return OwnTransform(transform, size)
+    if recipe.transform is not None:
+        raise ConfigError(f"the recipe is for the transform {recipe.transform!r}: ReplayedDataset(..., transform=...)")
+    return create_view_transform(recipe, size)
 
 
 def _first_repeated(keys: Sequence[str]) -> str:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from kdkit.data.ahead import copied_ahead
 from kdkit.data.dataset import ReplayedDataset, Sample
 from kdkit.data.sampler import EpochSampler, RangeSampler
 from kdkit.errors import DatasetError
@@ -18,20 +19,38 @@ from kdkit.signals import Batch, Normalization
 
 @dataclass(frozen=True, eq=False)
 class PixelBatch:
-    """A batch as the workers leave it: images uint8 [B, 3, H, W], target [B] and row [B] int64, one view."""
+    """A batch as the workers leave it: images uint8 [B, 3, H, W], target [B] and row [B] int64, one view.
+
+    Where views are mixed, `partner_target` [B] and `share` [B] float32 say of what; `teacher_images` are uint8
+    [B, 3, T, T] where the teacher's view has a size T of its own.
+    """
 
     images: Tensor
     target: Tensor
     row: Tensor
     view: int
+    partner_target: Tensor | None = None
+    share: Tensor | None = None
+    teacher_images: Tensor | None = None
 
     def pin_memory(self) -> PixelBatch:
         """The same batch in page-locked memory, rows excepted; DataLoader calls this."""
-        return PixelBatch(self.images.pin_memory(), self.target.pin_memory(), self.row, self.view)
+        return replace(
+            self,
+            images=self.images.pin_memory(),
+            target=self.target.pin_memory(),
+            partner_target=None if self.partner_target is None else self.partner_target.pin_memory(),
+            share=None if self.share is None else self.share.pin_memory(),
+            teacher_images=None if self.teacher_images is None else self.teacher_images.pin_memory(),
+        )
 
 
 class ReplayLoader:
     """Iterates over Batches on `device`, made of the (row, view) pairs that `sampler` names.
+
+    Workers live on from epoch to epoch. On a CUDA device the next batch is copied and normalised on a stream of its own
+    while the current one is worked on. Where the recipe mixes, the sampler is told the pairs, and targets are soft
+    labels [B, C] float32, in which a sample without a label (-1) has no share.
 
     Args:
         dataset: what to load.
@@ -56,6 +75,8 @@ class ReplayLoader:
         self.sampler = sampler
         self.normalization = normalization
         self.device = torch.device(device)
+        if dataset.recipe.mixes and isinstance(sampler, EpochSampler):
+            sampler.partners = dataset.partners
         self._offset = torch.tensor(normalization.mean, device=self.device).mul(255).view(1, 3, 1, 1)
         self._scale = torch.tensor(normalization.std, device=self.device).mul(255).view(1, 3, 1, 1)
         self._loader: DataLoader[Any] = DataLoader(
@@ -82,8 +103,10 @@ class ReplayLoader:
         self.sampler.set_epoch(epoch, start_batch)
 
     def __iter__(self) -> Iterator[Batch]:
-        for pixels in self.pixel_batches():
-            yield self.to_batch(pixels)
+        if self.device.type == "cuda":
+            yield from copied_ahead(self.pixel_batches(), self.to_batch, self.device)
+        else:
+            yield from map(self.to_batch, self.pixel_batches())
 
     def pixel_batches(self) -> Iterator[PixelBatch]:
         """The batches as the workers leave them, on the CPU."""
@@ -94,22 +117,42 @@ class ReplayLoader:
 
     def to_batch(self, pixels: PixelBatch) -> Batch:
         """A normalised Batch on the loader's device."""
-        images = pixels.images.to(self.device, non_blocking=True).float()
         return Batch(
-            images.sub_(self._offset).div_(self._scale),
-            pixels.target.to(self.device, non_blocking=True),
+            self._normalized(pixels.images),
+            self._target(pixels),
             pixels.row,
             pixels.view,
+            teacher_input=None if pixels.teacher_images is None else self._normalized(pixels.teacher_images),
         )
+
+    def _normalized(self, images: Tensor) -> Tensor:
+        return images.to(self.device, non_blocking=True).float().sub_(self._offset).div_(self._scale)
+
+    def _target(self, pixels: PixelBatch) -> Tensor:
+        """Class indices [B], or soft labels [B, C] where views are mixed."""
+        target = pixels.target.to(self.device, non_blocking=True)
+        if pixels.share is None or pixels.partner_target is None or self.dataset.num_classes is None:
+            return target
+        partner = pixels.partner_target.to(self.device, non_blocking=True)
+        share = pixels.share.to(self.device, non_blocking=True)
+        soft = torch.zeros(len(target), self.dataset.num_classes, device=self.device)
+        for label, weight in ((target, share), (partner, 1 - share)):
+            soft.scatter_add_(1, label.clamp(min=0)[:, None], (weight * (label >= 0))[:, None])
+        return soft
 
 
 def _collate(samples: list[Sample]) -> PixelBatch:
     views = {sample.view for sample in samples}
     if len(views) != 1:
         raise DatasetError(f"a batch shows one view, got views {sorted(views)}: let the sampler keep them apart")
+    partner_targets = [sample.partner_target for sample in samples if sample.partner_target is not None]
+    teacher_images = [sample.teacher_image for sample in samples if sample.teacher_image is not None]
     return PixelBatch(
         torch.stack([sample.image for sample in samples]),
         torch.tensor([sample.target for sample in samples]),
         torch.tensor([sample.row for sample in samples]),
         samples[0].view,
+        torch.tensor(partner_targets) if partner_targets else None,
+        torch.tensor([sample.share for sample in samples]) if partner_targets else None,
+        torch.stack(teacher_images) if teacher_images else None,
     )

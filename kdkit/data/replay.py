@@ -1,7 +1,8 @@
 """Replay: a random view of a sample that is the same whenever and wherever it is drawn.
 
-A 64-bit seed is hashed from the recipe's seed, the sample's key and the view's number; for the length of one item it
+A 64-bit seed is hashed from the recipe's seed, the sample's key and the view's number; for the length of one view it
 seeds Python, NumPy and torch, whose states are put back afterwards. So any transform replays, and nothing is stored.
+Saving and putting back costs five times what seeding does, so it is done once for all the views of a batch.
 """
 
 from __future__ import annotations
@@ -26,16 +27,20 @@ def view_seed(seed: int, key: str, view: int) -> int:
     return int.from_bytes(digest.digest(), "little")
 
 
+def seed_all(seed: int) -> None:
+    """Seeds `random`, NumPy's legacy generator and torch's CPU generator; inside `kept_states`."""
+    random.seed(seed)
+    np.random.seed([seed & 0xFFFFFFFF, seed >> 32])  # noqa: NPY002  transforms draw from the legacy generator
+    torch.default_generator.manual_seed(seed)
+
+
 @contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Within the context, `random`, NumPy's legacy generator and torch's CPU generator are seeded with `seed`."""
+def kept_states() -> Iterator[None]:
+    """Puts the states of the three generators back at the end, whatever was seeded and drawn within."""
     python_state = random.getstate()
-    numpy_state = np.random.get_state()  # noqa: NPY002  transforms draw from the legacy generator
+    numpy_state = np.random.get_state()  # noqa: NPY002
     torch_state = torch.default_generator.get_state()
     try:
-        random.seed(seed)
-        np.random.seed([seed & 0xFFFFFFFF, seed >> 32])  # noqa: NPY002
-        torch.default_generator.manual_seed(seed)
         yield
     finally:
         random.setstate(python_state)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch.utils.data import Sampler
@@ -20,6 +20,10 @@ class EpochSampler(Sampler[list[Index]]):
     The order depends on seed and epoch alone. Each rank takes every world_size-th row; so that all ranks make the same
     number of steps, the order is padded with its own beginning to a multiple of world_size.
 
+    Where views are mixed, partners stand side by side, so that a batch of even size holds whole pairs and no image is
+    decoded twice. Rows whose partner is not among `rows`, or who have none, stand last. Several ranks take every
+    world_size-th pair: the last row of an odd number is doubled, then the pairs are padded with the first ones.
+
     Args:
         rows: dataset indices to draw from; all of `range(n)` for the whole of it.
         batch_size: samples a batch and rank.
@@ -28,6 +32,9 @@ class EpochSampler(Sampler[list[Index]]):
         seed: seed of the order.
         drop_last: whether a last batch that is not full is left out.
         rank, world_size: which share of the rows this process takes.
+
+    Attributes:
+        partners: ReplayedDataset.partners of a dataset that mixes, else None; ReplayLoader sets it.
     """
 
     def __init__(
@@ -56,6 +63,7 @@ class EpochSampler(Sampler[list[Index]]):
         self.world_size = world_size
         self.epoch = 0
         self.start_batch = 0
+        self.partners: Callable[[int], torch.Tensor | None] | None = None
 
     def set_epoch(self, epoch: int, start_batch: int = 0) -> None:
         """Makes the next iteration that of `epoch`, counted from 0, and begin at batch `start_batch` of it.
@@ -73,8 +81,13 @@ class EpochSampler(Sampler[list[Index]]):
         return len(self) * self.batch_size if self.drop_last else self._rows_per_rank
 
     @property
+    def _block(self) -> int:
+        """How many rows are dealt to a rank at once: pairs, where there are pairs and ranks."""
+        return 1 if self.partners is None or self.world_size == 1 else 2
+
+    @property
     def _rows_per_rank(self) -> int:
-        return math.ceil(len(self.rows) / self.world_size)
+        return math.ceil(len(self.rows) / (self._block * self.world_size)) * self._block
 
     def __len__(self) -> int:
         batches = self._rows_per_rank / self.batch_size
@@ -82,19 +95,34 @@ class EpochSampler(Sampler[list[Index]]):
 
     def __iter__(self) -> Iterator[list[Index]]:
         view = self.epoch % self.num_views
-        mine = self._order()[self.rank :: self.world_size].tolist()
+        blocks = self._order(view).view(-1, self._block)
+        mine = blocks[self.rank :: self.world_size].flatten().tolist()
         first, stop = self.start_batch * self.batch_size, len(self) * self.batch_size
         for start in range(first, stop, self.batch_size):
             yield [(row, view) for row in mine[start : start + self.batch_size]]
 
-    def _order(self) -> torch.Tensor:
-        """This epoch's rows, padded to a multiple of world_size."""
+    def _order(self, view: int) -> torch.Tensor:
+        """This epoch's rows, padded so that every rank gets as many."""
         order = self.rows
         if self.shuffle:
             generator = torch.Generator().manual_seed(view_seed(self.seed, "order", self.epoch) >> 1)  # 63 bits
             order = order[torch.randperm(len(order), generator=generator)]
+        partners = None if self.partners is None else self.partners(view)
+        if partners is not None:
+            order = _side_by_side(order, partners)
+            order = torch.cat([order, order[len(order) - len(order) % self._block :]])
         missing = self._rows_per_rank * self.world_size - len(order)
         return torch.cat([order, order.repeat(math.ceil(missing / max(1, len(order))))[:missing]])
+
+
+def _side_by_side(order: torch.Tensor, partners: torch.Tensor) -> torch.Tensor:
+    """`order` with each row's partner behind it, where it is there too, and the rows without one at the end."""
+    place = torch.full((len(partners),), len(order))
+    place[order] = torch.arange(len(order))
+    own, others = place[order], place[partners[order]]
+    alone = (others == len(order)) | (partners[order] == order)
+    pair = torch.where(alone, len(order) + own, torch.minimum(own, others))
+    return order[torch.argsort(pair, stable=True)]
 
 
 class RangeSampler(Sampler[list[Index]]):

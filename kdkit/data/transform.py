@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from PIL import Image
 from timm.data.transforms_factory import create_transform
 from torch import Tensor
 
-from kdkit.config import ReplayRecipe
+from kdkit.data.erasing import Erasing
 from kdkit.errors import ConfigError
+from kdkit.recipe import ReplayRecipe
 
 Transform = Callable[[Image.Image], Tensor]
 
+_IN_PIXELS = {"TranslateX", "TranslateY", "GaussianBlur", "GaussianBlurRand"}
+"""timm's operations whose strength is a number of pixels, so that it means another thing at another size."""
 
-def create_view_transform(recipe: ReplayRecipe) -> Transform:
-    """timm's transform for the recipe, ending in uint8 pixels [3, size, size]; normalisation is the device's work."""
+
+def create_view_transform(recipe: ReplayRecipe, size: int | None = None) -> Transform:
+    """timm's transform for the recipe, ending in uint8 pixels [3, size, size]; normalisation is the device's work.
+
+    Args:
+        recipe: what a view looks like.
+        size: side in pixels; the recipe's, the student's, by default. What is drawn does not depend on it.
+
+    Raises:
+        ConfigError: timm makes no such transform, or the recipe cannot be rendered at two sizes.
+    """
     options: dict[str, Any] = {"interpolation": recipe.interpolation, "use_prefetcher": True}  # timm's way to say uint8
     if recipe.augment:
         options |= {
@@ -29,7 +41,39 @@ def create_view_transform(recipe: ReplayRecipe) -> Transform:
     else:
         options |= {"crop_pct": recipe.crop_pct}
     try:
-        transform: Transform = create_transform(recipe.size, is_training=recipe.augment, **options)
+        transform: Any = create_transform(size or recipe.size, is_training=recipe.augment, **options)
     except (AssertionError, ValueError, KeyError, IndexError, TypeError) as error:
         raise ConfigError(f"timm makes no transform of auto_augment={recipe.auto_augment!r}: {error}") from error
-    return transform
+    if recipe.erasing:
+        transform.transforms.append(Erasing(recipe.erasing, recipe.erasing_mode, recipe.erasing_count))
+    if recipe.teacher_size is not None:
+        _refuse_pixel_units(recipe, transform)
+    drawn: Transform = transform
+    return drawn
+
+
+def _refuse_pixel_units(recipe: ReplayRecipe, transform: Any) -> None:
+    """Names what would not look the same at the teacher's size."""
+    for name in _operation_names(transform):
+        if name in _IN_PIXELS:
+            raise ConfigError(
+                f"auto_augment={recipe.auto_augment!r} holds {name}, whose strength is in pixels: the teacher's view "
+                f"at teacher_size {recipe.teacher_size} would differ from the student's at {recipe.size}; leave one out"
+            )
+    if recipe.erasing and recipe.erasing_mode == "pixel":
+        raise ConfigError(
+            f"erasing_mode 'pixel' draws a colour for each pixel, so teacher_size {recipe.teacher_size} and size "
+            f"{recipe.size} would draw other ones: use const or rand, or leave teacher_size out"
+        )
+
+
+def _operation_names(transform: Any) -> Iterator[str]:
+    """Names of timm's augmentation operations anywhere inside a transform."""
+    if isinstance(transform, (list, tuple)):
+        for item in transform:
+            yield from _operation_names(item)
+        return
+    if isinstance(getattr(transform, "name", None), str):
+        yield transform.name
+    for inner in ("transforms", "ops", "policy"):
+        yield from _operation_names(getattr(transform, inner, ()))

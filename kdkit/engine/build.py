@@ -80,6 +80,7 @@ def build_cache(
         CacheError: the folder cannot be written, or the disk is full.
     """
     config = config or BuildConfig()
+    dataset = dataset.for_teacher()
     path = Path(path)
     begun = time.monotonic()
     teacher = teacher.to(torch.device(device))
@@ -169,7 +170,9 @@ def _refuse_other_pixels(parts: Parts, dataset: ReplayedDataset) -> None:
     sealed = [shard for shard in parts.metadata.shards() if parts.is_sealed(shard)]
     for shard in sealed[:: max(1, len(sealed) // _SHARDS_REPLAYED)]:
         hashes = {shard.view: shard_pixel_crc32(parts.shard_path(shard), shard)}
-        check_pixels(dataset, np.arange(len(dataset)), hashes, f"the cache at {str(parts.folder)!r}", _ROWS_REPLAYED)
+        made_with = parts.metadata.dataset.get("versions") or {}
+        origin = f"the cache at {str(parts.folder)!r}"
+        check_pixels(dataset, np.arange(len(dataset)), hashes, made_with, origin, _ROWS_REPLAYED)
 
 
 def _report(path: Path, *, images_built: int, begun: float) -> BuildReport:

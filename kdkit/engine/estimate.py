@@ -48,6 +48,7 @@ def estimate_cache(
         teacher, dataset, config, device: as for build_cache.
     """
     config = config or BuildConfig()
+    dataset = dataset.for_teacher()
     teacher = teacher.to(torch.device(device))
     metadata, arrays = plan_cache(teacher, dataset, config, device)
     images = metadata.num_rows * metadata.num_views

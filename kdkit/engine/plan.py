@@ -13,8 +13,9 @@ from kdkit.cache.format import BLOCK_ROWS, DIGEST_NAME, KEYS_NAME, CacheMetadata
 from kdkit.cache.hdf5 import Array
 from kdkit.cache.keys import key_digests, keys_sha256, pack_keys, refuse_other_samples
 from kdkit.cache.mismatch import refuse_mismatch
+from kdkit.cache.pixels import transform_versions
 from kdkit.cache.reader import LOGITS, stored_keys
-from kdkit.config import BuildConfig
+from kdkit.config import BuildConfig, ReplayRecipe
 from kdkit.data import ReplayedDataset
 from kdkit.engine.probe import fit_and_measure
 from kdkit.errors import ClassMismatchError, ConfigError
@@ -61,6 +62,7 @@ def _made_with(teacher: Teacher, dataset: ReplayedDataset, codec: Codec) -> dict
         "dataset": {
             "keys_sha256": keys_sha256(dataset.keys),
             "class_names": None if dataset.class_names is None else list(dataset.class_names),
+            "versions": transform_versions(),
         },
     }
 
@@ -70,7 +72,8 @@ def refuse_other(
 ) -> None:
     """Compares all that a cache was made with to what it would be made with now."""
     shown = f"the cache at {str(origin)!r}"
-    made_with, now = asdict(stored), _made_with(teacher, dataset, choose_codec(teacher, dataset, config))
+    made_with = {**asdict(stored), "recipe": ReplayRecipe.completed(stored.recipe)}
+    now = _made_with(teacher, dataset, choose_codec(teacher, dataset, config))
     for name in ("teacher", "recipe", "streams"):
         refuse_mismatch(name, made_with[name], now[name], shown)
     if made_with["dataset"]["keys_sha256"] != now["dataset"]["keys_sha256"]:

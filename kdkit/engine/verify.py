@@ -60,6 +60,8 @@ def verify_cache(
     """
     cache = open_cache(path, dataset)
     cache.verify()
+    if dataset is not None:
+        dataset = dataset.for_teacher()
     if teacher is None or dataset is None:
         return VerifyReport(cache.num_rows, cache.num_views, 0, 0.0)
     refuse_mismatch("teacher", cache.metadata.teacher, teacher.fingerprint(), f"the cache {str(path)!r}")

@@ -112,7 +112,7 @@ class Teacher(nn.Module):
         """What the model says about `batch.input` [B, 3, H, W]: logits [B, C] and features, in the model's dtype."""
         if self.model.training:  # someone reached the model by another name
             self.model.eval()
-        images = batch.input
+        images = batch.input if batch.teacher_input is None else batch.teacher_input
         with torch.autocast(images.device.type, enabled=False):
             logits, features = forward_with_taps(self.model, self._prepare(images), self.taps)
         if not isinstance(logits, Tensor):

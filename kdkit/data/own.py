@@ -1,0 +1,87 @@
+"""A transform of the user's own: how it is called, what it must return, and what tells it from another one."""
+
+from __future__ import annotations
+
+import inspect
+import random
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torchvision.transforms.functional import pil_to_tensor
+
+from kdkit.errors import ConfigError, ShapeError
+
+AnyTransform = Callable[..., Any]
+
+
+class OwnTransform:
+    """Makes uint8 pixels [3, size, size] of a PIL image by a torchvision, timm or albumentations-like callable.
+
+    A transform that takes keywords alone, as albumentations' Compose does, is called with image=[H, W, 3] uint8; any
+    other with the PIL image. One that has `set_random_seed` is seeded by it, as it draws from generators of its own.
+
+    Args:
+        transform: the callable; it returns a PIL image, uint8 [3, H, W], an array uint8 [H, W, 3], or a mapping with
+            one of these as "image".
+        size: side of the view, pixels, which the callable must return.
+    """
+
+    def __init__(self, transform: AnyTransform, size: int) -> None:
+        self.transform = transform
+        self.size = size
+        self._by_keyword = _takes_keywords_alone(transform)
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        """The view, uint8 [3, size, size].
+
+        Raises:
+            ShapeError: the callable returned something else.
+        """
+        seed: Any = getattr(self.transform, "set_random_seed", None)
+        if seed is not None:
+            seed(random.getrandbits(31))
+        result = self.transform(image=np.asarray(image)) if self._by_keyword else self.transform(image)
+        pixels = _to_pixels(result["image"] if isinstance(result, dict) else result)
+        if pixels.dtype != torch.uint8 or tuple(pixels.shape) != (3, self.size, self.size):
+            raise ShapeError(
+                f"the transform returned {pixels.dtype} {list(pixels.shape)}, expected torch.uint8 "
+                f"[3, {self.size}, {self.size}]: leave normalisation out, end at the recipe's size"
+            )
+        return pixels
+
+
+def refuse_unseeded(draw: Callable[[], Tensor]) -> None:
+    """Raises ConfigError if drawing a view twice from one seed gives other pixels."""
+    if not torch.equal(draw(), draw()):
+        raise ConfigError(
+            "the transform drew two different views from one seed, so it cannot be replayed: let it draw from "
+            "`random`, numpy.random or torch's default generator, or give it a method set_random_seed(seed)"
+        )
+
+
+def _takes_keywords_alone(transform: AnyTransform) -> bool:
+    if isinstance(transform, nn.Module):
+        return False
+    try:
+        parameters = inspect.signature(transform).parameters.values()
+    except (TypeError, ValueError):
+        return False
+    kinds = {parameter.kind for parameter in parameters}
+    positional = {inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD}
+    return not kinds & positional and bool(kinds & {inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.VAR_KEYWORD})
+
+
+def _to_pixels(result: Any) -> Tensor:
+    if isinstance(result, Image.Image):
+        pixels: Tensor = pil_to_tensor(result.convert("RGB"))
+        return pixels
+    if isinstance(result, np.ndarray):
+        return torch.from_numpy(np.ascontiguousarray(result)).movedim(-1, 0).contiguous()
+    if isinstance(result, Tensor):
+        plain: Tensor = result.as_subclass(Tensor)  # torchvision's v2 returns a subclass
+        return plain.contiguous()
+    raise ShapeError(f"the transform returned a {type(result).__name__}, expected an image, an array or a tensor")

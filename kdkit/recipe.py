@@ -1,0 +1,218 @@
+"""The replay recipe: what a replayed view looks like, and how many there are.
+
+Needs nothing but the standard library. Every field takes part when a cache is compared with a run. A field added later
+must have a default that means "as before", so that older caches stay usable.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from typing_extensions import Self
+
+from kdkit.errors import ConfigError, UnknownNameError, nearest
+
+INTERPOLATIONS = ("bilinear", "bicubic", "random")
+ERASING_MODES = ("const", "rand", "pixel")
+
+
+@dataclass(frozen=True)
+class ReplayRecipe:
+    """What a replayed view looks like: every knob of the augmentation, and how many views there are.
+
+    View v of a sample depends on this recipe, the sample's key and v alone; where views are mixed, on its partner's key
+    as well. `ReplayRecipe.preset` knows some published recipes.
+    """
+
+    size: int = 224
+    """Side of the square image that the student sees, pixels."""
+
+    scale: tuple[float, float] = (0.08, 1.0)
+    """Random resized crop: least and greatest share of the image's area."""
+
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    """Random resized crop: least and greatest ratio of width to height."""
+
+    interpolation: str = "bicubic"
+    """How crops are resized: bilinear, bicubic, or random (drawn for each view)."""
+
+    hflip: float = 0.5
+    """Probability of a horizontal flip."""
+
+    auto_augment: str | None = None
+    """timm's RandAugment, AutoAugment, AugMix or 3-augment string, e.g. rand-m9-mstd0.5-inc1 or 3a; none by default."""
+
+    color_jitter: float | None = None
+    """Strength of brightness, contrast and saturation jitter; none by default, and beside auto_augment only with 3a."""
+
+    erasing: float = 0.0
+    """Probability that rectangles of a view are erased, on its uint8 pixels; before views are mixed."""
+
+    erasing_mode: str = "const"
+    """What erased pixels become: const (ImageNet's mean), rand (one random colour a rectangle) or pixel (noise)."""
+
+    erasing_count: int = 1
+    """Greatest number of erased rectangles; between 1 and this many are drawn, which share the area."""
+
+    mixup_alpha: float = 0.0
+    """Mixup: two views are blended, the share drawn from Beta(alpha, alpha); 0 for no mixup."""
+
+    cutmix_alpha: float = 0.0
+    """CutMix: two views swap a rectangle, its area drawn from Beta(alpha, alpha); 0 for no cutmix."""
+
+    mix_prob: float = 1.0
+    """Probability that a pair is mixed at all, where mixup or cutmix is on."""
+
+    switch_prob: float = 0.5
+    """Probability of cutmix, rather than mixup, for a pair that is mixed, where both are on."""
+
+    teacher_size: int | None = None
+    """Side of the view that the teacher sees, pixels: the same draws, rendered at its size; else the student's."""
+
+    transform: str | None = None
+    """Identity of a transform of your own, which takes the place of crop, flip, colours and erasing; set by
+    ReplayedDataset(..., transform=...)."""
+
+    num_views: int = 1
+    """How many different views V of each sample there are; epoch e shows view e mod V."""
+
+    seed: int = 0
+    """Seed that all views are drawn from."""
+
+    augment: bool = True
+    """Whether views are random; if not, the one view is resized and centre-cropped as for evaluation."""
+
+    crop_pct: float = 0.875
+    """Evaluation view: share of the resized image's side that the centre crop keeps."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "scale", tuple(self.scale))
+        object.__setattr__(self, "ratio", tuple(self.ratio))
+        self._check_numbers()
+        self._check_names()
+        self._check_combinations()
+
+    def _check_numbers(self) -> None:
+        for name, unit in (("size", "pixel"), ("num_views", "view"), ("erasing_count", "rectangle")):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1 {unit}, got {getattr(self, name)}")
+        for name in ("hflip", "erasing", "mix_prob", "switch_prob"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"{name} is a probability from 0 to 1, got {getattr(self, name)}")
+        for name in ("mixup_alpha", "cutmix_alpha"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ConfigError(f"{name} must be 0 (off) or greater, got {getattr(self, name)}")
+        if self.teacher_size is not None and self.teacher_size < 1:
+            raise ConfigError(f"teacher_size must be at least 1 pixel, got {self.teacher_size}")
+        if not 0 < self.scale[0] <= self.scale[1] <= 1:
+            raise ConfigError(f"scale must be an increasing pair of shares above 0 and up to 1, got {self.scale}")
+        if not 0 < self.ratio[0] <= self.ratio[1]:
+            raise ConfigError(f"ratio must be an increasing pair of positive ratios, got {self.ratio}")
+        if not 0 < self.crop_pct <= 1:
+            raise ConfigError(f"crop_pct is a share above 0 and up to 1, got {self.crop_pct}")
+
+    def _check_names(self) -> None:
+        for name, known in (("interpolation", INTERPOLATIONS), ("erasing_mode", ERASING_MODES)):
+            if getattr(self, name) not in known:
+                raise ConfigError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
+
+    def _check_combinations(self) -> None:
+        if self.auto_augment and self.color_jitter and "3a" not in self.auto_augment:
+            raise ConfigError("timm drops color_jitter beside auto_augment: leave one of them out")
+        if not self.augment:
+            self._check_evaluation()
+        if self.transform is not None:
+            self._check_own_transform()
+
+    def _check_evaluation(self) -> None:
+        if self.interpolation == "random":
+            raise ConfigError("the evaluation view draws nothing: interpolation must be bilinear or bicubic")
+        if self.num_views != 1:
+            raise ConfigError(f"the evaluation view is the same each time: num_views must be 1, got {self.num_views}")
+        if self.erasing or self.mixes:
+            raise ConfigError("the evaluation view draws nothing: erasing, mixup_alpha and cutmix_alpha must be 0")
+
+    def _check_own_transform(self) -> None:
+        for name in _DRAWN_BY_TIMM:
+            if getattr(self, name) != _default(name):
+                raise ConfigError(f"a transform of your own takes the place of {name}: leave it at its default")
+        if self.teacher_size is not None:
+            raise ConfigError(
+                "teacher_size needs a transform that can be rendered at two sizes; one of your own cannot"
+            )
+
+    @property
+    def mixes(self) -> bool:
+        """Whether views are mixed in pairs."""
+        return self.mix_prob > 0 and (self.mixup_alpha > 0 or self.cutmix_alpha > 0)
+
+    @classmethod
+    def evaluation(cls, size: int, *, crop_pct: float = 0.875, interpolation: str = "bicubic") -> Self:
+        """The one view that evaluation shows: resize the shorter side to size / crop_pct, crop the centre."""
+        return cls(size=size, augment=False, crop_pct=crop_pct, interpolation=interpolation)
+
+    @classmethod
+    def preset(cls, name: str, **fields: Any) -> Self:
+        """A published recipe by name: eval, rrc, deit, timm-a1 or funmatch; `fields` replace some of its own.
+
+        Raises:
+            UnknownNameError: there is no such preset.
+        """
+        if name not in PRESETS:
+            raise UnknownNameError(f"there is no preset {name!r}{nearest(name, PRESETS)}; known: {', '.join(PRESETS)}")
+        return cls(**{**PRESETS[name], **fields})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values; `from_dict` is the inverse."""
+        values = dataclasses.asdict(self)
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """The recipe that `to_dict` wrote; an unknown field is refused by name."""
+        known = [field.name for field in dataclasses.fields(cls)]
+        for name in values:
+            if name not in known:
+                raise ConfigError(f"a recipe has no field {name!r}{nearest(name, known)}")
+        return cls(**values)
+
+    @classmethod
+    def completed(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        """What `to_dict` wrote, perhaps before a field was added, with the defaults of the fields it lacks."""
+        return {**cls().to_dict(), **values}
+
+
+_DRAWN_BY_TIMM = ("scale", "ratio", "interpolation", "hflip", "auto_augment", "color_jitter", "erasing", "augment")
+
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+    # timm's transforms_imagenet_eval at its default crop_pct.
+    "eval": {"augment": False},
+    # Szegedy et al. 2015, "Going deeper with convolutions", section 6, with torchvision's default ranges.
+    "rrc": {},
+    # Touvron et al. 2021, "Training data-efficient image transformers", table 9; facebookresearch/deit main.py.
+    "deit": {
+        "auto_augment": "rand-m9-mstd0.5-inc1",
+        "erasing": 0.25,
+        "erasing_mode": "pixel",
+        "mixup_alpha": 0.8,
+        "cutmix_alpha": 1.0,
+    },
+    # Wightman et al. 2021, "ResNet strikes back", table 2, procedure A1; interpolation as timm's train.py has it.
+    "timm-a1": {
+        "interpolation": "random",
+        "auto_augment": "rand-m7-mstd0.5-inc1",
+        "mixup_alpha": 0.2,
+        "cutmix_alpha": 1.0,
+    },
+    # Beyer et al. 2022, "Knowledge distillation: a good teacher is patient and consistent"; big_vision
+    # configs/proj/distill/bit_i1k.py: inception_crop (area 5 to 100 %), flip_lr, mixup with p = 1.
+    "funmatch": {"scale": (0.05, 1.0), "interpolation": "bilinear", "mixup_alpha": 1.0},
+}
+"""Fields in which a published recipe differs from the defaults. Repeated augmentation is a sampler's matter."""
+
+
+def _default(name: str) -> Any:
+    return next(field.default for field in dataclasses.fields(ReplayRecipe) if field.name == name)
