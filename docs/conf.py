@@ -1,0 +1,47 @@
+"""Sphinx's configuration: MyST pages, the API from the docstrings.
+
+sphinx-build -W -b html docs docs/_build
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from sphinx.application import Sphinx
+
+from kdkit import __version__
+
+project = "kdkit"
+release = version = __version__
+html_theme = "furo"
+html_title = "kdkit"
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+exclude_patterns = ["_build"]
+myst_heading_anchors = 3
+autodoc_typehints = "signature"
+autodoc_member_order = "bysource"
+autodoc_default_options = {"members": True, "show-inheritance": True}
+napoleon_google_docstring = True
+
+_LINK = re.compile(r"\[([^\]]+)\]\((\.\.?/[^)#\s]+)(?:#[^)]*)?\)")
+
+
+def _name_files_outside(app: Sphinx, page: str, source: list[str]) -> None:
+    """Links to files of the repository that are no pages here become their names; a missing file is an error."""
+    root = Path(app.srcdir)
+
+    def shown(link: re.Match[str]) -> str:
+        text, target = link.groups()
+        place = (root / page).parent.joinpath(target).resolve()
+        if not place.exists():
+            raise FileNotFoundError(f"{page} links to {target}, which is not there")
+        inside = place.is_relative_to(root) and place.suffix == ".md"
+        return link[0] if inside else f"{text} (`{place.relative_to(root.parent)}`)"
+
+    source[0] = _LINK.sub(shown, source[0])
+
+
+def setup(app: Sphinx) -> None:
+    """Sphinx calls this."""
+    app.connect("source-read", _name_files_outside)

@@ -1,0 +1,108 @@
+"""Every command on the pages of docs/ runs as it stands, on a small folder; options "on ImageNet" are read.
+
+A `sh` block is run line by line through the command line's own entry, in the page's order; a `bash` block needs weights
+and images that no test has, so its options are read and nothing more.
+"""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from commands import ROOT, blocks
+from PIL import Image
+from safetensors.torch import save_file
+from skimage import data
+from support import tiny_model
+
+from kdkit.cli import main
+
+PAGES = sorted(page.relative_to(ROOT).as_posix() for page in (ROOT / "docs").glob("*.md"))
+
+
+def commands(page: str, language: str) -> list[str]:
+    return [line for block in blocks(page, language=language) for line in block.replace("\\\n", " ").splitlines()]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """birds/train and birds/val, crops of photographs in ten classes, and birds.yaml, a card of a small teacher."""
+    folder = tmp_path_factory.mktemp("docs")
+    draw = np.random.default_rng(0)
+    pictures = [data.astronaut(), data.chelsea(), data.coffee()]
+    for split, count in (("train", 4), ("val", 2)):
+        for index in range(10 * count):
+            picture = pictures[index % 3]
+            top, left = draw.integers(0, 200), draw.integers(0, 200)
+            place = folder / "birds" / split / f"bird-{index % 10}" / f"{index}.jpg"
+            place.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(picture[top : top + 100, left : left + 100]).save(place)
+    save_file(tiny_model(seed=1).state_dict(), folder / "birds.safetensors")
+    card = {
+        "name": "birds", "model": "test_resnet", "num_classes": 10, "input_size": [3, 64, 64], "mean": [0.5, 0.5, 0.5],
+        "std": [0.5, 0.5, 0.5], "interpolation": "bicubic", "crop_pct": 1.0,
+        "weights": {"checkpoint": "birds.safetensors"},
+    }  # fmt: skip
+    (folder / "birds.yaml").write_text(yaml.safe_dump(card))
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _keep_signal_handler() -> Iterator[None]:
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+def run(line: str, capsys: pytest.CaptureFixture[str], *more: str) -> None:
+    """One line `kdkit ...`, whose output may go to a file."""
+    command, _, file = line.partition(" > ")
+    program, *arguments = shlex.split(command)
+    assert program == "kdkit", f"a command that this test cannot run: {line}"
+    capsys.readouterr()
+    assert main([*arguments, *more]) == 0, line
+    out = capsys.readouterr().out
+    assert out.strip(), f"it says nothing: {line}"
+    if file:
+        Path(file.strip()).write_text(out)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", [page for page in PAGES if commands(page, "sh")])
+def test_the_commands_of_a_page_run_as_they_stand(
+    page: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    for line in commands(page, "sh"):
+        run(line, capsys)
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if commands(page, "bash")])
+def test_the_commands_for_imagenet_are_accepted(page: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for line in commands(page, "bash"):
+        run(line, capsys, "--print_config")
+
+
+def test_every_shell_block_of_the_pages_is_one_of_the_two_kinds() -> None:
+    for page in PAGES:
+        text = (ROOT / page).read_text(encoding="utf-8")
+        fences = [line.removeprefix("```") for line in text.splitlines() if line.startswith("```") and line != "```"]
+        assert {fence for fence in fences if not fence.startswith("{")} <= {"sh", "bash", "python", "yaml"}, page
+        assert "kdkit" in " ".join(commands(page, "sh")) or "```sh" not in text, page
+
+
+@pytest.mark.slow
+def test_the_pages_are_built_without_a_warning(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "sphinx", "-W", "-q", "-b", "html", str(ROOT / "docs"), str(tmp_path)]
+    build = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert build.returncode == 0, build.stderr[-3000:]
+    assert "create_teacher" in (tmp_path / "api.html").read_text(encoding="utf-8")
