@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from kdkit.tasks import TokenDistillationTask as TokenDistillationTask
     from kdkit.tasks import TrainingTask as TrainingTask
     from kdkit.teachers import Teacher as Teacher
+    from kdkit.teachers import TeacherEnsemble as TeacherEnsemble
     from kdkit.teachers import create_teacher as create_teacher
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "FeatureDistillationTask",
     "LogitDistillationTask",
     "Teacher",
+    "TeacherEnsemble",
     "TeacherOutput",
     "TokenDistillationTask",
     "TrainingTask",
@@ -42,6 +44,7 @@ __getattr__, __dir__ = lazy_exports(
         "FeatureDistillationTask": "kdkit.tasks",
         "LogitDistillationTask": "kdkit.tasks",
         "Teacher": "kdkit.teachers",
+        "TeacherEnsemble": "kdkit.teachers",
         "TeacherOutput": "kdkit.signals",
         "TokenDistillationTask": "kdkit.tasks",
         "TrainingTask": "kdkit.tasks",

@@ -29,6 +29,10 @@ class MissingTeacherError(KdkitError, RuntimeError):
     """A distillation task has neither a teacher nor a teacher output."""
 
 
+class TeacherMemoryError(KdkitError, MemoryError):
+    """A teacher that has not enough memory for a single image."""
+
+
 class UnknownNameError(KdkitError, LookupError):
     """A name that no registry knows; the message suggests the nearest ones."""
 

@@ -15,7 +15,7 @@ from kdkit.cache import durable
 from kdkit.config import ReplayRecipe, StudentConfig
 from kdkit.errors import CheckpointError, ConfigError
 from kdkit.teachers.factory import build_model, load_weights, read_weights
-from kdkit.teachers.teacher import model_config
+from kdkit.teachers.model_config import model_config
 
 STUDENT = "student.json"
 """The file of a run's folder that says how its student is made."""

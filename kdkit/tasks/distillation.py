@@ -168,6 +168,14 @@ class DistillationTask(TrainingTask):
             )
         return logits
 
+    def compile(  # type: ignore[override]  # timm's protocol: returns the module to evaluate with
+        self, backend: str = "inductor", mode: str | None = None, **compile_kwargs: Any
+    ) -> nn.Module:
+        """As for TrainingTask, and the live teacher's forward pass."""
+        if self.teacher is not None:
+            self.teacher.compile(backend=backend, mode=mode, **compile_kwargs)
+        return super().compile(backend=backend, mode=mode, **compile_kwargs)
+
     def setup_ema(self, *args: Any, **kwargs: Any) -> nn.Module:
         """As for TrainingTask; where the teacher is "ema", this makes it."""
         ema = super().setup_ema(*args, **kwargs)

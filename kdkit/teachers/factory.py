@@ -14,7 +14,9 @@ from timm.models import load_state_dict
 from torch import Tensor, nn
 
 from kdkit.errors import CheckpointError, ClassMismatchError, ConfigError, UnknownNameError, nearest
-from kdkit.teachers.teacher import Teacher, model_config
+from kdkit.teachers.class_map import ClassMap, Missing
+from kdkit.teachers.model_config import model_config
+from kdkit.teachers.teacher import Resize, Teacher
 
 _UNREADABLE = (
     pickle.UnpicklingError,
@@ -35,11 +37,15 @@ def create_teacher(
     *,
     checkpoint: str | Path | None = None,
     num_classes: int | None = None,
-    class_map: Sequence[int] | None = None,
+    class_map: ClassMap | None = None,
+    class_names: Sequence[str] | None = None,
+    missing: Missing = "error",
     input_size: int | tuple[int, int] | None = None,
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
     taps: Sequence[str] = (),
+    resize: Resize = "bicubic",
+    autocast: torch.dtype | None = None,
 ) -> Teacher:
     """A frozen Teacher.
 
@@ -49,10 +55,12 @@ def create_teacher(
         checkpoint: safetensors or torch weights; timm's training checkpoints too (their EMA when they hold one).
             Nothing that could run code is ever unpickled.
         num_classes: how many classes the answers must have; a check, never a new head.
-        class_map: for each class asked for, the index of the model's class.
+        class_map: for each class asked for, the index or name of the model's class; or "imagenet-1k", by synset.
+        class_names, missing: for a class_map of names; see Teacher.
         input_size: pixels, side or (height, width), that the model is given; see Teacher.
         dtype, device: where and in what precision it runs; as it is for a module, float32 on the CPU for a name.
         taps: names of the features that each answer holds beside the logits, e.g. ["pooled"]; see kdkit.teachers.tap.
+        resize, autocast: as for Teacher.
 
     Raises:
         UnknownNameError: timm knows no such model or tag, or the model no such tap; the nearest names are suggested.
@@ -69,7 +77,17 @@ def create_teacher(
         raise ConfigError(f"a teacher is a timm name or an nn.Module, got {type(model).__name__}")
     size = (input_size, input_size) if isinstance(input_size, int) else input_size
     module = module.to(device=device, dtype=dtype)
-    teacher = Teacher(module, class_map=class_map, input_size=size, name=name, taps=taps)
+    teacher = Teacher(
+        module,
+        class_map=class_map,
+        class_names=class_names,
+        missing=missing,
+        input_size=size,
+        name=name,
+        taps=taps,
+        resize=resize,
+        autocast=autocast,
+    )
     if num_classes is not None and teacher.num_classes != num_classes:
         raise ClassMismatchError(
             f"the teacher {teacher.name!r} answers with {teacher.num_classes} classes, {num_classes} were asked for: "

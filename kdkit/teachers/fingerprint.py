@@ -11,6 +11,8 @@ import torch
 from timm.utils import unwrap_model
 from torch import Tensor, nn
 
+from kdkit.teachers.model_config import model_config
+
 if TYPE_CHECKING:
     from kdkit.teachers.teacher import Teacher
 
@@ -19,7 +21,7 @@ _CONFIG_FIELDS = ("architecture", "tag", "hf_hub_id", "interpolation", "crop_pct
 
 def fingerprint(teacher: Teacher) -> dict[str, Any]:
     """A teacher as plain JSON values: name, weights, normalisation, size, class map, dtype, library versions."""
-    config = getattr(unwrap_model(teacher.model), "pretrained_cfg", None) or {}
+    config = model_config(teacher.model)
     parameter = next(teacher.model.parameters(), None)
     return {
         "name": teacher.name,
@@ -31,7 +33,8 @@ def fingerprint(teacher: Teacher) -> dict[str, Any]:
         "num_classes": teacher.num_classes,
         "class_map_sha256": None if teacher.class_map is None else _sha256_of_ints(teacher.class_map),
         "dtype": "none" if parameter is None else str(parameter.dtype).removeprefix("torch."),
-        "autocast": None,
+        "autocast": None if teacher.autocast is None else str(teacher.autocast).removeprefix("torch."),
+        **({} if teacher.resize == "bicubic" else {"resize": teacher.resize}),
         "versions": {"timm": timm.__version__, "torch": torch.__version__},
     }
 

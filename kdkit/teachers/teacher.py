@@ -6,7 +6,7 @@ Dimensions: B batch, C classes, H W height and width.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -14,10 +14,16 @@ from timm.utils import unwrap_model
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from kdkit.errors import ClassMismatchError, ConfigError
+from kdkit.errors import ConfigError, ShapeError
 from kdkit.signals import Batch, Normalization, TeacherOutput
+from kdkit.teachers.class_map import MISSING, ClassMap, Missing, class_index, pick_classes, resolve_class_map
 from kdkit.teachers.fingerprint import fingerprint
+from kdkit.teachers.model_config import model_config, only_input_size
+from kdkit.teachers.split import Answer, Splitter
 from kdkit.teachers.tap import check_taps, forward_with_taps
+
+Resize = Literal["bicubic", "bilinear", "error"]
+"""How images of another size are taken."""
 
 
 class Teacher(nn.Module):
@@ -32,40 +38,61 @@ class Teacher(nn.Module):
     Args:
         model: maps images [B, 3, H, W] in its own normalisation to logits [B, K]. It is frozen here: eval mode,
             no parameter requires grad.
-        class_map: for each of the C classes asked for, the index of the model's class [C]; None keeps all K.
-        input_size: (height, width) in pixels that the model is given; images of another size are resized, antialiased
-            bicubic, on their device. By default the model's own size where it accepts no other, else none.
+        class_map: for each of the C classes asked for, the index or the name of the model's class [C]; or an ImageNet
+            family such as "imagenet-1k", by synset; None keeps all K.
+        class_names: of the model's K classes, for a class_map of names; an ImageNet model's are known.
+        missing: about a class in class_map that the model does not have: "error", or "least" for the least logit.
+        input_size: (height, width) in pixels that the model is given; images of another size are resized, antialiased,
+            on their device. By default the model's own size where it accepts no other, else none.
         normalization: what the model expects; by default what its pretrained_cfg says.
         input_normalization: that of the images that arrive; the model's own by default.
         name: how errors and fingerprints call it.
         taps: names of the features that each answer holds beside the logits, e.g. ["pooled"]; see kdkit.teachers.tap.
             They change no logit, so they are no part of the fingerprint.
+        resize: how images of another size become those of `input_size`; "error" refuses them.
+        autocast: floating dtype that the model computes in where autocast says so, its weights as they are; none.
 
     Raises:
         UnknownNameError: the model has no such tap.
+        ClassMismatchError: the class map names classes that the model has not.
     """
 
     def __init__(
         self,
         model: nn.Module,
         *,
-        class_map: Sequence[int] | None = None,
+        class_map: ClassMap | None = None,
+        class_names: Sequence[str] | None = None,
+        missing: Missing = "error",
         input_size: tuple[int, int] | None = None,
         normalization: Normalization | None = None,
         input_normalization: Normalization | None = None,
         name: str | None = None,
         taps: Sequence[str] = (),
+        resize: Resize = "bicubic",
+        autocast: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         self._frozen = (_freeze(model),)  # a tuple hides the model from nn.Module's registry
         config = model_config(model)
         self.name = name or str(config.get("architecture") or type(unwrap_model(model)).__name__)
-        self.input_size = input_size or _only_input_size(model, config)
+        self.input_size = input_size or only_input_size(model)
         self.normalization = normalization or Normalization.of(model)
         self.input_normalization = input_normalization or self.normalization
-        self.class_map = None if class_map is None else tuple(class_map)
-        self.taps = check_taps(model, taps, f"the teacher {self.name!r}")
+        self.class_map = resolve_class_map(class_map, model, self._who, class_names, missing)
+        self.taps = check_taps(model, taps, self._who)
+        self.resize = resize
+        self.autocast = autocast
+        self._read: Callable[..., Answer] = forward_with_taps
+        self._compile_options: dict[str, Any] | None = None
+        self._split = Splitter(self._who)
+        if resize not in get_args(Resize):
+            raise ConfigError(f"resize must be one of {', '.join(get_args(Resize))}, got {resize!r}")
         self._register_constants()
+
+    @property
+    def _who(self) -> str:
+        return f"the teacher {self.name!r}"
 
     @property
     def model(self) -> nn.Module:
@@ -86,7 +113,9 @@ class Teacher(nn.Module):
         if not isinstance(classifier, nn.Linear):
             return None
         weight = classifier.weight.detach()
-        return weight if self._class_index is None else weight[self._class_index]
+        if self._class_index is None:
+            return weight
+        return pick_classes(weight.T, self._class_index).T  # a missing class is as no other, but some row it needs
 
     def for_input(self, normalization: Normalization) -> Teacher:
         """The same frozen model behind a Teacher whose images arrive in `normalization`, the student's."""
@@ -99,13 +128,23 @@ class Teacher(nn.Module):
     def _with(self, **changes: Any) -> Teacher:
         settings = {
             "class_map": self.class_map,
+            "missing": "least" if MISSING in (self.class_map or ()) else "error",
             "input_size": self.input_size,
             "normalization": self.normalization,
             "input_normalization": self.input_normalization,
             "name": self.name,
             "taps": self.taps,
+            "resize": self.resize,
+            "autocast": self.autocast,
         }
-        return Teacher(self.model, **{**settings, **changes})
+        twin = Teacher(self.model, **{**settings, **changes})
+        return twin if self._compile_options is None else twin.compile(**self._compile_options)
+
+    def compile(self, **options: Any) -> Self:  # type: ignore[override]  # torch's own returns nothing
+        """Compiles the forward pass; `options` are those of torch.compile."""
+        self._compile_options = options
+        self._read = torch.compile(forward_with_taps, **options)
+        return self
 
     @torch.no_grad()
     def forward(self, batch: Batch) -> TeacherOutput:
@@ -113,11 +152,18 @@ class Teacher(nn.Module):
         if self.model.training:  # someone reached the model by another name
             self.model.eval()
         images = batch.input if batch.teacher_input is None else batch.teacher_input
-        with torch.autocast(images.device.type, enabled=False):
-            logits, features = forward_with_taps(self.model, self._prepare(images), self.taps)
+        logits, features = self._split(self._answer, images)
         if not isinstance(logits, Tensor):
-            raise ConfigError(f"the teacher {self.name!r} answers with {type(logits).__name__}, expected logits [B, C]")
-        return TeacherOutput(logits if self._class_index is None else logits[:, self._class_index], features)
+            raise ConfigError(f"{self._who} answers with {type(logits).__name__}, expected logits [B, C]")
+        return TeacherOutput(logits if self._class_index is None else pick_classes(logits, self._class_index), features)
+
+    def _answer(self, images: Tensor) -> Answer:
+        """Logits and features about images [B, 3, H, W] as they arrive."""
+        device = images.device.type
+        with torch.autocast(device, enabled=False):
+            images = self._prepare(images)
+        with torch.autocast(device, dtype=self.autocast, enabled=self.autocast is not None):
+            return self._read(self.model, images, self.taps)
 
     def fingerprint(self) -> dict[str, Any]:
         """What makes this teacher this teacher, as plain JSON values; see kdkit.teachers.fingerprint."""
@@ -149,7 +195,7 @@ class Teacher(nn.Module):
         dtype = torch.promote_types(reference.dtype, torch.float32)
         scale = None if same else (input_std / std).to(reference.device, dtype)
         shift = None if same else ((input_mean - mean) / std).to(reference.device, dtype)
-        index = None if self.class_map is None else _class_index(self.class_map, self.model, self.name)
+        index = None if self.class_map is None else class_index(self.class_map, self.model, self._who, "least")
         self.register_buffer("_scale", scale, persistent=False)
         self.register_buffer("_shift", shift, persistent=False)
         self.register_buffer("_class_index", None if index is None else index.to(reference.device), persistent=False)
@@ -163,45 +209,16 @@ class Teacher(nn.Module):
         parameter = next(self.model.parameters(), images)
         images = images.to(torch.promote_types(images.dtype, torch.float32))  # rounded to the model's dtype at the end
         if self.input_size is not None and tuple(images.shape[-2:]) != tuple(self.input_size):
-            images = F.interpolate(images, self.input_size, mode="bicubic", antialias=True, align_corners=False)
+            images = self._resize(images, self.input_size)
         if self._scale is not None and self._shift is not None:
             images = torch.addcmul(self._shift.to(images.dtype), images, self._scale.to(images.dtype))
         return images.to(parameter.dtype)
 
-
-def model_config(model: nn.Module) -> dict[str, Any]:
-    """timm's pretrained_cfg of a model, or an empty dict."""
-    config = getattr(unwrap_model(model), "pretrained_cfg", None)
-    return dict(config) if config else {}
+    def _resize(self, images: Tensor, size: tuple[int, int]) -> Tensor:
+        if self.resize == "error":
+            raise ShapeError(f"{self._who} is to see {list(size)} pixels, got images of {list(images.shape[-2:])}")
+        return F.interpolate(images, size, mode=self.resize, antialias=True, align_corners=False)
 
 
 def _freeze(model: nn.Module) -> nn.Module:
     return model.eval().requires_grad_(False)
-
-
-def _only_input_size(model: nn.Module, config: dict[str, Any]) -> tuple[int, int] | None:
-    """(H, W) of a model that accepts no other size, such as a ViT with a fixed position embedding."""
-    patches: Any = getattr(unwrap_model(model), "patch_embed", None)
-    if getattr(patches, "img_size", None) is not None:
-        return tuple(patches.img_size) if getattr(patches, "strict_img_size", True) else None
-    if config.get("fixed_input_size") and "input_size" in config:
-        _, height, width = config["input_size"]
-        return height, width
-    return None
-
-
-def _class_index(class_map: Sequence[int], model: nn.Module, name: str) -> Tensor:
-    index = torch.as_tensor(class_map)
-    if index.is_floating_point():
-        raise ConfigError(f"class_map must hold whole class indices, got {index.dtype}")
-    index = index.long()
-    width = getattr(unwrap_model(model), "num_classes", None)
-    if index.ndim != 1 or index.numel() < 2:
-        raise ConfigError(f"class_map must be a list of at least 2 class indices, got shape {list(index.shape)}")
-    least, greatest = int(index.min()), int(index.max())
-    if least < 0 or (width is not None and greatest >= width):
-        known = "" if width is None else f" to {width - 1}"
-        raise ClassMismatchError(
-            f"class_map points at class {least if least < 0 else greatest}, the teacher {name!r} has classes 0{known}"
-        )
-    return index

@@ -1,0 +1,115 @@
+"""TeacherEnsemble: several teachers that speak as one.
+
+Dimensions: B batch, C classes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+from typing_extensions import Self
+
+from kdkit.errors import ClassMismatchError, ConfigError
+from kdkit.losses import mean_teacher
+from kdkit.signals import Batch, Normalization
+from kdkit.teachers.teacher import Teacher
+
+
+class TeacherEnsemble(Teacher):
+    """Teachers whose probabilities are averaged: logits = log sum_i w_i softmax(z_i), and serve as logits.
+
+    Each member resizes and normalises for itself and has a class map of its own; all see the same images. An ensemble
+    has no features: the members' do not average.
+
+    Args:
+        members: at least one Teacher; all answer with the same C classes, in one order.
+        weights: one number >= 0 a member, scaled to sum 1; equal when None.
+        name: how errors and fingerprints call it.
+
+    Raises:
+        ClassMismatchError: the members count classes differently.
+        ConfigError: there is no member, or the weights do not fit.
+    """
+
+    def __init__(
+        self, members: Sequence[Teacher], weights: Sequence[float] | None = None, *, name: str | None = None
+    ) -> None:
+        arriving = members[0].input_normalization if members else Normalization()
+        mean = _MeanOfTeachers([member.with_taps(()).for_input(arriving) for member in members], weights)
+        name = name or f"ensemble of {', '.join(member.name for member in members)}"
+        super().__init__(mean, normalization=arriving, name=name)
+        self.weights = mean.weights
+
+    @property
+    def members(self) -> tuple[Teacher, ...]:
+        """Those who are averaged, as they are asked."""
+        mean = self.model
+        assert isinstance(mean, _MeanOfTeachers)
+        return tuple(mean.members)
+
+    def for_input(self, normalization: Normalization) -> TeacherEnsemble:
+        """The same members behind an ensemble whose images arrive in `normalization`, the student's."""
+        return TeacherEnsemble(
+            [member.for_input(normalization) for member in self.members], self.weights, name=self.name
+        )
+
+    def with_taps(self, taps: Sequence[str]) -> TeacherEnsemble:
+        """Itself without taps.
+
+        Raises:
+            ConfigError: a tap is named.
+        """
+        if taps:
+            raise ConfigError(f"{self._who} has no features, {', '.join(taps)} was asked for: take one of its members")
+        return self
+
+    def compile(self, **options: Any) -> Self:  # type: ignore[override]  # torch's own returns nothing
+        """Compiles each member; `options` are those of torch.compile."""
+        for member in self.members:
+            member.compile(**options)
+        return self
+
+    def fingerprint(self) -> dict[str, Any]:
+        """The members' fingerprints and weights, as plain JSON values."""
+        members = [member.fingerprint() for member in self.members]
+        dtypes = {str(member["dtype"]) for member in members}
+        text = json.dumps([[member["weights_sha256"] for member in members], self.weights])
+        return {
+            "name": self.name,
+            "weights_sha256": hashlib.sha256(text.encode()).hexdigest(),
+            "members": members,
+            "member_weights": list(self.weights),
+            "num_classes": self.num_classes,
+            "dtype": dtypes.pop() if len(dtypes) == 1 else "mixed",
+            "versions": {"timm": timm.__version__, "torch": torch.__version__},
+        }
+
+
+class _MeanOfTeachers(nn.Module):
+    """Images [B, 3, H, W] -> the log of the members' mean probabilities [B, C]."""
+
+    def __init__(self, members: Sequence[Teacher], weights: Sequence[float] | None) -> None:
+        super().__init__()
+        if not members:
+            raise ConfigError("an ensemble needs at least one teacher, got none")
+        counts = {member.name: member.num_classes for member in members}
+        if len(set(counts.values())) > 1:
+            shown = ", ".join(f"{name!r} {count}" for name, count in counts.items())
+            raise ClassMismatchError(f"the members of an ensemble must answer with one number of classes, got {shown}")
+        shares = [1.0] * len(members) if weights is None else [float(weight) for weight in weights]
+        if len(shares) != len(members) or min(shares) < 0 or sum(shares) <= 0:
+            raise ConfigError(f"weights must hold one number >= 0 for each of {len(members)} teachers, got {shares}")
+        self.members: Sequence[Teacher] = nn.ModuleList(members)  # type: ignore[assignment]
+        self.weights = tuple(share / sum(shares) for share in shares)
+        self.num_classes = members[0].num_classes
+
+    def forward(self, images: Tensor) -> Tensor:
+        batch = Batch(images, images.new_zeros(0))
+        said = [member(batch).logits for member, share in zip(self.members, self.weights, strict=True) if share > 0]
+        return mean_teacher(said, [share for share in self.weights if share > 0])
