@@ -45,9 +45,14 @@ class BuildConfig:
             raise ConfigError(f"shard_rows must be at least 1 row, got {self.shard_rows}")
 
 
+AMP_DTYPES = ("bfloat16", "float16")
+CLIP_MODES = ("norm", "value", "agc")
+SCHEDULE_UNITS = ("update", "epoch")
+
+
 @dataclass(frozen=True)
 class TrainConfig:
-    """Optimiser and schedule of a training run."""
+    """Optimiser, schedule and loop of a training run."""
 
     epochs: int = 100
     """Passes over the training images; epoch e shows view e mod V."""
@@ -55,33 +60,95 @@ class TrainConfig:
     batch_size: int = 256
     """Images a step and process."""
 
+    accumulate: int = 1
+    """Steps whose gradients are averaged for one update of the weights."""
+
     opt: str = "adamw"
     """Optimiser, as timm names it."""
 
+    opt_options: dict[str, Any] = field(default_factory=dict)
+    """Further options of the optimiser, as timm names them, e.g. {betas: [0.9, 0.98]} or {momentum: 0.95}."""
+
     lr: float = 1e-3
-    """Learning rate at the end of warm-up; decays to 0 along a cosine, step by step."""
+    """Learning rate at the end of warm-up."""
 
     weight_decay: float = 0.05
     """Weight decay; timm exempts biases and norms."""
 
+    layer_decay: float | None = None
+    """Factor of the learning rate from each layer to the one below it; all layers learn alike by default."""
+
+    sched: str = "cosine"
+    """Schedule of the learning rate, as timm names it."""
+
+    sched_options: dict[str, Any] = field(default_factory=dict)
+    """Further options of the schedule, as timm names them, e.g. {decay_milestones: [30, 60, 90]}; in epochs."""
+
+    sched_unit: str = "update"
+    """After what the learning rate changes: update or epoch."""
+
+    min_lr: float = 0.0
+    """Learning rate that the schedule ends at."""
+
     warmup_epochs: int = 0
     """Epochs in which the learning rate rises linearly."""
+
+    warmup_lr: float | None = None
+    """Learning rate that it rises from; a hundredth of `lr` by default."""
+
+    distill_warmup_epochs: int = 0
+    """Epochs in which the weight of the distillation loss rises linearly from 0."""
+
+    clip_grad: float | None = None
+    """Bound of the gradients, in the sense of `clip_mode`; none by default."""
+
+    clip_mode: str = "norm"
+    """How gradients are bounded: norm (of all together), value (of each), agc (adaptive, relative to the weights)."""
+
+    amp: str | None = None
+    """Autocast dtype of the student: bfloat16, or float16 with a loss scaler; none by default."""
+
+    channels_last: bool = False
+    """Whether images and the student's weights are laid out channels last."""
+
+    compile: bool = False
+    """Whether the student is compiled by torch.compile."""
+
+    ema_decay: float | None = None
+    """Decay of an exponential moving average of the student's weights, for each update; none by default."""
+
+    ema_warmup: bool = False
+    """Whether the decay of the moving average starts small."""
 
     num_workers: int = 2
     """Processes that load and augment images; 0 loads in the main process."""
 
     seed: int = 0
-    """Seed of the student's weights and of the order of the images."""
+    """Seed of the student's weights, of the order of the images, and of dropout."""
+
+    log_every: int = 50
+    """Steps between two looks at the losses; each step is logged, but the device is waited for only then."""
+
+    checkpoint_every: int = 1000
+    """Updates between two checkpoints; there is one at the end of each epoch as well; 0 leaves it at that."""
 
     def __post_init__(self) -> None:
-        if self.epochs < 1:
-            raise ConfigError(f"epochs must be at least 1, got {self.epochs}")
-        if self.batch_size < 1:
-            raise ConfigError(f"batch_size must be at least 1 image, got {self.batch_size}")
-        if self.num_workers < 0:
-            raise ConfigError(f"num_workers must be 0 or more, got {self.num_workers}")
-        if not 0 <= self.warmup_epochs < self.epochs:
-            raise ConfigError(f"warmup_epochs must be below epochs = {self.epochs}, got {self.warmup_epochs}")
+        for name in ("epochs", "batch_size", "accumulate", "log_every"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("num_workers", "checkpoint_every"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name} must be 0 or more, got {getattr(self, name)}")
+        for name in ("warmup_epochs", "distill_warmup_epochs"):
+            if not 0 <= getattr(self, name) < self.epochs:
+                raise ConfigError(f"{name} must be below epochs = {self.epochs}, got {getattr(self, name)}")
+        for name, known in (("clip_mode", CLIP_MODES), ("sched_unit", SCHEDULE_UNITS), ("amp", (None, *AMP_DTYPES))):
+            if getattr(self, name) not in known:
+                raise ConfigError(f"{name} must be one of {', '.join(map(str, known))}, got {getattr(self, name)!r}")
+        if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
+            raise ConfigError(f"ema_decay must be at least 0 and below 1, got {self.ema_decay}")
+        if self.clip_grad is not None and not self.clip_grad > 0:
+            raise ConfigError(f"clip_grad must be above 0, got {self.clip_grad}")
 
 
 @dataclass(frozen=True)
@@ -284,10 +351,13 @@ class DistillConfig:
     """Folder of training images, one folder a class."""
 
     output: str
-    """Folder for checkpoints, metrics.jsonl and summary.csv."""
+    """Folder for checkpoints, config.yaml, metrics.jsonl and summary.csv."""
 
     student: str
     """timm name of the student, made anew with as many classes as the data has."""
+
+    student_options: dict[str, Any] = field(default_factory=dict)
+    """What timm.create_model is given besides, e.g. {drop_path_rate: 0.1}."""
 
     cache: str | None = None
     """Cache of the teacher's answers; gives the recipe as well."""
@@ -319,8 +389,23 @@ class DistillConfig:
     device: str = "cpu"
     """Where the student trains: cpu, cuda, cuda:1."""
 
+    resume: bool = False
+    """Whether a run that was stopped goes on from its last checkpoint; one that has none yet starts."""
+
     overwrite: bool = False
     """Whether an output folder that is not empty is emptied first."""
+
+    preflight: bool = True
+    """Whether teacher, classes and memory are looked at before the first step."""
+
+    tensorboard: bool = False
+    """Whether metrics go to TensorBoard files in the output folder as well."""
+
+    tracker: str | None = None
+    """Module with wandb's init, log and finish that metrics go to as well, e.g. wandb or trackio; none by default."""
+
+    project: str = "kdkit"
+    """What the tracker calls the project."""
 
     allow_mismatch: tuple[str, ...] = ()
     """Fields, as an error names them, in which the run may differ from the cache, e.g. recipe.seed: for one who knows
@@ -331,3 +416,5 @@ class DistillConfig:
             raise ConfigError("a run has either a cache or a live teacher, got both: leave one out")
         if self.cache is None and self.teacher is None:
             raise ConfigError("a distillation needs --cache FILE or --teacher.model NAME, got neither")
+        if self.resume and self.overwrite:
+            raise ConfigError("a run is either gone on with (--resume) or replaced (--overwrite), got both")

@@ -9,9 +9,13 @@ from kdkit.config import DistillConfig
 def run(arguments: list[str]) -> None:
     """Trains a student and prints what came out."""
     config = parse_config(DistillConfig, "distill", arguments)
+    from kdkit.engine import ranks
     from kdkit.engine.distill import distill
 
-    report = distill(config, show_progress=True)
+    with ranks.joined(config.device):
+        report = distill(config, show_progress=True)
+        if ranks.rank() != 0:
+            return
     training = report.training
     top1 = "not validated" if training.top1 is None else f"top-1 {training.top1:.2f} %"
     print(

@@ -76,6 +76,11 @@ class EpochSampler(Sampler[list[Index]]):
         self.start_batch = start_batch
 
     @property
+    def num_valid_samples(self) -> int:
+        """Rows of this rank that are no padding; evaluators count no others (timm's evaluation_sample_limit)."""
+        return len(range(self.rank, len(self.rows), self.world_size))
+
+    @property
     def num_images(self) -> int:
         """Images of one epoch on this rank."""
         return len(self) * self.batch_size if self.drop_last else self._rows_per_rank

@@ -25,7 +25,7 @@ from kdkit.engine.build import BuildReport, build_cache
 from kdkit.engine.demo_report import draw_curves
 from kdkit.engine.logger import FILES, RunLogger
 from kdkit.engine.output import prepare_output
-from kdkit.engine.progress import Advance, progress
+from kdkit.engine.progress import Display, progress
 from kdkit.engine.train import TrainReport, train
 from kdkit.errors import MissingDependencyError
 from kdkit.signals import Normalization
@@ -150,9 +150,9 @@ class _Demo:
         model = timm.create_model(TEACHER, num_classes=NUM_CLASSES)
         config = replace(_TEACHER_TRAINING, epochs=self.config.teacher_epochs)
         steps = config.epochs * len(self.labelled)
-        with progress(f"training the teacher, {TEACHER}", steps, "images", enabled=self.show_progress) as advance:
+        with progress(f"training the teacher, {TEACHER}", steps, "images", enabled=self.show_progress) as display:
             task = ClassificationTask(model)
-            report = self._train(task, self.labelled, config, "teacher", 0, advance, num_workers=0)
+            report = self._train(task, self.labelled, config, "teacher", 0, display, num_workers=0)
         return create_teacher(model, num_classes=NUM_CLASSES), report.top1 or 0.0
 
     def train_students(self, teacher: Teacher, cache: CachedTeacher) -> dict[str, list[TrainReport]]:
@@ -170,11 +170,11 @@ class _Demo:
                 torch.manual_seed(seed)
                 task = tasks[way](timm.create_model(STUDENT, num_classes=NUM_CLASSES))
                 label = f"student {seed + 1} of {self.config.seeds}, {way}"
-                with progress(label, config.epochs * len(dataset), "images", enabled=self.show_progress) as advance:
+                with progress(label, config.epochs * len(dataset), "images", enabled=self.show_progress) as display:
                     source = cache if way == "cached teacher" else None
                     with _leaving_cores(self.config.num_workers):
                         reports[way].append(
-                            self._train(task, dataset, config, way, seed, advance, source, self.config.num_workers)
+                            self._train(task, dataset, config, way, seed, display, source, self.config.num_workers)
                         )
         return reports
 
@@ -185,7 +185,7 @@ class _Demo:
         config: TrainConfig,
         way: str,
         seed: int,
-        advance: Advance,
+        display: Display,
         source: CachedTeacher | None = None,
         num_workers: int = 0,
     ) -> TrainReport:
@@ -201,7 +201,7 @@ class _Demo:
             teacher_source=source,
             validation=ReplayLoader(self.held_out, validation, normalization),
             logger=self.logger.with_context(way=way, seed=seed),
-            advance=advance,
+            display=display,
         )
 
 

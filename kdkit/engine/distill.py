@@ -3,31 +3,35 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-from collections.abc import Mapping
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
-from timm.utils import unwrap_model
+from timm.utils import random_seed, unwrap_model
 
-from kdkit.cache import CachedTeacher, durable, open_cache
+from kdkit.cache import CachedTeacher, open_cache
 from kdkit.config import DistillConfig, ReplayRecipe
 from kdkit.data import EpochSampler, ReplayedDataset, ReplayLoader
-from kdkit.engine.logger import FILES, RunLogger
+from kdkit.engine import ranks
+from kdkit.engine.checkpoint import BEST, LAST, Checkpoints
+from kdkit.engine.listeners import TENSORBOARD
+from kdkit.engine.logger import FILES
 from kdkit.engine.output import prepare_output
+from kdkit.engine.preflight import PreflightReport, preflight
 from kdkit.engine.progress import progress
 from kdkit.engine.resolve import resolve_dataset, resolve_device, resolve_teacher
+from kdkit.engine.run import CONFIG, create_logger, run_identity, write_config
 from kdkit.engine.student import STUDENT, Student
 from kdkit.engine.train import TrainReport, train
-from kdkit.errors import ClassMismatchError, DatasetError, UnknownNameError, nearest
+from kdkit.errors import ClassMismatchError, ConfigError, DatasetError, UnknownNameError, nearest
 from kdkit.signals import Normalization
 from kdkit.tasks import LogitDistillationTask, TrainingTask
+from kdkit.teachers import list_cards
 
-CHECKPOINT, CONFIG = "last.pth.tar", "config.json"
-_FILES = (*FILES, CHECKPOINT, CONFIG, STUDENT)
+_FILES = (*FILES, LAST, BEST, CONFIG, STUDENT, TENSORBOARD)
 
 
 @dataclass(frozen=True)
@@ -35,23 +39,27 @@ class DistillReport:
     """What a distillation left."""
 
     output: Path
-    """Folder of the checkpoint and the metrics."""
+    """Folder of the checkpoints and the metrics."""
     checkpoint: Path
-    """The student's weights, in the layout of timm's checkpoints."""
+    """The newest checkpoint, with the student's weights in the layout of timm's checkpoints."""
     training: TrainReport
     """Accuracy, time and terms."""
+    preflight: PreflightReport | None
+    """What was seen before the first step; None for a run that went on, or was told not to look."""
 
 
 def distill(config: DistillConfig, *, show_progress: bool = False) -> DistillReport:
-    """Trains a student as `config` says.
+    """Trains a student as `config` says; in a run of several ranks, every rank calls this.
 
     Args:
         config: data, student, and a cache or a live teacher.
-        show_progress: whether progress is shown on standard error.
+        show_progress: whether progress is shown on standard error, by rank 0.
 
     Raises:
         KdkitError: a child of it for each thing that does not fit; see kdkit.errors.
+        SystemExit, KeyboardInterrupt: SIGTERM or SIGINT came; a checkpoint is there.
     """
+    config = dataclasses.replace(config, resume=config.resume or ranks.restarted())
     device = resolve_device(config.device)
     cache = None if config.cache is None else open_cache(config.cache)
     dataset = resolve_dataset(config.data, _recipe(config, cache))
@@ -60,30 +68,47 @@ def distill(config: DistillConfig, *, show_progress: bool = False) -> DistillRep
     validation = None if config.validation is None else _validation_dataset(config.validation, dataset)
     task = _create_task(config, dataset, cache, device)
     loader = _loader(dataset, task, config, device, shuffle=True)
-    output = prepare_output(config.output, _FILES, overwrite=config.overwrite)
-    checkpoint = output / CHECKPOINT
-
-    def save(epoch: int, record: Mapping[str, float]) -> None:
-        """Leaves the student of every finished epoch, whole or not at all."""
-        durable.write_text(output / CONFIG, json.dumps(dataclasses.asdict(config), indent=2) + "\n")
-        _describe(config, dataset).write(output)
-        with durable.replacing(checkpoint) as temporary:
-            torch.save({"epoch": epoch, "version": 2, **task.get_checkpoint_state()}, temporary)
-
-    with progress(
-        f"distilling {config.student}", config.train.epochs * loader.num_images, "images", enabled=show_progress
-    ) as advance:
+    output = ranks.on_rank_zero(
+        lambda: prepare_output(
+            config.output, _FILES, overwrite=config.overwrite, checkpoint=LAST if config.resume else None
+        )
+    )
+    checkpoints = Checkpoints(
+        output,
+        run_identity(config, dataset, cache),
+        resume=config.resume,
+        describe=lambda: _describe(config, dataset, output),
+    )
+    resumes = config.resume and checkpoints.last.exists()
+    shown = show_progress and ranks.rank() == 0
+    seen = None
+    if config.preflight and not resumes:
+        seen = preflight(
+            task,
+            loader,
+            task.teacher if cache is None else cache,
+            config.train,
+            card_top1=_card_top1(task, cache, dataset),
+        )
+        if shown:
+            print(seen, file=sys.stderr, flush=True)
+    total = config.train.epochs * loader.num_images * ranks.world_size()
+    logger = create_logger(config, output) if ranks.rank() == 0 else None
+    random_seed(config.train.seed, ranks.rank())  # what a student draws, such as dropout, differs from rank to rank
+    with progress(f"distilling {config.student}", total, "images", enabled=shown) as display:
         training = train(
             task,
             loader,
             config.train,
             teacher_source=cache,
             validation=None if validation is None else _loader(validation, task, config, device, shuffle=False),
-            logger=RunLogger(output),
-            advance=advance,
-            end_of_epoch=save,
+            logger=logger,
+            display=display,
+            checkpoints=checkpoints,
         )
-    return DistillReport(output, checkpoint, training)
+    if logger is not None:
+        logger.close()
+    return DistillReport(output, checkpoints.last, training, seen)
 
 
 def _recipe(config: DistillConfig, cache: CachedTeacher | None) -> ReplayRecipe:
@@ -104,7 +129,7 @@ def _validation_dataset(folder: str, training: ReplayedDataset) -> ReplayedDatas
 
 def _create_task(
     config: DistillConfig, dataset: ReplayedDataset, cache: CachedTeacher | None, device: torch.device
-) -> TrainingTask:
+) -> LogitDistillationTask:
     num_classes = len(dataset.class_names or ())
     if cache is not None and cache.num_classes != num_classes:
         raise ClassMismatchError(f"the cache has {cache.num_classes} classes, the data {num_classes}")
@@ -114,7 +139,10 @@ def _create_task(
             f"timm {timm.__version__} has no student {config.student!r}{nearest(config.student, timm.list_models())}"
         )
     torch.manual_seed(config.train.seed)  # just before the student, so that it starts alike with and without a teacher
-    student = timm.create_model(config.student, **_model_args(config, dataset))
+    try:
+        student = timm.create_model(config.student, **_model_args(config, dataset))
+    except TypeError as error:
+        raise ConfigError(f"the student {config.student!r} does not take these student_options: {error}") from error
     return LogitDistillationTask(
         student,
         teacher,
@@ -127,14 +155,29 @@ def _create_task(
 
 def _model_args(config: DistillConfig, dataset: ReplayedDataset) -> dict[str, Any]:
     """What timm.create_model is given for the student."""
-    return {"num_classes": len(dataset.class_names or ()), **_image_size(config.student, dataset)}
+    return {
+        "num_classes": len(dataset.class_names or ()),
+        **_image_size(config.student, dataset),
+        **config.student_options,
+    }
 
 
-def _describe(config: DistillConfig, dataset: ReplayedDataset) -> Student:
-    """What `kdkit evaluate` and `export` need beside the weights."""
+def _describe(config: DistillConfig, dataset: ReplayedDataset, output: Path) -> None:
+    """Leaves the configuration, and what `kdkit evaluate` and `export` need beside the weights."""
+    write_config(config, output)
     shown = ReplayRecipe.evaluation(dataset.recipe.size)
     names = None if dataset.class_names is None else tuple(dataset.class_names)
-    return Student(config.student, _model_args(config, dataset), shown.size, shown.crop_pct, shown.interpolation, names)
+    model_args = _model_args(config, dataset)
+    Student(config.student, model_args, shown.size, shown.crop_pct, shown.interpolation, names).write(output)
+
+
+def _card_top1(task: LogitDistillationTask, cache: CachedTeacher | None, dataset: ReplayedDataset) -> float | None:
+    """What the teacher's card cites, if it has one for so many classes, percent."""
+    name = task.teacher.name if cache is None and task.teacher is not None else None
+    if cache is not None:
+        name = cache.metadata.teacher.get("name")
+    cards = [card for card in list_cards() if card.name == name and card.num_classes == len(dataset.class_names or ())]
+    return max((top1.percent for card in cards for top1 in card.published_top1), default=None)
 
 
 def _image_size(student: str, dataset: ReplayedDataset) -> dict[str, int]:
@@ -146,13 +189,16 @@ def _image_size(student: str, dataset: ReplayedDataset) -> dict[str, int]:
 def _loader(
     dataset: ReplayedDataset, task: TrainingTask, config: DistillConfig, device: torch.device, *, shuffle: bool
 ) -> ReplayLoader:
+    drop_last = shuffle and len(dataset) // ranks.world_size() > config.train.batch_size
     sampler = EpochSampler(
         range(len(dataset)),
         config.train.batch_size,
         num_views=dataset.recipe.num_views,
         shuffle=shuffle,
         seed=config.train.seed,
-        drop_last=shuffle and len(dataset) > config.train.batch_size,  # one image is no batch for a batch norm
+        drop_last=drop_last,  # one image is no batch for a batch norm
+        rank=ranks.rank(),
+        world_size=ranks.world_size(),
     )
     student: Any = unwrap_model(task.trainable_module)
     return ReplayLoader(

@@ -1,17 +1,39 @@
-"""Metrics on disk: metrics.jsonl holds every record, summary.csv one row an epoch."""
+"""Metrics on disk: metrics.jsonl holds every record, summary.csv one row an epoch; others may listen."""
 
 from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
+
+from kdkit.errors import CheckpointError
 
 Record = Mapping[str, Any]
 
-FILES = ("metrics.jsonl", "summary.csv")
+METRICS, SUMMARY = "metrics.jsonl", "summary.csv"
+FILES = (METRICS, SUMMARY)
 """What a logger writes."""
+EPOCH, STEP = "epoch", "step"
+"""The two kinds of records, in their field `kind`."""
+
+
+class Listener(Protocol):
+    """Something else that takes metrics, such as TensorBoard."""
+
+    def log(self, record: Record, step: int) -> None:
+        """Takes one record; `step` counts batches over the whole run."""
+        ...
+
+    def rewind(self, step: int) -> None:
+        """Steps from this one on are done again."""
+        ...
+
+    def close(self) -> None:
+        """No more will come."""
+        ...
 
 
 class RunLogger:
@@ -20,37 +42,88 @@ class RunLogger:
     Args:
         folder: made if it does not exist.
         context: fields that every record gets, such as which of several runs it is about.
+        listeners: who else is told.
     """
 
-    def __init__(self, folder: str | Path, context: Record | None = None) -> None:
+    def __init__(self, folder: str | Path, context: Record | None = None, listeners: Sequence[Listener] = ()) -> None:
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         self._context = dict(context or {})
+        self._listeners = tuple(listeners)
+        self._next_step = 0
 
     def with_context(self, **fields: Any) -> RunLogger:
         """Another logger of the same folder whose records get `fields` as well."""
-        return RunLogger(self.folder, {**self._context, **fields})
+        return RunLogger(self.folder, {**self._context, **fields}, self._listeners)
 
-    def log(self, record: Record) -> None:
-        """Appends one record to metrics.jsonl."""
-        with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps({**self._context, **record}) + "\n")
+    def log_steps(self, records: Sequence[Record]) -> None:
+        """Appends the records of some steps to metrics.jsonl."""
+        self._append([{"kind": STEP, **self._context, **record} for record in records])
+        for record in records:
+            self._next_step = int(record["step"]) + 1
+            for listener in self._listeners:
+                listener.log(record, int(record["step"]))
 
-    def log_epoch(self, record: Record) -> None:
-        """Appends one record to both files; a field that summary.csv has no column for yet gets one."""
-        self.log(record)
-        row = {name: str(value) for name, value in {**self._context, **record}.items()}
-        path = self.folder / "summary.csv"
+    def log_epoch(self, record: Record, *, step: int = 0) -> None:
+        """Appends one record to both files; a field that summary.csv has no column for yet gets one.
+
+        Args:
+            record: what is known of the epoch.
+            step: number of the last step, for the listeners.
+        """
+        full = {**self._context, **record}
+        self._append([{"kind": EPOCH, **full}])
+        path = self.folder / SUMMARY
         rows = _read_rows(path)
-        columns = list(dict.fromkeys([*(rows[0] if rows else ()), *row]))
+        columns = list(dict.fromkeys([*(rows[0] if rows else ()), *full]))
         if rows and columns == list(rows[0]):
             with open(path, "a", newline="", encoding="utf-8") as file:
-                csv.DictWriter(file, columns).writerow(row)
-            return
-        with open(path, "w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, columns, restval="")
-            writer.writeheader()
-            writer.writerows([*rows, row])
+                csv.DictWriter(file, columns).writerow(full)
+        else:
+            _write_rows(path, [*rows, full])
+        for listener in self._listeners:
+            listener.log({f"epoch/{name}": value for name, value in record.items()}, step)
+
+    def position(self) -> dict[str, int]:
+        """Where the files end; what is before that is on the disk."""
+        path = self.folder / METRICS
+        with open(path, "ab") as file:
+            os.fsync(file.fileno())
+            return {"bytes": file.tell(), "step": self._next_step}
+
+    def rewind(self, position: Mapping[str, int]) -> None:
+        """Cuts the files back to a position, so that steps which are done again are not logged twice.
+
+        Raises:
+            CheckpointError: metrics.jsonl is shorter than it was.
+        """
+        path = self.folder / METRICS
+        size = path.stat().st_size if path.exists() else 0
+        if size < position["bytes"]:
+            raise CheckpointError(
+                f"{str(path)!r} has {size} bytes, but had {position['bytes']} when the checkpoint was written: "
+                "put it back, or start another run"
+            )
+        os.truncate(path, position["bytes"])
+        self._next_step = position["step"]
+        for listener in self._listeners:
+            listener.rewind(position["step"])
+        with open(path, encoding="utf-8") as file:
+            records = [json.loads(line) for line in file]
+        epochs = [record for record in records if record.pop("kind") == EPOCH]
+        if epochs:
+            _write_rows(self.folder / SUMMARY, epochs)
+        else:
+            (self.folder / SUMMARY).unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Tells the listeners that no more will come."""
+        for listener in self._listeners:
+            listener.close()
+
+    def _append(self, records: Sequence[Record]) -> None:
+        with open(self.folder / METRICS, "a", encoding="utf-8") as file:
+            file.write("".join(json.dumps(record) + "\n" for record in records))
 
 
 def _read_rows(path: Path) -> list[dict[str, str]]:
@@ -58,3 +131,11 @@ def _read_rows(path: Path) -> list[dict[str, str]]:
         return []
     with open(path, newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
+
+
+def _write_rows(path: Path, rows: Sequence[Record]) -> None:
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns, restval="")
+        writer.writeheader()
+        writer.writerows(rows)

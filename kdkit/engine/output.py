@@ -14,13 +14,17 @@ class OutputError(KdkitError, OSError):
     """An output folder that cannot be made or written."""
 
 
-def prepare_output(folder: str | Path, files: Collection[str], *, overwrite: bool) -> Path:
+def prepare_output(
+    folder: str | Path, files: Collection[str], *, overwrite: bool, checkpoint: str | None = None
+) -> Path:
     """Makes a folder for the output, before any work is done.
 
     Args:
         folder: where it will be.
         files: names of the files that the caller writes there; nothing else is ever removed.
         overwrite: whether such files of an earlier run are removed.
+        checkpoint: the file that a run which is gone on with has left; where it is missing, that run has come to
+            nothing yet, and its other files are removed. None where nothing is gone on with.
 
     Raises:
         OutputExistsError: it holds something, and `overwrite` is False or not all of it is the caller's.
@@ -30,11 +34,16 @@ def prepare_output(folder: str | Path, files: Collection[str], *, overwrite: boo
     try:
         if folder.exists() and not folder.is_dir():
             raise OutputExistsError(f"the output {str(folder)!r} is a file: choose a folder")
+        for name in files:
+            durable.remove_leftovers(folder, name)
         found = sorted(place.name for place in folder.iterdir()) if folder.exists() else []
-        if found and not overwrite:
+        if checkpoint is not None and checkpoint in found:
+            durable.probe(folder)
+            return folder
+        if found and not overwrite and checkpoint is None:
             raise OutputExistsError(
-                f"the output folder {str(folder)!r} is not empty: pass --overwrite true to replace what an earlier run "
-                "left there, or choose another"
+                f"the output folder {str(folder)!r} is not empty: pass --resume true to go on with the run there, "
+                "--overwrite true to replace what it left, or choose another folder"
             )
         if foreign := [name for name in found if name not in files]:
             raise OutputExistsError(

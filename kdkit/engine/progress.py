@@ -4,17 +4,36 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
 
 _SECONDS_BETWEEN_LINES = 10.0
+_SHOWN = ("loss", "task_loss", "kd_loss", "agreement_top1", "teacher_top1")
 
 Advance = Callable[[int], None]
 
 
+class Display:
+    """How far a piece of work is; called with the number of units done since the last call. This one shows nothing."""
+
+    def __call__(self, count: int) -> None:
+        """Counts `count` more units as done."""
+
+    def skip(self, count: int) -> None:
+        """Counts units that an earlier run has done, and that say nothing about speed."""
+
+    def show(self, values: Mapping[str, float]) -> None:
+        """Shows the latest terms beside the progress."""
+
+    def say(self, text: str) -> None:
+        """Prints one line that stays."""
+
+
 @contextmanager
-def progress(description: str, total: int, unit: str, *, enabled: bool = True) -> Iterator[Advance]:
-    """Yields a function to call with the number of units done since its last call.
+def progress(description: str, total: int, unit: str, *, enabled: bool = True) -> Iterator[Display]:
+    """Yields a display to call with the number of units done since its last call.
 
     Args:
         description: what is going on.
@@ -23,16 +42,27 @@ def progress(description: str, total: int, unit: str, *, enabled: bool = True) -
         enabled: False shows nothing.
     """
     if not enabled:
-        yield lambda count: None
+        yield Display()
     elif sys.stderr.isatty():
-        with _bar(description, total, unit) as advance:
-            yield advance
+        with _bar(description, total, unit) as display:
+            yield display
     else:
-        yield _lines(description, total, unit)
+        yield _Lines(description, total, unit)
+
+
+def format_terms(values: Mapping[str, float]) -> str:
+    """The terms worth a look, short: "loss 1.234, kd loss 0.567, agreement 81 %"."""
+    return ", ".join(_format_term(name, values[name]) for name in _SHOWN if name in values)
+
+
+def _format_term(name: str, value: float) -> str:
+    if name.endswith("_top1"):
+        return f"{name.removesuffix('_top1')} {value:.0f} %"
+    return f"{name.replace('_', ' ')} {value:.4g}"
 
 
 @contextmanager
-def _bar(description: str, total: int, unit: str) -> Iterator[Advance]:
+def _bar(description: str, total: int, unit: str) -> Iterator[Display]:
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -55,23 +85,58 @@ def _bar(description: str, total: int, unit: str) -> Iterator[Advance]:
         MofNCompleteColumn(),
         Speed(),
         TimeRemainingColumn(),
+        TextColumn("{task.fields[terms]}"),
     )
-    with Progress(*columns, console=Console(stderr=True)) as display:
-        task = display.add_task(description, total=total)
-        yield lambda count: display.advance(task, count)
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        yield _Bar(bar, bar.add_task(description, total=total, terms=""))
 
 
-def _lines(description: str, total: int, unit: str) -> Advance:
-    begun = shown = time.monotonic()
-    done = 0
+class _Bar(Display):
+    """rich's bar."""
 
-    def advance(count: int) -> None:
-        nonlocal done, shown
-        done += count
+    def __init__(self, bar: Any, task: Any) -> None:
+        self._bar, self._task = bar, task
+
+    def __call__(self, count: int) -> None:
+        self._bar.advance(self._task, count)
+
+    def skip(self, count: int) -> None:
+        self._bar.reset(self._task, completed=count)
+
+    def show(self, values: Mapping[str, float]) -> None:
+        self._bar.update(self._task, terms=format_terms(values))
+
+    def say(self, text: str) -> None:
+        self._bar.console.print(text, highlight=False, markup=False)
+
+
+class _Lines(Display):
+    """Lines for a file, one every ten seconds."""
+
+    def __init__(self, description: str, total: int, unit: str) -> None:
+        self._description, self._total, self._unit = description, total, unit
+        self._done = self._skipped = 0
+        self._begun = self._shown = time.monotonic()
+        self._terms = ""
+
+    def __call__(self, count: int) -> None:
+        self._done += count
         now = time.monotonic()
-        if done >= total or now - shown > _SECONDS_BETWEEN_LINES:
-            shown = now
-            rate = done / max(now - begun, 1e-9)
-            print(f"{description}: {done:,} of {total:,} {unit}, {rate:,.0f} {unit}/s", file=sys.stderr, flush=True)
+        if self._done >= self._total or now - self._shown > _SECONDS_BETWEEN_LINES:
+            self._shown = now
+            rate = (self._done - self._skipped) / max(now - self._begun, 1e-9)
+            left = timedelta(seconds=round(max(0, self._total - self._done) / max(rate, 1e-9)))
+            self.say(
+                f"{self._description}: {self._done:,} of {self._total:,} {self._unit}, {rate:,.0f} {self._unit}/s, "
+                f"{left} left{self._terms}"
+            )
 
-    return advance
+    def skip(self, count: int) -> None:
+        self._done += count
+        self._skipped += count
+
+    def show(self, values: Mapping[str, float]) -> None:
+        self._terms = f", {format_terms(values)}"
+
+    def say(self, text: str) -> None:
+        print(text, file=sys.stderr, flush=True)

@@ -2,18 +2,68 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any, TypeVar, cast
 
+import torch
 import torch.distributed as dist
+from torch import Tensor, nn
 
 from kdkit.errors import KdkitError
 
 Result = TypeVar("Result")
 
+_ENVIRONMENT = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # what torchrun sets
+_LOST = ("gloo", "nccl", "connection closed", "connection reset", "processgroup", "timed out", "heartbeat")
+
 
 class OtherRankError(KdkitError, RuntimeError):
     """Another rank failed; its message is repeated."""
+
+
+@contextmanager
+def joined(device: str, *, timeout: timedelta = timedelta(minutes=30)) -> Iterator[None]:
+    """Joins the processes that torchrun started, and leaves them at the end; nothing where there is only this one.
+
+    Args:
+        device: of the run, e.g. cuda; its kind decides on nccl or gloo.
+        timeout: after which a rank that waits for another gives up.
+
+    Raises:
+        OtherRankError: another rank died or stopped answering.
+    """
+    if dist.is_initialized() or not all(name in os.environ for name in _ENVIRONMENT):
+        yield
+        return
+    is_cuda = torch.device(device).type == "cuda"
+    if is_cuda:
+        torch.cuda.set_device(local_device(device))
+    dist.init_process_group("cpu:gloo,cuda:nccl" if is_cuda else "gloo", timeout=timeout)
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error, KdkitError) or not any(word in str(error).lower() for word in _LOST):
+            raise
+        reason = str(error).splitlines()[0].split(". ")[0]
+        raise OtherRankError(
+            f"rank {rank()} lost another one ({reason}): see its message above, and start the run again, which then "
+            "goes on"
+        ) from error
+    finally:
+        dist.destroy_process_group()
+
+
+def local_device(name: str) -> str:
+    """The device of this process: `name`, and for cuda without an index, the one of its local rank."""
+    return f"cuda:{os.environ['LOCAL_RANK']}" if name == "cuda" and "LOCAL_RANK" in os.environ else name
+
+
+def restarted() -> bool:
+    """Whether torchrun has started this process again after a failure."""
+    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") not in ("", "0")
 
 
 def rank() -> int:
@@ -39,8 +89,7 @@ def together(function: Callable[[], None]) -> None:
         function()
     except BaseException as caught:
         error = caught
-    messages: list[str | None] = [None] * world_size()
-    dist.all_gather_object(messages, None if error is None else f"{error}")
+    messages = gather(None if error is None else f"{error}")
     if error is not None:
         raise error
     for number, message in enumerate(messages):
@@ -70,6 +119,36 @@ def on_rank_zero(function: Callable[[], Result]) -> Result:
     if message[1] is not None:
         raise OtherRankError(f"rank 0 failed: {message[1]}")
     return cast(Result, message[0])
+
+
+def gather(value: Result) -> list[Result]:
+    """Every rank's value, in the order of ranks, on every rank."""
+    if world_size() == 1:
+        return [value]
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return cast(list[Result], values)
+
+
+def mean(values: Tensor) -> Tensor:
+    """The mean of a tensor over the ranks; on its device."""
+    if world_size() == 1:
+        return values
+    total = values.clone()
+    dist.all_reduce(total)
+    return total / world_size()
+
+
+def any_rank(flag: bool) -> bool:
+    """Whether the flag is set on some rank; the same answer on each."""
+    return any(gather(flag))
+
+
+def share_buffers(module: nn.Module) -> None:
+    """Gives every rank rank 0's buffers, such as the running statistics of batch norms."""
+    if world_size() > 1:
+        for buffer in module.buffers():
+            dist.broadcast(buffer, src=0)
 
 
 def _distributed() -> bool:

@@ -9,6 +9,7 @@ import torch
 
 from kdkit.config import ReplayRecipe, TeacherConfig
 from kdkit.data import FolderSource, ReplayedDataset
+from kdkit.engine import ranks
 from kdkit.errors import ConfigError
 from kdkit.signals import Normalization
 from kdkit.teachers import Teacher, TeacherCard, create_teacher, load_card
@@ -17,13 +18,13 @@ _CARD_SUFFIXES = (".yaml", ".yml")
 
 
 def resolve_device(name: str) -> torch.device:
-    """The device called `name`.
+    """The device called `name`; for cuda without an index, in a run of several ranks, that of this rank.
 
     Raises:
         ConfigError: there is no such device here.
     """
     try:
-        device = torch.device(name)
+        device = torch.device(ranks.local_device(name))
         torch.empty(1, device=device).tolist()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ConfigError(f"the device {name!r} cannot be used here ({str(error).splitlines()[0]}): try cpu") from error

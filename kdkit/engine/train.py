@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
+import dataclasses
+import math
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from timm.optim import create_optimizer_v2, list_optimizers
-from timm.scheduler import create_scheduler_v2
-from torch import Tensor
+from timm.utils import dispatch_clip_grad, unwrap_model
+from torch.nn.parallel import DistributedDataParallel
 
 from kdkit.config import TrainConfig
 from kdkit.data import ReplayLoader
+from kdkit.engine import ranks
+from kdkit.engine.checkpoint import Checkpoints, Position, RunState
 from kdkit.engine.evaluate import evaluate
 from kdkit.engine.logger import RunLogger
-from kdkit.engine.progress import Advance
-from kdkit.errors import ConfigError, KdkitError, UnknownNameError, nearest
-from kdkit.signals import TeacherSource
+from kdkit.engine.meter import Meter, Record, first_bad
+from kdkit.engine.optimize import create_optimizer, create_schedule
+from kdkit.engine.progress import Display, format_terms
+from kdkit.engine.stop import stop_request
+from kdkit.errors import ConfigError, KdkitError
+from kdkit.signals import Batch, TeacherSource
 from kdkit.tasks import TrainingTask
 from kdkit.teachers import Teacher
-
-EndOfEpoch = Callable[[int, dict[str, float]], None]
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,7 @@ class TrainReport:
     top1: float | None
     """Top-1 of the student on the validation loader after the last epoch, percent; None without such a loader."""
     train_seconds: float
-    """Wall time spent in training steps, evaluation excluded."""
+    """Wall time spent in training steps, evaluation excluded; of a run that was resumed, over all its parts."""
     images_per_second: float
     """Training images a second over that time."""
     epochs: list[dict[str, float]]
@@ -40,7 +43,7 @@ class TrainReport:
 
 
 class NonFiniteLossError(KdkitError, ArithmeticError):
-    """The loss became NaN or infinite; names epoch and terms."""
+    """The loss became NaN or infinite; names step and terms."""
 
 
 def train(
@@ -51,94 +54,204 @@ def train(
     teacher_source: TeacherSource | None = None,
     validation: ReplayLoader | None = None,
     logger: RunLogger | None = None,
-    advance: Advance = lambda count: None,
-    end_of_epoch: EndOfEpoch = lambda epoch, record: None,
+    display: Display | None = None,
+    checkpoints: Checkpoints | None = None,
 ) -> TrainReport:
     """Trains `task` for `config.epochs` epochs.
+
+    In a run of several ranks (torch.distributed is initialised) every rank calls this, with its share of the images.
 
     Args:
         task: what a step computes; its trainable module must be on the loader's device.
         loader: training batches, from an EpochSampler.
-        config: optimiser and schedule.
+        config: optimiser, schedule and loop.
         teacher_source: whose outputs are handed to the task, e.g. a cache; None where the task asks its own teacher or
             needs none.
         validation: batches to evaluate the student on after each epoch.
-        logger: where the terms of every epoch go.
-        advance: called with the number of images of each step.
-        end_of_epoch: called with the epoch and its record, e.g. to save a checkpoint.
+        logger: where the terms of every step and epoch go; rank 0's.
+        display: who is shown how far the run is.
+        checkpoints: where checkpoints go, and what to go on from. With it, SIGTERM and SIGINT end the run after a step
+            with a checkpoint: SystemExit(143), KeyboardInterrupt.
 
     Raises:
-        NonFiniteLossError: the loss is NaN or infinite at the end of an epoch.
+        NonFiniteLossError: the loss is NaN or infinite; names the step and its terms. Checkpoints are older than it.
+        ConfigError, UnknownNameError: a setting that cannot work; before the first step.
+        CheckpointError: the checkpoint cannot be read, or is another run's.
     """
-    if config.opt not in list_optimizers():
-        raise UnknownNameError(f"timm has no optimiser {config.opt!r}{nearest(config.opt, list_optimizers())}")
-    if len(loader) == 0:
+    num_batches, world_size = len(loader), ranks.world_size()
+    if num_batches == 0:
         raise ConfigError(f"there is no batch of {config.batch_size} images to train on: lower the batch size")
+    display = display or Display()
     if isinstance(teacher_source, Teacher):  # as the task does with its own: the images are in the student's terms
         teacher_source = teacher_source.for_input(loader.normalization)
-    optimizer = create_optimizer_v2(task.trainable_module, config.opt, lr=config.lr, weight_decay=config.weight_decay)
-    scheduler, _ = create_scheduler_v2(
-        optimizer,
-        sched="cosine",
-        num_epochs=config.epochs,
-        warmup_epochs=config.warmup_epochs,
-        warmup_lr=config.lr / 100,
-        min_lr=0.0,
-        step_on_epochs=False,
-        updates_per_epoch=len(loader),
-    )
-    records: list[dict[str, float]] = []
-    num_images, train_seconds, num_updates = 0, 0.0, 0
-    for epoch in range(config.epochs):
-        loader.set_epoch(epoch)
-        task.train()
-        terms = _MeanTerms()
-        begun = time.perf_counter()
-        for batch in loader:
-            teacher_output = () if teacher_source is None else (teacher_source(batch),)
-            result = task(batch.input, batch.target, *teacher_output)
-            optimizer.zero_grad()
-            result["loss"].backward()
-            optimizer.step()
-            num_updates += 1
-            if scheduler is not None:
-                scheduler.step_update(num_updates)
-            terms.add(result, len(batch.input))
-            advance(len(batch.input))
-        record = terms.mean()  # waits for the device, so that the time below is the time it took
-        seconds = time.perf_counter() - begun
-        _refuse_non_finite(epoch, record)
-        num_images += terms.num_images
-        train_seconds += seconds
-        record |= {"images_per_second": terms.num_images / seconds, "lr": optimizer.param_groups[0]["lr"]}
-        if validation is not None:
-            record |= {f"val_{name}": value for name, value in evaluate(task, validation).items()}
-        records.append(record)
+    optimizer = create_optimizer(unwrap_model(task.trainable_module), config)
+    updates_per_epoch = math.ceil(num_batches / config.accumulate)
+    scheduler = create_schedule(optimizer, config, updates_per_epoch)
+    amp = None if config.amp is None else getattr(torch, config.amp)
+    scaler = torch.amp.GradScaler(loader.device.type, enabled=amp == torch.float16)
+    distill_weight = _DistillWeight(task, config.distill_warmup_epochs * updates_per_epoch)
+    _prepare(task, config, loader.device)
+    state = RunState(task, optimizer, scheduler, scaler, loader.device)
+    if checkpoints is not None and checkpoints.restore(state):
+        display.skip((state.position.epoch * num_batches + state.position.batch) * config.batch_size * world_size)
         if logger is not None:
-            logger.log_epoch({"epoch": epoch, **record})
-        end_of_epoch(epoch, record)
-    return TrainReport(records[-1].get("val_top1"), train_seconds, num_images / train_seconds, records)
+            logger.rewind(state.log)
+
+    def save(**how: Any) -> None:
+        if checkpoints is not None:
+            state.log = {} if logger is None else logger.position()
+            checkpoints.save(state, **how)
+
+    def look(meter: Meter) -> None:
+        """Brings over what the steps said, logs it, and refuses a loss that is not finite."""
+        records = meter.flush()
+        bad = first_bad(records)
+        good = records[:bad]
+        if logger is not None:
+            logger.log_steps(good)
+        if good:
+            display.show(good[-1])
+        if bad is not None:
+            raise NonFiniteLossError(_complaint(records[bad], checkpoints))
+
+    with stop_request(enabled=checkpoints is not None) as stop:
+        for epoch in range(state.position.epoch, config.epochs):
+            loader.set_epoch(epoch, state.position.batch)
+            task.train()
+            meter = Meter(state.sums)
+            for number, batch in enumerate(loader, start=state.position.batch):
+                first_of_group = number - number % config.accumulate
+                group = min(config.accumulate, num_batches - first_of_group)
+                is_update = number == first_of_group + group - 1
+                distill_weight.set(state.position.update)
+                batch = _laid_out(batch, config)
+                with nullcontext() if is_update else task.no_sync():
+                    said = () if teacher_source is None else (teacher_source(batch),)
+                    with torch.autocast(loader.device.type, dtype=amp, enabled=amp is not None):
+                        result = task(batch.input, batch.target, *said)
+                    scaler.scale(result["loss"] / group).backward()
+                at = {"epoch": epoch, "step": epoch * num_batches + number, "lr": _learning_rate(optimizer)}
+                meter.add(result, len(batch.input), at)
+                display(len(batch.input) * world_size)
+                if not is_update:
+                    continue
+
+                if config.clip_grad is not None:
+                    scaler.unscale_(optimizer)
+                    parameters = task.get_clip_parameters(exclude_head=config.clip_mode == "agc")
+                    dispatch_clip_grad(parameters, config.clip_grad, mode=config.clip_mode)
+                scaler.step(optimizer)
+                scaler.update()
+                optimizer.zero_grad()
+                state.position = Position(epoch, number + 1, state.position.update + 1)
+                task.update_ema(step=state.position.update)
+                if scheduler is not None:
+                    scheduler.step_update(state.position.update)
+
+                is_due = len(meter) >= config.log_every or number == num_batches - 1
+                stopping = stop.requested if world_size == 1 else is_due and ranks.any_rank(stop.requested)
+                saving = stopping or (config.checkpoint_every and state.position.update % config.checkpoint_every == 0)
+                if is_due or saving:
+                    look(meter)
+                if saving:
+                    state.sums = meter.sums
+                    save()
+                    meter.restart_clock()
+                if stopping:
+                    stop.leave()
+
+            record = meter.mean() | {"lr": _learning_rate(optimizer)}
+            if validation is not None:
+                record |= _validate(task, validation, amp)
+            metric = record.get("val_ema_top1", record.get("val_top1"))
+            if scheduler is not None:
+                scheduler.step(epoch + 1, metric)
+            if logger is not None:
+                logger.log_epoch({"epoch": epoch, **record}, step=(epoch + 1) * num_batches - 1)
+            display.say(_summary(epoch, config.epochs, record))
+            state.records.append(record)
+            is_best = metric is not None and (state.best is None or metric > state.best)
+            state.best = metric if is_best else state.best
+            state.position, state.sums = Position(epoch + 1, 0, state.position.update), {}
+            save(is_best=is_best, metric=metric)
+            if ranks.any_rank(stop.requested):
+                stop.leave()
+    distill_weight.restore()
+    return _report(state.records)
 
 
-class _MeanTerms:
-    """Means of a task's scalars over an epoch, summed on their device so that no step waits for it."""
-
-    def __init__(self) -> None:
-        self.num_images = 0
-        self._sums: dict[str, Tensor] = {}
-
-    def add(self, result: dict[str, Tensor], num_images: int) -> None:
-        self.num_images += num_images
-        for name, value in result.items():
-            if name != "output":
-                term = value.detach().double() * num_images
-                self._sums[name] = self._sums[name] + term if name in self._sums else term
-
-    def mean(self) -> dict[str, float]:
-        return {name: float(total) / self.num_images for name, total in self._sums.items()}
+def _prepare(task: TrainingTask, config: TrainConfig, device: torch.device) -> None:
+    """Memory format, moving average, compilation and DistributedDataParallel, in the order that they need."""
+    if config.channels_last:
+        task.to(memory_format=torch.channels_last)
+    if config.ema_decay is not None and not task.has_ema():
+        task.setup_ema(decay=config.ema_decay, use_warmup=config.ema_warmup)
+    if config.compile:
+        task.compile()
+        task.compile_ema()
+    if ranks.world_size() > 1 and not isinstance(task.trainable_module, DistributedDataParallel):
+        task.prepare_distributed(device_ids=[device.index] if device.type == "cuda" else None)
 
 
-def _refuse_non_finite(epoch: int, record: dict[str, Any]) -> None:
-    if not torch.tensor(record["loss"]).isfinite():
-        terms = ", ".join(f"{name} {value:g}" for name, value in record.items())
-        raise NonFiniteLossError(f"the loss is not finite in epoch {epoch} ({terms}): lower the learning rate")
+def _laid_out(batch: Batch, config: TrainConfig) -> Batch:
+    if not config.channels_last:
+        return batch
+    return dataclasses.replace(batch, input=batch.input.contiguous(memory_format=torch.channels_last))
+
+
+class _DistillWeight:
+    """The weight of the distillation loss, rising linearly from 0 over the first updates."""
+
+    def __init__(self, task: TrainingTask, warmup_updates: int) -> None:
+        self._task: Any = task
+        self._updates = warmup_updates
+        if warmup_updates and not hasattr(task, "distill_loss_weight"):
+            raise ConfigError(f"{type(task).__name__} has no distill_loss_weight to warm up: leave the warm-up out")
+        self._full = getattr(task, "distill_loss_weight", 1.0)
+
+    def set(self, update: int) -> None:
+        """Sets the task's weight for the update with this number, counted from 0."""
+        if update <= self._updates and self._updates:
+            self._task.distill_loss_weight = self._full * update / self._updates
+
+    def restore(self) -> None:
+        """Leaves the task as it was."""
+        if self._updates:
+            self._task.distill_loss_weight = self._full
+
+
+def _learning_rate(optimizer: torch.optim.Optimizer) -> float:
+    """That of the layers which learn fastest."""
+    return max(float(group["lr"]) for group in optimizer.param_groups)
+
+
+def _validate(task: TrainingTask, loader: ReplayLoader, amp: torch.dtype | None) -> Record:
+    record = {f"val_{name}": value for name, value in evaluate(task, loader, amp=amp).items()}
+    if task.has_ema():
+        record |= {f"val_ema_{name}": value for name, value in evaluate(task, loader, ema=True, amp=amp).items()}
+    return record
+
+
+def _summary(epoch: int, epochs: int, record: Record) -> str:
+    """One epoch as one line."""
+    names = {"val_top1": "top-1", "val_ema_top1": "EMA top-1"}
+    validated = "".join(f", {text} {record[name]:.2f} %" for name, text in names.items() if name in record)
+    speed = record["images_per_second"]
+    return f"epoch {epoch + 1} of {epochs}: {format_terms(record)}{validated}, {speed:,.0f} images/s"
+
+
+def _complaint(record: Record, checkpoints: Checkpoints | None) -> str:
+    terms = ", ".join(f"{name} {value:g}" for name, value in record.items() if name not in ("epoch", "step"))
+    kept = (
+        f"; {str(checkpoints.last)!r} is from before" if checkpoints is not None and checkpoints.last.exists() else ""
+    )
+    return (
+        f"the loss is not finite at step {record['step']:g}, in epoch {record['epoch']:g} ({terms}): lower the "
+        f"learning rate, or clip the gradients{kept}"
+    )
+
+
+def _report(records: list[Record]) -> TrainReport:
+    seconds = sum(record["seconds"] for record in records)
+    num_images = sum(record["images"] for record in records)
+    return TrainReport(records[-1].get("val_top1"), seconds, num_images / seconds, records)

@@ -88,10 +88,14 @@ def test_build_info_verify_distill_in_turn(folder: Path, capsys: pytest.CaptureF
         rows = list(csv.DictReader(file))
     assert [row["epoch"] for row in rows] == ["0", "1"]
     metrics = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert [float(row["kd_loss"]) for row in rows] == [record["kd_loss"] for record in metrics]
+    epochs = [record for record in metrics if record["kind"] == "epoch"]
+    steps = [record for record in metrics if record["kind"] == "step"]
+    assert [float(row["kd_loss"]) for row in rows] == [record["kd_loss"] for record in epochs]
+    assert [record["step"] for record in steps] == list(range(8))
     for record in metrics:
-        assert record["loss"] == pytest.approx(record["task_loss"] + record["kd_loss"])
-        assert {"val_top1", "images_per_second", "lr"} <= set(record)
+        assert record["loss"] == pytest.approx(record["weighted_task_loss"] + record["weighted_kd_loss"])
+        assert {"agreement_top1", "teacher_top1", "images_per_second", "lr"} <= set(record)
+    assert all({"val_top1", "val_loss"} <= set(record) for record in epochs)
 
 
 def test_estimate_is_within_3_percent_of_what_is_built(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,8 +14,20 @@ from kdkit.config import ReplayRecipe, TrainConfig
 from kdkit.engine.evaluate import evaluate
 from kdkit.engine.logger import RunLogger
 from kdkit.engine.output import prepare_output
+from kdkit.engine.progress import Display
 from kdkit.engine.train import NonFiniteLossError, train
 from kdkit.errors import ConfigError, OutputExistsError, UnknownNameError
+
+
+class Count(Display):
+    """Counts what it is shown."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __call__(self, count: int) -> None:
+        self.count += count
+
 
 SMALL = TrainConfig(epochs=3, lr=2e-3, opt="adamw")
 
@@ -24,11 +36,11 @@ def test_training_lowers_the_loss_and_reports_what_it_did() -> None:
     dataset = digits_dataset(200, ReplayRecipe(size=32, scale=(0.8, 1.0), hflip=0.0))
     task = ClassificationTask(tiny_model("test_efficientnet"))
     loader = loader_for(dataset, task.trainable_module)
-    seen: list[int] = []
-    report = train(task, loader, SMALL, validation=loader, advance=seen.append)
+    display = Count()
+    report = train(task, loader, SMALL, validation=loader, display=display)
     losses = [record["loss"] for record in report.epochs]
     assert losses[2] < 0.8 * losses[0]
-    assert sum(seen) == 3 * 200
+    assert display.count == 3 * 200
     assert report.top1 == report.epochs[-1]["val_top1"] > 30
     assert report.images_per_second == pytest.approx(600 / report.train_seconds)
     assert report.epochs[-1]["lr"] == pytest.approx(0.0, abs=1e-9)

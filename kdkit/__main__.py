@@ -1,0 +1,7 @@
+"""python -m kdkit: the command line."""
+
+import sys
+
+from kdkit.cli import main
+
+sys.exit(main())

@@ -1,0 +1,221 @@
+"""Checkpoints: all of a run's state in one file, in timm's layout, so that a stopped run goes on bit for bit.
+
+`state_dict`, `state_dict_ema`, `optimizer`, `amp_scaler`, `epoch`, `version` and `task_state` lie where timm's
+CheckpointSaver puts them, so timm loads the file as its own; what timm has no place for is under `kdkit`. The file
+holds tensors and plain values alone and is read with weights_only=True.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.scheduler.scheduler import Scheduler
+from torch.optim import Optimizer
+
+from kdkit.cache import durable
+from kdkit.cache.mismatch import differences
+from kdkit.engine import ranks
+from kdkit.engine.rng import rng_state, set_rng_state
+from kdkit.errors import CheckpointError, ConfigError
+from kdkit.tasks import TrainingTask
+
+LAST, BEST = "last.pth.tar", "model_best.pth.tar"
+"""Names of the newest checkpoint and of that with the best metric, as timm calls them."""
+
+
+@dataclass
+class Position:
+    """How far a run has come."""
+
+    epoch: int = 0
+    """Epoch under way, counted from 0."""
+    batch: int = 0
+    """Batches of it that are done; always whole updates."""
+    update: int = 0
+    """Updates of the weights that are done, over all epochs."""
+
+
+@dataclass
+class RunState:
+    """Everything that a step depends on, and what the run has said so far."""
+
+    task: TrainingTask
+    optimizer: Optimizer
+    scheduler: Scheduler | None
+    scaler: torch.amp.GradScaler
+    device: torch.device
+    position: Position = field(default_factory=Position)
+    sums: dict[str, float] = field(default_factory=dict)
+    """The meter's sums over the epoch under way."""
+    records: list[dict[str, float]] = field(default_factory=list)
+    """Records of the epochs that are done."""
+    best: float | None = None
+    """Best metric so far."""
+    log: dict[str, Any] = field(default_factory=dict)
+    """The logger's position."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """What a checkpoint holds. A collective call: each rank adds its random generators."""
+        random = ranks.gather(rng_state(self.device))
+        position = self.position
+        state = {
+            "epoch": position.epoch - 1,  # the last whole one: timm would go on with the next
+            "arch": type(self.task).__name__.lower(),
+            "version": 2,
+            "optimizer": self.optimizer.state_dict(),
+            "amp_scaler": self.scaler.state_dict(),
+            **self.task.get_checkpoint_state(),
+            **self.task.get_checkpoint_state(ema=True),
+        }
+        own = {
+            "position": vars(position).copy(),
+            "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
+            "random": random,
+            "sums": dict(self.sums),
+            "records": list(self.records),
+            "best": self.best,
+            "log": dict(self.log),
+        }
+        return {**state, "kdkit": own}
+
+    def load_dict(self, state: Mapping[str, Any]) -> None:
+        """Inverse of `to_dict`, on every rank."""
+        own = state["kdkit"]
+        self.task.load_checkpoint_state(state["state_dict"], state.get("task_state"))
+        if self.task.has_ema():
+            self.task.load_checkpoint_state(state["state_dict_ema"], state.get("task_state_ema"), ema=True)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["amp_scaler"])
+        if self.scheduler is not None:
+            self.scheduler.load_state_dict(own["scheduler"])
+        self.position = Position(**own["position"])
+        self.sums, self.records, self.best, self.log = own["sums"], own["records"], own["best"], own["log"]
+        set_rng_state(own["random"][ranks.rank()], self.device)
+
+
+class Checkpoints:
+    """The checkpoints of one run in one folder, each there whole or not at all.
+
+    Args:
+        folder: where they lie.
+        config: what the run is; a checkpoint of another one is refused.
+        resume: whether the newest one is gone on from.
+        describe: called on rank 0 before the first checkpoint, to leave beside it what tells what it is.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        config: Mapping[str, Any] | None = None,
+        *,
+        resume: bool = False,
+        describe: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.folder = Path(folder)
+        self._describe: Callable[[], None] | None = describe
+        self.config = dict(config or {}) | {"world_size": ranks.world_size()}
+        self.resume = resume
+
+    @property
+    def last(self) -> Path:
+        """The newest checkpoint."""
+        return self.folder / LAST
+
+    @property
+    def best(self) -> Path:
+        """The checkpoint with the best metric."""
+        return self.folder / BEST
+
+    def save(self, state: RunState, *, is_best: bool = False, metric: float | None = None) -> None:
+        """Writes the newest checkpoint, and the best one if it is that. A collective call.
+
+        Raises:
+            CheckpointError: a weight is NaN or infinite; the checkpoints stay as they are.
+        """
+        content = {**state.to_dict(), "metric": metric}
+        content["kdkit"]["config"] = self.config
+        ranks.on_rank_zero(lambda: self._write(content, is_best))
+
+    def _write(self, content: Mapping[str, Any], is_best: bool) -> None:
+        bad = [name for name, weight in content["state_dict"].items() if not torch.isfinite(weight).all()]
+        if bad:
+            raise CheckpointError(
+                f"the weight {bad[0]!r} is not finite: nothing was saved, {str(self.last)!r} stays as it was; "
+                "lower the learning rate, or clip the gradients"
+            )
+        if self._describe is not None:
+            self._describe()
+            self._describe = None
+        with durable.replacing(self.last) as temporary:
+            _save(content, temporary)
+            if is_best:  # before the newest: a run stopped in between goes on from the old one, and does both again
+                with durable.replacing(self.best) as best:
+                    _link_or_copy(temporary, best)
+
+    def restore(self, state: RunState) -> bool:
+        """Puts `state` where the newest checkpoint left it; False if the run starts.
+
+        Raises:
+            ConfigError: that checkpoint is of another configuration; names the field and both values.
+            CheckpointError: it cannot be read, or is none of kdkit's.
+        """
+        if not self.resume or not self.last.exists():
+            return False
+        content = load_checkpoint(self.last)
+        if "kdkit" not in content:
+            raise CheckpointError(f"{str(self.last)!r} is no checkpoint of a kdkit run: it holds {sorted(content)[:5]}")
+        refuse_other_config(content["kdkit"]["config"], self.config, self.last)
+        try:
+            state.load_dict(content)
+        except (KeyError, RuntimeError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            raise CheckpointError(f"{str(self.last)!r} does not fit this run ({reason}): start another one") from error
+        return True
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """What a checkpoint holds, on the CPU.
+
+    Raises:
+        CheckpointError: it cannot be read, or holds more than tensors and plain values.
+    """
+    try:
+        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises whatever the unpickler and the zip reader do
+        raise CheckpointError(f"{str(path)!r} cannot be read: {str(error).splitlines()[0]}") from error
+    return content
+
+
+def refuse_other_config(then: Mapping[str, Any], now: Mapping[str, Any], path: Path) -> None:
+    """Compares the configuration of a checkpoint with that of the run which is to go on from it.
+
+    Raises:
+        ConfigError: names the first field that differs, and both values.
+    """
+    for name, old, new in differences("", then, now):
+        raise ConfigError(
+            f"{str(path)!r} was made with {name.lstrip('.')} = {old!r}, this run has {new!r}: "
+            "resume with the same setting, or start another run in another folder"
+        )
+
+
+def _save(content: Mapping[str, Any], path: Path) -> None:
+    try:
+        with open(path, "xb") as file:  # so that a full disk is the file's OSError
+            torch.save(content, file)
+    except RuntimeError as error:
+        raise CheckpointError(f"no checkpoint could be written: {str(error).splitlines()[0]}") from error
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    with suppress(OSError):
+        os.link(source, target)
+        return
+    shutil.copyfile(source, target)

@@ -1,0 +1,69 @@
+"""timm's optimisers and schedules, made from a configuration."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from timm.optim import create_optimizer_v2, list_optimizers
+from timm.scheduler import create_scheduler_v2
+from timm.scheduler.scheduler import Scheduler
+from torch import nn
+from torch.optim import Optimizer
+
+from kdkit.config import TrainConfig
+from kdkit.errors import ConfigError, UnknownNameError, nearest
+
+SCHEDULES = ("cosine", "tanh", "step", "multistep", "poly", "wsd", "rsqrt", "constant", "plateau", "none")
+_UPDATES = "update"
+
+
+def create_optimizer(model: nn.Module, config: TrainConfig) -> Optimizer:
+    """timm's optimiser over the unwrapped `model`.
+
+    Raises:
+        UnknownNameError: timm has no optimiser of that name.
+        ConfigError: it does not take one of the options.
+    """
+    if config.opt not in list_optimizers():
+        raise UnknownNameError(f"timm has no optimiser {config.opt!r}{nearest(config.opt, list_optimizers())}")
+    try:
+        optimizer: Optimizer = create_optimizer_v2(
+            model,
+            config.opt,
+            lr=config.lr,
+            weight_decay=config.weight_decay,
+            layer_decay=config.layer_decay,
+            **config.opt_options,
+        )
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"the optimiser {config.opt!r} does not take these options: {error}") from error
+    return optimizer
+
+
+def create_schedule(optimizer: Optimizer, config: TrainConfig, updates_per_epoch: int) -> Scheduler | None:
+    """timm's schedule of the learning rate; None for the schedule `none`.
+
+    Raises:
+        UnknownNameError: timm has no schedule of that name.
+        ConfigError: it does not take one of the options, or is not over when the run is.
+    """
+    if config.sched not in SCHEDULES:
+        raise UnknownNameError(f"timm has no schedule {config.sched!r}{nearest(config.sched, SCHEDULES)}")
+    options: dict[str, Any] = {
+        "num_epochs": config.epochs,
+        "min_lr": config.min_lr,
+        "warmup_epochs": config.warmup_epochs,
+        "warmup_lr": config.lr / 100 if config.warmup_lr is None else config.warmup_lr,
+        "step_on_epochs": config.sched_unit != _UPDATES,
+        "updates_per_epoch": updates_per_epoch,
+    }
+    try:
+        schedule, num_epochs = create_scheduler_v2(optimizer, config.sched, **{**options, **config.sched_options})
+    except (TypeError, ValueError, AssertionError) as error:
+        raise ConfigError(f"the schedule {config.sched!r} does not take these options: {error}") from error
+    if schedule is not None and num_epochs > config.epochs:
+        raise ConfigError(
+            f"the schedule {config.sched!r} with its warm-up and cooldown takes {num_epochs} epochs, the run "
+            f"{config.epochs}: give epochs={num_epochs}, and num_epochs={config.epochs} in sched_options"
+        )
+    return schedule

@@ -1,0 +1,143 @@
+"""Run by test_fault_20_30: forks trainings, kills each at random moments, and goes on until one comes to its end.
+
+Prints a line a run: how it was ended. Ends with an error if metrics or weights differ from the undisturbed run's by one
+bit. A process of its own, since forking wants one without threads.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from sklearn.datasets import load_digits
+from support import tiny_model
+
+from kdkit.cli import main
+
+TIMINGS = ("seconds", "images_per_second")
+
+
+def prepare(folder: Path) -> None:
+    """96 digits as images, a teacher, and its cache."""
+    data = load_digits()
+    for index in range(96):
+        place = folder / "images" / str(data.target[index])
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray((data.images[index] * 15).astype(np.uint8)).save(place / f"{index:03d}.png")
+    save_file(tiny_model(seed=1).state_dict(), folder / "teacher.safetensors")
+    build = ["cache", "build", "--data", str(folder / "images"), "--output", str(folder / "t.h5")]
+    assert main([*build, *teacher(folder), *RECIPE, "--build.codec", "float32", "--build.num_workers", "0"]) == 0
+
+
+RECIPE = ["--recipe.size", "32", "--recipe.num_views", "2"]
+
+
+def teacher(folder: Path) -> list[str]:
+    return ["--teacher.model", "test_resnet", "--teacher.checkpoint", str(folder / "teacher.safetensors")]
+
+
+def distill(folder: Path, output: Path, way: str) -> list[str]:
+    """A run with everything that has a state: dropout, moving average, accumulation, both kinds of warm-up."""
+    return [
+        "distill", "--data", str(folder / "images"), "--validation", str(folder / "images"), "--output", str(output),
+        *(["--cache", str(folder / "t.h5")] if way == "cached" else [*teacher(folder), *RECIPE]),
+        "--student", "test_vit", "--student_options", "{drop_rate: 0.1, drop_path_rate: 0.1}",
+        "--train.epochs", "3", "--train.batch_size", "8", "--train.accumulate", "2", "--train.num_workers", "0",
+        "--train.ema_decay", "0.9", "--train.warmup_epochs", "1", "--train.distill_warmup_epochs", "2",
+        "--train.clip_grad", "1.0", "--train.log_every", "3", "--train.checkpoint_every", "2", "--resume", "true",
+    ]  # fmt: skip
+
+
+def start(arguments: list[str], ranks: int, log: Path) -> list[int]:
+    """Forks the ranks of one run."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    processes = []
+    for rank in range(ranks):
+        process = os.fork()
+        if process == 0:
+            output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+            os.dup2(output, 1)
+            os.dup2(output, 2)
+            if ranks > 1:
+                os.environ |= {"RANK": f"{rank}", "LOCAL_RANK": f"{rank}", "WORLD_SIZE": f"{ranks}"}
+                os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": f"{port}"}
+            os._exit(main(arguments))
+        processes.append(process)
+    return processes
+
+
+def wait(processes: list[int]) -> list[int]:
+    """The exit codes; negative for a signal's."""
+    return [os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) for process in processes]
+
+
+def result(output: Path) -> tuple[list[dict[str, Any]], dict[str, Any], str]:
+    """What a run has said and left, timings aside."""
+    records = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    summary = [line.split(",") for line in (output / "summary.csv").read_text().splitlines()]
+    timed = [summary[0].index(name) for name in TIMINGS]
+    rows = "\n".join(",".join(cell for i, cell in enumerate(row) if i not in timed) for row in summary)
+    kept = [{name: value for name, value in record.items() if name not in TIMINGS} for record in records]
+    return kept, torch.load(output / "last.pth.tar", weights_only=True), rows
+
+
+def assert_equal(mine: Path, plain: Path) -> None:
+    (records, checkpoint, rows), (expected, plain_checkpoint, plain_rows) = result(mine), result(plain)
+    assert records == expected
+    assert rows == plain_rows
+    for part in ("state_dict", "state_dict_ema"):
+        assert all(torch.equal(weight, plain_checkpoint[part][name]) for name, weight in checkpoint[part].items())
+    states = [content["optimizer"]["state"] for content in (checkpoint, plain_checkpoint)]
+    assert all(torch.equal(states[0][i]["exp_avg_sq"], states[1][i]["exp_avg_sq"]) for i in states[1])
+    assert sorted(path.name for path in mine.iterdir()) == sorted(path.name for path in plain.iterdir())
+
+
+def disturb(folder: Path, way: str, ranks: int, seed: int, duration: float) -> None:
+    """Ends a run up to four times, then lets it come to its end."""
+    draw = random.Random(seed)
+    output, log = folder / f"{way}-{ranks}-{seed}", folder / f"{way}-{ranks}-{seed}.log"
+    for attempt in range(5):
+        processes = start(distill(folder, output, way), ranks, log)
+        kind = draw.choice([signal.SIGKILL, signal.SIGTERM]) if attempt < 4 else None
+        if kind is not None:
+            time.sleep(draw.uniform(0.2, 0.8) * duration)
+            hit = processes if kind == signal.SIGTERM else [draw.choice(processes)]  # torchrun tells all of a SIGTERM
+            for process in hit:
+                os.kill(process, kind)
+        codes = wait(processes)
+        print(way, ranks, seed, kind.name if kind else "none", codes, flush=True)
+        if set(codes) == {0}:
+            break
+        allowed = {143, 0} if kind == signal.SIGTERM else {-9, 0, 1}
+        assert set(codes) <= allowed, log.read_text()[-3000:]
+    assert_equal(output, folder / f"{way}-{ranks}")
+
+
+def kill_trainings(folder: Path, seeds: int) -> None:
+    torch.set_num_threads(1)
+    prepare(folder)
+    for way in ("live", "cached"):
+        for ranks in (1, 2):
+            begun = time.monotonic()
+            plain, log = folder / f"{way}-{ranks}", folder / f"{way}-{ranks}.log"
+            assert set(wait(start(distill(folder, plain, way), ranks, log))) == {0}, log.read_text()[-3000:]
+            duration = time.monotonic() - begun
+            for seed in range(seeds):
+                disturb(folder, way, ranks, seed, duration)
+
+
+if __name__ == "__main__":
+    kill_trainings(Path(sys.argv[1]), int(sys.argv[2]))

@@ -1,0 +1,28 @@
+"""Faults 20 and 30: a training is ended at random moments, and what goes on from there is the same training."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+SEEDS = 2
+
+
+@pytest.mark.slow
+def test_fault_30_trainings_killed_at_random_moments_resume_and_equal_undisturbed_ones_bit_for_bit(
+    tmp_path: Path,
+) -> None:
+    """SIGKILL and SIGTERM; from a cache and from a live teacher; one rank and two."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE.parent), *sys.path]), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(HERE / "kill_trainings.py"), str(tmp_path), str(SEEDS)]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500)
+    assert run.returncode == 0, run.stderr[-3000:]
+    ends = [line for line in run.stdout.splitlines() if line.startswith(("live", "cached"))]
+    assert {tuple(line.split()[:2]) for line in ends} == {(way, n) for way in ("live", "cached") for n in ("1", "2")}
+    assert any("SIGKILL" in line and "-9" in line for line in ends), ends
+    assert any("SIGTERM" in line and "143" in line for line in ends), ends
