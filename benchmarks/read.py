@@ -28,8 +28,9 @@ import torch
 
 from kdkit.cache import open_cache
 from kdkit.cache.codecs import create_codec
-from kdkit.cache.format import DIGEST_NAME, KEYS_NAME, CacheMetadata, hashed_rows
+from kdkit.cache.format import DIGEST_NAME, KEYS_NAME, hashed_rows
 from kdkit.cache.keys import key_digests, keys_sha256, pack_keys
+from kdkit.cache.metadata import CacheMetadata
 from kdkit.cache.pack import pack
 from kdkit.cache.parts import Parts
 from kdkit.config import ReplayRecipe

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from kdkit import losses as losses
     from kdkit.cache import open_cache as open_cache
     from kdkit.engine.build import build_cache as build_cache
+    from kdkit.engine.extend import extend_cache as extend_cache
     from kdkit.signals import TeacherOutput as TeacherOutput
     from kdkit.tasks import ClassificationTask as ClassificationTask
     from kdkit.tasks import FeatureDistillationTask as FeatureDistillationTask
@@ -33,6 +34,7 @@ __all__ = [
     "__version__",
     "build_cache",
     "create_teacher",
+    "extend_cache",
     "losses",
     "open_cache",
 ]
@@ -50,6 +52,7 @@ __getattr__, __dir__ = lazy_exports(
         "TrainingTask": "kdkit.tasks",
         "build_cache": "kdkit.engine.build",
         "create_teacher": "kdkit.teachers",
+        "extend_cache": "kdkit.engine.extend",
         "losses": "kdkit.losses",
         "open_cache": "kdkit.cache",
     },

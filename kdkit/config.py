@@ -225,6 +225,40 @@ class CacheBuildConfig(CacheEstimateConfig):
     output: str
     """The cache file to be, e.g. teacher.h5."""
 
+    allow_mismatch: tuple[str, ...] = ()
+    """Fields, as an error names them, in which a build that goes on may differ from what is there, e.g.
+    teacher.weights_sha256: for one who knows why it does no harm."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheExtendConfig:
+    """Which cache gets more views, and from what."""
+
+    cache: str
+    """The cache: its file or its folder of shards."""
+
+    data: str
+    """Folder of the images that it was made from."""
+
+    teacher: TeacherConfig
+    """Who made it."""
+
+    num_views: int
+    """Views that it shall have of each image, those that are there included."""
+
+    batch_size: int = BuildConfig.batch_size
+    """Images that the teacher is given at once."""
+
+    num_workers: int = BuildConfig.num_workers
+    """Processes that load and augment images; 0 loads in the main process."""
+
+    device: str = "cpu"
+    """Where the teacher runs: cpu, cuda, cuda:1."""
+
+    allow_mismatch: tuple[str, ...] = ()
+    """Fields, as an error names them, in which this run may differ from the cache, e.g. teacher.weights_sha256: for one
+    who knows why it does no harm."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class CacheInfoConfig:
@@ -255,6 +289,10 @@ class CacheVerifyConfig:
 
     device: str = "cpu"
     """Where the teacher runs: cpu, cuda, cuda:1."""
+
+    allow_mismatch: tuple[str, ...] = ()
+    """Fields, as an error names them, in which teacher or images may differ from the cache's, e.g. teacher.dtype; what
+    the teacher says is compared all the same."""
 
     def __post_init__(self) -> None:
         if (self.data is None) != (self.teacher is None):

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from kdkit import open_cache
-from kdkit.cache.format import DIGEST_NAME, KEYS_NAME, CacheMetadata, Shard, hashed_rows
+from kdkit.cache.format import DIGEST_NAME, KEYS_NAME, hashed_rows
 from kdkit.cache.keys import key_digests, keys_sha256, pack_keys
+from kdkit.cache.metadata import CacheMetadata, Shard
 from kdkit.cache.pack import pack
 from kdkit.cache.parts import Parts, parts_folder
 
@@ -86,7 +87,7 @@ class Synthetic:
         matched = cache.match_keys(self.keys)
         assert np.array_equal(matched, np.arange(self.num_rows))
         for view in range(self.num_views):
-            hashes = cache._pixel_crc32(view)
+            hashes = cache.pixel_crc32(view)
             assert hashes == {row: row * 3 + view for row in hashed_rows(0, self.num_rows)}
 
     def replace(self, **changes: Any) -> Synthetic:

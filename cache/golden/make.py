@@ -18,8 +18,9 @@ import numpy as np
 import torch
 
 from kdkit.cache import Codec, create_codec
-from kdkit.cache.format import DIGEST_NAME, KEYS_NAME, CacheMetadata, codec_array_name, hashed_rows
+from kdkit.cache.format import DIGEST_NAME, KEYS_NAME, codec_array_name, hashed_rows
 from kdkit.cache.keys import key_digests, keys_sha256, pack_keys
+from kdkit.cache.metadata import CacheMetadata
 from kdkit.cache.pack import pack
 from kdkit.cache.parts import Parts
 

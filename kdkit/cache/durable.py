@@ -38,14 +38,14 @@ def replacing(path: Path) -> Iterator[Path]:
         try:
             _sync(path.parent)
         except OSError:
-            _remove(path)  # it may not survive a power loss, so nobody may build on it
+            remove_file(path)  # it may not survive a power loss, so nobody may build on it
             raise
     except CacheError:
         raise
     except OSError as error:
         raise failure(path, error) from error
     finally:
-        _remove(temporary)
+        remove_file(temporary)
 
 
 def failure(path: Path, error: OSError) -> CacheError:
@@ -116,7 +116,7 @@ def remove_folder(folder: Path) -> None:
     """
     try:
         for file in sorted(folder.iterdir(), key=lambda file: (file.suffix != ".h5", file.name)):
-            _remove(file)
+            remove_file(file)
         os.rmdir(folder)  # noqa: PTH106
     except OSError as error:
         raise CacheError(f"{str(folder)!r} could not be removed: {error.strerror}; remove it by hand") from error
@@ -126,7 +126,7 @@ def remove_leftovers(folder: Path, name: str = "") -> None:
     """Removes temporary files of writers that died: those of the file called `name`, or all."""
     mine = f".{glob.escape(name)}.{'[0-9a-f]' * 12}" if name else ".*"
     for leftover in folder.glob(f"{mine}{TEMPORARY_SUFFIX}"):
-        _remove(leftover)
+        remove_file(leftover)
 
 
 def probe(folder: Path) -> None:
@@ -147,7 +147,8 @@ def _temporary_name(path: Path) -> Path:
     return path.with_name("." + name.decode("utf-8", "ignore") + ending)
 
 
-def _remove(path: Path) -> None:
+def remove_file(path: Path) -> None:
+    """Removes a file, if it is there."""
     with suppress(FileNotFoundError):
         os.unlink(path)  # noqa: PTH108
 

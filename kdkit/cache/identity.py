@@ -7,8 +7,9 @@ import json
 
 import h5py
 
-from kdkit.cache.format import METADATA_ATTRIBUTE, SHARD_ATTRIBUTE, CacheMetadata, Shard
+from kdkit.cache.format import METADATA_ATTRIBUTE, SHARD_ATTRIBUTE
 from kdkit.cache.layout import write_document
+from kdkit.cache.metadata import CacheMetadata, Shard
 from kdkit.cache.strict import StrictFile
 from kdkit.errors import CacheCorruptError
 
@@ -42,5 +43,5 @@ def check_shard_identity(file: StrictFile, metadata: CacheMetadata, shard: Shard
 
 
 def _shard_identity(metadata: CacheMetadata, shard: Shard) -> str:
-    identity = {**dataclasses.asdict(shard), "metadata_sha256": metadata.sha256}
+    identity = {**dataclasses.asdict(shard), "cache_sha256": metadata.identity_sha256}
     return json.dumps(identity, sort_keys=True)

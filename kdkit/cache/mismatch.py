@@ -9,6 +9,7 @@ from kdkit.errors import CacheMismatchError
 
 _UNCOMPARED = {"versions"}  # a changed library is judged by what it changes: the pixels, the weights
 _SHOWN = 80
+_ADVICE = {"recipe.num_views": "add views with `kdkit cache extend`, or use as many as there are"}
 
 
 def refuse_mismatch(
@@ -30,7 +31,7 @@ def refuse_mismatch(
         if field not in allow:
             raise CacheMismatchError(
                 f"{origin} was made with {field} = {_show(then)}, this run has {_show(now)}: "
-                "use the same setting, or build another cache"
+                f"{_ADVICE.get(field, 'use the same setting, or build another cache')}"
             )
 
 

@@ -9,8 +9,9 @@ from typing import Any
 
 from kdkit.cache.codecs import Codec, available_codecs, create_codec
 from kdkit.cache.door import open_hdf5
-from kdkit.cache.format import DIGEST_BYTES, DIGEST_NAME, KEYS_NAME, CacheMetadata, Shard, codec_array_name
+from kdkit.cache.format import DIGEST_BYTES, DIGEST_NAME, KEYS_NAME, codec_array_name
 from kdkit.cache.identity import read_metadata
+from kdkit.cache.metadata import CacheMetadata, Shard
 from kdkit.cache.parts import Parts, parts_folder
 from kdkit.cache.payload import Payload, Segment
 from kdkit.cache.segments import open_segments

@@ -10,23 +10,18 @@ import numpy as np
 
 from kdkit.cache import durable
 from kdkit.cache.door import open_hdf5
-from kdkit.cache.format import (
-    BUILD_ATTRIBUTE,
-    CacheMetadata,
-    checksum_name,
-    payload_name,
-    pixel_name,
-)
+from kdkit.cache.format import BUILD_ATTRIBUTE, checksum_name, payload_name, pixel_name
 from kdkit.cache.hdf5 import Array, Region, write_hdf5
 from kdkit.cache.identity import write_metadata
 from kdkit.cache.layout import write_text
-from kdkit.cache.opening import open_index
+from kdkit.cache.metadata import CacheMetadata, Shard
+from kdkit.cache.opening import open_index, open_packed
 from kdkit.cache.parts import Parts
 from kdkit.cache.reader import CachedTeacher
 from kdkit.errors import CacheIncompleteError
 
 
-def pack(parts: Parts, path: Path, build: str = "{}") -> None:
+def pack(parts: Parts, path: Path, build: str = "{}", packed_views: int = 0) -> None:
     """Writes all shards of `parts` as one file at `path`, and removes the parts folder.
 
     Every shard is compared with its manifest entry before, and the packed file with its checksums before it is renamed
@@ -36,15 +31,19 @@ def pack(parts: Parts, path: Path, build: str = "{}") -> None:
         parts: a complete parts folder.
         path: where the packed file will stand.
         build: JSON text of the build's time and cost.
+        packed_views: how many views a packed file at `path` holds already; `parts` has the shards of the others.
 
     Raises:
         CacheIncompleteError: a shard is missing.
-        CacheCorruptError: a shard is not what was sealed.
+        CacheCorruptError: a shard, or what was packed before, is not what was sealed.
     """
-    if missing := parts.missing():
+    if missing := parts.missing(packed_views):
         raise CacheIncompleteError(f"{str(parts.folder)!r} cannot be packed: {len(missing)} shards are missing")
-    for shard in parts.metadata.shards():
+    _refuse_further_views(parts)
+    for shard in parts.metadata.shards(packed_views):
         parts.verify(shard)
+    if packed_views:
+        CachedTeacher(path).verify()
 
     def set_attributes(file: h5py.File) -> None:
         write_metadata(file, parts.metadata)
@@ -54,47 +53,79 @@ def pack(parts: Parts, path: Path, build: str = "{}") -> None:
         write_hdf5(
             temporary,
             set_attributes=set_attributes,
-            arrays={**_index_arrays(parts), **_small_arrays(parts)},
-            regions=_payload_regions(parts),
+            arrays={
+                **index_arrays(parts),
+                **_packed_arrays(path, parts.metadata, packed_views),
+                **_small_arrays(parts, packed_views),
+            },
+            regions=_payload_regions(parts, path, packed_views),
         )
         CachedTeacher(temporary).verify()
     durable.remove_folder(parts.folder)
 
 
-def _index_arrays(parts: Parts) -> dict[str, Array]:
+def index_arrays(parts: Parts) -> dict[str, Array]:
     """Every dataset of the index file."""
     open_index(parts)
     with open_hdf5(parts.index) as file:
         return {name: file.learnt(name) for name in file.sums()}
 
 
-def _small_arrays(parts: Parts) -> dict[str, Array]:
-    """Checksums and pixel hashes of each view, joined over its shards."""
+def _refuse_further_views(parts: Parts) -> None:
+    """What an extension of the unpacked cache has left must not be removed with its folder."""
+    views = parts.metadata.num_views
+    further = [file for file in parts.folder.glob("v[0-9][0-9][0-9][0-9]-*.json") if int(file.name[1:5]) >= views]
+    if further:
+        raise CacheIncompleteError(
+            f"{str(parts.folder)!r} cannot be packed: it holds {len(further)} shards of views beyond its {views}, left "
+            "by an extension: finish that with `kdkit cache extend`, or delete them"
+        )
+
+
+def _names(metadata: CacheMetadata, view: int) -> list[str]:
+    """The small arrays of a view."""
+    return [pixel_name(view), *(checksum_name(view, stream) for stream in metadata.streams)]
+
+
+def _packed_arrays(path: Path, metadata: CacheMetadata, packed_views: int) -> dict[str, Array]:
+    """Checksums and pixel hashes of the views that the packed file at `path` holds."""
+    if not packed_views:
+        return {}
+    with open_hdf5(path) as file:
+        return {name: file.flat(name, "<u4") for view in range(packed_views) for name in _names(metadata, view)}
+
+
+def _small_arrays(parts: Parts, first_view: int) -> dict[str, Array]:
+    """Checksums and pixel hashes of each view from `first_view` on, joined over its shards."""
     metadata, nothing = parts.metadata, np.empty(0, dtype="<u4")
     arrays: dict[str, Array] = {}
-    for view in range(metadata.num_views):
-        names = [pixel_name(view), *(checksum_name(view, stream) for stream in metadata.streams)]
-        pieces: dict[str, list[Array]] = {name: [nothing] for name in names}
+    for view in range(first_view, metadata.num_views):
+        pieces: dict[str, list[Array]] = {name: [nothing] for name in _names(metadata, view)}
         for shard in metadata.shards_of(view):
             with open_hdf5(parts.shard_path(shard)) as file:
-                for name in names:
-                    pieces[name].append(file.flat(name, "<u4"))
+                for name, found in pieces.items():
+                    found.append(file.flat(name, "<u4"))
         arrays |= {name: np.concatenate(found) for name, found in pieces.items()}
     return arrays
 
 
-def _payload_regions(parts: Parts) -> Mapping[str, Region]:
-    metadata: CacheMetadata = parts.metadata
+def _payload_regions(parts: Parts, path: Path, packed_views: int) -> Mapping[str, Region]:
+    metadata = parts.metadata
+    packed = open_packed(path, verify=False)[2] if packed_views else {}
     return {
         payload_name(view, stream): Region(
-            (metadata.num_rows, metadata.row_bytes(stream)), np.dtype("u1"), _payload_chunks(parts, view, stream)
+            (metadata.num_rows, metadata.row_bytes(stream)),
+            np.dtype("u1"),
+            [segment.rows for segment in packed[view, stream].segments]
+            if view < packed_views
+            else _shard_chunks(parts, metadata.shards_of(view), stream),
         )
         for view in range(metadata.num_views)
         for stream in metadata.streams
     }
 
 
-def _payload_chunks(parts: Parts, view: int, stream: str) -> Iterator[Array]:
+def _shard_chunks(parts: Parts, shards: Iterator[Shard], stream: str) -> Iterator[Array]:
     """The rows of one stream of one view, shard by shard."""
-    for shard in parts.metadata.shards_of(view):
+    for shard in shards:
         yield parts.open_shard(shard)[stream].rows

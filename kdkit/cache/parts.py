@@ -11,36 +11,24 @@ Ranges belong to the plan, not to processes: whoever builds the rest may have an
 
 from __future__ import annotations
 
-import json
-import os
-import stat
-import zlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from kdkit.cache import durable
-from kdkit.cache.document import parse_json
 from kdkit.cache.door import open_hdf5, refuse_symlink
-from kdkit.cache.format import (
-    CacheMetadata,
-    Shard,
-    block_checksums,
-    checksum_name,
-    payload_name,
-    pixel_name,
-)
+from kdkit.cache.format import block_checksums, checksum_name, payload_name, pixel_name
 from kdkit.cache.hdf5 import Array, Region, write_hdf5
 from kdkit.cache.identity import check_shard_identity, read_metadata, write_metadata, write_shard_identity
+from kdkit.cache.manifest import describe_shard, file_crc32, file_size, read_entry, write_entry
+from kdkit.cache.metadata import CacheMetadata, Shard
 from kdkit.cache.payload import Segment
 from kdkit.cache.segments import open_segments
 from kdkit.errors import CacheCorruptError, CacheError, CacheNotFoundError
 
 INDEX_NAME = "index.h5"
-_MAX_ENTRY_BYTES = 4096
 
 
 def parts_folder(path: Path) -> Path:
@@ -87,6 +75,12 @@ class Parts:
         with open_hdf5(index) as file:
             return cls(folder, read_metadata(file))
 
+    @staticmethod
+    def remove_strays(folder: Path) -> None:
+        """Removes the shards of a folder without an index: nothing says any more of what cache they are."""
+        for file in folder.glob("v*"):
+            durable.remove_file(file)
+
     @property
     def index(self) -> Path:
         """The file of metadata, keys and learnt arrays."""
@@ -98,12 +92,13 @@ class Parts:
 
     def is_sealed(self, shard: Shard) -> bool:
         """Whether the manifest names the shard, and its file has the size it was sealed with and is no link."""
-        entry = self._entry(shard)
-        return entry is not None and _size(self.shard_path(shard)) == entry["bytes"]
+        path = self.shard_path(shard)
+        entry = read_entry(path, shard)
+        return entry is not None and file_size(path) == entry["bytes"]
 
-    def missing(self) -> list[Shard]:
-        """The shards of the plan that are not sealed, in order."""
-        return [shard for shard in self.metadata.shards() if not self.is_sealed(shard)]
+    def missing(self, first_view: int = 0) -> list[Shard]:
+        """The shards of the plan, from a view on, that are not sealed, in order."""
+        return [shard for shard in self.metadata.shards(first_view) if not self.is_sealed(shard)]
 
     def seal(self, shard: Shard, payloads: Mapping[str, Array], pixel_crc32: Array) -> None:
         """Writes the shard, then its manifest entry, both durably.
@@ -132,13 +127,8 @@ class Parts:
                 arrays=arrays,
                 regions=regions,
             )
-            entry = {
-                "file": shard.file_name,
-                **asdict(shard),
-                "bytes": temporary.stat().st_size,
-                "crc32": _file_crc32(temporary),
-            }
-        durable.write_text(self._entry_path(shard), json.dumps(entry, sort_keys=True))
+            entry = describe_shard(shard, temporary)
+        write_entry(path, entry)
 
     def open_shard(self, shard: Shard) -> dict[str, Segment]:
         """Stream -> its rows in the shard, mapped.
@@ -162,46 +152,14 @@ class Parts:
         Raises:
             CacheCorruptError: it is not sealed, or its bytes are not those that were sealed.
         """
-        entry = self._entry(shard)
         path = self.shard_path(shard)
+        entry = read_entry(path, shard)
         if entry is None or not self.is_sealed(shard):
             raise CacheCorruptError(f"{str(path)!r} ({shard}) is not sealed")
         refuse_symlink(path)
         try:
-            crc32 = _file_crc32(path)
+            crc32 = file_crc32(path)
         except OSError as error:
             raise CacheCorruptError(f"{str(path)!r} ({shard}) cannot be read: {error.strerror}") from error
         if crc32 != entry["crc32"]:
             raise CacheCorruptError(f"{str(path)!r} ({shard}) does not match its checksum: delete it and build again")
-
-    def _entry_path(self, shard: Shard) -> Path:
-        return self.shard_path(shard).with_suffix(".json")
-
-    def _entry(self, shard: Shard) -> dict[str, Any] | None:
-        """The shard's manifest entry, or None; an entry that is not wholly as it is written counts as none."""
-        try:
-            with open(os.open(self._entry_path(shard), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
-                entry = parse_json(file.read(_MAX_ENTRY_BYTES).decode(), str(shard))
-        except (OSError, ValueError):  # a CacheError is an OSError
-            return None
-        expected = {"file": shard.file_name, **asdict(shard)}
-        if not isinstance(entry, dict) or {name: entry.get(name) for name in expected} != expected:
-            return None
-        return entry if all(type(entry.get(name)) is int for name in ("bytes", "crc32")) else None
-
-
-def _size(path: Path) -> int:
-    """Bytes of a regular file; -1 where there is none."""
-    try:
-        found = path.lstat()
-    except OSError:
-        return -1
-    return found.st_size if stat.S_ISREG(found.st_mode) else -1
-
-
-def _file_crc32(path: Path) -> int:
-    crc = 0
-    with open(path, "rb") as file:
-        while chunk := file.read(1 << 20):
-            crc = zlib.crc32(chunk, crc)
-    return crc

@@ -7,43 +7,22 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from kdkit.cache.codecs import Codec, TopKCodec
-from kdkit.cache.door import open_hdf5
-from kdkit.cache.fidelity import TEMPERATURES
-from kdkit.cache.format import DIGEST_NAME, KEYS_NAME, Shard, hashed_rows, pixel_name
-from kdkit.cache.keys import key_digests, match_rows, refuse_other_samples, unpack_keys
-from kdkit.cache.mismatch import refuse_mismatch
+from kdkit.cache.matching import Replayable, match_dataset, match_keys
 from kdkit.cache.opening import locate, open_packed, open_parts, verify_arrays
-from kdkit.cache.parts import Parts
-from kdkit.cache.pixels import check_pixels, checked_views
-from kdkit.config import ReplayRecipe
+from kdkit.cache.stored import stored_keys, stored_pixels
+from kdkit.cache.summary import num_bytes, summarise
 from kdkit.errors import CacheError, CacheMismatchError, ConfigError
 from kdkit.signals import Batch, TeacherOutput
 
 Array = np.ndarray[Any, Any]
 LOGITS = "logits"
-
-
-class Replayable(Protocol):
-    """What a cache must know of a dataset: kdkit.data.ReplayedDataset is one."""
-
-    keys: Sequence[str]
-    class_names: Sequence[str] | None
-    recipe: ReplayRecipe
-
-    def __getitem__(self, index: tuple[int, int]) -> Any:
-        """The sample at (row, view), with its pixels, uint8 [3, H, W], as `.image`."""
-        ...
-
-    def for_teacher(self) -> Replayable:
-        """The same samples as the teacher sees them."""
-        ...
 
 
 def open_cache(
@@ -122,12 +101,23 @@ class CachedTeacher:
     @property
     def num_bytes(self) -> int:
         """Bytes on disk."""
-        files = self.path.iterdir() if self.path.is_dir() else [self.path]
-        return sum(file.stat().st_size for file in files)
+        return num_bytes(self.path)
 
     def keys(self) -> list[str]:
         """The sample keys in row order, read from the file."""
         return stored_keys(self.path, self.num_rows)
+
+    def match_keys(self, keys: Sequence[str]) -> Array:
+        """Cache row of each of a dataset's samples, int64 [N], by their keys.
+
+        Raises:
+            CacheMismatchError: a sample was added, removed or renamed; named.
+        """
+        return match_keys(self.path, self.num_rows, keys)
+
+    def pixel_crc32(self, view: int) -> dict[int, int]:
+        """Row -> CRC-32 of its pixels, for the rows of `view` that the build hashed."""
+        return stored_pixels(self.path, self.metadata, view)
 
     def match(self, dataset: Replayable, *, allow_mismatch: Collection[str] = ()) -> None:
         """Compares the cache with `dataset`, and from then on takes a batch's rows as that dataset's.
@@ -135,20 +125,7 @@ class CachedTeacher:
         Raises:
             CacheMismatchError: recipe, samples, class names or pixels differ.
         """
-        origin = f"the cache {str(self.path)!r}"
-        recipe = ReplayRecipe.completed(self.metadata.recipe)
-        refuse_mismatch("recipe", recipe, dataset.recipe.to_dict(), origin, allow_mismatch)
-        names = None if dataset.class_names is None else list(dataset.class_names)
-        refuse_mismatch(
-            "dataset",
-            {"class_names": self.metadata.dataset["class_names"]},
-            {"class_names": names},
-            origin,
-            allow_mismatch,
-        )
-        self._rows = self.match_keys(dataset.keys, allow_mismatch)
-        hashes = {view: self._pixel_crc32(view) for view in checked_views(self.num_views)}
-        check_pixels(dataset, self._rows, hashes, self.metadata.dataset.get("versions") or {}, origin)
+        self._rows = match_dataset(self.path, self.metadata, dataset, allow_mismatch)
 
     def rows_of(self, rows: Tensor) -> Array:
         """Cache rows int64 [B] of the matched dataset's rows int64 [B].
@@ -201,20 +178,7 @@ class CachedTeacher:
 
     def summary(self) -> dict[str, str]:
         """What the cache holds and what it was made with, as text for people, in reading order."""
-        metadata, teacher = self.metadata, self.metadata.teacher
-        names = metadata.dataset["class_names"]
-        return {
-            "path": str(self.path),
-            "rows": f"{self.num_rows:,} samples x {self.num_views} views",
-            "bytes": f"{self.num_bytes:,}",
-            **{f"  {name}": f"{codec.name}, {codec.row_bytes} bytes a row" for name, codec in self._codecs.items()},
-            "classes": f"{self.num_classes}" + ("" if names is None else f" ({names[0]!r} ... {names[-1]!r})"),
-            "teacher": f"{teacher['name']}, {teacher['dtype']}, weights {teacher['weights_sha256'][:16]}",
-            "recipe": ", ".join(f"{name} {value}" for name, value in metadata.recipe.items() if value is not None),
-            **{f"{name} kept": _describe_fidelity(values) for name, values in metadata.fidelity.items()},
-            "dataset": f"keys {metadata.dataset['keys_sha256'][:16]}",
-            "versions": ", ".join(f"{name} {value}" for name, value in teacher["versions"].items()),
-        }
+        return summarise(self.path, self.metadata, self._codecs)
 
     def verify(self) -> None:
         """Reads everything and compares every checksum.
@@ -232,48 +196,3 @@ class CachedTeacher:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(state["path"], verify=state["verify"], sparse=state["sparse"])  # type: ignore[misc]
         self._rows = state["rows"]
-
-    def _index_path(self) -> Path:
-        return Parts.open(self.path).index if self.path.is_dir() else self.path
-
-    def match_keys(self, keys: Sequence[str], allow_mismatch: Collection[str] = ()) -> Array:
-        """Cache row of each dataset sample, int64 [N].
-
-        Raises:
-            CacheMismatchError: a sample was added, removed or renamed; named.
-        """
-        with open_hdf5(self._index_path()) as file:
-            digests = file.array(DIGEST_NAME, "u1", (self.num_rows, 16))
-            rows = match_rows(digests, key_digests(keys))
-        if (rows < 0).any() or ("dataset.samples" not in allow_mismatch and len(np.unique(rows)) < self.num_rows):
-            refuse_other_samples(self.keys(), keys, f"the cache {str(self.path)!r}")
-        return rows
-
-    def _pixel_crc32(self, view: int) -> dict[int, int]:
-        """Row -> CRC-32 of its pixels, for the hashed rows of `view`."""
-        hashes: dict[int, int] = {}
-        if not self.path.is_dir():
-            return shard_pixel_crc32(self.path, Shard(view, 0, self.num_rows))
-        parts = Parts(self.path, self.metadata)
-        for shard in self.metadata.shards_of(view):
-            hashes |= shard_pixel_crc32(parts.shard_path(shard), shard)
-        return hashes
-
-
-def shard_pixel_crc32(path: Path, shard: Shard) -> dict[int, int]:
-    """Row -> CRC-32 of its pixels, for the hashed rows of the shard in the file at `path`; a packed file is one."""
-    rows = hashed_rows(shard.start, shard.stop)
-    with open_hdf5(path) as file:
-        return dict(zip(rows, file.array(pixel_name(shard.view), "<u4", (len(rows),)).tolist(), strict=True))
-
-
-def stored_keys(path: Path, num_rows: int) -> list[str]:
-    """The sample keys, in row order, of a packed file or a parts folder, finished or not."""
-    index = Parts.open(path).index if path.is_dir() else path
-    with open_hdf5(index) as file:
-        return unpack_keys(file.flat(KEYS_NAME, "u1"), num_rows, repr(str(index)))
-
-
-def _describe_fidelity(values: Mapping[str, float]) -> str:
-    kl = ", ".join(f"{values[f'kl_mean_t{t}']:.2g} (p99 {values[f'kl_p99_t{t}']:.2g}) at T={t}" for t in TEMPERATURES)
-    return f"KL in nats {kl}; top-1 kept {values['top1_agreement']:.2%} of {values['rows']:.0f} rows"

@@ -2,15 +2,8 @@
 
 from __future__ import annotations
 
-from kdkit.cache.format import (
-    BLOCK_ROWS,
-    CacheMetadata,
-    Shard,
-    checksum_name,
-    num_hashed_rows,
-    payload_name,
-    pixel_name,
-)
+from kdkit.cache.format import BLOCK_ROWS, checksum_name, num_hashed_rows, payload_name, pixel_name
+from kdkit.cache.metadata import CacheMetadata, Shard
 from kdkit.cache.payload import Segment
 from kdkit.cache.strict import StrictFile
 

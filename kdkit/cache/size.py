@@ -13,7 +13,6 @@ from kdkit.cache.format import (
     ARRAYS_ATTRIBUTE,
     BLOCK_ROWS,
     BUILD_ATTRIBUTE,
-    CacheMetadata,
     checksum_name,
     hashed_rows,
     payload_name,
@@ -22,6 +21,7 @@ from kdkit.cache.format import (
 from kdkit.cache.hdf5 import Array
 from kdkit.cache.identity import write_metadata
 from kdkit.cache.layout import lay_out, write_document, write_text
+from kdkit.cache.metadata import CacheMetadata
 
 _A_CHECKSUM = 0xFFFFFFFF
 _A_BUILD_RECORD = " " * 64

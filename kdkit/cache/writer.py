@@ -11,7 +11,7 @@ import numpy as np
 from typing_extensions import Self
 
 from kdkit.cache.background import Background
-from kdkit.cache.format import Shard
+from kdkit.cache.metadata import Shard
 from kdkit.cache.parts import Parts
 
 Array = np.ndarray[Any, Any]

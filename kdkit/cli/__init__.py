@@ -23,6 +23,7 @@ COMMANDS = {
     "teachers show": "one card with its sources",
     "cache estimate": "bytes and time of a cache, from a short probe",
     "cache build": "ask a teacher about every view of every image, and keep what it says",
+    "cache extend": "add views to a finished cache",
     "cache info": "what a cache holds and what it was made with",
     "cache verify": "compare every checksum, and rows with what the teacher says now",
     "cache pack": "make one file of a finished folder of shards",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+import dataclasses
+from collections.abc import Iterator
+from typing import Any, TypeVar, get_type_hints
 
 from jsonargparse import ArgumentParser, set_parsing_settings
 
@@ -16,7 +18,7 @@ def parse_config(config_class: type[Config], command: str, arguments: list[str])
     parser = ArgumentParser(prog=f"kdkit {command}", description=(config_class.__doc__ or "").splitlines()[0])
     parser.add_argument("--config", action="config", help="YAML file of these options")
     parser.add_class_arguments(config_class)
-    values: dict[str, Any] = vars(parser.instantiate(parser.parse_args(arguments)))
+    values: dict[str, Any] = vars(parser.instantiate(parser.parse_args(_gather(arguments, config_class))))
     return config_class(**{name: value for name, value in values.items() if name != "config"})
 
 
@@ -30,3 +32,26 @@ def parse_argument(name: str, command: str, meaning: str, arguments: list[str]) 
 def parse_nothing(command: str, description: str, arguments: list[str]) -> None:
     """Refuses every argument but --help."""
     ArgumentParser(prog=f"kdkit {command}", description=description).parse_args(arguments)
+
+
+def _gather(arguments: list[str], config_class: type) -> list[str]:
+    """Lists of names as people type them, `--list a --list b,c`, as the one `--list=[a,b,c]` that the parser takes."""
+    lists: dict[str, list[str]] = {f"--{name}": [] for name in _name_lists(config_class)}
+    others, rest = [], iter(arguments)
+    for argument in rest:
+        flag, equals, value = argument.partition("=")
+        flag = flag.replace("-", "_").replace("__", "--", 1)
+        if flag not in lists or not (equals or (value := next(rest, ""))):
+            others.append(argument)
+        else:
+            lists[flag] += [name.strip(" '\"") for name in value.strip("[]()").split(",") if name.strip()]
+    return [*others, *(f"{flag}=[{','.join(names)}]" for flag, names in lists.items() if names)]
+
+
+def _name_lists(config_class: type, prefix: str = "") -> Iterator[str]:
+    """The options of a configuration that are lists of names, with dots before those of its parts."""
+    for name, kind in get_type_hints(config_class).items():
+        if kind == tuple[str, ...]:
+            yield prefix + name
+        elif dataclasses.is_dataclass(kind) and isinstance(kind, type):
+            yield from _name_lists(kind, f"{prefix}{name}.")

@@ -18,7 +18,14 @@ def run(arguments: list[str]) -> None:
     if config.teacher is not None and config.data is not None:
         dataset = resolve_dataset(config.data, ReplayRecipe.from_dict(open_cache(config.cache).metadata.recipe))
         teacher = resolve_teacher(config.teacher, resolve_device(config.device))
-    report = verify_cache(config.cache, teacher, dataset, num_rows=config.rows, device=config.device)
+    report = verify_cache(
+        config.cache,
+        teacher,
+        dataset,
+        num_rows=config.rows,
+        device=config.device,
+        allow_mismatch=config.allow_mismatch,
+    )
     print(f"{config.cache}: all checksums of {report.num_rows:,} rows x {report.num_views} views are right")
     if report.rows_asked:
         print(

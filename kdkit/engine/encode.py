@@ -17,8 +17,9 @@ from typing_extensions import Self
 
 from kdkit.cache.background import Background
 from kdkit.cache.codecs import Codec
-from kdkit.cache.format import Shard, hashed_rows
+from kdkit.cache.format import hashed_rows
 from kdkit.cache.hdf5 import Array
+from kdkit.cache.metadata import Shard
 from kdkit.cache.pixels import pixel_crc32
 from kdkit.cache.writer import ShardWriter
 from kdkit.data import PixelBatch

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from datetime import timedelta
 
 import torch
 
-from kdkit.cache.format import Shard
+from kdkit.cache.metadata import Shard
 from kdkit.cache.opening import open_index
 from kdkit.cache.parts import Parts
 from kdkit.cache.writer import ShardWriter
@@ -17,6 +18,9 @@ from kdkit.engine.ask import ask
 from kdkit.engine.encode import ShardEncoder
 from kdkit.engine.progress import Advance, progress
 from kdkit.teachers import Teacher
+
+PATIENCE = timedelta(days=1)
+"""How long a rank waits for others: they meet at the end alone, which a slow one may reach hours after the rest."""
 
 
 def fill_together(

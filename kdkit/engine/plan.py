@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -9,17 +10,21 @@ from typing import Any
 import torch
 
 from kdkit.cache.codecs import Codec, create_codec, default_codec
-from kdkit.cache.format import BLOCK_ROWS, DIGEST_NAME, KEYS_NAME, CacheMetadata, codec_array_name
+from kdkit.cache.format import BLOCK_ROWS, DIGEST_NAME, KEYS_NAME, codec_array_name
 from kdkit.cache.hdf5 import Array
 from kdkit.cache.keys import key_digests, keys_sha256, pack_keys, refuse_other_samples
+from kdkit.cache.metadata import CacheMetadata
 from kdkit.cache.mismatch import refuse_mismatch
 from kdkit.cache.pixels import transform_versions
-from kdkit.cache.reader import LOGITS, stored_keys
+from kdkit.cache.reader import LOGITS
+from kdkit.cache.stored import stored_keys
 from kdkit.config import BuildConfig, ReplayRecipe
 from kdkit.data import ReplayedDataset
 from kdkit.engine.probe import fit_and_measure
 from kdkit.errors import ClassMismatchError, ConfigError
 from kdkit.teachers import Teacher
+
+VIEWS_FIELD, KEYS_FIELD = "recipe.num_views", "dataset.keys_sha256"
 
 
 def plan_cache(
@@ -68,14 +73,26 @@ def _made_with(teacher: Teacher, dataset: ReplayedDataset, codec: Codec) -> dict
 
 
 def refuse_other(
-    origin: Path, stored: CacheMetadata, teacher: Teacher, dataset: ReplayedDataset, config: BuildConfig
+    origin: Path,
+    stored: CacheMetadata,
+    teacher: Teacher,
+    dataset: ReplayedDataset,
+    config: BuildConfig,
+    allow: Collection[str] = (),
 ) -> None:
-    """Compares all that a cache was made with to what it would be made with now."""
+    """Compares all that a cache was made with to what it would be made with now.
+
+    Fields in `allow` may differ, but for those that say what the shards hold: streams, views, samples.
+
+    Raises:
+        CacheMismatchError: names the first field that differs and both values.
+    """
     shown = f"the cache at {str(origin)!r}"
     made_with = {**asdict(stored), "recipe": ReplayRecipe.completed(stored.recipe)}
     now = _made_with(teacher, dataset, choose_codec(teacher, dataset, config))
-    for name in ("teacher", "recipe", "streams"):
-        refuse_mismatch(name, made_with[name], now[name], shown)
+    refuse_mismatch("teacher", made_with["teacher"], now["teacher"], shown, allow)
+    refuse_mismatch("recipe", made_with["recipe"], now["recipe"], shown, set(allow) - {VIEWS_FIELD})
+    refuse_mismatch("streams", made_with["streams"], now["streams"], shown)
     if made_with["dataset"]["keys_sha256"] != now["dataset"]["keys_sha256"]:
         refuse_other_samples(stored_keys(origin, stored.num_rows), dataset.keys, shown)
-    refuse_mismatch("dataset", made_with["dataset"], now["dataset"], shown)
+    refuse_mismatch("dataset", made_with["dataset"], now["dataset"], shown, set(allow) - {KEYS_FIELD})

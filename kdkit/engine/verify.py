@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,6 +44,7 @@ def verify_cache(
     num_rows: int = 64,
     batch_size: int = 32,
     device: torch.device | str = "cpu",
+    allow_mismatch: Collection[str] = (),
 ) -> VerifyReport:
     """Compares every checksum, and with a teacher and its dataset, random rows of every view with what it says now.
 
@@ -53,18 +55,22 @@ def verify_cache(
         num_rows: how many rows the teacher is asked about again, in all.
         batch_size: images it is given at once.
         device: where it runs.
+        allow_mismatch: fields, as an error names them, in which teacher or dataset may differ from what the cache was
+            made with; what the teacher says is compared all the same.
 
     Raises:
         CacheCorruptError: a checksum differs; names file, view and rows.
         CacheMismatchError: the teacher is another one, or says something else about a row; names the sample.
     """
-    cache = open_cache(path, dataset)
+    cache = open_cache(path, dataset, allow_mismatch=allow_mismatch)
     cache.verify()
     if dataset is not None:
         dataset = dataset.for_teacher()
     if teacher is None or dataset is None:
         return VerifyReport(cache.num_rows, cache.num_views, 0, 0.0)
-    refuse_mismatch("teacher", cache.metadata.teacher, teacher.fingerprint(), f"the cache {str(path)!r}")
+    refuse_mismatch(
+        "teacher", cache.metadata.teacher, teacher.fingerprint(), f"the cache {str(path)!r}", allow_mismatch
+    )
     codec, largest, asked = cache.codecs[LOGITS], 0.0, 0
     each = max(1, num_rows // cache.num_views)
     for view in range(min(cache.num_views, num_rows)):

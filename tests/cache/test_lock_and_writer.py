@@ -15,8 +15,8 @@ import pytest
 from support import digits_dataset, tiny_model
 
 from kdkit import build_cache, create_teacher
-from kdkit.cache.format import Shard
 from kdkit.cache.lock import writer_lock
+from kdkit.cache.metadata import Shard
 from kdkit.cache.parts import Parts
 from kdkit.cache.writer import ShardWriter
 from kdkit.config import BuildConfig

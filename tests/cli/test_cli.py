@@ -122,6 +122,28 @@ def test_verify_asks_the_teacher_again_and_catches_another(folder: Path, capsys:
     assert "teacher.weights_sha256" in fails(capsys, [*verify, str(folder / "other.safetensors")])
 
 
+def test_extend_adds_views_and_its_rows_are_what_the_teacher_says(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(build(folder)) == 0
+    teacher = ["--data", str(folder / "images"), "--teacher.model", "test_resnet", "--teacher.checkpoint"]
+    extend = ["cache", "extend", "--cache", str(folder / "t.h5"), "--num_workers", "0", *teacher]
+    capsys.readouterr()
+    assert main([*extend, str(folder / "teacher.safetensors"), "--num_views", "3"]) == 0
+    assert "100 images x 3 views" in capsys.readouterr().out
+    verify = ["cache", "verify", "--cache", str(folder / "t.h5"), *teacher]
+    assert main([*verify, str(folder / "teacher.safetensors")]) == 0
+    save_file(tiny_model(seed=2).state_dict(), folder / "other.safetensors")
+    other = [*extend, str(folder / "other.safetensors"), "--num_views", "4"]
+    assert "teacher.weights_sha256" in fails(capsys, other)
+    assert main([*other, "--allow-mismatch", "teacher.weights_sha256"]) == 0
+    found = fails(capsys, [*verify, str(folder / "teacher.safetensors")])
+    assert "(view 3)" in found  # which another teacher made
+    assert "(view 0)" in fails(
+        capsys, [*verify, str(folder / "other.safetensors"), "--allow-mismatch", "teacher.weights_sha256"]
+    )
+
+
 def test_pack_and_export_write_what_the_cache_holds(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(build(folder, "--build.pack", "false")) == 0
     assert main(["cache", "pack", str(folder / "t.h5")]) == 0

@@ -10,11 +10,13 @@ from support import cache_contents, torchrun
 
 
 @pytest.mark.slow
-def test_two_ranks_build_the_bytes_of_one(tmp_path: Path) -> None:
+def test_two_ranks_build_and_extend_to_the_bytes_of_one(tmp_path: Path) -> None:
     for ranks in (1, 2):
         torchrun("distributed/build.py", str(tmp_path / f"{ranks}.h5"), "100", "0", ranks=ranks)
+    torchrun("distributed/extend.py", str(tmp_path / "extended.h5"), "100", ranks=2)
     assert cache_contents(tmp_path / "1.h5") == cache_contents(tmp_path / "2.h5")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["1.h5", "2.h5"]
+    assert cache_contents(tmp_path / "1.h5") == cache_contents(tmp_path / "extended.h5")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["1.h5", "2.h5", "extended.h5"]
 
 
 @pytest.mark.slow

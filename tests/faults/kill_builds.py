@@ -1,4 +1,4 @@
-"""Run by test_fault_01: forks builds, kills each at a random moment, looks at what is left, and goes on with it.
+"""Run by test_fault_01: forks builds, or extensions, kills each at a random moment, looks at what is left, goes on.
 
 Prints a line a seed: in what state the kill left the cache. Ends with an error if an invariant does not hold. A process
 of its own, since forking wants one without threads.
@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from support import cache_contents, digits
 
-from kdkit import build_cache, open_cache
+from kdkit import build_cache, extend_cache, open_cache
 from kdkit.cache.parts import Parts
 from kdkit.config import BuildConfig, ReplayRecipe
 from kdkit.data import ReplayedDataset
@@ -34,18 +36,46 @@ class _Pixels(torch.nn.Module):
         return images.flatten(1)[:, :10]
 
 
-def build(path: Path) -> None:
-    dataset = ReplayedDataset(digits(60), ReplayRecipe(size=8, num_views=8, hflip=0.0))
+VIEWS, OLD_VIEWS = 8, 2
+
+
+def dataset(views: int) -> ReplayedDataset:
+    return ReplayedDataset(digits(60), ReplayRecipe(size=8, num_views=views, hflip=0.0))
+
+
+def build(path: Path, views: int = VIEWS) -> None:
     config = BuildConfig(codec="float32", num_workers=0, batch_size=32, shard_rows=1000)
-    build_cache(Teacher(_Pixels()), dataset, path, config)
+    build_cache(Teacher(_Pixels()), dataset(views), path, config)
 
 
-def fork_build(path: Path) -> int:
+def extend(path: Path) -> None:
+    extend_cache(Teacher(_Pixels()), dataset(VIEWS), path, num_workers=0, batch_size=32)
+
+
+def fork(work: Callable[[Path], None], path: Path) -> int:
     process = os.fork()
     if process == 0:
-        build(path)
+        work(path)
         os._exit(0)
     return process
+
+
+def kill(work: Callable[[Path], None], path: Path, seed: int, within: float) -> None:
+    """Begins the work and kills it at a random moment."""
+    process = fork(work, path)
+    time.sleep(random.Random(seed).uniform(0.0, 1.1) * within)
+    os.kill(process, signal.SIGKILL)
+    os.waitpid(process, 0)
+
+
+def duration(work: Callable[[Path], None], paths: list[Path]) -> float:
+    """Median seconds of undisturbed work."""
+    durations = []
+    for path in paths:
+        begun = time.monotonic()
+        os.waitpid(fork(work, path), 0)
+        durations.append(time.monotonic() - begun)
+    return statistics.median(durations)
 
 
 def state(path: Path) -> str:
@@ -69,23 +99,30 @@ def state(path: Path) -> str:
     return f"{len(sealed)} sealed"
 
 
-def main(folder: Path, seeds: int) -> None:
+def extended_state(path: Path) -> str:
+    """The cache is finished whenever the kill came: with the old views or with all."""
+    cache = open_cache(path)
+    cache.verify()
+    assert cache.num_views in (OLD_VIEWS, VIEWS)
+    sealed = len(list(path.with_name(path.name + ".parts").glob("v*.json")))
+    return f"{cache.num_views} views, {sealed} sealed"
+
+
+def main(folder: Path, what: str, seeds: int) -> None:
     torch.set_num_threads(1)
-    plain = folder / "plain.h5"
-    build(plain)
-    expected, durations = cache_contents(plain), []
-    for number in range(5):
-        begun = time.monotonic()
-        os.waitpid(fork_build(folder / f"timed{number}.h5"), 0)
-        durations.append(time.monotonic() - begun)
-    for seed in range(seeds):
-        path = folder / f"{seed}.h5"
-        process = fork_build(path)
-        time.sleep(random.Random(seed).uniform(0.0, 1.1) * statistics.median(durations))
-        os.kill(process, signal.SIGKILL)
-        os.waitpid(process, 0)
-        left = state(path)
-        build(path)
+    build(folder / "plain.h5")
+    build(folder / "old.h5", OLD_VIEWS)
+    expected = cache_contents(folder / "plain.h5")
+    work, look = (build, state) if what == "build" else (extend, extended_state)
+    paths = [folder / f"{number}.h5" for number in range(seeds + 5)]
+    if what == "extend":
+        for path in paths:
+            shutil.copy(folder / "old.h5", path)
+    within = duration(work, paths[seeds:])
+    for seed, path in enumerate(paths[:seeds]):
+        kill(work, path, seed, within)
+        left = look(path)
+        work(path)
         assert cache_contents(path) == expected, f"seed {seed}, killed with {left}"
         assert not list(folder.glob(f".{path.name}*"))
         assert not path.with_name(path.name + ".parts").exists()
@@ -93,4 +130,4 @@ def main(folder: Path, seeds: int) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]))
+    main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]))

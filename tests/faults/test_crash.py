@@ -18,7 +18,8 @@ from synthetic import Synthetic
 
 from kdkit import build_cache, create_teacher, open_cache
 from kdkit.cache import durable
-from kdkit.cache.format import Shard
+from kdkit.cache.manifest import read_entry
+from kdkit.cache.metadata import Shard
 from kdkit.cache.parts import Parts, parts_folder
 from kdkit.config import BuildConfig, ReplayRecipe
 from kdkit.errors import CacheError
@@ -69,7 +70,7 @@ def check(root: Path, promised: list[Shard | str]) -> None:
 
 def _check_shard(parts: Parts, shard: Shard, *, promised: bool) -> None:
     if not parts.is_sealed(shard):
-        if promised or parts._entry(shard) is not None:
+        if promised or read_entry(parts.shard_path(shard), shard) is not None:
             raise LostError(f"{shard} was sealed and is gone")
         return
     try:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from synthetic import Synthetic
 
-from kdkit.cache.format import Shard
+from kdkit.cache.metadata import Shard
 from kdkit.cache.parts import Parts, parts_folder
 from kdkit.errors import CacheDiskFullError, CacheError
 

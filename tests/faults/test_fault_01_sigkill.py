@@ -1,4 +1,4 @@
-"""Fault 1: a build is killed at a random moment, 60 times, and goes on each time."""
+"""Fault 1: a build, or an extension, is killed at random moments, and goes on each time."""
 
 from __future__ import annotations
 
@@ -10,15 +10,26 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
-SEEDS = 60
+
+
+def _killed(folder: Path, what: str, seeds: int) -> list[str]:
+    """In what state each kill left the cache."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE.parent), *sys.path]), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(HERE / "kill_builds.py"), str(folder), what, str(seeds)]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500)
+    assert run.returncode == 0, run.stderr[-3000:]
+    states = run.stdout.splitlines()
+    assert len(states) == seeds
+    return states
 
 
 @pytest.mark.slow
 def test_fault_01_a_build_killed_at_60_random_moments_resumes_and_equals_an_undisturbed_one(tmp_path: Path) -> None:
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE.parent), *sys.path]), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(HERE / "kill_builds.py"), str(tmp_path), str(SEEDS)]
-    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500)
-    assert run.returncode == 0, run.stderr[-3000:]
-    states = run.stdout.splitlines()
-    assert len(states) == SEEDS
+    states = _killed(tmp_path, "build", 60)
     assert len(set(states)) >= 4, states  # the moments differed
+
+
+@pytest.mark.slow
+def test_fault_01_an_extension_killed_at_30_random_moments_leaves_a_finished_cache_and_resumes(tmp_path: Path) -> None:
+    states = _killed(tmp_path, "extend", 30)
+    assert len(set(states)) >= 4, states

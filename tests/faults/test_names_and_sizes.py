@@ -16,9 +16,10 @@ from support import RECIPE, digits, tiny_model
 from synthetic import Synthetic
 
 from kdkit import build_cache, create_teacher, open_cache
-from kdkit.cache.format import CacheMetadata, num_hashed_rows
+from kdkit.cache.format import num_hashed_rows
 from kdkit.cache.identity import write_metadata
 from kdkit.cache.layout import lay_out, write_document
+from kdkit.cache.metadata import CacheMetadata
 from kdkit.cache.parts import Parts, parts_folder
 from kdkit.config import BuildConfig
 from kdkit.data import ArraySource, ReplayedDataset

@@ -1,0 +1,72 @@
+"""Matching: whether a cache is that of the dataset a run trains on, and which of its rows is which sample's.
+
+Dimensions: N samples of a dataset, R rows of the cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from kdkit.cache.keys import key_digests, match_rows, refuse_other_samples
+from kdkit.cache.metadata import CacheMetadata
+from kdkit.cache.mismatch import refuse_mismatch
+from kdkit.cache.pixels import check_pixels, checked_views
+from kdkit.cache.stored import stored_digests, stored_keys, stored_pixels
+from kdkit.config import ReplayRecipe
+
+Array = np.ndarray[Any, Any]
+SAMPLES_FIELD = "dataset.samples"
+"""The field that stands for samples which the cache has and the dataset lacks."""
+
+
+class Replayable(Protocol):
+    """What a cache must know of a dataset: kdkit.data.ReplayedDataset is one."""
+
+    keys: Sequence[str]
+    class_names: Sequence[str] | None
+    recipe: ReplayRecipe
+
+    def __getitem__(self, index: tuple[int, int]) -> Any:
+        """The sample at (row, view), with its pixels, uint8 [3, H, W], as `.image`."""
+        ...
+
+    def for_teacher(self) -> Replayable:
+        """The same samples as the teacher sees them."""
+        ...
+
+
+def match_dataset(path: Path, metadata: CacheMetadata, dataset: Replayable, allow: Collection[str]) -> Array:
+    """Compares a cache with a dataset, and finds the cache row of each of its samples, int64 [N].
+
+    A run may use the first views of a cache alone: a view does not depend on how many there are.
+
+    Raises:
+        CacheMismatchError: recipe, samples, class names or pixels differ.
+    """
+    origin = f"the cache {str(path)!r}"
+    views = min(metadata.num_views, dataset.recipe.num_views)
+    recipe = ReplayRecipe.completed({**metadata.recipe, "num_views": views})
+    refuse_mismatch("recipe", recipe, dataset.recipe.to_dict(), origin, allow)
+    names = None if dataset.class_names is None else list(dataset.class_names)
+    cached_names = {"class_names": metadata.dataset["class_names"]}
+    refuse_mismatch("dataset", cached_names, {"class_names": names}, origin, allow)
+    rows = match_keys(path, metadata.num_rows, dataset.keys, allow)
+    hashes = {view: stored_pixels(path, metadata, view) for view in checked_views(views)}
+    check_pixels(dataset, rows, hashes, metadata.dataset.get("versions") or {}, origin)
+    return rows
+
+
+def match_keys(path: Path, num_rows: int, keys: Sequence[str], allow: Collection[str] = ()) -> Array:
+    """Cache row of each dataset sample, int64 [N].
+
+    Raises:
+        CacheMismatchError: a sample was added, removed or renamed; named.
+    """
+    rows = match_rows(stored_digests(path, num_rows), key_digests(keys))
+    if (rows < 0).any() or (SAMPLES_FIELD not in allow and len(np.unique(rows)) < num_rows):
+        refuse_other_samples(stored_keys(path, num_rows), keys, f"the cache {str(path)!r}")
+    return rows
