@@ -40,7 +40,7 @@ def run_identity(config: DistillConfig, dataset: ReplayedDataset, cache: CachedT
     return identity | {
         "recipe": _plain(dataset.recipe.to_dict()),
         "dataset_sha256": keys_sha256(dataset.keys),
-        "cache_sha256": None if cache is None else cache.metadata.sha256,
+        "cache_sha256": None if cache is None else cache.metadata.identity_sha256,
     }
 
 
