@@ -19,6 +19,8 @@ COMMANDS = {
     "distill": "train a student from a cache or a live teacher",
     "evaluate": "a student's top-1, top-5 and speed on a validation folder",
     "export": "a student as a folder that timm.create_model loads, and as ONNX",
+    "presets list": "published settings to begin from",
+    "presets show": "one of them, with its sources",
     "teachers list": "the teacher cards",
     "teachers show": "one card with its sources",
     "cache estimate": "bytes and time of a cache, from a short probe",

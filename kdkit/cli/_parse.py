@@ -8,6 +8,9 @@ from typing import Any, TypeVar, get_type_hints
 
 from jsonargparse import ArgumentParser, set_parsing_settings
 
+from kdkit.cli._preset import COMMANDS as PRESET_COMMANDS
+from kdkit.cli._preset import begin_with_preset
+
 Config = TypeVar("Config")
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
@@ -15,7 +18,11 @@ set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 def parse_config(config_class: type[Config], command: str, arguments: list[str]) -> Config:
     """The `config_class` that the command line describes; exits with 2 on wrong usage."""
-    parser = ArgumentParser(prog=f"kdkit {command}", description=(config_class.__doc__ or "").splitlines()[0])
+    arguments = begin_with_preset(command, arguments)
+    description = (config_class.__doc__ or "").splitlines()[0]
+    if command in PRESET_COMMANDS:
+        description += " With --preset NAME it begins from a published setting: see kdkit presets list."
+    parser = ArgumentParser(prog=f"kdkit {command}", description=description)
     parser.add_argument("--config", action="config", help="YAML file of these options")
     parser.add_class_arguments(config_class)
     values: dict[str, Any] = vars(parser.instantiate(parser.parse_args(_gather(arguments, config_class))))

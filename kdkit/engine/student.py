@@ -13,13 +13,14 @@ from torch import nn
 
 from kdkit.cache import durable
 from kdkit.config import ReplayRecipe, StudentConfig
+from kdkit.engine.checkpoint import BEST, LAST
 from kdkit.errors import CheckpointError, ConfigError
 from kdkit.teachers.factory import build_model, load_weights, read_weights
 from kdkit.teachers.model_config import model_config
 
 STUDENT = "student.json"
 """The file of a run's folder that says how its student is made."""
-CHECKPOINTS = ("model_best.pth.tar", "best.pth.tar", "last.pth.tar")
+CHECKPOINTS = (BEST, LAST)
 """What a run's folder may hold; the first that is there is taken."""
 
 

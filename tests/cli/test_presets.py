@@ -1,0 +1,85 @@
+"""The presets: each is what the dataclasses and timm accept, names its source, and gives way to options beside it."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+
+import pytest
+import timm
+import yaml
+from support import tiny_model
+
+from kdkit import losses
+from kdkit.cli import main
+from kdkit.cli._parse import parse_config
+from kdkit.config import CacheBuildConfig, DistillConfig
+from kdkit.engine.optimize import create_optimizer, create_schedule
+from kdkit.errors import UnknownNameError
+from kdkit.presets import list_presets, load_preset
+
+NAMES = list_presets()
+FOLDERS = ["--data", "imagenet/train", "--output", "out"]
+
+
+@pytest.fixture(autouse=True)
+def _keep_signal_handler() -> Iterator[None]:
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+def test_the_five_settings_of_the_plan_are_there() -> None:
+    assert NAMES == ["deit_tiny_hard", "funmatch_resnet50", "resnet18_dist", "resnet18_kd", "resnet50_a2_kl"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_preset_makes_valid_configurations_of_names_that_exist(name: str) -> None:
+    preset = load_preset(name)
+    assert preset.sources
+    assert all(source.cite and source.url.startswith("https://") for source in preset.sources)
+    build = parse_config(CacheBuildConfig, "cache build", ["--preset", name, *FOLDERS])
+    live = parse_config(DistillConfig, "distill", [f"--preset={name}", *FOLDERS])
+    cached = parse_config(DistillConfig, "distill", ["--preset", name, "--cache", "t.h5", *FOLDERS])
+    assert live.teacher == build.teacher
+    assert live.recipe == build.recipe
+    assert (cached.teacher, cached.recipe, cached.train) == (None, None, live.train)
+    assert build.teacher.model in timm.list_pretrained(f"{build.teacher.model.partition('.')[0]}.*")
+    assert timm.is_model(live.student)
+    assert live.distill_loss in losses.available()
+    assert create_optimizer(tiny_model(), live.train).param_groups[0]["weight_decay"] in (0.0, live.train.weight_decay)
+
+
+@pytest.mark.parametrize("name", ["resnet18_kd", "resnet18_dist"])
+def test_steps_of_the_learning_rate_fall_where_the_source_has_them(name: str) -> None:
+    config = parse_config(DistillConfig, "distill", ["--preset", name, *FOLDERS]).train
+    optimizer = create_optimizer(tiny_model(), config)
+    scheduler = create_schedule(optimizer, config, updates_per_epoch=1)
+    assert scheduler is not None
+    rates = []
+    for epoch in range(100):
+        rates.append(optimizer.param_groups[0]["lr"])
+        scheduler.step(epoch + 1)
+    expected = [0.1 * 0.1 ** sum(epoch >= step for step in (30, 60, 90)) for epoch in range(100)]
+    assert rates == pytest.approx(expected)
+
+
+def test_options_beside_a_preset_go_before_it(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["distill", *FOLDERS, "--train.epochs", "3", "--train.warmup_epochs", "1", "--preset", "resnet50_a2_kl"]
+    assert main([*arguments, "--print_config"]) == 0
+    written = yaml.safe_load(capsys.readouterr().out)
+    assert written["train"]["epochs"] == 3
+    assert written["train"]["opt"] == "lamb"
+    assert written["recipe"]["mixup_alpha"] == 0.1
+
+
+def test_presets_are_listed_shown_and_guessed_at(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["presets", "list"]) == 0
+    said = capsys.readouterr().out
+    assert all(name in said for name in NAMES)
+    assert main(["presets", "show", "funmatch_resnet50"]) == 0
+    assert "bit_i1k.py" in capsys.readouterr().out
+    with pytest.raises(UnknownNameError, match="'resnet18_kd'"):
+        load_preset("resnet18-kd")
+    assert main(["distill", *FOLDERS, "--preset", "resnet18kd"]) == 1
+    assert "'resnet18_kd'" in capsys.readouterr().err
