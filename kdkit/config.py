@@ -199,6 +199,40 @@ class TeacherConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TeachersCheckConfig:
+    """Which teacher is checked, and on which images."""
+
+    card: str
+    """A teacher card: its name, looked for in ./teachers and among those that ship, or its path."""
+
+    data: str
+    """Folder of labelled images, one folder a class; of an ImageNet teacher, called by synset."""
+
+    checkpoint: str | None = None
+    """Weights file (safetensors or torch) in place of the card's."""
+
+    limit: int | None = None
+    """Images that are drawn from the folder; all by default."""
+
+    batch_size: int = 64
+    """Images that the teacher is given at once."""
+
+    num_workers: int = 2
+    """Processes that load images; 0 loads in the main process."""
+
+    device: str = "cpu"
+    """Where the teacher runs: cpu, cuda, cuda:1."""
+
+    def __post_init__(self) -> None:
+        if self.limit is not None and self.limit < 1:
+            raise ConfigError(f"limit must be at least 1 image, got {self.limit}")
+        if self.batch_size < 1:
+            raise ConfigError(f"batch_size must be at least 1 image, got {self.batch_size}")
+        if self.num_workers < 0:
+            raise ConfigError(f"num_workers must be 0 or more, got {self.num_workers}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class CacheEstimateConfig:
     """What a cache would be made from."""
 

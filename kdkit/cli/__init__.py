@@ -23,6 +23,7 @@ COMMANDS = {
     "presets show": "one of them, with its sources",
     "teachers list": "the teacher cards",
     "teachers show": "one card with its sources",
+    "teachers check": "a teacher's top-1 on your images beside its card's",
     "cache estimate": "bytes and time of a cache, from a short probe",
     "cache build": "ask a teacher about every view of every image, and keep what it says",
     "cache extend": "add views to a finished cache",

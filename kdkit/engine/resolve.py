@@ -35,17 +35,27 @@ def resolve_teacher(config: TeacherConfig, device: torch.device) -> Teacher:
     """The teacher that the configuration names: by timm name, or by the path of a card, fed as the card says."""
     if not config.model.endswith(_CARD_SUFFIXES):
         return create_teacher(config.model, checkpoint=config.checkpoint, input_size=config.input_size, device=device)
-    card = load_card(config.model)
+    return resolve_card(load_card(config.model), device, checkpoint=config.checkpoint, input_size=config.input_size)
+
+
+def resolve_card(
+    card: TeacherCard, device: torch.device, *, checkpoint: str | None = None, input_size: int | None = None
+) -> Teacher:
+    """The teacher that a card describes, fed as the card says.
+
+    Args:
+        card: whom.
+        device: where it runs.
+        checkpoint: weights file in place of the card's.
+        input_size: side in pixels in place of the card's.
+    """
     teacher = create_teacher(
-        _weights_name(card),
-        checkpoint=config.checkpoint or card.checkpoint,
-        num_classes=card.num_classes,
-        device=device,
+        _weights_name(card), checkpoint=checkpoint or card.checkpoint, num_classes=card.num_classes, device=device
     )
     _, height, width = card.input_size
     return Teacher(
         teacher.model,
-        input_size=(height, width) if config.input_size is None else (config.input_size, config.input_size),
+        input_size=(height, width) if input_size is None else (input_size, input_size),
         normalization=Normalization(tuple(card.mean), tuple(card.std)),
         name=card.name,
     )

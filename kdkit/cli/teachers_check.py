@@ -1,0 +1,36 @@
+"""kdkit teachers check."""
+
+from __future__ import annotations
+
+import sys
+
+from kdkit.cli._parse import parse_config
+from kdkit.config import TeachersCheckConfig
+
+
+def run(arguments: list[str]) -> None:
+    """Prints a teacher's top-1 on labelled images beside its card's."""
+    config = parse_config(TeachersCheckConfig, "teachers check", arguments)
+    from kdkit.engine.check import check_recipe, check_teacher
+    from kdkit.engine.resolve import resolve_card, resolve_dataset, resolve_device
+    from kdkit.teachers import load_card
+
+    card = load_card(config.card)
+    device = resolve_device(config.device)
+    dataset = resolve_dataset(config.data, check_recipe(card))
+    report = check_teacher(
+        resolve_card(card, device, checkpoint=config.checkpoint),
+        dataset,
+        card,
+        limit=config.limit,
+        batch_size=config.batch_size,
+        num_workers=config.num_workers,
+        device=device,
+    )
+    print(f"teacher      {report.teacher}")
+    print(f"images       {report.num_images:,} of {len(dataset):,}, {dataset.recipe.size} pixels")
+    print(f"top-1        {report.top1:.2f} %")
+    if report.published is not None:
+        print(f"published    {report.published.percent:.2f} % at {report.published.input_size} pixels")
+    if report.warning is not None:
+        print(f"kdkit: warning: {report.warning}", file=sys.stderr)
