@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import datetime
+import inspect
 import json
 import os
 import platform
@@ -83,8 +84,8 @@ class Report:
     begun: float = field(default_factory=time.monotonic)
 
     def text(self, *lines: str) -> None:
-        """Adds a paragraph of Markdown."""
-        self.lines += [*lines, ""]
+        """Adds a paragraph of Markdown; a string may span several indented lines."""
+        self.lines += [*map(inspect.cleandoc, lines), ""]
 
     def table(self, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
         """Adds a table; cells are shown by str()."""

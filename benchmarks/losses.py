@@ -1,24 +1,21 @@
 """Time and peak memory of every loss, forward and backward, beside the plainest log_softmax + kl_div expression.
 
-    python benchmarks/losses.py [--repeats 15] [--threads 1] [--only kl dkd]
+    python benchmarks/losses.py [--quick] [--repeats 15] [--only kl dkd]
 
-Prints Markdown. Every contender runs beside its baseline, in turns, now before it and now after it, so that a busy
-machine disturbs both alike; the time is the median over the turns, the ratio the median of the turns' own ratios. Peak
-memory is the largest sum of live tensor bytes that the torch profiler saw between the call and the end of backward,
-inputs and parameters not counted. About 4 minutes on 2 CPU cores.
+Every contender runs beside its baseline, in turns; the time is the median over the turns, the ratio the median of the
+turns' own ratios. Peak memory is the largest sum of live tensor bytes that the torch profiler saw between the call and
+the end of backward, inputs and parameters not counted. About 4 minutes on 2 CPU cores.
 """
 
-import argparse
 import os
-import platform
 import statistics
-import time
 from collections.abc import Callable
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler's own chatter
 
 import torch
 import torch.nn.functional as F
+from _result import Report, parser, ratio, take_turns
 from torch import Tensor
 
 from kdkit import losses
@@ -113,11 +110,9 @@ def reset(leaves: list[Tensor]) -> None:
         leaf.grad = None
 
 
-def seconds(leaves: list[Tensor], step: Step) -> float:
+def forward_and_backward(leaves: list[Tensor], step: Step) -> None:
     reset(leaves)
-    start = time.perf_counter()
     step().backward()
-    return time.perf_counter() - start
 
 
 def peak_bytes(leaves: list[Tensor], step: Step) -> int:
@@ -132,23 +127,24 @@ def peak_bytes(leaves: list[Tensor], step: Step) -> int:
     return peak
 
 
-def table(title: str, leaves: list[Tensor], steps: dict[str, Step], repeats: int) -> None:
-    print(f"\n## {title}\n\n| loss | ms | time ratio | peak MiB | memory ratio |\n|---|---|---|---|---|")
+def table(report: Report, title: str, leaves: list[Tensor], steps: dict[str, Step], repeats: int) -> None:
+    """A table of time and memory, each beside the plain expression at the same temperature."""
+    rows: list[list[object]] = []
     for name, step in steps.items():
         base = steps["plain, T=4" if name.endswith("T=4") else "plain"]
-        times, ratios = [], []
-        for turn in range(repeats + 1):
-            pair = [seconds(leaves, s) for s in ((base, step) if turn % 2 else (step, base))]
-            own, other = pair if turn % 2 == 0 else reversed(pair)
-            if turn:  # the first turn warms up
-                times.append(own)
-                ratios.append(own / other)
+        sides = {
+            "own": lambda step=step: forward_and_backward(leaves, step),
+            "plain": lambda base=base: forward_and_backward(leaves, base),
+        }
+        times = take_turns(sides, repeats, warm_up=1)
+        faster = report.figure(f"{title}: {name}: time", ratio(times["own"], times["plain"]))
         peak, base_peak = peak_bytes(leaves, step), peak_bytes(leaves, base)
-        print(
-            f"| {name} | {1e3 * statistics.median(times):.1f} | {statistics.median(ratios):.2f} | "
-            f"{peak / 2**20:.1f} | {peak / base_peak:.2f} |",
-            flush=True,
-        )
+        memory = report.figure(f"{title}: {name}: memory", peak / base_peak)
+        shown = f"{1e3 * statistics.median(times['own']):.1f}"
+        rows.append([name, shown, faster, f"{peak / 2**20:.1f}", f"{memory:.2f}"])
+        print(title, *rows[-1], flush=True)
+    report.text(f"## {title}")
+    report.table(["loss", "ms", "time ratio (quartiles)", "peak MiB", "memory ratio"], rows)
 
 
 def chosen(steps: dict[str, Step], only: list[str]) -> dict[str, Step]:
@@ -156,27 +152,33 @@ def chosen(steps: dict[str, Step], only: list[str]) -> dict[str, Step]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=15)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--only", nargs="*", default=[])
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    print(
-        f"python {platform.python_version()}, torch {torch.__version__}, {args.threads} thread(s), {args.repeats} turns"
+    made = parser(__doc__)
+    made.add_argument("--repeats", type=int, default=15)
+    made.add_argument("--only", nargs="*", default=[])
+    args = made.parse_args()
+    torch.set_num_threads(1)
+    report = Report("losses", "Losses: time and peak memory", args.quick)
+    repeats = 2 if args.quick else args.repeats
+    report.text(
+        f"""Time is forward and backward, {repeats} turns, and its ratio is to the plainest log_softmax + kl_div
+        expression at the same T. Memory is the peak of live tensor bytes beyond inputs and parameters. Ratios of
+        equal code (`plain`, `kl`) show the noise of the machine. "soft labels" are [B, C] targets under the default
+        policy."""
     )
-    for batch, classes in LOGIT_SIZES:
+    for batch, classes in LOGIT_SIZES[:1] if args.quick else LOGIT_SIZES:
         leaf, steps = logit_steps(batch, classes)
-        table(f"Logits [{batch}, {classes}], float32", [leaf], chosen(steps, args.only), args.repeats)
+        table(report, f"Logits [{batch}, {classes}], float32", [leaf], chosen(steps, args.only), repeats)
     for shape in ((256, 512), (64, 256, 14, 14)):
         leaf, steps = feature_steps(shape)
-        table(f"Features {list(shape)}, float32; plain is mse_loss", [leaf], chosen(steps, args.only), args.repeats)
+        title = f"Features {list(shape)}, float32; plain is mse_loss"
+        table(report, title, [leaf], chosen(steps, args.only), repeats)
     modules = (
         ("Tokens [16, 196, D], D 192 and 384, of 3 blocks, float32", vitkd_steps()),
         ("Maps [8, D, H, W] of ResNet-18 and ResNet-34, 4 stages and the pooled one, float32", review_steps()),
     )
     for title, (leaves, steps) in modules:
-        table(f"{title}; plain is the sum of mse_loss", leaves, chosen(steps, args.only), args.repeats)
+        table(report, f"{title}; plain is the sum of mse_loss", leaves, chosen(steps, args.only), repeats)
+    report.write(args.output)
 
 
 if __name__ == "__main__":

@@ -1,30 +1,33 @@
-"""Reading a cache: rows a second beside numpy in memory and h5py, time to open, memory.
+"""Reading a cache: rows a second beside six other ways to keep them, bytes on disk, time to open, memory.
 
-    python benchmarks/read.py
+    python benchmarks/read.py [--quick]
 
-Writes benchmarks/results/DATE-read.md. Needs about 4 GB of disk in the temporary folder; takes a minute on 2 cores.
-The sides of a comparison take turns, batch by batch, on the same rows in one process; figures are medians of the turns.
+Needs about 5 GB of disk in the temporary folder; takes about two minutes on 2 cores. The ways take turns, batch by
+batch, in one process; figures are medians of the turns.
 """
 
 from __future__ import annotations
 
-import argparse
-import datetime
-import os
-import platform
-import resource
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 
-import h5py
 import numpy as np
 import timm
 import torch
+from _result import Report, parser, ratio, take_turns
+from _ways import (
+    Way,
+    disk_bytes,
+    h5py_chunked,
+    h5py_contiguous,
+    numpy_in_memory,
+    numpy_memmap,
+    pt_files,
+    seek_and_read,
+)
 
 from kdkit.cache import open_cache
 from kdkit.cache.codecs import create_codec
@@ -37,7 +40,16 @@ from kdkit.config import ReplayRecipe
 from kdkit.teachers import create_teacher
 
 BATCH = 256
-TURNS = 200
+PT_SHARE = 10  # of the rows one in so many is kept as a .pt file
+PEERS = {
+    "numpy fancy indexing in memory": numpy_in_memory,
+    "numpy memmap": numpy_memmap,
+    "seek and read a record (TinyViT)": seek_and_read,
+    "h5py fancy indexing, contiguous": h5py_contiguous,
+    "h5py fancy indexing, chunked": h5py_chunked,
+}
+FAST = ["kdkit cache.read", "numpy fancy indexing in memory", "numpy memmap"]  # these have many turns of their own
+SLOW_OWN = "kdkit cache.read beside the slow ones"
 
 
 def write_cache(path: Path, num_rows: int, num_classes: int, codec_name: str, num_views: int) -> None:
@@ -64,52 +76,56 @@ def write_cache(path: Path, num_rows: int, num_classes: int, codec_name: str, nu
     pack(parts, path)
 
 
-def median_times(sides: dict[str, Callable[[np.ndarray], object]], num_rows: int, turns: int) -> dict[str, list[float]]:
-    """Seconds of each side for the same random rows, the sides taking turns and the first going last next time."""
-    random = np.random.default_rng(1)
-    times: dict[str, list[float]] = {name: [] for name in sides}
-    order = list(sides)
-    for turn in range(turns + 5):
-        rows = random.integers(0, num_rows, BATCH)
-        order.append(order.pop(0))
-        for name in order:
-            begun = time.perf_counter()
-            sides[name](rows)
-            if turn >= 5:  # the first turns warm up
-                times[name].append(time.perf_counter() - begun)
-    return times
-
-
-def compare_reading(folder: Path) -> list[str]:
-    """kdkit beside numpy in memory and h5py, int8 rows of 1,000 classes, 200,000 rows."""
-    path, num_rows = folder / "int8.h5", 200_000
+def compare_reading(report: Report, folder: Path, num_rows: int, turns: int) -> None:
+    """kdkit beside the other ways, the same rows of random bytes: int8 rows of 1,000 classes."""
+    path = folder / "int8.h5"
     write_cache(path, num_rows, 1000, "int8", 1)
     cache = open_cache(path)
-    with h5py.File(path, "r", locking=False) as file:
-        dataset = file["views/0000/logits"]
-        in_memory = dataset[()]
-        cache.verify()  # checksums are compared once a block; the steady state is measured
-        resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    rows = cache.read(np.arange(num_rows), 0).numpy()
+    ways = {"kdkit cache.read": Way(lambda chosen: cache.read(chosen, 0).numpy(), disk_bytes(path), num_rows)}
+    ways |= {name: make(rows, folder) for name, make in PEERS.items()}
+    ways["one .pt file an image"] = pt_files(rows[: num_rows // PT_SHARE], folder)  # as many as a batch is drawn from
+    cache.verify()  # checksums are compared once a block; the steady state is measured
+    refuse_different(ways, rows)
+    times = {
+        **gather_in_turns({name: ways[name] for name in FAST}, turns),
+        **gather_in_turns({name: way for name, way in ways.items() if name not in FAST[1:]}, turns // 5, SLOW_OWN),
+    }
+    report.table(
+        ["way", "rows/s", "kdkit is faster by (quartiles)", "bytes a row on disk"],
+        [describe(report, name, times, ways[name]) for name in ways],
+    )
 
-        def read_h5py(rows: np.ndarray) -> object:
-            unique, back = np.unique(rows, return_inverse=True)  # h5py wants increasing rows without repeats
-            return dataset[unique][back]
 
-        times = median_times(
-            {"kdkit": lambda rows: cache.read(rows, 0), "numpy": lambda rows: in_memory[rows]}, num_rows, TURNS
-        )
-        slow = median_times({"kdkit": lambda rows: cache.read(rows, 0), "h5py": read_h5py}, num_rows, TURNS // 5)
-        unchanged = np.array_equal(cache.read(np.arange(BATCH), 0).numpy(), in_memory[:BATCH])
-    assert unchanged
-    lines = ["| side | rows/s | kdkit / side | spread of the ratio (quartiles) |", "|---|---|---|---|"]
-    for measured, name in ((times, "numpy"), (slow, "h5py")):
-        ratios = [theirs / mine for mine, theirs in zip(measured["kdkit"], measured[name], strict=True)]
-        low, _, high = statistics.quantiles(ratios, n=4)
-        speed = BATCH / statistics.median(measured[name])
-        label = "numpy fancy indexing in memory" if name == "numpy" else "h5py fancy indexing, contiguous"
-        lines.append(f"| {label} | {speed:,.0f} | {statistics.median(ratios):.2f} | {low:.2f} to {high:.2f} |")
-    lines.insert(2, f"| kdkit cache.read | {BATCH / statistics.median(times['kdkit']):,.0f} | 1 | |")
-    return [*lines, "", f"(peak memory of that process: {resident / 1024:,.0f} MiB, the copy in memory included)"]
+def refuse_different(ways: dict[str, Way], rows: np.ndarray) -> None:
+    """Every way must give the same bytes."""
+    for name, way in ways.items():
+        chosen = np.random.default_rng(2).integers(0, way.num_rows, BATCH)
+        if not np.array_equal(way.gather(chosen), rows[chosen]):
+            raise RuntimeError(f"{name} gives other bytes than kdkit")
+
+
+def gather_in_turns(ways: dict[str, Way], turns: int, own: str = "kdkit cache.read") -> dict[str, list[float]]:
+    """Seconds for one random batch each turn; `own` is what kdkit's times are called."""
+    warm_up = 5
+    sides = {}
+    for name, way in ways.items():
+        drawn = iter(np.random.default_rng(1).integers(0, way.num_rows, (turns + warm_up, BATCH)))  # not while timed
+        sides[own if name == "kdkit cache.read" else name] = lambda way=way, drawn=drawn: way.gather(next(drawn))
+    return take_turns(sides, turns, warm_up)
+
+
+def describe(report: Report, name: str, times: dict[str, list[float]], way: Way) -> list[object]:
+    """A line of the table; its figures are kept."""
+    speed = BATCH / statistics.median(times[name])
+    report.figure(f"{name}: rows/s", round(speed))
+    on_disk = way.num_bytes / way.num_rows
+    report.figure(f"{name}: bytes a row", round(on_disk))
+    if name == "kdkit cache.read":
+        return [name, f"{speed:,.0f}", "1", f"{on_disk:,.0f}"]
+    own = times["kdkit cache.read" if name in FAST else SLOW_OWN]
+    faster = report.figure(f"{name} / kdkit, time", ratio(times[name], own))
+    return [name, f"{speed:,.0f}", faster, f"{on_disk:,.0f}" if on_disk else "in memory"]
 
 
 OPEN = """
@@ -134,47 +150,40 @@ print(times[0], sorted(times)[5], after[0] - before[0], after[1] - before[1])
 """
 
 
-def measure_opening(folder: Path) -> list[str]:
-    """Opening 1.28 million rows of 96 bytes in 10 views, and what 1,000 random batches do to the memory."""
+def measure_opening(report: Report, folder: Path, num_rows: int) -> None:
+    """Opening many rows of 96 bytes in 10 views, and what 1,000 random batches do to the memory."""
     path = folder / "large.h5"
-    write_cache(path, 1_281_167, 48, "float16", 10)
+    write_cache(path, num_rows, 48, "float16", 10)
     command = [sys.executable, "-c", OPEN, str(path)]
     run = subprocess.run(command, check=True, capture_output=True, text=True)
     first, median, anonymous, mapped = (float(value) for value in run.stdout.split())
-    return [
-        f"Packed cache of 1,281,167 rows x 10 views of 96 bytes ({path.stat().st_size / 1e9:.2f} GB):",
-        "",
-        f"- open_cache: first {first * 1e3:.1f} ms, median of 11 {median * 1e3:.1f} ms, imports excluded",
-        f"- after 1,000 random batches of 256 rows: anonymous memory grew by {anonymous / 1024:.1f} MiB, pages of the "
-        f"mapped file by {mapped / 1024:,.1f} MiB (they are the page cache's, and given back under pressure)",
-    ]
+    report.figure("open: rows", num_rows)
+    first = report.figure("open: first, ms", round(first * 1e3, 1))
+    median = report.figure("open: median, ms", round(median * 1e3, 1))
+    anonymous = report.figure("1,000 batches: anonymous memory, MiB", round(anonymous / 1024, 1))
+    report.text(
+        f"""Packed cache of {num_rows:,} rows x 10 views of 96 bytes ({path.stat().st_size / 1e9:.2f} GB):
+
+        - open_cache: first {first} ms, median of 11 {median} ms, imports excluded
+        - after 1,000 random batches of 256 rows: anonymous memory grew by {anonymous} MiB, pages of the mapped file by
+          {mapped / 1024:,.1f} MiB (they are the page cache's, and given back under pressure)"""
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results")
-    arguments = parser.parse_args()
+    args = parser(__doc__).parse_args()
     torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory() as name:
-        reading, opening = compare_reading(Path(name)), measure_opening(Path(name))
-    date = datetime.date.today().isoformat()
-    versions = f"Python {platform.python_version()}, numpy {np.__version__}, h5py {h5py.__version__}"
-    page = [
-        f"# Reading a cache, {date}",
-        "",
-        f"Command: `python benchmarks/read.py`. Machine: {os.cpu_count()}-core {platform.machine()} CPU. {versions}.",
-        "",
-        f"{BATCH} random rows a batch, int8, 1,000 classes (1,004 bytes a row), 200,000 rows; one thread; the sides",
-        f"take turns in one process, {TURNS} turns ({TURNS // 5} with h5py); ratios are of the two times of a turn.",
-        "",
-        *reading,
-        "",
-        *opening,
-        "",
-    ]
-    arguments.output.mkdir(exist_ok=True)
-    (arguments.output / f"{date}-read.md").write_text("\n".join(page))
-    print("\n".join(page))
+    report = Report("read", "Reading a cache", args.quick)
+    num_rows, turns, large = (5_000, 20, 50_000) if args.quick else (200_000, 200, 1_281_167)
+    report.text(
+        f"""{BATCH} random rows a batch, int8 rows of 1,000 classes (1,004 bytes), {num_rows:,} rows
+        ({num_rows // PT_SHARE:,} as .pt files), all in the page cache; one thread; the ways take turns in one
+        process, {turns} turns ({turns // 5} for the slow ones); a ratio is of the two times of a turn."""
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        compare_reading(report, Path(folder), num_rows, turns)
+        measure_opening(report, Path(folder), large)
+    report.write(args.output)
 
 
 if __name__ == "__main__":

