@@ -1,0 +1,254 @@
+"""Recipes: presets, erasing, and transforms of the user's own."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import random
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from support import CLASSES, RECIPE, digits, digits_dataset
+from timm.data.random_erasing import RandomErasing
+from torch import nn
+from torchvision.transforms import v2
+
+from kdkit.config import ReplayRecipe
+from kdkit.data import ArraySource, ReplayedDataset
+from kdkit.data.erasing import Erasing
+from kdkit.data.identity import transform_identity
+from kdkit.data.replay import kept_states
+from kdkit.errors import ConfigError, ShapeError, UnknownNameError
+from kdkit.recipe import PRESETS
+from kdkit.signals import IMAGENET_MEAN, IMAGENET_STD
+
+OWN = ReplayRecipe(size=24, num_views=2)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_each_preset_draws_views(name: str) -> None:
+    recipe = ReplayRecipe.preset(name, size=32)
+    dataset = digits_dataset(6, recipe)
+    assert dataset[2, 0].image.shape == (3, 32, 32)
+    assert ReplayRecipe.from_dict(recipe.to_dict()) == recipe
+
+
+def test_a_presets_fields_can_be_replaced_and_an_unknown_one_suggests() -> None:
+    recipe = ReplayRecipe.preset("deit", num_views=10, erasing=0.0)
+    assert (recipe.num_views, recipe.erasing, recipe.mixup_alpha) == (10, 0.0, 0.8)
+    with pytest.raises(UnknownNameError, match="did you mean 'deit'"):
+        ReplayRecipe.preset("diet")
+
+
+def test_the_augmentations_of_three_augment_are_drawn() -> None:
+    dataset = digits_dataset(30, ReplayRecipe(size=32, auto_augment="3a", color_jitter=0.3, num_views=2))
+    views = {dataset[row, view].image.numpy().tobytes() for row in range(30) for view in range(2)}
+    assert len(views) > 55
+
+
+@pytest.mark.parametrize("mode", ["const", "rand", "pixel"])
+def test_erasing_erases_as_often_and_as_much_as_timm(mode: str) -> None:
+    ours, timms = Erasing(0.6, mode, 3), RandomErasing(0.6, mode=mode, max_count=3, device="cpu")
+    erased: dict[str, list[float]] = {"ours": [], "timm": []}
+    with kept_states():
+        random.seed(1)
+        torch.manual_seed(1)
+        for _ in range(3000):
+            image = ours(torch.full((3, 32, 32), 201, dtype=torch.uint8))
+            erased["ours"].append(float((image != 201).any(0).float().mean()))
+            normalised = timms(torch.full((3, 32, 32), 100.0))
+            erased["timm"].append(float((normalised != 100).any(0).float().mean()))
+    for measure in (np.mean, np.std, lambda shares: np.mean(np.asarray(shares) > 0)):
+        assert measure(erased["ours"]) == pytest.approx(measure(erased["timm"]), rel=0.06)
+
+
+def test_erased_pixels_are_what_timm_makes_of_them_but_for_clipping() -> None:
+    mean, std = (torch.tensor(values).mul(255).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
+    with kept_states():
+        torch.manual_seed(0)
+        expected = torch.randn(3, 9, 7).mul(std).add(mean)
+        torch.manual_seed(0)
+        noise = Erasing(1.0, "pixel", 1)._fill(9, 7)
+        flat = Erasing(1.0, "rand", 1)._fill(9, 7)
+        grey = Erasing(1.0, "const", 1)._fill(9, 7)
+    assert torch.equal(noise, expected.round().clamp(0, 255).to(torch.uint8))
+    assert flat.shape == grey.shape == (3, 1, 1)
+    assert grey.flatten().tolist() == [round(255 * value) for value in IMAGENET_MEAN]
+
+
+def test_erasing_leaves_the_rest_of_the_view_as_it_was() -> None:
+    recipe = dataclasses.replace(RECIPE, erasing=1.0, erasing_mode="pixel", erasing_count=2)
+    plain, erased = digits_dataset(20, RECIPE), digits_dataset(20, recipe)
+    changed = [float((plain[row, 0].image != erased[row, 0].image).any(0).float().mean()) for row in range(20)]
+    assert min(changed) > 0
+    assert max(changed) < 0.45
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"erasing": 1.5}, "erasing"),
+        ({"erasing_mode": "noise"}, "erasing_mode"),
+        ({"erasing_count": 0}, "erasing_count"),
+        ({"mixup_alpha": -1.0}, "mixup_alpha"),
+        ({"cutmix_alpha": float("nan")}, "cutmix_alpha"),
+        ({"mix_prob": 2.0}, "mix_prob"),
+        ({"switch_prob": -0.1}, "switch_prob"),
+        ({"teacher_size": 0}, "teacher_size"),
+        ({"augment": False, "erasing": 0.5}, "erasing"),
+        ({"augment": False, "mixup_alpha": 0.5}, "mixup_alpha"),
+        ({"transform": "mine", "hflip": 0.3}, "hflip"),
+        ({"transform": "mine", "teacher_size": 300}, "teacher_size"),
+    ],
+)
+def test_a_recipe_refuses_what_cannot_work(fields: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        ReplayRecipe(**fields)
+
+
+# Transforms of the user's own.
+
+
+def torchvision_transform(flip: float = 0.5) -> v2.Compose:
+    return v2.Compose([v2.RandomResizedCrop(24), v2.RandomHorizontalFlip(flip), v2.ColorJitter(0.4), v2.PILToTensor()])
+
+
+class Rotates(nn.Module):
+    """A module of the user's own, on tensors."""
+
+    def __init__(self, degrees: float) -> None:
+        super().__init__()
+        self.degrees = degrees
+
+    def forward(self, image: Image.Image) -> Image.Image:
+        return image.resize((24, 24)).rotate(random.uniform(-self.degrees, self.degrees))
+
+
+class Keywords:
+    """Called as albumentations is, and with a generator of its own as there."""
+
+    def __init__(self, strength: float = 20.0) -> None:
+        self.strength = strength
+        self.generator = np.random.default_rng()
+
+    def set_random_seed(self, seed: int) -> None:
+        self.generator = np.random.default_rng(seed)
+
+    def __call__(self, *arguments: object, force_apply: bool = False, **named: Any) -> dict[str, Any]:
+        image = np.asarray(Image.fromarray(named["image"]).resize((24, 24))).astype(float)
+        noisy = image + self.strength * self.generator.standard_normal(image.shape)
+        return {"image": noisy.clip(0, 255).astype(np.uint8)}
+
+
+class Unseeded(Keywords):
+    """Draws from a generator that nobody seeds."""
+
+    set_random_seed = None  # type: ignore[assignment]
+
+
+def jitter(image: Image.Image, *, amount: float) -> torch.Tensor:
+    pixels = torch.from_numpy(np.array(image.resize((24, 24)))).movedim(-1, 0)
+    return (pixels * (1 - amount * torch.rand(()))).to(torch.uint8)
+
+
+@pytest.mark.parametrize(
+    "transform", [torchvision_transform(), Rotates(30), Keywords(), functools.partial(jitter, amount=0.5)]
+)
+def test_a_transform_of_ones_own_is_replayed(transform: Any) -> None:
+    dataset = ReplayedDataset(digits(12), OWN, transform=transform)
+    views = {(row, view): dataset[row, view].image for row in range(12) for view in range(2)}
+    for (row, view), image in reversed(views.items()):
+        assert torch.equal(dataset[row, view].image, image)
+        assert image.shape == (3, 24, 24)
+    assert sum(not torch.equal(views[row, 0], views[row, 1]) for row in range(12)) > 8
+
+
+def test_a_transform_that_cannot_be_seeded_is_refused() -> None:
+    with pytest.raises(ConfigError, match="set_random_seed"):
+        ReplayedDataset(digits(4), OWN, transform=Unseeded())
+
+
+@pytest.mark.parametrize(
+    ("transform", "said"),
+    [
+        (v2.Compose([v2.Resize((24, 24)), v2.ToImage(), v2.ToDtype(torch.float32)]), "torch.float32"),
+        (v2.Compose([v2.Resize((20, 24)), v2.PILToTensor()]), r"\[3, 20, 24\]"),
+        (lambda image: "text", "returned a str"),
+    ],
+)
+def test_a_transform_that_returns_no_view_is_refused(transform: Any, said: str) -> None:
+    with pytest.raises(ShapeError, match=said):
+        ReplayedDataset(digits(4), OWN, transform=transform)
+
+
+def make_closure(amount: float) -> Any:
+    def closed(image: Image.Image) -> Image.Image:
+        return image.resize((24, 24)).point(lambda value: value * amount)
+
+    return closed
+
+
+def table(values: Any) -> Any:
+    return functools.partial(jitter, amount=values)
+
+
+@pytest.mark.parametrize(
+    ("one", "same", "other"),
+    [
+        (torchvision_transform(), torchvision_transform(), torchvision_transform(0.4)),
+        (Rotates(30), Rotates(30), Rotates(31)),
+        (Keywords(), Keywords(), Keywords(21.0)),
+        (make_closure(0.5), make_closure(0.5), make_closure(0.6)),
+        (table(torch.ones(3)), table(torch.ones(3)), table(torch.zeros(3))),
+        (table({"a": [1, 2]}), table({"a": [1, 2]}), table({"a": [2, 1]})),
+        (Rotates(30).forward, Rotates(30).forward, Rotates(29).forward),
+    ],
+)
+def test_equal_transforms_have_one_identity_and_others_another(one: Any, same: Any, other: Any) -> None:
+    assert transform_identity(one) == transform_identity(same)
+    assert transform_identity(one) != transform_identity(other)
+
+
+def test_the_code_of_a_transform_is_part_of_its_identity() -> None:
+    identities = set()
+    for body in ("image.resize((24, 24))", "image.resize((24, 24)).convert('L')"):
+        names: dict[str, Any] = {}
+        exec(f"def helper(image): return {body}\ndef own(image): return helper(image)", names)
+        identities.add(transform_identity(names["own"]))
+    assert len(identities) == 2
+
+
+def test_what_cannot_be_described_wants_a_name() -> None:
+    own = functools.partial(jitter, amount=memoryview(b"opaque"))
+    with pytest.raises(ConfigError, match="transform_id"):
+        ReplayedDataset(digits(4), OWN, transform=own)
+    names = functools.partial(jitter, amount=0.3)
+    assert ReplayedDataset(digits(4), OWN, transform=names, transform_id="mine-1").recipe.transform == "mine-1"
+
+
+def test_a_recipe_and_its_transform_must_belong_together() -> None:
+    recipe = ReplayedDataset(digits(4), OWN, transform=Rotates(30)).recipe
+    assert recipe.transform == transform_identity(Rotates(30))
+    again = ReplayedDataset(digits(4), ReplayRecipe.from_dict(recipe.to_dict()), transform=Rotates(30))
+    assert again.recipe == recipe
+    with pytest.raises(ConfigError, match=r"Rotates sha256:.*this one is"):
+        ReplayedDataset(digits(4), recipe, transform=Rotates(31))
+    with pytest.raises(ConfigError, match=r"transform=\.\.\."):
+        ReplayedDataset(digits(4), recipe)
+    with pytest.raises(ConfigError, match="takes the place of hflip"):
+        ReplayedDataset(digits(4), dataclasses.replace(OWN, hflip=0.1), transform=Rotates(30))
+
+
+def test_own_transforms_are_mixed_too() -> None:
+    plain = digits(6)
+    source = ArraySource(plain.images, plain.targets, class_names=CLASSES)
+    recipe = dataclasses.replace(OWN, mixup_alpha=1.0)
+    mixed, alone = (ReplayedDataset(source, r, transform=Rotates(30)) for r in (recipe, OWN))
+    partners = mixed.partners(0)
+    assert partners is not None
+    sample = mixed[1, 0]
+    expected = alone[1, 0].image * sample.share + alone[int(partners[1]), 0].image * (1 - sample.share)
+    assert int((sample.image - expected).abs().max()) <= 1
