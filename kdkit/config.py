@@ -237,13 +237,13 @@ class CacheEstimateConfig:
     """What a cache would be made from."""
 
     data: str
-    """Folder of training images, one folder a class."""
+    """Training images: a folder of class folders, a .tar or .zip of them, a folder of tars, or hfds/NAME:SPLIT."""
 
     teacher: TeacherConfig
     """Who is asked."""
 
     recipe: ReplayRecipe = field(default_factory=ReplayRecipe)
-    """What the views look like."""
+    """What the views look like; on the command line also a preset: --recipe deit."""
 
     build: BuildConfig = field(default_factory=BuildConfig)
     """How the cache is built."""
@@ -371,7 +371,7 @@ class EvaluateConfig(StudentConfig):
     """A student, and the images that it is asked about."""
 
     data: str
-    """Folder of validation images, one folder a class."""
+    """Validation images, in any of the forms that training images have."""
 
     input_size: int | None = None
     """Side of the square image that the student sees, pixels; by default that of its training."""
@@ -420,7 +420,7 @@ class DistillConfig:
     """Everything that `kdkit distill` needs."""
 
     data: str
-    """Folder of training images, one folder a class."""
+    """Training images: a folder of class folders, a .tar or .zip of them, a folder of tars, or hfds/NAME:SPLIT."""
 
     output: str
     """Folder for checkpoints, config.yaml, metrics.jsonl and summary.csv."""
@@ -438,7 +438,7 @@ class DistillConfig:
     """Live teacher, where there is no cache."""
 
     validation: str | None = None
-    """Folder of validation images; none by default."""
+    """Validation images; none by default."""
 
     recipe: ReplayRecipe | None = None
     """What the views look like; the cache's own by default, and compared with it otherwise."""

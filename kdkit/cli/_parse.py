@@ -9,7 +9,7 @@ from typing import Any, TypeVar, get_type_hints
 from jsonargparse import ArgumentParser, set_parsing_settings
 
 from kdkit.cli._preset import COMMANDS as PRESET_COMMANDS
-from kdkit.cli._preset import begin_with_preset
+from kdkit.cli._preset import begin_with_preset, spell_out_recipe
 
 Config = TypeVar("Config")
 
@@ -18,7 +18,7 @@ set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 def parse_config(config_class: type[Config], command: str, arguments: list[str]) -> Config:
     """The `config_class` that the command line describes; exits with 2 on wrong usage."""
-    arguments = begin_with_preset(command, arguments)
+    arguments = spell_out_recipe(begin_with_preset(command, arguments))
     description = (config_class.__doc__ or "").splitlines()[0]
     if command in PRESET_COMMANDS:
         description += " With --preset NAME it begins from a published setting: see kdkit presets list."

@@ -1,18 +1,26 @@
 """Data: sources of images with keys, replayed views, samplers and loaders."""
 
+from kdkit.data.archive import TarSource, ZipSource
 from kdkit.data.dataset import ReplayedDataset, Sample
+from kdkit.data.folder import FolderSource
 from kdkit.data.loader import PixelBatch, ReplayLoader
+from kdkit.data.mapped import MappedSource
+from kdkit.data.named import create_source
 from kdkit.data.sampler import EpochSampler, RangeSampler
-from kdkit.data.source import ArraySource, FolderSource, ImageSource
+from kdkit.data.source import ArraySource, ImageSource
 
 __all__ = [
     "ArraySource",
     "EpochSampler",
     "FolderSource",
     "ImageSource",
+    "MappedSource",
     "PixelBatch",
     "RangeSampler",
     "ReplayLoader",
     "ReplayedDataset",
     "Sample",
+    "TarSource",
+    "ZipSource",
+    "create_source",
 ]

@@ -7,12 +7,10 @@ rows hang on it, so a re-ordered folder keeps its views and its rows.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
 
 import numpy as np
 from PIL import Image
-from timm.data.readers import create_reader
 
 from kdkit.errors import DatasetError, ShapeError
 
@@ -30,51 +28,6 @@ class ImageSource(Protocol):
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
         """The RGB image and the class index of one sample."""
         ...
-
-
-class FolderSource:
-    """A folder of class folders of images, as timm reads it.
-
-    Unlike timm's ImageDataset, an image that cannot be read is an error that names it: skipping to the next one would
-    pair a sample with another sample's teacher output.
-
-    Args:
-        root: folder with one sub-folder a class.
-
-    Raises:
-        DatasetError: the folder does not exist or holds no image.
-    """
-
-    def __init__(self, root: str | Path) -> None:
-        self.root = Path(root)
-        if not self.root.is_dir():
-            raise DatasetError(f"there is no image folder at {str(root)!r}: expected a folder with one folder a class")
-        try:
-            self._reader = create_reader("folder", root=str(root))
-        except RuntimeError as error:
-            raise DatasetError(
-                f"the image folder {str(root)!r} holds no images: expected {root!s}/CLASS/IMAGE.jpg or the like"
-            ) from error
-        self.keys: Sequence[str] = [Path(name).as_posix() for name in self._reader.filenames()]
-        names: dict[str, int] = self._reader.class_to_idx
-        self.class_names: Sequence[str] | None = sorted(names, key=names.__getitem__)
-        for name in self.class_names:
-            if not name or not name.isprintable():
-                what = "images outside any class folder" if not name else f"a class folder with the name {name!a}"
-                raise DatasetError(f"the image folder {str(root)!r} holds {what}: expected CLASS/IMAGE.jpg or the like")
-
-    def __len__(self) -> int:
-        return len(self.keys)
-
-    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        try:
-            stream, target = self._reader[index]
-            with stream, Image.open(stream) as image:
-                return image.convert("RGB"), int(target)
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise DatasetError(
-                f"the image {self.keys[index]!r} under {str(self.root)!r} is unreadable: {error}"
-            ) from None
 
 
 class ArraySource:
@@ -111,3 +64,42 @@ class ArraySource:
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
         return Image.fromarray(self.images[index]).convert("RGB"), int(self.targets[index])
+
+
+def decode(stream: IO[bytes], key: str, origin: str) -> Image.Image:
+    """The RGB image in an open file, which is closed.
+
+    Unlike in timm's ImageDataset, an image that cannot be read is an error that names it: to skip to the next one would
+    be to pair a sample with another sample's teacher output.
+
+    Raises:
+        DatasetError: it is no image, or a damaged one.
+    """
+    try:
+        with stream, Image.open(stream) as image:
+            return image.convert("RGB")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise unreadable(key, origin, error) from None
+
+
+def unreadable(key: str, origin: str, error: Exception) -> DatasetError:
+    """What is said about a sample that cannot be read."""
+    return DatasetError(f"the image {key!r} under {origin!r} is unreadable: {error}")
+
+
+def checked_class_names(names: Sequence[str], origin: str) -> Sequence[str]:
+    """The names of class folders; refuses none and unprintable ones.
+
+    Raises:
+        DatasetError: images lie outside any class folder, or a name cannot be printed.
+    """
+    for name in names:
+        if name in ("", ".") or not name.isprintable():
+            what = "images outside any class folder" if name in ("", ".") else f"a class folder with the name {name!a}"
+            raise DatasetError(f"{origin!r} holds {what}: expected CLASS/IMAGE.jpg or the like")
+    return list(names)
+
+
+def in_order(class_to_idx: dict[str, int]) -> list[str]:
+    """Class names by their index."""
+    return sorted(class_to_idx, key=class_to_idx.__getitem__)

@@ -8,7 +8,7 @@ import timm
 import torch
 
 from kdkit.config import ReplayRecipe, TeacherConfig
-from kdkit.data import FolderSource, ReplayedDataset
+from kdkit.data import ReplayedDataset, create_source
 from kdkit.engine import ranks
 from kdkit.errors import ConfigError
 from kdkit.signals import Normalization
@@ -68,6 +68,6 @@ def _weights_name(card: TeacherCard) -> str:
     return card.timm_name if hub_id is None or hub_id == known or card.checkpoint else f"hf-hub:{hub_id}"
 
 
-def resolve_dataset(folder: str | Path, recipe: ReplayRecipe) -> ReplayedDataset:
-    """The images of a folder of class folders, seen through `recipe`."""
-    return ReplayedDataset(FolderSource(folder), recipe)
+def resolve_dataset(name: str | Path, recipe: ReplayRecipe) -> ReplayedDataset:
+    """The images of a folder, an archive or a named dataset (see kdkit.data.create_source), seen through `recipe`."""
+    return ReplayedDataset(create_source(name), recipe)

@@ -252,3 +252,13 @@ def test_own_transforms_are_mixed_too() -> None:
     sample = mixed[1, 0]
     expected = alone[1, 0].image * sample.share + alone[int(partners[1]), 0].image * (1 - sample.share)
     assert int((sample.image - expected).abs().max()) <= 1
+
+
+def test_the_command_line_takes_a_preset_and_later_flags_change_it() -> None:
+    from kdkit.cli._parse import parse_config
+    from kdkit.config import CacheEstimateConfig
+
+    rest = ["--data", "train", "--teacher.model", "resnet18"]
+    for flags in (["--recipe", "deit"], ["--recipe=deit"]):
+        config = parse_config(CacheEstimateConfig, "cache estimate", [*rest, *flags, "--recipe.num_views", "4"])
+        assert config.recipe == ReplayRecipe.preset("deit", num_views=4)
