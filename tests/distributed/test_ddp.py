@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from support import tiny_model, torchrun
+from task_rows import CNN, DISTRIBUTED, VIT, batch, make
 
 from kdkit import LogitDistillationTask
 
@@ -45,3 +46,16 @@ def test_two_ranks_make_the_gradients_of_one_process_and_leave_the_teacher_alone
 def test_compiling_around_ddp_gives_the_eager_loss(tmp_path: Path) -> None:
     eager, *compiled = saved_by("ddp_compile.py", tmp_path / "losses.pt", ranks=1)
     assert compiled == pytest.approx([eager, eager], abs=1e-4)
+
+
+@pytest.mark.slow
+def test_every_kind_of_task_makes_the_gradients_of_one_process(tmp_path: Path) -> None:
+    saved = saved_by("ddp_tasks.py", tmp_path / "gradients.pt", ranks=2)
+    assert len(saved) == len(DISTRIBUTED)
+    for gradients, (kind, loss, task_loss_weight) in zip(saved, DISTRIBUTED, strict=True):
+        task = make(kind, loss, VIT, CNN, task_loss_weight=task_loss_weight)
+        task(*batch())["loss"].backward()
+        expected = {name: p.grad for name, p in task.trainable_module.named_parameters() if p.grad is not None}
+        assert {name for name in gradients if gradients[name].any()} == {n for n in expected if expected[n].any()}
+        for name, gradient in expected.items():
+            torch.testing.assert_close(gradients[name], gradient, msg=f"{kind}: {name}")

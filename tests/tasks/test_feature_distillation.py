@@ -9,6 +9,7 @@ import pytest
 import timm.task
 import torch
 from support import tiny_model
+from task_rows import distilled_student
 from timm.optim import create_optimizer_v2
 from timm.task._helpers import load_task_ema_checkpoint, resume_task_checkpoint
 from timm.utils import CheckpointSaver
@@ -26,13 +27,6 @@ def batch(count: int = 6, dtype: torch.dtype = torch.float32) -> tuple[Tensor, T
     generator = torch.Generator().manual_seed(3)
     return torch.randn(count, 3, 32, 32, generator=generator).to(dtype), torch.randint(
         10, (count,), generator=generator
-    )
-
-
-def distilled_student(seed: int = 0) -> nn.Module:
-    torch.manual_seed(seed)
-    return timm.create_model(
-        "deit_tiny_distilled_patch16_224", num_classes=10, img_size=32, depth=2, embed_dim=48, num_heads=3
     )
 
 
