@@ -39,7 +39,7 @@ _LIBRARIES |= {"torchvision", "math", "typing", "enum", "kdkit"}
 
 
 def transform_identity(transform: Callable[..., Any]) -> str:
-    """`name sha256:...`: equal for equal transforms in any process, different where a parameter or their code differs.
+    """`sha256:... name`: equal for equal transforms in any process, different where a parameter or their code differs.
 
     Raises:
         ConfigError: the transform holds something that cannot be described; names it.
@@ -47,7 +47,7 @@ def transform_identity(transform: Callable[..., Any]) -> str:
     digest = hashlib.sha256()
     for text in _describe(transform, ()):
         digest.update(text.encode("utf-8", "surrogateescape") + b"\0")
-    return f"{_name(transform)} sha256:{digest.hexdigest()[:32]}"
+    return f"sha256:{digest.hexdigest()[:32]} {_name(transform)}"
 
 
 def _describe(value: Any, within: tuple[int, ...]) -> Iterator[str]:

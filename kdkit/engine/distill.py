@@ -67,7 +67,8 @@ def distill(config: DistillConfig, *, show_progress: bool = False) -> DistillRep
         cache.match(dataset, allow_mismatch=config.allow_mismatch)
     validation = None if config.validation is None else _validation_dataset(config.validation, dataset)
     task = _create_task(config, dataset, cache, device)
-    loader = _loader(dataset, task, config, device, shuffle=True)
+    source = task.teacher if cache is None else cache
+    loader = _loader(dataset.with_teacher_view() if cache is None else dataset, task, config, device, shuffle=True)
     output = ranks.on_rank_zero(
         lambda: prepare_output(
             config.output, _FILES, overwrite=config.overwrite, checkpoint=LAST if config.resume else None
@@ -86,7 +87,7 @@ def distill(config: DistillConfig, *, show_progress: bool = False) -> DistillRep
         seen = preflight(
             task,
             loader,
-            task.teacher if cache is None else cache,
+            source,
             config.train,
             card_top1=_card_top1(task, cache, dataset),
         )
@@ -100,7 +101,7 @@ def distill(config: DistillConfig, *, show_progress: bool = False) -> DistillRep
             task,
             loader,
             config.train,
-            teacher_source=cache,
+            teacher_source=cache if dataset.recipe.teacher_size is None else source,  # whose view has a size of its own
             validation=None if validation is None else _loader(validation, task, config, device, shuffle=False),
             logger=logger,
             display=display,

@@ -1,0 +1,160 @@
+"""What a cache was made with, and each single change of it: refused before the first step, and named."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.datasets import load_digits
+from support import digits, digits_dataset, tiny_model
+
+from kdkit import build_cache, create_teacher, open_cache
+from kdkit.cache import CachedTeacher, pixels
+from kdkit.config import BuildConfig, ReplayRecipe
+from kdkit.data import ArraySource, FolderSource, ReplayedDataset
+from kdkit.errors import CacheMismatchError
+
+RECIPE = ReplayRecipe(
+    size=16,
+    auto_augment="rand-m5-t3a",
+    color_jitter=0.2,
+    erasing=0.3,
+    erasing_count=2,
+    mixup_alpha=0.4,
+    cutmix_alpha=0.6,
+    mix_prob=0.9,
+    num_views=2,
+)
+MUTATIONS = {
+    "size": 17,
+    "scale": (0.09, 1.0),
+    "ratio": (0.75, 1.33),
+    "interpolation": "bilinear",
+    "hflip": 0.45,
+    "auto_augment": "rand-m6-t3a",
+    "color_jitter": 0.21,
+    "erasing": 0.31,
+    "erasing_mode": "pixel",
+    "erasing_count": 1,
+    "mixup_alpha": 0.41,
+    "cutmix_alpha": 0.61,
+    "mix_prob": 0.91,
+    "switch_prob": 0.51,
+    "num_views": 3,
+    "seed": 1,
+    "crop_pct": 0.9,
+}
+EXACT = BuildConfig(codec="float32", num_workers=0)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> CachedTeacher:
+    path = tmp_path_factory.mktemp("cache") / "t.h5"
+    build_cache(create_teacher(tiny_model()), digits_dataset(6, RECIPE), path, EXACT)
+    return open_cache(path, digits_dataset(6, RECIPE))
+
+
+@pytest.mark.parametrize("field", MUTATIONS)
+def test_one_changed_field_of_the_recipe_is_refused_and_named(cache: CachedTeacher, field: str) -> None:
+    other = digits_dataset(6, dataclasses.replace(RECIPE, **{field: MUTATIONS[field]}))
+    with pytest.raises(CacheMismatchError, match=rf"recipe\.{field} = .*, this run has "):
+        cache.match(other)
+
+
+@pytest.mark.parametrize(("field", "value"), [("augment", False), ("teacher_size", 24), ("transform", "mine")])
+def test_every_other_field_is_compared_too(tmp_path: Path, field: str, value: object) -> None:
+    assert {field.name for field in dataclasses.fields(ReplayRecipe)} == {
+        *MUTATIONS,
+        "augment",
+        "teacher_size",
+        "transform",
+    }
+    plain = ReplayRecipe(size=16)
+    build_cache(create_teacher(tiny_model()), digits_dataset(4, plain), tmp_path / "t.h5", EXACT)
+    changed = dataclasses.replace(plain, **{field: value})
+    own = (lambda image: image.resize((16, 16))) if field == "transform" else None
+    other = ReplayedDataset(digits(4), changed, transform=own, transform_id="mine" if own else None)
+    with pytest.raises(CacheMismatchError, match=rf"recipe\.{field} = .*, this run has "):
+        open_cache(tmp_path / "t.h5", other)
+
+
+def test_a_changed_transform_of_ones_own_is_refused_and_named(tmp_path: Path) -> None:
+    def resized(angle: float) -> Callable[[Image.Image], Image.Image]:
+        return lambda image: image.resize((16, 16)).rotate(angle)
+
+    recipe = ReplayRecipe(size=16)
+    dataset = ReplayedDataset(digits(4), recipe, transform=resized(3))
+    build_cache(create_teacher(tiny_model()), dataset, tmp_path / "t.h5", EXACT)
+    open_cache(tmp_path / "t.h5", ReplayedDataset(digits(4), recipe, transform=resized(3)))
+    with pytest.raises(CacheMismatchError, match=r"recipe\.transform = .*sha256.*, this run has .*sha256"):
+        open_cache(tmp_path / "t.h5", ReplayedDataset(digits(4), recipe, transform=resized(4)))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """20 digits as an image folder."""
+    data = load_digits()
+    for index in range(20):
+        place = tmp_path / "images" / f"{data.target[index]}"
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray((data.images[index] * 15).astype(np.uint8)).save(place / f"{index:03d}.png")
+    return tmp_path / "images"
+
+
+def test_an_added_a_removed_and_a_renamed_image_are_refused_and_named(folder: Path) -> None:
+    recipe = dataclasses.replace(RECIPE, size=8)
+    path = folder.parent / "t.h5"
+    build_cache(create_teacher(tiny_model()), ReplayedDataset(FolderSource(folder), recipe), path, EXACT)
+    open_cache(path, ReplayedDataset(FolderSource(folder), recipe))
+    first = folder / "0" / "000.png"
+    changes: dict[str, Callable[[], object]] = {
+        "0/00.png": lambda: shutil.copy(first, folder / "0" / "00.png"),
+        "3/003.png": (folder / "3" / "003.png").unlink,
+        "0/0000.png": lambda: first.rename(folder / "0" / "0000.png"),
+    }
+    for name, change in changes.items():
+        shutil.copytree(folder, folder.parent / "kept")
+        change()
+        with pytest.raises(CacheMismatchError, match=f"'{name}'"):
+            open_cache(path, ReplayedDataset(FolderSource(folder), recipe))
+        shutil.rmtree(folder)
+        (folder.parent / "kept").rename(folder)
+
+
+def test_rows_and_pairs_follow_the_keys_of_a_re_ordered_dataset(cache: CachedTeacher) -> None:
+    plain = digits(6)
+    order = [3, 0, 5, 1, 4, 2]
+    moved = ArraySource(
+        plain.images[order], plain.targets[order], keys=[plain.keys[i] for i in order], class_names=plain.class_names
+    )
+    cache.match(ReplayedDataset(moved, RECIPE))  # replays pixels of both views, mixed with the partners' new rows
+    assert cache._rows is not None
+    assert cache._rows.tolist() == order
+
+
+def test_other_pixels_name_the_libraries_that_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = pixels.transform_versions()
+    monkeypatch.setattr("kdkit.engine.plan.transform_versions", lambda: {**now, "pillow": "9.9", "timm": "0.1"})
+    build_cache(create_teacher(tiny_model()), digits_dataset(6), tmp_path / "t.h5", EXACT)
+    open_cache(tmp_path / "t.h5", digits_dataset(6))  # another version alone harms nothing
+    changed = digits(6)
+    changed.images = changed.images ^ 0x10
+    said = f"pillow 9.9 has become {now['pillow']}, timm 0.1 has become {now['timm']}; use what"
+    with pytest.raises(CacheMismatchError, match=said):
+        open_cache(tmp_path / "t.h5", ReplayedDataset(changed, digits_dataset(6).recipe))
+
+
+def test_a_transform_library_that_draws_otherwise_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = ReplayRecipe(size=16, num_views=2)
+    build_cache(create_teacher(tiny_model()), digits_dataset(6, recipe), tmp_path / "t.h5", EXACT)
+    plain = Image.Image.resize
+    monkeypatch.setattr(
+        Image.Image, "resize", lambda self, size, *more, **named: plain(self, size, Image.Resampling.BOX)
+    )
+    with pytest.raises(CacheMismatchError, match=r"shows other pixels for 'digit-.*its libraries are the same"):
+        open_cache(tmp_path / "t.h5", digits_dataset(6, recipe))
