@@ -172,9 +172,10 @@ class CachedTeacher:
         if device.type == "cuda":
             payload = payload.pin_memory()
         payload, codec = payload.to(device, non_blocking=True), self._codecs[LOGITS]
-        if self._sparse and isinstance(codec, TopKCodec):
-            return TeacherOutput(sparse=codec.decode_sparse(payload))
-        return TeacherOutput(codec.decode(payload))
+        with torch.autocast(device.type, enabled=False):  # a loop may ask within its own
+            if self._sparse and isinstance(codec, TopKCodec):
+                return TeacherOutput(sparse=codec.decode_sparse(payload))
+            return TeacherOutput(codec.decode(payload))
 
     def summary(self) -> dict[str, str]:
         """What the cache holds and what it was made with, as text for people, in reading order."""

@@ -1,0 +1,28 @@
+"""A cache says the same within an autocast: a loop of one's own may ask it there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from support import digits_dataset, loader_for, tiny_model
+
+from kdkit import build_cache, create_teacher, open_cache
+from kdkit.config import BuildConfig
+
+
+@pytest.mark.parametrize("codec", ["float32", "float16", "int8", "topk", "lowrank"])
+def test_autocast_changes_nothing_that_is_decoded(codec: str, tmp_path: Path) -> None:
+    dataset = digits_dataset(64)
+    options = {"k": 4} if codec == "topk" else {"row_bytes": 12} if codec == "lowrank" else {}
+    config = BuildConfig(codec=codec, codec_options=options, num_workers=0)
+    build_cache(create_teacher(tiny_model()), dataset, tmp_path / "t.h5", config)
+    cache = open_cache(tmp_path / "t.h5", dataset)
+    batch = next(iter(loader_for(dataset, tiny_model())))
+    expected = cache(batch).logits
+    with torch.autocast("cpu", torch.bfloat16):
+        said = cache(batch).logits
+    assert said is not None
+    assert said.dtype == torch.float32
+    assert torch.equal(said, expected)
