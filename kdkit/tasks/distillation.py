@@ -99,8 +99,8 @@ class DistillationTask(TrainingTask):
 
         Returns:
             'loss' [], 'output' [B, C], and unweighted 'task_loss' [] (0 when trained without labels), 'kd_loss' [].
-            Where several losses or LossTerms were given, each term [] under its key. For the log: each of the latter
-            again under 'weighted_...', as it counts in the loss; and what `observe` sees.
+            Where several losses or LossTerms were given, each term [] under its key. For the log: all of these again as
+            they count in the loss, e.g. ``weighted_kd_loss``; and what `observe` sees.
 
         Raises:
             MissingTeacherError: neither a teacher nor a teacher output, or one without what this task needs.
