@@ -15,14 +15,22 @@ from kdkit.recipe import ReplayRecipe as ReplayRecipe  # a part of the configura
 
 @dataclass(frozen=True)
 class BuildConfig:
-    """How a cache is built; none of it but the codec changes what the cache holds."""
+    """How a cache is built; none of it but streams and codecs changes what the cache holds."""
+
+    streams: tuple[str, ...] = ("logits",)
+    """What is kept of each answer: logits, and the teacher's taps, such as pooled, tokens or stages.3; logits may be
+    left out."""
 
     codec: str | None = None
-    """How a row is stored: float32 (exact), float16, int8, topk or lowrank; by default lowrank where that is smaller
-    than float16, else float16."""
+    """How a row of logits is stored: float32 (exact), float16, int8, topk or lowrank; by default lowrank where that is
+    smaller than float16, else float16."""
 
     codec_options: dict[str, Any] = field(default_factory=dict)
     """Options of the codec, e.g. {row_bytes: 96} for lowrank or {k: 10} for topk."""
+
+    feature_codec: str = "float16"
+    """How a row of any other stream is stored: float16, or int8 with a least value and a step for each row, token or
+    channel."""
 
     batch_size: int = 256
     """Images that the teacher is given at once."""
@@ -31,7 +39,8 @@ class BuildConfig:
     """Processes that load and augment images; 0 loads in the main process."""
 
     shard_rows: int = 10_000
-    """Rows of a shard: what a killed build loses at most; rounded up to whole thousands."""
+    """Rows of a shard: what a killed build loses at most; rounded up to whole thousands, and fewer where a shard would
+    be larger than 256 MiB."""
 
     pack: bool = True
     """Whether the finished shards become one file; if not, the folder of shards is the cache."""
@@ -41,6 +50,8 @@ class BuildConfig:
             raise ConfigError(f"batch_size must be at least 1 image, got {self.batch_size}")
         if self.num_workers < 0:
             raise ConfigError(f"num_workers must be 0 or more, got {self.num_workers}")
+        if not self.streams or len(set(self.streams)) != len(self.streams):
+            raise ConfigError(f"streams must name at least one stream, and none twice, got {list(self.streams)}")
         if self.shard_rows < 1:
             raise ConfigError(f"shard_rows must be at least 1 row, got {self.shard_rows}")
 
@@ -337,7 +348,7 @@ class CacheVerifyConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class CacheExportConfig:
-    """Which view of which cache is written for other tools."""
+    """Which rows of which cache are written for other tools."""
 
     cache: str
     """The cache: its file or its folder of shards."""
@@ -347,6 +358,9 @@ class CacheExportConfig:
 
     view: int = 0
     """Number of the view."""
+
+    stream: str = "logits"
+    """Which stream: logits, or the name of a feature that the cache holds."""
 
     overwrite: bool = False
     """Whether a file at the output is replaced."""

@@ -81,6 +81,10 @@ class CacheMismatchError(CacheError, ValueError):
     """A cache made with something else than what the run is about to use; names the field and both values."""
 
 
+class CacheStreamError(CacheError, LookupError):
+    """A stream that a cache does not hold; names those that it does, and how to build one that has it."""
+
+
 class CacheDiskFullError(CacheError):
     """The file system had no room for a shard; the temporary file is gone."""
 

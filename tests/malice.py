@@ -156,6 +156,11 @@ def _stream(name: str = "logits", row_bytes: Any = 24, **codec: Any) -> Change:
     return metadata(streams={name: {"codec": described, "row_bytes": row_bytes}})
 
 
+def _feature(row_bytes: Any = 24, **codec: Any) -> Change:
+    """A cache of features in place of logits."""
+    return metadata(streams={"pooled": {"codec": {"name": "float16", **codec}, "row_bytes": row_bytes}})
+
+
 def _document(text: str) -> Change:
     return lambda file, bait: set_document(file, "kdkit", text)
 
@@ -249,6 +254,24 @@ PACKED: dict[str, Change] = {
     "codec with an unknown option": _stream(evil=1),
     "codec of one class": _stream(num_classes=1, row_bytes=4),
     "row size as text": _stream(row_bytes="24"),
+    "no stream at all": metadata(streams={}),
+    "a feature without a shape": _feature(),
+    "a feature of no side": _feature(shape=[]),
+    "a feature of four sides": _feature(shape=[3, 2, 2, 1]),
+    "a feature's side as text": _feature(shape=["12"]),
+    "a feature's side as a boolean": _feature(shape=[True, 12]),
+    "a feature's side below one": _feature(shape=[-12]),
+    "a feature larger than a row": _feature(shape=[1 << 24, 1 << 24, 1 << 24]),
+    "a feature of other row size": _feature(shape=[13]),
+    "a feature with a class count": _feature(shape=[12], num_classes=6),
+    "a feature in a codec of logits": _feature(shape=[6], name="float32"),
+    "a feature that is not in the file": _feature(shape=[12]),
+    "a feature more than there is": metadata(
+        streams={
+            "logits": {"codec": {"name": "float32", "num_classes": 6}, "row_bytes": 24},
+            "pooled": {"codec": {"name": "float16", "shape": [12]}, "row_bytes": 24},
+        }
+    ),
 }
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from kdkit.cache import Codec, create_codec
+from kdkit.cache.codecs import RowCodec, create_feature_codec
 from kdkit.cache.format import DIGEST_NAME, KEYS_NAME, codec_array_name, hashed_rows
 from kdkit.cache.keys import key_digests, keys_sha256, pack_keys
 from kdkit.cache.metadata import CacheMetadata
@@ -27,6 +28,11 @@ from kdkit.cache.parts import Parts
 Array = np.ndarray[Any, Any]
 ROWS, VIEWS, CLASSES, MANY_CLASSES = 5, 2, 4, 24
 KEYS = ["a.png", "b/c.png", "größe 1.png", "d", "雪.png"]
+FEATURES = {
+    "pooled": create_feature_codec("float16", (6,)),
+    "tokens": create_feature_codec("int8", (2, 3)),
+    "stages.2": create_feature_codec("int8", (2, 2, 2)),
+}
 NAMES = ["null", "eins", "deux", "三"]
 
 
@@ -58,29 +64,55 @@ def decoded(codec: Codec, logits: Callable[[int], Array]) -> list[Any]:
     return [np.round(view.numpy().astype("f8"), 6).tolist() for view in rows]
 
 
-def make(path: Path, codec: Codec, logits: Callable[[int], Array], expected: list[Any]) -> None:
-    """The cache of one codec and what it must decode to."""
+def feature(name: str, view: int) -> Array:
+    """Rows of features that anyone can compute again, float32 [R, *FEATURES[name].shape]; the second is even."""
+    shape = FEATURES[name].shape
+    places = np.arange(ROWS * FEATURES[name].numel).reshape(ROWS, *shape) + 100 * view
+    values = 3 * np.sin(0.7 * places) + 0.01 * places
+    values[1] = -0.5
+    return values.astype("<f4")
+
+
+def write(
+    path: Path, codecs: Mapping[str, RowCodec], said: Callable[[str, int], Array], names: list[str] | None
+) -> None:
+    """The cache of these streams; `said` gives a stream's rows of a view."""
     metadata = CacheMetadata(
         num_rows=ROWS,
         num_views=VIEWS,
         shard_rows=1000,
-        streams={"logits": {"codec": codec.to_dict(), "row_bytes": codec.row_bytes}},
+        streams={stream: {"codec": codec.to_dict(), "row_bytes": codec.row_bytes} for stream, codec in codecs.items()},
         teacher={"name": "golden", "dtype": "torch.float32", "weights_sha256": "0" * 64, "versions": {"kdkit": "0"}},
         recipe={"size": 8, "num_views": VIEWS, "seed": 0},
-        dataset={"keys_sha256": keys_sha256(KEYS), "class_names": NAMES if codec.num_classes == CLASSES else None},
+        dataset={"keys_sha256": keys_sha256(KEYS), "class_names": names},
         fidelity={},
     )
-    learnt = {codec_array_name("logits", name): array for name, array in codec.arrays.items()}
+    learnt = {codec_array_name(s, name): array for s, codec in codecs.items() for name, array in codec.arrays.items()}
     with tempfile.TemporaryDirectory() as place:
         parts = Parts.create(
             Path(place) / "parts", metadata, {DIGEST_NAME: key_digests(KEYS), KEYS_NAME: pack_keys(KEYS), **learnt}
         )
         for shard in metadata.shards():
-            encoded = codec.encode(torch.from_numpy(logits(shard.view))).numpy()
-            parts.seal(shard, {"logits": encoded}, np.asarray(hashed_rows(0, ROWS), dtype="<u4") + 10 * shard.view)
+            encoded = {s: codec.encode(torch.from_numpy(said(s, shard.view))).numpy() for s, codec in codecs.items()}
+            parts.seal(shard, encoded, np.asarray(hashed_rows(0, ROWS), dtype="<u4") + 10 * shard.view)
         pack(parts, path)
-    document = {"keys": KEYS, "codec": codec.name, "log_probabilities": expected}
-    path.with_suffix(".json").write_text(json.dumps(document, ensure_ascii=False, indent=1) + "\n")
+
+
+def make_logits(path: Path, codec: Codec, logits: Callable[[int], Array], expected: list[Any]) -> None:
+    """The cache of one codec and what it must decode to."""
+    write(path, {"logits": codec}, lambda _, view: logits(view), NAMES if codec.num_classes == CLASSES else None)
+    _describe(path, {"codec": codec.name, "log_probabilities": expected})
+
+
+def make_features(path: Path) -> None:
+    """A cache of features alone, and what they were."""
+    write(path, FEATURES, feature, None)
+    _describe(path, {name: [feature(name, view).tolist() for view in range(VIEWS)] for name in FEATURES})
+
+
+def _describe(path: Path, expected: dict[str, Any]) -> None:
+    text = json.dumps({"keys": KEYS, **expected}, ensure_ascii=False, indent=1)
+    path.with_suffix(".json").write_text(text + "\n")
 
 
 def main() -> None:
@@ -93,7 +125,9 @@ def main() -> None:
     for codec, logits in [*exact, *lossy]:
         path = Path(__file__).parent / f"v1-{codec.name}.h5"
         if not path.exists():
-            make(path, codec, logits, plain(logits) if logits is few else decoded(codec, logits))
+            make_logits(path, codec, logits, plain(logits) if logits is few else decoded(codec, logits))
+    if not (path := Path(__file__).parent / "v1-features.h5").exists():
+        make_features(path)
 
 
 if __name__ == "__main__":

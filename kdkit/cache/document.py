@@ -88,6 +88,16 @@ class Fields:
             )
         return value
 
+    def sides(self, name: str, most: int, greatest: int) -> tuple[int, ...]:
+        """A shape: 1 to `most` whole numbers from 1 to `greatest`."""
+        value = self._value.get(name)
+        fits = isinstance(value, list) and 1 <= len(value) <= most
+        if not fits or not all(type(side) is int and 1 <= side <= greatest for side in value or ()):
+            raise CacheCorruptError(
+                f"{self._origin}: {name} is {_kind(value)}, expected 1 to {most} whole numbers from 1 to {greatest}"
+            )
+        return tuple(value or ())
+
     def text(self, name: str) -> str:
         """A string."""
         value = self._value.get(name)

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdkit.cache.codecs import Codec
+from kdkit.cache.codecs import Codec, RowCodec
 
 TEMPERATURES = (1, 2, 4)
 _BATCH = 1024
@@ -38,6 +38,28 @@ def measure_fidelity(codec: Codec, logits: Tensor) -> dict[str, float]:
         fidelity[f"kl_mean_t{temperature}"] = float(values.mean())
         fidelity[f"kl_p99_t{temperature}"] = float(values.quantile(0.99))
     return fidelity
+
+
+@torch.no_grad()
+def measure_feature_fidelity(codec: RowCodec, features: Tensor) -> dict[str, float]:
+    """How far decoded rows are from what was encoded.
+
+    Args:
+        codec: of features.
+        features: the teacher's, [R, ...].
+
+    Returns:
+        "rows", their number; "relative_error_mean" and "relative_error_max" over the rows of the length of the
+        difference divided by the length of the row, both as vectors.
+    """
+    rows = features.float().flatten(1)
+    error = (codec.decode(codec.encode(features)).flatten(1) - rows).norm(dim=1)
+    relative = error / rows.norm(dim=1).clamp_min(torch.finfo(torch.float32).tiny)
+    return {
+        "rows": float(len(rows)),
+        "relative_error_mean": float(relative.mean()),
+        "relative_error_max": float(relative.max()),
+    }
 
 
 def _kl(logits: Tensor, decoded: Tensor) -> Tensor:

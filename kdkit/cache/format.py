@@ -14,6 +14,9 @@ ARRAYS_ATTRIBUTE = "kdkit_arrays"
 BUILD_ATTRIBUTE = "build"
 """Time and cost of the build: apart from the metadata, so that equal builds have equal metadata."""
 
+LOGITS = "logits"
+"""The stream of the teacher's logits; every other stream holds features, called as the teacher's tap is."""
+
 DIGEST_NAME = "rows/key_digest"
 KEYS_NAME = "rows/keys_zlib"
 DIGEST_BYTES = 16
@@ -28,6 +31,8 @@ MAX_VIEWS = 10_000
 MAX_SHARDS = 1 << 20
 MAX_ROW_BYTES = 1 << 24
 MAX_CLASSES = 1 << 20
+MAX_SIDES = 3
+"""Of a row of features: [D], [N, D] or [D, H, W]."""
 
 
 def payload_name(view: int, stream: str) -> str:

@@ -15,10 +15,12 @@ from kdkit.cache.format import (
     BLOCK_ROWS,
     FORMAT_NAME,
     FORMAT_VERSION,
+    LOGITS,
     MAX_CLASSES,
     MAX_ROW_BYTES,
     MAX_ROWS,
     MAX_SHARDS,
+    MAX_SIDES,
     MAX_VIEWS,
 )
 from kdkit.errors import CacheCorruptError, CacheVersionError
@@ -57,7 +59,7 @@ class CacheMetadata:
     shard_rows: int
     """Rows of a shard, but for a view's last; a multiple of BLOCK_ROWS."""
     streams: Mapping[str, Mapping[str, Any]]
-    """Stream name -> {"codec": its dict form, "row_bytes": bytes a row}."""
+    """Stream name -> {"codec": its dict form, that of features with a row's shape, "row_bytes": bytes a row}."""
     teacher: Mapping[str, Any]
     """The teacher's fingerprint."""
     recipe: Mapping[str, Any]
@@ -81,6 +83,11 @@ class CacheMetadata:
     def num_shards(self) -> int:
         """How many shards are planned."""
         return self.num_views * -(-self.num_rows // self.shard_rows)
+
+    @property
+    def all_row_bytes(self) -> int:
+        """Bytes of one encoded row of all streams together."""
+        return sum(map(self.row_bytes, self.streams))
 
     def row_bytes(self, stream: str) -> int:
         """Bytes of one encoded row of `stream`."""
@@ -141,19 +148,27 @@ class CacheMetadata:
             raise CacheCorruptError(f"{origin}: shard_rows is {self.shard_rows}, expected a multiple of {BLOCK_ROWS}")
         if self.num_shards > MAX_SHARDS:
             raise CacheCorruptError(f"{origin}: it plans more than {MAX_SHARDS} shards")
+        if not self.streams:
+            raise CacheCorruptError(f"{origin}: it has no stream")
         for name in self.streams:
-            check_stream_name(name, origin)
-            stream = Fields(self.streams[name], f"{origin}: stream {name!r}")
-            stream.integer("row_bytes", 1, MAX_ROW_BYTES)
-            codec = Fields(stream.mapping("codec"), f"{origin}: the codec of stream {name!r}")
-            codec.text("name")
-            codec.integer("num_classes", 1, MAX_CLASSES)
+            self._check_stream(name, origin)
         teacher, dataset = Fields(self.teacher, f"{origin}: teacher"), Fields(self.dataset, f"{origin}: dataset")
         for field in ("name", "dtype", "weights_sha256"):
             teacher.text(field)
         teacher.mapping("versions")
         dataset.text("keys_sha256")
         dataset.optional_texts("class_names")
+
+    def _check_stream(self, name: str, origin: str) -> None:
+        check_stream_name(name, origin)
+        stream = Fields(self.streams[name], f"{origin}: stream {name!r}")
+        stream.integer("row_bytes", 1, MAX_ROW_BYTES)
+        codec = Fields(stream.mapping("codec"), f"{origin}: the codec of stream {name!r}")
+        codec.text("name")
+        if name == LOGITS:
+            codec.integer("num_classes", 1, MAX_CLASSES)
+        else:
+            codec.sides("shape", MAX_SIDES, MAX_ROW_BYTES)
 
 
 def _canonical(document: Mapping[str, Any]) -> str:

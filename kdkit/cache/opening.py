@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from kdkit.cache.codecs import Codec, available_codecs, create_codec
+from kdkit.cache.codecs import RowCodec, codec_from_dict, known_codecs
 from kdkit.cache.door import open_hdf5
 from kdkit.cache.format import DIGEST_BYTES, DIGEST_NAME, KEYS_NAME, codec_array_name
 from kdkit.cache.identity import read_metadata
@@ -18,7 +18,7 @@ from kdkit.cache.segments import open_segments
 from kdkit.cache.strict import StrictFile
 from kdkit.errors import CacheCorruptError, CacheIncompleteError, CacheNotFoundError, CacheVersionError, KdkitError
 
-Opened = tuple[CacheMetadata, dict[str, Codec], dict[tuple[int, str], Payload]]
+Opened = tuple[CacheMetadata, dict[str, RowCodec], dict[tuple[int, str], Payload]]
 
 
 def locate(path: Path) -> Path:
@@ -65,7 +65,7 @@ def open_parts(folder: Path, verify: bool) -> Opened:
     return metadata, open_index(parts), payloads
 
 
-def open_index(parts: Parts) -> dict[str, Codec]:
+def open_index(parts: Parts) -> dict[str, RowCodec]:
     """Stream name -> its codec, fitted as the index of a parts folder says."""
     with open_hdf5(parts.index) as file:
         file.expect_members("", _index_groups(file))
@@ -89,8 +89,7 @@ def verify_arrays(path: Path, metadata: CacheMetadata) -> None:
 
 def _check_budget(file: StrictFile, metadata: CacheMetadata) -> None:
     """Compares the declared size with the file's before anything is made for it."""
-    row_bytes = sum(metadata.row_bytes(stream) for stream in metadata.streams)
-    declared = metadata.num_rows * (row_bytes * metadata.num_views + DIGEST_BYTES)
+    declared = metadata.num_rows * (metadata.all_row_bytes * metadata.num_views + DIGEST_BYTES)
     if declared > file.num_bytes:
         raise CacheCorruptError(
             f"{str(file.path)!r} is cut short: its {metadata.num_rows} rows x {metadata.num_views} views need "
@@ -103,7 +102,7 @@ def _index_groups(file: StrictFile) -> list[str]:
     return ["rows", *({"codecs"} if any(name.startswith("codecs/") for name in file.sums()) else ())]
 
 
-def _open_codecs(file: StrictFile, metadata: CacheMetadata) -> dict[str, Codec]:
+def _open_codecs(file: StrictFile, metadata: CacheMetadata) -> dict[str, RowCodec]:
     """The codecs with what they learnt, and a look at where the keys lie."""
     file.expect_members("rows", [name.removeprefix("rows/") for name in (DIGEST_NAME, KEYS_NAME)])
     file.map(DIGEST_NAME, "u1", (metadata.num_rows, DIGEST_BYTES))
@@ -119,17 +118,17 @@ def _learnt_names(sums: Collection[str], stream: str) -> list[str]:
     return [name.removeprefix(prefix) for name in sums if name.startswith(prefix)]
 
 
-def _open_codec(file: StrictFile, metadata: CacheMetadata, stream: str, names: list[str]) -> Codec:
+def _open_codec(file: StrictFile, metadata: CacheMetadata, stream: str, names: list[str]) -> RowCodec:
     described: dict[str, Any] = dict(metadata.streams[stream]["codec"])
-    if described["name"] not in available_codecs():
+    if described["name"] not in known_codecs(stream):
         raise CacheVersionError(
             f"{str(file.path)!r}: stream {stream!r} is in codec {described['name'][:80]!r}, this kdkit knows "
-            f"{', '.join(available_codecs())}: upgrade kdkit, or rebuild the cache"
+            f"{', '.join(known_codecs(stream))}: upgrade kdkit, or rebuild the cache"
         )
     if names:
         file.expect_members(codec_array_name(stream, "")[:-1], names)
     try:
-        codec = create_codec(**described)
+        codec = codec_from_dict(stream, described)
         codec = codec.with_arrays({name: file.learnt(codec_array_name(stream, name)) for name in names})
         needed = None if codec.needs_fit else codec.row_bytes
     except (KdkitError, TypeError, ValueError, LookupError) as error:

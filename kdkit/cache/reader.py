@@ -13,22 +13,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kdkit.cache.codecs import Codec, TopKCodec
+from kdkit.cache.codecs import Codec, RowCodec, TopKCodec
+from kdkit.cache.format import LOGITS
 from kdkit.cache.matching import Replayable, match_dataset, match_keys
 from kdkit.cache.opening import locate, open_packed, open_parts, verify_arrays
 from kdkit.cache.stored import stored_keys, stored_pixels
 from kdkit.cache.summary import num_bytes, summarise
-from kdkit.errors import CacheError, CacheMismatchError, ConfigError
+from kdkit.errors import CacheError, CacheMismatchError, CacheStreamError, ConfigError
 from kdkit.signals import Batch, TeacherOutput
 
 Array = np.ndarray[Any, Any]
-LOGITS = "logits"
 
 
 def open_cache(
     path: str | Path,
     dataset: Replayable | None = None,
     *,
+    streams: Collection[str] | None = None,
     verify: bool = True,
     sparse: bool = False,
     allow_mismatch: Collection[str] = (),
@@ -39,6 +40,7 @@ def open_cache(
         path: the packed file, its parts folder, or the path that it would be packed to.
         dataset: what a run will train on. Its keys, recipe, class names and some of its pixels are compared with what
             the cache was made with, and its rows are matched to the cache's. Without it rows are the cache's own.
+        streams: what a batch is answered with, such as ["logits", "pooled"]; the others are not read. None: all.
         verify: whether a block's checksum is compared when it is first touched.
         sparse: whether a topk cache answers with its k classes alone, so that no tensor [B, C] is ever built for the
             teacher: for very many classes, with the losses kl, soft_ce and dkd.
@@ -48,9 +50,10 @@ def open_cache(
         CacheNotFoundError: there is no cache at `path`.
         CacheIncompleteError: its build has not finished.
         CacheMismatchError: it was made with something else; names the field and both values.
+        CacheStreamError: it does not hold one of the streams; names those that it does.
         CacheCorruptError: it is damaged.
     """
-    cache = CachedTeacher(path, verify=verify, sparse=sparse)
+    cache = CachedTeacher(path, streams=streams, verify=verify, sparse=sparse)
     if dataset is not None:
         cache.match(dataset, allow_mismatch=allow_mismatch)
     return cache
@@ -62,9 +65,17 @@ class CachedTeacher:
     Attributes:
         path: the packed file or the parts folder.
         metadata: what the cache is and what it was made with.
+        streams: what a batch is answered with: "logits" or the teacher's taps.
     """
 
-    def __init__(self, path: str | Path, *, verify: bool = True, sparse: bool = False) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        streams: Collection[str] | None = None,
+        verify: bool = True,
+        sparse: bool = False,
+    ) -> None:
         self.path = locate(Path(path))
         self._verify = verify
         self._sparse = sparse
@@ -73,10 +84,12 @@ class CachedTeacher:
             self.metadata, self._codecs, self._payloads = open_parts(self.path, verify)
         else:
             self.metadata, self._codecs, self._payloads = open_packed(self.path, verify)
-        if sparse and not isinstance(self._codecs[LOGITS], TopKCodec):
-            raise ConfigError(
-                f"the cache {str(path)!r} has the codec {self._codecs[LOGITS].name!r}: only topk answers sparsely"
-            )
+        self.streams = tuple(self._codecs) if streams is None else tuple(streams)
+        for stream in self.streams:
+            self._refuse_missing(stream)
+        if sparse and not isinstance(self._codecs.get(LOGITS), TopKCodec):
+            found = f"the codec {self._codecs[LOGITS].name!r}" if LOGITS in self._codecs else "no logits"
+            raise ConfigError(f"the cache {str(path)!r} has {found}: only topk answers sparsely")
 
     @property
     def num_rows(self) -> int:
@@ -90,11 +103,20 @@ class CachedTeacher:
 
     @property
     def num_classes(self) -> int:
-        """Classes C of the logits."""
-        return self._codecs[LOGITS].num_classes
+        """Classes C of the logits; where it holds none, of the dataset.
+
+        Raises:
+            CacheStreamError: it holds no logits, and the dataset named no classes.
+        """
+        codec, names = self._codecs.get(LOGITS), self.metadata.dataset["class_names"]
+        if isinstance(codec, Codec):
+            return codec.num_classes
+        if names is None:
+            self._refuse_missing(LOGITS)
+        return len(names)
 
     @property
-    def codecs(self) -> Mapping[str, Codec]:
+    def codecs(self) -> Mapping[str, RowCodec]:
         """Stream name -> its codec."""
         return self._codecs
 
@@ -144,15 +166,14 @@ class CachedTeacher:
         """Encoded rows, uint8 [B, row_bytes], for cache rows int64 [B] in any order, repeats allowed.
 
         Raises:
-            CacheError: there is no such view, stream or row.
+            CacheStreamError: there is no such stream.
+            CacheError: there is no such view or row.
             CacheCorruptError: a touched block does not match its checksum.
         """
         indices = np.asarray(rows, dtype=np.int64)
+        self._refuse_missing(stream)
         if (view, stream) not in self._payloads:
-            raise CacheError(
-                f"the cache {str(self.path)!r} has no stream {stream!r} of view {view}: it has views 0 to "
-                f"{self.num_views - 1} and streams {', '.join(self._codecs)}"
-            )
+            raise CacheError(f"the cache {str(self.path)!r} has views 0 to {self.num_views - 1}, asked for {view}")
         if indices.size and indices.view(np.uint64).max() >= self.num_rows:  # negative ones are huge when unsigned
             raise CacheError(
                 f"the cache {str(self.path)!r} has rows 0 to {self.num_rows - 1}, asked for {indices.max()}"
@@ -167,15 +188,20 @@ class CachedTeacher:
         """
         if batch.row is None or batch.view is None:
             raise CacheMismatchError("the batch does not say which rows and view it shows: load it with ReplayLoader")
-        payload = self.read(self.rows_of(batch.row), batch.view)
-        device = batch.input.device
-        if device.type == "cuda":
-            payload = payload.pin_memory()
-        payload, codec = payload.to(device, non_blocking=True), self._codecs[LOGITS]
+        rows, view, device = self.rows_of(batch.row), batch.view, batch.input.device
+        payloads = {stream: _to_device(self.read(rows, view, stream), device) for stream in self.streams}
         with torch.autocast(device.type, enabled=False):  # a loop may ask within its own
-            if self._sparse and isinstance(codec, TopKCodec):
-                return TeacherOutput(sparse=codec.decode_sparse(payload))
-            return TeacherOutput(codec.decode(payload))
+            return self._decode(payloads)
+
+    def _decode(self, payloads: dict[str, Tensor]) -> TeacherOutput:
+        """Stream -> uint8 [B, row_bytes], as what the teacher said."""
+        logits, codec = payloads.pop(LOGITS, None), self._codecs.get(LOGITS)
+        features = {stream: self._codecs[stream].decode(payload) for stream, payload in payloads.items()}
+        if logits is None or codec is None:
+            return TeacherOutput(features=features)
+        if self._sparse and isinstance(codec, TopKCodec):
+            return TeacherOutput(features=features, sparse=codec.decode_sparse(logits))
+        return TeacherOutput(codec.decode(logits), features)
 
     def summary(self) -> dict[str, str]:
         """What the cache holds and what it was made with, as text for people, in reading order."""
@@ -191,9 +217,22 @@ class CachedTeacher:
         for payload in self._payloads.values():
             payload.verify_all()
 
+    def _refuse_missing(self, stream: str) -> None:
+        if stream not in self._codecs:
+            wanted = ",".join([*self._codecs, stream])
+            raise CacheStreamError(
+                f"the cache {str(self.path)!r} has no stream {stream!r}, it has streams {', '.join(self._codecs)}: "
+                f"build one that has it with `kdkit cache build ... --build.streams {wanted}`"
+            )
+
     def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path, "verify": self._verify, "sparse": self._sparse, "rows": self._rows}
+        options = {"streams": self.streams, "verify": self._verify, "sparse": self._sparse}
+        return {"path": self.path, "options": options, "rows": self._rows}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["path"], verify=state["verify"], sparse=state["sparse"])  # type: ignore[misc]
+        self.__init__(state["path"], **state["options"])  # type: ignore[misc]
         self._rows = state["rows"]
+
+
+def _to_device(payload: Tensor, device: torch.device) -> Tensor:
+    return (payload.pin_memory() if device.type == "cuda" else payload).to(device, non_blocking=True)

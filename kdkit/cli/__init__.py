@@ -30,7 +30,7 @@ COMMANDS = {
     "cache info": "what a cache holds and what it was made with",
     "cache verify": "compare every checksum, and rows with what the teacher says now",
     "cache pack": "make one file of a finished folder of shards",
-    "cache export": "decoded log-probabilities as npz or safetensors",
+    "cache export": "decoded rows as npz or safetensors",
     "doctor": "versions, devices, and what is missing",
 }
 """Command -> what it does; each is a module of this package with a function `run(arguments)`."""

@@ -11,5 +11,5 @@ def run(arguments: list[str]) -> None:
     config = parse_config(CacheExportConfig, "cache export", arguments)
     from kdkit.engine.export import export_cache
 
-    path = export_cache(config.cache, config.output, view=config.view, overwrite=config.overwrite)
+    path = export_cache(config.cache, config.output, view=config.view, stream=config.stream, overwrite=config.overwrite)
     print(f"{path}: {path.stat().st_size:,} bytes")

@@ -27,8 +27,8 @@ def run(arguments: list[str]) -> None:
         allow_mismatch=config.allow_mismatch,
     )
     print(f"{config.cache}: all checksums of {report.num_rows:,} rows x {report.num_views} views are right")
-    if report.rows_asked:
+    for stream, difference in report.differences.items():
         print(
-            f"{report.rows_asked} random rows are what the teacher says now: log-probabilities within "
-            f"{report.largest_difference:.2g} nats on average"
+            f"{stream}: {report.rows_asked} random rows are what the teacher says now, within {difference:.2g} "
+            f"{'nats' if stream == 'logits' else 'of their size'} on average"
         )

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from torch import Tensor
 
-from kdkit.cache.codecs import Codec
-from kdkit.cache.reader import LOGITS
+from kdkit.cache.codecs import RowCodec
+from kdkit.cache.format import LOGITS
 from kdkit.data import PixelBatch, ReplayLoader
 from kdkit.errors import MissingTeacherError, NonFiniteOutputError
 from kdkit.signals import TeacherOutput
@@ -26,8 +26,18 @@ def ask(teacher: Teacher, loader: ReplayLoader, pixels: PixelBatch, streams: Col
     return {stream: _pick(said, stream, teacher.name) for stream in streams}
 
 
+def tapped(teacher: Teacher, streams: Iterable[str]) -> Teacher:
+    """A teacher whose answers hold these streams: itself where they do.
+
+    Raises:
+        UnknownNameError: its model has no such tap.
+    """
+    taps = [stream for stream in streams if stream != LOGITS]
+    return teacher if set(taps) <= set(teacher.taps) else teacher.with_taps(taps)
+
+
 def refuse_unheld(
-    values: Tensor, codec: Codec, stream: str, teacher: str, keys: Sequence[str], pixels: PixelBatch
+    values: Tensor, codec: RowCodec, stream: str, teacher: str, keys: Sequence[str], pixels: PixelBatch
 ) -> None:
     """Looks at a batch of one stream, [B, ...], before it is encoded.
 

@@ -23,6 +23,7 @@ from kdkit.cache.reader import CachedTeacher
 from kdkit.config import BuildConfig
 from kdkit.data import ReplayedDataset
 from kdkit.engine import ranks
+from kdkit.engine.ask import tapped
 from kdkit.engine.fill import fill_together
 from kdkit.engine.plan import refuse_other
 from kdkit.engine.resume import check_writable, remove_remains, resume_or_start
@@ -68,7 +69,7 @@ def build_cache(
         teacher: who is asked.
         dataset: samples and recipe.
         path: the packed file to be; shards are kept in `path`.parts until all are sealed.
-        config: codec, batch size and the like.
+        config: streams, codecs, batch size and the like.
         device: where the teacher runs; it is moved there.
         allow_mismatch: fields, as an error names them, in which what is at `path` may differ from this run, such as
             "teacher.weights_sha256"; what streams, views and samples there are must agree.
@@ -84,7 +85,7 @@ def build_cache(
     dataset = dataset.for_teacher()
     path = Path(path)
     begun = time.monotonic()
-    teacher = teacher.to(torch.device(device))
+    teacher = tapped(teacher, config.streams).to(torch.device(device))
     folder = parts_folder(path)
     with ExitStack() as held:
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from kdkit.cache import CachedTeacher
-from kdkit.cache.reader import LOGITS
+from kdkit.cache.format import LOGITS
 from kdkit.errors import MissingDependencyError
 
 _ROWS = 4096  # of each view, spread evenly
@@ -17,7 +17,8 @@ _ROWS = 4096  # of each view, spread evenly
 def confidence_and_entropy(cache: CachedTeacher, view: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Probability of the likeliest class, and entropy in nats, [R] each, of up to 4,096 rows of a view."""
     rows = np.unique(np.linspace(0, cache.num_rows - 1, min(_ROWS, cache.num_rows)).astype(np.int64))
-    log_p = cache.codecs[LOGITS].decode(cache.read(rows, view))
+    encoded = cache.read(rows, view, LOGITS)
+    log_p = cache.codecs[LOGITS].decode(encoded)
     return log_p.exp().amax(dim=1), -(log_p.exp() * log_p).sum(dim=1)
 
 
@@ -25,6 +26,7 @@ def plot_cache(cache: CachedTeacher, path: str | Path) -> Path:
     """Draws histograms of confidence and of entropy, and their means by view, as a PNG at `path`.
 
     Raises:
+        CacheStreamError: the cache holds no logits.
         MissingDependencyError: matplotlib is not installed.
     """
     try:

@@ -16,7 +16,7 @@ from torch import Tensor
 from typing_extensions import Self
 
 from kdkit.cache.background import Background
-from kdkit.cache.codecs import Codec
+from kdkit.cache.codecs import RowCodec
 from kdkit.cache.format import hashed_rows
 from kdkit.cache.hdf5 import Array
 from kdkit.cache.metadata import Shard
@@ -44,7 +44,12 @@ class ShardEncoder:
     """
 
     def __init__(
-        self, codecs: Mapping[str, Codec], writer: ShardWriter, teacher: str, keys: Sequence[str], device: torch.device
+        self,
+        codecs: Mapping[str, RowCodec],
+        writer: ShardWriter,
+        teacher: str,
+        keys: Sequence[str],
+        device: torch.device,
     ) -> None:
         self._codecs = codecs
         self._writer = writer

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 
 import torch
 
-from kdkit.cache.codecs import Codec, create_codec
+from kdkit.cache.codecs import RowCodec, codec_from_dict
 from kdkit.cache.format import codec_array_name
-from kdkit.cache.reader import LOGITS
+from kdkit.cache.hdf5 import Array
+from kdkit.cache.metadata import CacheMetadata
 from kdkit.cache.size import packed_num_bytes
 from kdkit.config import BuildConfig
 from kdkit.data import EpochSampler, ReplayedDataset, ReplayLoader
-from kdkit.engine.ask import ask
+from kdkit.engine.ask import ask, tapped
 from kdkit.engine.plan import plan_cache
 from kdkit.teachers import Teacher
 
@@ -28,15 +29,15 @@ class Estimate:
     num_bytes: int
     """Bytes of the packed cache; while it is packed, twice as many are needed."""
     row_bytes: int
-    """Bytes of one row of one view."""
+    """Bytes of one row of one view, all streams together."""
     images: int
     """Images that the teacher will be asked about."""
     images_per_second: float
     """Speed of the probe: loading, teacher, encoding."""
     seconds: float
     """Time of the build at that speed."""
-    fidelity: Mapping[str, float]
-    """What the codec keeps of the teacher, measured on the probe."""
+    fidelity: Mapping[str, Mapping[str, float]]
+    """Stream -> what its codec keeps of the teacher, measured on the probe."""
 
 
 def estimate_cache(
@@ -49,32 +50,42 @@ def estimate_cache(
     """
     config = config or BuildConfig()
     dataset = dataset.for_teacher()
-    teacher = teacher.to(torch.device(device))
+    teacher = tapped(teacher, config.streams).to(torch.device(device))
     metadata, arrays = plan_cache(teacher, dataset, config, device)
     images = metadata.num_rows * metadata.num_views
-    prefix = codec_array_name(LOGITS, "")
-    learnt = {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
-    codec = create_codec(**metadata.streams[LOGITS]["codec"]).with_arrays(learnt)
-    speed = _measure_speed(codec, teacher, dataset, config, device)
+    codecs = {stream: _codec_of(stream, metadata, arrays) for stream in metadata.streams}
+    speed = _measure_speed(codecs, teacher, dataset, config, device)
     return Estimate(
         num_bytes=packed_num_bytes(metadata, arrays),
-        row_bytes=metadata.row_bytes(LOGITS),
+        row_bytes=metadata.all_row_bytes,
         images=images,
         images_per_second=speed,
         seconds=images / speed,
-        fidelity=metadata.fidelity[LOGITS],
+        fidelity=metadata.fidelity,
     )
 
 
+def _codec_of(stream: str, metadata: CacheMetadata, arrays: Mapping[str, Array]) -> RowCodec:
+    """A stream's codec, fitted as the plan says."""
+    prefix = codec_array_name(stream, "")
+    learnt = {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+    return codec_from_dict(stream, metadata.streams[stream]["codec"]).with_arrays(learnt)
+
+
 def _measure_speed(
-    codec: Codec, teacher: Teacher, dataset: ReplayedDataset, config: BuildConfig, device: torch.device | str
+    codecs: Mapping[str, RowCodec],
+    teacher: Teacher,
+    dataset: ReplayedDataset,
+    config: BuildConfig,
+    device: torch.device | str,
 ) -> float:
     """Images a second over a few batches, the first of which warms up and does not count."""
     sampler = EpochSampler(range(len(dataset)), config.batch_size)
     loader = ReplayLoader(dataset, sampler, teacher.input_normalization, device=device, num_workers=config.num_workers)
     images, begun = 0, time.perf_counter()
     for number, pixels in enumerate(loader.pixel_batches()):
-        codec.encode(ask(teacher, loader, pixels, [LOGITS])[LOGITS]).cpu()  # waits for the device
+        for stream, values in ask(teacher, loader, pixels, codecs).items():
+            codecs[stream].encode(values).cpu()  # waits for the device
         if number == 0 and len(loader) > 1:
             begun = time.perf_counter()
         else:

@@ -11,14 +11,16 @@ import numpy as np
 import torch
 
 from kdkit.cache import durable
+from kdkit.cache.format import LOGITS
 from kdkit.cache.growth import Growth
 from kdkit.cache.lock import writer_lock
 from kdkit.cache.metadata import CacheMetadata
 from kdkit.cache.pixels import check_pixels, checked_views
-from kdkit.cache.reader import LOGITS, CachedTeacher
+from kdkit.cache.reader import CachedTeacher
 from kdkit.config import BuildConfig
 from kdkit.data import ReplayedDataset
 from kdkit.engine import ranks
+from kdkit.engine.ask import tapped
 from kdkit.engine.build import BuildReport, build_record, report_on
 from kdkit.engine.fill import fill_together
 from kdkit.engine.plan import VIEWS_FIELD, refuse_other
@@ -89,7 +91,8 @@ def extend_cache(
         if growth is None:
             return report_on(place, images_built=0, begun=begun)
         missing = ranks.on_rank_zero(growth.missing)
-        images = fill_together(growth.parts, missing, teacher, dataset, config, device, show_progress=show_progress)
+        asked = tapped(teacher, config.streams)
+        images = fill_together(growth.parts, missing, asked, dataset, config, device, show_progress=show_progress)
         record = build_record(begun, images, device)
         ranks.on_rank_zero(lambda: growth.finish(record))
     return report_on(place, images_built=images, begun=begun)
@@ -113,6 +116,14 @@ def _refuse_other(
 
 def _config_of(metadata: CacheMetadata, batch_size: int, num_workers: int) -> BuildConfig:
     """The configuration by which the cache was built, as far as it changes what the cache holds."""
-    options = dict(metadata.streams[LOGITS]["codec"])
-    del options["num_classes"]
-    return BuildConfig(codec=options.pop("name"), codec_options=options, batch_size=batch_size, num_workers=num_workers)
+    codecs = {stream: dict(described["codec"]) for stream, described in metadata.streams.items()}
+    logits = codecs.pop(LOGITS, {})
+    logits.pop("num_classes", None)
+    return BuildConfig(
+        streams=tuple(metadata.streams),
+        codec=logits.pop("name", None),
+        codec_options=logits,
+        feature_codec=next((codec["name"] for codec in codecs.values()), BuildConfig.feature_codec),
+        batch_size=batch_size,
+        num_workers=num_workers,
+    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,13 +10,12 @@ from typing import Any
 import torch
 
 from kdkit.cache.codecs import Codec, create_codec, default_codec
-from kdkit.cache.format import BLOCK_ROWS, DIGEST_NAME, KEYS_NAME, codec_array_name
+from kdkit.cache.format import BLOCK_ROWS, DIGEST_NAME, KEYS_NAME, LOGITS, codec_array_name
 from kdkit.cache.hdf5 import Array
 from kdkit.cache.keys import key_digests, keys_sha256, pack_keys, refuse_other_samples
 from kdkit.cache.metadata import CacheMetadata
 from kdkit.cache.mismatch import refuse_mismatch
 from kdkit.cache.pixels import transform_versions
-from kdkit.cache.reader import LOGITS
 from kdkit.cache.stored import stored_keys
 from kdkit.config import BuildConfig, ReplayRecipe
 from kdkit.data import ReplayedDataset
@@ -24,27 +23,39 @@ from kdkit.engine.probe import fit_and_measure
 from kdkit.errors import ClassMismatchError, ConfigError
 from kdkit.teachers import Teacher
 
+_MAX_SHARD_BYTES = 256 << 20  # a shard is filled in memory
 VIEWS_FIELD, KEYS_FIELD = "recipe.num_views", "dataset.keys_sha256"
 
 
 def plan_cache(
     teacher: Teacher, dataset: ReplayedDataset, config: BuildConfig, device: torch.device | str
 ) -> tuple[CacheMetadata, dict[str, Array]]:
-    """What a cache will be, its codec fitted and measured: its metadata, and the arrays of its index."""
-    codec, fidelity = fit_and_measure(choose_codec(teacher, dataset, config), teacher, dataset, config, device)
+    """What a cache will be, its codecs fitted and measured: its metadata, and the arrays of its index."""
+    probed = fit_and_measure(choose_codec(teacher, dataset, config), teacher, dataset, config, device)
+    codecs = {stream: found.codec for stream, found in probed.items()}
     metadata = CacheMetadata(
         num_rows=len(dataset),
         num_views=dataset.recipe.num_views,
-        shard_rows=-(-config.shard_rows // BLOCK_ROWS) * BLOCK_ROWS,
-        fidelity={LOGITS: fidelity},
-        **_made_with(teacher, dataset, codec),
+        shard_rows=_shard_rows(config, sum(codec.row_bytes for codec in codecs.values())),
+        streams={stream: {"codec": codec.to_dict(), "row_bytes": codec.row_bytes} for stream, codec in codecs.items()},
+        fidelity={stream: found.fidelity for stream, found in probed.items()},
+        **_made_with(teacher, dataset),
     )
     arrays = {DIGEST_NAME: key_digests(dataset.keys), KEYS_NAME: pack_keys(dataset.keys)}
-    return metadata, arrays | {codec_array_name(LOGITS, name): array for name, array in codec.arrays.items()}
+    learnt = {codec_array_name(s, name): array for s, codec in codecs.items() for name, array in codec.arrays.items()}
+    return metadata, arrays | learnt
 
 
-def choose_codec(teacher: Teacher, dataset: ReplayedDataset, config: BuildConfig) -> Codec:
-    """The codec, not fitted yet, for as many classes as teacher and dataset agree on."""
+def _shard_rows(config: BuildConfig, row_bytes: int) -> int:
+    """Whole blocks, as many as asked for, but no more than shards of a bounded size hold; one at least."""
+    blocks = -(-config.shard_rows // BLOCK_ROWS)
+    return max(1, min(blocks, _MAX_SHARD_BYTES // (row_bytes * BLOCK_ROWS))) * BLOCK_ROWS
+
+
+def choose_codec(teacher: Teacher, dataset: ReplayedDataset, config: BuildConfig) -> Codec | None:
+    """The logits' codec, not fitted yet, for as many classes as teacher and dataset agree on; None without logits."""
+    if LOGITS not in config.streams:
+        return None
     if teacher.num_classes is None:
         raise ConfigError(f"the teacher {teacher.name!r} does not tell how many classes it has: set model.num_classes")
     names = dataset.class_names
@@ -58,10 +69,9 @@ def choose_codec(teacher: Teacher, dataset: ReplayedDataset, config: BuildConfig
     return create_codec(config.codec, teacher.num_classes, **config.codec_options)
 
 
-def _made_with(teacher: Teacher, dataset: ReplayedDataset, codec: Codec) -> dict[str, Any]:
+def _made_with(teacher: Teacher, dataset: ReplayedDataset) -> dict[str, Any]:
     """The part of the metadata that a resumed build, or another run at the same path, must have in common."""
     return {
-        "streams": {LOGITS: {"codec": codec.to_dict(), "row_bytes": codec.row_bytes}},
         "teacher": teacher.fingerprint(),
         "recipe": dataset.recipe.to_dict(),
         "dataset": {
@@ -89,10 +99,25 @@ def refuse_other(
     """
     shown = f"the cache at {str(origin)!r}"
     made_with = {**asdict(stored), "recipe": ReplayRecipe.completed(stored.recipe)}
-    now = _made_with(teacher, dataset, choose_codec(teacher, dataset, config))
+    now = _made_with(teacher, dataset)
     refuse_mismatch("teacher", made_with["teacher"], now["teacher"], shown, allow)
     refuse_mismatch("recipe", made_with["recipe"], now["recipe"], shown, set(allow) - {VIEWS_FIELD})
-    refuse_mismatch("streams", made_with["streams"], now["streams"], shown)
+    refuse_mismatch("streams", _without_shapes(stored.streams), _planned_streams(teacher, dataset, config), shown)
     if made_with["dataset"]["keys_sha256"] != now["dataset"]["keys_sha256"]:
         refuse_other_samples(stored_keys(origin, stored.num_rows), dataset.keys, shown)
     refuse_mismatch("dataset", made_with["dataset"], now["dataset"], shown, set(allow) - {KEYS_FIELD})
+
+
+def _planned_streams(teacher: Teacher, dataset: ReplayedDataset, config: BuildConfig) -> dict[str, Any]:
+    """Stream -> what its codec is to be, as far as it is known before the teacher was asked."""
+    codec = choose_codec(teacher, dataset, config)
+    logits = {} if codec is None else {LOGITS: {"codec": codec.to_dict(), "row_bytes": codec.row_bytes}}
+    return {stream: logits.get(stream, {"codec": {"name": config.feature_codec}}) for stream in config.streams}
+
+
+def _without_shapes(streams: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """The same of a cache: the shape of features follows from teacher and recipe, which are compared themselves."""
+    return {
+        stream: described if stream == LOGITS else {"codec": {"name": described["codec"]["name"]}}
+        for stream, described in streams.items()
+    }

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from kdkit.cache import open_cache
+from kdkit.cache import CachedTeacher, open_cache
+from kdkit.cache.format import LOGITS
 from kdkit.cache.mismatch import refuse_mismatch
-from kdkit.cache.reader import LOGITS
-from kdkit.data import EpochSampler, ReplayedDataset, ReplayLoader
+from kdkit.data import EpochSampler, PixelBatch, ReplayedDataset, ReplayLoader
 from kdkit.data.replay import view_seed
-from kdkit.engine.ask import ask
+from kdkit.engine.ask import ask, tapped
 from kdkit.errors import CacheMismatchError
 from kdkit.teachers import Teacher
 
 TOLERANCE = 1e-3
-"""Mean absolute difference of log-probabilities (nats) at which a row still counts as the teacher's: kernels round
-differently in another batch or on another device."""
+"""Mean absolute difference of log-probabilities (nats), or of features (share of their mean size), at which a row still
+counts as the teacher's: kernels round differently in another batch or on another device."""
+_UNIT = {True: "nats", False: "of their size"}
 
 
 @dataclass(frozen=True)
@@ -32,8 +33,9 @@ class VerifyReport:
     """Views of each."""
     rows_asked: int
     """Rows that the teacher was asked about again."""
-    largest_difference: float
-    """Largest mean absolute difference of such a row's log-probabilities, nats."""
+    differences: Mapping[str, float]
+    """Stream -> largest mean absolute difference of such a row: of log-probabilities in nats, of features as a share of
+    their mean size."""
 
 
 def verify_cache(
@@ -67,27 +69,55 @@ def verify_cache(
     if dataset is not None:
         dataset = dataset.for_teacher()
     if teacher is None or dataset is None:
-        return VerifyReport(cache.num_rows, cache.num_views, 0, 0.0)
+        return VerifyReport(cache.num_rows, cache.num_views, 0, {})
     refuse_mismatch(
         "teacher", cache.metadata.teacher, teacher.fingerprint(), f"the cache {str(path)!r}", allow_mismatch
     )
-    codec, largest, asked = cache.codecs[LOGITS], 0.0, 0
+    teacher = tapped(teacher, cache.codecs)
+    differences, asked = dict.fromkeys(cache.codecs, 0.0), 0
     each = max(1, num_rows // cache.num_views)
     for view in range(min(cache.num_views, num_rows)):
-        generator = torch.Generator().manual_seed(view_seed(dataset.recipe.seed, "verify", view) >> 1)
-        rows = torch.randperm(len(dataset), generator=generator)[:each].tolist()
-        sampler = EpochSampler(rows, batch_size, num_views=cache.num_views, shuffle=False)
-        sampler.set_epoch(view)
-        loader = ReplayLoader(dataset, sampler, teacher.input_normalization, device=device)
+        loader = _loader(view, each, teacher, dataset, cache, batch_size, device)
         for pixels in loader.pixel_batches():
-            now = codec.decode(codec.encode(ask(teacher, loader, pixels, [LOGITS])[LOGITS]))
-            then = codec.decode(cache.read(cache.rows_of(pixels.row), view)).to(now.device)
-            difference = (now - then).abs().mean(dim=1)
-            if float(difference.max()) > TOLERANCE:
-                key = dataset.keys[int(pixels.row[difference.argmax()])]
-                raise CacheMismatchError(
-                    f"the cache {str(path)!r} does not hold what the teacher says now about {key!r} (view {view}): its "
-                    f"log-probabilities differ by {float(difference.max()):.3g} on average: build it again"
-                )
-            largest, asked = max(largest, float(difference.max())), asked + len(pixels.row)
-    return VerifyReport(cache.num_rows, cache.num_views, asked, largest)
+            for stream, difference in _compare(cache, teacher, loader, pixels).items():
+                differences[stream] = max(differences[stream], difference)
+            asked += len(pixels.row)
+    return VerifyReport(cache.num_rows, cache.num_views, asked, differences)
+
+
+def _loader(
+    view: int,
+    num_rows: int,
+    teacher: Teacher,
+    dataset: ReplayedDataset,
+    cache: CachedTeacher,
+    batch_size: int,
+    device: torch.device | str,
+) -> ReplayLoader:
+    """Random rows of a view."""
+    generator = torch.Generator().manual_seed(view_seed(dataset.recipe.seed, "verify", view) >> 1)
+    rows = torch.randperm(len(dataset), generator=generator)[:num_rows].tolist()
+    sampler = EpochSampler(rows, batch_size, num_views=cache.num_views, shuffle=False)
+    sampler.set_epoch(view)
+    return ReplayLoader(dataset, sampler, teacher.input_normalization, device=device)
+
+
+def _compare(cache: CachedTeacher, teacher: Teacher, loader: ReplayLoader, pixels: PixelBatch) -> dict[str, float]:
+    """Stream -> the largest difference of a row; raises CacheMismatchError that names the sample if it is too large."""
+    largest = {}
+    for stream, values in ask(teacher, loader, pixels, cache.codecs).items():
+        codec = cache.codecs[stream]
+        now = codec.decode(codec.encode(values)).flatten(1)
+        then = codec.decode(cache.read(cache.rows_of(pixels.row), pixels.view, stream)).to(now.device).flatten(1)
+        difference = (now - then).abs().mean(dim=1)
+        if stream != LOGITS:
+            difference /= now.abs().mean(dim=1).clamp_min(torch.finfo(torch.float32).tiny)
+        largest[stream] = float(difference.max())
+        if not largest[stream] <= TOLERANCE:  # not a number is too large as well
+            key = loader.dataset.keys[int(pixels.row[difference.argmax()])]
+            raise CacheMismatchError(
+                f"the cache {str(cache.path)!r} does not hold what the teacher says now about {key!r} "
+                f"(view {pixels.view}): its {stream} differ by {largest[stream]:.3g} {_UNIT[stream == LOGITS]} on "
+                "average: build it again"
+            )
+    return largest

@@ -144,6 +144,22 @@ def test_extend_adds_views_and_its_rows_are_what_the_teacher_says(
     )
 
 
+def test_features_are_built_described_verified_and_exported(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(build(folder, "--build.streams", "logits,pooled", "--build.feature_codec", "int8")) == 0
+    capsys.readouterr()
+    cache = ["--cache", str(folder / "t.h5")]
+    assert main(["cache", "info", *cache]) == 0
+    assert "  pooled     int8, 96 numbers, 104 bytes a row" in capsys.readouterr().out
+    teacher = ["--teacher.model", "test_resnet", "--teacher.checkpoint", str(folder / "teacher.safetensors")]
+    assert main(["cache", "verify", *cache, "--data", str(folder / "images"), *teacher]) == 0
+    assert "pooled: 64 random rows are what the teacher says now" in capsys.readouterr().out
+    assert main(["cache", "export", *cache, "--stream", "pooled", "--output", str(folder / "p.safetensors")]) == 0
+    assert load_file(folder / "p.safetensors")["pooled"].shape == (100, 96)
+    assert "kdkit cache build ... --build.streams" in fails(
+        capsys, ["cache", "export", *cache, "--stream", "tokens", "--output", str(folder / "t.npz")]
+    )
+
+
 def test_pack_and_export_write_what_the_cache_holds(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(build(folder, "--build.pack", "false")) == 0
     assert main(["cache", "pack", str(folder / "t.h5")]) == 0

@@ -1,19 +1,36 @@
 """Codecs: fixed bytes a row, encode and decode for whole batches on any device."""
 
-from kdkit.cache.codecs.base import Codec
+from kdkit.cache.codecs.base import Codec, RowCodec
 from kdkit.cache.codecs.dense import Float16Codec, Float32Codec, Int8Codec
+from kdkit.cache.codecs.feature import FeatureCodec, Float16Feature, Int8Feature
 from kdkit.cache.codecs.lowrank import LowRankCodec
-from kdkit.cache.codecs.registry import available_codecs, create_codec, default_codec
+from kdkit.cache.codecs.registry import (
+    available_codecs,
+    available_feature_codecs,
+    codec_from_dict,
+    create_codec,
+    create_feature_codec,
+    default_codec,
+    known_codecs,
+)
 from kdkit.cache.codecs.topk import TopKCodec
 
 __all__ = [
     "Codec",
+    "FeatureCodec",
     "Float16Codec",
+    "Float16Feature",
     "Float32Codec",
     "Int8Codec",
+    "Int8Feature",
     "LowRankCodec",
+    "RowCodec",
     "TopKCodec",
     "available_codecs",
+    "available_feature_codecs",
+    "codec_from_dict",
     "create_codec",
+    "create_feature_codec",
     "default_codec",
+    "known_codecs",
 ]

@@ -1,6 +1,6 @@
 """What a codec is: a fixed number of bytes for what a teacher said about one sample.
 
-Dimensions: B batch, C classes, R rows of a fitting sample.
+Dimensions: B batch, C classes, R rows of a fitting sample; ... the sides of a row, e.g. [C] of logits.
 """
 
 from __future__ import annotations
@@ -20,16 +20,15 @@ from kdkit.errors import ConfigError, ShapeError
 
 
 @dataclass(frozen=True)
-class Codec(ABC):
-    """Encodes logits [B, C] into uint8 [B, row_bytes] and decodes those into log-probabilities.
+class RowCodec(ABC):
+    """Encodes a batch of tensors into uint8 [B, row_bytes], and decodes those.
 
-    A frozen dataclass whose fields are the metadata that a cache file stores; what `fit` learns is kept apart in
+    A frozen dataclass whose fields are the metadata that a cache file stores; what a codec learns is kept apart in
     `arrays`, which the file stores as datasets. Encoding and decoding run on the device of their input, for a whole
     batch at once.
     """
 
     name: ClassVar[str]
-    num_classes: int
 
     @property
     @abstractmethod
@@ -46,14 +45,6 @@ class Codec(ABC):
         """What `fit` learnt, by name; empty for a codec that learns nothing."""
         return {}
 
-    def fit(self, sample_logits: Tensor, head: Tensor | None = None) -> Self:
-        """A codec of the same options fitted to `sample_logits` [R, C]; self where nothing is learnt.
-
-        `head` is the weight [C, F] of the teacher's last linear layer over F features, where it has one: it tells how
-        logits can vary where the sample is too small to show it.
-        """
-        return self
-
     def with_arrays(self, arrays: Mapping[str, np.ndarray[Any, Any]]) -> Self:
         """The fitted codec that `arrays`, read from a cache file, describe.
 
@@ -64,21 +55,38 @@ class Codec(ABC):
             raise ConfigError(f"codec {self.name!r} learns nothing, but was given arrays {sorted(arrays)}")
         return self
 
-    def can_hold(self, logits: Tensor) -> Tensor:
-        """Which rows of [B, C] can be encoded, bool [B]: those that are finite, and within the codec's range."""
-        return logits.isfinite().all(dim=1)
+    def can_hold(self, values: Tensor) -> Tensor:
+        """Which rows of [B, ...] can be encoded, bool [B]: those that are finite, and within the codec's range."""
+        return values.flatten(1).isfinite().all(dim=1)
 
     @abstractmethod
-    def encode(self, logits: Tensor) -> Tensor:
-        """[B, C] float -> uint8 [B, row_bytes] on the same device."""
+    def encode(self, values: Tensor) -> Tensor:
+        """[B, ...] float -> uint8 [B, row_bytes] on the same device."""
 
     @abstractmethod
     def decode(self, payload: Tensor) -> Tensor:
-        """Uint8 [B, row_bytes] -> normalised log-probabilities, float32 [B, C], on the same device."""
+        """Uint8 [B, row_bytes] -> float32 [B, ...] on the same device."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Name and options, as a cache file's metadata holds them; `create_codec(**d)` is its inverse."""
-        return {"name": self.name, **{f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.init}}
+        """Name and options, as a cache file's metadata holds them."""
+        options = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.init}
+        plain = {name: list(value) if isinstance(value, tuple) else value for name, value in options.items()}
+        return {"name": self.name, **plain}
+
+
+@dataclass(frozen=True)
+class Codec(RowCodec):
+    """Encodes logits [B, C] and decodes them into normalised log-probabilities; `create_codec(**to_dict())` is it."""
+
+    num_classes: int
+
+    def fit(self, sample_logits: Tensor, head: Tensor | None = None) -> Self:
+        """A codec of the same options fitted to `sample_logits` [R, C]; self where nothing is learnt.
+
+        `head` is the weight [C, F] of the teacher's last linear layer over F features, where it has one: it tells how
+        logits can vary where the sample is too small to show it.
+        """
+        return self
 
 
 def check_logits(codec: Codec, logits: Tensor) -> None:
@@ -88,7 +96,7 @@ def check_logits(codec: Codec, logits: Tensor) -> None:
         raise ShapeError(f"codec {codec.name!r} takes float logits [B, {codec.num_classes}], got {arrived}")
 
 
-def check_payload(codec: Codec, payload: Tensor) -> None:
+def check_payload(codec: RowCodec, payload: Tensor) -> None:
     """Refuse what is not uint8 [B, row_bytes]."""
     if payload.ndim != 2 or payload.shape[1] != codec.row_bytes or payload.dtype != torch.uint8:
         arrived = f"{payload.dtype} {list(payload.shape)}"

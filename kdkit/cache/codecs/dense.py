@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdkit.cache.codecs.base import Codec, check_logits, check_payload
+from kdkit.cache.codecs.raw import from_bytes, to_bytes
 
 _INT8_LEVELS = 255  # the largest uint8 code
 _INT8_LINEAR, _INT8_SQUARE = (
@@ -37,12 +38,12 @@ class Float32Codec(Codec):
     def encode(self, logits: Tensor) -> Tensor:
         """[B, C] float -> uint8 [B, 4 C]."""
         check_logits(self, logits)
-        return _to_bytes(logits.float())
+        return to_bytes(logits.float())
 
     def decode(self, payload: Tensor) -> Tensor:
         """Uint8 [B, 4 C] -> log-probabilities [B, C]."""
         check_payload(self, payload)
-        return F.log_softmax(_from_bytes(payload, torch.float32), dim=1)
+        return F.log_softmax(from_bytes(payload, torch.float32), dim=1)
 
 
 @dataclass(frozen=True)
@@ -67,12 +68,12 @@ class Float16Codec(Codec):
     def encode(self, logits: Tensor) -> Tensor:
         """[B, C] float -> uint8 [B, 2 C]; a log-probability below -65504 is held there, which is as good as 0."""
         check_logits(self, logits)
-        return _to_bytes(F.log_softmax(logits.float(), dim=1).clamp_min(_FLOAT16_LEAST).half())
+        return to_bytes(F.log_softmax(logits.float(), dim=1).clamp_min(_FLOAT16_LEAST).half())
 
     def decode(self, payload: Tensor) -> Tensor:
         """Uint8 [B, 2 C] -> log-probabilities [B, C], normalised again after the rounding."""
         check_payload(self, payload)
-        return F.log_softmax(_from_bytes(payload, torch.float16).float(), dim=1)
+        return F.log_softmax(from_bytes(payload, torch.float16).float(), dim=1)
 
 
 @dataclass(frozen=True)
@@ -99,24 +100,10 @@ class Int8Codec(Codec):
         share = below / depth.clamp_min(torch.finfo(torch.float32).tiny)
         level = ((_INT8_LINEAR**2 + 4 * _INT8_SQUARE * share).sqrt() - _INT8_LINEAR) / (2 * _INT8_SQUARE)
         codes = (level * _INT8_LEVELS).round().clamp(0, _INT8_LEVELS)
-        return torch.cat([_to_bytes(depth), codes.to(torch.uint8)], dim=1)
+        return torch.cat([to_bytes(depth), codes.to(torch.uint8)], dim=1)
 
     def decode(self, payload: Tensor) -> Tensor:
         """Uint8 [B, C + 4] -> log-probabilities [B, C]."""
         check_payload(self, payload)
-        depth, level = _from_bytes(payload[:, :4], torch.float32), payload[:, 4:].float() / _INT8_LEVELS
+        depth, level = from_bytes(payload[:, :4], torch.float32), payload[:, 4:].float() / _INT8_LEVELS
         return F.log_softmax(-depth * level * (_INT8_LINEAR + _INT8_SQUARE * level), dim=1)
-
-
-def _to_bytes(values: Tensor) -> Tensor:
-    """[B, N] of any dtype -> its bytes, uint8 [B, N * itemsize]."""
-    return values.detach().contiguous().view(torch.uint8)
-
-
-def _from_bytes(payload: Tensor, dtype: torch.dtype) -> Tensor:
-    """Uint8 [B, N * itemsize] -> [B, N] of `dtype`."""
-    payload = payload.contiguous()
-    misaligned = payload.storage_offset() % dtype.itemsize or payload.stride(0) % dtype.itemsize
-    if misaligned:  # a slice of one row, or of none, counts as contiguous wherever it stands
-        payload = payload.clone(memory_format=torch.contiguous_format)
-    return payload.flatten().view(dtype).view(len(payload), payload.shape[1] // dtype.itemsize)

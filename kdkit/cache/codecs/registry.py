@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from kdkit.cache.codecs.base import Codec
+from kdkit.cache.codecs.base import Codec, RowCodec
 from kdkit.cache.codecs.dense import Float16Codec, Float32Codec, Int8Codec
+from kdkit.cache.codecs.feature import FeatureCodec, Float16Feature, Int8Feature
 from kdkit.cache.codecs.lowrank import LowRankCodec
 from kdkit.cache.codecs.topk import TopKCodec
+from kdkit.cache.format import LOGITS
 from kdkit.errors import ConfigError, UnknownNameError, nearest
 
 _CODECS: dict[str, type[Codec]] = {
     codec.name: codec for codec in (Float32Codec, Float16Codec, Int8Codec, LowRankCodec, TopKCodec)
 }
+_FEATURE_CODECS: dict[str, type[FeatureCodec]] = {codec.name: codec for codec in (Float16Feature, Int8Feature)}
 
 
 def available_codecs() -> list[str]:
@@ -47,3 +51,33 @@ def default_codec(num_classes: int) -> Codec:
     if LowRankCodec.row_bytes >= exact.row_bytes:  # the class attribute is the default of the option
         return exact
     return create_codec(LowRankCodec.name, num_classes)
+
+
+def available_feature_codecs() -> list[str]:
+    """The names that `create_feature_codec` takes, the most exact first."""
+    return list(_FEATURE_CODECS)
+
+
+def create_feature_codec(name: str, shape: Sequence[int]) -> FeatureCodec:
+    """The codec called `name` for features whose rows have this shape, e.g. `create_feature_codec("int8", (196, 384))`.
+
+    Raises:
+        UnknownNameError: no codec of features has this name.
+        ConfigError: no row has such a shape.
+    """
+    if name not in _FEATURE_CODECS:
+        known = ", ".join(available_feature_codecs())
+        raise UnknownNameError(
+            f"no codec of features is called {name!r}; known: {known}{nearest(name, _FEATURE_CODECS)}"
+        )
+    return _FEATURE_CODECS[name](tuple(shape))
+
+
+def codec_from_dict(stream: str, described: Mapping[str, Any]) -> RowCodec:
+    """The codec, not fitted yet, that a file's metadata describes for a stream; `RowCodec.to_dict` is the inverse."""
+    return create_codec(**described) if stream == LOGITS else create_feature_codec(**described)
+
+
+def known_codecs(stream: str) -> list[str]:
+    """Names of the codecs that a stream can have."""
+    return available_codecs() if stream == LOGITS else available_feature_codecs()

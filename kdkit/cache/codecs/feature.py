@@ -1,0 +1,118 @@
+"""Codecs of features: any tensor of fixed shape, as half precision or as 8 bits a number.
+
+All values are little-endian. Dimensions: B batch, G groups of N numbers in a row.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from kdkit.cache.codecs.base import RowCodec, check_payload
+from kdkit.cache.codecs.raw import from_bytes, to_bytes
+from kdkit.cache.format import MAX_SIDES
+from kdkit.errors import ConfigError, ShapeError
+
+_LEVELS = 255  # the largest uint8 code
+_HEAD_BYTES = 8  # float32 least value and float32 step
+
+
+@dataclass(frozen=True)
+class FeatureCodec(RowCodec):
+    """Encodes features [B, *shape] and decodes them as float32; learns nothing."""
+
+    shape: tuple[int, ...]
+    """Of one row: (D,), (N, D) or (D, H, W)."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "shape", tuple(self.shape))
+        if not 1 <= len(self.shape) <= MAX_SIDES or min(self.shape) < 1:
+            raise ConfigError(f"a feature's row has 1 to {MAX_SIDES} sides of at least 1, got {list(self.shape)}")
+
+    @property
+    def numel(self) -> int:
+        """Numbers of one row."""
+        return math.prod(self.shape)
+
+    def _check(self, values: Tensor) -> None:
+        if values.shape[1:] != self.shape or not values.is_floating_point():
+            raise ShapeError(
+                f"codec {self.name!r} takes float features [B, {', '.join(map(str, self.shape))}], got "
+                f"{values.dtype} {list(values.shape)}"
+            )
+
+
+@dataclass(frozen=True)
+class Float16Feature(FeatureCodec):
+    """Half precision, 2 bytes a number: off by at most 2^-11 of it, or 2^-25 where that is more."""
+
+    name: ClassVar[str] = "float16"
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one encoded row."""
+        return 2 * self.numel
+
+    def can_hold(self, values: Tensor) -> Tensor:
+        """Which rows of [B, *shape] are finite in half precision too: up to 65504; bool [B]."""
+        return super().can_hold(values.half())
+
+    def encode(self, values: Tensor) -> Tensor:
+        """[B, *shape] float -> uint8 [B, row_bytes]."""
+        self._check(values)
+        return to_bytes(values.half().flatten(1))
+
+    def decode(self, payload: Tensor) -> Tensor:
+        """Uint8 [B, row_bytes] -> float32 [B, *shape]."""
+        check_payload(self, payload)
+        return from_bytes(payload, torch.float16).float().view(len(payload), *self.shape)
+
+
+@dataclass(frozen=True)
+class Int8Feature(FeatureCodec):
+    """256 even levels from the least to the greatest number of a group, 1 byte a number and 8 a group.
+
+    A group is the whole row [D], each token of [N, D], each channel of [D, H, W]: tokens and channels differ in scale.
+    Layout: for each group float32 least value l and float32 step s; then one uint8 code c a number, l + s c. It is off
+    by at most s / 2 = (greatest - least) / 510, and float32 rounding.
+    """
+
+    name: ClassVar[str] = "int8"
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one encoded row."""
+        return self._groups * _HEAD_BYTES + self.numel
+
+    @property
+    def _groups(self) -> int:
+        return self.shape[0] if len(self.shape) > 1 else 1
+
+    def can_hold(self, values: Tensor) -> Tensor:
+        """Which rows of [B, *shape] are finite, and so is the span of their groups; bool [B]."""
+        grouped = values.float().reshape(len(values), self._groups, self.numel // self._groups)
+        return super().can_hold(values) & (grouped.amax(dim=2) - grouped.amin(dim=2)).isfinite().all(dim=1)
+
+    def encode(self, values: Tensor) -> Tensor:
+        """[B, *shape] float -> uint8 [B, row_bytes]."""
+        self._check(values)
+        grouped = values.float().reshape(len(values), self._groups, self.numel // self._groups)
+        least = grouped.amin(dim=2)
+        step = (grouped.amax(dim=2) - least) / _LEVELS
+        level = (grouped - least[..., None]) / step.clamp_min(torch.finfo(torch.float32).tiny)[..., None]
+        codes = level.round().clamp(0, _LEVELS).to(torch.uint8)
+        return torch.cat([to_bytes(torch.stack([least, step], dim=2).flatten(1)), codes.flatten(1)], dim=1)
+
+    def decode(self, payload: Tensor) -> Tensor:
+        """Uint8 [B, row_bytes] -> float32 [B, *shape]."""
+        check_payload(self, payload)
+        head, codes = payload.split([self._groups * _HEAD_BYTES, self.numel], dim=1)
+        least, step = from_bytes(head, torch.float32).view(len(payload), self._groups, 2, 1).unbind(dim=2)
+        values = torch.addcmul(
+            least, step, codes.reshape(len(payload), self._groups, self.numel // self._groups).float()
+        )
+        return values.view(len(payload), *self.shape)
