@@ -59,6 +59,7 @@ class BuildConfig:
 AMP_DTYPES = ("bfloat16", "float16")
 CLIP_MODES = ("norm", "value", "agc")
 SCHEDULE_UNITS = ("update", "epoch")
+UNREADABLE = ("stop", "skip")
 
 
 @dataclass(frozen=True)
@@ -475,6 +476,9 @@ class DistillConfig:
     device: str = "cpu"
     """Where the student trains: cpu, cuda, cuda:1."""
 
+    unreadable: str = "stop"
+    """What is done about an image that cannot be read: stop, or skip (each is named in skipped.jsonl)."""
+
     resume: bool = False
     """Whether a run that was stopped goes on from its last checkpoint; one that has none yet starts."""
 
@@ -502,5 +506,7 @@ class DistillConfig:
             raise ConfigError("a run has either a cache or a live teacher, got both: leave one out")
         if self.cache is None and self.teacher is None:
             raise ConfigError("a distillation needs --cache FILE or --teacher.model NAME, got neither")
+        if self.unreadable not in UNREADABLE:
+            raise ConfigError(f"unreadable must be one of {', '.join(UNREADABLE)}, got {self.unreadable!r}")
         if self.resume and self.overwrite:
             raise ConfigError("a run is either gone on with (--resume) or replaced (--overwrite), got both")

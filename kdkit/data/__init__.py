@@ -3,7 +3,7 @@
 from kdkit.data.archive import TarSource, ZipSource
 from kdkit.data.dataset import ReplayedDataset, Sample
 from kdkit.data.folder import FolderSource
-from kdkit.data.loader import PixelBatch, ReplayLoader
+from kdkit.data.loader import PixelBatch, ReplayLoader, naming_dead_workers
 from kdkit.data.mapped import MappedSource
 from kdkit.data.named import create_source
 from kdkit.data.sampler import EpochSampler, RangeSampler
@@ -23,4 +23,5 @@ __all__ = [
     "TarSource",
     "ZipSource",
     "create_source",
+    "naming_dead_workers",
 ]

@@ -43,6 +43,15 @@ class Sample(NamedTuple):
     """The same view at the teacher's size, where it was asked for."""
 
 
+class Unreadable(NamedTuple):
+    """In the place of a sample that could not be made, where such are skipped."""
+
+    row: int
+    """Index of the sample in the dataset."""
+    reason: str
+    """What went wrong; names the sample."""
+
+
 class ReplayedDataset(Dataset[Sample]):
     """View v of sample i depends on the recipe, the sample's key and v alone; mixed, on its partner's key as well.
 
@@ -84,6 +93,7 @@ class ReplayedDataset(Dataset[Sample]):
         if recipe.teacher_size is not None:
             self._teacher = _create(self.recipe, recipe.teacher_size, transform)
         self._shown: tuple[Transform, ...] = (self._student,)
+        self.skips_unreadable = False
         if recipe.mixes and self.num_classes is None:
             raise DatasetError("mixed labels need to know how many classes there are: give num_classes")
         if transform is not None:
@@ -98,6 +108,12 @@ class ReplayedDataset(Dataset[Sample]):
         """The same views as the student sees them, each with `teacher_image`, the teacher's, beside it."""
         return self if self.recipe.teacher_size is None else self._showing(self._student, self._teacher)
 
+    def skipping_unreadable(self) -> Self:
+        """The same views, but a sample that cannot be read is left out of its batch, and named by the loader."""
+        other = copy.copy(self)
+        other.skips_unreadable = True
+        return other
+
     def partners(self, view: int) -> Tensor | None:
         """For each sample the row it is mixed with in `view`, int64 [N], its own where alone; None without mixing."""
         return None if self._pairing is None else self._pairing.partners(view)
@@ -107,13 +123,33 @@ class ReplayedDataset(Dataset[Sample]):
 
     def __getitem__(self, index: Index) -> Sample:
         """The sample at `index` = (row, view)."""
-        return self.__getitems__([index])[0]
+        sample = self.__getitems__([index])[0]
+        if isinstance(sample, Unreadable):
+            raise DatasetError(sample.reason)
+        return sample
 
-    def __getitems__(self, indices: Sequence[Index]) -> list[Sample]:
-        """The samples of a batch. An image is decoded once, also where it is shown and another is mixed with it."""
+    def __getitems__(self, indices: Sequence[Index]) -> list[Sample | Unreadable]:
+        """The samples of a batch. An image is decoded once, also where it is shown and another is mixed with it.
+
+        Raises:
+            DatasetError: a sample cannot be made, and such are not skipped; names it.
+        """
         drawn = lru_cache(maxsize=None)(self._views)
         with kept_states():
-            return [self._sample(row, view, drawn) for row, view in indices]
+            return [self._sample_or_reason(row, view, drawn) for row, view in indices]
+
+    def _sample_or_reason(
+        self, row: int, view: int, drawn: Callable[[int, int], tuple[Any, ...]]
+    ) -> Sample | Unreadable:
+        try:
+            return self._sample(row, view, drawn)
+        except Exception as error:  # whatever a reader or a transform of the user's raises
+            reason = str(error)
+            if not isinstance(error, DatasetError):
+                reason = f"view {view} of {self.keys[row]!r} could not be made: {type(error).__name__}: {error}"
+            if self.skips_unreadable:
+                return Unreadable(row, reason)
+            raise DatasetError(reason) from error
 
     def _sample(self, row: int, view: int, drawn: Callable[[int, int], tuple[Any, ...]]) -> Sample:
         if not 0 <= view < self.recipe.num_views:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import logging
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,10 +14,28 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from kdkit.data.ahead import copied_ahead
-from kdkit.data.dataset import ReplayedDataset, Sample
+from kdkit.data.dataset import ReplayedDataset, Sample, Unreadable
 from kdkit.data.sampler import EpochSampler, RangeSampler
 from kdkit.errors import DatasetError
 from kdkit.signals import Batch, Normalization
+
+_logger = logging.getLogger(__name__)
+_WORKER_DIED = "DataLoader worker"  # how torch's RuntimeError begins, wherever in the main thread it is raised
+
+
+@contextmanager
+def naming_dead_workers() -> Iterator[None]:
+    """Within the context, a worker's death is a DatasetError; torch reports it from whatever statement is running."""
+    try:
+        yield
+    except RuntimeError as error:
+        if _WORKER_DIED not in str(error):
+            raise
+        reason = " ".join(str(error).split())
+        raise DatasetError(
+            f"a process that loads images died ({reason}): the machine may be out of memory, or short of it in "
+            "/dev/shm; try fewer num_workers"
+        ) from error
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,7 +43,8 @@ class PixelBatch:
     """A batch as the workers leave it: images uint8 [B, 3, H, W], target [B] and row [B] int64, one view.
 
     Where views are mixed, `partner_target` [B] and `share` [B] float32 say of what; `teacher_images` are uint8
-    [B, 3, T, T] where the teacher's view has a size T of its own.
+    [B, 3, T, T] where the teacher's view has a size T of its own; `skipped` are the row and the reason of each sample
+    that was left out.
     """
 
     images: Tensor
@@ -32,6 +54,7 @@ class PixelBatch:
     partner_target: Tensor | None = None
     share: Tensor | None = None
     teacher_images: Tensor | None = None
+    skipped: tuple[tuple[int, str], ...] = ()
 
     def pin_memory(self) -> PixelBatch:
         """The same batch in page-locked memory, rows excepted; DataLoader calls this."""
@@ -59,6 +82,9 @@ class ReplayLoader:
         device: where batches end up.
         num_workers: worker processes; 0 loads in this one.
         loader_kwargs: further arguments of torch's DataLoader, e.g. multiprocessing_context.
+
+    Attributes:
+        on_skip: called with key and reason for each sample that was skipped, where the dataset does so; logs a warning.
     """
 
     def __init__(
@@ -75,6 +101,7 @@ class ReplayLoader:
         self.sampler = sampler
         self.normalization = normalization
         self.device = torch.device(device)
+        self.on_skip: Callable[[str, str], None] = _log_skip
         if dataset.recipe.mixes and isinstance(sampler, EpochSampler):
             sampler.partners = dataset.partners
         self._offset = torch.tensor(normalization.mean, device=self.device).mul(255).view(1, 3, 1, 1)
@@ -86,6 +113,7 @@ class ReplayLoader:
             collate_fn=_collate,
             pin_memory=self.device.type == "cuda",
             persistent_workers=num_workers > 0,
+            worker_init_fn=_ignore_interrupts,
             generator=torch.Generator(),  # else each epoch would draw from, and so disturb, the global one
             **loader_kwargs,
         )
@@ -111,7 +139,11 @@ class ReplayLoader:
     def pixel_batches(self) -> Iterator[PixelBatch]:
         """The batches as the workers leave them, on the CPU."""
         try:
-            yield from self._loader
+            with naming_dead_workers():
+                for batch in self._loader:
+                    for row, reason in batch.skipped:
+                        self.on_skip(self.dataset.keys[row], reason)
+                    yield batch
         except DatasetError as error:  # from a worker its text comes wrapped in that of a traceback
             raise DatasetError(str(error).rsplit("DatasetError: ", 1)[-1].strip()) from error
 
@@ -141,7 +173,20 @@ class ReplayLoader:
         return soft
 
 
-def _collate(samples: list[Sample]) -> PixelBatch:
+def _ignore_interrupts(worker: int) -> None:
+    """Leaves SIGINT, which a terminal sends to all processes, to the one that decides. SIGTERM ends workers at exit."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _log_skip(key: str, reason: str) -> None:
+    _logger.warning("skipped %r: %s", key, reason)
+
+
+def _collate(found: list[Sample | Unreadable]) -> PixelBatch:
+    samples = [sample for sample in found if isinstance(sample, Sample)]
+    skipped = tuple((sample.row, sample.reason) for sample in found if isinstance(sample, Unreadable))
+    if not samples:
+        raise DatasetError(f"none of the {len(found)} samples of a batch could be read, the first: {skipped[0][1]}")
     views = {sample.view for sample in samples}
     if len(views) != 1:
         raise DatasetError(f"a batch shows one view, got views {sorted(views)}: let the sampler keep them apart")
@@ -155,4 +200,5 @@ def _collate(samples: list[Sample]) -> PixelBatch:
         torch.tensor(partner_targets) if partner_targets else None,
         torch.tensor([sample.share for sample in samples]) if partner_targets else None,
         torch.stack(teacher_images) if teacher_images else None,
+        skipped,
     )

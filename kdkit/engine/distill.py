@@ -23,7 +23,7 @@ from kdkit.engine.output import prepare_output
 from kdkit.engine.preflight import PreflightReport, preflight
 from kdkit.engine.progress import progress
 from kdkit.engine.resolve import resolve_dataset, resolve_device, resolve_teacher
-from kdkit.engine.run import CONFIG, create_logger, run_identity, write_config
+from kdkit.engine.run import CONFIG, SKIPPED, SkipRecord, create_logger, run_identity, write_config
 from kdkit.engine.student import STUDENT, Student
 from kdkit.engine.train import TrainReport, train
 from kdkit.errors import ClassMismatchError, ConfigError, DatasetError, UnknownNameError, nearest
@@ -31,7 +31,7 @@ from kdkit.signals import Normalization
 from kdkit.tasks import LogitDistillationTask, TrainingTask
 from kdkit.teachers import list_cards
 
-_FILES = (*FILES, LAST, BEST, CONFIG, STUDENT, TENSORBOARD)
+_FILES = (*FILES, LAST, BEST, CONFIG, STUDENT, TENSORBOARD, SKIPPED)
 
 
 @dataclass(frozen=True)
@@ -63,12 +63,14 @@ def distill(config: DistillConfig, *, show_progress: bool = False) -> DistillRep
     device = resolve_device(config.device)
     cache = None if config.cache is None else open_cache(config.cache)
     dataset = resolve_dataset(config.data, _recipe(config, cache))
+    if config.unreadable == "skip":
+        dataset = dataset.skipping_unreadable()
     if cache is not None:
         cache.match(dataset, allow_mismatch=config.allow_mismatch)
     validation = None if config.validation is None else _validation_dataset(config.validation, dataset)
     task = _create_task(config, dataset, cache, device)
-    source = task.teacher if cache is None else cache
-    loader = _loader(dataset.with_teacher_view() if cache is None else dataset, task, config, device, shuffle=True)
+    shown_views = dataset.with_teacher_view() if cache is None else dataset
+    loader = _loader(shown_views, task, config, device, shuffle=True)
     output = ranks.on_rank_zero(
         lambda: prepare_output(
             config.output, _FILES, overwrite=config.overwrite, checkpoint=LAST if config.resume else None
@@ -80,17 +82,13 @@ def distill(config: DistillConfig, *, show_progress: bool = False) -> DistillRep
         resume=config.resume,
         describe=lambda: _describe(config, dataset, output),
     )
+    loader.on_skip = SkipRecord(output)
+    source = task.teacher if cache is None else cache
     resumes = config.resume and checkpoints.last.exists()
     shown = show_progress and ranks.rank() == 0
     seen = None
     if config.preflight and not resumes:
-        seen = preflight(
-            task,
-            loader,
-            source,
-            config.train,
-            card_top1=_card_top1(task, cache, dataset),
-        )
+        seen = preflight(task, loader, source, config.train, card_top1=_card_top1(task, cache, dataset))
         if shown:
             print(seen, file=sys.stderr, flush=True)
     total = config.train.epochs * loader.num_images * ranks.world_size()
@@ -101,7 +99,7 @@ def distill(config: DistillConfig, *, show_progress: bool = False) -> DistillRep
             task,
             loader,
             config.train,
-            teacher_source=cache if dataset.recipe.teacher_size is None else source,  # whose view has a size of its own
+            teacher_source=source,
             validation=None if validation is None else _loader(validation, task, config, device, shuffle=False),
             logger=logger,
             display=display,

@@ -12,7 +12,7 @@ from kdkit.cache.opening import open_index
 from kdkit.cache.parts import Parts
 from kdkit.cache.writer import ShardWriter
 from kdkit.config import BuildConfig
-from kdkit.data import PixelBatch, RangeSampler, ReplayedDataset, ReplayLoader
+from kdkit.data import PixelBatch, RangeSampler, ReplayedDataset, ReplayLoader, naming_dead_workers
 from kdkit.engine import ranks
 from kdkit.engine.ask import ask
 from kdkit.engine.encode import ShardEncoder
@@ -65,6 +65,7 @@ def _fill(
     )
     batches = loader.pixel_batches()
     with (
+        naming_dead_workers(),
         ShardWriter(parts) as writer,
         ShardEncoder(codecs, writer, teacher.name, dataset.keys, device) as encoder,
     ):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from kdkit.engine.logger import Listener, RunLogger
 
 CONFIG = "config.yaml"
 """The run's resolved configuration, which --config takes again."""
+SKIPPED = "skipped.jsonl"
+"""Samples that could not be read: key and reason."""
 
 _FREE = {
     *("output", "data", "cache", "validation", "device"),  # where things lie; what they hold is compared
@@ -58,6 +61,23 @@ def create_logger(config: DistillConfig, folder: Path) -> RunLogger:
             Tracker(config.tracker, project=config.project, folder=folder, config=_plain(dataclasses.asdict(config)))
         )
     return RunLogger(folder, listeners=listeners)
+
+
+class SkipRecord:
+    """Writes which samples were skipped, each once: `folder`/skipped.jsonl."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / SKIPPED
+        self._keys: set[str] = set()
+
+    def __call__(self, key: str, reason: str) -> None:
+        """Records one sample."""
+        if not self._keys and self._path.exists():
+            self._keys = {json.loads(line)["key"] for line in self._path.read_text(encoding="utf-8").splitlines()}
+        if key not in self._keys:
+            self._keys.add(key)
+            with open(self._path, "a", encoding="utf-8") as file:
+                file.write(json.dumps({"key": key, "reason": reason}) + "\n")
 
 
 def _plain(value: Any) -> Any:

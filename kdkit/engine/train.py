@@ -13,7 +13,7 @@ from timm.utils import dispatch_clip_grad, unwrap_model
 from torch.nn.parallel import DistributedDataParallel
 
 from kdkit.config import TrainConfig
-from kdkit.data import ReplayLoader
+from kdkit.data import ReplayLoader, naming_dead_workers
 from kdkit.engine import ranks
 from kdkit.engine.checkpoint import Checkpoints, Position, RunState
 from kdkit.engine.evaluate import evaluate
@@ -114,7 +114,7 @@ def train(
         if bad is not None:
             raise NonFiniteLossError(_complaint(records[bad], checkpoints))
 
-    with stop_request(enabled=checkpoints is not None) as stop:
+    with stop_request(enabled=checkpoints is not None) as stop, naming_dead_workers():
         for epoch in range(state.position.epoch, config.epochs):
             loader.set_epoch(epoch, state.position.batch)
             task.train()

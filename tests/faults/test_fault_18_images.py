@@ -1,0 +1,137 @@
+"""Fault 18: an image that cannot be read, a worker that raises, a worker that is killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.datasets import load_digits
+from support import tiny_model
+
+from kdkit import ClassificationTask, LogitDistillationTask, build_cache, create_teacher, open_cache
+from kdkit.config import BuildConfig, DistillConfig, ReplayRecipe, TeacherConfig, TrainConfig
+from kdkit.data import EpochSampler, FolderSource, ReplayedDataset, ReplayLoader
+from kdkit.engine.distill import distill
+from kdkit.engine.train import train
+from kdkit.errors import ConfigError, DatasetError
+from kdkit.signals import Normalization
+
+RECIPE = ReplayRecipe(size=32, num_views=2)
+DAMAGED = "3/013.png"
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    data = load_digits()
+    for index in range(40):
+        place = tmp_path / "images" / str(data.target[index])
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray((data.images[index] * 15).astype(np.uint8)).save(place / f"{index:03d}.png")
+    return tmp_path / "images"
+
+
+def damage(images: Path) -> None:
+    path = images / DAMAGED
+    path.write_bytes(path.read_bytes()[:60])
+
+
+def loader(dataset: ReplayedDataset, num_workers: int) -> ReplayLoader:
+    return ReplayLoader(dataset, EpochSampler(range(len(dataset)), 10), Normalization(), num_workers=num_workers)
+
+
+def test_fault_18_a_corrupt_image_stops_training_and_build_and_is_named(images: Path) -> None:
+    damage(images)
+    dataset = ReplayedDataset(FolderSource(images), RECIPE)
+    with pytest.raises(DatasetError, match=DAMAGED):
+        train(ClassificationTask(tiny_model()), loader(dataset, 0), TrainConfig(epochs=1))
+    build = BuildConfig(codec="float32", num_workers=0, batch_size=10)
+    with pytest.raises(DatasetError, match=DAMAGED):
+        build_cache(create_teacher(tiny_model()), dataset, images.parent / "t.h5", build)
+    with pytest.raises(ConfigError, match="cannot skip"):
+        build_cache(create_teacher(tiny_model()), dataset.skipping_unreadable(), images.parent / "t.h5", build)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_fault_18_a_skipped_image_is_recorded_and_shifts_no_row(images: Path, num_workers: int) -> None:
+    whole = ReplayedDataset(FolderSource(images), RECIPE)
+    build_cache(create_teacher(tiny_model()), whole, images.parent / "t.h5", BuildConfig("float32", num_workers=0))
+    expected = [whole[(row, 0)] for row in range(40)]
+    damage(images)
+    dataset = ReplayedDataset(FolderSource(images), RECIPE)
+    with pytest.raises(DatasetError, match=DAMAGED):
+        open_cache(images.parent / "t.h5", dataset)
+    cache = open_cache(images.parent / "t.h5", dataset.skipping_unreadable())
+    skipping, skipped, seen = loader(dataset.skipping_unreadable(), num_workers), [], []
+    skipping.on_skip = lambda key, reason: skipped.append((key, "unreadable" in reason))
+    damaged = dataset.keys.index(DAMAGED)
+    for pixels in skipping.pixel_batches():
+        rows = pixels.row.tolist()
+        said = cache(skipping.to_batch(pixels)).logits
+        for index, row in enumerate(rows):
+            assert torch.equal(pixels.images[index], expected[row].image)
+            assert pixels.target[index] == expected[row].target
+            decoded = cache.codecs["logits"].decode(cache.read(cache.rows_of(pixels.row[index : index + 1]), 0))
+            assert torch.equal(said[index], decoded[0])
+        seen += rows
+    assert skipped == [(DAMAGED, True)]
+    assert sorted(seen) == [row for row in range(40) if row != damaged]
+
+
+def test_fault_18_a_run_that_skips_names_each_image_once(images: Path) -> None:
+    damage(images)
+    config = DistillConfig(
+        data=str(images),
+        output=str(images.parent / "run"),
+        student="test_resnet",
+        teacher=TeacherConfig("test_resnet", checkpoint=str(images.parent / "teacher.pt")),
+        recipe=ReplayRecipe(size=32),
+        train=TrainConfig(epochs=2, batch_size=10, num_workers=0),
+        unreadable="skip",
+    )
+    torch.save(tiny_model(seed=1).state_dict(), images.parent / "teacher.pt")
+    report = distill(config)
+    assert [record["images"] for record in report.training.epochs] == [39, 39]
+    (line,) = (images.parent / "run" / "skipped.jsonl").read_text().splitlines()
+    assert json.loads(line)["key"] == DAMAGED
+
+
+class _Broken(FolderSource):
+    """Raises, or ends its process, at one image."""
+
+    def __init__(self, root: Path, how: str) -> None:
+        super().__init__(root)
+        self.how, self.process = how, os.getpid()
+
+    def __getitem__(self, index: int) -> Any:
+        if self.keys[index] == DAMAGED and self.how == "raise":
+            raise ZeroDivisionError("an error of the user's own")
+        if self.keys[index] == DAMAGED and os.getpid() != self.process:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().__getitem__(index)
+
+
+def test_fault_18_a_worker_that_raises_names_the_image(images: Path) -> None:
+    dataset = ReplayedDataset(_Broken(images, "raise"), RECIPE)
+    task = LogitDistillationTask(tiny_model(), tiny_model(seed=1))
+    with pytest.raises(DatasetError, match=f"{DAMAGED}.*ZeroDivisionError: an error of the user's own"):
+        train(task, loader(dataset, 1), TrainConfig(epochs=1))
+
+
+def test_fault_18_a_worker_that_is_killed_ends_training_and_build_with_a_clear_error(images: Path) -> None:
+    dataset = ReplayedDataset(_Broken(images, "kill"), RECIPE)
+    with pytest.raises(DatasetError, match="a process that loads images died"):
+        train(ClassificationTask(tiny_model()), loader(dataset, 1), TrainConfig(epochs=1))
+    build = BuildConfig(codec="float32", num_workers=1, batch_size=10)
+    with pytest.raises(DatasetError, match="a process that loads images died"):
+        build_cache(create_teacher(tiny_model()), dataset, images.parent / "t.h5", build)
+    assert not (images.parent / "t.h5").exists()
+    whole = ReplayedDataset(FolderSource(images), RECIPE)
+    build_cache(create_teacher(tiny_model()), whole, images.parent / "t.h5", build)
+    assert open_cache(images.parent / "t.h5", whole).num_rows == 40
