@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -102,36 +103,31 @@ def test_fault_18_a_run_that_skips_names_each_image_once(images: Path) -> None:
     assert json.loads(line)["key"] == DAMAGED
 
 
-class _Broken(FolderSource):
-    """Raises, or ends its process, at one image."""
-
-    def __init__(self, root: Path, how: str) -> None:
-        super().__init__(root)
-        self.how, self.process = how, os.getpid()
+class _Raising(FolderSource):
+    """Raises at one image."""
 
     def __getitem__(self, index: int) -> Any:
-        if self.keys[index] == DAMAGED and self.how == "raise":
+        if self.keys[index] == DAMAGED:
             raise ZeroDivisionError("an error of the user's own")
-        if self.keys[index] == DAMAGED and os.getpid() != self.process:
-            os.kill(os.getpid(), signal.SIGKILL)
         return super().__getitem__(index)
 
 
 def test_fault_18_a_worker_that_raises_names_the_image(images: Path) -> None:
-    dataset = ReplayedDataset(_Broken(images, "raise"), RECIPE)
+    dataset = ReplayedDataset(_Raising(images), RECIPE)
     task = LogitDistillationTask(tiny_model(), tiny_model(seed=1))
     with pytest.raises(DatasetError, match=f"{DAMAGED}.*ZeroDivisionError: an error of the user's own"):
         train(task, loader(dataset, 1), TrainConfig(epochs=1))
 
 
+@pytest.mark.slow
 def test_fault_18_a_worker_that_is_killed_ends_training_and_build_with_a_clear_error(images: Path) -> None:
-    dataset = ReplayedDataset(_Broken(images, "kill"), RECIPE)
-    with pytest.raises(DatasetError, match="a process that loads images died"):
-        train(ClassificationTask(tiny_model()), loader(dataset, 1), TrainConfig(epochs=1))
-    build = BuildConfig(codec="float32", num_workers=1, batch_size=10)
-    with pytest.raises(DatasetError, match="a process that loads images died"):
-        build_cache(create_teacher(tiny_model()), dataset, images.parent / "t.h5", build)
+    here = Path(__file__).parent
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(here.parent), *sys.path]), "OMP_NUM_THREADS": "1"}
+    for what in ("train", "build"):
+        command = [sys.executable, str(here / "kill_worker.py"), str(images), what]
+        run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100)
+        assert run.stdout.startswith("DatasetError: a process that loads images died"), run.stderr
     assert not (images.parent / "t.h5").exists()
     whole = ReplayedDataset(FolderSource(images), RECIPE)
-    build_cache(create_teacher(tiny_model()), whole, images.parent / "t.h5", build)
+    build_cache(create_teacher(tiny_model()), whole, images.parent / "t.h5", BuildConfig("float32", num_workers=0))
     assert open_cache(images.parent / "t.h5", whole).num_rows == 40
