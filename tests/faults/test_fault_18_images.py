@@ -62,7 +62,9 @@ def test_fault_18_a_corrupt_image_stops_training_and_build_and_is_named(images: 
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_fault_18_a_skipped_image_is_recorded_and_shifts_no_row(images: Path, num_workers: int) -> None:
     whole = ReplayedDataset(FolderSource(images), RECIPE)
-    build_cache(create_teacher(tiny_model()), whole, images.parent / "t.h5", BuildConfig("float32", num_workers=0))
+    build_cache(
+        create_teacher(tiny_model()), whole, images.parent / "t.h5", BuildConfig(codec="float32", num_workers=0)
+    )
     expected = [whole[(row, 0)] for row in range(40)]
     damage(images)
     dataset = ReplayedDataset(FolderSource(images), RECIPE)
@@ -129,5 +131,7 @@ def test_fault_18_a_worker_that_is_killed_ends_training_and_build_with_a_clear_e
         assert run.stdout.startswith("DatasetError: a process that loads images died"), run.stderr
     assert not (images.parent / "t.h5").exists()
     whole = ReplayedDataset(FolderSource(images), RECIPE)
-    build_cache(create_teacher(tiny_model()), whole, images.parent / "t.h5", BuildConfig("float32", num_workers=0))
+    build_cache(
+        create_teacher(tiny_model()), whole, images.parent / "t.h5", BuildConfig(codec="float32", num_workers=0)
+    )
     assert open_cache(images.parent / "t.h5", whole).num_rows == 40
