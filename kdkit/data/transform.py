@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from PIL import Image
+from PIL import Image, ImageOps
+from timm.data.auto_augment import AugmentOp
 from timm.data.transforms_factory import create_transform
 from torch import Tensor
 
@@ -44,6 +45,9 @@ def create_view_transform(recipe: ReplayRecipe, size: int | None = None) -> Tran
         transform: Any = create_transform(size or recipe.size, is_training=recipe.augment, **options)
     except (AssertionError, ValueError, KeyError, IndexError, TypeError) as error:
         raise ConfigError(f"timm makes no transform of auto_augment={recipe.auto_augment!r}: {error}") from error
+    for operation in _operations(transform):
+        if operation.name.startswith("Posterize"):
+            operation.aug_fn = _posterize
     if recipe.erasing:
         transform.transforms.append(Erasing(recipe.erasing, recipe.erasing_mode, recipe.erasing_count))
     if recipe.teacher_size is not None:
@@ -54,11 +58,11 @@ def create_view_transform(recipe: ReplayRecipe, size: int | None = None) -> Tran
 
 def _refuse_pixel_units(recipe: ReplayRecipe, transform: Any) -> None:
     """Names what would not look the same at the teacher's size."""
-    for name in _operation_names(transform):
-        if name in _IN_PIXELS:
+    for operation in _operations(transform):
+        if operation.name in _IN_PIXELS:
             raise ConfigError(
-                f"auto_augment={recipe.auto_augment!r} holds {name}, whose strength is in pixels: the teacher's view "
-                f"at teacher_size {recipe.teacher_size} would differ from the student's at {recipe.size}; leave one out"
+                f"auto_augment={recipe.auto_augment!r} holds {operation.name}, whose strength is in pixels: the view at "
+                f"teacher_size {recipe.teacher_size} would differ from that at size {recipe.size}; leave one out"
             )
     if recipe.erasing and recipe.erasing_mode == "pixel":
         raise ConfigError(
@@ -67,13 +71,19 @@ def _refuse_pixel_units(recipe: ReplayRecipe, transform: Any) -> None:
         )
 
 
-def _operation_names(transform: Any) -> Iterator[str]:
-    """Names of timm's augmentation operations anywhere inside a transform."""
-    if isinstance(transform, (list, tuple)):
-        for item in transform:
-            yield from _operation_names(item)
-        return
-    if isinstance(getattr(transform, "name", None), str):
-        yield transform.name
-    for inner in ("transforms", "ops", "policy"):
-        yield from _operation_names(getattr(transform, inner, ()))
+def _operations(transform: Any) -> Iterator[AugmentOp]:
+    """timm's augmentation operations anywhere inside a transform."""
+    if isinstance(transform, AugmentOp):
+        yield transform
+    parts = [transform] if isinstance(transform, (list, tuple)) else []
+    parts += [getattr(transform, inner, ()) for inner in ("transforms", "ops", "policy")]
+    for part in parts:
+        for item in part:
+            yield from _operations(item)
+
+
+def _posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
+    """As timm does it, also with the 0 bits that its strings draw now and then and Pillow 13 refuses."""
+    if bits >= 8:
+        return image
+    return ImageOps.posterize(image, bits) if bits > 0 else Image.new(image.mode, image.size)

@@ -21,6 +21,7 @@ from kdkit.data import ArraySource, ReplayedDataset
 from kdkit.data.erasing import Erasing
 from kdkit.data.identity import transform_identity
 from kdkit.data.replay import kept_states
+from kdkit.data.transform import _posterize
 from kdkit.errors import ConfigError, ShapeError, UnknownNameError
 from kdkit.recipe import PRESETS
 from kdkit.signals import IMAGENET_MEAN, IMAGENET_STD
@@ -47,6 +48,21 @@ def test_the_augmentations_of_three_augment_are_drawn() -> None:
     dataset = digits_dataset(30, ReplayRecipe(size=32, auto_augment="3a", color_jitter=0.3, num_views=2))
     views = {dataset[row, view].image.numpy().tobytes() for row in range(30) for view in range(2)}
     assert len(views) > 55
+
+
+@pytest.mark.parametrize("string", ["rand-m10-n8-inc1-t3a", "rand-m10-n12-inc1", "rand-m0-n12", "v0", "augmix-m10"])
+def test_operations_at_their_strongest_are_drawn_whatever_pillow_thinks_of_them(string: str) -> None:
+    dataset = digits_dataset(20, ReplayRecipe(size=16, auto_augment=string, num_views=4))
+    for row in range(20):
+        for view in range(4):
+            assert dataset[row, view].image.shape == (3, 16, 16)
+
+
+@pytest.mark.parametrize("bits", range(9))
+def test_posterize_keeps_the_upper_bits(bits: int) -> None:
+    image = digits(1)[0][0]
+    kept = np.asarray(image) & (0xFF << (8 - bits) & 0xFF)
+    assert np.array_equal(np.asarray(_posterize(image, bits)), kept)
 
 
 @pytest.mark.parametrize("mode", ["const", "rand", "pixel"])
