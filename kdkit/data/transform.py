@@ -61,7 +61,7 @@ def _refuse_pixel_units(recipe: ReplayRecipe, transform: Any) -> None:
     for operation in _operations(transform):
         if operation.name in _IN_PIXELS:
             raise ConfigError(
-                f"auto_augment={recipe.auto_augment!r} holds {operation.name}, whose strength is in pixels: the view at "
+                f"auto_augment={recipe.auto_augment!r} holds {operation.name}, whose strength is in pixels: a view at "
                 f"teacher_size {recipe.teacher_size} would differ from that at size {recipe.size}; leave one out"
             )
     if recipe.erasing and recipe.erasing_mode == "pixel":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 from pathlib import Path
 
@@ -12,9 +13,10 @@ from support import RECIPE, digits, digits_dataset
 
 from kdkit.config import ReplayRecipe
 from kdkit.data import ArraySource, EpochSampler, FolderSource, RangeSampler, ReplayedDataset, ReplayLoader
+from kdkit.data.ahead import copied_ahead
 from kdkit.data.replay import kept_states, view_seed
 from kdkit.errors import ConfigError, DatasetError
-from kdkit.signals import Normalization
+from kdkit.signals import Batch, Normalization
 
 TRANSFORMS = {
     "crop and flip": ReplayRecipe(size=24, num_views=3),
@@ -256,3 +258,63 @@ def test_a_recipe_round_trips_through_its_dict_form() -> None:
     assert ReplayRecipe.from_dict(RECIPE.to_dict()) == RECIPE
     with pytest.raises(ConfigError, match="did you mean 'hflip'"):
         ReplayRecipe.from_dict({"hfilp": 0.5})
+
+
+class Recorded:
+    """Stands in for CUDA's streams and events, and writes down who waits for whom."""
+
+    def __init__(self, log: list[str], name: str) -> None:
+        self.log, self.name = log, name
+
+    def wait_stream(self, other: Recorded) -> None:
+        self.log.append(f"{self.name} waits for {other.name}")
+
+    def wait_event(self, event: str) -> None:
+        self.log.append(f"{self.name} waits for {event}")
+
+    def record_event(self) -> str:
+        self.log.append(f"{self.name} records")
+        return f"event {self.log.count(f'{self.name} records')}"
+
+
+def test_the_next_batch_is_on_its_way_before_the_current_one_is_handed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    log: list[str] = []
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: Recorded(log, "ahead"))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Recorded(log, "step"))
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
+    monkeypatch.setattr(torch.Tensor, "record_stream", lambda self, stream: log.append(f"kept for {stream.name}"))
+
+    def to_batch(number: int) -> Batch:
+        log.append(f"copy {number}")
+        return Batch(torch.tensor([float(number)]), torch.tensor([number]))
+
+    for batch in copied_ahead(iter([1, 2]), to_batch, torch.device("cuda")):
+        log.append(f"use {int(batch.target)}")
+    assert log == [
+        "ahead waits for step",
+        *("copy 1", "ahead records"),
+        *("copy 2", "ahead records"),
+        *("step waits for event 1", "kept for step", "kept for step", "use 1"),
+        *("step waits for event 2", "kept for step", "kept for step", "use 2"),
+    ]
+    assert list(copied_ahead(iter([]), to_batch, torch.device("cuda"))) == []
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_batches_copied_ahead_to_a_gpu_are_those_of_the_cpu() -> None:
+    recipe = ReplayRecipe(size=64, mixup_alpha=1.0, teacher_size=96, num_views=2)
+    dataset = digits_dataset(200, recipe).with_teacher_view()
+    plain = ReplayLoader(dataset, EpochSampler(range(200), 16, num_views=2), Normalization())
+    sampler = EpochSampler(range(200), 16, num_views=2)
+    ahead = ReplayLoader(dataset, sampler, Normalization(), device="cuda", num_workers=2)
+    matrix = torch.randn(2048, 2048, device="cuda")
+    for _ in range(2):
+        for batch, expected in zip(ahead, plain, strict=True):
+            for _ in range(20):
+                matrix = (matrix @ matrix).clamp(-1, 1)  # keeps the step's stream busy while the next batch is copied
+            assert batch.teacher_input is not None
+            assert expected.teacher_input is not None
+            torch.testing.assert_close(batch.input.cpu(), expected.input)
+            torch.testing.assert_close(batch.teacher_input.cpu(), expected.teacher_input)
+            torch.testing.assert_close(batch.target.cpu(), expected.target)
