@@ -2,24 +2,37 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypedDict
 
 import torch
 from timm.utils import unwrap_model
 from torch import Tensor, nn
 
 from kdkit import losses
-from kdkit.errors import ClassMismatchError, ConfigError, MissingTeacherError
+from kdkit.errors import ConfigError, MissingTeacherError
 from kdkit.losses import to_compute_dtype
-from kdkit.signals import Batch, Normalization, TeacherOutput
+from kdkit.signals import Batch, TeacherOutput
 from kdkit.tasks.classification import Criterion
 from kdkit.tasks.observation import TeacherLogits, observe
+from kdkit.tasks.source import logits_of, resolve_teacher
 from kdkit.tasks.task import TrainingTask
 from kdkit.tasks.term import DistillLosses, as_terms, bound_loss
-from kdkit.teachers import Teacher, create_teacher
+from kdkit.teachers import Teacher
 
 EMA = "ema"
 """As a task's teacher: the moving average of its own student."""
+
+
+class TaskOptions(TypedDict, total=False):
+    """What a task with more arguments of its own passes on to DistillationTask, where the defaults are."""
+
+    temperature: float | None
+    standardize: bool
+    task_loss_weight: float
+    distill_loss_weight: float
+    device: torch.device | str | None
+    dtype: torch.dtype | None
+    verbose: bool
 
 
 class DistillationTask(TrainingTask):
@@ -85,7 +98,7 @@ class DistillationTask(TrainingTask):
         self.distill_loss_weight = distill_loss_weight
         self.taps: tuple[str, ...] = ()
         self._is_own_teacher = isinstance(teacher, str) and teacher == EMA
-        self.teacher = None if self._is_own_teacher else _resolve_teacher(teacher, student_model, device, dtype)
+        self.teacher = None if self._is_own_teacher else resolve_teacher(teacher, student_model, device, dtype)
 
     def forward(
         self, input: Tensor, target: Tensor | None, teacher_output: TeacherOutput | None = None
@@ -106,7 +119,7 @@ class DistillationTask(TrainingTask):
             MissingTeacherError: neither a teacher nor a teacher output, or one without what this task needs.
         """
         said = self._ask(input) if teacher_output is None else teacher_output
-        teacher_logits = self._teacher_logits(said) if self._logit_losses else _optional_logits(said)
+        teacher_logits = self._teacher_logits(said) if self._logit_losses else logits_of(said)
         output, distilled, terms = self._forward_student(input, said)
         task_loss = self._task_loss(to_compute_dtype(output), target)
         terms |= self._logit_terms(to_compute_dtype(distilled), teacher_logits, target)
@@ -160,7 +173,7 @@ class DistillationTask(TrainingTask):
         return said
 
     def _teacher_logits(self, said: TeacherOutput) -> TeacherLogits:
-        logits = _optional_logits(said)
+        logits = logits_of(said)
         if logits is None:
             raise MissingTeacherError(
                 f"teacher_output holds no logits, only features {sorted(said.features)}: "
@@ -183,32 +196,3 @@ class DistillationTask(TrainingTask):
             student = unwrap_model(self.get_eval_model(ema=True))
             self.teacher = Teacher(student, name="the student's moving average", taps=self.taps)
         return ema
-
-
-def _optional_logits(said: TeacherOutput) -> TeacherLogits | None:
-    if said.sparse is not None:
-        sparse = said.sparse
-        return losses.SparseLogProbs(sparse.ids, sparse.log_probs, sparse.num_classes, sparse.log_rest)
-    return said.logits
-
-
-def _resolve_teacher(
-    teacher: str | nn.Module | Teacher | None,
-    student_model: nn.Module,
-    device: torch.device | str | None,
-    dtype: torch.dtype | None,
-) -> Teacher | None:
-    """A frozen Teacher for this student's input and classes, or None."""
-    if teacher is None:
-        return None
-    student: Any = unwrap_model(student_model)
-    num_classes = getattr(student, "num_classes", None)
-    if not isinstance(teacher, Teacher):
-        teacher = create_teacher(teacher, dtype=dtype, device=device)
-    if num_classes is not None and teacher.num_classes is not None and num_classes != teacher.num_classes:
-        raise ClassMismatchError(
-            f"the teacher {teacher.name!r} has {teacher.num_classes} classes, the student {num_classes}: "
-            "give the teacher a class_map, or the student num_classes="
-            f"{teacher.num_classes}"
-        )
-    return teacher.for_input(Normalization.of(student))

@@ -6,16 +6,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
-import torch
 from timm.utils import unwrap_model
 from torch import Tensor, nn
-from typing_extensions import Self
+from typing_extensions import Self, Unpack
 
 from kdkit.errors import CheckpointError, ConfigError, MissingTeacherError
 from kdkit.signals import TeacherOutput
 from kdkit.tasks.classification import Criterion
 from kdkit.tasks.comparison import Comparison
-from kdkit.tasks.distillation import DistillationTask
+from kdkit.tasks.distillation import DistillationTask, TaskOptions
 from kdkit.tasks.feature_student import FeatureStudent
 from kdkit.tasks.term import DistillLosses, LossTerm
 from kdkit.teachers import Teacher
@@ -32,8 +31,7 @@ class FeatureDistillationTask(DistillationTask):
 
     Args:
         student_model: a timm model.
-        teacher, criterion, temperature, standardize, task_loss_weight, distill_loss_weight, device, dtype, verbose: as
-            for DistillationTask. A teacher is given the taps that the terms need.
+        teacher, criterion, options: as for DistillationTask. A teacher is given the taps that the terms need.
         distill_loss: as for DistillationTask, at least one term a feature loss.
         student_taps: where the student is tapped by terms that do not say it themselves, see kdkit.teachers.tap.
         teacher_taps: the same for the teacher; the student's when None.
@@ -56,26 +54,14 @@ class FeatureDistillationTask(DistillationTask):
         student_taps: str | Sequence[str] = "pooled",
         teacher_taps: str | Sequence[str] | None = None,
         teacher_widths: Mapping[str, int] | None = None,
-        temperature: float | None = None,
-        standardize: bool = False,
-        task_loss_weight: float = 1.0,
-        distill_loss_weight: float = 1.0,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-        verbose: bool = True,
+        **options: Unpack[TaskOptions],
     ) -> None:
         super().__init__(
             student_model,
             teacher,
             criterion,
             distill_loss=distill_loss,
-            temperature=temperature,
-            standardize=standardize,
-            task_loss_weight=task_loss_weight,
-            distill_loss_weight=distill_loss_weight,
-            device=device,
-            dtype=dtype,
-            verbose=verbose,
+            **options,
         )
         self.terms = tuple(_with_taps(term, student_taps, teacher_taps or student_taps) for term in self.terms)
         compared = [term for term in self.terms if term.is_feature]
@@ -89,7 +75,7 @@ class FeatureDistillationTask(DistillationTask):
         comparisons = {
             term.result_key: Comparison(term, lambda tap: tap_width(student_model, tap), widths) for term in compared
         }
-        idle = task_loss_weight == 0 and len(compared) == len(self.terms)
+        idle = self.task_loss_weight == 0 and len(compared) == len(self.terms)
         reference = next(student_model.parameters())
         self.trainable_module = FeatureStudent(student_model, comparisons, has_idle_head=idle)
         self.trainable_module.comparisons.to(device=reference.device, dtype=reference.dtype)

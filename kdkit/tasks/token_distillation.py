@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from timm.utils import unwrap_model
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from kdkit.errors import ConfigError
 from kdkit.signals import TeacherOutput
 from kdkit.tasks.classification import Criterion
-from kdkit.tasks.distillation import DistillationTask
+from kdkit.tasks.distillation import DistillationTask, TaskOptions
 from kdkit.tasks.term import DistillLosses
 from kdkit.teachers import Teacher
 
@@ -26,8 +26,7 @@ class TokenDistillationTask(DistillationTask):
 
     Args:
         student_model: a timm model with `set_distilled_training`, e.g. deit_tiny_distilled_patch16_224.
-        teacher, criterion, temperature, standardize, task_loss_weight, distill_loss_weight, device, dtype, verbose: as
-            for DistillationTask.
+        teacher, criterion, options: as for DistillationTask.
         distill_loss: "soft" (kl), "hard" (cross-entropy with the teacher's choice), or as for DistillationTask.
 
     Raises:
@@ -41,13 +40,7 @@ class TokenDistillationTask(DistillationTask):
         criterion: Criterion | None = None,
         *,
         distill_loss: DistillLosses = SOFT,
-        temperature: float | None = None,
-        standardize: bool = False,
-        task_loss_weight: float = 1.0,
-        distill_loss_weight: float = 1.0,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-        verbose: bool = True,
+        **options: Unpack[TaskOptions],
     ) -> None:
         student: Any = unwrap_model(student_model)
         if not hasattr(student, "set_distilled_training"):
@@ -60,13 +53,7 @@ class TokenDistillationTask(DistillationTask):
             teacher,
             criterion,
             distill_loss="kl" if distill_loss == SOFT else distill_loss,
-            temperature=temperature,
-            standardize=standardize,
-            task_loss_weight=task_loss_weight,
-            distill_loss_weight=distill_loss_weight,
-            device=device,
-            dtype=dtype,
-            verbose=verbose,
+            **options,
         )
         student.set_distilled_training(True)
 

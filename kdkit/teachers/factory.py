@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from kdkit.errors import CheckpointError, ClassMismatchError, ConfigError, UnknownNameError, nearest
 from kdkit.teachers.class_map import ClassMap, Missing
 from kdkit.teachers.model_config import model_config
-from kdkit.teachers.teacher import Resize, Teacher
+from kdkit.teachers.preparation import Resize
+from kdkit.teachers.teacher import Teacher
 
 _UNREADABLE = (
     pickle.UnpicklingError,

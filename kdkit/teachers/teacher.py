@@ -6,24 +6,21 @@ Dimensions: B batch, C classes, H W height and width.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from timm.utils import unwrap_model
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from kdkit.errors import ConfigError, ShapeError
+from kdkit.errors import ConfigError
 from kdkit.signals import Batch, Normalization, TeacherOutput
 from kdkit.teachers.class_map import MISSING, ClassMap, Missing, class_index, pick_classes, resolve_class_map
 from kdkit.teachers.fingerprint import fingerprint
 from kdkit.teachers.model_config import model_config, only_input_size
+from kdkit.teachers.preparation import Preparation, Resize
 from kdkit.teachers.split import Answer, Splitter
 from kdkit.teachers.tap import check_taps, forward_with_taps
-
-Resize = Literal["bicubic", "bilinear", "error"]
-"""How images of another size are taken."""
 
 
 class Teacher(nn.Module):
@@ -86,9 +83,10 @@ class Teacher(nn.Module):
         self._read: Callable[..., Answer] = forward_with_taps
         self._compile_options: dict[str, Any] | None = None
         self._split = Splitter(self._who)
-        if resize not in get_args(Resize):
-            raise ConfigError(f"resize must be one of {', '.join(get_args(Resize))}, got {resize!r}")
-        self._register_constants()
+        self._prepare = Preparation(
+            model, self.normalization, self.input_normalization, self.input_size, resize, self._who
+        )
+        self._register_class_index()
 
     @property
     def _who(self) -> str:
@@ -112,10 +110,7 @@ class Teacher(nn.Module):
         classifier = getattr(unwrap_model(self.model), "get_classifier", lambda: None)()
         if not isinstance(classifier, nn.Linear):
             return None
-        weight = classifier.weight.detach()
-        if self._class_index is None:
-            return weight
-        return pick_classes(weight.T, self._class_index).T  # a missing class is as no other, but some row it needs
+        return self._mapped(classifier.weight.detach().T).T
 
     def for_input(self, normalization: Normalization) -> Teacher:
         """The same frozen model behind a Teacher whose images arrive in `normalization`, the student's."""
@@ -155,7 +150,13 @@ class Teacher(nn.Module):
         logits, features = self._split(self._answer, images)
         if not isinstance(logits, Tensor):
             raise ConfigError(f"{self._who} answers with {type(logits).__name__}, expected logits [B, C]")
-        return TeacherOutput(logits if self._class_index is None else pick_classes(logits, self._class_index), features)
+        return TeacherOutput(self._mapped(logits), features)
+
+    def _mapped(self, logits: Tensor) -> Tensor:
+        """[B, K] of the model's classes -> [B, C] of those asked for."""
+        if self._class_index is None or self.class_map is None:
+            return logits
+        return pick_classes(logits, self._class_index) if MISSING in self.class_map else logits[:, self._class_index]
 
     def _answer(self, images: Tensor) -> Answer:
         """Logits and features about images [B, 3, H, W] as they arrive."""
@@ -180,44 +181,16 @@ class Teacher(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self.model._apply(fn)
-        self._register_constants()  # from their exact values, which a conversion to half precision would round
+        self._prepare.follow_model()
+        self._register_class_index()
         return self
 
-    def _register_constants(self) -> None:
-        """Buffers for the one multiply-add from the arriving normalisation to the model's, and for the class map."""
+    def _register_class_index(self) -> None:
         reference = next(self.model.parameters(), torch.empty(0))
-        own, arriving = self.normalization, self.input_normalization
-        mean, std, input_mean, input_std = (
-            torch.tensor(values, dtype=torch.float64).view(1, -1, 1, 1)
-            for values in (own.mean, own.std, arriving.mean, arriving.std)
-        )
-        same = own == arriving
-        dtype = torch.promote_types(reference.dtype, torch.float32)
-        scale = None if same else (input_std / std).to(reference.device, dtype)
-        shift = None if same else ((input_mean - mean) / std).to(reference.device, dtype)
         index = None if self.class_map is None else class_index(self.class_map, self.model, self._who, "least")
-        self.register_buffer("_scale", scale, persistent=False)
-        self.register_buffer("_shift", shift, persistent=False)
         self.register_buffer("_class_index", None if index is None else index.to(reference.device), persistent=False)
 
-    _scale: Tensor | None
-    _shift: Tensor | None
     _class_index: Tensor | None
-
-    def _prepare(self, images: Tensor) -> Tensor:
-        """Images [B, 3, H, W] as they arrive -> at the model's size, dtype and normalisation."""
-        parameter = next(self.model.parameters(), images)
-        images = images.to(torch.promote_types(images.dtype, torch.float32))  # rounded to the model's dtype at the end
-        if self.input_size is not None and tuple(images.shape[-2:]) != tuple(self.input_size):
-            images = self._resize(images, self.input_size)
-        if self._scale is not None and self._shift is not None:
-            images = torch.addcmul(self._shift.to(images.dtype), images, self._scale.to(images.dtype))
-        return images.to(parameter.dtype)
-
-    def _resize(self, images: Tensor, size: tuple[int, int]) -> Tensor:
-        if self.resize == "error":
-            raise ShapeError(f"{self._who} is to see {list(size)} pixels, got images of {list(images.shape[-2:])}")
-        return F.interpolate(images, size, mode=self.resize, antialias=True, align_corners=False)
 
 
 def _freeze(model: nn.Module) -> nn.Module:
