@@ -19,7 +19,8 @@ import h5py
 import numpy as np
 
 from kdkit.cache.document import parse_json, parse_sums
-from kdkit.cache.format import ARRAYS_ATTRIBUTE, MAX_DOCUMENT_BYTES
+from kdkit.cache.format import ARRAYS_ATTRIBUTE
+from kdkit.cache.place import place_of, read_scalar
 from kdkit.errors import CacheCorruptError
 
 Array = np.ndarray[Any, Any]
@@ -54,8 +55,8 @@ class StrictFile:
             raise CacheCorruptError(
                 f"{str(self.path)!r} is an HDF5 file, but no kdkit cache: attribute {name!r} or its CRC-32 is missing"
             )
-        content = self._scalar(name, text=True)
-        if zlib.crc32(content) != int(self._scalar(f"{name}_crc32", text=False)):
+        content = read_scalar(self._root, name, str(self.path), text=True)
+        if zlib.crc32(content) != int(read_scalar(self._root, f"{name}_crc32", str(self.path), text=False)):
             raise CacheCorruptError(f"{str(self.path)!r}: attribute {name!r} does not match its checksum")
         return str(content.decode())
 
@@ -116,23 +117,6 @@ class StrictFile:
             if start < stop:
                 raise CacheCorruptError(f"{str(self.path)!r}: datasets {name!r} and {other!r} overlap")
 
-    def _scalar(self, name: str, *, text: bool) -> Any:
-        """A fixed-length text or uint32 attribute, its type and size known before it is read."""
-        attribute = h5py.h5a.open(self._root, name.encode())
-        kind, space = attribute.get_type(), attribute.get_space()
-        if text:
-            plain = isinstance(kind, h5py.h5t.TypeStringID) and not kind.is_variable_str()
-        else:
-            plain = isinstance(kind, h5py.h5t.TypeIntegerID) and kind.dtype == np.dtype("<u4")
-        if not plain or kind.committed() or space.get_simple_extent_type() != h5py.h5s.SCALAR:
-            expected = "a text of fixed length" if text else "an unsigned 32-bit integer"
-            raise CacheCorruptError(f"{str(self.path)!r}: attribute {name!r} is not {expected}")
-        if kind.get_size() > MAX_DOCUMENT_BYTES:
-            raise CacheCorruptError(f"{str(self.path)!r}: attribute {name!r} has {kind.get_size()} bytes, too many")
-        value = np.empty((), dtype=f"S{kind.get_size()}" if text else "<u4")
-        attribute.read(value, mtype=kind)
-        return value[()]
-
     def _refuse_link(self, group: str, name: str) -> None:
         place = f"{group}/{name}" if group else name
         parent = self._group(group)
@@ -156,28 +140,7 @@ class StrictFile:
     def _locate(self, name: str) -> tuple[np.dtype[Any], tuple[int, ...], int]:
         """(dtype, shape, offset) of dataset `name`, all its bytes known to lie inside the file; nothing is read."""
         dataset = self._member(name, h5py.h5o.TYPE_DATASET)
-        plist, kind = dataset.get_create_plist(), dataset.get_type()
-        if (
-            plist.get_layout() != h5py.h5d.CONTIGUOUS
-            or plist.get_nfilters()
-            or plist.get_external_count()
-            or kind.committed()
-            or not isinstance(kind, (h5py.h5t.TypeIntegerID, h5py.h5t.TypeFloatID))
-        ):
-            raise CacheCorruptError(
-                f"{str(self.path)!r}: dataset {name!r} is not plain numbers, contiguous in this file"
-            )
-        dtype, space = kind.dtype, dataset.get_space()
-        shape = tuple(int(side) for side in space.shape) if space.get_simple_extent_type() == h5py.h5s.SIMPLE else (-1,)
-        size = dtype.itemsize
-        for side in shape:
-            size *= side
-        offset = dataset.get_offset() if size else 0
-        if size < 0 or offset is None or offset + size > self.num_bytes:
-            raise CacheCorruptError(
-                f"{str(self.path)!r} is cut short: dataset {name!r}, {dtype} {list(shape)}, ends beyond the file's end"
-            )
-        return dtype, shape, int(offset)
+        return place_of(dataset, name, str(self.path), self.num_bytes)
 
     def _view(self, name: str, dtype: np.dtype[Any], shape: tuple[int, ...], offset: int) -> Array:
         view: Array = np.ndarray(shape, dtype, buffer=self.mapping, offset=offset)

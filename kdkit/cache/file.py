@@ -1,0 +1,133 @@
+"""CacheFile: what a cache holds, whoever asks: rows, keys, hashes.
+
+Dimensions: B batch, C classes, N samples of a dataset, R rows of the cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kdkit.cache.codecs import Codec, RowCodec
+from kdkit.cache.format import LOGITS
+from kdkit.cache.matching import match_keys
+from kdkit.cache.opening import locate, open_packed, open_parts, verify_arrays
+from kdkit.cache.stored import stored_keys, stored_pixels
+from kdkit.cache.summary import num_bytes, summarise
+from kdkit.errors import CacheError, CacheStreamError
+
+Array = np.ndarray[Any, Any]
+
+
+class CacheFile:
+    """An open cache, packed or in parts.
+
+    Args:
+        path: as `open_cache` takes it.
+        verify: whether a block's checksum is compared when it is first touched.
+
+    Attributes:
+        path: the packed file or the parts folder.
+        metadata: what the cache is and what it was made with.
+    """
+
+    def __init__(self, path: str | Path, *, verify: bool = True) -> None:
+        self.path = locate(Path(path))
+        opened = open_parts(self.path, verify) if self.path.is_dir() else open_packed(self.path, verify)
+        self.metadata, self._codecs, self._payloads = opened
+
+    @property
+    def num_rows(self) -> int:
+        """Samples R."""
+        return self.metadata.num_rows
+
+    @property
+    def num_views(self) -> int:
+        """Views of each sample."""
+        return self.metadata.num_views
+
+    @property
+    def num_classes(self) -> int:
+        """Classes C of the logits; where it holds none, of the dataset.
+
+        Raises:
+            CacheStreamError: it holds no logits, and the dataset named no classes.
+        """
+        codec, names = self._codecs.get(LOGITS), self.metadata.dataset["class_names"]
+        if isinstance(codec, Codec):
+            return codec.num_classes
+        if names is None:
+            self.refuse_missing(LOGITS)
+        return len(names)
+
+    @property
+    def codecs(self) -> Mapping[str, RowCodec]:
+        """Stream name -> its codec."""
+        return self._codecs
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes on disk."""
+        return num_bytes(self.path)
+
+    def keys(self) -> list[str]:
+        """The sample keys in row order, read from the file."""
+        return stored_keys(self.path, self.num_rows)
+
+    def match_keys(self, keys: Sequence[str]) -> Array:
+        """Cache row of each of a dataset's samples, int64 [N], by their keys.
+
+        Raises:
+            CacheMismatchError: a sample was added, removed or renamed; named.
+        """
+        return match_keys(self.path, self.num_rows, keys)
+
+    def pixel_crc32(self, view: int) -> dict[int, int]:
+        """Row -> CRC-32 of its pixels, for the rows of `view` that the build hashed."""
+        return stored_pixels(self.path, self.metadata, view)
+
+    def read(self, rows: Array | Tensor, view: int, stream: str = LOGITS) -> Tensor:
+        """Encoded rows, uint8 [B, row_bytes], for cache rows int64 [B] in any order, repeats allowed.
+
+        Raises:
+            CacheStreamError: there is no such stream.
+            CacheError: there is no such view or row.
+            CacheCorruptError: a touched block does not match its checksum.
+        """
+        indices = np.asarray(rows, dtype=np.int64)
+        self.refuse_missing(stream)
+        if (view, stream) not in self._payloads:
+            raise CacheError(f"the cache {str(self.path)!r} has views 0 to {self.num_views - 1}, asked for {view}")
+        if indices.size and indices.view(np.uint64).max() >= self.num_rows:  # negative ones are huge when unsigned
+            raise CacheError(
+                f"the cache {str(self.path)!r} has rows 0 to {self.num_rows - 1}, asked for {indices.max()}"
+            )
+        return torch.from_numpy(self._payloads[view, stream].read(indices))
+
+    def summary(self) -> dict[str, str]:
+        """What the cache holds and what it was made with, as text for people, in reading order."""
+        return summarise(self.path, self.metadata, self._codecs)
+
+    def verify(self) -> None:
+        """Reads everything and compares every checksum.
+
+        Raises:
+            CacheCorruptError: names file, view and rows.
+        """
+        verify_arrays(self.path, self.metadata)
+        for payload in self._payloads.values():
+            payload.verify_all()
+
+    def refuse_missing(self, stream: str) -> None:
+        """Raises CacheStreamError where the cache holds no such stream; names those that it does."""
+        if stream not in self._codecs:
+            wanted = ",".join([*self._codecs, stream])
+            raise CacheStreamError(
+                f"the cache {str(self.path)!r} has no stream {stream!r}, it has streams {', '.join(self._codecs)}: "
+                f"build one that has it with `kdkit cache build ... --build.streams {wanted}`"
+            )
