@@ -31,7 +31,7 @@ def measure_fidelity(codec: Codec, logits: Tensor) -> dict[str, float]:
         decoded = codec.decode(codec.encode(rows))
         agree += int((decoded.argmax(1) == rows.argmax(1)).sum())
         for temperature in TEMPERATURES:
-            divergences[temperature].append(_kl(rows / temperature, decoded / temperature))
+            divergences[temperature].append(kl_divergence(rows / temperature, decoded / temperature))
     fidelity = {"rows": float(len(logits)), "top1_agreement": agree / len(logits)}
     for temperature, pieces in divergences.items():
         values = torch.cat(pieces).clamp_min(0)
@@ -62,7 +62,7 @@ def measure_feature_fidelity(codec: RowCodec, features: Tensor) -> dict[str, flo
     }
 
 
-def _kl(logits: Tensor, decoded: Tensor) -> Tensor:
+def kl_divergence(logits: Tensor, decoded: Tensor) -> Tensor:
     """KL(softmax(logits) || softmax(decoded)) of each row, [R], in float64."""
     log_p, log_q = F.log_softmax(logits.double(), dim=1), F.log_softmax(decoded.double(), dim=1)
     return (log_p.exp() * (log_p - log_q)).sum(dim=1)

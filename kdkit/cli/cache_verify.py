@@ -32,3 +32,5 @@ def run(arguments: list[str]) -> None:
             f"{stream}: {report.rows_asked} random rows are what the teacher says now, within {difference:.2g} "
             f"{'nats' if stream == 'logits' else 'of their size'} on average"
         )
+    for view, divergence in report.divergence.items():
+        print(f"view {view}: mean KL(teacher || cache) {divergence:.2g} nats")

@@ -25,9 +25,8 @@ from kdkit.data import ReplayedDataset
 from kdkit.engine import ranks
 from kdkit.engine.ask import tapped
 from kdkit.engine.fill import fill_together
-from kdkit.engine.plan import refuse_other
+from kdkit.engine.plan import as_built, refuse_other
 from kdkit.engine.resume import check_writable, remove_remains, resume_or_start
-from kdkit.errors import ConfigError
 from kdkit.teachers import Teacher
 
 
@@ -83,9 +82,7 @@ def build_cache(
         CacheError: the folder cannot be written, or the disk is full.
     """
     config = config or BuildConfig()
-    if dataset.skips_unreadable:
-        raise ConfigError("a cache has a row for each sample: a build cannot skip one; remove what cannot be read")
-    dataset = dataset.for_teacher()
+    dataset = as_built(dataset)
     path = Path(path)
     begun = time.monotonic()
     teacher = tapped(teacher, config.streams).to(torch.device(device))

@@ -13,6 +13,7 @@ import torch
 from timm.utils import random_seed, unwrap_model
 
 from kdkit.cache import CachedTeacher, open_cache
+from kdkit.cache.format import LOGITS
 from kdkit.config import DistillConfig, ReplayRecipe
 from kdkit.data import EpochSampler, ReplayedDataset, ReplayLoader
 from kdkit.engine import ranks
@@ -61,7 +62,7 @@ def distill(config: DistillConfig, *, show_progress: bool = False) -> DistillRep
     """
     config = dataclasses.replace(config, resume=config.resume or ranks.restarted())
     device = resolve_device(config.device)
-    cache = None if config.cache is None else open_cache(config.cache)
+    cache = None if config.cache is None else open_cache(config.cache, streams=[LOGITS])
     dataset = resolve_dataset(config.data, _recipe(config, cache))
     if config.unreadable == "skip":
         dataset = dataset.skipping_unreadable()

@@ -23,7 +23,7 @@ from kdkit.engine import ranks
 from kdkit.engine.ask import tapped
 from kdkit.engine.build import BuildReport, build_record, report_on
 from kdkit.engine.fill import fill_together
-from kdkit.engine.plan import VIEWS_FIELD, refuse_other
+from kdkit.engine.plan import VIEWS_FIELD, as_built, refuse_other
 from kdkit.engine.resume import check_writable, refuse_other_pixels, remove_remains
 from kdkit.errors import CacheMismatchError
 from kdkit.teachers import Teacher
@@ -66,7 +66,7 @@ def extend_cache(
     """
     begun = time.monotonic()
     teacher = teacher.to(torch.device(device))
-    dataset = dataset.for_teacher()
+    dataset = as_built(dataset)
     with ExitStack() as held:
 
         def begin() -> tuple[Path, Growth | None, BuildConfig]:

@@ -27,6 +27,17 @@ _MAX_SHARD_BYTES = 256 << 20  # a shard is filled in memory
 VIEWS_FIELD, KEYS_FIELD = "recipe.num_views", "dataset.keys_sha256"
 
 
+def as_built(dataset: ReplayedDataset) -> ReplayedDataset:
+    """The dataset as the teacher sees it.
+
+    Raises:
+        ConfigError: it skips what cannot be read.
+    """
+    if dataset.skips_unreadable:
+        raise ConfigError("a cache has a row for each sample: a build cannot skip one; remove what cannot be read")
+    return dataset.for_teacher()
+
+
 def plan_cache(
     teacher: Teacher, dataset: ReplayedDataset, config: BuildConfig, device: torch.device | str
 ) -> tuple[CacheMetadata, dict[str, Array]]:

@@ -165,6 +165,23 @@ def test_verify_asks_about_features_again(cached: CachedTeacher, dataset: Replay
         verify_cache(cached.path, _Louder(tiny_model(), taps=STREAMS[1:]), dataset, num_rows=8)
 
 
+def test_verify_takes_a_lowrank_row_that_is_as_good_for_what_the_teacher_says(tmp_path: Path) -> None:
+    teacher, dataset = create_teacher(tiny_model()), digits_dataset(300)
+    config = BuildConfig(codec="lowrank", codec_options={"row_bytes": 8}, num_workers=0)
+    build_cache(teacher, dataset, tmp_path / "t.h5", config)
+    with torch.no_grad():
+        for parameter in teacher.model.parameters():
+            parameter.mul_(1 + 1e-5)  # as another device would round
+    report = verify_cache(tmp_path / "t.h5", teacher, dataset, num_rows=256, allow_mismatch={"teacher.weights_sha256"})
+    assert set(report.divergence) == {0, 1}
+    kept = open_cache(tmp_path / "t.h5").metadata.fidelity["logits"]["kl_mean_t1"]
+    assert report.divergence[0] == pytest.approx(kept, rel=0.5)
+    with pytest.raises(CacheMismatchError, match=r"its logits differ by .* nats"):
+        verify_cache(
+            tmp_path / "t.h5", create_teacher(tiny_model(seed=1)), dataset, allow_mismatch={"teacher.weights_sha256"}
+        )
+
+
 @pytest.mark.parametrize("feature_codec", ["float16", "int8"])
 def test_features_alone_make_a_cache(tmp_path: Path, dataset: ReplayedDataset, feature_codec: str) -> None:
     config = dataclasses.replace(CONFIG, streams=("pooled",), codec=None, feature_codec=feature_codec)

@@ -23,7 +23,7 @@ _HEAD_BYTES = 8  # float32 least value and float32 step
 
 @dataclass(frozen=True)
 class FeatureCodec(RowCodec):
-    """Encodes features [B, *shape] and decodes them as float32; learns nothing."""
+    """Encodes features [B, ...] and decodes them as float32; learns nothing."""
 
     shape: tuple[int, ...]
     """Of one row: (D,), (N, D) or (D, H, W)."""
@@ -58,16 +58,16 @@ class Float16Feature(FeatureCodec):
         return 2 * self.numel
 
     def can_hold(self, values: Tensor) -> Tensor:
-        """Which rows of [B, *shape] are finite in half precision too: up to 65504; bool [B]."""
+        """Which rows of [B, ...] are finite in half precision too: up to 65504; bool [B]."""
         return super().can_hold(values.half())
 
     def encode(self, values: Tensor) -> Tensor:
-        """[B, *shape] float -> uint8 [B, row_bytes]."""
+        """[B, ...] float -> uint8 [B, row_bytes]."""
         self._check(values)
         return to_bytes(values.half().flatten(1))
 
     def decode(self, payload: Tensor) -> Tensor:
-        """Uint8 [B, row_bytes] -> float32 [B, *shape]."""
+        """Uint8 [B, row_bytes] -> float32 [B, ...]."""
         check_payload(self, payload)
         return from_bytes(payload, torch.float16).float().view(len(payload), *self.shape)
 
@@ -93,12 +93,12 @@ class Int8Feature(FeatureCodec):
         return self.shape[0] if len(self.shape) > 1 else 1
 
     def can_hold(self, values: Tensor) -> Tensor:
-        """Which rows of [B, *shape] are finite, and so is the span of their groups; bool [B]."""
+        """Which rows of [B, ...] are finite, and so is the span of their groups; bool [B]."""
         grouped = values.float().reshape(len(values), self._groups, self.numel // self._groups)
         return super().can_hold(values) & (grouped.amax(dim=2) - grouped.amin(dim=2)).isfinite().all(dim=1)
 
     def encode(self, values: Tensor) -> Tensor:
-        """[B, *shape] float -> uint8 [B, row_bytes]."""
+        """[B, ...] float -> uint8 [B, row_bytes]."""
         self._check(values)
         grouped = values.float().reshape(len(values), self._groups, self.numel // self._groups)
         least = grouped.amin(dim=2)
@@ -108,7 +108,7 @@ class Int8Feature(FeatureCodec):
         return torch.cat([to_bytes(torch.stack([least, step], dim=2).flatten(1)), codes.flatten(1)], dim=1)
 
     def decode(self, payload: Tensor) -> Tensor:
-        """Uint8 [B, row_bytes] -> float32 [B, *shape]."""
+        """Uint8 [B, row_bytes] -> float32 [B, ...]."""
         check_payload(self, payload)
         head, codes = payload.split([self._groups * _HEAD_BYTES, self.numel], dim=1)
         least, step = from_bytes(head, torch.float32).view(len(payload), self._groups, 2, 1).unbind(dim=2)
