@@ -1,0 +1,142 @@
+"""The commands under torchrun: they join by themselves, share the work, and go on after a rank has died."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from sklearn.datasets import load_digits
+from support import cache_contents, tiny_model
+
+from kdkit.cli import main
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """75 digits, of which two ranks do not get equally many, a teacher, and its cache."""
+    folder, data = tmp_path_factory.mktemp("commands"), load_digits()
+    for index in range(75):
+        place = folder / "images" / str(data.target[index])
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray((data.images[index] * 15).astype(np.uint8)).save(place / f"{index:03d}.png")
+    save_file(tiny_model(seed=1).state_dict(), folder / "teacher.safetensors")
+    assert main(build(folder, folder / "t.h5")) == 0
+    return folder
+
+
+def build(folder: Path, output: Path) -> list[str]:
+    return [
+        "cache", "build", "--data", str(folder / "images"), "--output", str(output),
+        "--teacher.model", "test_resnet", "--teacher.checkpoint", str(folder / "teacher.safetensors"),
+        "--recipe.size", "32", "--recipe.num_views", "2", "--build.num_workers", "0", "--build.codec", "float32",
+        "--build.batch_size", "25",
+    ]  # fmt: skip
+
+
+def distill(folder: Path, output: Path, *more: str) -> list[str]:
+    return [
+        "distill", "--data", str(folder / "images"), "--validation", str(folder / "images"), "--cache",
+        str(folder / "t.h5"), "--student", "test_vit", "--output", str(output), "--train.epochs", "2",
+        "--train.num_workers", "0", "--train.opt", "momentum", "--train.lr", "0.01", *more,
+    ]  # fmt: skip
+
+
+def torchrun(arguments: list[str], *options: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Two ranks, as a user starts them."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", *options]
+    everything = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+    everything["PYTHONPATH"] = os.pathsep.join([environment.get("PYTHONPATH", ""), *sys.path])
+    return subprocess.run(
+        [*command, "-m", "kdkit", *arguments], env=everything, capture_output=True, text=True, timeout=200
+    )
+
+
+def epochs(output: Path) -> list[dict[str, Any]]:
+    records = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    return [record for record in records if record["kind"] == "epoch"]
+
+
+@pytest.fixture(scope="module")
+def two_ranks(folder: Path) -> Path:
+    """The output of an undisturbed run on two ranks."""
+    run = torchrun(distill(folder, folder / "two", "--train.batch_size", "15"))
+    assert run.returncode == 0, run.stderr[-3000:]
+    assert run.stdout.count("test_vit: top-1") == 1
+    return folder / "two"
+
+
+@pytest.mark.slow
+def test_two_ranks_train_as_one_with_twice_the_batch(folder: Path, two_ranks: Path) -> None:
+    assert main(distill(folder, folder / "one", "--train.batch_size", "30")) == 0
+    weights = [
+        torch.load(path / "last.pth.tar", weights_only=True)["state_dict"] for path in (folder / "one", two_ranks)
+    ]
+    for name, weight in weights[0].items():
+        torch.testing.assert_close(weights[1][name], weight, rtol=1e-4, atol=1e-5)
+    for one, two in zip(epochs(folder / "one"), epochs(two_ranks), strict=True):
+        for name in ("loss", "kd_loss", "val_loss", "val_top1"):  # evaluation is shared, and no image counted twice
+            assert two[name] == pytest.approx(one[name], rel=1e-4), name
+
+
+_DIE = """
+import os, signal
+if os.environ.get("RANK") == "1" and os.environ.get("TORCHELASTIC_RESTART_COUNT") == "0":
+    import kdkit.engine.{module} as module
+    original, calls = module.{name}, []
+
+    def dying(*arguments, **options):
+        calls.append(0)
+        if len(calls) > {calls}:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(*arguments, **options)
+
+    module.{name} = dying
+"""
+
+
+def deadly(folder: Path, module: str, name: str, calls: int) -> dict[str, str]:
+    """An environment in which rank 1 dies at a call of a function, at its first start."""
+    place = folder / f"deadly-{name}"
+    place.mkdir()
+    (place / "sitecustomize.py").write_text(_DIE.format(module=module, name=name, calls=calls))
+    return {"PYTHONPATH": str(place)}
+
+
+@pytest.mark.slow
+def test_fault_12_a_rank_that_dies_is_started_again_by_torchrun_and_training_resumes_by_itself(
+    folder: Path, two_ranks: Path
+) -> None:
+    run = torchrun(
+        distill(folder, folder / "died", "--train.batch_size", "15", "--train.checkpoint_every", "1"),
+        "--max-restarts=1",
+        **deadly(folder, "train", "Meter", 1),
+    )
+    assert run.returncode == 0, run.stderr[-3000:]
+    states = [torch.load(path / "last.pth.tar", weights_only=True) for path in (folder / "died", two_ranks)]
+    assert all(torch.equal(states[0]["state_dict"][name], value) for name, value in states[1]["state_dict"].items())
+
+
+@pytest.mark.slow
+def test_fault_12_when_one_of_two_building_ranks_dies_the_other_stops_and_a_new_run_does_the_rest(
+    folder: Path,
+) -> None:
+    begun = time.monotonic()
+    run = torchrun(build(folder, folder / "u.h5"), **deadly(folder, "fill", "ask", 1))
+    assert run.returncode != 0
+    assert time.monotonic() - begun < 100
+    assert not (folder / "u.h5").exists()
+    run = torchrun(build(folder, folder / "u.h5"))
+    assert run.returncode == 0, run.stderr[-3000:]
+    assert "75 images x 2 views" in run.stdout
+    assert "; 75 asked" in run.stdout  # one view was sealed
+    assert cache_contents(folder / "u.h5") == cache_contents(folder / "t.h5")
