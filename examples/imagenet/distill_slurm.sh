@@ -1,0 +1,40 @@
+#!/usr/bin/env bash
+# Caches a teacher and trains a student from it on a Slurm cluster; after a crash, a preemption or the end of its time the job
+# is queued again and goes on. The nodes share a file system.
+#
+#   DATA=/data/imagenet STUDENT=resnet50 sbatch --nodes=2 examples/imagenet/distill_slurm.sh
+#
+# Not run on a cluster yet; a test runs it on one machine with an srun that only starts its command.
+#SBATCH --job-name=kdkit
+#SBATCH --ntasks-per-node=1
+#SBATCH --gpus-per-node=8
+#SBATCH --cpus-per-task=96
+#SBATCH --time=24:00:00
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --signal=B:TERM@300
+set -euo pipefail
+: "${DATA:=imagenet}" "${TEACHER:=convnext_base.fb_in22k_ft_in1k}" "${CACHE:=teacher.h5}" "${SIZE:=224}" "${VIEWS:=10}"
+: "${STUDENT:=resnet50}" "${OUTPUT:=runs/student}" "${EPOCHS:=300}" "${BATCH:=256}" "${AMP:=bfloat16}"
+: "${PROCESSES:=8}" "${DEVICE:=cuda}" "${WORKERS:=8}" "${BUILD_OPTIONS:=}" "${DISTILL_OPTIONS:=}" "${PYTHON:=python}"
+
+head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
+
+on_all_nodes() {
+    # Slurm tells this script of the end, not its steps: pass it on, and wait for the checkpoint.
+    srun "$PYTHON" -m torch.distributed.run --nnodes="$SLURM_JOB_NUM_NODES" --nproc-per-node="$PROCESSES" \
+        --rdzv-backend=c10d --rdzv-id="$SLURM_JOB_ID" --rdzv-endpoint="$head:29500" -m kdkit "$@" &
+    step=$!
+    trap 'kill -TERM $step; wait $step || true; scontrol requeue "$SLURM_JOB_ID"; exit 0' TERM
+    wait "$step"
+    trap - TERM
+}
+
+# shellcheck disable=SC2086 # the options are words
+on_all_nodes cache build --data "$DATA/train" --teacher.model "$TEACHER" --output "$CACHE" --recipe.size "$SIZE" \
+    --recipe.num_views "$VIEWS" --device "$DEVICE" --build.num_workers "$WORKERS" $BUILD_OPTIONS
+# shellcheck disable=SC2086
+on_all_nodes distill --data "$DATA/train" --validation "$DATA/val" --cache "$CACHE" --student "$STUDENT" \
+    --output "$OUTPUT" --train.epochs "$EPOCHS" --train.batch_size "$BATCH" --train.amp "$AMP" \
+    --train.num_workers "$WORKERS" --device "$DEVICE" --resume true $DISTILL_OPTIONS
