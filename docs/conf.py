@@ -24,6 +24,7 @@ autodoc_member_order = "bysource"
 autodoc_default_options = {"members": True, "show-inheritance": True}
 napoleon_google_docstring = True
 
+_STAR = re.compile(r"(?<![\w*`\\])\*(?=\w)")
 _LINK = re.compile(r"\[([^\]]+)\]\((\.\.?/[^)#\s]+)(?:#[^)]*)?\)")
 
 
@@ -42,6 +43,12 @@ def _name_files_outside(app: Sphinx, page: str, source: list[str]) -> None:
     source[0] = _LINK.sub(shown, source[0])
 
 
+def _show_stars(app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
+    """Docstrings emphasise nothing: the star of [B, *shape] is a star."""
+    lines[:] = [_STAR.sub(r"\*", line) for line in lines]
+
+
 def setup(app: Sphinx) -> None:
     """Sphinx calls this."""
     app.connect("source-read", _name_files_outside)
+    app.connect("autodoc-process-docstring", _show_stars, priority=100)  # before napoleon, which escapes *args itself
