@@ -1,0 +1,115 @@
+"""What kdkit wants to reach, each a figure of a benchmark beside its limit; the summary and the README show them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from _result import RESULTS, Spread, latest
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A figure and what is wanted of it.
+
+    Attributes:
+        text: what it is.
+        benchmark: whose result holds it.
+        figure: its name there.
+        limit: the number wanted.
+        at_least: whether the figure should be at least the limit; else at most.
+        field: of a figure that is an object, the number meant.
+    """
+
+    text: str
+    benchmark: str
+    figure: str
+    limit: float
+    at_least: bool = False
+    field: str | None = None
+
+    @property
+    def wanted(self) -> str:
+        return f"{'≥' if self.at_least else '≤'} {self.limit:g}"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A claim, and what the newest result says."""
+
+    claim: Claim
+    shown: str
+    met: bool
+    date: str
+
+
+def _codec(row_bytes: int, limit: float) -> Claim:
+    return Claim(f"lowrank, {row_bytes} bytes a row: mean KL", "codecs", f"lowrank {row_bytes}", limit, field="kl")
+
+
+def _build(teacher: str, codec: str) -> Claim:
+    text, figure = f"a build over a bare loop of load and forward: {teacher}, {codec}", "build over bare loop"
+    return Claim(text, "build", f"{teacher}/{codec}/{figure}", 0.95, at_least=True)
+
+
+def _step(student: str) -> Claim:
+    return Claim(
+        f"a step from the cache, in steps of cross-entropy alone: {student}",
+        "step",
+        f"{student}/cache over cross-entropy",
+        1.03,
+    )
+
+
+CLAIMS = (
+    Claim(
+        "cache.read of 256 random rows, in speeds of numpy fancy indexing in memory",
+        "read",
+        "numpy fancy indexing in memory / kdkit, time",
+        0.9,
+        at_least=True,
+    ),
+    Claim(
+        "the same, in speeds of h5py fancy indexing of a contiguous dataset",
+        "read",
+        "h5py fancy indexing, contiguous / kdkit, time",
+        10,
+        at_least=True,
+    ),
+    Claim("open_cache of 1.28 million rows x 10 views, ms", "read", "open: first, ms", 50),
+    _step("resnet18"),
+    _step("vit_tiny_patch16_224"),
+    _build("resnet50", "lowrank"),
+    _build("resnet50", "int8"),
+    _build("tf_efficientnet_lite0", "lowrank"),
+    _build("tf_efficientnet_lite0", "int8"),
+    _codec(48, 0.100),
+    _codec(64, 0.074),
+    _codec(96, 0.044),
+    _codec(128, 0.030),
+    _codec(192, 0.016),
+    Claim("int8: mean KL", "codecs", "int8", 1e-4, field="kl"),
+    Claim("lowrank, 96 bytes: decode of 256 rows, ms, one core", "codecs", "lowrank 96", 2, field="decode_ms"),
+)
+
+
+def verdicts(folder: Path = RESULTS) -> Iterator[Verdict]:
+    """Of each claim that some result in `folder` speaks of."""
+    for claim in CLAIMS:
+        try:
+            result = latest(claim.benchmark, folder)
+        except FileNotFoundError:
+            continue
+        if claim.figure in result["figures"]:
+            yield _judge(claim, result["figures"][claim.figure], result["date"])
+
+
+def _judge(claim: Claim, found: Any, date: str) -> Verdict:
+    if isinstance(found, dict) and set(found) == {"median", "low", "high"}:
+        value, shown = found["median"], str(Spread(**found))
+    else:
+        value = found if claim.field is None else found[claim.field]
+        shown = f"{value:.2g}" if value < 1e-2 else f"{value:.3g}"
+    return Verdict(claim, shown, value >= claim.limit if claim.at_least else value <= claim.limit, date)

@@ -1,0 +1,87 @@
+"""The README's tables, made of the newest results: `python benchmarks/run.py --readme` writes them anew.
+
+They stand in the README between `<!-- figures: NAME -->` and `<!-- end -->`. A test compares them with the results.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+from _claims import verdicts
+from _result import RESULTS, latest
+
+README = Path(__file__).parents[1] / "README.md"
+BLOCK = re.compile(r"(<!-- figures: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+BUDGETS = (48, 64, 96, 128, 192)
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    return "".join("| " + " | ".join(row) + " |\n" for row in (header, ["---"] * len(header), *rows))
+
+
+def ratios(folder: Path) -> str:
+    """What was to be reached, and what was measured."""
+    rows = [
+        (v.claim.text, v.claim.wanted, v.shown, "yes" if v.met else "**no**", f"{v.date}-{v.claim.benchmark}")
+        for v in verdicts(folder)
+    ]
+    return _table(("what", "wanted", "measured, median (quartiles)", "met", "result"), rows)
+
+
+def codecs(folder: Path) -> str:
+    """Divergence at equal bytes."""
+    figures = latest("codecs", folder)["figures"]
+
+    def at_most(prefix: str, budget: int) -> str:
+        """The widest format of that name within the budget."""
+        fitting = [f for name, f in figures.items() if name.startswith(prefix) and f["bytes"] <= budget]
+        return f"{max(fitting, key=lambda f: f['bytes'])['kl']:.3f}"
+
+    rows = [
+        ("`lowrank`, the default", *(f"{figures[f'lowrank {budget}']['kl']:.3f}" for budget in BUDGETS)),
+        ("`topk`, bit-packed", *(at_most("topk k=", budget) for budget in BUDGETS)),
+        ("top-k as float16 value and 16-bit id", *(at_most("published top-", budget) for budget in BUDGETS)),
+    ]
+    table = _table(("bytes a row (1,000 classes)", *map(str, BUDGETS)), rows)
+    exact = " ".join(f"`{n}` ({figures[n]['bytes']:,} bytes) has {figures[n]['kl']:.1e}," for n in ("int8", "float16"))
+    return f"{table}\n{exact} `float32` is exact.\n"
+
+
+def reading(folder: Path) -> str:
+    """Rows a second and bytes a row of each way to keep them."""
+    figures = latest("read", folder)["figures"]
+    names = [name.removesuffix(": rows/s") for name in figures if name.endswith(": rows/s")]
+    rows = []
+    for name in names:
+        on_disk = figures[f"{name}: bytes a row"]
+        rows.append((name, f"{figures[f'{name}: rows/s']:,}", f"{on_disk:,}" if on_disk else "in memory"))
+    return _table(("256 random rows of 1,004 bytes, page cache warm", "rows/s", "bytes a row on disk"), rows)
+
+
+def story(folder: Path) -> str:
+    """What each cache taught."""
+    figures = latest("story", folder)["figures"]
+    rows = []
+    for name, scores in figures.items():
+        if name == "runs":
+            continue
+        taught = [f"{scores[f'{part}_{key}']:{form}}" for part in ("new_crop", "held_out") for key, form in SCORES]
+        rows.append((name, f"{scores['bytes']:,.0f}" if "bytes" in scores else "", *taught))
+    header = ("taught from", "bytes", "new crops: KL", "top-1, %", "other photographs: KL", "top-1, %")
+    return _table(header, rows)
+
+
+SCORES = (("kl", ".3f"), ("top1", ".1f"))
+TABLES: dict[str, Callable[[Path], str]] = {"ratios": ratios, "codecs": codecs, "reading": reading, "story": story}
+
+
+def fill(text: str, folder: Path = RESULTS) -> str:
+    """The README's text with every table as the newest results in `folder` have it."""
+    return BLOCK.sub(lambda match: match[1] + TABLES[match[2]](folder) + match[3], text)
+
+
+def write() -> None:
+    """Writes the README's tables anew."""
+    README.write_text(fill(README.read_text(encoding="utf-8")), encoding="utf-8")

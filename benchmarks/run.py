@@ -1,0 +1,88 @@
+"""All benchmarks, one after the other, each in a process of its own; then the summary, the pictures and the README.
+
+    python benchmarks/run.py                     everything; about an hour on 2 calm CPU cores
+    python benchmarks/run.py --quick             small sizes, to see that all of it runs
+    python benchmarks/run.py --only read codecs  some of them
+    python benchmarks/run.py --readme            no benchmark: summary, pictures and README from the newest results
+
+Leaves DATE-NAME.md, .json and .png in benchmarks/results, DATE-summary.md with every limit and whether it was met, the
+README's tables and docs/kl-against-bytes.png. A quick run leaves the last two alone.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import _front
+import _pictures
+from _claims import verdicts
+from _result import RESULTS, Report, latest, parser
+
+HERE = Path(__file__).parent
+FRONT_PICTURE = HERE.parent / "docs" / "kl-against-bytes.png"
+
+
+def benchmarks() -> list[str]:
+    """Every script beside this one."""
+    names = (path.stem for path in HERE.glob("*.py"))
+    return sorted(name for name in names if not name.startswith("_") and name != Path(__file__).stem)
+
+
+def run(name: str, folder: Path, quick: bool) -> bool:
+    """Whether the benchmark ended well."""
+    print(f"== {name} ==", flush=True)
+    command = [sys.executable, str(HERE / f"{name}.py"), "--output", str(folder), *(["--quick"] if quick else [])]
+    return subprocess.run(command, check=False).returncode == 0
+
+
+def draw(folder: Path) -> None:
+    """A picture of the newest result of each benchmark that has one."""
+    for name in _pictures.PICTURES:
+        try:
+            _pictures.draw(latest(name, folder), folder)
+        except FileNotFoundError as error:
+            print(f"no picture: {error}")
+
+
+def summarise(folder: Path, quick: bool, failed: Sequence[str]) -> None:
+    """One page: what was wanted, what was measured, where it stands."""
+    report = Report("summary", "All benchmarks", quick)
+    report.text("What was wanted and what was measured: median (quartiles) of interleaved turns where there are turns.")
+    report.table(
+        ["what", "wanted", "measured", "met", "result"],
+        [
+            [v.claim.text, v.claim.wanted, v.shown, "yes" if v.met else "no", f"{v.date}-{v.claim.benchmark}.md"]
+            for v in verdicts(folder)
+        ],
+    )
+    if failed:
+        report.text(f"These benchmarks failed: {', '.join(failed)}.")
+    machines = {name: latest(name, folder)["machine"] for name in benchmarks() if any(folder.glob(f"*-{name}.json"))}
+    report.text("Where each was measured:")
+    report.table(["benchmark", "machine"], list(machines.items()))
+    report.write(folder)
+
+
+def main() -> int:
+    made = parser(__doc__)
+    made.add_argument("--only", nargs="*", choices=benchmarks(), default=benchmarks(), help="some benchmarks")
+    made.add_argument("--readme", action="store_true", help="run no benchmark")
+    args = made.parse_args()
+    folder = args.output or (RESULTS / "quick" if args.quick else RESULTS)
+    failed = [] if args.readme else [name for name in args.only if not run(name, folder, args.quick)]
+    draw(folder)
+    summarise(folder, args.quick, failed)
+    if folder == RESULTS:
+        drawn = sorted(RESULTS.glob("*-kl-against-bytes.png"))
+        if drawn:
+            shutil.copy(drawn[-1], FRONT_PICTURE)
+        _front.write()
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,139 @@
+"""The cost model of docs/scale.md beside small runs: bytes, time to open and to match a dataset, memory, build time.
+
+    python benchmarks/scale.py [--quick]       (about 3 minutes on one core, 1 GB of disk)
+
+The model's constants are below; docs/scale.md says what follows from them for large runs. A constant that is a time was
+measured on one machine: on another one look at how the times grow, not at what they are.
+"""
+
+from __future__ import annotations
+
+import gc
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import timm
+import torch
+from _result import Report, parser
+from read import write_cache
+
+from kdkit import build_cache, create_teacher, open_cache
+from kdkit.config import BuildConfig, ReplayRecipe
+from kdkit.data import ArraySource, RangeSampler, ReplayedDataset, ReplayLoader
+from kdkit.teachers import Teacher
+
+VIEWS, ROW_BYTES = 2, 96
+DIGEST_BYTES, KEY_BYTES = 16, 5  # a key: its digest, and what zlib leaves of ImageNet-like file names
+CHECKSUM_BYTES, BLOCK_ROWS = 4, 1000  # of every block of rows in every view
+HASHED_ALL, HASHED_ONE_IN = 1024, 64  # rows of each view whose pixels have a 4-byte hash
+INDEX_BYTES = 8  # a row, in memory, of a cache that was matched with a dataset
+
+
+def predicted_bytes(rows: int, views: int, row_bytes: int) -> float:
+    """Bytes of a packed cache, without its metadata of some kilobytes."""
+    a_view = rows * row_bytes + rows / BLOCK_ROWS * CHECKSUM_BYTES
+    a_view += 4 * (min(rows, HASHED_ALL) + max(0, rows - HASHED_ALL) / HASHED_ONE_IN)
+    return views * a_view + rows * (DIGEST_BYTES + KEY_BYTES)
+
+
+def anonymous_bytes() -> int:
+    """Memory of this process that is its own."""
+    gc.collect()
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))
+
+
+def measure_cache(rows: int, folder: Path) -> dict[str, float]:
+    """A cache of `rows`: its bytes, seconds to open it and to match keys, memory of the match that stays."""
+    path = folder / f"{rows}.h5"
+    write_cache(path, rows, ROW_BYTES // 2, "float16", VIEWS)
+    begun = time.perf_counter()
+    cache = open_cache(path)
+    opened = time.perf_counter() - begun
+    keys = cache.keys()
+    before, begun = anonymous_bytes(), time.perf_counter()
+    matched = cache.match_keys(keys)
+    seconds = time.perf_counter() - begun
+    kept = anonymous_bytes() - before
+    assert len(matched) == rows
+    return {"bytes": path.stat().st_size, "open": opened, "match": seconds, "kept": kept}
+
+
+def open_seconds(rows: int, views: int, folder: Path) -> float:
+    """Of a cache of many views."""
+    path = folder / f"{views}-views.h5"
+    write_cache(path, rows, ROW_BYTES // 2, "float16", views)
+    times = []
+    for _ in range(5):
+        begun = time.perf_counter()
+        open_cache(path)
+        times.append(time.perf_counter() - begun)
+    return min(times)
+
+
+def bare_seconds(teacher: Teacher, dataset: ReplayedDataset, config: BuildConfig) -> float:
+    """Load, ask, discard."""
+    sampler = RangeSampler([(0, 0, len(dataset))], config.batch_size)
+    loader = ReplayLoader(dataset, sampler, teacher.input_normalization)
+    begun = time.perf_counter()
+    for batch in loader:
+        teacher(batch)
+    return time.perf_counter() - begun
+
+
+def measure_build(images: int, views: int, folder: Path) -> tuple[float, float]:
+    """Seconds of a build of images x views, and those that a bare loop over one view predicts for it."""
+    pixels = np.random.default_rng(0).integers(0, 256, (images, 64, 64, 3), dtype=np.uint8)
+    dataset = ReplayedDataset(ArraySource(pixels, np.zeros(images, dtype=int)), ReplayRecipe(size=64, num_views=views))
+    teacher = create_teacher(timm.create_model("resnet18", num_classes=1000))
+    config = BuildConfig(codec="int8", batch_size=64, num_workers=0)
+    bare_seconds(teacher, dataset, config)
+    predicted = bare_seconds(teacher, dataset, config) * views
+    # a codec that is not fitted is measured on at most 512 rows, asked about besides
+    predicted *= 1 + min(512, images) / (images * views)
+    return build_cache(teacher, dataset, folder / "build.h5", config).seconds, predicted
+
+
+def main() -> None:
+    args = parser(__doc__).parse_args()
+    torch.set_num_threads(1)
+    sizes = (5_000, 20_000) if args.quick else (20_000, 200_000, 1_000_000)
+    report = Report("scale", "The cost model beside small runs", args.quick)
+    rows = []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        measure_cache(1_000, folder)  # warms up
+        for size in sizes:
+            found, wanted = measure_cache(size, folder), predicted_bytes(size, VIEWS, ROW_BYTES)
+            report.figure(f"{size} rows", found | {"predicted bytes": wanted})
+            rows.append(
+                (
+                    f"{size:,}",
+                    f"{found['bytes'] / 1e6:.2f} / {wanted / 1e6:.2f} ({found['bytes'] / wanted:.3f})",
+                    f"{1e3 * found['open']:.1f}",
+                    f"{1e6 * found['match'] / size:.2f}",
+                    f"{found['kept'] / size:.1f} / {INDEX_BYTES}",
+                )
+            )
+        opened = {views: open_seconds(1000, views, folder) for views in ((10, 30) if args.quick else (10, 100, 300))}
+        images, views = (128, 2) if args.quick else (1024, 4)
+        built, expected = measure_build(images, views, folder)
+    report.text(
+        f"Caches of {VIEWS} views x {ROW_BYTES} bytes, keys like ImageNet's. Found / predicted where there are two."
+    )
+    header = ["rows", "MB", "open, ms", "match, µs a row", "bytes a row that the match keeps"]
+    report.table(header, rows)
+    report.figure("open, seconds by views", opened)
+    report.text("Opening 1,000 rows: " + ", ".join(f"{n} views {1e3 * t:.1f} ms" for n, t in opened.items()) + ".")
+    report.figure("build over prediction", built / expected)
+    report.text(
+        f"""A build of {images:,} images x {views} views (resnet18, 64 px, int8): {built:.1f} s; images x views over the
+        speed of a bare loop of load and forward predicts {expected:.1f} s ({built / expected:.2f})."""
+    )
+    report.write(args.output)
+
+
+if __name__ == "__main__":
+    main()
