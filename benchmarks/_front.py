@@ -79,7 +79,14 @@ TABLES: dict[str, Callable[[Path], str]] = {"ratios": ratios, "codecs": codecs, 
 
 def fill(text: str, folder: Path = RESULTS) -> str:
     """The README's text with every table as the newest results in `folder` have it."""
-    return BLOCK.sub(lambda match: match[1] + TABLES[match[2]](folder) + match[3], text)
+    return BLOCK.sub(lambda match: f"{match[1]}\n{_made(match[2], folder)}\n{match[3]}", text)
+
+
+def _made(name: str, folder: Path) -> str:
+    try:
+        return TABLES[name](folder)
+    except FileNotFoundError as error:
+        return f"*Not measured yet: {error}.*\n"
 
 
 def write() -> None:

@@ -129,7 +129,7 @@ def latest(name: str, folder: Path = RESULTS) -> dict[str, Any]:
     """The newest result of the benchmark `name`, as its JSON holds it."""
     found = sorted(folder.glob(f"????-??-??-{name}.json"))
     if not found:
-        raise FileNotFoundError(f"no result of {name!r} in {folder}: run python benchmarks/{name}.py")
+        raise FileNotFoundError(f"no result of {name!r} there; run python benchmarks/{name}.py")
     result: dict[str, Any] = json.loads(found[-1].read_text())
     return result
 

@@ -29,6 +29,7 @@ from kdkit.cache.codecs import Codec, create_codec
 FOLDS = 4
 TEMPERATURES = (1.0, 2.0, 4.0)
 BUDGETS = (48, 64, 96, 128, 192)  # bytes a row, at which topk and lowrank are compared
+POINTS = (52, 68, 102, 134, 202)  # bytes a row for which the design names a divergence to reach
 TIMED_ROWS, TIMED_RUNS = 256, 30
 
 
@@ -131,6 +132,9 @@ def all_results(logits: Tensor, image: Tensor, head: Tensor) -> list[Result]:
         codec = create_codec("lowrank", 1000, row_bytes=row_bytes)
         results.append(measure(codec, f"lowrank {row_bytes}", logits, image, head))
         results.append(measure(codec, f"lowrank {row_bytes}, no head", logits, image))
+    for row_bytes in POINTS:
+        codec = create_codec("lowrank", 1000, row_bytes=row_bytes)
+        results.append(measure(codec, f"lowrank {row_bytes}", logits, image, head))
     return results
 
 

@@ -1,0 +1,52 @@
+"""The README's figures are those of the newest results; nobody types them."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def front(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    return importlib.import_module("_front")
+
+
+def write_result(folder: Path, date: str, name: str, figures: dict[str, object]) -> None:
+    result = {"name": name, "date": date, "command": "", "quick": False, "figures": figures, "machine": ""}
+    (folder / f"{date}-{name}.json").write_text(json.dumps(result))
+
+
+def test_every_table_of_the_readme_is_that_of_the_newest_results(front: ModuleType) -> None:
+    assert front.fill(README) == README, "run: python benchmarks/run.py --readme"
+    assert all(f"<!-- figures: {name} -->" in README for name in front.TABLES)
+
+
+def test_the_picture_of_the_readme_is_that_of_the_newest_results() -> None:
+    newest = sorted(RESULTS.glob("*-kl-against-bytes.png"))[-1]
+    assert (ROOT / "docs" / "kl-against-bytes.png").read_bytes() == newest.read_bytes()
+    assert newest.name[:10] == sorted(RESULTS.glob("*-codecs.json"))[-1].name[:10]
+
+
+def test_the_newest_of_two_results_counts_and_is_judged_by_its_limit(front: ModuleType, tmp_path: Path) -> None:
+    figure = "numpy fancy indexing in memory / kdkit, time"
+    write_result(tmp_path, "2020-01-01", "read", {figure: {"median": 0.95, "low": 0.9, "high": 1.0}})
+    assert "| ≥ 0.9 | 0.95 (0.9 to 1) | yes | 2020-01-01-read |" in front.ratios(tmp_path)
+    write_result(
+        tmp_path, "2020-01-02", "read", {figure: {"median": 0.8, "low": 0.7, "high": 0.9}, "open: first, ms": 7}
+    )
+    assert "| ≥ 0.9 | 0.8 (0.7 to 0.9) | **no** | 2020-01-02-read |" in front.ratios(tmp_path)
+    assert "| ≤ 50 | 7 | yes | 2020-01-02-read |" in front.ratios(tmp_path)
+
+
+def test_no_result_of_a_quick_run_is_kept() -> None:
+    for path in RESULTS.glob("*.json"):
+        assert not json.loads(path.read_text(encoding="utf-8"))["quick"], path
