@@ -102,7 +102,7 @@ class Report:
         folder = folder or (RESULTS / "quick" if self.quick else RESULTS)
         folder.mkdir(parents=True, exist_ok=True)
         date = datetime.date.today().isoformat()
-        command = " ".join(["python", f"benchmarks/{self.name}.py", *sys.argv[1:]])
+        command = " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
         minutes = (time.monotonic() - self.begun) / 60
         head = f"Command: `{command}`, {minutes:.1f} minutes. {describe_machine()}."
         page = folder / f"{date}-{self.name}.md"

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import _front
 import _pictures
+import torch
 from _claims import verdicts
 from _result import RESULTS, Report, latest, parser
 
@@ -27,9 +28,9 @@ FRONT_PICTURE = HERE.parent / "docs" / "kl-against-bytes.png"
 
 
 def benchmarks() -> list[str]:
-    """Every script beside this one."""
-    names = (path.stem for path in HERE.glob("*.py"))
-    return sorted(name for name in names if not name.startswith("_") and name != Path(__file__).stem)
+    """Every script beside this one; the one for GPUs where there is one."""
+    names = {path.stem for path in HERE.glob("[!_]*.py")} - {Path(__file__).stem}
+    return sorted(names - ({"gpu"} if not torch.cuda.is_available() else set()))
 
 
 def run(name: str, folder: Path, quick: bool) -> bool:
