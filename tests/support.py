@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import h5py
@@ -16,7 +17,8 @@ from torch import nn
 
 from kdkit.config import ReplayRecipe
 from kdkit.data import ArraySource, EpochSampler, ReplayedDataset, ReplayLoader
-from kdkit.signals import Normalization
+from kdkit.signals import Batch, Normalization, TeacherOutput
+from kdkit.teachers import Teacher
 
 CLASSES = [str(digit) for digit in range(10)]
 RECIPE = ReplayRecipe(size=32, scale=(0.3, 1.0), hflip=0.5, auto_augment="rand-m5-n2-mstd0.5", num_views=2, seed=7)
@@ -26,6 +28,30 @@ def tiny_model(name: str = "test_resnet", *, seed: int = 0, num_classes: int = 1
     """A real timm model with fewer than half a million parameters, its weights drawn from `seed`."""
     torch.manual_seed(seed)
     return timm.create_model(name, num_classes=num_classes)
+
+
+class Pixels(nn.Module):
+    """A teacher's model that costs nothing: its logits are pixels."""
+
+    num_classes = 10
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images.flatten(1)[:, :10].clone()
+
+
+class Watched(Teacher):
+    """Costs nothing as well; calls `after` with the number of the batch and its logits before it gives them."""
+
+    def __init__(self, after: Callable[[int, torch.Tensor], None]) -> None:
+        super().__init__(Pixels())
+        self.after, self.asked = after, 0
+
+    def forward(self, batch: Batch) -> TeacherOutput:
+        said = super().forward(batch)
+        assert said.logits is not None
+        self.after(self.asked, said.logits)
+        self.asked += 1
+        return said
 
 
 def digits(count: int = 200) -> ArraySource:

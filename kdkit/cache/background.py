@@ -52,3 +52,19 @@ class Background:
         if error is None:
             while self._pending:
                 self._pending.popleft().result()
+
+
+class Worker:
+    """Something that works in a Background, and is entered and left with it."""
+
+    def __init__(self, name: str, waiting: int) -> None:
+        self._thread = Background(name, waiting)
+
+    def __enter__(self) -> Self:
+        self._thread.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._thread.__exit__(kind, error, trace)

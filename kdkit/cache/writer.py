@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
-from types import TracebackType
 from typing import Any
 
 import numpy as np
-from typing_extensions import Self
 
-from kdkit.cache.background import Background
+from kdkit.cache.background import Worker
 from kdkit.cache.metadata import Shard
 from kdkit.cache.parts import Parts
 
@@ -18,7 +16,7 @@ Array = np.ndarray[Any, Any]
 _WAITING = 2  # shards that may wait to be sealed; bounds the memory
 
 
-class ShardWriter:
+class ShardWriter(Worker):
     """Seals the shards it is given in the order they come, in one thread; fails as Background does.
 
     Args:
@@ -26,18 +24,9 @@ class ShardWriter:
     """
 
     def __init__(self, parts: Parts) -> None:
+        super().__init__("kdkit-writer", _WAITING)
         self._parts = parts
-        self._thread = Background("kdkit-writer", _WAITING)
 
     def submit(self, shard: Shard, payloads: Mapping[str, Array], pixel_crc32: Array) -> None:
         """Queues one shard; waits while too many do. Arguments as for `Parts.seal`; the arrays are now the writer's."""
         self._thread.submit(partial(self._parts.seal, shard, payloads, pixel_crc32))
-
-    def __enter__(self) -> Self:
-        self._thread.__enter__()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._thread.__exit__(kind, error, trace)

@@ -8,14 +8,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from types import TracebackType
 
 import numpy as np
 import torch
 from torch import Tensor
-from typing_extensions import Self
 
-from kdkit.cache.background import Background
+from kdkit.cache.background import Worker
 from kdkit.cache.codecs import RowCodec
 from kdkit.cache.format import hashed_rows
 from kdkit.cache.hdf5 import Array
@@ -28,7 +26,7 @@ from kdkit.engine.ask import refuse_unheld
 _WAITING = 2  # batches that may wait to be encoded; bounds the memory, on the device too
 
 
-class ShardEncoder:
+class ShardEncoder(Worker):
     """Encodes batches in the order they come, copies them to the host, hands whole shards to a writer; in one thread.
 
     On a GPU it works on a stream of its own, which waits for the teacher's answer and no longer, and copies through
@@ -51,12 +49,12 @@ class ShardEncoder:
         keys: Sequence[str],
         device: torch.device,
     ) -> None:
+        super().__init__("kdkit-encoder", _WAITING)
         self._codecs = codecs
         self._writer = writer
         self._teacher = teacher
         self._keys = keys
         self._side = torch.cuda.Stream(device) if device.type == "cuda" else None
-        self._thread = Background("kdkit-encoder", _WAITING)
         self._payloads: dict[str, Array] = {}
         self._pixels: list[int] = []
         self._rows_left = 0
@@ -108,15 +106,6 @@ class ShardEncoder:
         host.copy_(payload, non_blocking=True)
         self._side.synchronize()
         return host.numpy()
-
-    def __enter__(self) -> Self:
-        self._thread.__enter__()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._thread.__exit__(kind, error, trace)
 
 
 def _hash_pixels(batch: PixelBatch) -> list[int]:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import dataclasses
 import random
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from crash import Disk, Recorder, write_tree
-from support import RECIPE, cache_contents, digits, digits_dataset, tiny_model
+from support import RECIPE, Pixels, Watched, cache_contents, digits, digits_dataset, tiny_model
 
 from kdkit import build_cache, create_teacher, extend_cache, open_cache
 from kdkit.cache.parts import parts_folder
@@ -20,33 +19,11 @@ from kdkit.config import BuildConfig, ReplayRecipe
 from kdkit.data import ReplayedDataset
 from kdkit.engine.build import pack_cache
 from kdkit.errors import CacheError, CacheIncompleteError, CacheMismatchError
-from kdkit.signals import Batch, TeacherOutput
+from kdkit.signals import Batch
 from kdkit.teachers import Teacher
 
 CONFIG = BuildConfig(codec="int8", num_workers=0, batch_size=50)
 PLAIN = ReplayRecipe(size=8, hflip=0.0)
-
-
-class _Pixels(torch.nn.Module):
-    """A teacher that costs nothing."""
-
-    num_classes = 10
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return images.flatten(1)[:, :10].clone()
-
-
-class _Watched(Teacher):
-    """Does something before it answers about its n-th batch."""
-
-    def __init__(self, before: Callable[[int], None]) -> None:
-        super().__init__(_Pixels())
-        self.before, self.asked = before, 0
-
-    def forward(self, batch: Batch) -> TeacherOutput:
-        self.before(self.asked)
-        self.asked += 1
-        return super().forward(batch)
 
 
 def seen(views: int, rows: int = 120, recipe: ReplayRecipe = PLAIN) -> ReplayedDataset:
@@ -55,14 +32,14 @@ def seen(views: int, rows: int = 120, recipe: ReplayRecipe = PLAIN) -> ReplayedD
 
 def extend(path: Path, dataset: ReplayedDataset, teacher: Teacher | None = None, batch_size: int = 50) -> int:
     """The images that were asked about."""
-    teacher = teacher or Teacher(_Pixels())
+    teacher = teacher or Teacher(Pixels())
     return extend_cache(teacher, dataset, path, batch_size=batch_size, num_workers=0).images_built
 
 
 @pytest.fixture
 def plain(tmp_path: Path) -> dict[str, bytes]:
     """What a build of 4 views at once holds."""
-    build_cache(Teacher(_Pixels()), seen(4), tmp_path / "plain.h5", CONFIG)
+    build_cache(Teacher(Pixels()), seen(4), tmp_path / "plain.h5", CONFIG)
     return cache_contents(tmp_path / "plain.h5")
 
 
@@ -70,7 +47,7 @@ def plain(tmp_path: Path) -> dict[str, bytes]:
 def test_an_extended_cache_is_to_the_byte_what_a_build_at_once_would_have_been(
     tmp_path: Path, plain: dict[str, bytes], steps: list[int]
 ) -> None:
-    build_cache(Teacher(_Pixels()), seen(2), tmp_path / "t.h5", CONFIG)
+    build_cache(Teacher(Pixels()), seen(2), tmp_path / "t.h5", CONFIG)
     for views in steps:
         extend(tmp_path / "t.h5", seen(views))
     assert cache_contents(tmp_path / "t.h5") == plain
@@ -81,7 +58,7 @@ def test_an_extended_cache_is_to_the_byte_what_a_build_at_once_would_have_been(
 def test_a_cache_in_parts_is_extended_in_its_folder_and_packs_to_the_same_bytes(
     tmp_path: Path, plain: dict[str, bytes]
 ) -> None:
-    build_cache(Teacher(_Pixels()), seen(2), tmp_path / "t.h5", dataclasses.replace(CONFIG, pack=False))
+    build_cache(Teacher(Pixels()), seen(2), tmp_path / "t.h5", dataclasses.replace(CONFIG, pack=False))
     assert extend(parts_folder(tmp_path / "t.h5"), seen(4)) == 240
     assert open_cache(tmp_path / "t.h5", seen(4)).num_views == 4
     pack_cache(tmp_path / "t.h5")
@@ -102,10 +79,10 @@ def test_the_old_cache_is_read_and_found_finished_while_it_is_extended_and_after
     tmp_path: Path, plain: dict[str, bytes], pack: bool
 ) -> None:
     path, old = tmp_path / "t.h5", seen(2)
-    build_cache(Teacher(_Pixels()), old, path, dataclasses.replace(CONFIG, pack=pack))
+    build_cache(Teacher(Pixels()), old, path, dataclasses.replace(CONFIG, pack=pack))
     expected = [open_cache(path).read(np.arange(120), view) for view in (0, 1)]
 
-    def look(number: int) -> None:
+    def look(number: int, logits: torch.Tensor | None = None) -> None:
         cache = open_cache(path, old)
         assert cache.num_views == 2
         assert all(torch.equal(cache.read(np.arange(120), view), expected[view]) for view in (0, 1))
@@ -113,10 +90,10 @@ def test_the_old_cache_is_read_and_found_finished_while_it_is_extended_and_after
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        extend(path, seen(4), _Watched(look))
+        extend(path, seen(4), Watched(look))
     look(0)
     if pack:
-        assert build_cache(Teacher(_Pixels()), old, path, CONFIG).images_built == 0  # leaves the extension alone
+        assert build_cache(Teacher(Pixels()), old, path, CONFIG).images_built == 0  # leaves the extension alone
     else:
         with pytest.raises(CacheIncompleteError, match="extend"):
             pack_cache(path)
@@ -130,14 +107,14 @@ def test_an_extension_that_was_stopped_may_go_on_to_another_number_of_views(
     tmp_path: Path, plain: dict[str, bytes]
 ) -> None:
     path = tmp_path / "t.h5"
-    build_cache(Teacher(_Pixels()), seen(1), path, CONFIG)
+    build_cache(Teacher(Pixels()), seen(1), path, CONFIG)
 
-    def stop(number: int) -> None:
+    def stop(number: int, logits: torch.Tensor) -> None:
         if number == 7:  # within the third of the further views
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        extend(path, seen(6), _Watched(stop))
+        extend(path, seen(6), Watched(stop))
     asked = extend(path, seen(4))
     assert asked < 360
     assert cache_contents(path) == plain
@@ -151,7 +128,7 @@ def test_a_crash_or_power_loss_at_any_call_of_an_extension_leaves_the_old_views_
     root.mkdir()
     recorder = Recorder(root)
     with recorder.recording():
-        build_cache(Teacher(_Pixels()), seen(1), root / "t.h5", dataclasses.replace(CONFIG, pack=pack))
+        build_cache(Teacher(Pixels()), seen(1), root / "t.h5", dataclasses.replace(CONFIG, pack=pack))
         begun = len(recorder.events)
         extend(root / "t.h5", seen(3))
     recorder.assert_complete()
@@ -204,14 +181,14 @@ def test_another_teacher_recipe_or_dataset_is_refused_with_field_and_both_values
 def test_the_folder_of_another_caches_extension_is_not_built_on(tmp_path: Path) -> None:
     path = tmp_path / "t.h5"
     for recipe in (PLAIN, dataclasses.replace(PLAIN, seed=1)):
-        build_cache(Teacher(_Pixels()), seen(1, recipe=recipe), tmp_path / f"{recipe.seed}.h5", CONFIG)
+        build_cache(Teacher(Pixels()), seen(1, recipe=recipe), tmp_path / f"{recipe.seed}.h5", CONFIG)
     (tmp_path / "0.h5").rename(path)
 
-    def stop(number: int) -> None:
+    def stop(number: int, logits: torch.Tensor) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        extend(path, seen(2), _Watched(stop))
+        extend(path, seen(2), Watched(stop))
     (tmp_path / "1.h5").replace(path)
     with pytest.raises(CacheMismatchError, match="holds shards of another cache"):
         extend(path, seen(2, recipe=dataclasses.replace(PLAIN, seed=1)))
@@ -219,17 +196,17 @@ def test_the_folder_of_another_caches_extension_is_not_built_on(tmp_path: Path) 
 
 def test_a_run_may_use_the_first_views_of_a_cache_and_no_more_than_there_are(tmp_path: Path) -> None:
     path = tmp_path / "t.h5"
-    build_cache(Teacher(_Pixels()), seen(3), path, CONFIG)
+    build_cache(Teacher(Pixels()), seen(3), path, CONFIG)
     cache = open_cache(path, seen(2))
     assert cache(Batch(torch.empty(1, 0), torch.zeros(1), torch.tensor([5]), 1)).logits is not None
     with pytest.raises(CacheMismatchError, match=r"recipe\.num_views = 3, this run has 4: add views with `kdkit cache"):
         open_cache(path, seen(4))
     with pytest.raises(CacheMismatchError, match=r"recipe\.num_views = 3, this run has 4: add views with `kdkit cache"):
-        build_cache(Teacher(_Pixels()), seen(4), path, CONFIG)
+        build_cache(Teacher(Pixels()), seen(4), path, CONFIG)
 
 
 def test_an_unfinished_cache_is_not_extended(tmp_path: Path) -> None:
-    build_cache(Teacher(_Pixels()), seen(2), tmp_path / "t.h5", dataclasses.replace(CONFIG, pack=False))
+    build_cache(Teacher(Pixels()), seen(2), tmp_path / "t.h5", dataclasses.replace(CONFIG, pack=False))
     next(parts_folder(tmp_path / "t.h5").glob("v0001*.json")).unlink()
     with pytest.raises(CacheIncompleteError):
         extend(tmp_path / "t.h5", seen(3))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support import cache_contents, digits
+from support import Pixels, Watched, cache_contents, digits
 
 from kdkit import build_cache
 from kdkit.cache.background import Background
@@ -16,34 +16,10 @@ from kdkit.cache.codecs import Float32Codec
 from kdkit.config import BuildConfig, ReplayRecipe
 from kdkit.data import ReplayedDataset
 from kdkit.errors import CacheError, NonFiniteOutputError
-from kdkit.signals import Batch, TeacherOutput
 from kdkit.teachers import Teacher
 
 CONFIG = BuildConfig(codec="float32", num_workers=0, batch_size=8)
 LIMIT = 20.0  # seconds that one side waits for the other before the test fails
-
-
-class _Pixels(torch.nn.Module):
-    """A teacher that costs nothing."""
-
-    num_classes = 10
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return images.flatten(1)[:, :10].clone()
-
-
-class _Watched(Teacher):
-    """Does something before it answers about its n-th batch."""
-
-    def __init__(self, before) -> None:  # type: ignore[no-untyped-def]
-        super().__init__(_Pixels())
-        self.before, self.asked = before, 0
-
-    def forward(self, batch: Batch) -> TeacherOutput:
-        said = super().forward(batch)
-        self.before(self.asked, said.logits)
-        self.asked += 1
-        return said
 
 
 def dataset(rows: int = 64) -> ReplayedDataset:
@@ -69,7 +45,7 @@ def test_a_batch_is_encoded_while_the_teacher_is_at_the_next(tmp_path: Path, mon
             at_the_next.set()
 
     monkeypatch.setattr(Float32Codec, "encode", watched_encode)
-    build_cache(_Watched(before), dataset(), tmp_path / "t.h5", CONFIG)
+    build_cache(Watched(before), dataset(), tmp_path / "t.h5", CONFIG)
     assert met == [True, True]  # each waited for the other: one thread could not have gone on
 
 
@@ -83,7 +59,7 @@ def test_the_teacher_is_never_more_than_three_batches_ahead(tmp_path: Path, monk
         return encode(self, logits)
 
     monkeypatch.setattr(Float32Codec, "encode", slow_encode)
-    teacher = _Watched(lambda number, logits: ahead.append(number + 1 - PROBED - encoded[0]))
+    teacher = Watched(lambda number, logits: ahead.append(number + 1 - PROBED - encoded[0]))
     build_cache(teacher, dataset(), tmp_path / "t.h5", CONFIG)
     assert 1 < max(ahead) <= 3
 
@@ -97,10 +73,10 @@ def test_an_answer_that_cannot_be_kept_is_named_whatever_follows_it_and_nothing_
             logits[5, 3] = float("nan")
 
     with pytest.raises(NonFiniteOutputError, match=rf"of 'digit-{8 * batch + 5}' in view 0"):
-        build_cache(_Watched(poison), dataset(), tmp_path / "t.h5", dataclasses.replace(CONFIG, pack=False))
+        build_cache(Watched(poison), dataset(), tmp_path / "t.h5", dataclasses.replace(CONFIG, pack=False))
     assert not list((tmp_path / "t.h5.parts").glob("v*"))
-    build_cache(Teacher(_Pixels()), dataset(), tmp_path / "t.h5", CONFIG)
-    build_cache(Teacher(_Pixels()), dataset(), tmp_path / "plain.h5", CONFIG)
+    build_cache(Teacher(Pixels()), dataset(), tmp_path / "t.h5", CONFIG)
+    build_cache(Teacher(Pixels()), dataset(), tmp_path / "plain.h5", CONFIG)
     assert cache_contents(tmp_path / "t.h5") == cache_contents(tmp_path / "plain.h5")
 
 
@@ -113,11 +89,11 @@ def test_a_build_that_is_interrupted_leaves_no_thread_and_goes_on_later(
             raise stop
 
     with pytest.raises((KeyboardInterrupt, SystemExit)):
-        build_cache(_Watched(interrupt), dataset(), tmp_path / "t.h5", CONFIG)
+        build_cache(Watched(interrupt), dataset(), tmp_path / "t.h5", CONFIG)
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("kdkit")]
-    report = build_cache(Teacher(_Pixels()), dataset(), tmp_path / "t.h5", CONFIG)
+    report = build_cache(Teacher(Pixels()), dataset(), tmp_path / "t.h5", CONFIG)
     assert report.images_built in (64, 128)  # view 0 was whole, and may have been sealed by then
-    build_cache(Teacher(_Pixels()), dataset(), tmp_path / "plain.h5", CONFIG)
+    build_cache(Teacher(Pixels()), dataset(), tmp_path / "plain.h5", CONFIG)
     assert cache_contents(tmp_path / "t.h5") == cache_contents(tmp_path / "plain.h5")
 
 

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from support import cache_contents, digits
+from support import Pixels, cache_contents, digits
 
 from kdkit import build_cache, extend_cache, open_cache
 from kdkit.cache.parts import Parts
@@ -25,16 +25,6 @@ from kdkit.config import BuildConfig, ReplayRecipe
 from kdkit.data import ReplayedDataset
 from kdkit.errors import CacheIncompleteError, CacheNotFoundError
 from kdkit.teachers import Teacher
-
-
-class _Pixels(torch.nn.Module):
-    """A teacher that costs nothing, so that the kill often meets the writing."""
-
-    num_classes = 10
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return images.flatten(1)[:, :10]
-
 
 VIEWS, OLD_VIEWS = 8, 2
 
@@ -45,11 +35,11 @@ def dataset(views: int) -> ReplayedDataset:
 
 def build(path: Path, views: int = VIEWS) -> None:
     config = BuildConfig(codec="float32", num_workers=0, batch_size=32, shard_rows=1000)
-    build_cache(Teacher(_Pixels()), dataset(views), path, config)
+    build_cache(Teacher(Pixels()), dataset(views), path, config)
 
 
 def extend(path: Path) -> None:
-    extend_cache(Teacher(_Pixels()), dataset(VIEWS), path, num_workers=0, batch_size=32)
+    extend_cache(Teacher(Pixels()), dataset(VIEWS), path, num_workers=0, batch_size=32)
 
 
 def fork(work: Callable[[Path], None], path: Path) -> int:
