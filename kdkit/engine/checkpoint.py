@@ -26,8 +26,9 @@ from kdkit.engine.rng import rng_state, set_rng_state
 from kdkit.errors import CheckpointError, ConfigError
 from kdkit.tasks import TrainingTask
 
-LAST, BEST = "last.pth.tar", "model_best.pth.tar"
-"""Names of the newest checkpoint and of that with the best metric, as timm calls them."""
+LAST, BEST, PREVIOUS = "last.pth.tar", "model_best.pth.tar", "previous.pth.tar"
+"""Names of the newest checkpoint and of that with the best metric, as timm calls them; and of the one before the
+newest, which is there until the newest has shown a finite loss."""
 
 
 @dataclass
@@ -133,6 +134,21 @@ class Checkpoints:
         """The checkpoint with the best metric."""
         return self.folder / BEST
 
+    @property
+    def previous(self) -> Path:
+        """The one before the newest."""
+        return self.folder / PREVIOUS
+
+    def confirm(self) -> None:
+        """Says that the newest checkpoint's weights have a finite loss: the one before is not needed any more."""
+        if ranks.rank() == 0:
+            self.previous.unlink(missing_ok=True)
+
+    def withdraw(self) -> None:
+        """Says that they have not: the one before is the newest again."""
+        if ranks.rank() == 0 and self.previous.exists():
+            self.previous.replace(self.last)
+
     def save(self, state: RunState, *, is_best: bool = False, metric: float | None = None) -> None:
         """Writes the newest checkpoint, and the best one if it is that. A collective call.
 
@@ -153,6 +169,9 @@ class Checkpoints:
         if self._describe is not None:
             self._describe()
             self._describe = None
+        if self.last.exists():
+            with durable.replacing(self.previous) as previous:
+                _link_or_copy(self.last, previous)
         with durable.replacing(self.last) as temporary:
             _save(content, temporary)
             if is_best:  # before the newest: a run stopped in between goes on from the old one, and does both again

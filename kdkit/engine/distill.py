@@ -17,7 +17,7 @@ from kdkit.cache.format import LOGITS
 from kdkit.config import DistillConfig, ReplayRecipe
 from kdkit.data import EpochSampler, ReplayedDataset, ReplayLoader
 from kdkit.engine import ranks
-from kdkit.engine.checkpoint import BEST, LAST, Checkpoints
+from kdkit.engine.checkpoint import BEST, LAST, PREVIOUS, Checkpoints
 from kdkit.engine.listeners import TENSORBOARD
 from kdkit.engine.logger import FILES
 from kdkit.engine.output import prepare_output
@@ -32,7 +32,7 @@ from kdkit.signals import Normalization
 from kdkit.tasks import LogitDistillationTask, TrainingTask
 from kdkit.teachers import list_cards
 
-_FILES = (*FILES, LAST, BEST, CONFIG, STUDENT, TENSORBOARD, SKIPPED)
+_FILES = (*FILES, LAST, BEST, PREVIOUS, CONFIG, STUDENT, TENSORBOARD, SKIPPED)
 
 
 @dataclass(frozen=True)

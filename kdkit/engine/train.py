@@ -111,6 +111,13 @@ def train(
             logger.log_steps(good)
         if good:
             display.show(good[-1])
+        if (
+            checkpoints is not None and records
+        ):  # the first of them is the first step of the newest checkpoint's weights
+            if bad == 0:
+                checkpoints.withdraw()
+            else:
+                checkpoints.confirm()
         if bad is not None:
             raise NonFiniteLossError(_complaint(records[bad], checkpoints))
 
@@ -176,6 +183,8 @@ def train(
             save(is_best=is_best, metric=metric)
             if ranks.any_rank(stop.requested):
                 stop.leave()
+    if checkpoints is not None:
+        checkpoints.confirm()
     distill_weight.restore()
     return _report(state.records)
 

@@ -111,17 +111,17 @@ def disturb(folder: Path, way: str, ranks: int, seed: int, duration: float) -> N
     output, log = folder / f"{way}-{ranks}-{seed}", folder / f"{way}-{ranks}-{seed}.log"
     for attempt in range(5):
         processes = start(distill(folder, output, way), ranks, log)
-        kind = draw.choice([signal.SIGKILL, signal.SIGTERM]) if attempt < 4 else None
+        kind = draw.choice([signal.SIGKILL, signal.SIGTERM, signal.SIGINT]) if attempt < 4 else None
         if kind is not None:
             time.sleep(draw.uniform(0.2, 0.8) * duration)
-            hit = processes if kind == signal.SIGTERM else [draw.choice(processes)]  # torchrun tells all of a SIGTERM
+            hit = [draw.choice(processes)] if kind == signal.SIGKILL else processes  # torchrun tells all of a SIGTERM
             for process in hit:
                 os.kill(process, kind)
         codes = wait(processes)
         print(way, ranks, seed, kind.name if kind else "none", codes, flush=True)
         if set(codes) == {0}:
             break
-        allowed = {143, 0} if kind == signal.SIGTERM else {-9, 0, 1}
+        allowed = {signal.SIGTERM: {143, 0}, signal.SIGINT: {130, 0}}.get(kind, {-9, 0, 1})
         assert set(codes) <= allowed, log.read_text()[-3000:]
     assert_equal(output, folder / f"{way}-{ranks}")
 

@@ -1,0 +1,174 @@
+"""Faults 19, 20, 31 and 32 in one process: memory, interrupts, losses and clocks that go wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from support import cache_contents, digits_dataset, loader_for, tiny_model
+from torch import nn
+
+from kdkit import LogitDistillationTask, build_cache, create_teacher, open_cache
+from kdkit.config import BuildConfig, TrainConfig
+from kdkit.engine.checkpoint import Checkpoints, load_checkpoint
+from kdkit.engine.logger import RunLogger
+from kdkit.engine.progress import Display
+from kdkit.engine.train import NonFiniteLossError, train
+
+CONFIG = TrainConfig(epochs=2, opt="momentum", lr=0.01, log_every=3, checkpoint_every=1)
+TIMINGS = ("seconds", "images_per_second")
+
+
+class At(Display):
+    """Does something when so many images are done."""
+
+    def __init__(self, count: int, action: Any) -> None:
+        self.left, self.action = count, action
+
+    def __call__(self, count: int) -> None:
+        self.left -= count
+        if self.left == 0:
+            self.action()
+
+
+def run(
+    folder: Path, config: TrainConfig = CONFIG, *, display: Display | None = None, resume: bool = False
+) -> nn.Module:
+    """A distillation on 96 digits in batches of 16."""
+    task = LogitDistillationTask(tiny_model("test_vit"), tiny_model(seed=1))
+    loader = loader_for(digits_dataset(96), task.trainable_module, batch_size=16)
+    checkpoints = Checkpoints(folder, resume=resume)
+    train(task, loader, config, logger=RunLogger(folder), checkpoints=checkpoints, display=display)
+    return task.trainable_module
+
+
+def said(folder: Path) -> list[dict[str, Any]]:
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in record.items() if name not in TIMINGS} for record in records]
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, nn.Module]:
+    """An undisturbed run."""
+    folder = tmp_path_factory.mktemp("plain")
+    return folder, run(folder)
+
+
+def assert_equal(folder: Path, model: nn.Module, plain: tuple[Path, nn.Module]) -> None:
+    assert said(folder) == said(plain[0])
+    for ours, theirs in zip(model.parameters(), plain[1].parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize(("number", "error"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])
+def test_fault_20_a_signal_ends_training_after_the_step_with_a_checkpoint_to_go_on_from(
+    tmp_path: Path, plain: tuple[Path, nn.Module], number: int, error: type[BaseException]
+) -> None:
+    before = signal.getsignal(number)
+    with pytest.raises(error) as raised:
+        run(tmp_path, display=At(4 * 16, lambda: os.kill(os.getpid(), number)))
+    assert number == signal.SIGINT or raised.value.code == 143
+    assert signal.getsignal(number) is before
+    assert load_checkpoint(tmp_path / "last.pth.tar")["kdkit"]["position"] == {"epoch": 0, "batch": 4, "update": 4}
+    assert len(said(tmp_path)) == 4
+    assert_equal(tmp_path, run(tmp_path, resume=True), plain)
+
+
+def test_fault_20_a_second_interrupt_leaves_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class LeftError(BaseException):
+        pass
+
+    def leave(code: int) -> None:
+        raise LeftError(code)
+
+    def interrupt() -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(os, "_exit", leave)
+    with pytest.raises(LeftError, match="130"):
+        run(tmp_path, display=At(4 * 16, interrupt))
+    assert load_checkpoint(tmp_path / "last.pth.tar")["kdkit"]["position"]["update"] == 3  # not that of this step
+
+
+def test_fault_31_a_learning_rate_that_makes_the_loss_nan_leaves_the_last_good_checkpoint(tmp_path: Path) -> None:
+    config = TrainConfig(
+        **{
+            **vars(CONFIG),
+            "sched": "multistep",
+            "sched_unit": "epoch",
+            "sched_options": {"decay_milestones": [1], "decay_rate": 1e30},
+        }
+    )
+    with pytest.raises(NonFiniteLossError, match=r"step 7, in epoch 1 \(.*task_loss nan.*last.pth.tar") as raised:
+        run(tmp_path, config)
+    assert "kd_loss" in str(raised.value)
+    kept = load_checkpoint(tmp_path / "last.pth.tar")
+    assert kept["kdkit"]["position"]["update"] == 6  # the seventh made weights of 1e28: finite, but their loss is not
+    assert not (tmp_path / "previous.pth.tar").exists()
+    model = tiny_model("test_vit")
+    model.load_state_dict(kept["state_dict"])
+    assert all(torch.isfinite(model(torch.randn(2, 3, 32, 32))).flatten())
+    assert all(np.isfinite(record["loss"]) for record in said(tmp_path))
+    with pytest.raises(NonFiniteLossError, match="step 7"):
+        run(tmp_path, config, resume=True)
+
+
+def test_fault_32_a_clock_set_back_a_year_changes_nothing(
+    tmp_path: Path, plain: tuple[Path, nn.Module], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, year, shift = time.time, 365 * 24 * 3600.0, [0.0]
+    monkeypatch.setattr(time, "time", lambda: real() - shift[0])
+
+    def set_back() -> None:
+        shift[0] += year
+
+    with pytest.raises(SystemExit):
+        run(tmp_path, display=At(4 * 16, lambda: (set_back(), os.kill(os.getpid(), signal.SIGTERM))))
+    os.utime(tmp_path / "last.pth.tar", (real() + year, real() + year))  # written in what is now the future
+    set_back()
+    assert_equal(tmp_path, run(tmp_path, resume=True), plain)
+
+    config = BuildConfig(codec="float32", num_workers=0, batch_size=16)
+    teacher, dataset = create_teacher(tiny_model(seed=1)), digits_dataset(96)
+    build_cache(teacher, dataset, tmp_path / "a.h5", config)
+    set_back()
+    build_cache(teacher, dataset, tmp_path / "b.h5", config)
+    assert cache_contents(tmp_path / "a.h5") == cache_contents(tmp_path / "b.h5")
+
+
+class Small(nn.Module):
+    """A teacher on a device with room for so many images."""
+
+    num_classes = 10
+
+    def __init__(self, room: int) -> None:
+        super().__init__()
+        self.model, self.room, self.seen = tiny_model(seed=1), room, []
+        self.pretrained_cfg = self.model.pretrained_cfg
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        if len(images) > self.room:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        self.seen.append(len(images))
+        return self.model(images)
+
+
+def test_fault_19_a_build_goes_on_with_halved_batches_when_the_teacher_has_no_memory(tmp_path: Path) -> None:
+    dataset, config = digits_dataset(96), BuildConfig(codec="float32", num_workers=0, batch_size=64)
+    build_cache(create_teacher(tiny_model(seed=1)), dataset, tmp_path / "plain.h5", config)
+    small = Small(room=20)
+    build_cache(create_teacher(small), dataset, tmp_path / "small.h5", config)
+    assert max(small.seen) == 16
+    rows = np.arange(96)
+    for view in range(dataset.recipe.num_views):
+        found = [open_cache(tmp_path / name).read(rows, view) for name in ("small.h5", "plain.h5")]
+        decoded = [open_cache(tmp_path / "plain.h5").codecs["logits"].decode(payload) for payload in found]
+        torch.testing.assert_close(decoded[0], decoded[1], rtol=1e-4, atol=1e-5)
