@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kdkit.cache.codecs import Codec, RowCodec
+from kdkit.cache.codecs import Codec, FeatureCodec, RowCodec
 from kdkit.cache.format import LOGITS
 from kdkit.cache.matching import match_keys
 from kdkit.cache.opening import locate, open_packed, open_parts, verify_arrays
@@ -69,6 +69,12 @@ class CacheFile:
     def codecs(self) -> Mapping[str, RowCodec]:
         """Stream name -> its codec."""
         return self._codecs
+
+    @property
+    def feature_widths(self) -> dict[str, int]:
+        """Stream of features -> its width D, the first side of [D] and [D, H, W], the second of [N, D]."""
+        shapes = {name: codec.shape for name, codec in self._codecs.items() if isinstance(codec, FeatureCodec)}
+        return {name: shape[1 if len(shape) == 2 else 0] for name, shape in shapes.items()}
 
     @property
     def num_bytes(self) -> int:

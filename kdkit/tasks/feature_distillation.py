@@ -35,7 +35,8 @@ class FeatureDistillationTask(DistillationTask):
         distill_loss: as for DistillationTask, at least one term a feature loss.
         student_taps: where the student is tapped by terms that do not say it themselves, see kdkit.teachers.tap.
         teacher_taps: the same for the teacher; the student's when None.
-        teacher_widths: tap of the teacher -> its width D, for losses that project, where there is no live teacher.
+        teacher_widths: tap of the teacher -> its width D, for losses that project, where there is no live teacher:
+            a cache's feature_widths.
 
     Raises:
         ConfigError: no term compares features, or a width is not known.
@@ -89,7 +90,7 @@ class FeatureDistillationTask(DistillationTask):
             if model is None:
                 raise ConfigError(
                     f"the width of the teacher's {tap!r} is not known without a live teacher: pass "
-                    f"teacher_widths={{{tap!r}: D}}, which the cache's stream {tap!r} tells"
+                    f"teacher_widths={{{tap!r}: D}}, or the feature_widths of a cache that holds it"
                 )
             return tap_width(model, tap)
 

@@ -1,0 +1,100 @@
+"""Every kind of task learns from a cache what it learns from the teacher that made it.
+
+Logits are kept as float32, features as float16: what is compared with features agrees to half precision's 3 digits. Not
+promised: equal bits, since a teacher's matrix products may round otherwise in another batch.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from support import digits_dataset, loader_for, tiny_model
+from task_rows import distilled_student
+
+from kdkit import (
+    FeatureDistillationTask,
+    LogitDistillationTask,
+    TokenDistillationTask,
+    TrainingTask,
+    build_cache,
+    create_teacher,
+    open_cache,
+)
+from kdkit.cache import CachedTeacher
+from kdkit.config import BuildConfig
+from kdkit.data import ReplayedDataset
+from kdkit.errors import MissingTeacherError
+from kdkit.tasks import LossTerm
+
+TEACHERS = {"test_resnet": "stages.3", "test_vit": "blocks.3"}
+
+
+@pytest.fixture(scope="module")
+def dataset() -> ReplayedDataset:
+    return digits_dataset(48)
+
+
+@pytest.fixture(scope="module", params=list(TEACHERS))
+def cached(request: pytest.FixtureRequest, dataset: ReplayedDataset, tmp_path_factory: pytest.TempPathFactory):  # type: ignore[no-untyped-def]
+    """A teacher, one of its inner taps, and a cache of all that it says."""
+    name, tap = request.param, TEACHERS[request.param]
+    path = tmp_path_factory.mktemp(name) / "t.h5"
+    streams = ("logits", "pooled", "tokens", tap)
+    build_cache(
+        create_teacher(tiny_model(name, seed=1)),
+        dataset,
+        path,
+        BuildConfig(streams=streams, codec="float32", num_workers=0),
+    )
+    return tiny_model(name, seed=1), tap, open_cache(path, dataset)
+
+
+def assert_the_same(live: TrainingTask, task: TrainingTask, cache: CachedTeacher, dataset: ReplayedDataset) -> None:
+    """Both results on every batch of an epoch, with the same random numbers."""
+    task.load_state_dict(live.state_dict())
+    for batch in loader_for(dataset, live.get_eval_model(), batch_size=24):
+        torch.manual_seed(3)
+        asked = live(batch.input, batch.target)
+        torch.manual_seed(3)
+        read = task(batch.input, batch.target, cache(batch))
+        assert list(asked) == list(read)
+        for name, value in asked.items():
+            torch.testing.assert_close(read[name], value, rtol=3e-3, atol=1e-4, msg=name)
+
+
+def test_logits_and_tokens(cached, dataset: ReplayedDataset) -> None:  # type: ignore[no-untyped-def]
+    teacher, _, cache = cached
+    assert_the_same(
+        LogitDistillationTask(tiny_model("test_efficientnet"), teacher, distill_loss={"kl": 1.0, "dist": 1.0}),
+        LogitDistillationTask(tiny_model("test_efficientnet"), distill_loss={"kl": 1.0, "dist": 1.0}),
+        cache,
+        dataset,
+    )
+    assert_the_same(
+        TokenDistillationTask(distilled_student(), teacher), TokenDistillationTask(distilled_student()), cache, dataset
+    )
+
+
+def test_features_at_every_kind_of_tap(cached, dataset: ReplayedDataset) -> None:  # type: ignore[no-untyped-def]
+    teacher, tap, cache = cached
+    terms = [
+        LossTerm("hint_mse"),
+        LossTerm("attention", 10.0, student_taps="stages.3", teacher_taps=tap),
+        LossTerm("hint_cosine", student_taps="tokens"),
+        LossTerm("similarity", 10.0),
+        "kl",
+    ]
+    live = FeatureDistillationTask(tiny_model("test_efficientnet"), teacher, distill_loss=terms)
+    task = FeatureDistillationTask(
+        tiny_model("test_efficientnet"), distill_loss=terms, teacher_widths=cache.feature_widths
+    )
+    assert_the_same(live, task, cache, dataset)
+
+
+def test_a_cache_without_the_stream_is_refused_by_the_command_that_adds_it(cached, dataset: ReplayedDataset) -> None:  # type: ignore[no-untyped-def]
+    _, _, cache = cached
+    narrow = open_cache(cache.path, dataset, streams=["logits"])
+    task = FeatureDistillationTask(tiny_model("test_efficientnet"), teacher_widths=cache.feature_widths)
+    batch = next(iter(loader_for(dataset, task.get_eval_model())))
+    with pytest.raises(MissingTeacherError, match=r"kdkit cache build .* --build\.streams '\[logits, pooled\]'"):
+        task(batch.input, batch.target, narrow(batch))
