@@ -134,7 +134,7 @@ def compare_mixed(report: Report, root: Path, count: int, turns: int) -> None:
 
 def main() -> None:
     options = parser(__doc__).parse_args()
-    count, turns = (64, 1) if options.quick else (384, 7)
+    count, turns = (64, 1) if options.quick else (192, 9)
     torch.set_num_threads(1)
     report = Report("views", "Views a second", quick=options.quick)
     report.text(

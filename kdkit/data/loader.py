@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, default_collate
 
 from kdkit.data.ahead import copied_ahead
 from kdkit.data.dataset import ReplayedDataset, Sample, Unreadable
@@ -193,12 +193,12 @@ def _collate(found: list[Sample | Unreadable]) -> PixelBatch:
     partner_targets = [sample.partner_target for sample in samples if sample.partner_target is not None]
     teacher_images = [sample.teacher_image for sample in samples if sample.teacher_image is not None]
     return PixelBatch(
-        torch.stack([sample.image for sample in samples]),
+        default_collate([sample.image for sample in samples]),  # in a worker, straight into shared memory
         torch.tensor([sample.target for sample in samples]),
         torch.tensor([sample.row for sample in samples]),
         samples[0].view,
         torch.tensor(partner_targets) if partner_targets else None,
         torch.tensor([sample.share for sample in samples]) if partner_targets else None,
-        torch.stack(teacher_images) if teacher_images else None,
+        default_collate(teacher_images) if teacher_images else None,
         skipped,
     )
