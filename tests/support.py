@@ -63,6 +63,17 @@ def digits(count: int = 200) -> ArraySource:
     )
 
 
+def write_digits(root: Path, count: int) -> Path:
+    """The first `count` digits as an image folder, CLASS/NUMBER.png."""
+    source = digits(count)
+    for index in range(count):
+        image, target = source[index]
+        place = root / CLASSES[target] / f"{index:03d}.png"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        image.save(place)
+    return root
+
+
 def digits_dataset(count: int = 200, recipe: ReplayRecipe = RECIPE) -> ReplayedDataset:
     """The first `count` digits, replayed."""
     return ReplayedDataset(digits(count), recipe)

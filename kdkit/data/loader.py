@@ -6,15 +6,15 @@ import logging
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, default_collate
+from torch.utils.data import DataLoader
 
 from kdkit.data.ahead import copied_ahead
-from kdkit.data.dataset import ReplayedDataset, Sample, Unreadable
+from kdkit.data.batch import PixelBatch, collate
+from kdkit.data.dataset import ReplayedDataset
 from kdkit.data.sampler import EpochSampler, RangeSampler
 from kdkit.errors import DatasetError
 from kdkit.signals import Batch, Normalization
@@ -36,36 +36,6 @@ def naming_dead_workers() -> Iterator[None]:
             f"a process that loads images died ({reason}): the machine may be out of memory, or short of it in "
             "/dev/shm; try fewer num_workers"
         ) from error
-
-
-@dataclass(frozen=True, eq=False)
-class PixelBatch:
-    """A batch as the workers leave it: images uint8 [B, 3, H, W], target [B] and row [B] int64, one view.
-
-    Where views are mixed, `partner_target` [B] and `share` [B] float32 say of what; `teacher_images` are uint8
-    [B, 3, T, T] where the teacher's view has a size T of its own; `skipped` are the row and the reason of each sample
-    that was left out.
-    """
-
-    images: Tensor
-    target: Tensor
-    row: Tensor
-    view: int
-    partner_target: Tensor | None = None
-    share: Tensor | None = None
-    teacher_images: Tensor | None = None
-    skipped: tuple[tuple[int, str], ...] = ()
-
-    def pin_memory(self) -> PixelBatch:
-        """The same batch in page-locked memory, rows excepted; DataLoader calls this."""
-        return replace(
-            self,
-            images=self.images.pin_memory(),
-            target=self.target.pin_memory(),
-            partner_target=None if self.partner_target is None else self.partner_target.pin_memory(),
-            share=None if self.share is None else self.share.pin_memory(),
-            teacher_images=None if self.teacher_images is None else self.teacher_images.pin_memory(),
-        )
 
 
 class ReplayLoader:
@@ -110,7 +80,7 @@ class ReplayLoader:
             dataset,
             batch_sampler=sampler,
             num_workers=num_workers,
-            collate_fn=_collate,
+            collate_fn=collate,
             pin_memory=self.device.type == "cuda",
             persistent_workers=num_workers > 0,
             worker_init_fn=_ignore_interrupts,
@@ -180,25 +150,3 @@ def _ignore_interrupts(worker: int) -> None:
 
 def _log_skip(key: str, reason: str) -> None:
     _logger.warning("skipped %r: %s", key, reason)
-
-
-def _collate(found: list[Sample | Unreadable]) -> PixelBatch:
-    samples = [sample for sample in found if isinstance(sample, Sample)]
-    skipped = tuple((sample.row, sample.reason) for sample in found if isinstance(sample, Unreadable))
-    if not samples:
-        raise DatasetError(f"none of the {len(found)} samples of a batch could be read, the first: {skipped[0][1]}")
-    views = {sample.view for sample in samples}
-    if len(views) != 1:
-        raise DatasetError(f"a batch shows one view, got views {sorted(views)}: let the sampler keep them apart")
-    partner_targets = [sample.partner_target for sample in samples if sample.partner_target is not None]
-    teacher_images = [sample.teacher_image for sample in samples if sample.teacher_image is not None]
-    return PixelBatch(
-        default_collate([sample.image for sample in samples]),  # in a worker, straight into shared memory
-        torch.tensor([sample.target for sample in samples]),
-        torch.tensor([sample.row for sample in samples]),
-        samples[0].view,
-        torch.tensor(partner_targets) if partner_targets else None,
-        torch.tensor([sample.share for sample in samples]) if partner_targets else None,
-        default_collate(teacher_images) if teacher_images else None,
-        skipped,
-    )

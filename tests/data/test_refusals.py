@@ -7,11 +7,9 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 from PIL import Image
-from sklearn.datasets import load_digits
-from support import digits, digits_dataset, tiny_model
+from support import digits, digits_dataset, tiny_model, write_digits
 
 from kdkit import build_cache, create_teacher, open_cache
 from kdkit.cache import CachedTeacher, pixels
@@ -98,12 +96,7 @@ def test_a_changed_transform_of_ones_own_is_refused_and_named(tmp_path: Path) ->
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """20 digits as an image folder."""
-    data = load_digits()
-    for index in range(20):
-        place = tmp_path / "images" / f"{data.target[index]}"
-        place.mkdir(parents=True, exist_ok=True)
-        Image.fromarray((data.images[index] * 15).astype(np.uint8)).save(place / f"{index:03d}.png")
-    return tmp_path / "images"
+    return write_digits(tmp_path / "images", 20)
 
 
 def test_an_added_a_removed_and_a_renamed_image_are_refused_and_named(folder: Path) -> None:

@@ -8,12 +8,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 from safetensors.torch import save_file
-from sklearn.datasets import load_digits
-from support import tiny_model
+from support import tiny_model, write_digits
 
 from kdkit import build_cache
 from kdkit.config import BuildConfig, DistillConfig, ReplayRecipe, TeacherConfig, TrainConfig
@@ -24,11 +21,7 @@ from kdkit.engine.resolve import resolve_dataset, resolve_device, resolve_teache
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """51 digits as an image folder, and a ten-class teacher beside it."""
-    data = load_digits()
-    for index in range(51):
-        place = tmp_path / "images" / f"{data.target[index]}"
-        place.mkdir(parents=True, exist_ok=True)
-        Image.fromarray((data.images[index] * 15).astype(np.uint8)).save(place / f"{index:03d}.png")
+    write_digits(tmp_path / "images", 51)
     save_file(tiny_model(seed=1).state_dict(), tmp_path / "teacher.safetensors")
     return tmp_path
 
