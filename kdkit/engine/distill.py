@@ -95,19 +95,21 @@ def distill(config: DistillConfig, *, show_progress: bool = False) -> DistillRep
     total = config.train.epochs * loader.num_images * ranks.world_size()
     logger = create_logger(config, output) if ranks.rank() == 0 else None
     random_seed(config.train.seed, ranks.rank())  # what a student draws, such as dropout, differs from rank to rank
-    with progress(f"distilling {config.student}", total, "images", enabled=shown) as display:
-        training = train(
-            task,
-            loader,
-            config.train,
-            teacher_source=source,
-            validation=None if validation is None else _loader(validation, task, config, device, shuffle=False),
-            logger=logger,
-            display=display,
-            checkpoints=checkpoints,
-        )
-    if logger is not None:
-        logger.close()
+    try:
+        with progress(f"distilling {config.student}", total, "images", enabled=shown) as display:
+            training = train(
+                task,
+                loader,
+                config.train,
+                teacher_source=source,
+                validation=None if validation is None else _loader(validation, task, config, device, shuffle=False),
+                logger=logger,
+                display=display,
+                checkpoints=checkpoints,
+            )
+    finally:
+        if logger is not None:
+            logger.close()
     return DistillReport(output, checkpoints.last, training, seen)
 
 
