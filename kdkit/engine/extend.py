@@ -15,6 +15,7 @@ from kdkit.cache.format import LOGITS
 from kdkit.cache.growth import Growth
 from kdkit.cache.lock import writer_lock
 from kdkit.cache.metadata import CacheMetadata
+from kdkit.cache.parts import INDEX_NAME
 from kdkit.cache.pixels import check_pixels, checked_views
 from kdkit.cache.reader import CachedTeacher
 from kdkit.config import BuildConfig
@@ -25,7 +26,7 @@ from kdkit.engine.build import BuildReport, build_record, report_on
 from kdkit.engine.fill import fill_together
 from kdkit.engine.plan import VIEWS_FIELD, as_built, refuse_other
 from kdkit.engine.resume import check_writable, refuse_other_pixels, remove_remains
-from kdkit.errors import CacheMismatchError
+from kdkit.errors import CacheLockedError, CacheMismatchError
 from kdkit.teachers import Teacher
 
 
@@ -79,9 +80,11 @@ def extend_cache(
                     remove_remains(cache.path, cache.num_views)
                 return cache.path, None, config
             folder = Growth.folder_of(cache.path)
-            check_writable(cache.path if cache.path.is_file() else folder / "index.h5")
+            check_writable(cache.path if cache.path.is_file() else folder / INDEX_NAME)
             durable.make_folder(folder)
             held.enter_context(writer_lock(folder))
+            if CachedTeacher(cache.path).num_views != cache.num_views:
+                raise CacheLockedError(f"the cache {str(cache.path)!r} was just extended by another process: run again")
             durable.remove_leftovers(folder)
             growth = Growth.begin(cache.path, cache.metadata, dataset.recipe.num_views)
             refuse_other_pixels(growth.parts, dataset)

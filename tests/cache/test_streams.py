@@ -12,6 +12,9 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as npst
 from safetensors.torch import load_file
 from support import RECIPE, cache_contents, digits, digits_dataset, tiny_model
 
@@ -286,6 +289,24 @@ def test_no_number_is_off_by_more_than_the_page_says(name: str, shape: tuple[int
         spoilt[4].view(-1)[3] = wrong
         assert codec.can_hold(spoilt).tolist() == [row != 4 for row in range(len(values))]
     assert create_feature_codec(**codec.to_dict()) == codec
+
+
+@st.composite
+def any_features(draw: st.DrawFn) -> torch.Tensor:
+    """[1 to 3, ...] of every number of sides, of sizes that half precision holds."""
+    sides = draw(st.lists(st.integers(1, 5), min_size=1, max_size=3))
+    scale = draw(st.sampled_from([1e-6, 0.1, 5.0, 6e4]))
+    unit = st.floats(-1, 1, width=32) | st.sampled_from([0.0, 1.0])
+    return torch.from_numpy(draw(npst.arrays("float32", (draw(st.integers(1, 3)), *sides), elements=unit))) * scale
+
+
+@settings(max_examples=60, deadline=None)
+@given(any_features(), st.sampled_from(["float16", "int8"]))
+def test_for_any_features_no_number_is_off_by_more_than_the_page_says(values: torch.Tensor, name: str) -> None:
+    codec = create_feature_codec(name, values.shape[1:])
+    payload = codec.encode(values)
+    assert payload.shape == (len(values), codec.row_bytes)
+    assert ((codec.decode(payload) - values).abs() <= bound(name, values)).all()
 
 
 def test_features_beyond_half_precision_are_refused_by_float16_alone() -> None:

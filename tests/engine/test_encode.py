@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from support import Pixels, Watched, cache_contents, digits
+from support import Pixels, Watched, cache_contents, digits, tiny_model
 
-from kdkit import build_cache
+from kdkit import build_cache, create_teacher, open_cache
 from kdkit.cache.background import Background
 from kdkit.cache.codecs import Float32Codec
 from kdkit.config import BuildConfig, ReplayRecipe
@@ -112,3 +112,18 @@ def test_nothing_runs_after_a_call_that_failed() -> None:
     with pytest.raises(CacheError):
         run_all()
     assert ran == []
+
+
+@pytest.mark.gpu
+def test_a_build_on_a_gpu_encodes_on_a_stream_of_its_own_and_holds_what_the_teacher_says(tmp_path: Path) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    config = dataclasses.replace(CONFIG, streams=("logits", "pooled"))
+    contents = []
+    for device in ("cpu", "cuda"):
+        build_cache(create_teacher(tiny_model()), dataset(), tmp_path / f"{device}.h5", config, device=device)
+        cache = open_cache(tmp_path / f"{device}.h5")
+        rows = {name: cache.codecs[name].decode(cache.read(torch.arange(64), 1, name)) for name in cache.streams}
+        contents.append(rows)
+    for name, rows in contents[0].items():
+        torch.testing.assert_close(contents[1][name], rows, rtol=1e-2, atol=1e-2)
