@@ -60,6 +60,7 @@ AMP_DTYPES = ("bfloat16", "float16")
 CLIP_MODES = ("norm", "value", "agc")
 SCHEDULE_UNITS = ("update", "epoch")
 UNREADABLE = ("stop", "skip")
+TASKS = ("logit", "feature", "token")
 
 
 @dataclass(frozen=True)
@@ -461,11 +462,24 @@ class DistillConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
     """Optimiser and schedule."""
 
-    distill_loss: str = "kl"
-    """Distillation loss, as kdkit.losses names it."""
+    task: str = "logit"
+    """What the student learns from: logit, the teacher's logits; feature, its features, and its logits where a loss
+    compares those; token, its logits, through a student's second head."""
+
+    distill_loss: str | dict[str, float] = "kl"
+    """Distillation loss, as kdkit.losses names it, or several with their weights, e.g. {hint_mse: 100, kl: 1}."""
 
     temperature: float | None = None
-    """Temperature of the distillation loss; the loss's own by default."""
+    """Temperature of losses on logits that take one; the loss's own by default."""
+
+    standardize: bool = False
+    """Whether logits are standardised before losses on them."""
+
+    student_taps: tuple[str, ...] = ("pooled",)
+    """Task feature: where the student is tapped, e.g. pooled, tokens or stages.3; several for vitkd and review."""
+
+    teacher_taps: tuple[str, ...] | None = None
+    """Task feature: where the teacher is tapped, streams of a cache; as the student by default."""
 
     task_loss_weight: float = 1.0
     """Weight of the loss on labels; 0 trains without them."""
@@ -502,6 +516,8 @@ class DistillConfig:
     why it does no harm."""
 
     def __post_init__(self) -> None:
+        if self.task not in TASKS:
+            raise ConfigError(f"task must be one of {', '.join(TASKS)}, got {self.task!r}")
         if self.cache is not None and self.teacher is not None:
             raise ConfigError("a run has either a cache or a live teacher, got both: leave one out")
         if self.cache is None and self.teacher is None:

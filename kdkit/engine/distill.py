@@ -10,7 +10,7 @@ from typing import Any
 
 import timm
 import torch
-from timm.utils import random_seed, unwrap_model
+from timm.utils import random_seed
 
 from kdkit.cache import CachedTeacher, open_cache
 from kdkit.cache.format import LOGITS
@@ -18,6 +18,7 @@ from kdkit.config import DistillConfig, ReplayRecipe
 from kdkit.data import EpochSampler, ReplayedDataset, ReplayLoader
 from kdkit.engine import ranks
 from kdkit.engine.checkpoint import BEST, LAST, PREVIOUS, Checkpoints
+from kdkit.engine.create_task import create_task
 from kdkit.engine.listeners import TENSORBOARD
 from kdkit.engine.logger import FILES
 from kdkit.engine.output import prepare_output
@@ -29,7 +30,7 @@ from kdkit.engine.student import STUDENT, Student
 from kdkit.engine.train import TrainReport, train
 from kdkit.errors import ClassMismatchError, ConfigError, DatasetError, UnknownNameError, nearest
 from kdkit.signals import Normalization
-from kdkit.tasks import LogitDistillationTask, TrainingTask
+from kdkit.tasks import DistillationTask, TrainingTask
 from kdkit.teachers import list_cards
 
 _FILES = (*FILES, LAST, BEST, PREVIOUS, CONFIG, STUDENT, TENSORBOARD, SKIPPED)
@@ -62,7 +63,8 @@ def distill(config: DistillConfig, *, show_progress: bool = False) -> DistillRep
     """
     config = dataclasses.replace(config, resume=config.resume or ranks.restarted())
     device = resolve_device(config.device)
-    cache = None if config.cache is None else open_cache(config.cache, streams=[LOGITS])
+    streams = None if config.task == "feature" else [LOGITS]
+    cache = None if config.cache is None else open_cache(config.cache, streams=streams)
     dataset = resolve_dataset(config.data, _recipe(config, cache))
     if config.unreadable == "skip":
         dataset = dataset.skipping_unreadable()
@@ -131,7 +133,7 @@ def _validation_dataset(folder: str, training: ReplayedDataset) -> ReplayedDatas
 
 def _create_task(
     config: DistillConfig, dataset: ReplayedDataset, cache: CachedTeacher | None, device: torch.device
-) -> LogitDistillationTask:
+) -> DistillationTask:
     num_classes = len(dataset.class_names or ())
     if cache is not None and cache.num_classes != num_classes:
         raise ClassMismatchError(f"the cache has {cache.num_classes} classes, the data {num_classes}")
@@ -145,14 +147,7 @@ def _create_task(
         student = timm.create_model(config.student, **_model_args(config, dataset))
     except TypeError as error:
         raise ConfigError(f"the student {config.student!r} does not take these student_options: {error}") from error
-    return LogitDistillationTask(
-        student,
-        teacher,
-        distill_loss=config.distill_loss,
-        temperature=config.temperature,
-        task_loss_weight=config.task_loss_weight,
-        distill_loss_weight=config.distill_loss_weight,
-    ).to(device)
+    return create_task(config, student, teacher, cache).to(device)
 
 
 def _model_args(config: DistillConfig, dataset: ReplayedDataset) -> dict[str, Any]:
@@ -173,7 +168,7 @@ def _describe(config: DistillConfig, dataset: ReplayedDataset, output: Path) -> 
     Student(config.student, model_args, shown.size, shown.crop_pct, shown.interpolation, names).write(output)
 
 
-def _card_top1(task: LogitDistillationTask, cache: CachedTeacher | None, dataset: ReplayedDataset) -> float | None:
+def _card_top1(task: DistillationTask, cache: CachedTeacher | None, dataset: ReplayedDataset) -> float | None:
     """What the teacher's card cites, if it has one for so many classes, percent."""
     name = task.teacher.name if cache is None and task.teacher is not None else None
     if cache is not None:
@@ -202,7 +197,7 @@ def _loader(
         rank=ranks.rank(),
         world_size=ranks.world_size(),
     )
-    student: Any = unwrap_model(task.trainable_module)
+    student: Any = task.get_eval_model()
     return ReplayLoader(
         dataset, sampler, Normalization.of(student), device=device, num_workers=config.train.num_workers
     )

@@ -1,0 +1,35 @@
+"""From a configuration to the task that trains its student."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from kdkit.cache import CachedTeacher
+from kdkit.config import DistillConfig
+from kdkit.tasks import DistillationTask, FeatureDistillationTask, LogitDistillationTask, TokenDistillationTask
+from kdkit.tasks.distillation import TaskOptions
+from kdkit.teachers import Teacher
+
+
+def create_task(
+    config: DistillConfig, student: nn.Module, teacher: Teacher | None, cache: CachedTeacher | None
+) -> DistillationTask:
+    """The task that `config.task` names, with a live teacher or for what a cache will say."""
+    options: TaskOptions = {
+        "temperature": config.temperature,
+        "standardize": config.standardize,
+        "task_loss_weight": config.task_loss_weight,
+        "distill_loss_weight": config.distill_loss_weight,
+    }
+    if config.task == "feature":
+        return FeatureDistillationTask(
+            student,
+            teacher,
+            distill_loss=config.distill_loss,
+            student_taps=config.student_taps,
+            teacher_taps=config.teacher_taps,
+            teacher_widths=None if cache is None else cache.feature_widths,
+            **options,
+        )
+    kind = TokenDistillationTask if config.task == "token" else LogitDistillationTask
+    return kind(student, teacher, distill_loss=config.distill_loss, **options)

@@ -1,0 +1,90 @@
+"""kdkit distill with other tasks than the usual one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from PIL import Image
+from sklearn.datasets import load_digits
+from support import tiny_model
+
+from kdkit import build_cache, create_teacher
+from kdkit.config import BuildConfig, DistillConfig, ReplayRecipe, TrainConfig
+from kdkit.data import FolderSource, ReplayedDataset
+from kdkit.engine.distill import distill
+from kdkit.errors import ConfigError, MissingTeacherError
+
+TRAIN = TrainConfig(epochs=1, batch_size=20, num_workers=0)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """40 digits in class folders, and caches of what a teacher says about them."""
+    folder = tmp_path_factory.mktemp("digits")
+    data = load_digits()
+    for index in range(40):
+        place = folder / "images" / str(data.target[index]) / f"{index}.png"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray((data.images[index] * 15).astype("uint8")).convert("RGB").save(place)
+    dataset = ReplayedDataset(FolderSource(folder / "images"), ReplayRecipe(size=32, hflip=0.0))
+    for name, streams in (("all", ("logits", "pooled")), ("logits", ("logits",))):
+        config = BuildConfig(streams=streams, codec="float16", num_workers=0)
+        build_cache(create_teacher(tiny_model(seed=1)), dataset, folder / f"{name}.h5", config)
+    return folder
+
+
+def run(folder: Path, output: Path, cache: str, **options: object) -> DistillConfig:
+    return DistillConfig(
+        data=str(folder / "images"),
+        output=str(output),
+        cache=str(folder / f"{cache}.h5"),
+        train=TRAIN,
+        **options,  # type: ignore[arg-type]
+    )
+
+
+def test_features_from_a_cache_train_a_student_that_is_saved_as_a_plain_one(folder: Path, tmp_path: Path) -> None:
+    config = run(
+        folder,
+        tmp_path / "run",
+        "all",
+        task="feature",
+        student="test_efficientnet",
+        distill_loss={"hint_mse": 2, "kl": 1},
+    )
+    report = distill(config)
+    [record] = report.training.epochs
+    assert record["kd_loss"] == pytest.approx(2 * record["hint_mse"] + record["kl"], rel=1e-5)
+    saved = torch.load(report.checkpoint, weights_only=True, map_location="cpu")
+    timm.create_model("test_efficientnet", num_classes=10).load_state_dict(saved["state_dict"])
+    assert list(saved["task_state"]) == ["comparisons"]
+
+
+def test_a_cache_without_the_stream_is_refused_with_the_command_that_adds_it(folder: Path, tmp_path: Path) -> None:
+    config = run(
+        folder, tmp_path / "run", "logits", task="feature", student="test_efficientnet", distill_loss="similarity"
+    )
+    with pytest.raises(MissingTeacherError, match=r"--build\.streams '\[logits, pooled\]'"):
+        distill(config)
+
+
+def test_a_two_headed_student_learns_through_its_second_head(folder: Path, tmp_path: Path) -> None:
+    config = run(
+        folder,
+        tmp_path / "run",
+        "all",
+        task="token",
+        student="deit_tiny_distilled_patch16_224",
+        student_options={"depth": 1, "embed_dim": 48, "num_heads": 3},
+        distill_loss="hard",
+    )
+    saved = torch.load(distill(config).checkpoint, weights_only=True, map_location="cpu")
+    assert "head_dist.weight" in saved["state_dict"]
+
+
+def test_a_task_that_does_not_exist_is_refused() -> None:
+    with pytest.raises(ConfigError, match="logit, feature, token"):
+        DistillConfig(data="", output="", student="", cache="x", task="features")
