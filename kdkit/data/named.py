@@ -37,9 +37,13 @@ def create_source(name: str | Path) -> ImageSource:
         return _hugging_face(text)
     if path.suffix.lower() == ".zip":
         return ZipSource(path)
-    if path.suffix.lower() == ".tar" or (path.is_dir() and any(path.glob("*.tar"))):
+    if path.suffix.lower() == ".tar" or _holds_tars_alone(path):
         return TarSource(path)
     return FolderSource(path)
+
+
+def _holds_tars_alone(path: Path) -> bool:
+    return path.is_dir() and any(path.glob("*.tar")) and not any(inner.is_dir() for inner in path.iterdir())
 
 
 def _hugging_face(name: str) -> ImageSource:
