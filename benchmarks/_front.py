@@ -65,14 +65,17 @@ def story(folder: Path) -> str:
     figures = latest("story", folder)["figures"]
     rows = []
     for name, scores in figures.items():
-        if name == "runs":
-            continue
-        taught = [f"{scores[f'{part}_{key}']:{form}}" for part in ("new_crop", "held_out") for key, form in SCORES]
+        taught = [f"{scores[f'{part}_{key}']:{form}}" for part in HELD_OUT for key, form in SCORES]
         rows.append((name, f"{scores['bytes']:,.0f}" if "bytes" in scores else "", *taught))
-    header = ("taught from", "bytes", "new crops: KL", "top-1, %", "other photographs: KL", "top-1, %")
+    header = (
+        "taught from",
+        "bytes",
+        *(f"{part}: {score}" for part in HELD_OUT.values() for score in ("KL", "top-1, %")),
+    )
     return _table(header, rows)
 
 
+HELD_OUT = {"new_crop": "new crops", "other_half": "other halves", "held_out": "other photographs"}
 SCORES = (("kl", ".3f"), ("top1", ".1f"))
 TABLES: dict[str, Callable[[Path], str]] = {"ratios": ratios, "codecs": codecs, "reading": reading, "story": story}
 

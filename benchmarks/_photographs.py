@@ -43,23 +43,32 @@ def photographs() -> Iterator[tuple[str, Image.Image]]:
 
 
 class CropSource:
-    """Every photograph `crops` times, under as many keys: replayed, each is another random crop. There are no labels.
+    """The left and the right half of every photograph, `crops` times each, under as many keys; there are no labels.
+
+    Replayed, each sample is another random crop of its half, so no pixel of a left half is in a crop of a right one.
 
     Args:
-        crops: samples a photograph.
+        crops: samples a half.
     """
 
     def __init__(self, crops: int) -> None:
-        self.names, self.images = zip(*photographs(), strict=True)
-        self.keys: Sequence[str] = [f"{name}/{crop:04d}" for name in self.names for crop in range(crops)]
+        self.names, pictures = zip(*photographs(), strict=True)
+        self.halves = [half for picture in pictures for half in _halves(picture)]
+        sides = [f"{name}/{side}" for name in self.names for side in ("left", "right")]
+        self.keys: Sequence[str] = [f"{side}/{crop:04d}" for side in sides for crop in range(crops)]
         self.class_names: Sequence[str] | None = None
-        self.photograph = torch.arange(len(self.names)).repeat_interleave(crops)  # of each sample, [N]
+        self.half = torch.arange(len(sides)).repeat_interleave(crops)  # of each sample, [N]; even ones are left
 
     def __len__(self) -> int:
         return len(self.keys)
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        return self.images[int(self.photograph[index])], -1
+        return self.halves[int(self.half[index])], -1
+
+
+def _halves(picture: Image.Image) -> tuple[Image.Image, Image.Image]:
+    middle, (width, height) = picture.width // 2, picture.size
+    return picture.crop((0, 0, middle, height)), picture.crop((middle, 0, width, height))
 
 
 def create_imagenet_model(size: int = 0) -> torch.nn.Module:
