@@ -15,7 +15,7 @@ import torch
 from support import cache_contents, digits_dataset, loader_for, tiny_model
 from torch import nn
 
-from kdkit import LogitDistillationTask, build_cache, create_teacher, open_cache
+from kdkit import FeatureDistillationTask, LogitDistillationTask, TrainingTask, build_cache, create_teacher, open_cache
 from kdkit.config import BuildConfig, TrainConfig
 from kdkit.engine.checkpoint import Checkpoints, load_checkpoint
 from kdkit.engine.logger import RunLogger
@@ -39,10 +39,15 @@ class At(Display):
 
 
 def run(
-    folder: Path, config: TrainConfig = CONFIG, *, display: Display | None = None, resume: bool = False
+    folder: Path,
+    config: TrainConfig = CONFIG,
+    *,
+    task: TrainingTask | None = None,
+    display: Display | None = None,
+    resume: bool = False,
 ) -> nn.Module:
     """A distillation on 96 digits in batches of 16."""
-    task = LogitDistillationTask(tiny_model("test_vit"), tiny_model(seed=1))
+    task = task or LogitDistillationTask(tiny_model("test_vit"), tiny_model(seed=1))
     loader = loader_for(digits_dataset(96), task.trainable_module, batch_size=16)
     checkpoints = Checkpoints(folder, resume=resume)
     train(task, loader, config, logger=RunLogger(folder), checkpoints=checkpoints, display=display)
@@ -79,6 +84,34 @@ def test_fault_20_a_signal_ends_training_after_the_step_with_a_checkpoint_to_go_
     assert load_checkpoint(tmp_path / "last.pth.tar")["kdkit"]["position"] == {"epoch": 0, "batch": 4, "update": 4}
     assert len(said(tmp_path)) == 4
     assert_equal(tmp_path, run(tmp_path, resume=True), plain)
+
+
+def test_fault_30_what_losses_learn_scaler_and_schedules_by_epoch_resume_too(tmp_path: Path) -> None:
+    config = TrainConfig(
+        **{**vars(CONFIG), "amp": "float16", "ema_decay": 0.9, "accumulate": 2, "sched": "step", "sched_unit": "epoch"}
+    )
+
+    def feature_task() -> FeatureDistillationTask:
+        return FeatureDistillationTask(tiny_model("test_vit"), tiny_model(seed=1), distill_loss="hint_mse")
+
+    def go(folder: Path, **how: Any) -> dict[str, Any]:
+        torch.manual_seed(3)  # of what the loss learns
+        run(folder, config, task=feature_task(), **how)
+        return load_checkpoint(folder / "last.pth.tar")
+
+    expected = go(tmp_path / "plain")
+    with pytest.raises(SystemExit):
+        go(tmp_path / "stopped", display=At(3 * 16, lambda: os.kill(os.getpid(), signal.SIGTERM)))
+    assert load_checkpoint(tmp_path / "stopped" / "last.pth.tar")["kdkit"]["position"]["batch"] == 4  # a whole update
+    found = go(tmp_path / "stopped", resume=True)
+    assert found["amp_scaler"] == expected["amp_scaler"]
+    parts = ["state_dict", "state_dict_ema"]
+    for mine, plain in [(found[part], expected[part]) for part in parts] + [
+        (found[part]["comparisons"], expected[part]["comparisons"]) for part in ("task_state", "task_state_ema")
+    ]:
+        assert plain
+        assert all(torch.equal(mine[name], value) for name, value in plain.items())
+    assert said(tmp_path / "stopped") == said(tmp_path / "plain")
 
 
 def test_fault_20_a_second_interrupt_leaves_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
