@@ -106,14 +106,15 @@ class CacheFile:
             CacheCorruptError: a touched block does not match its checksum.
         """
         indices = np.asarray(rows, dtype=np.int64)
-        self.refuse_missing(stream)
-        if (view, stream) not in self._payloads:
+        payload = self._payloads.get((view, stream))
+        if payload is None:
+            self.refuse_missing(stream)
             raise CacheError(f"the cache {str(self.path)!r} has views 0 to {self.num_views - 1}, asked for {view}")
         if indices.size and indices.view(np.uint64).max() >= self.num_rows:  # negative ones are huge when unsigned
             raise CacheError(
                 f"the cache {str(self.path)!r} has rows 0 to {self.num_rows - 1}, asked for {indices.max()}"
             )
-        return torch.from_numpy(self._payloads[view, stream].read(indices))
+        return torch.from_numpy(payload.read(indices))
 
     def summary(self) -> dict[str, str]:
         """What the cache holds and what it was made with, as text for people, in reading order."""
