@@ -142,6 +142,10 @@ class TrainConfig:
     log_every: int = 50
     """Steps between two looks at the losses; each step is logged, but the device is waited for only then."""
 
+    log_gradients: bool = False
+    """Whether the step of each look also logs how strongly each term pulls at the student's head: the norm of its
+    weighted gradient on rank 0, and the ratio of kd_loss's to task_loss's. Not with `compile`."""
+
     checkpoint_every: int = 1000
     """Updates between two checkpoints; there is one at the end of each epoch as well; 0 leaves it at that."""
 
@@ -160,6 +164,8 @@ class TrainConfig:
                 raise ConfigError(f"{name} must be one of {', '.join(map(str, known))}, got {getattr(self, name)!r}")
         if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
             raise ConfigError(f"ema_decay must be at least 0 and below 1, got {self.ema_decay}")
+        if self.log_gradients and self.compile:
+            raise ConfigError("log_gradients asks a graph that compile gives away: leave one of them out")
         if self.clip_grad is not None and not self.clip_grad > 0:
             raise ConfigError(f"clip_grad must be above 0, got {self.clip_grad}")
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from timm.utils import dispatch_clip_grad, unwrap_model
+from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from kdkit.config import TrainConfig
@@ -24,7 +26,7 @@ from kdkit.engine.progress import Display, format_terms
 from kdkit.engine.stop import stop_request
 from kdkit.errors import ConfigError, KdkitError
 from kdkit.signals import Batch, TeacherSource
-from kdkit.tasks import TrainingTask
+from kdkit.tasks import TrainingTask, gradient_norms
 from kdkit.teachers import Teacher
 
 
@@ -102,11 +104,13 @@ def train(
             state.log = {} if logger is None else logger.position()
             checkpoints.save(state, **how)
 
-    def look(meter: Meter) -> None:
-        """Brings over what the steps said, logs it, and refuses a loss that is not finite."""
+    def look(meter: Meter, pulls: Mapping[str, Tensor]) -> None:
+        """Brings over what the steps said, and the last one's `pulls`; logs it, refuses a loss that is not finite."""
         records = meter.flush()
         bad = first_bad(records)
         good = records[:bad]
+        if bad is None and good:
+            good[-1] |= {name: float(value) for name, value in pulls.items()}
         if logger is not None:
             logger.log_steps(good)
         if good:
@@ -136,6 +140,8 @@ def train(
                     said = () if teacher_source is None else (teacher_source(batch),)
                     with torch.autocast(loader.device.type, dtype=amp, enabled=amp is not None):
                         result = task(batch.input, batch.target, *said)
+                    is_due = len(meter) + 1 >= config.log_every or number == num_batches - 1
+                    pulls = gradient_norms(task, result) if config.log_gradients and is_due else {}
                     scaler.scale(result["loss"] / group).backward()
                 at = {"epoch": epoch, "step": epoch * num_batches + number, "lr": _learning_rate(optimizer)}
                 meter.add(result, len(batch.input), at)
@@ -155,11 +161,10 @@ def train(
                 if scheduler is not None:
                     scheduler.step_update(state.position.update)
 
-                is_due = len(meter) >= config.log_every or number == num_batches - 1
                 stopping = stop.requested if world_size == 1 else is_due and ranks.any_rank(stop.requested)
                 saving = stopping or (config.checkpoint_every and state.position.update % config.checkpoint_every == 0)
                 if is_due or saving:
-                    look(meter)
+                    look(meter, pulls)
                 if saving:
                     state.sums = meter.sums
                     save()

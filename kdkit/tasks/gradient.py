@@ -21,7 +21,7 @@ def gradient_norms(
     """L2 norm of each weighted term's gradient, to be called now and then between a task's forward and backward pass.
 
     It walks back through the graph once a term and leaves it, and every .grad, as they were. Under
-    DistributedDataParallel it is that of this rank's images. What torch.compile made frees its graph at once, and
+    DistributedDataParallel it is that of this rank's images. What inductor compiled gives its graph away at once, and
     cannot be asked.
 
     Args:
@@ -31,7 +31,11 @@ def gradient_norms(
             on features does not reach the classifier, has norm 0: give a layer that all terms share.
 
     Returns:
-        'gradient_<term>' [] for each weighted term, and 'gradient_ratio' [], that of kd_loss over that of task_loss.
+        'gradient_<term>' [] for each weighted term, and 'gradient_ratio' [], that of kd_loss over that of task_loss;
+        infinite where the latter is 0.
+
+    Raises:
+        ConfigError: the result is no distillation's, the student has no classifier, or its graph is gone.
     """
     wanted = list(_classifier(task) if parameters is None else parameters)
     norms = {
@@ -47,8 +51,13 @@ def gradient_norms(
 def _norm(term: Tensor, parameters: list[nn.Parameter]) -> Tensor:
     if not term.requires_grad:
         return torch.zeros((), device=term.device)
-    gradients: Sequence[Tensor | None] = torch.autograd.grad(term, parameters, retain_graph=True, allow_unused=True)
-    reached = [torch.linalg.vector_norm(gradient.float()) for gradient in gradients if gradient is not None]
+    try:
+        found: Sequence[Any] = torch.autograd.grad(term, parameters, retain_graph=True, allow_unused=True)
+    except RuntimeError as error:
+        if "donated buffers" not in str(error):
+            raise
+        raise ConfigError("a compiled student gives its graph away after one walk: ask one that is not") from error
+    reached = [torch.linalg.vector_norm(gradient.float()) for gradient in found if gradient is not None]
     return torch.linalg.vector_norm(torch.stack(reached)) if reached else torch.zeros((), device=term.device)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from pathlib import Path
 
 import pytest
@@ -61,6 +63,20 @@ def test_features_from_a_cache_train_a_student_that_is_saved_as_a_plain_one(fold
     saved = torch.load(report.checkpoint, weights_only=True, map_location="cpu")
     timm.create_model("test_efficientnet", num_classes=10).load_state_dict(saved["state_dict"])
     assert list(saved["task_state"]) == ["comparisons"]
+
+
+def test_each_look_logs_how_strongly_the_terms_pull_at_the_head(folder: Path, tmp_path: Path) -> None:
+    config = run(folder, tmp_path / "run", "all", student="test_resnet", distill_loss={"kl": 1.0, "bce": 3.0})
+    distill(dataclasses.replace(config, train=dataclasses.replace(TRAIN, log_gradients=True, log_every=1)))
+    records = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    steps = [record for record in records if "gradient_ratio" in record]
+    assert [record["step"] for record in steps] == [0, 1]
+    for record in steps:
+        assert record["gradient_ratio"] == pytest.approx(record["gradient_kd_loss"] / record["gradient_task_loss"])
+        assert record["gradient_kl"] > 0
+        assert record["gradient_bce"] > 0
+    with pytest.raises(ConfigError, match="log_gradients"):
+        TrainConfig(log_gradients=True, compile=True)
 
 
 def test_a_cache_without_the_stream_is_refused_with_the_command_that_adds_it(folder: Path, tmp_path: Path) -> None:
