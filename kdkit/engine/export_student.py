@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,12 +67,15 @@ def export_student(config: ExportConfig) -> ExportReport:
 
 def _write_onnx(model: nn.Module, size: int, path: Path) -> None:
     """images [B, 3, size, size], normalised, to logits [B, C]; B is free."""
-    torch.onnx.export(
-        model,
-        (torch.zeros(2, 3, size, size),),
-        str(path),
-        input_names=["images"],
-        output_names=["logits"],
-        dynamic_axes={"images": {0: "batch"}, "logits": {0: "batch"}},
-        dynamo=False,  # the other exporter needs a further package, onnxscript
-    )
+    with warnings.catch_warnings():
+        # That shapes become constants is meant: the size is fixed, and B is declared free.
+        warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)  # type: ignore[attr-defined]
+        torch.onnx.export(
+            model,
+            (torch.zeros(2, 3, size, size),),
+            str(path),
+            input_names=["images"],
+            output_names=["logits"],
+            dynamic_axes={"images": {0: "batch"}, "logits": {0: "batch"}},
+            dynamo=False,  # the other exporter needs a further package, onnxscript
+        )

@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 from skimage import data
 from support import tiny_model
 
+import kdkit
 from kdkit.cli import main
 
 PAGES = sorted(page.relative_to(ROOT).as_posix() for page in (ROOT / "docs").glob("*.md"))
@@ -98,6 +99,11 @@ def test_every_shell_block_of_the_pages_is_one_of_the_two_kinds() -> None:
         fences = [line.removeprefix("```") for line in text.splitlines() if line.startswith("```") and line != "```"]
         assert {fence for fence in fences if not fence.startswith("{")} <= {"sh", "bash", "python", "yaml"}, page
         assert "kdkit" in " ".join(commands(page, "sh")) or "```sh" not in text, page
+
+
+def test_every_public_name_stands_on_the_page_of_the_api() -> None:
+    page = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    assert [name for name in kdkit.__all__ if f"kdkit.{name}" not in page] == ["__version__"]
 
 
 @pytest.mark.slow
