@@ -103,8 +103,9 @@ class FeatureDistillationTask(DistillationTask):
     def _feature(self, said: TeacherOutput, tap: str) -> Tensor:
         if tap not in said.features:
             streams = ["logits", *self.taps]
+            held = ["logits"] * (said.logits is not None or said.sparse is not None) + sorted(said.features)
             raise MissingTeacherError(
-                f"teacher_output holds no {tap!r}, only {['logits', *sorted(said.features)]}: build the cache with it, "
+                f"teacher_output holds no {tap!r}, only {held}: build the cache with it, "
                 f"kdkit cache build ... --build.streams '[{', '.join(streams)}]'"
             )
         return said.features[tap]
