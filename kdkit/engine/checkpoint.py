@@ -179,14 +179,18 @@ class Checkpoints:
                     _link_or_copy(temporary, best)
 
     def restore(self, state: RunState) -> bool:
-        """Puts `state` where the newest checkpoint left it; False if the run starts.
+        """Puts `state` where the newest checkpoint left it; False if the run starts. A collective call.
 
         Raises:
             ConfigError: that checkpoint is of another configuration; names the field and both values.
             CheckpointError: it cannot be read, or is none of kdkit's.
         """
-        if not self.resume or not self.last.exists():
+        if not self.resume or not ranks.on_rank_zero(self.last.exists):
             return False
+        ranks.together(lambda: self._load(state))
+        return True
+
+    def _load(self, state: RunState) -> None:
         content = load_checkpoint(self.last)
         if "kdkit" not in content:
             raise CheckpointError(f"{str(self.last)!r} is no checkpoint of a kdkit run: it holds {sorted(content)[:5]}")
@@ -196,7 +200,6 @@ class Checkpoints:
         except (KeyError, RuntimeError, ValueError) as error:
             reason = str(error).splitlines()[0]
             raise CheckpointError(f"{str(self.last)!r} does not fit this run ({reason}): start another one") from error
-        return True
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

@@ -115,10 +115,8 @@ def train(
             logger.log_steps(good)
         if good:
             display.show(good[-1])
-        if (
-            checkpoints is not None and records
-        ):  # the first of them is the first step of the newest checkpoint's weights
-            if bad == 0:
+        if checkpoints is not None and records:
+            if bad == 0:  # the first step of the newest checkpoint's weights
                 checkpoints.withdraw()
             else:
                 checkpoints.confirm()
