@@ -24,11 +24,13 @@ class Way:
         gather: rows int64 [B] -> uint8 [B, bytes].
         num_bytes: what the file system gave away for it; 0 in memory.
         num_rows: R.
+        close: lets go of the file that stays open.
     """
 
     gather: Callable[[Rows], Rows]
     num_bytes: int
     num_rows: int
+    close: Callable[[], None] = lambda: None
 
 
 def disk_bytes(path: Path) -> int:
@@ -59,13 +61,14 @@ def h5py_chunked(rows: Rows, folder: Path) -> Way:
 def _h5py(rows: Rows, path: Path, **options: bool) -> Way:
     with h5py.File(path, "w") as file:
         file.create_dataset("rows", data=rows, **options)
-    dataset = h5py.File(path, "r")["rows"]
+    opened = h5py.File(path, "r")
+    dataset = opened["rows"]
 
     def gather(chosen: Rows) -> Rows:
         unique, back = np.unique(chosen, return_inverse=True)  # h5py wants increasing rows without repeats
         return dataset[unique][back]
 
-    return Way(gather, disk_bytes(path), len(rows))
+    return Way(gather, disk_bytes(path), len(rows), opened.close)
 
 
 def pt_files(rows: Rows, folder: Path) -> Way:
@@ -101,4 +104,4 @@ def seek_and_read(rows: Rows, folder: Path) -> Way:
     def gather(chosen: Rows) -> Rows:
         return np.stack([np.frombuffer(read(keys[row]), dtype=np.uint8) for row in chosen])
 
-    return Way(gather, disk_bytes(path), len(rows))
+    return Way(gather, disk_bytes(path), len(rows), file.close)
