@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
+PATHS = ("--output", "--keep", "--logits")  # options whose value is one
 VERSIONS = ("torch", "timm", "numpy", "h5py")
 
 
@@ -102,7 +103,7 @@ class Report:
         folder = folder or (RESULTS / "quick" if self.quick else RESULTS)
         folder.mkdir(parents=True, exist_ok=True)
         date = datetime.date.today().isoformat()
-        command = " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
+        command = " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *_told(sys.argv[1:])])
         minutes = (time.monotonic() - self.begun) / 60
         head = f"Command: `{command}`, {minutes:.1f} minutes. {describe_machine()}."
         page = folder / f"{date}-{self.name}.md"
@@ -111,6 +112,16 @@ class Report:
         page.with_suffix(".json").write_text(json.dumps(result | {"machine": describe_machine()}, indent=1) + "\n")
         print(page.read_text(), flush=True)
         return page
+
+
+def _told(arguments: Sequence[str]) -> list[str]:
+    """The command's arguments but for folders and files, which are nobody else's."""
+    told, skip = [], False
+    for argument in arguments:
+        if not skip and argument not in PATHS:
+            told.append(argument)
+        skip = argument in PATHS
+    return told
 
 
 def describe_machine() -> str:
