@@ -10,13 +10,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import save_file
-from sklearn.datasets import load_digits
-from support import cache_contents, tiny_model
+from support import cache_contents, tiny_model, write_digits
 
 from kdkit.cli import main
 
@@ -24,11 +21,8 @@ from kdkit.cli import main
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """75 digits, of which two ranks do not get equally many, a teacher, and its cache."""
-    folder, data = tmp_path_factory.mktemp("commands"), load_digits()
-    for index in range(75):
-        place = folder / "images" / str(data.target[index])
-        place.mkdir(parents=True, exist_ok=True)
-        Image.fromarray((data.images[index] * 15).astype(np.uint8)).save(place / f"{index:03d}.png")
+    folder = tmp_path_factory.mktemp("commands")
+    write_digits(folder / "images", 75)
     save_file(tiny_model(seed=1).state_dict(), folder / "teacher.safetensors")
     assert main(build(folder, folder / "t.h5")) == 0
     return folder

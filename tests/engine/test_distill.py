@@ -9,15 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import timm
 import torch
 import yaml
-from PIL import Image
 from safetensors.torch import save_file
-from sklearn.datasets import load_digits
-from support import tiny_model
+from support import tiny_model, write_digits
 from timm.models import load_checkpoint, resume_checkpoint
 
 from kdkit.cli import main
@@ -30,11 +27,8 @@ from kdkit.errors import CheckpointError, ConfigError, MissingDependencyError
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """60 digits as images, and a teacher."""
-    folder, data = tmp_path_factory.mktemp("distill"), load_digits()
-    for index in range(60):
-        place = folder / "images" / str(data.target[index])
-        place.mkdir(parents=True, exist_ok=True)
-        Image.fromarray((data.images[index] * 15).astype(np.uint8)).save(place / f"{index:03d}.png")
+    folder = tmp_path_factory.mktemp("distill")
+    write_digits(folder / "images", 60)
     save_file(tiny_model(seed=1).state_dict(), folder / "teacher.safetensors")
     return folder
 

@@ -16,12 +16,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 from safetensors.torch import save_file
-from sklearn.datasets import load_digits
-from support import tiny_model
+from support import tiny_model, write_digits
 
 from kdkit.cli import main
 
@@ -31,11 +28,7 @@ ENDS = 3
 
 def prepare(folder: Path) -> None:
     """64 digits as images, a teacher, and its cache."""
-    data = load_digits()
-    for index in range(64):
-        place = folder / "images" / str(data.target[index])
-        place.mkdir(parents=True, exist_ok=True)
-        Image.fromarray((data.images[index] * 15).astype(np.uint8)).save(place / f"{index:03d}.png")
+    write_digits(folder / "images", 64)
     save_file(tiny_model(seed=1).state_dict(), folder / "teacher.safetensors")
     build = ["cache", "build", "--data", str(folder / "images"), "--output", str(folder / "t.h5")]
     assert main([*build, *teacher(folder), *RECIPE, "--build.codec", "float32", "--build.num_workers", "0"]) == 0

@@ -9,12 +9,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
-from sklearn.datasets import load_digits
-from support import tiny_model
+from support import tiny_model, write_digits
 
 from kdkit import ClassificationTask, LogitDistillationTask, build_cache, create_teacher, open_cache
 from kdkit.config import BuildConfig, DistillConfig, ReplayRecipe, TeacherConfig, TrainConfig
@@ -30,12 +27,7 @@ DAMAGED = "3/013.png"
 
 @pytest.fixture
 def images(tmp_path: Path) -> Path:
-    data = load_digits()
-    for index in range(40):
-        place = tmp_path / "images" / str(data.target[index])
-        place.mkdir(parents=True, exist_ok=True)
-        Image.fromarray((data.images[index] * 15).astype(np.uint8)).save(place / f"{index:03d}.png")
-    return tmp_path / "images"
+    return write_digits(tmp_path / "images", 40)
 
 
 def damage(images: Path) -> None:
