@@ -87,8 +87,10 @@ def steps(cache: CachedTeacher, batches: Sequence[Batch], teacher: nn.Module) ->
 
 
 def main() -> None:
-    args = parser(__doc__).parse_args()
-    teachers, turns = (TEACHERS[:1], 3) if args.quick else (TEACHERS, 15)
+    made = parser(__doc__)
+    made.add_argument("--teachers", nargs="+", default=TEACHERS, help="timm names")
+    args = made.parse_args()
+    teachers, turns = (args.teachers[:1], 3) if args.quick else (args.teachers, 15)
     report = Report("peers", "A step beside timm.task", args.quick)
     report.text(
         f"""Student {STUDENT}, {BATCH} images of {SIZE} px a step, {NUM_CLASSES:,} classes, SGD; {turns} turns. Ratios
