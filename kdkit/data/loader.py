@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -16,6 +15,7 @@ from kdkit.data.ahead import copied_ahead
 from kdkit.data.batch import PixelBatch, collate
 from kdkit.data.dataset import ReplayedDataset
 from kdkit.data.sampler import EpochSampler, RangeSampler
+from kdkit.data.worker import leave_signals_to_parent
 from kdkit.errors import DatasetError
 from kdkit.signals import Batch, Normalization
 
@@ -83,7 +83,7 @@ class ReplayLoader:
             collate_fn=collate,
             pin_memory=self.device.type == "cuda",
             persistent_workers=num_workers > 0,
-            worker_init_fn=_ignore_interrupts,
+            worker_init_fn=leave_signals_to_parent,
             generator=torch.Generator(),  # else each epoch would draw from, and so disturb, the global one
             **loader_kwargs,
         )
@@ -141,11 +141,6 @@ class ReplayLoader:
         for label, weight in ((target, share), (partner, 1 - share)):
             soft.scatter_add_(1, label.clamp(min=0)[:, None], (weight * (label >= 0))[:, None])
         return soft
-
-
-def _ignore_interrupts(worker: int) -> None:
-    """Leaves SIGINT, which a terminal sends to all processes, to the one that decides. SIGTERM ends workers at exit."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _log_skip(key: str, reason: str) -> None:

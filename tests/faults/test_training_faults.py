@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import signal
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -45,10 +47,11 @@ def run(
     task: TrainingTask | None = None,
     display: Display | None = None,
     resume: bool = False,
+    num_workers: int = 0,
 ) -> nn.Module:
     """A distillation on 96 digits in batches of 16."""
     task = task or LogitDistillationTask(tiny_model("test_vit"), tiny_model(seed=1))
-    loader = loader_for(digits_dataset(96), task.trainable_module, batch_size=16)
+    loader = loader_for(digits_dataset(96), task.trainable_module, batch_size=16, num_workers=num_workers)
     checkpoints = Checkpoints(folder, resume=resume)
     train(task, loader, config, logger=RunLogger(folder), checkpoints=checkpoints, display=display)
     return task.trainable_module
@@ -84,6 +87,23 @@ def test_fault_20_a_signal_ends_training_after_the_step_with_a_checkpoint_to_go_
     assert load_checkpoint(tmp_path / "last.pth.tar")["kdkit"]["position"] == {"epoch": 0, "batch": 4, "update": 4}
     assert len(said(tmp_path)) == 4
     assert_equal(tmp_path, run(tmp_path, resume=True), plain)
+
+
+def test_fault_20_a_signal_sent_to_every_process_of_a_run_leaves_a_checkpoint_too(
+    tmp_path: Path, plain: tuple[Path, nn.Module]
+) -> None:
+    def supervise() -> None:
+        workers = [str(child.pid) for child in multiprocessing.active_children()]
+        assert len(workers) == 2
+        for name in ("-INT", "-TERM"):
+            subprocess.run(["kill", name, *workers], check=True)  # from a process that is not their parent
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.5)  # for what the workers would do about it
+
+    with pytest.raises(SystemExit):
+        run(tmp_path, display=At(2 * 16, supervise), num_workers=2)
+    assert load_checkpoint(tmp_path / "last.pth.tar")["kdkit"]["position"]["update"] == 2
+    assert_equal(tmp_path, run(tmp_path, resume=True, num_workers=2), plain)
 
 
 def test_fault_30_what_losses_learn_scaler_and_schedules_by_epoch_resume_too(tmp_path: Path) -> None:
