@@ -23,10 +23,8 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def ratios(folder: Path) -> str:
     """What was to be reached, and what was measured."""
-    rows = [
-        (v.claim.text, v.claim.wanted, v.shown, "yes" if v.met else "**no**", f"{v.date}-{v.claim.benchmark}")
-        for v in verdicts(folder)
-    ]
+    met = {True: "yes", False: "**no**", None: ""}
+    rows = [(v.claim.text, v.claim.wanted, v.shown, met[v.met], v.result) for v in verdicts(folder)]
     return _table(("what", "wanted", "measured, median (quartiles)", "met", "result"), rows)
 
 

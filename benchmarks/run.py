@@ -53,12 +53,10 @@ def summarise(folder: Path, quick: bool, failed: Sequence[str]) -> None:
     """One page: what was wanted, what was measured, where it stands."""
     report = Report("summary", "All benchmarks", quick)
     report.text("What was wanted and what was measured: median (quartiles) of interleaved turns where there are turns.")
+    met = {True: "yes", False: "no", None: ""}
     report.table(
         ["what", "wanted", "measured", "met", "result"],
-        [
-            [v.claim.text, v.claim.wanted, v.shown, "yes" if v.met else "no", f"{v.date}-{v.claim.benchmark}.md"]
-            for v in verdicts(folder)
-        ],
+        [[v.claim.text, v.claim.wanted, v.shown, met[v.met], v.result] for v in verdicts(folder)],
     )
     if failed:
         report.text(f"These benchmarks failed: {', '.join(failed)}.")

@@ -47,6 +47,26 @@ def test_the_newest_of_two_results_counts_and_is_judged_by_its_limit(front: Modu
     assert "| ≤ 50 | 7 | yes | 2020-01-02-read |" in front.ratios(tmp_path)
 
 
+def test_a_claim_that_no_result_speaks_of_is_shown_as_not_measured(front: ModuleType, tmp_path: Path) -> None:
+    claims = importlib.import_module("_claims").CLAIMS
+    assert front.ratios(tmp_path).count("| not measured |") == len(claims)
+    write_result(tmp_path, "2020-01-01", "step", {"loop over minimal loop": {"median": 1.5, "low": 1, "high": 2}})
+    assert "| ≤ 1.02 | 1.5 (1 to 2) | **no** | 2020-01-01-step |" in front.ratios(tmp_path)
+    assert front.ratios(tmp_path).count("| not measured |") == len(claims) - 1
+
+
+def test_the_page_of_results_is_written_from_any_of_them(
+    front: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", ["run.py", "--readme"])
+    write_result(tmp_path, "2020-01-01", "step", {"loop over minimal loop": {"median": 1.5, "low": 1, "high": 2}})
+    run = importlib.import_module("run")
+    run.draw(tmp_path)
+    run.summarise(tmp_path, quick=False, failed=[])
+    assert "| not measured |" in next(tmp_path.glob("*-summary.md")).read_text()
+    assert "Not measured yet" in front.fill(README, tmp_path)
+
+
 def test_no_result_of_a_quick_run_is_kept() -> None:
     for path in RESULTS.glob("*.json"):
         assert not json.loads(path.read_text(encoding="utf-8"))["quick"], path
