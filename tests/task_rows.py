@@ -23,6 +23,7 @@ DISTRIBUTED = [
     ("feature", "several", 0.5),
     ("feature", "hint_mse", 0.0),  # no loss looks at the logits: the head has no gradient to wait for
     ("token", "soft", 0.5),
+    ("token", "soft", 0.0),  # the main head learns from labels alone
 ]
 """Task, loss and task_loss_weight of what several ranks do."""
 

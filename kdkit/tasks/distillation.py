@@ -7,6 +7,7 @@ from typing import Any, ClassVar, TypedDict
 import torch
 from timm.utils import unwrap_model
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from kdkit import losses
 from kdkit.errors import ConfigError, MissingTeacherError
@@ -180,6 +181,16 @@ class DistillationTask(TrainingTask):
                 "build the cache with its 'logits' stream"
             )
         return logits
+
+    def _has_idle_head(self) -> bool:
+        """Whether a head of the student gets no gradient, as no loss looks at it."""
+        return False
+
+    def prepare_distributed(self, device_ids: list[int] | None = None, **ddp_kwargs: Any) -> Self:
+        """As for TrainingTask; a head that no loss looks at is not waited for."""
+        if self._has_idle_head():
+            ddp_kwargs.setdefault("find_unused_parameters", True)
+        return super().prepare_distributed(device_ids, **ddp_kwargs)
 
     def compile(  # type: ignore[override]  # timm's protocol: returns the module to evaluate with
         self, backend: str = "inductor", mode: str | None = None, **compile_kwargs: Any

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from timm.utils import unwrap_model
 from torch import Tensor, nn
-from typing_extensions import Self, Unpack
+from typing_extensions import Unpack
 
 from kdkit.errors import CheckpointError, ConfigError, MissingTeacherError
 from kdkit.signals import TeacherOutput
@@ -110,11 +110,8 @@ class FeatureDistillationTask(DistillationTask):
             )
         return said.features[tap]
 
-    def prepare_distributed(self, device_ids: list[int] | None = None, **ddp_kwargs: Any) -> Self:
-        """As for TrainingTask; a head that no loss looks at is not waited for."""
-        if self._parts().has_idle_head:
-            ddp_kwargs.setdefault("find_unused_parameters", True)
-        return super().prepare_distributed(device_ids, **ddp_kwargs)
+    def _has_idle_head(self) -> bool:
+        return self._parts().has_idle_head
 
     def get_eval_model(self, module: nn.Module | None = None, ema: bool = False) -> nn.Module | None:
         """The student alone, or its EMA."""

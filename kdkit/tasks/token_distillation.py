@@ -61,3 +61,6 @@ class TokenDistillationTask(DistillationTask):
         output = self.trainable_module(input)
         main, distilled = output if isinstance(output, tuple) else (output, output)
         return main, distilled, {}
+
+    def _has_idle_head(self) -> bool:
+        return self.task_loss_weight == 0
