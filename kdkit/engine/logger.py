@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -71,7 +72,7 @@ class RunLogger:
             record: what is known of the epoch.
             step: number of the last step, for the listeners.
         """
-        full = {**self._context, **record}
+        full = _finite({**self._context, **record})
         self._append([{"kind": EPOCH, **full}])
         path = self.folder / SUMMARY
         rows = _read_rows(path)
@@ -123,7 +124,14 @@ class RunLogger:
 
     def _append(self, records: Sequence[Record]) -> None:
         with open(self.folder / METRICS, "a", encoding="utf-8") as file:
-            file.write("".join(json.dumps(record) + "\n" for record in records))
+            file.write("".join(json.dumps(_finite(record), allow_nan=False) + "\n" for record in records))
+
+
+def _finite(record: Record) -> dict[str, Any]:
+    """The same with None for a number that is not finite, such as a ratio to nothing: JSON has no word for it."""
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in record.items()
+    }
 
 
 def _read_rows(path: Path) -> list[dict[str, str]]:

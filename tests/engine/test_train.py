@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import json
+import math
 from pathlib import Path
 
 import pytest
@@ -95,6 +97,20 @@ def test_the_summary_gains_columns_and_loses_no_row(tmp_path: Path) -> None:
     assert [row["loss"] for row in rows] == ["1.5", "1.0", "0.5"]
     assert [row["kd_loss"] for row in rows] == ["", "0.5", "0.25"]
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 3
+
+
+def test_a_number_that_is_not_finite_is_null_as_json_has_no_word_for_it(tmp_path: Path) -> None:
+    logger = RunLogger(tmp_path)
+    logger.log_steps([{"step": 0, "loss": 1.0, "gradient_ratio": math.inf}])
+    logger.log_epoch({"epoch": 0, "loss": 1.0, "val_loss": math.nan})
+    step, epoch = (
+        json.loads(line, parse_constant=pytest.fail) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()
+    )
+    assert step == {"kind": "step", "step": 0, "loss": 1.0, "gradient_ratio": None}
+    assert epoch["val_loss"] is None
+    rows = (tmp_path / "summary.csv").read_text()
+    logger.rewind(logger.position())
+    assert (tmp_path / "summary.csv").read_text() == rows
 
 
 def test_an_output_folder_is_written_over_on_demand_only(tmp_path: Path) -> None:
