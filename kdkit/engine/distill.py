@@ -53,7 +53,8 @@ def distill(config: DistillConfig, *, show_progress: bool = False) -> DistillRep
         KdkitError: a child of it for each thing that does not fit; see kdkit.errors.
         SystemExit, KeyboardInterrupt: SIGTERM or SIGINT came; a checkpoint is there.
     """
-    config = dataclasses.replace(config, resume=config.resume or ranks.restarted())
+    if ranks.restarted():  # what an earlier start left is this run's own: it is gone on with, not replaced
+        config = dataclasses.replace(config, resume=True, overwrite=False)
     device = resolve_device(config.device)
     streams = None if config.task == "feature" else [LOGITS]
     cache = None if config.cache is None else open_cache(config.cache, streams=streams)

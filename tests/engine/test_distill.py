@@ -87,6 +87,16 @@ def test_a_run_that_has_ended_and_is_resumed_reports_the_same_and_changes_nothin
     assert {path.name: path.read_bytes() for path in finished.iterdir()} == before
 
 
+def test_torchruns_restart_goes_on_with_what_a_run_that_overwrites_has_left(
+    folder: Path, finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    before = (finished / "metrics.jsonl").read_bytes()
+    report = distill(config(folder, finished, overwrite=True))
+    assert len(report.training.epochs) == 2
+    assert (finished / "metrics.jsonl").read_bytes() == before
+
+
 def test_the_saved_configuration_is_accepted_again(folder: Path, finished: Path) -> None:
     saved = yaml.safe_load((finished / "config.yaml").read_text())
     assert saved["train"]["epochs"] == 2
