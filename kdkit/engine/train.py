@@ -84,8 +84,6 @@ def train(
     if num_batches == 0:
         raise ConfigError(f"there is no batch of {config.batch_size} images to train on: lower the batch size")
     display = display or Display()
-    if isinstance(teacher_source, Teacher):  # as the task does with its own: the images are in the student's terms
-        teacher_source = teacher_source.for_input(loader.normalization)
     optimizer = create_optimizer(unwrap_model(task.trainable_module), config)
     updates_per_epoch = math.ceil(num_batches / config.accumulate)
     scheduler = create_schedule(optimizer, config, updates_per_epoch)
@@ -93,6 +91,8 @@ def train(
     scaler = torch.amp.GradScaler(loader.device.type, enabled=amp == torch.float16)
     distill_weight = _DistillWeight(task, config.distill_warmup_epochs * updates_per_epoch)
     _prepare(task, config, loader.device)
+    if isinstance(teacher_source, Teacher):  # as the task does with its own: the images are in the student's terms
+        teacher_source = teacher_source.for_input(loader.normalization)  # only now, so that it is compiled too
     state = RunState(task, optimizer, scheduler, scaler, loader.device)
     if checkpoints is not None and checkpoints.restore(state):
         display.skip((state.position.epoch * num_batches + state.position.batch) * config.batch_size * world_size)
@@ -138,7 +138,7 @@ def train(
                     said = () if teacher_source is None else (teacher_source(batch),)
                     with torch.autocast(loader.device.type, dtype=amp, enabled=amp is not None):
                         result = task(batch.input, batch.target, *said)
-                    is_due = len(meter) + 1 >= config.log_every or number == num_batches - 1
+                    is_due = is_update and _is_due(number + 1, first_of_group, num_batches, config.log_every)
                     pulls = gradient_norms(task, result) if config.log_gradients and is_due else {}
                     scaler.scale(result["loss"] / group).backward()
                 at = {"epoch": epoch, "step": epoch * num_batches + number, "lr": _learning_rate(optimizer)}
@@ -203,6 +203,14 @@ def _prepare(task: TrainingTask, config: TrainConfig, device: torch.device) -> N
         task.compile_ema()
     if ranks.world_size() > 1 and not isinstance(task.trainable_module, DistributedDataParallel):
         task.prepare_distributed(device_ids=[device.index] if device.type == "cuda" else None)
+
+
+def _is_due(done: int, before: int, num_batches: int, log_every: int) -> bool:
+    """Whether an update that brings the epoch's batches from `before` to `done` ends with a look.
+
+    It depends on nothing else: a run that was stopped looks after the same updates as one that was not.
+    """
+    return done == num_batches or done // log_every > before // log_every
 
 
 def _laid_out(batch: Batch, config: TrainConfig) -> Batch:

@@ -135,6 +135,23 @@ def test_a_compiled_student_trains_as_an_eager_one(monkeypatch: pytest.MonkeyPat
         torch.testing.assert_close(weights[name], value, rtol=1e-3, atol=1e-5)
 
 
+def test_compiling_compiles_the_live_teacher_that_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[Any] = []
+
+    def compile_(module: Any, **options: Any) -> Any:
+        def counting(*arguments: Any) -> Any:
+            compiled.append(arguments[0])
+            return module(*arguments)
+
+        return module if isinstance(module, nn.Module) else counting
+
+    monkeypatch.setattr(torch, "compile", compile_)
+    task = LogitDistillationTask(student(), tiny_model(seed=1))
+    assert task.teacher is not None
+    run(changed(compile=True), task=task, teacher_source=task.teacher)
+    assert compiled == [task.teacher.model] * 2
+
+
 def logged(tmp_path: Path, config: TrainConfig, **options: Any) -> list[dict[str, Any]]:
     import json
 

@@ -134,6 +134,12 @@ def test_fault_30_what_losses_learn_scaler_and_schedules_by_epoch_resume_too(tmp
     assert said(tmp_path / "stopped") == said(tmp_path / "plain")
 
 
+def test_fault_30_looks_fall_on_the_same_steps_whatever_is_saved_in_between(tmp_path: Path) -> None:
+    config = TrainConfig(**{**vars(CONFIG), "epochs": 1, "log_every": 2, "log_gradients": True})
+    run(tmp_path, config)
+    assert [record["step"] for record in said(tmp_path) if "gradient_ratio" in record] == [1, 3, 5]
+
+
 def test_fault_20_a_second_interrupt_leaves_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class LeftError(BaseException):
         pass
