@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# Caches a teacher and trains a student from it on a Slurm cluster; after a crash, a preemption or the end of its time the job
-# is queued again and goes on. The nodes share a file system.
+# Caches a teacher and trains a student from it on a Slurm cluster; after a preemption or the end of its time the job is
+# queued again and goes on. A process that crashes is started again by torchrun, three times at most; then the job ends as failed:
+# submit it again, and it goes on. The nodes share a file system.
 #
-#   DATA=/data/imagenet STUDENT=resnet50 sbatch --nodes=2 examples/imagenet/distill_slurm.sh
+#   DATA=/data/imagenet STUDENT=resnet50 EPOCHS=300 AMP=bfloat16 sbatch --nodes=2 examples/imagenet/distill_slurm.sh
 #
 # Not run on a cluster yet; a test runs it on one machine with an srun that only starts its command.
 #SBATCH --job-name=kdkit
@@ -15,16 +16,17 @@
 #SBATCH --signal=B:TERM@300
 set -euo pipefail
 : "${DATA:=imagenet}" "${TEACHER:=convnext_base.fb_in22k_ft_in1k}" "${CACHE:=teacher.h5}" "${SIZE:=224}" "${VIEWS:=10}"
-: "${STUDENT:=resnet50}" "${OUTPUT:=runs/student}" "${EPOCHS:=300}" "${BATCH:=256}" "${AMP:=bfloat16}"
+: "${OUTPUT:=runs/student}" # STUDENT, EPOCHS, BATCH, AMP: where they are set, above a --preset of DISTILL_OPTIONS
 : "${PROCESSES:=8}" "${DEVICE:=cuda}" "${WORKERS:=8}" "${BUILD_OPTIONS:=}" "${DISTILL_OPTIONS:=}" "${PYTHON:=python}"
 
 head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT="${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-240}" # seconds to write a checkpoint after SIGTERM
 
 on_all_nodes() {
     # Slurm tells this script of the end, not its steps: pass it on, and wait for the checkpoint.
     srun "$PYTHON" -m torch.distributed.run --nnodes="$SLURM_JOB_NUM_NODES" --nproc-per-node="$PROCESSES" \
-        --rdzv-backend=c10d --rdzv-id="$SLURM_JOB_ID" --rdzv-endpoint="$head:29500" -m kdkit "$@" &
+        --max-restarts=3 --rdzv-backend=c10d --rdzv-id="$SLURM_JOB_ID" --rdzv-endpoint="$head:29500" -m kdkit "$@" &
     step=$!
     trap 'kill -TERM $step; wait $step || true; scontrol requeue "$SLURM_JOB_ID"; exit 0' TERM
     wait "$step"
@@ -35,6 +37,7 @@ on_all_nodes() {
 on_all_nodes cache build --data "$DATA/train" --teacher.model "$TEACHER" --output "$CACHE" --recipe.size "$SIZE" \
     --recipe.num_views "$VIEWS" --device "$DEVICE" --build.num_workers "$WORKERS" $BUILD_OPTIONS
 # shellcheck disable=SC2086
-on_all_nodes distill --data "$DATA/train" --validation "$DATA/val" --cache "$CACHE" --student "$STUDENT" \
-    --output "$OUTPUT" --train.epochs "$EPOCHS" --train.batch_size "$BATCH" --train.amp "$AMP" \
-    --train.num_workers "$WORKERS" --device "$DEVICE" --resume true $DISTILL_OPTIONS
+on_all_nodes distill --data "$DATA/train" --validation "$DATA/val" --cache "$CACHE" --output "$OUTPUT" \
+    --train.num_workers "$WORKERS" --device "$DEVICE" --resume true \
+    ${STUDENT:+--student "$STUDENT"} ${EPOCHS:+--train.epochs "$EPOCHS"} ${BATCH:+--train.batch_size "$BATCH"} \
+    ${AMP:+--train.amp "$AMP"} $DISTILL_OPTIONS

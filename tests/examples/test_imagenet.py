@@ -66,6 +66,17 @@ def test_a_teacher_is_cached_and_a_student_trained_by_two_processes(folder: Path
     assert report.num_images == 1000
 
 
+def test_what_is_not_set_is_left_to_the_preset(tmp_path: Path) -> None:
+    """`echo` in Python's place says the command."""
+    unset = {"PYTHON": "echo", "STUDENT": "", "EPOCHS": "", "BATCH": "", "AMP": ""}
+    said, _ = start("distill.sh", tmp_path, "--preset", "resnet50_a2_kl", **unset).communicate(timeout=60)
+    assert "--preset resnet50_a2_kl" in said
+    for flag in ("--student", "--train.epochs", "--train.batch_size", "--train.amp"):
+        assert flag not in said
+    said, _ = start("distill.sh", tmp_path, **{**unset, "EPOCHS": "3"}).communicate(timeout=60)
+    assert "--train.epochs 3" in said
+
+
 @pytest.mark.slow
 def test_a_slurm_job_whose_time_ends_leaves_a_checkpoint_and_is_queued_again(folder: Path, tmp_path: Path) -> None:
     """srun only starts its command and scontrol only writes down what it is told: there is no Slurm here."""
