@@ -216,6 +216,29 @@ class TeacherConfig:
     input_size: int | None = None
     """Side in pixels that the teacher is given; by default what arrives, or the only size it accepts."""
 
+    dtype: str | None = None
+    """Precision of the weights: float32, bfloat16 or float16; float32 by default."""
+
+    autocast: str | None = None
+    """Autocast dtype, bfloat16 or float16, over the weights as they are; none by default."""
+
+    class_map: str | None = None
+    """For each class asked for the teacher's class: a JSON file with a list of indices or of synsets, or the name of an
+    ImageNet family, e.g. imagenet-1k; all of the teacher's classes by default."""
+
+    missing: str = "error"
+    """About a class of the map that the teacher does not have: error, or least for the least logit."""
+
+    def __post_init__(self) -> None:
+        known = (
+            ("dtype", (None, "float32", *AMP_DTYPES)),
+            ("autocast", (None, *AMP_DTYPES)),
+            ("missing", ("error", "least")),
+        )
+        for name, values in known:
+            if getattr(self, name) not in values:
+                raise ConfigError(f"{name} must be one of {', '.join(map(str, values))}, got {getattr(self, name)!r}")
+
 
 @dataclass(frozen=True, kw_only=True)
 class TeachersCheckConfig:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -13,6 +15,7 @@ from kdkit.engine import ranks
 from kdkit.errors import ConfigError
 from kdkit.signals import Normalization
 from kdkit.teachers import Teacher, TeacherCard, create_teacher, load_card
+from kdkit.teachers.class_map import ClassMap
 
 _CARD_SUFFIXES = (".yaml", ".yml")
 
@@ -33,9 +36,15 @@ def resolve_device(name: str) -> torch.device:
 
 def resolve_teacher(config: TeacherConfig, device: torch.device) -> Teacher:
     """The teacher that the configuration names: by timm name, or by the path of a card, fed as the card says."""
-    if not config.model.endswith(_CARD_SUFFIXES):
-        return create_teacher(config.model, checkpoint=config.checkpoint, input_size=config.input_size, device=device)
-    return resolve_card(load_card(config.model), device, checkpoint=config.checkpoint, input_size=config.input_size)
+    options: dict[str, Any] = {
+        "class_map": _read_class_map(config.class_map),
+        "missing": config.missing,
+        "autocast": _dtype(config.autocast),
+    }
+    loading: dict[str, Any] = {"checkpoint": config.checkpoint, "device": device, "dtype": _dtype(config.dtype)}
+    if config.model.endswith(_CARD_SUFFIXES):
+        return _resolve_card(load_card(config.model), config.input_size, loading, options)
+    return create_teacher(config.model, input_size=config.input_size, **loading, **options)
 
 
 def resolve_card(
@@ -49,16 +58,43 @@ def resolve_card(
         checkpoint: weights file in place of the card's.
         input_size: side in pixels in place of the card's.
     """
-    teacher = create_teacher(
-        _weights_name(card), checkpoint=checkpoint or card.checkpoint, num_classes=card.num_classes, device=device
-    )
+    return _resolve_card(card, input_size, {"checkpoint": checkpoint, "device": device}, {})
+
+
+def _resolve_card(
+    card: TeacherCard, input_size: int | None, loading: dict[str, Any], options: dict[str, Any]
+) -> Teacher:
+    """`loading` goes to create_teacher, `options` to the Teacher that is fed as the card says."""
+    loading = {**loading, "checkpoint": loading["checkpoint"] or card.checkpoint}
+    teacher = create_teacher(_weights_name(card), num_classes=card.num_classes, **loading)
     _, height, width = card.input_size
     return Teacher(
         teacher.model,
         input_size=(height, width) if input_size is None else (input_size, input_size),
         normalization=Normalization(tuple(card.mean), tuple(card.std)),
         name=card.name,
+        **options,
     )
+
+
+def _dtype(name: str | None) -> torch.dtype | None:
+    found: torch.dtype | None = None if name is None else getattr(torch, name)
+    return found
+
+
+def _read_class_map(name: str | None) -> ClassMap | None:
+    """An ImageNet family's name as it is; of a JSON file the list in it."""
+    if name is None or not name.endswith(".json"):
+        return name
+    try:
+        found = json.loads(Path(name).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"the class map {name!r} cannot be read ({error}): expected a JSON file with a list"
+        ) from error
+    if not isinstance(found, list) or {*map(type, found)} not in ({int}, {str}):
+        raise ConfigError(f"the class map {name!r} must be a list of whole numbers or one of synsets")
+    return found
 
 
 def _weights_name(card: TeacherCard) -> str:

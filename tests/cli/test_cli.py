@@ -265,6 +265,27 @@ def test_a_card_feeds_its_teacher_as_it_says(folder: Path) -> None:
         resolve_teacher(TeacherConfig(str(folder / "mine.yaml")), resolve_device("cpu"))
 
 
+def test_a_teacher_is_asked_in_another_precision_and_order_of_classes(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    exact = ("--build.codec", "float32")
+    assert main(build(folder, *exact)) == 0
+    (folder / "map.json").write_text(json.dumps([*range(9, -1, -1)]))
+    mapped = ("--teacher.class_map", str(folder / "map.json"), "--output", str(folder / "mapped.h5"))
+    assert main(build(folder, *exact, *mapped)) == 0
+    rows = [open_cache(folder / name).read(np.arange(100), 0).numpy() for name in ("t.h5", "mapped.h5")]
+    plain, turned = (row.view(np.float32) for row in rows)
+    np.testing.assert_array_equal(turned, plain[:, ::-1])
+    low = ("--teacher.dtype", "bfloat16", "--output", str(folder / "low.h5"))
+    assert main(build(folder, *exact, *low)) == 0
+    assert open_cache(folder / "low.h5").metadata.teacher["dtype"] == "bfloat16"
+    autocast = ("--teacher.autocast", "bfloat16", "--output", str(folder / "autocast.h5"))
+    assert main(build(folder, *exact, *autocast)) == 0
+    assert open_cache(folder / "autocast.h5").metadata.teacher["autocast"] == "bfloat16"
+    said = fails(capsys, build(folder, "--teacher.class_map", str(folder / "none.json")))
+    assert "cannot be read" in said
+
+
 def test_a_fixed_size_student_is_made_for_the_views(folder: Path) -> None:
     assert main(build(folder)) == 0
     assert main(distill(folder, "--cache", str(folder / "t.h5"), "--student", "test_vit")) == 0
