@@ -22,6 +22,7 @@ from torch.optim import Optimizer
 from kdkit.cache import durable
 from kdkit.cache.mismatch import differences
 from kdkit.engine import ranks
+from kdkit.engine.optimize import load_schedule_state, schedule_state
 from kdkit.engine.rng import rng_state, set_rng_state
 from kdkit.errors import CheckpointError, ConfigError
 from kdkit.tasks import TrainingTask
@@ -77,7 +78,7 @@ class RunState:
         }
         own = {
             "position": vars(position).copy(),
-            "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
+            "scheduler": None if self.scheduler is None else schedule_state(self.scheduler),
             "random": random,
             "sums": dict(self.sums),
             "records": list(self.records),
@@ -95,7 +96,7 @@ class RunState:
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["amp_scaler"])
         if self.scheduler is not None:
-            self.scheduler.load_state_dict(own["scheduler"])
+            load_schedule_state(self.scheduler, own["scheduler"])
         self.position = Position(**own["position"])
         self.sums, self.records, self.best, self.log = own["sums"], own["records"], own["best"], own["log"]
         set_rng_state(own["random"][ranks.rank()], self.device)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from timm.optim import create_optimizer_v2, list_optimizers
 from timm.scheduler import create_scheduler_v2
+from timm.scheduler.plateau_lr import PlateauLRScheduler
 from timm.scheduler.scheduler import Scheduler
 from torch import nn
 from torch.optim import Optimizer
@@ -14,7 +16,7 @@ from kdkit.config import TrainConfig
 from kdkit.errors import ConfigError, UnknownNameError, nearest
 
 SCHEDULES = ("cosine", "tanh", "step", "multistep", "poly", "wsd", "rsqrt", "constant", "plateau", "none")
-_UPDATES = "update"
+_UPDATES, _PATIENCE = "update", "patience"
 
 
 def create_optimizer(model: nn.Module, config: TrainConfig) -> Optimizer:
@@ -69,3 +71,19 @@ def create_schedule(optimizer: Optimizer, config: TrainConfig, updates_per_epoch
             f"{config.epochs}: give epochs={num_epochs}, and num_epochs={config.epochs} in sched_options"
         )
     return schedule
+
+
+def schedule_state(schedule: Scheduler) -> dict[str, Any]:
+    """All that the schedule's next step depends on; of `plateau`, timm's own state leaves out the patience."""
+    state: dict[str, Any] = schedule.state_dict()
+    if isinstance(schedule, PlateauLRScheduler):
+        state |= {_PATIENCE: schedule.lr_scheduler.state_dict(), "restore_lr": schedule.restore_lr}
+    return state
+
+
+def load_schedule_state(schedule: Scheduler, state: Mapping[str, Any]) -> None:
+    """Inverse of `schedule_state`."""
+    schedule.load_state_dict(dict(state))
+    if isinstance(schedule, PlateauLRScheduler):
+        schedule.lr_scheduler.load_state_dict(state[_PATIENCE])
+        schedule.restore_lr = state["restore_lr"]

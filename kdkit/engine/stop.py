@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -35,6 +36,39 @@ class StopRequest:
             os._exit(128 + number)  # at once: not even a lock is waited for; what is on the disk is whole anyway
         self.signal = number
         print("kdkit: stopping after this step, with a checkpoint", file=sys.stderr, flush=True)
+
+
+_SECONDS = 2.0  # well below the 30 s that torchrun leaves between SIGTERM and SIGKILL
+
+
+class StopAgreement:
+    """Whether some rank was told to stop, asked by all of them after the same updates, about every two seconds.
+
+    A signal reaches ranks at different steps, and asking at each would make them wait for each other; so how many
+    updates go by until the next question is agreed on with the answer.
+    """
+
+    def __init__(self, stop: StopRequest) -> None:
+        self._stop = stop
+        self._interval = self._left = 1
+        self._asked = time.monotonic()
+
+    def __call__(self, *, now: bool = False) -> bool:
+        """The same answer on each rank; every rank calls this after each update.
+
+        Args:
+            now: whether all are asked now, however long ago they were.
+        """
+        if ranks.world_size() == 1:
+            return self._stop.requested
+        self._left -= 1
+        if self._left > 0 and not now:
+            return False
+        told = ranks.gather((self._stop.requested, time.monotonic() - self._asked))
+        pace = max(seconds for _, seconds in told) / max(1, self._interval - self._left)
+        self._interval = self._left = max(1, min(2 * self._interval, int(_SECONDS / max(pace, 1e-6))))
+        self._asked = time.monotonic()
+        return any(requested for requested, _ in told)
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from kdkit.engine.logger import RunLogger
 from kdkit.engine.meter import Meter, Record, first_bad
 from kdkit.engine.optimize import create_optimizer, create_schedule
 from kdkit.engine.progress import Display, format_terms
-from kdkit.engine.stop import stop_request
+from kdkit.engine.stop import StopAgreement, stop_request
 from kdkit.errors import ConfigError, KdkitError
 from kdkit.signals import Batch, TeacherSource
 from kdkit.tasks import TrainingTask, gradient_norms
@@ -81,8 +81,7 @@ def train(
         CheckpointError: the checkpoint cannot be read, or is another run's.
     """
     num_batches, world_size = len(loader), ranks.world_size()
-    if num_batches == 0:
-        raise ConfigError(f"there is no batch of {config.batch_size} images to train on: lower the batch size")
+    _refuse_what_cannot_train(config, num_batches, validation)
     display = display or Display()
     optimizer = create_optimizer(unwrap_model(task.trainable_module), config)
     updates_per_epoch = math.ceil(num_batches / config.accumulate)
@@ -124,6 +123,7 @@ def train(
             raise NonFiniteLossError(_complaint(records[bad], checkpoints))
 
     with stop_request(enabled=checkpoints is not None) as stop, naming_dead_workers():
+        told_to_stop = StopAgreement(stop)
         for epoch in range(state.position.epoch, config.epochs):
             loader.set_epoch(epoch, state.position.batch)
             task.train()
@@ -155,11 +155,11 @@ def train(
                 scaler.update()
                 optimizer.zero_grad()
                 state.position = Position(epoch, number + 1, state.position.update + 1)
-                task.update_ema(step=state.position.update)
+                _update_ema(task, state.position.update)
                 if scheduler is not None:
                     scheduler.step_update(state.position.update)
 
-                stopping = stop.requested if world_size == 1 else is_due and ranks.any_rank(stop.requested)
+                stopping = told_to_stop(now=number == num_batches - 1)  # then, before the validation
                 saving = stopping or (config.checkpoint_every and state.position.update % config.checkpoint_every == 0)
                 if is_due or saving:
                     look(meter, pulls)
@@ -184,12 +184,27 @@ def train(
             state.best = metric if is_best else state.best
             state.position, state.sums = Position(epoch + 1, 0, state.position.update), {}
             save(is_best=is_best, metric=metric)
-            if ranks.any_rank(stop.requested):
+            if told_to_stop(now=True):
                 stop.leave()
     if checkpoints is not None:
         checkpoints.confirm()
     distill_weight.restore()
     return _report(state.records)
+
+
+def _refuse_what_cannot_train(config: TrainConfig, num_batches: int, validation: ReplayLoader | None) -> None:
+    if num_batches == 0:
+        raise ConfigError(f"there is no batch of {config.batch_size} images to train on: lower the batch size")
+    if config.sched == "plateau" and validation is None:
+        raise ConfigError("the schedule 'plateau' waits for a metric to stand still: give validation images")
+
+
+def _update_ema(task: TrainingTask, update: int) -> None:
+    """Moves the average; where it teaches, each rank's would else have the running statistics of its own images."""
+    task.update_ema(step=update)
+    ema = task.get_trainable_module(ema=True)
+    if ema is not None and getattr(task, "is_own_teacher", False):
+        ranks.share_buffers(ema)
 
 
 def _prepare(task: TrainingTask, config: TrainConfig, device: torch.device) -> None:

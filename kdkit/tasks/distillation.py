@@ -98,8 +98,8 @@ class DistillationTask(TrainingTask):
         self.task_loss_weight = task_loss_weight
         self.distill_loss_weight = distill_loss_weight
         self.taps: tuple[str, ...] = ()
-        self._is_own_teacher = isinstance(teacher, str) and teacher == EMA
-        self.teacher = None if self._is_own_teacher else resolve_teacher(teacher, student_model, device, dtype)
+        self.is_own_teacher = isinstance(teacher, str) and teacher == EMA
+        self.teacher = None if self.is_own_teacher else resolve_teacher(teacher, student_model, device, dtype)
 
     def forward(
         self, input: Tensor, target: Tensor | None, teacher_output: TeacherOutput | None = None
@@ -163,7 +163,7 @@ class DistillationTask(TrainingTask):
 
     def _ask(self, input: Tensor) -> TeacherOutput:
         """What the task's own teacher says about images [B, 3, H, W]."""
-        if self.teacher is None and self._is_own_teacher:
+        if self.teacher is None and self.is_own_teacher:
             raise MissingTeacherError("the teacher is the student's moving average: call task.setup_ema() first")
         if self.teacher is None:
             raise MissingTeacherError(
@@ -203,7 +203,7 @@ class DistillationTask(TrainingTask):
     def setup_ema(self, *args: Any, **kwargs: Any) -> nn.Module:
         """As for TrainingTask; where the teacher is "ema", this makes it."""
         ema = super().setup_ema(*args, **kwargs)
-        if self._is_own_teacher:
+        if self.is_own_teacher:
             student = unwrap_model(self.get_eval_model(ema=True))
             self.teacher = Teacher(student, name="the student's moving average", taps=self.taps)
         return ema

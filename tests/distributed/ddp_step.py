@@ -1,15 +1,59 @@
-"""Run by torchrun: one step on this rank's half of a batch; rank 0 saves what the test looks at."""
+"""Run by torchrun: a step on this rank's half of a batch, and a run that stops; rank 0 saves what the test looks at."""
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
+from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
-from support import tiny_model
+from support import digits_dataset, tiny_model
 from torch.nn.parallel import DistributedDataParallel
 
 from kdkit import LogitDistillationTask
+from kdkit.config import TrainConfig
+from kdkit.data import EpochSampler, ReplayLoader
+from kdkit.engine import ranks
+from kdkit.engine.checkpoint import Checkpoints, load_checkpoint
+from kdkit.engine.progress import Display
+from kdkit.engine.train import train
+from kdkit.signals import Normalization
+
+
+class TellRankOne(Display):
+    """Sends this process SIGTERM in its second step, if it is rank 1."""
+
+    def __init__(self) -> None:
+        self.steps = 0
+
+    def __call__(self, count: int) -> None:
+        self.steps += 1
+        if self.steps == 2 and dist.get_rank() == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def stopped(folder: Path) -> dict[str, Any]:
+    """A run of 40 steps, one rank of which is told to stop; its teacher is its average, with batch norms."""
+    task = LogitDistillationTask(tiny_model("test_efficientnet"), "ema")
+    dataset = digits_dataset(320)
+    sampler = EpochSampler(range(320), 4, num_views=1, shuffle=False, rank=dist.get_rank(), world_size=2)
+    loader = ReplayLoader(dataset, sampler, Normalization.of(tiny_model("test_efficientnet")))
+    config = TrainConfig(epochs=1, lr=1e-3, ema_decay=0.5, log_every=50)
+    code = None
+    try:
+        train(task, loader, config, checkpoints=Checkpoints(folder), display=TellRankOne())
+    except SystemExit as left:
+        code = left.code
+    buffers = {name: value.clone() for name, value in task.get_trainable_module(ema=True).named_buffers()}
+    told = ranks.gather((code, buffers))
+    return {
+        "exit_codes": [code for code, _ in told],
+        "steps": load_checkpoint(folder / "last.pth.tar")["kdkit"]["position"]["batch"],
+        "teachers_differ": [name for name, value in told[0][1].items() if not torch.equal(value, told[1][1][name])],
+    }
 
 
 def main(output: str) -> None:
@@ -32,10 +76,12 @@ def main(output: str) -> None:
     result = task(images[rank::world_size], target[rank::world_size])
     result["loss"].backward()
     task.train()
+    stop = stopped(Path(output).parent)
     in_buckets = {id(parameter) for parameter in task.trainable_module.parameters()}
     if rank == 0:
         torch.save(
             {
+                "stop": stop,
                 "gradients": {name: p.grad for name, p in task.trainable_module.module.named_parameters()},
                 "unsynced": unsynced,
                 "wrapped": isinstance(task.trainable_module, DistributedDataParallel),

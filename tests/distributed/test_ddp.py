@@ -19,8 +19,19 @@ def saved_by(script: str, output: Path, *, ranks: int) -> Any:
     return torch.load(output, weights_only=True)
 
 
-def test_two_ranks_make_the_gradients_of_one_process_and_leave_the_teacher_alone(tmp_path: Path) -> None:
-    said = saved_by("ddp_step.py", tmp_path / "said.pt", ranks=2)
+@pytest.fixture(scope="module")
+def said(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """What rank 0 of ddp_step.py saved."""
+    return saved_by("ddp_step.py", tmp_path_factory.mktemp("ddp") / "said.pt", ranks=2)
+
+
+def test_a_signal_to_one_rank_stops_all_long_before_the_next_look_and_their_teachers_are_one(said: Any) -> None:
+    assert said["stop"]["exit_codes"] == [143, 143]
+    assert 2 <= said["stop"]["steps"] < 20  # of 40; they look at the losses after the last
+    assert said["stop"]["teachers_differ"] == []
+
+
+def test_two_ranks_make_the_gradients_of_one_process_and_leave_the_teacher_alone(said: Any) -> None:
     task = LogitDistillationTask(
         tiny_model("test_efficientnet").eval(), tiny_model("test_resnet", seed=1), temperature=2.0
     )

@@ -19,10 +19,12 @@ from torch import nn
 
 from kdkit import FeatureDistillationTask, LogitDistillationTask, TrainingTask, build_cache, create_teacher, open_cache
 from kdkit.config import BuildConfig, TrainConfig
-from kdkit.engine.checkpoint import Checkpoints, load_checkpoint
+from kdkit.engine.checkpoint import Checkpoints, RunState, load_checkpoint
 from kdkit.engine.logger import RunLogger
+from kdkit.engine.optimize import create_optimizer, create_schedule
 from kdkit.engine.progress import Display
 from kdkit.engine.train import NonFiniteLossError, train
+from kdkit.errors import ConfigError
 
 CONFIG = TrainConfig(epochs=2, opt="momentum", lr=0.01, log_every=3, checkpoint_every=1)
 TIMINGS = ("seconds", "images_per_second")
@@ -132,6 +134,30 @@ def test_fault_30_what_losses_learn_scaler_and_schedules_by_epoch_resume_too(tmp
         assert plain
         assert all(torch.equal(mine[name], value) for name, value in plain.items())
     assert said(tmp_path / "stopped") == said(tmp_path / "plain")
+
+
+@pytest.mark.filterwarnings("ignore:PlateauLRScheduler")  # timm's, as its own checkpoints leave the patience out
+def test_fault_30_a_plateaus_patience_is_resumed_too(tmp_path: Path) -> None:
+    config = TrainConfig(epochs=9, lr=0.1, sched="plateau", sched_unit="epoch", sched_options={"patience_epochs": 2})
+
+    def rates(*epochs: int, state: dict[str, Any] | None = None) -> tuple[list[float], dict[str, Any]]:
+        task = LogitDistillationTask(tiny_model("test_vit"), tiny_model(seed=1))
+        optimizer = create_optimizer(task.trainable_module, config)
+        schedule = create_schedule(optimizer, config, 1)
+        assert schedule is not None
+        whole = RunState(task, optimizer, schedule, torch.amp.GradScaler(enabled=False), torch.device("cpu"))
+        if state is not None:
+            whole.load_dict(state)
+        found = []
+        for epoch in epochs:
+            schedule.step(epoch, 50.0)  # percent, the same in each epoch
+            found.append(optimizer.param_groups[0]["lr"])
+        return found, whole.to_dict()
+
+    first, state = rates(1, 2)
+    assert first + rates(3, 4, 5, 6, state=state)[0] == rates(1, 2, 3, 4, 5, 6)[0]
+    with pytest.raises(ConfigError, match="give validation images"):
+        run(tmp_path, config)
 
 
 def test_fault_30_looks_fall_on_the_same_steps_whatever_is_saved_in_between(tmp_path: Path) -> None:
