@@ -286,6 +286,24 @@ def test_a_teacher_is_asked_in_another_precision_and_order_of_classes(
     assert "cannot be read" in said
 
 
+@pytest.mark.slow
+def test_with_three_seeds_a_float32_cache_teaches_step_by_step_what_the_live_teacher_does(folder: Path) -> None:
+    """That distilled students beat labels alone is what CI's run of `kdkit demo` checks."""
+    assert main(build(folder, "--build.codec", "float32")) == 0
+    live = ("--teacher.model", "test_resnet", "--teacher.checkpoint", str(folder / "teacher.safetensors"))
+    replayed = ("--recipe.size", "32", "--recipe.num_views", "2")
+    sources = {"cached": ("--cache", str(folder / "t.h5")), "live": (*live, *replayed)}
+    for seed in range(3):
+        losses = []
+        for name, source in sources.items():
+            place = folder / f"{name} {seed}"
+            assert main(distill(folder, *source, "--train.seed", str(seed), "--output", str(place))) == 0
+            rows = [json.loads(line) for line in (place / "metrics.jsonl").read_text().splitlines()]
+            losses.append([row["kd_loss"] for row in rows if "kd_loss" in row])
+        assert len(losses[0]) >= 8
+        np.testing.assert_allclose(losses[0], losses[1], rtol=0, atol=1e-5)
+
+
 def test_a_fixed_size_student_is_made_for_the_views(folder: Path) -> None:
     assert main(build(folder)) == 0
     assert main(distill(folder, "--cache", str(folder / "t.h5"), "--student", "test_vit")) == 0
