@@ -74,7 +74,7 @@ def distill(config: DistillConfig, *, show_progress: bool = False) -> DistillRep
     )
     checkpoints = Checkpoints(
         output,
-        run_identity(config, dataset, cache),
+        run_identity(config, dataset, cache, task.teacher),
         resume=config.resume,
         describe=lambda: describe(config, dataset, output),
     )

@@ -15,6 +15,7 @@ from kdkit.config import DistillConfig
 from kdkit.data import ReplayedDataset
 from kdkit.engine.listeners import TENSORBOARD, TensorBoard, Tracker
 from kdkit.engine.logger import Listener, RunLogger
+from kdkit.teachers import Teacher
 
 CONFIG = "config.yaml"
 """The run's resolved configuration, which --config takes again."""
@@ -35,15 +36,20 @@ def write_config(config: DistillConfig, folder: Path) -> None:
     durable.write_text(folder / CONFIG, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
 
 
-def run_identity(config: DistillConfig, dataset: ReplayedDataset, cache: CachedTeacher | None) -> dict[str, Any]:
+def run_identity(
+    config: DistillConfig, dataset: ReplayedDataset, cache: CachedTeacher | None, teacher: Teacher | None
+) -> dict[str, Any]:
     """What a run that goes on must have in common with the one that stopped, as plain values."""
     values = {name: value for name, value in dataclasses.asdict(config).items() if name not in _FREE}
     values["train"] = {name: value for name, value in values["train"].items() if name not in _FREE_TRAIN}
+    if values["teacher"] is not None:  # its weights are compared, wherever they lie
+        values["teacher"] = {name: value for name, value in values["teacher"].items() if name != "checkpoint"}
     identity: dict[str, Any] = _plain(values)
     return identity | {
         "recipe": _plain(dataset.recipe.to_dict()),
         "dataset_sha256": keys_sha256(dataset.keys),
         "cache_sha256": None if cache is None else cache.metadata.identity_sha256,
+        "teacher_sha256": None if teacher is None else teacher.fingerprint()["weights_sha256"],
     }
 
 

@@ -121,6 +121,15 @@ def test_a_run_is_not_resumed_with_another_configuration(folder: Path, finished:
         config(folder, finished, resume=True, overwrite=True)
 
 
+def test_a_run_goes_on_with_the_same_teacher_wherever_its_weights_lie(folder: Path, finished: Path) -> None:
+    for seed, name in ((1, "moved"), (2, "other")):
+        save_file(tiny_model(seed=seed).state_dict(), folder / f"{name}.safetensors")
+    resumed = config(folder, finished, resume=True)
+    distill(replace(resumed, teacher=TeacherConfig("test_resnet", checkpoint=str(folder / "moved.safetensors"))))
+    with pytest.raises(ConfigError, match="teacher_sha256"):
+        distill(replace(resumed, teacher=TeacherConfig("test_resnet", checkpoint=str(folder / "other.safetensors"))))
+
+
 def test_a_damaged_checkpoint_or_log_is_not_gone_on_from(folder: Path, tmp_path: Path) -> None:
     distill(config(folder, tmp_path))
     metrics = (tmp_path / "metrics.jsonl").read_bytes()
