@@ -26,6 +26,8 @@ _MAX_NAME_BYTES = 255
 def replacing(path: Path) -> Iterator[Path]:
     """Yields a temporary path to write and fsync; afterwards that file stands at `path`, durably, or not at all.
 
+    Where a file is replaced there is always a whole one: the new one stays even if its folder could not be fsynced.
+
     Raises:
         CacheDiskFullError: there was no room; the temporary file is removed.
         CacheError: the file system refused; the temporary file is removed.
@@ -34,10 +36,13 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         _sync(temporary)
+        replaces = os.path.lexists(path)
         os.replace(temporary, path)  # noqa: PTH105 -- the calls of the system, by their names: see the module's docstring
         try:
             _sync(path.parent)
-        except OSError:
+        except OSError as error:
+            if replaces:  # either file is whole, so whichever a power loss leaves will do; the old one is gone by now
+                raise failure(path, error, "the new file stands, but a power loss may undo it") from error
             remove_file(path)  # it may not survive a power loss, so nobody may build on it
             raise
     except CacheError:
@@ -48,11 +53,11 @@ def replacing(path: Path) -> Iterator[Path]:
         remove_file(temporary)
 
 
-def failure(path: Path, error: OSError) -> CacheError:
-    """The typed error for a write to `path` that the file system refused."""
+def failure(path: Path, error: OSError, left: str = "nothing of it was kept") -> CacheError:
+    """The typed error for a write to `path` that the file system refused; `left` says what stands there now."""
     if error.errno in _NO_ROOM:
         return CacheDiskFullError(f"no room for {str(path)!r}: {os.strerror(error.errno)}; free space and run again")
-    return CacheError(f"{str(path)!r} could not be written: {error.strerror or error}; nothing of it was kept")
+    return CacheError(f"{str(path)!r} could not be written: {error.strerror or error}; {left}")
 
 
 @contextmanager

@@ -111,9 +111,8 @@ class CacheFile:
             self.refuse_missing(stream)
             raise CacheError(f"the cache {str(self.path)!r} has views 0 to {self.num_views - 1}, asked for {view}")
         if indices.size and indices.view(np.uint64).max() >= self.num_rows:  # negative ones are huge when unsigned
-            raise CacheError(
-                f"the cache {str(self.path)!r} has rows 0 to {self.num_rows - 1}, asked for {indices.max()}"
-            )
+            odd = indices[(indices < 0) | (indices >= self.num_rows)]
+            raise CacheError(f"the cache {str(self.path)!r} has rows 0 to {self.num_rows - 1}, asked for {odd[0]}")
         return torch.from_numpy(payload.read(indices))
 
     def summary(self) -> dict[str, str]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from kdkit.cache import durable
 from kdkit.cache.door import open_hdf5
 from kdkit.cache.metadata import CacheMetadata, Shard
-from kdkit.cache.pack import index_arrays, pack
+from kdkit.cache.pack import index_arrays, pack, refuse_further_views
 from kdkit.cache.parts import INDEX_NAME, Parts, parts_folder
 from kdkit.errors import CacheIncompleteError, CacheMismatchError
 
@@ -43,9 +43,11 @@ class Growth:
 
         Raises:
             CacheMismatchError: the folder holds an extension of another cache.
+            CacheIncompleteError: it holds shards of views beyond `num_views`.
         """
         grown, folder = old.with_views(num_views), cls.folder_of(path)
         if path.is_dir():
+            refuse_further_views(Parts(path, grown))
             return cls(path, old, Parts(path, grown))
         durable.remove_leftovers(path.parent, path.name)
         if (folder / INDEX_NAME).is_file():
@@ -56,6 +58,7 @@ class Growth:
                 )
             if begun.metadata.num_views == num_views:
                 return cls(path, old, begun)
+            refuse_further_views(Parts(folder, grown))
         else:
             Parts.remove_strays(folder)
         with open_hdf5(path) as file:

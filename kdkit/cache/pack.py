@@ -39,7 +39,7 @@ def pack(parts: Parts, path: Path, build: str = "{}", packed_views: int = 0) -> 
     """
     if missing := parts.missing(packed_views):
         raise CacheIncompleteError(f"{str(parts.folder)!r} cannot be packed: {len(missing)} shards are missing")
-    _refuse_further_views(parts)
+    refuse_further_views(parts)
     for shard in parts.metadata.shards(packed_views):
         parts.verify(shard)
     if packed_views:
@@ -71,7 +71,7 @@ def index_arrays(parts: Parts) -> dict[str, Array]:
         return {name: file.learnt(name) for name in file.sums()}
 
 
-def _refuse_further_views(parts: Parts) -> None:
+def refuse_further_views(parts: Parts) -> None:
     """What an extension of the unpacked cache has left must not be removed with its folder."""
     views = parts.metadata.num_views
     further = [file for file in parts.folder.glob("v[0-9][0-9][0-9][0-9]-*.json") if int(file.name[1:5]) >= views]

@@ -140,6 +140,12 @@ class Checkpoints:
         """The one before the newest."""
         return self.folder / PREVIOUS
 
+    def exists(self) -> bool:
+        """Whether there is one to go on from; the one before the newest is made the newest where that is lost."""
+        if not self.last.exists():
+            self.withdraw()
+        return self.last.exists()
+
     def confirm(self) -> None:
         """Says that the newest checkpoint's weights have a finite loss: the one before is not needed any more."""
         if ranks.rank() == 0:
@@ -186,7 +192,7 @@ class Checkpoints:
             ConfigError: that checkpoint is of another configuration; names the field and both values.
             CheckpointError: it cannot be read, or is none of kdkit's.
         """
-        if not self.resume or not ranks.on_rank_zero(self.last.exists):
+        if not self.resume or not ranks.on_rank_zero(self.exists):
             return False
         ranks.together(lambda: self._load(state))
         return True

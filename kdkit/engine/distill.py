@@ -69,7 +69,7 @@ def distill(config: DistillConfig, *, show_progress: bool = False) -> DistillRep
     loader = create_loader(shown_views, task, config, device, shuffle=True)
     output = ranks.on_rank_zero(
         lambda: prepare_output(
-            config.output, _FILES, overwrite=config.overwrite, checkpoint=LAST if config.resume else None
+            config.output, _FILES, overwrite=config.overwrite, checkpoints=(LAST, PREVIOUS) if config.resume else None
         )
     )
     checkpoints = Checkpoints(
@@ -80,7 +80,7 @@ def distill(config: DistillConfig, *, show_progress: bool = False) -> DistillRep
     )
     loader.on_skip = SkipRecord(output)
     source = task.teacher if cache is None else cache
-    resumes = config.resume and checkpoints.last.exists()
+    resumes = config.resume and (checkpoints.last.exists() or checkpoints.previous.exists())
     shown = show_progress and ranks.rank() == 0
     seen = None
     if config.preflight and not resumes:

@@ -15,7 +15,7 @@ class OutputError(KdkitError, OSError):
 
 
 def prepare_output(
-    folder: str | Path, files: Collection[str], *, overwrite: bool, checkpoint: str | None = None
+    folder: str | Path, files: Collection[str], *, overwrite: bool, checkpoints: Collection[str] | None = None
 ) -> Path:
     """Makes a folder for the output, before any work is done.
 
@@ -23,8 +23,8 @@ def prepare_output(
         folder: where it will be.
         files: names of the files that the caller writes there; nothing else is ever removed.
         overwrite: whether such files of an earlier run are removed.
-        checkpoint: the file that a run which is gone on with has left; where it is missing, that run has come to
-            nothing yet, and its other files are removed. None where nothing is gone on with.
+        checkpoints: files of which a run that is gone on with has left one; where all are missing, that run has come
+            to nothing yet, and its other files are removed. None where nothing is gone on with.
 
     Raises:
         OutputExistsError: it holds something, and `overwrite` is False or not all of it is the caller's.
@@ -37,10 +37,10 @@ def prepare_output(
         for name in files:
             durable.remove_leftovers(folder, name)
         found = sorted(place.name for place in folder.iterdir()) if folder.exists() else []
-        if checkpoint is not None and checkpoint in found:
+        if checkpoints is not None and not set(checkpoints).isdisjoint(found):
             durable.probe(folder)
             return folder
-        if found and not overwrite and checkpoint is None:
+        if found and not overwrite and checkpoints is None:
             raise OutputExistsError(
                 f"the output folder {str(folder)!r} is not empty: pass --resume true to go on with the run there, "
                 "--overwrite true to replace what it left, or choose another folder"

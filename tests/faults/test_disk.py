@@ -12,11 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support import Pixels, digits_dataset
 from synthetic import Synthetic
 
+from kdkit import build_cache, extend_cache, open_cache
 from kdkit.cache.metadata import Shard
 from kdkit.cache.parts import Parts, parts_folder
+from kdkit.config import BuildConfig, ReplayRecipe
+from kdkit.engine.checkpoint import BEST, LAST, PREVIOUS, Checkpoints, load_checkpoint
+from kdkit.engine.output import prepare_output
 from kdkit.errors import CacheDiskFullError, CacheError
+from kdkit.teachers import Teacher
 
 CACHE = Synthetic(num_rows=1100, num_views=2)
 CALLS = ("open", "posix_fallocate", "pwrite", "fsync", "replace", "mkdir")
@@ -210,3 +216,45 @@ def test_fault_06_a_shard_whose_fsync_or_rename_failed_is_not_committed(tmp_path
         calls += 1
     assert calls == {"fsync": 6, "replace": 2}[call]
     assert parts.is_sealed(shard)
+
+
+@pytest.mark.parametrize("pack", [True, False])
+def test_fault_06_an_extension_whose_folder_cannot_be_fsynced_keeps_the_old_views(tmp_path: Path, pack: bool) -> None:
+    config = BuildConfig(codec="float32", num_workers=0, batch_size=10, pack=pack)
+    datasets = [digits_dataset(20, ReplayRecipe(size=8, num_views=views)) for views in (1, 2)]
+    build_cache(Teacher(Pixels()), datasets[0], tmp_path / "old" / "t.h5", config)
+    failed = 0
+    while True:
+        shutil.copytree(tmp_path / "old", root := tmp_path / str(failed))
+        with pytest.MonkeyPatch.context() as patch:
+            Failing(patch, "fsync", failed + 1, errno.EIO)
+            try:
+                extend_cache(Teacher(Pixels()), datasets[1], root / "t.h5", num_workers=0)
+            except CacheError:
+                failed += 1
+            else:
+                break
+        open_cache(root / "t.h5", datasets[0]).verify()
+        extend_cache(Teacher(Pixels()), datasets[1], root / "t.h5", num_workers=0)
+        open_cache(root / "t.h5", datasets[1]).verify()
+    assert failed > 5
+
+
+def test_fault_06_a_checkpoint_whose_folder_cannot_be_fsynced_leaves_one_to_go_on_from(tmp_path: Path) -> None:
+    checkpoints, failed = Checkpoints(tmp_path), 0
+    checkpoints._write({"state_dict": {}, "number": 0}, True)
+    while True:
+        with pytest.MonkeyPatch.context() as patch:
+            Failing(patch, "fsync", failed + 1, errno.EIO)
+            try:
+                checkpoints._write({"state_dict": {}, "number": failed}, True)
+            except CacheError:
+                failed += 1
+            else:
+                break
+        assert "number" in load_checkpoint(checkpoints.last)
+    assert failed == 6
+    checkpoints.last.unlink()
+    prepare_output(tmp_path, [LAST, PREVIOUS, BEST], overwrite=False, checkpoints=(LAST, PREVIOUS))
+    assert checkpoints.exists()
+    assert "number" in load_checkpoint(checkpoints.last)
