@@ -36,15 +36,22 @@ def refuse_mismatch(
 
 
 def differences(what: str, cached: Mapping[str, Any], current: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
-    """(field, cached value, current value) of each field that differs, nested fields joined by dots."""
+    """(field, cached value, current value) of each field that differs, nested fields joined by dots: members.0.name."""
     for name in sorted(set(cached) | set(current)):
         if name in _UNCOMPARED:
             continue
-        then, now = cached.get(name), current.get(name)
+        then, now = (_numbered(document.get(name)) for document in (cached, current))
         if isinstance(then, Mapping) and isinstance(now, Mapping):
             yield from differences(f"{what}.{name}", then, now)
         elif then != now:
             yield f"{what}.{name}", then, now
+
+
+def _numbered(value: Any) -> Any:
+    """A list of documents, the members of an ensemble say, as a document of them."""
+    if isinstance(value, list) and value and all(isinstance(part, Mapping) for part in value):
+        return {str(number): part for number, part in enumerate(value)}
+    return value
 
 
 def _show(value: Any) -> str:

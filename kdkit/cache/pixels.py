@@ -16,6 +16,7 @@ from torch import Tensor
 from kdkit.errors import CacheMismatchError, DatasetError
 
 _REPLAYED = 64
+_GOLDEN = (5**0.5 - 1) / 2
 
 
 def pixel_crc32(image: Tensor) -> int:
@@ -59,8 +60,7 @@ def check_pixels(
     each = max(1, num_replayed // max(1, len(hashes)))
     for place, (view, expected) in enumerate(hashes.items()):
         candidates = [(index, row) for index, row in enumerate(cache_rows.tolist()) if row in expected]
-        step = max(1, len(candidates) // each)
-        for index, row in candidates[place % step :: step][:each]:
+        for index, row in (candidates[at] for at in _spread(len(candidates), each, place)):
             try:
                 image = seen[index, view].image
             except DatasetError:
@@ -72,6 +72,14 @@ def check_pixels(
                     f"{origin} shows other pixels for {dataset.keys[index]!r} (view {view}) than this run draws: "
                     f"{_what_changed(made_with)}; use what it was made with, or build another cache"
                 )
+
+
+def _spread(num_rows: int, count: int, place: int) -> list[int]:
+    """Up to `count` of `num_rows` places, one in each equal stretch; multiples of the golden ratio move them from view
+    to view, so that all views together reach every part also where each has one place alone."""
+    count = min(count, num_rows)
+    offset = (place + 0.5) * _GOLDEN % 1
+    return [int((stretch + offset) * num_rows / count) for stretch in range(count)]
 
 
 def _what_changed(made_with: Mapping[str, Any]) -> str:

@@ -78,14 +78,17 @@ class ZipSource:
         suffixes = get_img_extensions(as_set=True)
         try:
             with zipfile.ZipFile(self.path) as archive:
-                names = [PurePosixPath(info.filename) for info in archive.infolist() if not info.is_dir()]
+                names = [info.filename for info in archive.infolist() if not info.is_dir()]
         except (OSError, zipfile.BadZipFile) as error:
             raise DatasetError(f"{str(path)!r} cannot be opened as a zip file: {error}") from error
-        images = [name for name in names if name.suffix.lower() in suffixes and not name.name.startswith("._")]
+        listed = [(PurePosixPath(name), name) for name in names]
+        images = [(p, name) for p, name in listed if p.suffix.lower() in suffixes and not p.name.startswith("._")]
         if not images:
             raise DatasetError(f"the zip file {str(path)!r} holds no images: expected CLASS/IMAGE.jpg or the like")
-        self.keys: Sequence[str] = sorted(map(str, images), key=natural_key)
-        classes = sorted({name.parent.name for name in images}, key=natural_key)
+        members = sorted(((str(place), name) for place, name in images), key=lambda member: natural_key(member[0]))
+        self.keys: Sequence[str] = [key for key, _ in members]
+        self._members = [name for _, name in members]  # "./a/1.png" is the key "a/1.png"
+        classes = sorted({place.parent.name for place, _ in images}, key=natural_key)
         indices = {name: index for index, name in enumerate(classes)}
         self._targets = [indices[PurePosixPath(key).parent.name] for key in self.keys]
         self.class_names: Sequence[str] | None = checked_class_names(classes, str(path))
@@ -96,7 +99,7 @@ class ZipSource:
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
         key = self.keys[index]
         try:
-            content = self._archive().read(key)
+            content = self._archive().read(self._members[index])
         except (OSError, zipfile.BadZipFile, RuntimeError, NotImplementedError) as error:
             raise unreadable(key, str(self.path), error) from None
         return decode(io.BytesIO(content), key, str(self.path)), self._targets[index]

@@ -79,16 +79,20 @@ class TeacherEnsemble(Teacher):
         """The members' fingerprints and weights, as plain JSON values."""
         members = [member.fingerprint() for member in self.members]
         dtypes = {str(member["dtype"]) for member in members}
-        text = json.dumps([[member["weights_sha256"] for member in members], self.weights])
         return {
             "name": self.name,
-            "weights_sha256": hashlib.sha256(text.encode()).hexdigest(),
+            "weights_sha256": _sha256_of([[member["weights_sha256"] for member in members], self.weights]),
+            "structure_sha256": _sha256_of([member["structure_sha256"] for member in members]),
             "members": members,
             "member_weights": list(self.weights),
             "num_classes": self.num_classes,
             "dtype": dtypes.pop() if len(dtypes) == 1 else "mixed",
             "versions": {"timm": timm.__version__, "torch": torch.__version__},
         }
+
+
+def _sha256_of(values: list[Any]) -> str:
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()
 
 
 class _MeanOfTeachers(nn.Module):

@@ -9,9 +9,10 @@ import numpy as np
 import timm
 import torch
 from timm.utils import unwrap_model
-from torch import Tensor, nn
+from torch import nn
 
 from kdkit.teachers.model_config import model_config
+from kdkit.teachers.structure import structure_sha256, tensor_bytes
 
 if TYPE_CHECKING:
     from kdkit.teachers.teacher import Teacher
@@ -20,12 +21,13 @@ _CONFIG_FIELDS = ("architecture", "tag", "hf_hub_id", "interpolation", "crop_pct
 
 
 def fingerprint(teacher: Teacher) -> dict[str, Any]:
-    """A teacher as plain JSON values: name, weights, normalisation, size, class map, dtype, library versions."""
+    """A teacher as plain JSON values: name, weights, structure, normalisation, size, class map, dtype, versions."""
     config = model_config(teacher.model)
     parameter = next(teacher.model.parameters(), None)
     return {
         "name": teacher.name,
         "weights_sha256": weights_sha256(teacher.model),
+        "structure_sha256": structure_sha256(teacher.model),
         "pretrained_cfg": {name: config[name] for name in _CONFIG_FIELDS if config.get(name) is not None},
         "mean": list(teacher.normalization.mean),
         "std": list(teacher.normalization.std),
@@ -44,13 +46,8 @@ def weights_sha256(model: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(unwrap_model(model).state_dict().items()):
         digest.update(f"{name}|{tensor.dtype}|{list(tensor.shape)}|".encode())
-        digest.update(_bytes(tensor))
+        digest.update(tensor_bytes(tensor))
     return digest.hexdigest()
-
-
-def _bytes(tensor: Tensor) -> memoryview:
-    flat = tensor.detach().cpu().contiguous().reshape(-1)
-    return flat.view(torch.uint8).numpy().data
 
 
 def _sha256_of_ints(values: tuple[int, ...]) -> str:

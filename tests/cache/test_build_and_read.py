@@ -19,6 +19,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+import timm
 import torch
 from support import RECIPE, cache_contents, digits, digits_dataset, loader_for, tiny_model
 
@@ -229,6 +230,10 @@ def test_fault_14_another_teacher_under_the_same_name_is_refused_on_resume(tmp_p
     build_cache(teacher(), digits_dataset(8), tmp_path / "t.h5", dataclasses.replace(EXACT, pack=False))
     with pytest.raises(CacheMismatchError, match=r"teacher\.weights_sha256"):
         build_cache(teacher(seed=1), digits_dataset(8), tmp_path / "t.h5", EXACT)
+    pooled = timm.create_model("test_resnet", num_classes=10, global_pool="max")
+    pooled.load_state_dict(teacher().model.state_dict())
+    with pytest.raises(CacheMismatchError, match=r"teacher\.structure_sha256 = '.*', this run has '"):
+        build_cache(create_teacher(pooled), digits_dataset(8), tmp_path / "t.h5", EXACT)
     with pytest.raises(CacheMismatchError, match=r"streams\.logits\.codec\.name = 'float32', this run has 'int8'"):
         build_cache(teacher(), digits_dataset(8), tmp_path / "t.h5", dataclasses.replace(EXACT, codec="int8"))
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 from support import digits, digits_dataset, tiny_model, write_digits
@@ -151,3 +153,21 @@ def test_a_transform_library_that_draws_otherwise_is_refused(tmp_path: Path, mon
     )
     with pytest.raises(CacheMismatchError, match=r"shows other pixels for 'digit-.*its libraries are the same"):
         open_cache(tmp_path / "t.h5", digits_dataset(6, recipe))
+
+
+@pytest.mark.parametrize("num_views", [1, 40, 64, 100])
+def test_a_change_of_the_last_rows_alone_is_found_however_many_views_there_are(num_views: int) -> None:
+    recipe = ReplayRecipe(size=8, num_views=num_views)
+    plain = digits(100)
+    images = plain.images.copy()
+    images[-10:] = images[-10:][::-1]
+    changed = ArraySource(images, plain.targets, keys=plain.keys, class_names=plain.class_names)
+    seen = digits_dataset(100, recipe)
+    hashes = {
+        view: {row: pixels.pixel_crc32(seen[row, view].image) for row in range(100)}
+        for view in pixels.checked_views(num_views)
+    }
+    check = functools.partial(pixels.check_pixels, cache_rows=np.arange(100), hashes=hashes, made_with={}, origin="it")
+    check(seen)
+    with pytest.raises(CacheMismatchError, match="shows other pixels for 'digit-9"):
+        check(ReplayedDataset(changed, recipe))

@@ -91,6 +91,16 @@ def test_tars_in_a_folder_and_tars_in_a_tar_are_classes(tmp_path: Path, folder: 
         assert shown == {(np.asarray(plain[index][0]).tobytes(), plain[index][1]) for index in range(8)}
 
 
+def test_a_zip_whose_members_begin_with_a_dot_shows_what_its_folder_shows(tmp_path: Path, folder: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        for file in folder.rglob("*.png"):
+            archive.writestr(f"./{file.relative_to(folder)}", file.read_bytes())
+    source, plain = ZipSource(tmp_path / "a.zip"), FolderSource(folder)
+    assert list(source.keys) == list(plain.keys)
+    for index in range(8):
+        assert np.array_equal(np.asarray(source[index][0]), np.asarray(plain[index][0]))
+
+
 @pytest.mark.parametrize("kind", ["tar", "zip"])
 def test_workers_and_their_parent_read_one_archive_at_once(tmp_path: Path, folder: Path, kind: str) -> None:
     source = create_source(

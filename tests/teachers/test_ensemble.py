@@ -14,6 +14,7 @@ from support import digits_dataset, tiny_model
 from torch import Tensor, nn
 
 from kdkit import LogitDistillationTask, Teacher, TeacherEnsemble, build_cache, create_teacher, losses, open_cache
+from kdkit.cache.mismatch import differences
 from kdkit.config import BuildConfig, ReplayRecipe
 from kdkit.data import ArraySource, EpochSampler, ReplayedDataset, ReplayLoader
 from kdkit.errors import ClassMismatchError, ConfigError, KdkitError, ShapeError, TeacherMemoryError
@@ -69,6 +70,14 @@ def test_the_fingerprint_holds_every_member_and_its_weight() -> None:
     ]
     assert all(other["weights_sha256"] != base["weights_sha256"] for other in changed)
     assert TeacherEnsemble(members, [2.0, 2.0]).fingerprint() == base
+    pooled = create_teacher(timm.create_model("test_resnet", num_classes=10, global_pool="max"))
+    pooled.model.load_state_dict(members[0].model.state_dict())
+    other = TeacherEnsemble([pooled, members[1]]).fingerprint()
+    assert other["weights_sha256"] == base["weights_sha256"]
+    assert [field for field, *_ in differences("teacher", base, other)] == [
+        "teacher.members.0.structure_sha256",
+        "teacher.structure_sha256",
+    ]
 
 
 def test_members_that_do_not_fit_are_refused() -> None:

@@ -15,6 +15,7 @@ from support import tiny_model
 from kdkit import Teacher, create_teacher
 from kdkit.errors import CheckpointError, ClassMismatchError, ConfigError, UnknownNameError
 from kdkit.signals import Batch, Normalization
+from kdkit.teachers.structure import structure_sha256
 
 
 def ask(teacher: Teacher, images: torch.Tensor) -> torch.Tensor:
@@ -190,6 +191,40 @@ def test_the_fingerprint_changes_with_each_thing_that_changes_an_answer() -> Non
     }
     for what, fingerprint in changed.items():
         assert fingerprint != base, what
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_vit", "test_efficientnet"])
+def test_the_fingerprint_tells_models_of_equal_weights_apart(name: str) -> None:
+    base = create_teacher(tiny_model(name)).fingerprint()["structure_sha256"]
+    options: list[dict[str, object]] = [{"global_pool": "max"}, {"act_layer": "relu6"}]
+    if name == "test_vit":
+        options[0] = {"global_pool": "avg", "fc_norm": False}
+        options.append({"num_heads": 1})
+    for changed in options:
+        torch.manual_seed(0)
+        other = create_teacher(timm.create_model(name, num_classes=10, **changed)).fingerprint()
+        assert other["structure_sha256"] != base, changed
+    buffered = tiny_model(name)
+    buffered.register_buffer("scale", torch.ones(2), persistent=False)
+    first = create_teacher(buffered).fingerprint()["structure_sha256"]
+    buffered.scale.mul_(2)
+    assert len({base, first, create_teacher(buffered).fingerprint()["structure_sha256"]}) == 3
+
+
+def test_the_fingerprint_does_not_depend_on_how_the_teacher_is_used() -> None:
+    teacher = create_teacher(tiny_model("test_vit"))
+    base = teacher.fingerprint()
+    ask(teacher, pixels())
+    assert teacher.fingerprint() == base
+    assert teacher.for_input(Normalization()).with_taps(["pooled"]).compile().fingerprint() == base
+    assert copy.deepcopy(teacher).fingerprint() == base
+    assert (
+        create_teacher(torch.compile(tiny_model("test_vit"))).fingerprint()["structure_sha256"]
+        == (base["structure_sha256"])
+    )
+    assert create_teacher(tiny_model("test_vit")).double().fingerprint()["structure_sha256"] == base["structure_sha256"]
+    teacher.to("meta")
+    assert structure_sha256(teacher.model) == base["structure_sha256"]
 
 
 def test_a_teacher_survives_deepcopy_and_its_copy_is_frozen_too() -> None:
