@@ -98,7 +98,7 @@ class ReplayedDataset(Dataset[Sample]):
             raise DatasetError("mixed labels need to know how many classes there are: give num_classes")
         if transform is not None:
             with kept_states():
-                refuse_unseeded(lambda: self._views(0, 0)[0])
+                refuse_unseeded(lambda view: self._views(0, view)[0])
 
     def for_teacher(self) -> Self:
         """The same views as the teacher sees them: at the recipe's teacher_size."""

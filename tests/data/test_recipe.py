@@ -187,6 +187,18 @@ def test_a_transform_that_cannot_be_seeded_is_refused() -> None:
         ReplayedDataset(digits(4), OWN, transform=Unseeded())
 
 
+@pytest.mark.parametrize("seed", range(10))
+def test_a_transform_that_draws_from_elsewhere_once_in_twenty_views_is_refused(seed: int) -> None:
+    generator = np.random.default_rng(seed)  # as one without a seed, but the test ends alike each time
+
+    def rare(image: Image.Image) -> Image.Image:
+        image = image.resize((24, 24))
+        return image.point(lambda value: 255 - value) if generator.random() < 0.05 else image
+
+    with pytest.raises(ConfigError, match="two different views from one seed"):
+        ReplayedDataset(digits(4), OWN, transform=rare)
+
+
 @pytest.mark.parametrize(
     ("transform", "said"),
     [
