@@ -20,6 +20,7 @@ from kdkit.engine.plan import plan_cache
 from kdkit.teachers import Teacher
 
 _PROBE_BATCHES = 4
+_PREFETCHED = 2  # batches that each of torch's workers loads ahead
 
 
 @dataclass(frozen=True)
@@ -79,17 +80,24 @@ def _measure_speed(
     config: BuildConfig,
     device: torch.device | str,
 ) -> float:
-    """Images a second over a few batches, the first of which warms up and does not count."""
+    """Images a second over a few batches.
+
+    Those that workers have loaded by the time of the first do not count, where there are others: they cost no time.
+    """
     sampler = EpochSampler(range(len(dataset)), config.batch_size)
     loader = ReplayLoader(dataset, sampler, teacher.input_normalization, device=device, num_workers=config.num_workers)
+    ahead = 1 + _PREFETCHED * config.num_workers
+    counted = max(_PROBE_BATCHES, _PREFETCHED * config.num_workers)
+    if len(loader) < ahead + counted:
+        ahead = 0  # of few images all are loaded ahead: the time that workers take to start counts too, to be cautious
     images, begun = 0, time.perf_counter()
     for number, pixels in enumerate(loader.pixel_batches()):
         for stream, values in ask(teacher, loader, pixels, codecs).items():
             codecs[stream].encode(values).cpu()  # waits for the device
-        if number == 0 and len(loader) > 1:
-            begun = time.perf_counter()
+        if number < ahead:
+            images, begun = 0, time.perf_counter()
         else:
             images += len(pixels.row)
-        if number == _PROBE_BATCHES:
+        if number == ahead + counted - 1:
             break
     return images / (time.perf_counter() - begun)

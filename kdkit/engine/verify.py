@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +15,6 @@ from kdkit.cache.fidelity import kl_divergence
 from kdkit.cache.format import LOGITS
 from kdkit.cache.mismatch import refuse_mismatch
 from kdkit.data import EpochSampler, PixelBatch, ReplayedDataset, ReplayLoader
-from kdkit.data.replay import view_seed
 from kdkit.engine.ask import ask, tapped
 from kdkit.errors import CacheMismatchError
 from kdkit.teachers import Teacher
@@ -50,17 +50,19 @@ def verify_cache(
     num_rows: int = 64,
     batch_size: int = 32,
     device: torch.device | str = "cpu",
+    seed: int | None = None,
     allow_mismatch: Collection[str] = (),
 ) -> VerifyReport:
-    """Compares every checksum, and with a teacher and its dataset, random rows of every view with what it says now.
+    """Compares every checksum, and with a teacher and its dataset, random rows with what it says now.
 
     Args:
         path: the cache.
         teacher: who made it; None compares checksums alone.
         dataset: what it was made from; needed with a teacher.
-        num_rows: how many rows the teacher is asked about again, in all.
+        num_rows: how many rows the teacher is asked about again, in all; of as many views as that is enough for.
         batch_size: images it is given at once.
-        device: where it runs.
+        device: where it runs; it is moved there.
+        seed: of the choice of views and rows; by default each call chooses others.
         allow_mismatch: fields, as an error names them, in which teacher or dataset may differ from what the cache was
             made with; what the teacher says is compared all the same.
 
@@ -77,11 +79,10 @@ def verify_cache(
     refuse_mismatch(
         "teacher", cache.metadata.teacher, teacher.fingerprint(), f"the cache {str(path)!r}", allow_mismatch
     )
-    teacher = tapped(teacher, cache.codecs)
+    teacher = tapped(teacher, cache.codecs).to(torch.device(device))
     differences, asked, kept = dict.fromkeys(cache.codecs, 0.0), 0, {}
-    each = max(1, num_rows // cache.num_views)
-    for view in range(min(cache.num_views, num_rows)):
-        loader, divergences = _loader(view, each, teacher, dataset, cache, batch_size, device), []
+    for view, rows in _choose(dataset, num_rows, seed).items():
+        loader, divergences = _loader(view, rows, teacher, dataset, batch_size, device), []
         for pixels in loader.pixel_batches():
             for stream, values in ask(teacher, loader, pixels, cache.codecs).items():
                 compared = _compare(cache, stream, values, pixels)
@@ -94,19 +95,24 @@ def verify_cache(
     return VerifyReport(cache.num_rows, cache.num_views, asked, differences, kept)
 
 
+def _choose(dataset: ReplayedDataset, num_rows: int, seed: int | None) -> dict[int, list[int]]:
+    """View -> rows to ask about, at random; the dataset may know fewer views than the cache."""
+    draw, num_views = random.Random(seed), dataset.recipe.num_views
+    views = sorted(draw.sample(range(num_views), min(num_views, num_rows)))
+    each = min(len(dataset), num_rows // len(views))
+    return {view: draw.sample(range(len(dataset)), each) for view in views}
+
+
 def _loader(
     view: int,
-    num_rows: int,
+    rows: Sequence[int],
     teacher: Teacher,
     dataset: ReplayedDataset,
-    cache: CachedTeacher,
     batch_size: int,
     device: torch.device | str,
 ) -> ReplayLoader:
-    """Random rows of a view."""
-    generator = torch.Generator().manual_seed(view_seed(dataset.recipe.seed, "verify", view) >> 1)
-    rows = torch.randperm(len(dataset), generator=generator)[:num_rows].tolist()
-    sampler = EpochSampler(rows, batch_size, num_views=cache.num_views, shuffle=False)
+    """The rows of a view."""
+    sampler = EpochSampler(rows, batch_size, num_views=dataset.recipe.num_views, shuffle=False)
     sampler.set_epoch(view)
     return ReplayLoader(dataset, sampler, teacher.input_normalization, device=device)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import pickle
+import time
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from kdkit import build_cache, create_teacher, extend_cache, open_cache
 from kdkit.cache import CachedTeacher
 from kdkit.cache.codecs import create_feature_codec
 from kdkit.config import BuildConfig, ReplayRecipe
-from kdkit.data import ReplayedDataset
+from kdkit.data import ArraySource, ReplayedDataset
 from kdkit.engine.estimate import estimate_cache
 from kdkit.engine.export import export_cache
 from kdkit.engine.verify import verify_cache
@@ -166,6 +167,32 @@ def test_verify_asks_about_features_again(cached: CachedTeacher, dataset: Replay
     assert report.rows_asked == 8
     with pytest.raises(CacheMismatchError, match=r"says now about 'digit-\d+' \(view 0\): its pooled differ by .* of"):
         verify_cache(cached.path, _Louder(tiny_model(), taps=STREAMS[1:]), dataset, num_rows=8)
+
+
+def test_verify_asks_about_any_view_that_the_dataset_knows(tmp_path: Path) -> None:
+    teacher, recipes = create_teacher(tiny_model()), [dataclasses.replace(RECIPE, num_views=views) for views in (4, 2)]
+    config = BuildConfig(codec="float32", num_workers=0)
+    build_cache(teacher, digits_dataset(20, recipes[0]), tmp_path / "t.h5", config)
+    for recipe in recipes:
+        dataset = digits_dataset(20, recipe)
+        reports = [verify_cache(tmp_path / "t.h5", teacher, dataset, num_rows=2, seed=seed) for seed in range(8)]
+        assert [report.rows_asked for report in reports] == [2] * 8
+        assert {view for report in reports for view in report.divergence} == set(range(recipe.num_views))
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than cores, so that many load ahead
+def test_an_estimate_does_not_count_what_workers_had_loaded_already(monkeypatch: pytest.MonkeyPatch) -> None:
+    workers, seconds = 4, 0.1
+    load = ArraySource.__getitem__
+
+    def slowly(source: ArraySource, index: int) -> object:
+        time.sleep(seconds)
+        return load(source, index)
+
+    monkeypatch.setattr(ArraySource, "__getitem__", slowly)
+    config = BuildConfig(codec="float32", num_workers=workers, batch_size=2)
+    estimate = estimate_cache(create_teacher(tiny_model()), digits_dataset(64), config)
+    assert estimate.images_per_second <= workers / seconds * 1.1  # no loader can be quicker
 
 
 def test_verify_takes_a_lowrank_row_that_is_as_good_for_what_the_teacher_says(tmp_path: Path) -> None:
