@@ -182,7 +182,7 @@ def test_verify_asks_about_any_view_that_the_dataset_knows(tmp_path: Path) -> No
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than cores, so that many load ahead
 def test_an_estimate_does_not_count_what_workers_had_loaded_already(monkeypatch: pytest.MonkeyPatch) -> None:
-    workers, seconds = 4, 0.1
+    workers, seconds = 8, 0.1
     load = ArraySource.__getitem__
 
     def slowly(source: ArraySource, index: int) -> object:
@@ -191,7 +191,7 @@ def test_an_estimate_does_not_count_what_workers_had_loaded_already(monkeypatch:
 
     monkeypatch.setattr(ArraySource, "__getitem__", slowly)
     config = BuildConfig(codec="float32", num_workers=workers, batch_size=2)
-    estimate = estimate_cache(create_teacher(tiny_model()), digits_dataset(64), config)
+    estimate = estimate_cache(create_teacher(tiny_model()), digits_dataset(80), config)
     assert estimate.images_per_second <= workers / seconds * 1.1  # no loader can be quicker
 
 
