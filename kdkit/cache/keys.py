@@ -17,7 +17,7 @@ from kdkit.errors import CacheCorruptError, CacheMismatchError, DatasetError
 Array = np.ndarray[Any, Any]
 _SEPARATOR = "\0"
 _NAMED = 3  # how many samples an error names
-_MAX_KEYS_BYTES = 4 << 30
+_MAX_KEYS_BYTES, _MAX_MEAN_KEY_BYTES = 4 << 30, 4096  # of all keys and the mean one: what a reader makes room for
 
 
 def key_digests(keys: Sequence[str]) -> Array:
@@ -32,24 +32,38 @@ def keys_sha256(keys: Sequence[str]) -> str:
 
 
 def pack_keys(keys: Sequence[str]) -> Array:
-    """All keys, joined by NUL and zlib-compressed, uint8 [bytes]."""
+    """All keys, joined by NUL and zlib-compressed, uint8 [bytes].
+
+    Raises:
+        DatasetError: a key holds NUL, or the keys are longer than a reader takes.
+    """
     for key in keys:
         if _SEPARATOR in key:
             raise DatasetError(f"the sample key {key!r} holds a NUL character, which no key may")
-    return np.frombuffer(zlib.compress(_encode(_SEPARATOR.join(keys)), 6), dtype=np.uint8)
+    joined = _encode(_SEPARATOR.join(keys))
+    if len(joined) > _most_bytes(len(keys)):
+        raise DatasetError(
+            f"the {len(keys)} sample keys take {len(joined)} bytes, a cache holds up to {_most_bytes(len(keys))} "
+            f"({_MAX_MEAN_KEY_BYTES} a key on average): shorten them, first {max(keys, key=len)[:80]!r}"
+        )
+    return np.frombuffer(zlib.compress(joined, 6), dtype=np.uint8)
 
 
 def unpack_keys(packed: Array, num_rows: int, origin: str = "the cache") -> list[str]:
     """Inverse of `pack_keys`; refuses, naming `origin`, what unpacks to something else than `num_rows` keys."""
     decompressor = zlib.decompressobj()
     try:
-        joined = decompressor.decompress(packed.tobytes(), min(_MAX_KEYS_BYTES, 4096 * max(1, num_rows)))
+        joined = decompressor.decompress(packed.tobytes(), _most_bytes(num_rows))
     except zlib.error as error:
         raise CacheCorruptError(f"{origin}: the keys cannot be unpacked: {error}") from None
     keys = joined.decode("utf-8", "surrogateescape").split(_SEPARATOR) if num_rows else []
     if not decompressor.eof or len(keys) != num_rows:
         raise CacheCorruptError(f"{origin} holds other than the {num_rows} keys it should")
     return keys
+
+
+def _most_bytes(num_rows: int) -> int:
+    return min(_MAX_KEYS_BYTES, _MAX_MEAN_KEY_BYTES * max(1, num_rows))
 
 
 def match_rows(cache_digests: Array, dataset_digests: Array) -> Array:

@@ -46,4 +46,4 @@ def describe_fidelity(values: Mapping[str, float]) -> str:
         mean, worst = values["relative_error_mean"], values["relative_error_max"]
         return f"relative error {mean:.2g}, at most {worst:.2g}, of {values['rows']:.0f} rows"
     kl = ", ".join(f"{values[f'kl_mean_t{t}']:.2g} (p99 {values[f'kl_p99_t{t}']:.2g}) at T={t}" for t in TEMPERATURES)
-    return f"KL in nats {kl}; top-1 kept {values['top1_agreement']:.2%} of {values['rows']:.0f} rows"
+    return f"KL in nats {kl}; top-1 kept {values['top1_agreement']:.2%} of {values['rows']:.0f} rows of view 0"
