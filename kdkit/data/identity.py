@@ -1,8 +1,9 @@
 """The identity of a user's transform: its name, and a digest over everything that makes it draw what it draws.
 
 Covered: every parameter that the objects hold, tensors and arrays by their bytes; the source of the user's functions
-and classes, of what they close over, and of the globals that they name. Not covered: the code of libraries, which the
-pixel hash of a cache guards, as it does everything else. What cannot be described is refused.
+and methods, of what they close over, and of the globals that they name. Not covered: the code of libraries, class
+attributes, static and class methods, properties, and globals that only a nested function names; those the pixel hash of
+a cache guards, as it does everything else. An object that cannot be described is refused.
 """
 
 from __future__ import annotations
