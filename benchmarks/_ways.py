@@ -21,13 +21,13 @@ class Way:
     """How rows are kept.
 
     Attributes:
-        gather: rows int64 [B] -> uint8 [B, bytes].
+        gather: rows int64 [B] -> uint8 [B, bytes], an array or, as losses take it, a tensor.
         num_bytes: what the file system gave away for it; 0 in memory.
         num_rows: R.
         close: lets go of the file that stays open.
     """
 
-    gather: Callable[[Rows], Rows]
+    gather: Callable[[Rows], Rows | torch.Tensor]
     num_bytes: int
     num_rows: int
     close: Callable[[], None] = lambda: None

@@ -82,14 +82,14 @@ def compare_reading(report: Report, folder: Path, num_rows: int, turns: int) -> 
     write_cache(path, num_rows, 1000, "int8", 1)
     cache = open_cache(path)
     rows = cache.read(np.arange(num_rows), 0).numpy()
-    ways = {"kdkit cache.read": Way(lambda chosen: cache.read(chosen, 0).numpy(), disk_bytes(path), num_rows)}
+    ways = {"kdkit cache.read": Way(lambda chosen: cache.read(chosen, 0), disk_bytes(path), num_rows)}
     ways |= {name: make(rows, folder) for name, make in PEERS.items()}
     ways["one .pt file an image"] = pt_files(rows[: num_rows // PT_SHARE], folder)  # as many as a batch is drawn from
     cache.verify()  # checksums are compared once a block; the steady state is measured
     refuse_different(ways, rows)
     times = {
         **gather_in_turns({name: ways[name] for name in FAST}, turns),
-        **gather_in_turns({name: way for name, way in ways.items() if name not in FAST[1:]}, turns // 5, SLOW_OWN),
+        **gather_in_turns({name: way for name, way in ways.items() if name not in FAST[1:]}, turns // 50, SLOW_OWN),
     }
     report.table(
         ["way", "rows/s", "kdkit is faster by (quartiles)", "bytes a row on disk"],
@@ -174,11 +174,11 @@ def main() -> None:
     args = parser(__doc__).parse_args()
     torch.set_num_threads(1)
     report = Report("read", "Reading a cache", args.quick)
-    num_rows, turns, large = (5_000, 20, 50_000) if args.quick else (200_000, 200, 1_281_167)
+    num_rows, turns, large = (5_000, 200, 50_000) if args.quick else (200_000, 2_000, 1_281_167)
     report.text(
         f"""{BATCH} random rows a batch, int8 rows of 1,000 classes (1,004 bytes), {num_rows:,} rows
         ({num_rows // PT_SHARE:,} as .pt files), all in the page cache; one thread; the ways take turns in one
-        process, {turns} turns ({turns // 5} for the slow ones); a ratio is of the two times of a turn."""
+        process, {turns} turns ({turns // 50} for the slow ones); a ratio is of the two times of a turn."""
     )
     with tempfile.TemporaryDirectory() as folder:
         compare_reading(report, Path(folder), num_rows, turns)

@@ -111,7 +111,7 @@ class CacheFile:
             self.refuse_missing(stream)
             raise CacheError(f"the cache {str(self.path)!r} has views 0 to {self.num_views - 1}, asked for {view}")
         unsigned = indices.view(np.uint64)  # in which negative ones are huge
-        if indices.size and int(np.maximum.reduce(unsigned)) >= self.num_rows:  # a microsecond less than max()
+        if indices.size and unsigned.item(unsigned.argmax()) >= self.num_rows:  # quicker than max()
             odd = indices[(indices < 0) | (indices >= self.num_rows)]
             raise CacheError(f"the cache {str(self.path)!r} has rows 0 to {self.num_rows - 1}, asked for {odd[0]}")
         return torch.from_numpy(payload.read(indices))
