@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import default_collate
@@ -40,6 +42,19 @@ class PixelBatch:
             share=None if self.share is None else self.share.pin_memory(),
             teacher_images=None if self.teacher_images is None else self.teacher_images.pin_memory(),
         )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For another process: a tensor costs it a file and a connection, which a few numbers are not worth."""
+        return {name: value.numpy() if _is_numbers(value) else value for name, value in self.__dict__.items()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        arrays = {name: torch.from_numpy(value) for name, value in state.items() if isinstance(value, np.ndarray)}
+        self.__dict__.update({**state, **arrays})
+
+
+def _is_numbers(value: Any) -> bool:
+    """Whether this is one number a sample, and no pixels."""
+    return isinstance(value, Tensor) and value.ndim == 1
 
 
 def collate(found: list[Sample | Unreadable]) -> PixelBatch:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import pickle
 import random
 from pathlib import Path
 
@@ -298,6 +300,20 @@ def test_the_next_batch_is_on_its_way_before_the_current_one_is_handed_over(monk
         *("step waits for event 2", "kept for step", "kept for step", "use 2"),
     ]
     assert list(copied_ahead(iter([]), to_batch, torch.device("cuda"))) == []
+
+
+@pytest.mark.parametrize("recipe", [RECIPE, ReplayRecipe(size=16, mixup_alpha=1.0, teacher_size=24)])
+def test_a_batch_from_a_worker_is_the_batch_with_no_file_but_for_its_pixels(recipe: ReplayRecipe) -> None:
+    dataset = digits_dataset(6, recipe).with_teacher_view()
+    loader = ReplayLoader(dataset, EpochSampler(range(6), 6, num_views=recipe.num_views), Normalization())
+    (batch,) = loader.pixel_batches()
+    sent = vars(pickle.loads(pickle.dumps(batch)))  # a tensor that a worker pickles becomes a file
+    assert list(sent) == [field.name for field in dataclasses.fields(batch)]
+    for name, value in vars(batch).items():
+        assert torch.equal(sent[name], value) if isinstance(value, torch.Tensor) else sent[name] == value
+        assert not isinstance(value, torch.Tensor) or sent[name].dtype == value.dtype
+    files = [name for name, value in batch.__getstate__().items() if isinstance(value, torch.Tensor)]
+    assert files == (["images"] if recipe is RECIPE else ["images", "teacher_images"])
 
 
 @pytest.mark.gpu
