@@ -227,7 +227,7 @@ def test_streams_are_refused_with_the_reason(name: str) -> None:
 
 
 def test_a_hugging_face_dataset_is_a_source(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("datasets", reason="an optional dependency of 280 MB: pip install kdkit[hfds]")
+    pytest.importorskip("datasets", reason="not installed; the extra `test` has it")
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path)
     monkeypatch.setattr("datasets.config.HF_DATASETS_OFFLINE", True)
     source, plain = create_source(f"hfds/{folder.parent}"), FolderSource(folder)
