@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 from timm.data import ImageDataset
 from torch import Tensor
 from torch.utils.data import IterableDataset, Subset
 from torchvision.transforms.functional import to_pil_image
 
-from kdkit.data.source import decode, in_order, unreadable
+from kdkit.data.source import UNREADABLE, as_rgb, decode, in_order, unreadable
 from kdkit.errors import DatasetError
 
 _ARROW_ROWS = 10_000
@@ -71,7 +72,7 @@ class MappedSource:
             return decode(stream, key, origin), -1 if target is None else int(target)
         item = self.dataset[self._rows[index]]
         image, target = (item["image"], item["label"]) if isinstance(item, Mapping) else item[:2]
-        return _to_image(image, key), int(target)
+        return _to_image(image, key, origin), int(target)
 
 
 def _without_subsets(dataset: Any) -> tuple[Any, Sequence[int]]:
@@ -128,12 +129,16 @@ def _below_common_folder(texts: Sequence[str]) -> list[str]:
     return [path.relative_to(root).as_posix() for path in paths]
 
 
-def _to_image(image: Any, key: str) -> Image.Image:
+def _to_image(image: Any, key: str, origin: str) -> Image.Image:
     if isinstance(image, Image.Image):
-        return image.convert("RGB")
+        try:
+            rgb = as_rgb(image)
+        except UNREADABLE as error:
+            raise unreadable(key, origin, error) from None
+        return rgb.copy() if rgb is image else rgb  # a transform may write to it, and the dataset may keep it
     if isinstance(image, np.ndarray) and image.dtype == np.uint8:
         return Image.fromarray(image).convert("RGB")
-    if isinstance(image, Tensor) and not image.is_floating_point():
+    if isinstance(image, Tensor) and image.dtype == torch.uint8:
         converted: Image.Image = to_pil_image(image)
         return converted.convert("RGB")
     kind = f"{image.dtype} {type(image).__name__}" if hasattr(image, "dtype") else type(image).__name__

@@ -14,6 +14,9 @@ from PIL import Image
 
 from kdkit.errors import DatasetError, ShapeError
 
+UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+"""What Pillow raises for damaged images and for those it cannot convert."""
+
 
 class ImageSource(Protocol):
     """A map-style dataset of PIL images whose samples have keys."""
@@ -77,9 +80,32 @@ def decode(stream: IO[bytes], key: str, origin: str) -> Image.Image:
     """
     try:
         with stream, Image.open(stream) as image:
-            return image.convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            image.load()
+            return as_rgb(image)
+    except UNREADABLE as error:
         raise unreadable(key, origin, error) from None
+
+
+def as_rgb(image: Image.Image) -> Image.Image:
+    """The image in 8 bits of red, green and blue; itself, where it is that already.
+
+    Of 16 bits of grey the upper 8 are taken, as Pillow does for 16 bits of colour; its `convert`, and so timm and
+    torchvision, would make white of all above 255. The rest is what these do: transparency is left out, CMYK converted
+    without a profile, and the orientation that a camera notes is not applied.
+
+    Raises:
+        ValueError: pixels have 32 bits, and nothing says which of their values is white.
+    """
+    if image.mode == "RGB":
+        return image
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):  # the latter by older Pillows
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode in ("I", "F"):
+        raise ValueError(f"nothing says which value of its 32-bit pixels ({image.mode}) is white: make it 8 or 16 bits")
+    if "transparency" in image.info:  # Pillow would warn of what is meant to happen
+        image = image.copy()
+        del image.info["transparency"]
+    return image.convert("RGB")
 
 
 def unreadable(key: str, origin: str, error: Exception) -> DatasetError:

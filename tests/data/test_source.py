@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 from sklearn.datasets import load_sample_images
+from torchvision.datasets import ImageFolder
 
-from kdkit.data import ArraySource, FolderSource
+from kdkit.data import ArraySource, FolderSource, MappedSource
 from kdkit.errors import DatasetError, ShapeError
 
 
@@ -76,3 +78,72 @@ def test_arrays_of_a_wrong_shape_are_refused() -> None:
     with pytest.raises(ShapeError, match="1 keys"):
         ArraySource(np.zeros((2, 8, 8), np.uint8), [0, 1], keys=["a"])
     assert ArraySource(np.zeros((2, 8, 8, 3), np.uint8), [0, 1])[1][0].mode == "RGB"
+
+
+def pixels(source: FolderSource | MappedSource | ImageFolder, index: int = 0) -> Any:
+    return np.asarray(source[index][0])
+
+
+def save(folder: Path, image: Image.Image, name: str, **options: Any) -> FolderSource:
+    (folder / "a").mkdir()
+    image.save(folder / "a" / name, **options)
+    return FolderSource(folder)
+
+
+GREY = Image.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16))
+COLOURED = Image.fromarray(load_sample_images().images[0][200:264, 200:280])
+
+
+@pytest.mark.parametrize(
+    ("image", "name", "options"),
+    [
+        (GREY, "grey.png", {}),
+        (GREY.convert("1"), "one bit.png", {}),
+        (GREY.convert("LA"), "grey with alpha.png", {}),
+        (COLOURED.convert("RGBA").rotate(20), "alpha.png", {}),
+        (COLOURED.convert("CMYK"), "cmyk.jpg", {}),
+        (COLOURED.quantize(), "palette.png", {}),
+        (COLOURED.quantize(), "transparent colour.png", {"transparency": 3}),
+        (COLOURED, "transparent.png", {"transparency": (1, 2, 3)}),
+    ],
+)
+def test_the_colours_of_other_modes_are_torchvisions(
+    tmp_path: Path, image: Image.Image, name: str, options: dict[str, Any]
+) -> None:
+    source = save(tmp_path, image, name, **options)
+    assert source[0][0].mode == "RGB"
+    assert np.array_equal(pixels(source), pixels(ImageFolder(str(tmp_path))))
+
+
+def test_transparency_by_palette_is_left_out_without_a_warning(tmp_path: Path) -> None:
+    source = save(tmp_path, COLOURED.quantize(), "a.png", transparency=bytes([0] * 128 + [255] * 128))
+    assert np.array_equal(pixels(source), np.asarray(COLOURED.quantize().convert("RGB")))
+
+
+def test_an_image_lies_as_its_file_says_and_not_as_the_camera_was_held(tmp_path: Path) -> None:
+    held = Image.Exif()
+    held[0x0112] = 6  # to be turned by 90 degrees
+    source = save(tmp_path, COLOURED, "a.jpg", exif=held)
+    assert source[0][0].size == COLOURED.size
+    assert np.array_equal(pixels(source), pixels(ImageFolder(str(tmp_path))))
+
+
+def test_of_16_bits_of_grey_the_upper_8_are_shown(tmp_path: Path) -> None:
+    values = np.arange(256).reshape(16, 16) * 257
+    grey = np.repeat(np.asarray(GREY)[..., None], 3, axis=2)
+    assert np.array_equal(pixels(save(tmp_path, Image.fromarray(values.astype(np.uint16)), "a.png")), grey)
+    for order in "<>":
+        assert np.array_equal(pixels(MappedSource([(Image.fromarray(values.astype(f"{order}u2")), 0)])), grey)
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.float32])
+def test_pixels_of_32_bits_are_refused_by_name(dtype: Any) -> None:
+    image = Image.fromarray(np.asarray(GREY).astype(dtype) * 257)
+    with pytest.raises(DatasetError, match=r"'b' .*32-bit pixels"):
+        MappedSource([(GREY, 0), (image, 0)], keys=["a", "b"])[1]
+
+
+def test_a_transform_that_writes_to_its_image_leaves_the_datasets_as_it_is() -> None:
+    kept = COLOURED.copy()
+    MappedSource([(kept, 0)])[0][0].putpixel((0, 0), (1, 2, 3))
+    assert np.array_equal(np.asarray(kept), np.asarray(COLOURED))
