@@ -127,7 +127,7 @@ class LowRankCodec(Codec):
     def encode(self, logits: Tensor) -> Tensor:
         """[B, C] float -> uint8 [B, row_bytes]."""
         check_logits(self, logits)
-        size = 128 if logits.device.type == "cpu" else 512
+        size = 32 if logits.device.type == "cpu" else 512
         chunks = [self._encode_chunk(F.pad(c, (0, 0, 0, size - len(c))))[: len(c)] for c in torch.split(logits, size)]
         return torch.cat(chunks)  # always the same shapes, so that a row's bytes do not depend on its batch
 

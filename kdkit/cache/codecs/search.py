@@ -106,7 +106,7 @@ class TailObjective:
         descent = (weight * (residual - level)) @ self.basis.T  # of the quadratic form whose solution starts the search
         best = torch.zeros_like(descent)
         for _ in range(1 + _NEWTON_STEPS + len(self.mean) // _CLASSES_A_STEP):
-            best = best + torch.cholesky_solve(descent[:, :, None], factor)[:, :, 0]
+            best = best + _solve(factor, descent)
             descent = -self.gradient(best)
         return best.nan_to_num(0.0, 0.0, 0.0)  # a row that cannot be fitted: the encoder stores it flat
 
@@ -128,3 +128,10 @@ class TailObjective:
             gradient.addcmul_(change[:, None], self.curvature[:, i])  # symmetric: its rows are its columns
             columns[i] = code
         return columns.T
+
+
+def _solve(factor: Tensor, right: Tensor) -> Tensor:
+    """The solution of (factor factor') x = right [B, D]; torch.cholesky_solve would copy the factor each time."""
+    forward = torch.linalg.solve_triangular(factor, right[:, :, None], upper=False)
+    solution: Tensor = torch.linalg.solve_triangular(factor.mT, forward, upper=True)
+    return solution[:, :, 0]
