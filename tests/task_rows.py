@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+import itertools
+from typing import Any, NamedTuple
 
 import timm
 import torch
@@ -10,22 +11,63 @@ from support import tiny_model
 from torch import Tensor, nn
 
 from kdkit import FeatureDistillationTask, LogitDistillationTask, TokenDistillationTask, losses
+from kdkit.cache import CachedTeacher
 from kdkit.tasks import DistillationTask, LossTerm
 
 CNN, VIT = "test_resnet", "test_vit"
 INNER = {CNN: ("stages.2", "stages.3", "stages.4"), VIT: ("blocks.1", "blocks.3", "blocks.5")}
 LOGIT = [name for name in losses.available() if not losses.is_feature_loss(name)]
 FEATURE = [name for name in losses.available() if losses.is_feature_loss(name)]
+TEACHER_SEED = 5
 SEVERAL = [LossTerm("hint_mse", 2.0), LossTerm("kl", 0.5, {"temperature": 2.0})]
 
-DISTRIBUTED = [
-    ("logit", {"kl": 1.0, "bce": 2.0}, 0.5),
-    ("feature", "several", 0.5),
-    ("feature", "hint_mse", 0.0),  # no loss looks at the logits: the head has no gradient to wait for
-    ("token", "soft", 0.5),
-    ("token", "soft", 0.0),  # the main head learns from labels alone
+
+class Row(NamedTuple):
+    """One row of the table of tasks."""
+
+    kind: str
+    loss: Any
+    student: str
+    teacher: str
+    task_loss_weight: float = 0.5
+
+    @property
+    def is_mean_over_samples(self) -> bool:
+        """Whether no sample's loss depends on the others, nor on a draw."""
+        names = [self.loss] if isinstance(self.loss, str) else list(self.loss)
+        return not any(name in (*COMPARING_SAMPLES, *DRAWING) for name in names)
+
+    def __str__(self) -> str:
+        loss = self.loss if isinstance(self.loss, str) else "+".join(self.loss)
+        return f"{self.kind}, {loss}, {self.student} from {self.teacher}, task loss x {self.task_loss_weight}"
+
+
+LOSSES = [
+    *(("logit", loss) for loss in LOGIT),
+    ("logit", {"kl": 1.0, "dist": 2.0}),
+    *(("feature", loss) for loss in [*FEATURE, "several"]),
+    *(("token", loss) for loss in ["soft", *LOGIT]),
 ]
-"""Task, loss and task_loss_weight of what several ranks do."""
+"""Every task with every loss."""
+
+
+def pairs(kind: str, loss: Any) -> list[tuple[str, str]]:
+    """Students and teachers of both kinds, as far as task and loss take them."""
+    students = [CNN, VIT] if kind != "token" and loss != "vitkd" else [VIT]
+    teachers = [CNN, VIT] if loss != "vitkd" else [VIT]  # it compares blocks of one width
+    return list(itertools.product(students, teachers))
+
+
+ROWS = [Row(kind, loss, *pair) for kind, loss in LOSSES for pair in pairs(kind, loss)]
+COMPARING_SAMPLES = ("dist", "similarity", "pkt", "rkd_distance", "rkd_angle")
+"""Losses that see how the samples of a batch relate: on several ranks, those of a rank."""
+DRAWING = ("vitkd",)
+"""Losses that draw random numbers."""
+IDLE_HEADS = [
+    Row("feature", "hint_mse", VIT, CNN, task_loss_weight=0.0),  # no loss looks at the logits
+    Row("token", "soft", VIT, CNN, task_loss_weight=0.0),  # the main head learns from labels alone
+]
+"""Rows in which a head has no gradient that DistributedDataParallel could wait for."""
 
 
 def batch(count: int = 6) -> tuple[Tensor, Tensor]:
@@ -41,7 +83,7 @@ def distilled_student(seed: int = 0) -> nn.Module:
     )
 
 
-def feature_options(loss: str, student: str, teacher: str) -> dict[str, Any]:
+def feature_options(loss: Any, student: str, teacher: str) -> dict[str, Any]:
     if loss in ("vitkd", "review"):
         return {"distill_loss": loss, "student_taps": INNER[student], "teacher_taps": INNER[teacher]}
     if loss == "attention":
@@ -49,15 +91,32 @@ def feature_options(loss: str, student: str, teacher: str) -> dict[str, Any]:
     return {"distill_loss": SEVERAL if loss == "several" else loss}
 
 
+def every_loss(kind: str, student: str, teacher: str) -> list[LossTerm]:
+    """All losses that a kind of task takes, as the terms of one: each says in the result what it says alone."""
+    if kind != "feature":
+        return [LossTerm(loss) for loss in LOGIT]
+    chosen = [feature_options(loss, student, teacher) for loss in FEATURE if (student, teacher) in pairs(kind, loss)]
+    return [*(LossTerm(options.pop("distill_loss"), **options) for options in chosen), LossTerm("kl")]
+
+
 def make(
-    kind: str, loss: Any, student: str, teacher: str, *, seed: int = 0, task_loss_weight: float = 0.5
+    kind: str,
+    loss: Any,
+    student: str,
+    teacher: str,
+    task_loss_weight: float = 0.5,
+    *,
+    seed: int = 0,
+    cache: CachedTeacher | None = None,
 ) -> DistillationTask:
-    said = tiny_model(teacher, seed=5)
-    weights = {"task_loss_weight": task_loss_weight, "distill_loss_weight": 2.0}
+    """The task of a row in float64, with its live teacher, or for what a cache will say."""
+    said = tiny_model(teacher, seed=TEACHER_SEED) if cache is None else None
+    options: Any = {"task_loss_weight": task_loss_weight, "distill_loss_weight": 2.0}
     torch.manual_seed(seed)
     if kind == "feature":
-        options = feature_options(loss, student, teacher)
-        return FeatureDistillationTask(tiny_model(student, seed=seed), said, **options, **weights).double()
+        options |= feature_options(loss, student, teacher)
+        options |= {} if cache is None else {"teacher_widths": cache.feature_widths}
+        return FeatureDistillationTask(tiny_model(student, seed=seed), said, **options).double()
     if kind == "token":
-        return TokenDistillationTask(distilled_student(seed), said, distill_loss=loss, **weights).double()
-    return LogitDistillationTask(tiny_model(student, seed=seed), said, distill_loss=loss, **weights).double()
+        return TokenDistillationTask(distilled_student(seed), said, distill_loss=loss, **options).double()
+    return LogitDistillationTask(tiny_model(student, seed=seed), said, distill_loss=loss, **options).double()
