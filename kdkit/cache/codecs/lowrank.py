@@ -47,14 +47,14 @@ class LowRankCodec(Codec):
     name: ClassVar[str] = "lowrank"
     row_bytes: int = 96  # of one encoded row
     entries: int = 0  # K, 1 to C - 1; 0: one for every 16 bytes
-    max_rank: int = 0  # the most components D; 0: 64 + 2 row_bytes, at most 3 row_bytes and 448
+    max_rank: int = 0  # the most components D; 0: 64 + 2 row_bytes, at most 3 row_bytes and 512
     _components: Components | None = field(default=None, init=False, repr=False, hash=False)
 
     def __post_init__(self) -> None:
         if self.entries == 0:
             object.__setattr__(self, "entries", max(1, min(self.row_bytes // 16, self.num_classes - 1)))
         if self.max_rank == 0:
-            object.__setattr__(self, "max_rank", max(1, min(3 * self.row_bytes, 64 + 2 * self.row_bytes, 448)))
+            object.__setattr__(self, "max_rank", max(1, min(3 * self.row_bytes, 64 + 2 * self.row_bytes, 512)))
         if not 1 <= self.entries < self.num_classes:
             raise ConfigError(f"lowrank keeps 1 to {self.num_classes - 1} entries, got entries={self.entries}")
         if self.max_rank < 1:
