@@ -19,7 +19,14 @@ import torch
 
 from kdkit.cache import Codec, create_codec
 from kdkit.cache.codecs import RowCodec, create_feature_codec
-from kdkit.cache.format import DIGEST_NAME, KEYS_NAME, codec_array_name, hashed_rows
+from kdkit.cache.format import (
+    DIGEST_NAME,
+    KEYS_NAME,
+    codec_array_name,
+    fidelity_columns,
+    fidelity_fields,
+    hashed_rows,
+)
 from kdkit.cache.keys import key_digests, keys_sha256, pack_keys
 from kdkit.cache.metadata import CacheMetadata
 from kdkit.cache.pack import pack
@@ -74,9 +81,14 @@ def feature(name: str, view: int) -> Array:
 
 
 def write(
-    path: Path, codecs: Mapping[str, RowCodec], said: Callable[[str, int], Array], names: list[str] | None
+    path: Path,
+    codecs: Mapping[str, RowCodec],
+    said: Callable[[str, int], Array],
+    names: list[str] | None,
+    measured: bool = False,
 ) -> None:
-    """The cache of these streams; `said` gives a stream's rows of a view."""
+    """The cache of these streams; `said` gives a stream's rows of a view; `measured`: each second row, by view."""
+    fidelity = {stream: {**dict.fromkeys(fidelity_fields(stream), 0.0), "each": 2} for stream in codecs}
     metadata = CacheMetadata(
         num_rows=ROWS,
         num_views=VIEWS,
@@ -85,7 +97,7 @@ def write(
         teacher={"name": "golden", "dtype": "torch.float32", "weights_sha256": "0" * 64, "versions": {"kdkit": "0"}},
         recipe={"size": 8, "num_views": VIEWS, "seed": 0},
         dataset={"keys_sha256": keys_sha256(KEYS), "class_names": names},
-        fidelity={},
+        fidelity=fidelity if measured else {},
     )
     learnt = {codec_array_name(s, name): array for s, codec in codecs.items() for name, array in codec.arrays.items()}
     with tempfile.TemporaryDirectory() as place:
@@ -94,8 +106,16 @@ def write(
         )
         for shard in metadata.shards():
             encoded = {s: codec.encode(torch.from_numpy(said(s, shard.view))).numpy() for s, codec in codecs.items()}
-            parts.seal(shard, encoded, np.asarray(hashed_rows(0, ROWS), dtype="<u4") + 10 * shard.view)
+            pixels = np.asarray(hashed_rows(0, ROWS), dtype="<u4") + 10 * shard.view
+            kept = {stream: measures(stream, shard.view) for stream in codecs}
+            parts.seal(shard, encoded, pixels, kept if measured else {})
         pack(parts, path)
+
+
+def measures(stream: str, view: int) -> Array:
+    """Numbers that anyone can compute again, float32 [rows, measures]: of each second row."""
+    places = np.arange(-(-ROWS // 2))[:, None] + np.arange(fidelity_columns(stream)) / 8
+    return (places + 10 * view).astype("<f4")
 
 
 def make_logits(path: Path, codec: Codec, logits: Callable[[int], Array], expected: list[Any]) -> None:
@@ -108,6 +128,13 @@ def make_features(path: Path) -> None:
     """A cache of features alone, and what they were."""
     write(path, FEATURES, feature, None)
     _describe(path, {name: [feature(name, view).tolist() for view in range(VIEWS)] for name in FEATURES})
+
+
+def make_fidelity(path: Path) -> None:
+    """A cache whose views were measured, and the measures."""
+    codecs = {"logits": create_codec("float16", CLASSES), "tokens": FEATURES["tokens"]}
+    write(path, codecs, lambda stream, view: few(view) if stream == "logits" else feature(stream, view), NAMES, True)
+    _describe(path, {stream: [measures(stream, view).tolist() for view in range(VIEWS)] for stream in codecs})
 
 
 def _describe(path: Path, expected: dict[str, Any]) -> None:
@@ -128,6 +155,8 @@ def main() -> None:
             make_logits(path, codec, logits, plain(logits) if logits is few else decoded(codec, logits))
     if not (path := Path(__file__).parent / "v1-features.h5").exists():
         make_features(path)
+    if not (path := Path(__file__).parent / "v1-fidelity.h5").exists():
+        make_fidelity(path)
 
 
 if __name__ == "__main__":

@@ -1,68 +1,70 @@
-"""What a codec keeps of a teacher: measured on real rows, kept in the cache, printed by `kdkit cache info`."""
+"""What a codec keeps of a teacher: measured on rows of every view at build, stored, printed by `kdkit cache info`.
+
+Dimensions: R rows, C classes, M measures of a row. Of logits they are KL(teacher || decoded) in nats at T = 1, 2, 4,
+both softened by temperature T, and whether the likeliest class is kept (1) or not (0); of features the length of the
+difference divided by the length of the row, both as vectors.
+"""
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from kdkit.cache.codecs import Codec, RowCodec
+from kdkit.cache.format import TEMPERATURES
 
-TEMPERATURES = (1, 2, 4)
-_BATCH = 1024
+Array = np.ndarray[Any, Any]
 
 
 @torch.no_grad()
-def measure_fidelity(codec: Codec, logits: Tensor) -> dict[str, float]:
-    """How far decoded rows are from what was encoded.
+def measure_rows(codec: RowCodec, values: Tensor, encoded: Tensor) -> Array:
+    """How far each decoded row is from what was encoded, float32 [R, M].
 
     Args:
         codec: fitted, on rows other than these.
-        logits: the teacher's, [R, C].
+        values: what the teacher said, [R, ...].
+        encoded: by the codec, uint8 [R, row_bytes].
+    """
+    decoded = codec.decode(encoded)
+    measures = _measure_logits(values, decoded) if isinstance(codec, Codec) else _measure_features(values, decoded)
+    return torch.stack(measures, dim=1).float().cpu().numpy()
+
+
+def summarise_rows(measures: Array) -> dict[str, float]:
+    """The measures of at least one row, [R, M], in a few numbers.
 
     Returns:
-        "rows", their number; "kl_mean_tT" and "kl_p99_tT" for T = 1, 2, 4, mean and 99th percentile over the rows of
-        KL(teacher || decoded) in nats, both softened by temperature T; and "top1_agreement", the share of rows whose
-        likeliest class is kept.
+        "rows", their number; of logits "kl_mean_tT" and "kl_p99_tT" for T = 1, 2, 4, mean and 99th percentile over the
+        rows, and "top1_agreement", the share of rows whose likeliest class is kept; of features "relative_error_mean"
+        and "relative_error_max".
     """
-    divergences: dict[int, list[Tensor]] = {temperature: [] for temperature in TEMPERATURES}
-    agree = 0
-    for rows in logits.float().split(_BATCH):
-        decoded = codec.decode(codec.encode(rows))
-        agree += int((decoded.argmax(1) == rows.argmax(1)).sum())
-        for temperature in TEMPERATURES:
-            divergences[temperature].append(kl_divergence(rows / temperature, decoded / temperature))
-    fidelity = {"rows": float(len(logits)), "top1_agreement": agree / len(logits)}
-    for temperature, pieces in divergences.items():
-        values = torch.cat(pieces).clamp_min(0)
-        fidelity[f"kl_mean_t{temperature}"] = float(values.mean())
-        fidelity[f"kl_p99_t{temperature}"] = float(values.quantile(0.99))
-    return fidelity
-
-
-@torch.no_grad()
-def measure_feature_fidelity(codec: RowCodec, features: Tensor) -> dict[str, float]:
-    """How far decoded rows are from what was encoded.
-
-    Args:
-        codec: of features.
-        features: the teacher's, [R, ...].
-
-    Returns:
-        "rows", their number; "relative_error_mean" and "relative_error_max" over the rows of the length of the
-        difference divided by the length of the row, both as vectors.
-    """
-    rows = features.float().flatten(1)
-    error = (codec.decode(codec.encode(features)).flatten(1) - rows).norm(dim=1)
-    relative = error / rows.norm(dim=1).clamp_min(torch.finfo(torch.float32).tiny)
-    return {
-        "rows": float(len(rows)),
-        "relative_error_mean": float(relative.mean()),
-        "relative_error_max": float(relative.max()),
-    }
+    columns = measures.astype(np.float64).T
+    found = {"rows": float(len(measures))}
+    if len(columns) == 1:
+        return found | {"relative_error_mean": float(columns[0].mean()), "relative_error_max": float(columns[0].max())}
+    for temperature, values in zip(TEMPERATURES, columns, strict=False):
+        found[f"kl_mean_t{temperature}"] = float(values.mean())
+        found[f"kl_p99_t{temperature}"] = float(np.quantile(values, 0.99))
+    return found | {"top1_agreement": float(columns[-1].mean())}
 
 
 def kl_divergence(logits: Tensor, decoded: Tensor) -> Tensor:
     """KL(softmax(logits) || softmax(decoded)) of each row, [R], in float64."""
     log_p, log_q = F.log_softmax(logits.double(), dim=1), F.log_softmax(decoded.double(), dim=1)
     return (log_p.exp() * (log_p - log_q)).sum(dim=1)
+
+
+def _measure_logits(logits: Tensor, decoded: Tensor) -> list[Tensor]:
+    logits = logits.float()
+    softened = [kl_divergence(logits / temperature, decoded / temperature) for temperature in TEMPERATURES]
+    return [*(values.clamp_min(0) for values in softened), (decoded.argmax(1) == logits.argmax(1)).double()]
+
+
+def _measure_features(features: Tensor, decoded: Tensor) -> list[Tensor]:
+    rows = features.float().flatten(1)
+    error = (decoded.flatten(1) - rows).norm(dim=1)
+    return [error / rows.norm(dim=1).clamp_min(torch.finfo(torch.float32).tiny)]

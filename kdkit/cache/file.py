@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from kdkit.cache.codecs import Codec, FeatureCodec, RowCodec
+from kdkit.cache.fidelity import summarise_rows
 from kdkit.cache.format import LOGITS
 from kdkit.cache.matching import match_keys
 from kdkit.cache.opening import locate, open_packed, open_parts, verify_arrays
-from kdkit.cache.stored import stored_keys, stored_pixels
+from kdkit.cache.stored import stored_fidelity, stored_keys, stored_pixels
 from kdkit.cache.summary import num_bytes, summarise
 from kdkit.errors import CacheError, CacheStreamError
 
@@ -97,6 +98,14 @@ class CacheFile:
         """Row -> CRC-32 of its pixels, for the rows of `view` that the build hashed."""
         return stored_pixels(self.path, self.metadata, view)
 
+    def fidelity(self) -> dict[str, list[dict[str, float]]]:
+        """Stream -> for each view what its codec keeps of the teacher there, in the terms of `metadata.fidelity`.
+
+        The build measured it, on the same rows of every view. Empty for caches from before that was done.
+        """
+        stored = stored_fidelity(self.path, self.metadata)
+        return {stream: [summarise_rows(view) for view in views] for stream, views in stored.items()}
+
     def read(self, rows: Array | Tensor, view: int, stream: str = LOGITS) -> Tensor:
         """Encoded rows, uint8 [B, row_bytes], for cache rows int64 [B] in any order, repeats allowed.
 
@@ -118,7 +127,7 @@ class CacheFile:
 
     def summary(self) -> dict[str, str]:
         """What the cache holds and what it was made with, as text for people, in reading order."""
-        return summarise(self.path, self.metadata, self._codecs)
+        return summarise(self.path, self.metadata, self._codecs, self.fidelity())
 
     def verify(self) -> None:
         """Reads everything and compares every checksum.

@@ -22,6 +22,8 @@ KEYS_NAME = "rows/keys_zlib"
 DIGEST_BYTES = 16
 BLOCK_ROWS = 1000
 """Rows that one checksum covers."""
+TEMPERATURES = (1, 2, 4)
+"""At which the divergence of a row of logits is measured."""
 _HASHED_FIRST = 1024
 _HASHED_EACH = 64
 
@@ -48,6 +50,23 @@ def checksum_name(view: int, stream: str) -> str:
 def pixel_name(view: int) -> str:
     """Dataset of the pixel hashes of the rows that `hashed_rows` names, uint32."""
     return f"views/{view:04d}/pixel_crc32"
+
+
+def fidelity_name(view: int, stream: str) -> str:
+    """Dataset of what the codec kept of each measured row, float32 [rows, columns]."""
+    return f"views/{view:04d}/{stream}_fidelity"
+
+
+def fidelity_columns(stream: str) -> int:
+    """Of logits the KL at each temperature and whether the likeliest class is kept; of features the relative error."""
+    return len(TEMPERATURES) + 1 if stream == LOGITS else 1
+
+
+def fidelity_fields(stream: str) -> list[str]:
+    """What the metadata document says of a stream's fidelity in view 0."""
+    if stream != LOGITS:
+        return ["rows", "relative_error_mean", "relative_error_max"]
+    return ["rows", "top1_agreement", *(f"kl_{what}_t{t}" for what in ("mean", "p99") for t in TEMPERATURES)]
 
 
 def codec_array_name(stream: str, array: str) -> str:

@@ -10,19 +10,16 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from kdkit.cache.document import Fields, check_stream_name, parse_json
+from kdkit.cache.document import Fields, parse_json
 from kdkit.cache.format import (
     BLOCK_ROWS,
     FORMAT_NAME,
     FORMAT_VERSION,
-    LOGITS,
-    MAX_CLASSES,
-    MAX_ROW_BYTES,
     MAX_ROWS,
     MAX_SHARDS,
-    MAX_SIDES,
     MAX_VIEWS,
 )
+from kdkit.cache.streams import check_fidelity, check_stream
 from kdkit.errors import CacheCorruptError, CacheVersionError
 
 
@@ -67,7 +64,8 @@ class CacheMetadata:
     dataset: Mapping[str, Any]
     """{"keys_sha256": of the keys in row order, "class_names": list or null}."""
     fidelity: Mapping[str, Mapping[str, float]] = dataclasses.field(default_factory=dict)
-    """Stream name -> what its codec keeps of the teacher."""
+    """Stream name -> what its codec keeps of the teacher in view 0, and "each": the rows 0, each, 2 each, ... of every
+    view were measured. Caches from before every view was lack it."""
 
     def shards(self, first_view: int = 0) -> Iterator[Shard]:
         """The plan: every shard, view by view."""
@@ -88,6 +86,15 @@ class CacheMetadata:
     def all_row_bytes(self) -> int:
         """Bytes of one encoded row of all streams together."""
         return sum(map(self.row_bytes, self.streams))
+
+    def measures_views(self, stream: str) -> bool:
+        """Whether what the codec of `stream` keeps was measured in every view."""
+        return "each" in self.fidelity.get(stream, {})
+
+    def measured_rows(self, stream: str, start: int, stop: int) -> range:
+        """The rows from `start` to before `stop` that are measured in every view."""
+        each = int(self.fidelity[stream]["each"])
+        return range(-(-start // each) * each, stop, each)
 
     def row_bytes(self, stream: str) -> int:
         """Bytes of one encoded row of `stream`."""
@@ -150,25 +157,15 @@ class CacheMetadata:
             raise CacheCorruptError(f"{origin}: it plans more than {MAX_SHARDS} shards")
         if not self.streams:
             raise CacheCorruptError(f"{origin}: it has no stream")
-        for name in self.streams:
-            self._check_stream(name, origin)
+        for name, described in self.streams.items():
+            check_stream(name, described, origin)
+        check_fidelity(self.fidelity, self.streams, origin)
         teacher, dataset = Fields(self.teacher, f"{origin}: teacher"), Fields(self.dataset, f"{origin}: dataset")
         for field in ("name", "dtype", "weights_sha256"):
             teacher.text(field)
         teacher.mapping("versions")
         dataset.text("keys_sha256")
         dataset.optional_texts("class_names")
-
-    def _check_stream(self, name: str, origin: str) -> None:
-        check_stream_name(name, origin)
-        stream = Fields(self.streams[name], f"{origin}: stream {name!r}")
-        stream.integer("row_bytes", 1, MAX_ROW_BYTES)
-        codec = Fields(stream.mapping("codec"), f"{origin}: the codec of stream {name!r}")
-        codec.text("name")
-        if name == LOGITS:
-            codec.integer("num_classes", 1, MAX_CLASSES)
-        else:
-            codec.sides("shape", MAX_SIDES, MAX_ROW_BYTES)
 
 
 def _canonical(document: Mapping[str, Any]) -> str:

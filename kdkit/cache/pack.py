@@ -10,10 +10,11 @@ import numpy as np
 
 from kdkit.cache import durable
 from kdkit.cache.door import open_hdf5
-from kdkit.cache.format import BUILD_ATTRIBUTE, checksum_name, payload_name, pixel_name
+from kdkit.cache.format import BUILD_ATTRIBUTE, payload_name
 from kdkit.cache.hdf5 import Array, Region, write_hdf5
 from kdkit.cache.identity import write_metadata
 from kdkit.cache.layout import write_text
+from kdkit.cache.members import read_small_arrays, small_arrays
 from kdkit.cache.metadata import CacheMetadata, Shard
 from kdkit.cache.opening import open_index, open_packed
 from kdkit.cache.parts import Parts
@@ -56,7 +57,7 @@ def pack(parts: Parts, path: Path, build: str = "{}", packed_views: int = 0) -> 
             arrays={
                 **index_arrays(parts),
                 **_packed_arrays(path, parts.metadata, packed_views),
-                **_small_arrays(parts, packed_views),
+                **_joined_arrays(parts, packed_views),
             },
             regions=_payload_regions(parts, path, packed_views),
         )
@@ -82,30 +83,29 @@ def refuse_further_views(parts: Parts) -> None:
         )
 
 
-def _names(metadata: CacheMetadata, view: int) -> list[str]:
-    """The small arrays of a view."""
-    return [pixel_name(view), *(checksum_name(view, stream) for stream in metadata.streams)]
-
-
 def _packed_arrays(path: Path, metadata: CacheMetadata, packed_views: int) -> dict[str, Array]:
-    """Checksums and pixel hashes of the views that the packed file at `path` holds."""
-    if not packed_views:
-        return {}
-    with open_hdf5(path) as file:
-        return {name: file.flat(name, "<u4") for view in range(packed_views) for name in _names(metadata, view)}
+    """The small arrays of the views that the packed file at `path` holds."""
+    arrays: dict[str, Array] = {}
+    if packed_views:
+        with open_hdf5(path) as file:
+            for view in range(packed_views):
+                arrays |= read_small_arrays(file, metadata, Shard(view, 0, metadata.num_rows))
+    return arrays
 
 
-def _small_arrays(parts: Parts, first_view: int) -> dict[str, Array]:
-    """Checksums and pixel hashes of each view from `first_view` on, joined over its shards."""
-    metadata, nothing = parts.metadata, np.empty(0, dtype="<u4")
+def _joined_arrays(parts: Parts, first_view: int) -> dict[str, Array]:
+    """The small arrays of each view from `first_view` on, joined over its shards."""
+    metadata = parts.metadata
     arrays: dict[str, Array] = {}
     for view in range(first_view, metadata.num_views):
-        pieces: dict[str, list[Array]] = {name: [nothing] for name in _names(metadata, view)}
+        none = {
+            name: np.empty(shape, dtype) for name, (dtype, shape) in small_arrays(metadata, Shard(view, 0, 0)).items()
+        }
+        pieces = [none]
         for shard in metadata.shards_of(view):
             with open_hdf5(parts.shard_path(shard)) as file:
-                for name, found in pieces.items():
-                    found.append(file.flat(name, "<u4"))
-        arrays |= {name: np.concatenate(found) for name, found in pieces.items()}
+                pieces.append(read_small_arrays(file, metadata, shard))
+        arrays |= {name: np.concatenate([piece[name] for piece in pieces]) for name in none}
     return arrays
 
 

@@ -14,15 +14,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 
 from kdkit.cache import durable
 from kdkit.cache.door import open_hdf5, refuse_symlink
-from kdkit.cache.format import block_checksums, checksum_name, payload_name, pixel_name
+from kdkit.cache.format import block_checksums, checksum_name, fidelity_name, payload_name, pixel_name
 from kdkit.cache.hdf5 import Array, Region, write_hdf5
 from kdkit.cache.identity import check_shard_identity, read_metadata, write_metadata, write_shard_identity
 from kdkit.cache.manifest import describe_shard, file_crc32, file_size, read_entry, write_entry
+from kdkit.cache.members import refuse_other_arrays
 from kdkit.cache.metadata import CacheMetadata, Shard
 from kdkit.cache.payload import Segment
 from kdkit.cache.segments import open_segments
@@ -100,15 +102,24 @@ class Parts:
         """The shards of the plan, from a view on, that are not sealed, in order."""
         return [shard for shard in self.metadata.shards(first_view) if not self.is_sealed(shard)]
 
-    def seal(self, shard: Shard, payloads: Mapping[str, Array], pixel_crc32: Array) -> None:
+    def seal(
+        self,
+        shard: Shard,
+        payloads: Mapping[str, Array],
+        pixel_crc32: Array,
+        fidelity: Mapping[str, Array] = MappingProxyType({}),
+    ) -> None:
         """Writes the shard, then its manifest entry, both durably.
 
         Args:
             shard: which rows.
             payloads: stream -> encoded rows, uint8 [rows, row_bytes].
             pixel_crc32: hashes of the pixels of `hashed_rows(start, stop)`, uint32.
+            fidelity: stream -> what was measured on its `measured_rows(stream, start, stop)`, [rows, measures], where
+                the metadata says that views are measured.
         """
         arrays: dict[str, Array] = {pixel_name(shard.view): pixel_crc32.astype("<u4")}
+        arrays |= {fidelity_name(shard.view, stream): found.astype("<f4") for stream, found in fidelity.items()}
         regions: dict[str, Region] = {}
         for stream, payload in payloads.items():
             expected = (shard.num_rows, self.metadata.row_bytes(stream))
@@ -119,6 +130,7 @@ class Parts:
             sums = block_checksums(payload.data, payload.shape[1])
             arrays[checksum_name(shard.view, stream)] = np.asarray(sums, dtype="<u4")
             regions[payload_name(shard.view, stream)] = Region(payload.shape, payload.dtype, [payload])
+        refuse_other_arrays(arrays, self.metadata, shard)
         path = self.shard_path(shard)
         with durable.replacing(path) as temporary:
             write_hdf5(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from kdkit.cache.format import BLOCK_ROWS, checksum_name, num_hashed_rows, payload_name, pixel_name
+from kdkit.cache.format import checksum_name, payload_name
+from kdkit.cache.members import small_arrays
 from kdkit.cache.metadata import CacheMetadata, Shard
 from kdkit.cache.payload import Segment
 from kdkit.cache.strict import StrictFile
@@ -14,12 +15,14 @@ def open_segments(file: StrictFile, metadata: CacheMetadata, shard: Shard) -> di
     Raises:
         CacheCorruptError: a member is missing, too much, or not of its exact dtype and shape.
     """
-    group = f"views/{shard.view:04d}"
-    file.expect_members(group, ["pixel_crc32", *(name for s in metadata.streams for name in (s, f"{s}_crc32"))])
-    file.map(pixel_name(shard.view), "<u4", (num_hashed_rows(shard.start, shard.stop),))
+    group, small = f"views/{shard.view:04d}", small_arrays(metadata, shard)
+    file.expect_members(group, [*metadata.streams, *(name.rpartition("/")[2] for name in small)])
+    for name, described in small.items():
+        file.map(name, *described)
     segments = {}
     for stream in metadata.streams:
         rows = file.map(payload_name(shard.view, stream), "u1", (shard.num_rows, metadata.row_bytes(stream)))
-        checksums = file.array(checksum_name(shard.view, stream), "<u4", (-(-shard.num_rows // BLOCK_ROWS),))
+        sums_name = checksum_name(shard.view, stream)
+        checksums = file.array(sums_name, *small[sums_name])
         segments[stream] = Segment(str(file.path), shard.start, rows, checksums, file.mapping, file.num_bytes)
     return segments

@@ -1,4 +1,4 @@
-"""The small arrays of a cache that are read when they are asked for: sample keys and pixel hashes.
+"""The small arrays of a cache that are read when they are asked for: sample keys, pixel hashes, fidelity by view.
 
 A path is that of a packed file or of a parts folder, finished or not.
 """
@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from kdkit.cache.door import open_hdf5
-from kdkit.cache.format import DIGEST_BYTES, DIGEST_NAME, KEYS_NAME, hashed_rows, pixel_name
+from kdkit.cache.format import DIGEST_BYTES, DIGEST_NAME, KEYS_NAME, fidelity_name, hashed_rows, pixel_name
 from kdkit.cache.keys import unpack_keys
+from kdkit.cache.members import small_arrays
 from kdkit.cache.metadata import CacheMetadata, Shard
 from kdkit.cache.parts import Parts
 
@@ -48,6 +49,30 @@ def shard_pixels(path: Path, shard: Shard) -> dict[int, int]:
     rows = hashed_rows(shard.start, shard.stop)
     with open_hdf5(path) as file:
         return dict(zip(rows, file.array(pixel_name(shard.view), "<u4", (len(rows),)).tolist(), strict=True))
+
+
+def stored_fidelity(path: Path, metadata: CacheMetadata) -> dict[str, list[Array]]:
+    """Stream -> for each view what its codec kept of the measured rows, float32 [rows, measures], of a finished cache.
+
+    Streams that were not measured in every view are left out.
+    """
+    measured = [stream for stream in metadata.streams if metadata.measures_views(stream)] if metadata.num_rows else []
+    pieces: dict[str, list[list[Array]]] = {stream: [[] for _ in range(metadata.num_views)] for stream in measured}
+    for place, shards in _places(path, metadata) if measured else ():
+        with open_hdf5(place) as file:
+            for shard in shards:
+                for stream in measured:
+                    name = fidelity_name(shard.view, stream)
+                    pieces[stream][shard.view].append(file.array(name, *small_arrays(metadata, shard)[name]))
+    return {stream: [np.concatenate(view) for view in views] for stream, views in pieces.items()}
+
+
+def _places(path: Path, metadata: CacheMetadata) -> list[tuple[Path, list[Shard]]]:
+    """Each file with rows, and which it holds."""
+    if not path.is_dir():
+        return [(path, [Shard(view, 0, metadata.num_rows) for view in range(metadata.num_views)])]
+    parts = Parts(path, metadata)
+    return [(parts.shard_path(shard), [shard]) for shard in metadata.shards()]
 
 
 def _index_of(path: Path) -> Path:

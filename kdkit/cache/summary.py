@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from kdkit.cache.codecs import Codec, FeatureCodec, RowCodec
-from kdkit.cache.fidelity import TEMPERATURES
-from kdkit.cache.format import LOGITS
+from kdkit.cache.format import LOGITS, TEMPERATURES
 from kdkit.cache.metadata import CacheMetadata
 
 
@@ -16,8 +15,13 @@ def num_bytes(path: Path) -> int:
     return sum(file.stat().st_size for file in (path.iterdir() if path.is_dir() else [path]))
 
 
-def summarise(path: Path, metadata: CacheMetadata, codecs: Mapping[str, RowCodec]) -> dict[str, str]:
-    """Label -> text, in reading order."""
+def summarise(
+    path: Path,
+    metadata: CacheMetadata,
+    codecs: Mapping[str, RowCodec],
+    by_view: Mapping[str, Sequence[Mapping[str, float]]],
+) -> dict[str, str]:
+    """Label -> text, in reading order; `by_view`: stream -> for each view what its codec keeps."""
     teacher, names = metadata.teacher, metadata.dataset["class_names"]
     logits = codecs.get(LOGITS)
     num_classes = logits.num_classes if isinstance(logits, Codec) else len(names or ())
@@ -30,6 +34,7 @@ def summarise(path: Path, metadata: CacheMetadata, codecs: Mapping[str, RowCodec
         "teacher": f"{teacher['name']}, {teacher['dtype']}, weights {teacher['weights_sha256'][:16]}",
         "recipe": ", ".join(f"{name} {value}" for name, value in metadata.recipe.items() if value is not None),
         **{f"{name} kept": describe_fidelity(values) for name, values in metadata.fidelity.items()},
+        **{f"{name} worst": _describe_worst(views) for name, views in by_view.items() if len(views) > 1},
         "dataset": f"keys {metadata.dataset['keys_sha256'][:16]}",
         "versions": ", ".join(f"{name} {value}" for name, value in teacher["versions"].items()),
     }
@@ -40,10 +45,22 @@ def _describe_codec(codec: RowCodec) -> str:
     return f"{codec.name}, {shape}{codec.row_bytes} bytes a row"
 
 
-def describe_fidelity(values: Mapping[str, float]) -> str:
-    """What a codec keeps of a teacher, in a line."""
+def _describe_worst(views: Sequence[Mapping[str, float]]) -> str:
+    """The view of which least is kept."""
+    means = [main_measure(values) for values in views]
+    worst = means.index(max(means))
+    return describe_fidelity(views[worst], worst)
+
+
+def main_measure(values: Mapping[str, float]) -> float:
+    """What views are compared by: the mean KL in nats at T = 1, or of features the mean relative error."""
+    return values["kl_mean_t1" if "kl_mean_t1" in values else "relative_error_mean"]
+
+
+def describe_fidelity(values: Mapping[str, float], view: int = 0) -> str:
+    """What a codec keeps of a teacher in a view, in a line."""
     if "top1_agreement" not in values:
         mean, worst = values["relative_error_mean"], values["relative_error_max"]
-        return f"relative error {mean:.2g}, at most {worst:.2g}, of {values['rows']:.0f} rows"
+        return f"relative error {mean:.2g}, at most {worst:.2g}, of {values['rows']:.0f} rows of view {view}"
     kl = ", ".join(f"{values[f'kl_mean_t{t}']:.2g} (p99 {values[f'kl_p99_t{t}']:.2g}) at T={t}" for t in TEMPERATURES)
-    return f"KL in nats {kl}; top-1 kept {values['top1_agreement']:.2%} of {values['rows']:.0f} rows of view 0"
+    return f"KL in nats {kl}; top-1 kept {values['top1_agreement']:.2%} of {values['rows']:.0f} rows of view {view}"

@@ -27,6 +27,8 @@ class ShardWriter(Worker):
         super().__init__("kdkit-writer", _WAITING)
         self._parts = parts
 
-    def submit(self, shard: Shard, payloads: Mapping[str, Array], pixel_crc32: Array) -> None:
+    def submit(
+        self, shard: Shard, payloads: Mapping[str, Array], pixel_crc32: Array, fidelity: Mapping[str, Array]
+    ) -> None:
         """Queues one shard; waits while too many do. Arguments as for `Parts.seal`; the arrays are now the writer's."""
-        self._thread.submit(partial(self._parts.seal, shard, payloads, pixel_crc32))
+        self._thread.submit(partial(self._parts.seal, shard, payloads, pixel_crc32, fidelity))

@@ -15,9 +15,10 @@ from torch import Tensor
 
 from kdkit.cache.background import Worker
 from kdkit.cache.codecs import RowCodec
+from kdkit.cache.fidelity import measure_rows
 from kdkit.cache.format import hashed_rows
 from kdkit.cache.hdf5 import Array
-from kdkit.cache.metadata import Shard
+from kdkit.cache.metadata import CacheMetadata, Shard
 from kdkit.cache.pixels import pixel_crc32
 from kdkit.cache.writer import ShardWriter
 from kdkit.data import PixelBatch
@@ -34,6 +35,7 @@ class ShardEncoder(Worker):
     left unfilled goes nowhere.
 
     Args:
+        metadata: says which rows are measured by what the codec keeps of them.
         codecs: stream -> its codec, fitted.
         writer: takes the shards.
         teacher: its name, for errors.
@@ -43,6 +45,7 @@ class ShardEncoder(Worker):
 
     def __init__(
         self,
+        metadata: CacheMetadata,
         codecs: Mapping[str, RowCodec],
         writer: ShardWriter,
         teacher: str,
@@ -50,6 +53,7 @@ class ShardEncoder(Worker):
         device: torch.device,
     ) -> None:
         super().__init__("kdkit-encoder", _WAITING)
+        self._metadata = metadata
         self._codecs = codecs
         self._writer = writer
         self._teacher = teacher
@@ -57,6 +61,7 @@ class ShardEncoder(Worker):
         self._side = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._payloads: dict[str, Array] = {}
         self._pixels: list[int] = []
+        self._fidelity: dict[str, list[Array]] = {}
         self._rows_left = 0
 
     def submit(self, shard: Shard, pixels: PixelBatch, said: Mapping[str, Tensor]) -> None:
@@ -76,18 +81,30 @@ class ShardEncoder(Worker):
         with torch.no_grad(), self._after(ready):
             for stream, codec in self._codecs.items():
                 refuse_unheld(said[stream], codec, stream, self._teacher, self._keys, pixels)
-                self._payloads[stream][rows] = self._to_host(codec.encode(said[stream]))
+                encoded = codec.encode(said[stream])
+                self._payloads[stream][rows] = self._to_host(encoded)
+                if self._metadata.measures_views(stream):
+                    self._fidelity[stream].append(self._measure(stream, pixels, said[stream], encoded))
         self._pixels += _hash_pixels(pixels)
         self._rows_left -= len(rows)
         if self._rows_left == 0:
-            self._writer.submit(shard, self._payloads, np.asarray(self._pixels, dtype="<u4"))
+            fidelity = {stream: np.concatenate(pieces) for stream, pieces in self._fidelity.items()}
+            self._writer.submit(shard, self._payloads, np.asarray(self._pixels, dtype="<u4"), fidelity)
 
     def _begin(self, shard: Shard) -> None:
         self._payloads = {
             stream: np.empty((shard.num_rows, codec.row_bytes), dtype=np.uint8)
             for stream, codec in self._codecs.items()
         }
+        self._fidelity = {stream: [] for stream in self._codecs if self._metadata.measures_views(stream)}
         self._pixels, self._rows_left = [], shard.num_rows
+
+    def _measure(self, stream: str, pixels: PixelBatch, said: Tensor, encoded: Tensor) -> Array:
+        """What the codec keeps of those rows of the batch that are measured, float32 [rows, measures]."""
+        first = int(pixels.row[0])
+        measured = self._metadata.measured_rows(stream, first, first + len(pixels.row))
+        here = slice(measured.start - first, None, measured.step)
+        return measure_rows(self._codecs[stream], said[here], encoded[here])
 
     @contextmanager
     def _after(self, ready: torch.cuda.Event | None) -> Iterator[None]:

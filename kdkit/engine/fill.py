@@ -67,7 +67,7 @@ def _fill(
     with (
         naming_dead_workers(),
         ShardWriter(parts) as writer,
-        ShardEncoder(codecs, writer, teacher.name, dataset.keys, device) as encoder,
+        ShardEncoder(parts.metadata, codecs, writer, teacher.name, dataset.keys, device) as encoder,
     ):
         for shard in shards:
             for pixels in _batches_of(shard, batches):

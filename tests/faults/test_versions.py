@@ -64,6 +64,22 @@ def test_fault_29_the_golden_file_of_features_is_read() -> None:
             assert (decoded[1] == -0.5).all()
 
 
+def test_fault_29_the_golden_file_with_fidelity_by_view_is_read() -> None:
+    expected = json.loads((GOLDEN / "v1-fidelity.json").read_text(encoding="utf-8"))
+    cache = open_cache(GOLDEN / "v1-fidelity.h5")
+    cache.verify()
+    assert cache.keys() == expected["keys"]
+    for view, told in enumerate(cache.fidelity()["logits"]):
+        measures = np.array(expected["logits"][view])  # of rows 0, 2 and 4
+        assert [told["rows"], told["kl_mean_t1"], told["kl_mean_t2"], told["kl_mean_t4"], told["top1_agreement"]] == [
+            3,
+            *measures.mean(0),
+        ]
+    for view, told in enumerate(cache.fidelity()["tokens"]):
+        measures = np.array(expected["tokens"][view])
+        assert told == {"rows": 3, "relative_error_mean": measures.mean(), "relative_error_max": measures.max()}
+
+
 @pytest.mark.parametrize("packed", [True, False])
 def test_fault_29_a_newer_version_is_named_with_what_to_do(tmp_path: Path, packed: bool) -> None:
     path = Synthetic(num_rows=20).build(tmp_path / "t.h5", packed=packed)

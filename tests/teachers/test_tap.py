@@ -104,7 +104,7 @@ def test_a_tap_that_is_not_there_is_named_with_those_that_are() -> None:
 
 
 def test_every_tap_can_name_a_stream_of_a_cache() -> None:
-    from kdkit.cache.document import check_stream_name
+    from kdkit.cache.streams import check_stream_name
 
     for name in FAMILIES:
         for tap in available_taps(tiny_model(name)):

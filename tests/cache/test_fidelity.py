@@ -1,0 +1,225 @@
+"""What a codec keeps, measured in every view as it is built: on the same rows, none of which it was fitted on."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import h5py
+import malice
+import numpy as np
+import pytest
+import torch
+from support import Pixels, cache_contents, digits, digits_dataset, tiny_model
+
+from kdkit import build_cache, create_teacher, extend_cache, open_cache
+from kdkit.cache import CachedTeacher
+from kdkit.cache.codecs import LowRankCodec
+from kdkit.cache.parts import Parts, parts_folder
+from kdkit.config import BuildConfig, ReplayRecipe
+from kdkit.data import EpochSampler, ReplayedDataset, ReplayLoader
+from kdkit.engine.cache_plot import plot_cache
+from kdkit.engine.plan import plan_cache
+from kdkit.errors import CacheCorruptError
+from kdkit.signals import Batch, TeacherOutput
+from kdkit.teachers import Teacher
+
+GOLDEN = Path(__file__).parents[2] / "cache" / "golden"
+ROWS, VIEWS = 1300, 3  # two shards a view
+CONFIG = BuildConfig(
+    codec="lowrank", codec_options={"row_bytes": 6}, streams=("logits", "pooled"), feature_codec="int8", num_workers=0,
+    batch_size=100, shard_rows=1000, pack=False,
+)  # fmt: skip
+
+
+class Noticed(Teacher):
+    """Costs nothing; says pixels, and others as features; notices which rows it is asked about."""
+
+    def __init__(self) -> None:
+        super().__init__(Pixels())
+        self.taps, self.rows = ("pooled",), []
+
+    def forward(self, batch: Batch) -> TeacherOutput:
+        assert batch.row is not None
+        self.rows += batch.row.tolist()
+        pixels = batch.input.flatten(1)
+        return TeacherOutput(pixels[:, :10].clone(), {"pooled": pixels[:, 100:108].clone()})
+
+
+def seen(views: int = VIEWS, rows: int = ROWS) -> ReplayedDataset:
+    return ReplayedDataset(digits(rows), ReplayRecipe(size=8, num_views=views, hflip=0.5))
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[CachedTeacher, list[int]]:
+    """The cache in parts, and the rows that its codec was fitted on."""
+    teacher, fitted, fit = Noticed(), [], LowRankCodec.fit
+
+    def watched_fit(self: LowRankCodec, *given: Any) -> LowRankCodec:
+        fitted.extend(teacher.rows)
+        return fit(self, *given)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LowRankCodec, "fit", watched_fit)
+        path = tmp_path_factory.mktemp("built") / "t.h5"
+        build_cache(teacher, seen(), path, CONFIG)
+    return open_cache(path), fitted
+
+
+def live(rows: list[int], view: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Logits and pooled features of those rows as the teacher says them, float64."""
+    teacher, sampler = Noticed(), EpochSampler(rows, 50, num_views=VIEWS, shuffle=False)
+    sampler.set_epoch(view)
+    said = [teacher(batch) for batch in ReplayLoader(seen(), sampler, teacher.input_normalization)]
+    parts = [[output.logits for output in said], [output.features["pooled"] for output in said]]
+    logits, pooled = (torch.cat(part).double().numpy() for part in parts)  # type: ignore[arg-type]
+    return logits, pooled
+
+
+def softmax(logits: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    powers = np.exp(logits - logits.max(1, keepdims=True))
+    return powers / powers.sum(1, keepdims=True)
+
+
+@pytest.mark.parametrize("view", range(VIEWS))
+def test_the_fidelity_of_each_view_is_what_plain_numpy_computes_on_rows_the_codec_was_not_fitted_on(
+    built: tuple[CachedTeacher, list[int]], view: int
+) -> None:
+    cache, fitted = built
+    each = int(cache.metadata.fidelity["logits"]["each"])
+    rows = list(range(0, ROWS, each))
+    assert len(fitted) == ROWS - len(rows)
+    assert not set(fitted) & set(rows)
+    logits, pooled = live(rows, view)
+    decoded = cache.codecs["logits"].decode(cache.read(np.array(rows), view)).double().numpy()
+    kept = cache.fidelity()["logits"][view]
+    assert kept["rows"] == len(rows) == 325  # a quarter
+    assert kept["top1_agreement"] == (logits.argmax(1) == decoded.argmax(1)).mean()
+    for temperature in (1, 2, 4):
+        p, q = softmax(logits / temperature), softmax(decoded / temperature)
+        divergence = (p * np.log(p / q)).sum(1)
+        assert kept[f"kl_mean_t{temperature}"] == pytest.approx(divergence.mean(), rel=1e-4)
+        assert kept[f"kl_p99_t{temperature}"] == pytest.approx(np.quantile(divergence, 0.99), rel=1e-4)
+    features = cache.codecs["pooled"].decode(cache.read(np.array(rows), view, "pooled")).double().numpy()
+    error = np.linalg.norm(features - pooled, axis=1) / np.linalg.norm(pooled, axis=1)
+    assert cache.fidelity()["pooled"][view] == pytest.approx(
+        {"rows": len(rows), "relative_error_mean": error.mean(), "relative_error_max": error.max()}, rel=1e-4
+    )
+
+
+def test_what_the_metadata_says_is_view_0_s_and_views_differ(built: tuple[CachedTeacher, list[int]]) -> None:
+    cache, _ = built
+    for stream, views in cache.fidelity().items():
+        assert {**views[0], "each": 4} == pytest.approx(cache.metadata.fidelity[stream], rel=1e-4)
+        assert views[0] != views[1] != views[2]
+
+
+def test_the_fidelity_of_a_packed_and_of_an_extended_cache_is_that_of_one_in_parts(
+    built: tuple[CachedTeacher, list[int]], tmp_path: Path
+) -> None:
+    packed = dataclasses.replace(CONFIG, pack=True)
+    build_cache(Noticed(), seen(), tmp_path / "plain.h5", packed)
+    build_cache(Noticed(), seen(1), tmp_path / "t.h5", packed)
+    extend_cache(Noticed(), seen(), tmp_path / "t.h5", batch_size=100, num_workers=0)
+    assert cache_contents(tmp_path / "t.h5") == cache_contents(tmp_path / "plain.h5")
+    assert open_cache(tmp_path / "t.h5").fidelity() == built[0].fidelity()
+
+
+def test_info_names_the_view_of_which_least_is_kept(built: tuple[CachedTeacher, list[int]]) -> None:
+    cache, _ = built
+    for stream, measure in (("logits", "kl_mean_t1"), ("pooled", "relative_error_mean")):
+        means = [view[measure] for view in cache.fidelity()[stream]]
+        worst = means.index(max(means))
+        assert f"{max(means):.2g}" in cache.summary()[f"{stream} worst"]
+        assert cache.summary()[f"{stream} worst"].endswith(f"of 325 rows of view {worst}")
+
+
+def test_the_plot_shows_the_fidelity_of_each_view(
+    built: tuple[CachedTeacher, list[int]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from matplotlib import pyplot as plt
+
+    monkeypatch.setattr(plt, "close", lambda figure: None)
+    plot_cache(built[0], tmp_path / "t.png")
+    drawn = {line.get_label(): list(line.get_ydata()) for line in plt.gcf().axes[3].lines}
+    monkeypatch.undo()
+    plt.close(plt.gcf())
+    fidelity = built[0].fidelity()
+    assert drawn == {
+        "logits: KL, nats at T=1": [view["kl_mean_t1"] for view in fidelity["logits"]],
+        "pooled: relative error": [view["relative_error_mean"] for view in fidelity["pooled"]],
+    }
+    assert plot_cache(open_cache(GOLDEN / "v1-float16.h5"), tmp_path / "old.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_a_build_that_was_begun_before_views_were_measured_goes_on_without_and_can_be_extended(tmp_path: Path) -> None:
+    teacher, config = create_teacher(tiny_model()), BuildConfig(codec="float16", num_workers=0)
+    metadata, arrays = plan_cache(teacher, digits_dataset(20), config, "cpu")
+    older = {"logits": {name: value for name, value in metadata.fidelity["logits"].items() if name != "each"}}
+    Parts.create(parts_folder(tmp_path / "t.h5"), dataclasses.replace(metadata, fidelity=older), arrays)
+    build_cache(teacher, digits_dataset(20), tmp_path / "t.h5", config)
+    recipe = dataclasses.replace(digits_dataset(20).recipe, num_views=3)
+    extend_cache(teacher, digits_dataset(20, recipe), tmp_path / "t.h5", num_workers=0)
+    cache = open_cache(tmp_path / "t.h5")
+    cache.verify()
+    assert (cache.num_views, cache.fidelity(), cache.metadata.fidelity) == (3, {}, older)
+    assert "logits kept" in cache.summary()
+    assert "logits worst" not in cache.summary()
+
+
+def test_a_row_that_is_the_only_one_is_measured_too(tmp_path: Path) -> None:
+    for codec, options in (("float16", {}), ("lowrank", {"row_bytes": 6})):
+        config = BuildConfig(codec=codec, codec_options=options, num_workers=0)
+        build_cache(create_teacher(tiny_model()), digits_dataset(1), tmp_path / f"{codec}.h5", config)
+        assert [view["rows"] for view in open_cache(tmp_path / f"{codec}.h5").fidelity()["logits"]] == [1, 1]
+
+
+@pytest.fixture
+def packed(tmp_path: Path) -> Path:
+    path = tmp_path / "t.h5"
+    build_cache(create_teacher(tiny_model()), digits_dataset(20), path, BuildConfig(codec="float16", num_workers=0))
+    return path
+
+
+def test_a_measure_that_was_changed_on_disk_is_not_told(packed: Path) -> None:
+    with h5py.File(packed) as file:
+        offset = file["views/0001/logits_fidelity"].id.get_offset()
+    content = bytearray(packed.read_bytes())
+    content[offset] ^= 1
+    packed.write_bytes(content)
+    for tell in (CachedTeacher.fidelity, CachedTeacher.summary, CachedTeacher.verify):
+        with pytest.raises(CacheCorruptError, match=r"'views/0001/logits_fidelity' does not match its checksum"):
+            tell(open_cache(packed))
+
+
+@pytest.mark.parametrize("shape", [None, (19, 4), (20, 3)])
+def test_measures_that_are_missing_or_of_another_shape_are_refused(packed: Path, shape: tuple[int, ...] | None) -> None:
+    with h5py.File(packed, "r+") as file:
+        del file["views/0001/logits_fidelity"]
+        if shape is not None:
+            file["views/0001/logits_fidelity"] = np.zeros(shape, "<f4")
+    with pytest.raises(CacheCorruptError, match=r"views/0001' has 3 members, expected 4|logits_fidelity' is float32"):
+        open_cache(packed)
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        lambda true: {"logits": 3},
+        lambda true: {"logits": {"rows": 5.0}},
+        lambda true: {"logits": true, "pooled": {}},
+        lambda true: {"logits": {**true, "each": 0}},
+        lambda true: {"logits": {**true, "each": True}},
+        lambda true: {"logits": {**true, "kl_mean_t1": "small"}},
+    ],
+)
+def test_a_document_that_tells_of_fidelity_otherwise_than_a_build_does_is_refused(
+    packed: Path, told: Callable[[dict[str, float]], dict[str, Any]]
+) -> None:
+    fidelity = told(dict(open_cache(packed).metadata.fidelity["logits"]))
+    with h5py.File(packed, "r+") as file:
+        malice.metadata(fidelity=fidelity)(file, packed)
+    with pytest.raises(CacheCorruptError, match="fidelity"):
+        open_cache(packed)
