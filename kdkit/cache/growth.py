@@ -12,6 +12,7 @@ from pathlib import Path
 
 from kdkit.cache import durable
 from kdkit.cache.door import open_hdf5
+from kdkit.cache.limits import refuse_unstorable
 from kdkit.cache.metadata import CacheMetadata, Shard
 from kdkit.cache.pack import index_arrays, pack, refuse_further_views
 from kdkit.cache.parts import INDEX_NAME, Parts, parts_folder
@@ -42,10 +43,12 @@ class Growth:
         """Starts, or goes on with, an extension to `num_views` views; its folder is there and locked.
 
         Raises:
-            CacheMismatchError: the folder holds an extension of another cache.
+            CacheMismatchError: the folder holds an extension of another cache, or fewer views than there are.
+            ConfigError: they are more than a cache holds.
             CacheIncompleteError: it holds shards of views beyond `num_views`.
         """
         grown, folder = old.with_views(num_views), cls.folder_of(path)
+        refuse_unstorable(grown, ())
         if path.is_dir():
             refuse_further_views(Parts(path, grown))
             return cls(path, old, Parts(path, grown))
@@ -55,6 +58,11 @@ class Growth:
             if begun.metadata.identity_sha256 != grown.identity_sha256:
                 raise CacheMismatchError(
                     f"{str(folder)!r} holds shards of another cache than {str(path)!r} is: delete that folder"
+                )
+            if num_views < old.num_views:  # what packing would make has fewer views than the file it would replace
+                raise CacheMismatchError(
+                    f"{str(folder)!r} is of {num_views} views, expected at least the {old.num_views} that "
+                    f"{str(path)!r} has: it adds nothing; delete that folder"
                 )
             if begun.metadata.num_views == num_views:
                 return cls(path, old, begun)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Collection, Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from kdkit.cache.codecs import Codec, create_codec, default_codec
+from kdkit.cache.codecs import Codec, RowCodec, create_codec, create_feature_codec, default_codec
 from kdkit.cache.format import BLOCK_ROWS, DIGEST_NAME, KEYS_NAME, LOGITS, codec_array_name
 from kdkit.cache.hdf5 import Array
 from kdkit.cache.keys import key_digests, keys_sha256, pack_keys, refuse_other_samples
+from kdkit.cache.limits import refuse_unstorable
 from kdkit.cache.metadata import CacheMetadata
 from kdkit.cache.mismatch import refuse_mismatch
 from kdkit.cache.pixels import transform_versions
@@ -41,20 +42,38 @@ def as_built(dataset: ReplayedDataset) -> ReplayedDataset:
 def plan_cache(
     teacher: Teacher, dataset: ReplayedDataset, config: BuildConfig, device: torch.device | str
 ) -> tuple[CacheMetadata, dict[str, Array]]:
-    """What a cache will be, its codecs fitted and measured: its metadata, and the arrays of its index."""
-    probed = fit_and_measure(choose_codec(teacher, dataset, config), teacher, dataset, config, device)
+    """What a cache will be, its codecs fitted and measured: its metadata, and the arrays of its index.
+
+    Raises:
+        ConfigError: it would be more than a cache holds; found before the teacher is asked where that can be known.
+        DatasetError: its keys would.
+    """
+    arrays = {DIGEST_NAME: key_digests(dataset.keys), KEYS_NAME: pack_keys(dataset.keys)}
+    logit_codec, made_with = choose_codec(teacher, dataset, config), _made_with(teacher, dataset)
+    known: dict[str, RowCodec] = {stream: create_feature_codec(config.feature_codec, (1,)) for stream in config.streams}
+    known |= {} if logit_codec is None else {LOGITS: logit_codec}
+    refuse_unstorable(_describe(known, dataset, config, made_with), arrays)
+    probed = fit_and_measure(logit_codec, teacher, dataset, config, device)
     codecs = {stream: found.codec for stream, found in probed.items()}
-    metadata = CacheMetadata(
+    metadata = _describe(codecs, dataset, config, made_with)
+    metadata = dataclasses.replace(metadata, fidelity={stream: found.fidelity for stream, found in probed.items()})
+    for stream, codec in codecs.items():
+        arrays |= {codec_array_name(stream, name): array for name, array in codec.arrays.items()}
+    refuse_unstorable(metadata, arrays)
+    return metadata, arrays
+
+
+def _describe(
+    codecs: Mapping[str, RowCodec], dataset: ReplayedDataset, config: BuildConfig, made_with: Mapping[str, Any]
+) -> CacheMetadata:
+    """The cache's metadata, but for its fidelity."""
+    return CacheMetadata(
         num_rows=len(dataset),
         num_views=dataset.recipe.num_views,
         shard_rows=_shard_rows(config, sum(codec.row_bytes for codec in codecs.values())),
         streams={stream: {"codec": codec.to_dict(), "row_bytes": codec.row_bytes} for stream, codec in codecs.items()},
-        fidelity={stream: found.fidelity for stream, found in probed.items()},
-        **_made_with(teacher, dataset),
+        **made_with,
     )
-    arrays = {DIGEST_NAME: key_digests(dataset.keys), KEYS_NAME: pack_keys(dataset.keys)}
-    learnt = {codec_array_name(s, name): array for s, codec in codecs.items() for name, array in codec.arrays.items()}
-    return metadata, arrays | learnt
 
 
 def _shard_rows(config: BuildConfig, row_bytes: int) -> int:
@@ -109,7 +128,7 @@ def refuse_other(
         CacheMismatchError: names the first field that differs and both values.
     """
     shown = f"the cache at {str(origin)!r}"
-    made_with = {**asdict(stored), "recipe": ReplayRecipe.completed(stored.recipe)}
+    made_with = {**dataclasses.asdict(stored), "recipe": ReplayRecipe.completed(stored.recipe)}
     now = _made_with(teacher, dataset)
     refuse_mismatch("teacher", made_with["teacher"], now["teacher"], shown, allow)
     refuse_mismatch("recipe", made_with["recipe"], now["recipe"], shown, set(allow) - {VIEWS_FIELD})

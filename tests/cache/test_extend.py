@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import random
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +16,12 @@ from crash import Disk, Recorder, write_tree
 from support import RECIPE, Pixels, Watched, cache_contents, digits, digits_dataset, tiny_model
 
 from kdkit import build_cache, create_teacher, extend_cache, open_cache
+from kdkit.cache.lock import writer_lock
 from kdkit.cache.parts import parts_folder
 from kdkit.config import BuildConfig, ReplayRecipe
 from kdkit.data import ReplayedDataset
 from kdkit.engine.build import pack_cache
-from kdkit.errors import CacheError, CacheIncompleteError, CacheMismatchError
+from kdkit.errors import CacheError, CacheIncompleteError, CacheLockedError, CacheMismatchError
 from kdkit.signals import Batch
 from kdkit.teachers import Teacher
 
@@ -192,6 +195,61 @@ def test_the_folder_of_another_caches_extension_is_not_built_on(tmp_path: Path) 
     (tmp_path / "1.h5").replace(path)
     with pytest.raises(CacheMismatchError, match="holds shards of another cache"):
         extend(path, seen(2, recipe=dataclasses.replace(PLAIN, seed=1)))
+
+
+def leave(folder: Path, views: int) -> None:
+    """The shards of a build of so many views, as a folder of that name."""
+    build_cache(Teacher(Pixels()), seen(views), folder.with_name("left.h5"), dataclasses.replace(CONFIG, pack=False))
+    parts_folder(folder.with_name("left.h5")).rename(folder)
+
+
+def test_shards_of_fewer_views_than_a_packed_cache_has_are_not_packed_into_it(tmp_path: Path) -> None:
+    path = tmp_path / "t.h5"
+    build_cache(Teacher(Pixels()), seen(2), path, CONFIG)
+    before = cache_contents(path)
+    leave(parts_folder(path), 1)
+    with pytest.raises(CacheMismatchError, match=r"t\.h5\.parts' is of 1 views, expected at least the 2 .*; delete"):
+        pack_cache(path)
+    assert cache_contents(path) == before
+    assert build_cache(Teacher(Pixels()), seen(2), path, CONFIG).images_built == 0
+    assert not parts_folder(path).exists()
+
+
+def test_a_packing_that_died_before_it_removed_the_shards_is_finished_by_another(tmp_path: Path) -> None:
+    path = tmp_path / "t.h5"
+    build_cache(Teacher(Pixels()), seen(2), path, CONFIG)
+    before = cache_contents(path)
+    leave(parts_folder(path), 2)
+    pack_cache(path)
+    assert cache_contents(path) == before
+    assert not parts_folder(path).exists()
+
+
+def test_leftover_shards_of_fewer_views_do_not_disturb_an_extension(tmp_path: Path, plain: dict[str, bytes]) -> None:
+    path = tmp_path / "t.h5"
+    build_cache(Teacher(Pixels()), seen(2), path, CONFIG)
+    leave(parts_folder(path), 1)
+    extend(path, seen(4))
+    assert cache_contents(path) == plain
+
+
+def test_an_extension_does_not_go_on_where_another_process_has_just_finished_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "t.h5"
+    for name, views in (("t.h5", 1), ("grown.h5", 2)):
+        build_cache(Teacher(Pixels()), seen(views), tmp_path / name, CONFIG)
+
+    @contextmanager
+    def slow_lock(folder: Path) -> Iterator[None]:
+        with writer_lock(folder):
+            (tmp_path / "grown.h5").replace(path)  # what another process did while this one waited for the lock
+            yield
+
+    monkeypatch.setattr("kdkit.engine.extend.writer_lock", slow_lock)
+    with pytest.raises(CacheLockedError, match="was just extended by another process: run again"):
+        extend(path, seen(3))
+    assert open_cache(path).num_views == 2
 
 
 def test_a_run_may_use_the_first_views_of_a_cache_and_no_more_than_there_are(tmp_path: Path) -> None:

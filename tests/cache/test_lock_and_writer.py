@@ -62,7 +62,7 @@ def test_a_lock_that_was_let_go_gives_no_warning(tmp_path: Path, caplog: pytest.
 class _FullDisk(Parts):
     """Parts on a disk that is full after the first shard."""
 
-    def seal(self, shard: Shard, payloads: object, pixel_crc32: object) -> None:
+    def seal(self, shard: Shard, payloads: object, pixel_crc32: object, fidelity: object) -> None:
         if shard.start:
             raise CacheDiskFullError("no room")
 
@@ -70,7 +70,7 @@ class _FullDisk(Parts):
 def _write(starts: Iterable[int], then: Callable[[], object] = lambda: None) -> None:
     with ShardWriter(_FullDisk(Path(), None)) as writer:  # type: ignore[arg-type]
         for start in starts:
-            writer.submit(Shard(0, start, start + 1000), {}, np.zeros(0))
+            writer.submit(Shard(0, start, start + 1000), {}, np.zeros(0), {})
         then()
 
 
