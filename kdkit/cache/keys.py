@@ -67,14 +67,16 @@ def _most_bytes(num_rows: int) -> int:
 
 
 def match_rows(cache_digests: Array, dataset_digests: Array) -> Array:
-    """For each dataset sample the cache row with its digest, or -1: int64 [N], from uint8 [R, 16] and [N, 16]."""
+    """For each dataset sample the first cache row with its digest, or -1: int64 [N], from uint8 [R, 16] and [N, 16]."""
     words = np.concatenate([cache_digests, dataset_digests]).view("<u8")
-    order = np.lexsort((words[:, 1], words[:, 0]))  # stable: of two equal digests the cache's comes first
+    order = np.lexsort((words[:, 1], words[:, 0]))  # stable: of equal digests the cache's come first
     ordered = words[order]
-    equal = (ordered[1:] == ordered[:-1]).all(axis=1)
-    rows = np.full(len(dataset_digests), -1, dtype=np.int64)
-    rows[order[1:][equal] - len(cache_digests)] = order[:-1][equal]
-    return rows
+    begins = np.ones(len(order), dtype=bool)  # of a run of equal digests
+    begins[1:] = (ordered[1:] != ordered[:-1]).any(axis=1)
+    rows = np.empty(len(order), dtype=np.int64)
+    rows[order] = order[begins][begins.cumsum() - 1]  # the first of its run
+    rows[rows >= len(cache_digests)] = -1
+    return rows[len(cache_digests) :]
 
 
 def refuse_other_samples(cached: Sequence[str], current: Sequence[str], origin: str) -> None:

@@ -10,10 +10,12 @@ import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
-from kdkit.errors import CacheLockedError
+from kdkit.errors import CacheError, CacheLockedError
 
 LOCK_NAME = "lock"
+_MAX_OWNER = 4096  # characters
 _logger = logging.getLogger(__name__)
 
 
@@ -25,17 +27,13 @@ def writer_lock(folder: Path) -> Iterator[None]:
     a writer that died: its work is taken over, with a warning.
 
     Raises:
-        CacheLockedError: another process holds it; named with its host.
+        CacheLockedError: another process holds it, or has just removed it with the folder.
+        CacheError: the file system cannot lock it.
     """
     path = folder / LOCK_NAME
-    with open(path, "a+", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise CacheLockedError(
-                f"the cache in {str(folder)!r} is being written by {_owner(path)}: wait for it, or stop it"
-            ) from None
-        if path.stat().st_size:
+    with _open(path) as file:
+        _take(file, path)
+        if os.fstat(file.fileno()).st_size:
             _logger.warning("the cache in %s was left by %s, which died: going on with it", folder, _owner(path))
         file.truncate(0)
         file.write(json.dumps({"process": os.getpid(), "host": platform.node()}))
@@ -46,9 +44,36 @@ def writer_lock(folder: Path) -> Iterator[None]:
             file.truncate(0)
 
 
+def _open(path: Path) -> TextIO:
+    """The file, made if it is not there; never what a link points to, since it is emptied."""
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        raise CacheError(f"{str(path)!r} cannot be locked: {error.strerror}; expected a file of this folder") from error
+    return open(descriptor, "a+", encoding="utf-8")
+
+
+def _take(file: TextIO, path: Path) -> None:
+    """Locks the file, without waiting."""
+    shown = repr(str(path.parent))
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise CacheLockedError(
+            f"the cache in {shown} is being written by {_owner(path)}: wait for it, or stop it"
+        ) from None
+    except OSError as error:
+        raise CacheError(f"{str(path)!r} cannot be locked: {error.strerror}; use a file system that can") from error
+    if not path.exists() or not os.path.samestat(
+        path.lstat(), os.fstat(file.fileno())
+    ):  # whoever held it before has packed, and removed it
+        raise CacheLockedError(f"the cache in {shown} was just finished by another process: run again")
+
+
 def _owner(path: Path) -> str:
     try:
-        owner = json.loads(path.read_text(encoding="utf-8"))
+        with open(path, encoding="utf-8") as file:
+            owner = json.loads(file.read(_MAX_OWNER))
         return f"process {owner['process']} on host {owner['host']!r}"
     except (OSError, ValueError, KeyError, TypeError):
         return "an unknown process"

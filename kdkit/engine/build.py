@@ -91,15 +91,17 @@ def build_cache(
 
         def begin() -> Parts | None:
             """On rank 0: takes the lock and finds out what is to do; None where all is done."""
-            if path.is_file():
-                packed = CachedTeacher(path).metadata
-                refuse_other(path, packed, teacher, dataset, config, allow_mismatch)
-                remove_remains(path, packed.num_views)
-                return None
-            check_writable(path)
-            durable.make_folder(folder)
-            held.enter_context(writer_lock(folder))
-            return resume_or_start(path, teacher, dataset, config, device, allow_mismatch)
+            if not path.is_file():
+                check_writable(path)
+                durable.make_folder(folder)
+                held.enter_context(writer_lock(folder))
+                if not path.is_file():
+                    return resume_or_start(path, teacher, dataset, config, device, allow_mismatch)
+                held.close()  # another process has packed it while this one came for the lock
+            packed = CachedTeacher(path).metadata
+            refuse_other(path, packed, teacher, dataset, config, allow_mismatch)
+            remove_remains(path, packed.num_views)
+            return None
 
         parts = ranks.on_rank_zero(begin)
         if parts is None:

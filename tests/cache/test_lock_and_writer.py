@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import logging
 import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 import pytest
-from support import digits_dataset, tiny_model
+from support import Pixels, digits_dataset, tiny_model
 
 from kdkit import build_cache, create_teacher
 from kdkit.cache.lock import writer_lock
@@ -20,7 +24,8 @@ from kdkit.cache.metadata import Shard
 from kdkit.cache.parts import Parts
 from kdkit.cache.writer import ShardWriter
 from kdkit.config import BuildConfig
-from kdkit.errors import CacheDiskFullError, CacheLockedError
+from kdkit.errors import CacheDiskFullError, CacheError, CacheLockedError
+from kdkit.teachers import Teacher
 
 
 def _hold(folder: Path, ready: object) -> None:
@@ -57,6 +62,59 @@ def test_a_lock_that_was_let_go_gives_no_warning(tmp_path: Path, caplog: pytest.
         with writer_lock(tmp_path):
             assert (tmp_path / "lock").stat().st_size > 0
     assert not caplog.records
+
+
+def test_a_lock_that_is_a_link_is_refused_and_what_it_points_to_stays(tmp_path: Path) -> None:
+    (tmp_path / "other").write_text("precious")
+    (tmp_path / "lock").symlink_to(tmp_path / "other")
+    with (
+        pytest.raises(CacheError, match=r"lock' cannot be locked: .*; expected a file of this folder"),
+        writer_lock(tmp_path),
+    ):
+        pass
+    assert (tmp_path / "other").read_text() == "precious"
+
+
+def test_a_folder_whose_file_system_cannot_lock_is_said_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(file: object, operation: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(CacheError, match="No locks available; use a file system that can"), writer_lock(tmp_path):
+        pass
+
+
+def test_a_lock_that_its_holder_removed_while_another_came_for_it_is_not_taken_for_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flock = fcntl.flock
+
+    def late(file: TextIO, operation: int) -> None:
+        (tmp_path / "lock").unlink()
+        flock(file, operation)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with pytest.raises(CacheLockedError, match="just finished by another process: run again"), writer_lock(tmp_path):
+        pass
+
+
+def test_a_build_that_another_process_finished_while_this_one_came_for_the_lock_is_not_done_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teacher, dataset, config = Teacher(Pixels()), digits_dataset(8), BuildConfig(num_workers=0)
+    build_cache(teacher, dataset, tmp_path / "theirs.h5", config)
+    before = (tmp_path / "theirs.h5").read_bytes()
+
+    @contextmanager
+    def slow_lock(folder: Path) -> Iterator[None]:
+        with writer_lock(folder):
+            (tmp_path / "theirs.h5").replace(tmp_path / "t.h5")
+            yield
+
+    monkeypatch.setattr("kdkit.engine.build.writer_lock", slow_lock)
+    assert build_cache(teacher, dataset, tmp_path / "t.h5", config).images_built == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["t.h5"]
+    assert (tmp_path / "t.h5").read_bytes() == before
 
 
 class _FullDisk(Parts):
