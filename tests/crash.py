@@ -45,7 +45,7 @@ class Recorder:
         real |= {name: getattr(os, name) for name in ("fsync", "replace", "unlink", "mkdir", "rmdir")}
 
         def open_(path: Any, flags: int, *arguments: Any, **options: Any) -> int:
-            inside = self._relative(path)
+            inside = None if Path(os.fsdecode(path)).name == LOCK_NAME else self._relative(path)
             new = inside is not None and bool(flags & os.O_CREAT) and not os.path.lexists(path)
             descriptor = int(real["open"](path, flags, *arguments, **options))
             if inside is not None:
