@@ -23,7 +23,7 @@ SKIPPED = "skipped.jsonl"
 """Samples that could not be read: key and reason."""
 
 _FREE = {
-    *("output", "data", "cache", "validation", "device"),  # where things lie; what they hold is compared
+    *("output", "data", "cache", "teacher", "validation", "device"),  # where things lie; what they are is compared
     *("resume", "overwrite", "preflight", "tensorboard", "tracker", "project", "allow_mismatch"),
 }
 _FREE_TRAIN = {"num_workers", "log_every", "checkpoint_every"}
@@ -42,14 +42,12 @@ def run_identity(
     """What a run that goes on must have in common with the one that stopped, as plain values."""
     values = {name: value for name, value in dataclasses.asdict(config).items() if name not in _FREE}
     values["train"] = {name: value for name, value in values["train"].items() if name not in _FREE_TRAIN}
-    if values["teacher"] is not None:  # its weights are compared, wherever they lie
-        values["teacher"] = {name: value for name, value in values["teacher"].items() if name != "checkpoint"}
     identity: dict[str, Any] = _plain(values)
     return identity | {
+        "teacher": None if teacher is None else teacher.fingerprint(),  # what it is, wherever its weights lie
         "recipe": _plain(dataset.recipe.to_dict()),
         "dataset_sha256": keys_sha256(dataset.keys),
         "cache_sha256": None if cache is None else cache.metadata.identity_sha256,
-        "teacher_sha256": None if teacher is None else teacher.fingerprint()["weights_sha256"],
     }
 
 

@@ -87,7 +87,7 @@ class TeacherEnsemble(Teacher):
             "member_weights": list(self.weights),
             "num_classes": self.num_classes,
             "dtype": dtypes.pop() if len(dtypes) == 1 else "mixed",
-            "versions": {"timm": timm.__version__, "torch": torch.__version__},
+            "versions": {"timm": timm.__version__, "torch": str(torch.__version__)},
         }
 
 

@@ -37,7 +37,7 @@ def fingerprint(teacher: Teacher) -> dict[str, Any]:
         "dtype": "none" if parameter is None else str(parameter.dtype).removeprefix("torch."),
         "autocast": None if teacher.autocast is None else str(teacher.autocast).removeprefix("torch."),
         **({} if teacher.resize == "bicubic" else {"resize": teacher.resize}),
-        "versions": {"timm": timm.__version__, "torch": torch.__version__},
+        "versions": {"timm": timm.__version__, "torch": str(torch.__version__)},
     }
 
 

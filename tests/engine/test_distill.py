@@ -126,8 +126,26 @@ def test_a_run_goes_on_with_the_same_teacher_wherever_its_weights_lie(folder: Pa
         save_file(tiny_model(seed=seed).state_dict(), folder / f"{name}.safetensors")
     resumed = config(folder, finished, resume=True)
     distill(replace(resumed, teacher=TeacherConfig("test_resnet", checkpoint=str(folder / "moved.safetensors"))))
-    with pytest.raises(ConfigError, match="teacher_sha256"):
+    with pytest.raises(ConfigError, match=r"teacher\.weights_sha256"):
         distill(replace(resumed, teacher=TeacherConfig("test_resnet", checkpoint=str(folder / "other.safetensors"))))
+
+
+def test_a_run_does_not_go_on_with_a_teacher_that_is_put_together_or_asked_otherwise(
+    folder: Path, finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resumed = config(folder, finished, resume=True)
+    teacher = resumed.teacher
+    assert teacher is not None
+    with pytest.raises(ConfigError, match=r"teacher\.autocast = None, this run has 'bfloat16'"):
+        distill(replace(resumed, teacher=replace(teacher, autocast="bfloat16")))
+    create = timm.create_model
+
+    def pooled_otherwise(name: str, **options: Any) -> torch.nn.Module:
+        return create(name, **options, **({"global_pool": "max"} if name == teacher.model else {}))
+
+    monkeypatch.setattr(timm, "create_model", pooled_otherwise)
+    with pytest.raises(ConfigError, match=r"teacher\.structure_sha256"):
+        distill(resumed)
 
 
 def test_a_damaged_checkpoint_or_log_is_not_gone_on_from(folder: Path, tmp_path: Path) -> None:
