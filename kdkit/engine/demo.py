@@ -7,34 +7,30 @@ from the labels alone, from the live teacher, or from its cache, on one schedule
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
+from dataclasses import replace
 
-import numpy as np
 import timm
 import torch
 from torch import nn
 
 from kdkit.cache import CachedTeacher, open_cache
 from kdkit.config import BuildConfig, DemoConfig, ReplayRecipe, TrainConfig
-from kdkit.data import ArraySource, EpochSampler, ReplayedDataset, ReplayLoader
-from kdkit.engine.build import BuildReport, build_cache
-from kdkit.engine.demo_report import draw_curves
+from kdkit.data import EpochSampler, ReplayedDataset, ReplayLoader
+from kdkit.engine.build import build_cache
+from kdkit.engine.demo_digits import NUM_CLASSES, Digits, load_digits
+from kdkit.engine.demo_report import DemoReport, draw_curves
 from kdkit.engine.logger import FILES, RunLogger
 from kdkit.engine.output import prepare_output
 from kdkit.engine.progress import Display, progress
-from kdkit.engine.train import TrainReport, train
-from kdkit.errors import MissingDependencyError
+from kdkit.engine.train import train
+from kdkit.engine.train_report import TrainReport
 from kdkit.signals import Normalization
 from kdkit.tasks import ClassificationTask, LabelledCrossEntropy, LogitDistillationTask, TrainingTask
 from kdkit.teachers import Teacher, create_teacher
 
 SIZE = 32
-NUM_CLASSES = 10
-LABELS_PER_CLASS = 10
 TEACHER = "resnet18"
 STUDENT = "test_resnet"
 TEMPERATURE = 2.0
@@ -42,35 +38,6 @@ _TEACHER_TRAINING = TrainConfig(batch_size=64, lr=1e-3, weight_decay=0.05, warmu
 _STUDENT_TRAINING = TrainConfig(batch_size=64, lr=2e-3, weight_decay=0.05, warmup_epochs=1)
 _FILES = (*FILES, "teacher.h5", "teacher.h5.parts", "curves.png")
 WAYS = ("labels alone", "live teacher", "cached teacher")
-
-
-@dataclass(frozen=True)
-class DemoReport:
-    """What the demonstration measured."""
-
-    teacher_top1: float
-    """Top-1 of the teacher on the held-out quarter, percent."""
-    build: BuildReport
-    """The build of the cache."""
-    students: dict[str, list[TrainReport]]
-    """Way of training -> one report a seed."""
-    seconds: float
-    """Wall time of everything."""
-    output: Path
-    """Folder of the files."""
-
-    def top1(self, way: str) -> tuple[float, float]:
-        """Mean and spread (sample standard deviation) of the held-out top-1 over the seeds, percent."""
-        values = [report.top1 for report in self.students[way] if report.top1 is not None]
-        return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
-
-    def images_per_second(self, way: str) -> float:
-        """Training images a second over all seeds."""
-        return float(np.mean([report.images_per_second for report in self.students[way]]))
-
-    def seconds_each(self, way: str) -> float:
-        """Mean wall time of one student's training steps."""
-        return float(np.mean([report.train_seconds for report in self.students[way]]))
 
 
 def demo(config: DemoConfig | None = None, *, show_progress: bool = False) -> DemoReport:
@@ -86,7 +53,7 @@ def demo(config: DemoConfig | None = None, *, show_progress: bool = False) -> De
     """
     config = config or DemoConfig()
     begun = time.monotonic()
-    digits = _load_digits()
+    digits = load_digits()
     output = prepare_output(config.output, _FILES, overwrite=config.overwrite)
     run = _Demo(config, digits, RunLogger(output), show_progress)
     teacher, teacher_top1 = run.train_teacher()
@@ -101,33 +68,6 @@ def demo(config: DemoConfig | None = None, *, show_progress: bool = False) -> De
     report = DemoReport(teacher_top1, build, students, time.monotonic() - begun, output)
     draw_curves(students, output / "curves.png")
     return report
-
-
-@dataclass(frozen=True)
-class Digits:
-    """scikit-learn's digits, a quarter held out, and the rows of the 100 labels that students get."""
-
-    images: np.ndarray[Any, np.dtype[np.uint8]]
-    """Pixels, uint8 [N, 8, 8]."""
-    labels: np.ndarray[Any, np.dtype[np.int64]]
-    """Class indices [N]."""
-    train: Sequence[int]
-    """Rows of the training images."""
-    held_out: Sequence[int]
-    """Rows of the held-out quarter."""
-    labelled: Sequence[int]
-    """Rows, among `train`, whose label the students may see."""
-
-    def source(self, rows: Sequence[int], *, visible: Sequence[int] | None = None, copies: int = 1) -> ArraySource:
-        """The images of `rows`; only `visible` ones keep their label. Copies have keys, and so views, of their own."""
-        repeated = list(rows) * copies
-        kept = set(rows if visible is None else visible)
-        return ArraySource(
-            self.images[repeated],
-            [int(self.labels[row]) if row in kept else -1 for row in repeated],
-            keys=[f"digit-{row:04d}" + (f"-{i // len(rows)}" if copies > 1 else "") for i, row in enumerate(repeated)],
-            class_names=[str(digit) for digit in range(NUM_CLASSES)],
-        )
 
 
 class _Demo:
@@ -218,20 +158,3 @@ def _leaving_cores(num_workers: int) -> Iterator[None]:
 
 def _distillation(student: nn.Module, teacher: Teacher | None) -> TrainingTask:
     return LogitDistillationTask(student, teacher, LabelledCrossEntropy(), temperature=TEMPERATURE)
-
-
-def _load_digits() -> Digits:
-    try:
-        from sklearn.datasets import load_digits
-        from sklearn.model_selection import train_test_split
-    except ImportError as error:
-        raise MissingDependencyError('the demo needs scikit-learn: pip install "kdkit[demo]"') from error
-    data = load_digits()
-    labels = data.target.astype(np.int64)
-    rows = np.arange(len(labels))
-    train_rows, held_out = train_test_split(rows, test_size=0.25, stratify=labels, random_state=0)
-    labelled = [
-        row for digit in range(NUM_CLASSES) for row in train_rows[labels[train_rows] == digit][:LABELS_PER_CLASS]
-    ]
-    images = (data.images * (255 / 16)).round().astype(np.uint8)
-    return Digits(images, labels, train_rows.tolist(), held_out.tolist(), [int(row) for row in labelled])

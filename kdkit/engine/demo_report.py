@@ -1,21 +1,48 @@
-"""What the demonstration shows: a table and the learning curves."""
+"""What the demonstration measured, as a report, a table and learning curves."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kdkit.engine.train import TrainReport
+from kdkit.engine.build import BuildReport
+from kdkit.engine.train_report import TrainReport
 from kdkit.errors import MissingDependencyError
-
-if TYPE_CHECKING:
-    from kdkit.engine.demo import DemoReport
 
 Row = tuple[str, ...]
 COLUMNS = ("", "labels", "held-out top-1 %", "seconds", "images/s", "bytes")
+
+
+@dataclass(frozen=True)
+class DemoReport:
+    """What the demonstration measured."""
+
+    teacher_top1: float
+    """Top-1 of the teacher on the held-out quarter, percent."""
+    build: BuildReport
+    """The build of the cache."""
+    students: dict[str, list[TrainReport]]
+    """Way of training -> one report a seed."""
+    seconds: float
+    """Wall time of everything."""
+    output: Path
+    """Folder of the files."""
+
+    def top1(self, way: str) -> tuple[float, float]:
+        """Mean and spread (sample standard deviation) of the held-out top-1 over the seeds, percent."""
+        values = [report.top1 for report in self.students[way] if report.top1 is not None]
+        return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+
+    def images_per_second(self, way: str) -> float:
+        """Training images a second over all seeds."""
+        return float(np.mean([report.images_per_second for report in self.students[way]]))
+
+    def seconds_each(self, way: str) -> float:
+        """Mean wall time of one student's training steps."""
+        return float(np.mean([report.train_seconds for report in self.students[way]]))
 
 
 def table_rows(report: DemoReport) -> list[Row]:

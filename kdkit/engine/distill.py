@@ -23,7 +23,8 @@ from kdkit.engine.progress import progress
 from kdkit.engine.resolve import resolve_dataset, resolve_device
 from kdkit.engine.run import CONFIG, SKIPPED, SkipRecord, create_logger, run_identity
 from kdkit.engine.student import STUDENT
-from kdkit.engine.train import TrainReport, train
+from kdkit.engine.train import train
+from kdkit.engine.train_report import TrainReport
 
 _FILES = (*FILES, LAST, BEST, PREVIOUS, CONFIG, STUDENT, TENSORBOARD, SKIPPED)
 

@@ -2,18 +2,43 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from timm.task.evaluator import evaluation_sample_limit
+from torch import nn
 
 from kdkit.data import ReplayLoader
 from kdkit.engine import ranks
 from kdkit.errors import ConfigError
 from kdkit.tasks import TrainingTask
 
+Between = Callable[[], None]
+"""Called after each batch on every rank; what it raises ends the evaluation."""
 
-@torch.no_grad()
+
+def _nothing() -> None: ...
+
+
+def evaluate_each(
+    task: TrainingTask, loader: ReplayLoader, *, amp: torch.dtype | None = None, between: Between = _nothing
+) -> dict[str, float]:
+    """The metrics of the student as val_NAME, and of its EMA, where there is one, as val_ema_NAME."""
+    record: dict[str, float] = {}
+    for prefix, ema in {"val_": False, "val_ema_": True}.items():
+        if not ema or task.has_ema():
+            metrics = evaluate(task, loader, ema=ema, amp=amp, between=between)
+            record |= {f"{prefix}{name}": value for name, value in metrics.items()}
+    return record
+
+
 def evaluate(
-    task: TrainingTask, loader: ReplayLoader, *, ema: bool = False, amp: torch.dtype | None = None
+    task: TrainingTask,
+    loader: ReplayLoader,
+    *,
+    ema: bool = False,
+    amp: torch.dtype | None = None,
+    between: Between = _nothing,
 ) -> dict[str, float]:
     """Loss (cross-entropy, nats), top1 and top5 (percent) of the task's student, or of its EMA, over `loader`.
 
@@ -21,21 +46,31 @@ def evaluate(
     rank 0's running statistics.
 
     Args:
-        task: whose student is evaluated.
+        task: whose student is evaluated; as it was afterwards, also where `between` ends the evaluation.
         loader: labelled images.
         ema: whether the moving average is evaluated in its place.
         amp: autocast dtype; None for none.
+        between: called after each batch on every rank, e.g. to leave.
     """
     model = task.get_eval_model(ema=ema)
     if model is None:
         raise ConfigError("the task has no EMA to evaluate: call task.setup_ema() first")
     was_training = model.training
     model.eval()
-    ranks.share_buffers(model)
+    try:
+        ranks.share_buffers(model)
+        return _metrics(task, model, loader, amp, between)
+    finally:
+        model.train(was_training)
+
+
+def _metrics(
+    task: TrainingTask, model: nn.Module, loader: ReplayLoader, amp: torch.dtype | None, between: Between
+) -> dict[str, float]:
     evaluator = task.create_evaluator(max_samples=evaluation_sample_limit(loader))
     for batch in loader:
-        with torch.autocast(loader.device.type, dtype=amp, enabled=amp is not None):
+        with torch.no_grad(), torch.autocast(loader.device.type, dtype=amp, enabled=amp is not None):
             output = model(batch.input)
         evaluator.update(output, batch.target)
-    model.train(was_training)
+        between()
     return {name: float(value) for name, value in evaluator.compute(distributed=ranks.world_size() > 1).items()}

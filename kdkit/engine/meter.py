@@ -5,7 +5,6 @@ Dimensions: K terms, S steps.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Mapping
 
@@ -82,8 +81,3 @@ class Meter:
         images, seconds = self.sums[_IMAGES], self.sums[_SECONDS]
         means = {name: total / images for name, total in self.sums.items() if name not in (_IMAGES, _SECONDS)}
         return means | {_IMAGES: images, _SECONDS: seconds, "images_per_second": images / seconds}
-
-
-def first_bad(records: list[Record]) -> int | None:
-    """Index of the first record whose loss is NaN or infinite."""
-    return next((index for index, record in enumerate(records) if not math.isfinite(record["loss"])), None)

@@ -42,7 +42,7 @@ _SECONDS = 2.0  # well below the 30 s that torchrun leaves between SIGTERM and S
 
 
 class StopAgreement:
-    """Whether some rank was told to stop, asked by all of them after the same updates, about every two seconds.
+    """Whether some rank was told to stop, asked by all of them after the same steps, about every two seconds.
 
     A signal reaches ranks at different steps, and asking at each would make them wait for each other; so how many
     updates go by until the next question is agreed on with the answer.
@@ -54,10 +54,11 @@ class StopAgreement:
         self._asked = time.monotonic()
 
     def __call__(self, *, now: bool = False) -> bool:
-        """The same answer on each rank; every rank calls this after each update.
+        """The same answer on each rank; every rank calls this after each update, and each batch of a validation.
 
         Args:
-            now: whether all are asked now, however long ago they were.
+            now: whether all are asked now, however long ago they were, and again at the next call: what follows may
+                take longer than what went before.
         """
         if ranks.world_size() == 1:
             return self._stop.requested
@@ -66,7 +67,8 @@ class StopAgreement:
             return False
         told = ranks.gather((self._stop.requested, time.monotonic() - self._asked))
         pace = max(seconds for _, seconds in told) / max(1, self._interval - self._left)
-        self._interval = self._left = max(1, min(2 * self._interval, int(_SECONDS / max(pace, 1e-6))))
+        self._interval = 1 if now else max(1, min(2 * self._interval, int(_SECONDS / max(pace, 1e-6))))
+        self._left = self._interval
         self._asked = time.monotonic()
         return any(requested for requested, _ in told)
 

@@ -2,50 +2,34 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from timm.utils import dispatch_clip_grad, unwrap_model
 from torch import Tensor
-from torch.nn.parallel import DistributedDataParallel
 
 from kdkit.config import TrainConfig
 from kdkit.data import ReplayLoader, naming_dead_workers
 from kdkit.engine import ranks
-from kdkit.engine.checkpoint import Checkpoints, Position, RunState
-from kdkit.engine.evaluate import evaluate
+from kdkit.engine.checkpoint import Checkpoints
+from kdkit.engine.evaluate import evaluate_each
+from kdkit.engine.finite import NonFiniteLossError, first_bad
 from kdkit.engine.logger import RunLogger
-from kdkit.engine.meter import Meter, Record, first_bad
+from kdkit.engine.meter import Meter
 from kdkit.engine.optimize import create_optimizer, create_schedule
-from kdkit.engine.progress import Display, format_terms
+from kdkit.engine.prepare import laid_out, prepare
+from kdkit.engine.progress import Display
+from kdkit.engine.run_state import Position, RunState
 from kdkit.engine.stop import StopAgreement, stop_request
-from kdkit.errors import ConfigError, KdkitError
-from kdkit.signals import Batch, TeacherSource
+from kdkit.engine.train_report import TrainReport, epoch_line
+from kdkit.engine.warmup import DistillWarmup
+from kdkit.errors import ConfigError
+from kdkit.signals import TeacherSource
 from kdkit.tasks import TrainingTask, gradient_norms
 from kdkit.teachers import Teacher
-
-
-@dataclass(frozen=True)
-class TrainReport:
-    """What a training run ended with."""
-
-    top1: float | None
-    """Top-1 of the student on the validation loader after the last epoch, percent; None without such a loader."""
-    train_seconds: float
-    """Wall time spent in training steps, evaluation excluded; of a run that was resumed, over all its parts."""
-    images_per_second: float
-    """Training images a second over that time."""
-    epochs: list[dict[str, float]]
-    """What was logged for each epoch."""
-
-
-class NonFiniteLossError(KdkitError, ArithmeticError):
-    """The loss became NaN or infinite; names step and terms."""
 
 
 def train(
@@ -72,8 +56,8 @@ def train(
         validation: batches to evaluate the student on after each epoch.
         logger: where the terms of every step and epoch go; rank 0's.
         display: who is shown how far the run is.
-        checkpoints: where checkpoints go, and what to go on from. With it, SIGTERM and SIGINT end the run after a step
-            with a checkpoint: SystemExit(143), KeyboardInterrupt.
+        checkpoints: where checkpoints go, and what to go on from. With it, SIGTERM and SIGINT end the run after a step,
+            or a batch of the validation, with a checkpoint: SystemExit(143), KeyboardInterrupt.
 
     Raises:
         NonFiniteLossError: the loss is NaN or infinite; names the step and its terms. Checkpoints are older than it.
@@ -88,8 +72,8 @@ def train(
     scheduler = create_schedule(optimizer, config, updates_per_epoch)
     amp = None if config.amp is None else getattr(torch, config.amp)
     scaler = torch.amp.GradScaler(loader.device.type, enabled=amp == torch.float16)
-    distill_weight = _DistillWeight(task, config.distill_warmup_epochs * updates_per_epoch)
-    _prepare(task, config, loader.device)
+    distill_weight = DistillWarmup(task, config.distill_warmup_epochs * updates_per_epoch)
+    prepare(task, config, loader.device)
     if isinstance(teacher_source, Teacher):  # as the task does with its own: the images are in the student's terms
         teacher_source = teacher_source.for_input(loader.normalization)  # only now, so that it is compiled too
     state = RunState(task, optimizer, scheduler, scaler, loader.device)
@@ -120,10 +104,17 @@ def train(
             else:
                 checkpoints.confirm()
         if bad is not None:
-            raise NonFiniteLossError(_complaint(records[bad], checkpoints))
+            raise NonFiniteLossError.at(records[bad], None if checkpoints is None else checkpoints.last)
 
     with stop_request(enabled=checkpoints is not None) as stop, naming_dead_workers():
         told_to_stop = StopAgreement(stop)
+
+        def leave_if_told() -> None:
+            """During a validation; the run that goes on begins it again."""
+            if told_to_stop():
+                save()
+                stop.leave()
+
         for epoch in range(state.position.epoch, config.epochs):
             loader.set_epoch(epoch, state.position.batch)
             task.train()
@@ -133,7 +124,7 @@ def train(
                 group = min(config.accumulate, num_batches - first_of_group)
                 is_update = number == first_of_group + group - 1
                 distill_weight.set(state.position.update)
-                batch = _laid_out(batch, config)
+                batch = laid_out(batch, config)
                 with nullcontext() if is_update else task.no_sync():
                     said = () if teacher_source is None else (teacher_source(batch),)
                     with torch.autocast(loader.device.type, dtype=amp, enabled=amp is not None):
@@ -172,13 +163,14 @@ def train(
 
             record = meter.mean() | {"lr": _learning_rate(optimizer)}
             if validation is not None:
-                record |= _validate(task, validation, amp)
+                state.sums = meter.sums
+                record |= evaluate_each(task, validation, amp=amp, between=leave_if_told)
             metric = record.get("val_ema_top1", record.get("val_top1"))
             if scheduler is not None:
                 scheduler.step(epoch + 1, metric)
             if logger is not None:
                 logger.log_epoch({"epoch": epoch, **record}, step=(epoch + 1) * num_batches - 1)
-            display.say(_summary(epoch, config.epochs, record))
+            display.say(epoch_line(epoch, config.epochs, record))
             state.records.append(record)
             is_best = metric is not None and (state.best is None or metric > state.best)
             state.best = metric if is_best else state.best
@@ -189,7 +181,7 @@ def train(
     if checkpoints is not None:
         checkpoints.confirm()
     distill_weight.restore()
-    return _report(state.records)
+    return TrainReport.of(state.records)
 
 
 def _refuse_what_cannot_train(config: TrainConfig, num_batches: int, validation: ReplayLoader | None) -> None:
@@ -207,19 +199,6 @@ def _update_ema(task: TrainingTask, update: int) -> None:
         ranks.share_buffers(ema)
 
 
-def _prepare(task: TrainingTask, config: TrainConfig, device: torch.device) -> None:
-    """Memory format, moving average, compilation and DistributedDataParallel, in the order that they need."""
-    if config.channels_last:
-        task.to(memory_format=torch.channels_last)
-    if config.ema_decay is not None and not task.has_ema():
-        task.setup_ema(decay=config.ema_decay, use_warmup=config.ema_warmup)
-    if config.compile:
-        task.compile()
-        task.compile_ema()
-    if ranks.world_size() > 1 and not isinstance(task.trainable_module, DistributedDataParallel):
-        task.prepare_distributed(device_ids=[device.index] if device.type == "cuda" else None)
-
-
 def _is_due(done: int, before: int, num_batches: int, log_every: int) -> bool:
     """Whether an update that brings the epoch's batches from `before` to `done` ends with a look.
 
@@ -228,65 +207,6 @@ def _is_due(done: int, before: int, num_batches: int, log_every: int) -> bool:
     return done == num_batches or done // log_every > before // log_every
 
 
-def _laid_out(batch: Batch, config: TrainConfig) -> Batch:
-    if not config.channels_last:
-        return batch
-    return dataclasses.replace(batch, input=batch.input.contiguous(memory_format=torch.channels_last))
-
-
-class _DistillWeight:
-    """The weight of the distillation loss, rising linearly from 0 over the first updates."""
-
-    def __init__(self, task: TrainingTask, warmup_updates: int) -> None:
-        self._task: Any = task
-        self._updates = warmup_updates
-        if warmup_updates and not hasattr(task, "distill_loss_weight"):
-            raise ConfigError(f"{type(task).__name__} has no distill_loss_weight to warm up: leave the warm-up out")
-        self._full = getattr(task, "distill_loss_weight", 1.0)
-
-    def set(self, update: int) -> None:
-        """Sets the task's weight for the update with this number, counted from 0."""
-        if update <= self._updates and self._updates:
-            self._task.distill_loss_weight = self._full * update / self._updates
-
-    def restore(self) -> None:
-        """Leaves the task as it was."""
-        if self._updates:
-            self._task.distill_loss_weight = self._full
-
-
 def _learning_rate(optimizer: torch.optim.Optimizer) -> float:
     """That of the layers which learn fastest."""
     return max(float(group["lr"]) for group in optimizer.param_groups)
-
-
-def _validate(task: TrainingTask, loader: ReplayLoader, amp: torch.dtype | None) -> Record:
-    record = {f"val_{name}": value for name, value in evaluate(task, loader, amp=amp).items()}
-    if task.has_ema():
-        record |= {f"val_ema_{name}": value for name, value in evaluate(task, loader, ema=True, amp=amp).items()}
-    return record
-
-
-def _summary(epoch: int, epochs: int, record: Record) -> str:
-    """One epoch as one line."""
-    names = {"val_top1": "top-1", "val_ema_top1": "EMA top-1"}
-    validated = "".join(f", {text} {record[name]:.2f} %" for name, text in names.items() if name in record)
-    speed = record["images_per_second"]
-    return f"epoch {epoch + 1} of {epochs}: {format_terms(record)}{validated}, {speed:,.0f} images/s"
-
-
-def _complaint(record: Record, checkpoints: Checkpoints | None) -> str:
-    terms = ", ".join(f"{name} {value:g}" for name, value in record.items() if name not in ("epoch", "step"))
-    kept = (
-        f"; {str(checkpoints.last)!r} is from before" if checkpoints is not None and checkpoints.last.exists() else ""
-    )
-    return (
-        f"the loss is not finite at step {record['step']:g}, in epoch {record['epoch']:g} ({terms}): lower the "
-        f"learning rate, or clip the gradients{kept}"
-    )
-
-
-def _report(records: list[Record]) -> TrainReport:
-    seconds = sum(record["seconds"] for record in records)
-    num_images = sum(record["images"] for record in records)
-    return TrainReport(records[-1].get("val_top1"), seconds, num_images / seconds, records)

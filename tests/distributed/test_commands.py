@@ -120,6 +120,45 @@ def test_fault_12_a_rank_that_dies_is_started_again_by_torchrun_and_training_res
     assert all(torch.equal(states[0]["state_dict"][name], value) for name, value in states[1]["state_dict"].items())
 
 
+_TELL = """
+import os, signal
+if os.environ.get("RANK"):
+    import kdkit.engine.train as module
+    original = module.evaluate_each
+
+    def told(*arguments, **options):
+        if os.environ["RANK"] == "1":
+            os.kill(os.getpid(), signal.SIGTERM)
+        try:
+            found = original(*arguments, **options)
+        except SystemExit as left:
+            open(os.environ["LEFT"] + os.environ["RANK"], "x").write(str(left.code))
+            raise
+        return found
+
+    module.evaluate_each = told
+"""
+
+
+@pytest.mark.slow
+def test_fault_20_ranks_leave_a_validation_together_when_one_is_told_and_go_on_from_before_it(
+    folder: Path, two_ranks: Path
+) -> None:
+    (folder / "told").mkdir()
+    (folder / "told" / "sitecustomize.py").write_text(_TELL)
+    arguments = distill(folder, folder / "stopped", "--train.batch_size", "15", "--resume", "true")
+    run = torchrun(arguments, PYTHONPATH=str(folder / "told"), LEFT=str(folder / "left"))
+    assert run.returncode != 0
+    assert not epochs(folder / "stopped")
+    run = torchrun(arguments)
+    assert run.returncode == 0, run.stderr[-3000:]
+    assert [(folder / f"left{rank}").read_text() for rank in (0, 1)] == ["143", "143"]
+    states = [torch.load(path / "last.pth.tar", weights_only=True) for path in (folder / "stopped", two_ranks)]
+    assert all(torch.equal(states[0]["state_dict"][name], value) for name, value in states[1]["state_dict"].items())
+    for mine, plain in zip(epochs(folder / "stopped"), epochs(two_ranks), strict=True):
+        assert {**mine, "seconds": 0, "images_per_second": 0} == {**plain, "seconds": 0, "images_per_second": 0}
+
+
 @pytest.mark.slow
 def test_fault_12_when_one_of_two_building_ranks_dies_the_other_stops_and_a_new_run_does_the_rest(
     folder: Path,

@@ -20,7 +20,7 @@ from timm.models import load_checkpoint, resume_checkpoint
 from kdkit.cli import main
 from kdkit.config import DistillConfig, ReplayRecipe, TeacherConfig, TrainConfig
 from kdkit.engine.distill import distill
-from kdkit.engine.train import NonFiniteLossError
+from kdkit.engine.finite import NonFiniteLossError
 from kdkit.errors import CheckpointError, ConfigError, MissingDependencyError
 
 

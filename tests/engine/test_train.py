@@ -14,10 +14,11 @@ from support import digits_dataset, loader_for, tiny_model
 from kdkit import ClassificationTask, LogitDistillationTask, create_teacher
 from kdkit.config import ReplayRecipe, TrainConfig
 from kdkit.engine.evaluate import evaluate
+from kdkit.engine.finite import NonFiniteLossError
 from kdkit.engine.logger import RunLogger
 from kdkit.engine.output import prepare_output
 from kdkit.engine.progress import Display
-from kdkit.engine.train import NonFiniteLossError, train
+from kdkit.engine.train import train
 from kdkit.errors import ConfigError, OutputExistsError, UnknownNameError
 
 

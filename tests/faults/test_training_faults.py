@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,17 @@ from support import cache_contents, digits_dataset, loader_for, tiny_model
 from torch import nn
 
 from kdkit import FeatureDistillationTask, LogitDistillationTask, TrainingTask, build_cache, create_teacher, open_cache
-from kdkit.config import BuildConfig, TrainConfig
-from kdkit.engine.checkpoint import Checkpoints, RunState, load_checkpoint
+from kdkit.config import BuildConfig, ReplayRecipe, TrainConfig
+from kdkit.data import EpochSampler, ReplayLoader
+from kdkit.engine.checkpoint import Checkpoints, load_checkpoint
+from kdkit.engine.finite import NonFiniteLossError
 from kdkit.engine.logger import RunLogger
 from kdkit.engine.optimize import create_optimizer, create_schedule
 from kdkit.engine.progress import Display
-from kdkit.engine.train import NonFiniteLossError, train
+from kdkit.engine.run_state import RunState
+from kdkit.engine.train import train
 from kdkit.errors import ConfigError
+from kdkit.signals import Batch, Normalization
 
 CONFIG = TrainConfig(epochs=2, opt="momentum", lr=0.01, log_every=3, checkpoint_every=1)
 TIMINGS = ("seconds", "images_per_second")
@@ -42,12 +47,29 @@ class At(Display):
             self.action()
 
 
+class Held(ReplayLoader):
+    """40 images to be asked about in batches of 8; does something before it gives one of them."""
+
+    def __init__(self, student: nn.Module, number: int = 0, action: Callable[[], None] = lambda: None) -> None:
+        sampler = EpochSampler(range(40), 8, shuffle=False)
+        super().__init__(digits_dataset(40, ReplayRecipe.evaluation(32)), sampler, Normalization.of(student))
+        self.left, self.action = number, action
+
+    def __iter__(self) -> Iterator[Batch]:
+        for batch in super().__iter__():
+            self.left -= 1
+            if self.left == 0:
+                self.action()
+            yield batch
+
+
 def run(
     folder: Path,
     config: TrainConfig = CONFIG,
     *,
     task: TrainingTask | None = None,
     display: Display | None = None,
+    validation: ReplayLoader | None = None,
     resume: bool = False,
     num_workers: int = 0,
 ) -> nn.Module:
@@ -55,7 +77,8 @@ def run(
     task = task or LogitDistillationTask(tiny_model("test_vit"), tiny_model(seed=1))
     loader = loader_for(digits_dataset(96), task.trainable_module, batch_size=16, num_workers=num_workers)
     checkpoints = Checkpoints(folder, resume=resume)
-    train(task, loader, config, logger=RunLogger(folder), checkpoints=checkpoints, display=display)
+    logger = RunLogger(folder)
+    train(task, loader, config, validation=validation, logger=logger, checkpoints=checkpoints, display=display)
     return task.trainable_module
 
 
@@ -106,6 +129,28 @@ def test_fault_20_a_signal_sent_to_every_process_of_a_run_leaves_a_checkpoint_to
         run(tmp_path, display=At(2 * 16, supervise), num_workers=2)
     assert load_checkpoint(tmp_path / "last.pth.tar")["kdkit"]["position"]["update"] == 2
     assert_equal(tmp_path, run(tmp_path, resume=True, num_workers=2), plain)
+
+
+@pytest.mark.parametrize("number", [2, 5 + 2, 10 + 4])
+def test_fault_20_a_signal_ends_a_validation_too_which_the_run_that_goes_on_does_again(
+    tmp_path: Path, number: int
+) -> None:
+    """In the student's, in its average's, and in the second epoch."""
+    config = TrainConfig(**{**vars(CONFIG), "checkpoint_every": 0, "ema_decay": 0.9})
+    student = tiny_model("test_vit")
+    plain = run(tmp_path / "plain", config, validation=Held(student))
+    stopped = Held(student, number, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(SystemExit) as raised:
+        run(tmp_path / "stopped", config, validation=stopped)
+    assert raised.value.code == 143
+    assert stopped.left == 0  # no further batch was asked for
+    done = number // 10
+    position = load_checkpoint(tmp_path / "stopped" / "last.pth.tar")["kdkit"]["position"]
+    assert position == {"epoch": done, "batch": 6, "update": 6 * (done + 1)}
+    assert [record["kind"] for record in said(tmp_path / "stopped")].count("epoch") == done
+    model = run(tmp_path / "stopped", config, validation=Held(student), resume=True)
+    assert_equal(tmp_path / "stopped", model, (tmp_path / "plain", plain))
+    assert {"val_top1", "val_ema_top1"} <= set(said(tmp_path / "plain")[-1])
 
 
 def test_fault_30_what_losses_learn_scaler_and_schedules_by_epoch_resume_too(tmp_path: Path) -> None:
