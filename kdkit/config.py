@@ -513,6 +513,10 @@ class DistillConfig:
     task_loss_weight: float = 1.0
     """Weight of the loss on labels; 0 trains without them."""
 
+    label_smoothing: float = 0.0
+    """Share of each label that the loss on labels spreads evenly over all classes; the teacher's answers stay as they
+    are."""
+
     distill_loss_weight: float = 1.0
     """Weight of the distillation loss."""
 
@@ -547,6 +551,8 @@ class DistillConfig:
     def __post_init__(self) -> None:
         if self.task not in TASKS:
             raise ConfigError(f"task must be one of {', '.join(TASKS)}, got {self.task!r}")
+        if not 0 <= self.label_smoothing < 1:
+            raise ConfigError(f"label_smoothing must be at least 0 and below 1, got {self.label_smoothing}")
         if self.cache is not None and self.teacher is not None:
             raise ConfigError("a run has either a cache or a live teacher, got both: leave one out")
         if self.cache is None and self.teacher is None:

@@ -3,7 +3,8 @@
 # queued again and goes on. A process that crashes is started again by torchrun, three times at most; then the job ends as failed:
 # submit it again, and it goes on. The nodes share a file system.
 #
-#   DATA=/data/imagenet STUDENT=resnet50 EPOCHS=300 AMP=bfloat16 sbatch --nodes=2 examples/imagenet/distill_slurm.sh
+#   DATA=/data/imagenet AMP=bfloat16 BUILD_OPTIONS="--preset resnet50_a2_kl" DISTILL_OPTIONS="--preset resnet50_a2_kl" \
+#       sbatch --nodes=2 examples/imagenet/distill_slurm.sh
 #
 # Not run on a cluster yet; a test runs it on one machine with an srun that only starts its command.
 #SBATCH --job-name=kdkit
@@ -15,8 +16,9 @@
 #SBATCH --open-mode=append
 #SBATCH --signal=B:TERM@300
 set -euo pipefail
-: "${DATA:=imagenet}" "${TEACHER:=convnext_base.fb_in22k_ft_in1k}" "${CACHE:=teacher.h5}" "${SIZE:=224}" "${VIEWS:=10}"
-: "${OUTPUT:=runs/student}" # STUDENT, EPOCHS, BATCH, AMP: where they are set, above a --preset of DISTILL_OPTIONS
+: "${DATA:=imagenet}" "${CACHE:=teacher.h5}" "${OUTPUT:=runs/student}"
+# Only where they are set do these stand above a --preset in both OPTIONS, or above kdkit's own defaults:
+# TEACHER, SIZE, VIEWS of cache_teacher.sh and STUDENT, EPOCHS, BATCH, AMP of distill.sh
 : "${PROCESSES:=8}" "${DEVICE:=cuda}" "${WORKERS:=8}" "${BUILD_OPTIONS:=}" "${DISTILL_OPTIONS:=}" "${PYTHON:=python}"
 
 head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
@@ -34,8 +36,9 @@ on_all_nodes() {
 }
 
 # shellcheck disable=SC2086 # the options are words
-on_all_nodes cache build --data "$DATA/train" --teacher.model "$TEACHER" --output "$CACHE" --recipe.size "$SIZE" \
-    --recipe.num_views "$VIEWS" --device "$DEVICE" --build.num_workers "$WORKERS" $BUILD_OPTIONS
+on_all_nodes cache build --data "$DATA/train" --output "$CACHE" --device "$DEVICE" --build.num_workers "$WORKERS" \
+    ${TEACHER:+--teacher.model "$TEACHER"} ${SIZE:+--recipe.size "$SIZE"} ${VIEWS:+--recipe.num_views "$VIEWS"} \
+    $BUILD_OPTIONS
 # shellcheck disable=SC2086
 on_all_nodes distill --data "$DATA/train" --validation "$DATA/val" --cache "$CACHE" --output "$OUTPUT" \
     --train.num_workers "$WORKERS" --device "$DEVICE" --resume true \

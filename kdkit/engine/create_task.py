@@ -15,6 +15,7 @@ def create_task(
     config: DistillConfig, student: nn.Module, teacher: Teacher | None, cache: CachedTeacher | None
 ) -> DistillationTask:
     """The task that `config.task` names, with a live teacher or for what a cache will say."""
+    criterion = nn.CrossEntropyLoss(label_smoothing=config.label_smoothing)
     options: TaskOptions = {
         "temperature": config.temperature,
         "standardize": config.standardize,
@@ -25,6 +26,7 @@ def create_task(
         return FeatureDistillationTask(
             student,
             teacher,
+            criterion,
             distill_loss=config.distill_loss,
             student_taps=config.student_taps,
             teacher_taps=config.teacher_taps,
@@ -32,4 +34,4 @@ def create_task(
             **options,
         )
     kind = TokenDistillationTask if config.task == "token" else LogitDistillationTask
-    return kind(student, teacher, distill_loss=config.distill_loss, **options)
+    return kind(student, teacher, criterion, distill_loss=config.distill_loss, **options)

@@ -12,12 +12,16 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 from support import tiny_model
+from timm.data.mixup import mixup_target
+from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 
 from kdkit import build_cache, create_teacher
 from kdkit.config import BuildConfig, DistillConfig, ReplayRecipe, TrainConfig
 from kdkit.data import FolderSource, ReplayedDataset
+from kdkit.engine.create_task import create_task
 from kdkit.engine.distill import distill
 from kdkit.errors import ConfigError, MissingTeacherError
+from kdkit.signals import TeacherOutput
 
 TRAIN = TrainConfig(epochs=1, batch_size=20, num_workers=0)
 
@@ -99,6 +103,25 @@ def test_a_two_headed_student_learns_through_its_second_head(folder: Path, tmp_p
     )
     saved = torch.load(distill(config).checkpoint, weights_only=True, map_location="cpu")
     assert "head_dist.weight" in saved["state_dict"]
+
+
+def test_labels_are_smoothed_as_timm_smooths_them_mixed_or_not_and_the_teachers_term_stays() -> None:
+    torch.manual_seed(0)
+    images, target, said = torch.randn(4, 3, 32, 32), torch.tensor([3, 1, 9, 0]), torch.randn(4, 10)
+    mixed = mixup_target(target, 10, lam=0.3, smoothing=0.1)
+    plain, smooth = (
+        create_task(DistillConfig(data="", output="", student="", cache="x", **more), tiny_model(), None, None).eval()
+        for more in ({}, {"label_smoothing": 0.1})
+    )
+    results = {task: task(images, target, TeacherOutput(said)) for task in (plain, smooth)}
+    expected = LabelSmoothingCrossEntropy(0.1)(results[smooth]["output"], target)
+    torch.testing.assert_close(results[smooth]["task_loss"], expected)
+    assert not torch.isclose(results[plain]["task_loss"], expected)
+    assert torch.equal(results[plain]["kd_loss"], results[smooth]["kd_loss"])
+    soft = smooth(images, mixup_target(target, 10, lam=0.3, smoothing=0.0), TeacherOutput(said))
+    torch.testing.assert_close(soft["task_loss"], SoftTargetCrossEntropy()(soft["output"], mixed))
+    with pytest.raises(ConfigError, match="label_smoothing"):
+        DistillConfig(data="", output="", student="", cache="x", label_smoothing=1.0)
 
 
 def test_a_task_that_does_not_exist_is_refused() -> None:

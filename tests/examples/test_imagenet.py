@@ -68,13 +68,28 @@ def test_a_teacher_is_cached_and_a_student_trained_by_two_processes(folder: Path
 
 def test_what_is_not_set_is_left_to_the_preset(tmp_path: Path) -> None:
     """`echo` in Python's place says the command."""
-    unset = {"PYTHON": "echo", "STUDENT": "", "EPOCHS": "", "BATCH": "", "AMP": ""}
-    said, _ = start("distill.sh", tmp_path, "--preset", "resnet50_a2_kl", **unset).communicate(timeout=60)
-    assert "--preset resnet50_a2_kl" in said
-    for flag in ("--student", "--train.epochs", "--train.batch_size", "--train.amp"):
-        assert flag not in said
-    said, _ = start("distill.sh", tmp_path, **{**unset, "EPOCHS": "3"}).communicate(timeout=60)
-    assert "--train.epochs 3" in said
+    student, teacher = ("STUDENT", "EPOCHS", "BATCH", "AMP"), ("TEACHER", "SIZE", "VIEWS")
+    unset = {"PYTHON": "echo", **dict.fromkeys(student + teacher, "")}
+    preset = ("--preset", "resnet50_a2_kl")
+    (tmp_path / "srun").write_text('#!/usr/bin/env bash\nexec "$@"\n')
+    (tmp_path / "scontrol").write_text("#!/usr/bin/env bash\necho localhost\n")
+    for name in ("srun", "scontrol"):
+        (tmp_path / name).chmod(0o755)
+    slurm = {
+        "PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_NODELIST": "n", "SLURM_JOB_NUM_NODES": "1",
+        "SLURM_JOB_ID": "7", "BUILD_OPTIONS": " ".join(preset), "DISTILL_OPTIONS": " ".join(preset),
+    }  # fmt: skip
+    scripts = {"distill.sh": {}, "cache_teacher.sh": {}, "distill_slurm.sh": slurm}
+    for script, settings in scripts.items():
+        options = () if settings else preset
+        said, _ = start(script, tmp_path, *options, **{**unset, **settings}).communicate(timeout=60)
+        assert said.count("--preset resnet50_a2_kl") == len(said.splitlines())
+        for flag in ("student", "train.epochs", "train.batch_size", "train.amp", "teacher.", "recipe."):
+            assert f"--{flag}" not in said, script
+        asked = {**unset, **settings, "EPOCHS": "3", "TEACHER": "a card.yaml"}
+        said, _ = start(script, tmp_path, **asked).communicate(timeout=60)
+        assert ("--train.epochs 3" in said) == (script != "cache_teacher.sh")
+        assert ("--teacher.model a card.yaml" in said) == (script != "distill.sh")
 
 
 @pytest.mark.slow
