@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from kdkit.cache.summary import num_bytes, summarise
 from kdkit.errors import CacheError, CacheStreamError
 
 Array = np.ndarray[Any, Any]
+_ROW = np.dtype(np.int64)
 
 
 class CacheFile:
@@ -114,16 +115,21 @@ class CacheFile:
             CacheError: there is no such view or row.
             CacheCorruptError: a touched block does not match its checksum.
         """
-        indices = np.asarray(rows, dtype=np.int64)
         payload = self._payloads.get((view, stream))
         if payload is None:
             self.refuse_missing(stream)
             raise CacheError(f"the cache {str(self.path)!r} has views 0 to {self.num_views - 1}, asked for {view}")
-        unsigned = indices.view(np.uint64)  # in which negative ones are huge
-        if indices.size and unsigned.item(unsigned.argmax()) >= self.num_rows:  # quicker than max()
-            odd = indices[(indices < 0) | (indices >= self.num_rows)]
-            raise CacheError(f"the cache {str(self.path)!r} has rows 0 to {self.num_rows - 1}, asked for {odd[0]}")
-        return torch.from_numpy(payload.read(indices))
+        indices = np.asarray(rows, _ROW)
+        if indices.size and indices.item(indices.argmin()) < 0:  # several microseconds less than (indices < 0).any()
+            self._refuse_rows(indices)
+        try:
+            return torch.from_numpy(payload.read(indices))
+        except IndexError:  # numpy looks at the upper bound anyway
+            self._refuse_rows(indices)
+
+    def _refuse_rows(self, indices: Array) -> NoReturn:
+        odd = indices[(indices < 0) | (indices >= self.num_rows)][0]
+        raise CacheError(f"the cache {str(self.path)!r} has rows 0 to {self.num_rows - 1}, asked for {odd}") from None
 
     def summary(self) -> dict[str, str]:
         """What the cache holds and what it was made with, as text for people, in reading order."""

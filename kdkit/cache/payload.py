@@ -61,6 +61,7 @@ class Payload:
         self.stream = stream
         self.row_bytes = row_bytes
         self.segments = segments
+        self._only = segments[0] if len(segments) == 1 else None
         self._starts = np.array([segment.start for segment in segments])
         num_blocks = sum(len(segment.checksums) for segment in segments)
         self._unverified = np.full(num_blocks, verify)
@@ -70,9 +71,9 @@ class Payload:
         """The encoded rows, uint8 [B, row_bytes], in the order asked for; `rows` int64 [B], repeats allowed."""
         if self._num_unverified:
             self._verify(rows)
-        if len(self.segments) == 1:
-            self.segments[0].refuse_cut()
-            return self.segments[0].rows.take(rows, axis=0)  # quicker than indexing
+        if self._only is not None:
+            self._only.refuse_cut()
+            return self._only.rows.take(rows, 0)  # quicker than indexing
         out = np.empty((len(rows), self.row_bytes), dtype=np.uint8)
         owner = np.searchsorted(self._starts, rows, side="right") - 1
         for index in np.unique(owner):

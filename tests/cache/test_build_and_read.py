@@ -330,12 +330,14 @@ def test_an_unmatched_cache_does_not_guess_rows(tmp_path: Path) -> None:
         open_cache(tmp_path / "t.h5")(Batch(torch.empty(1, 0), torch.zeros(1), torch.tensor([0]), 0))
 
 
-def test_rows_views_and_streams_that_are_not_there_are_refused(tmp_path: Path) -> None:
-    build_cache(teacher(), digits_dataset(8), tmp_path / "t.h5", EXACT)
+@pytest.mark.parametrize("pack", [True, False])
+def test_rows_views_and_streams_that_are_not_there_are_refused(tmp_path: Path, pack: bool) -> None:
+    build_cache(teacher(), digits_dataset(8), tmp_path / "t.h5", dataclasses.replace(EXACT, pack=pack))
     cache = open_cache(tmp_path / "t.h5")
     for rows, view, stream, said in (
         ([8], 0, "logits", "rows 0 to 7, asked for 8"),
-        ([-1], 0, "logits", "rows 0 to 7"),
+        ([3, 5_000, -9], 0, "logits", "rows 0 to 7, asked for 5000"),
+        ([-1], 0, "logits", "rows 0 to 7, asked for -1"),
         ([0], 2, "logits", "views 0 to 1"),
         ([0], 0, "pooled", "streams logits"),
     ):
