@@ -177,7 +177,10 @@ class ReplayRecipe:
         for name in values:
             if name not in known:
                 raise ConfigError(f"a recipe has no field {name!r}{nearest(name, known)}")
-        return cls(**values)
+        try:
+            return cls(**values)
+        except (TypeError, LookupError) as error:  # a document that nobody vouches for
+            raise ConfigError(f"a recipe's field has another type than expected: {error}") from error
 
     @classmethod
     def completed(cls, values: Mapping[str, Any]) -> dict[str, Any]:

@@ -114,10 +114,14 @@ class Fields:
         """An object."""
         return Fields(self._value.get(name), f"{self._origin}: {name}")._value
 
+    def optional_mapping(self, name: str) -> dict[str, Any]:
+        """An object, empty where there is none of that name."""
+        return self.mapping(name) if name in self._value else {}
+
     def optional_texts(self, name: str) -> list[str] | None:
         """A list of strings, or null."""
         value = self._value.get(name)
-        if value is None:
+        if value is None and name in self._value:
             return None
         if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
             raise CacheCorruptError(f"{self._origin}: {name} is {_kind(value)}, expected texts or null")

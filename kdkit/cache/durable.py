@@ -50,7 +50,8 @@ def replacing(path: Path) -> Iterator[Path]:
     except OSError as error:
         raise failure(path, error) from error
     finally:
-        remove_file(temporary)
+        with suppress(OSError):  # what went wrong before says more; the next writer removes leftovers
+            remove_file(temporary)
 
 
 def failure(path: Path, error: OSError, left: str = "nothing of it was kept") -> CacheError:

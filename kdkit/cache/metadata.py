@@ -165,7 +165,9 @@ class CacheMetadata:
             teacher.text(field)
         teacher.mapping("versions")
         dataset.text("keys_sha256")
-        dataset.optional_texts("class_names")
+        if dataset.optional_texts("class_names") == []:
+            raise CacheCorruptError(f"{origin}: dataset: class_names is empty, expected names or null")
+        dataset.optional_mapping("versions")
 
 
 def _canonical(document: Mapping[str, Any]) -> str:

@@ -31,11 +31,18 @@ from kdkit.cache.segments import open_segments
 from kdkit.errors import CacheCorruptError, CacheError, CacheNotFoundError
 
 INDEX_NAME = "index.h5"
+_SUFFIX = ".parts"
 
 
 def parts_folder(path: Path) -> Path:
     """Where the shards of the cache at `path` are kept until they are packed."""
-    return path.with_name(path.name + ".parts")
+    return path.with_name(path.name + _SUFFIX)
+
+
+def packed_path(path: Path) -> Path:
+    """Where the cache whose parts folder, or whose packed file, `path` names is packed to."""
+    named_folder = path.name.endswith(_SUFFIX) and path.name != _SUFFIX and path.is_dir()
+    return path.with_name(path.name.removesuffix(_SUFFIX)) if named_folder else path
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,9 @@ from kdkit.cli._parse import parse_argument
 
 def run(arguments: list[str]) -> None:
     """Makes one file of a finished folder of shards."""
-    path = parse_argument("path", "cache pack", "the packed file to be; its shards are in PATH.parts", arguments)
+    path = parse_argument(
+        "path", "cache pack", "the packed file to be, whose shards are in PATH.parts; or that folder", arguments
+    )
     from kdkit.engine.build import pack_cache
 
     packed = pack_cache(path)

@@ -18,7 +18,7 @@ from kdkit.cache import durable
 from kdkit.cache.growth import Growth
 from kdkit.cache.lock import writer_lock
 from kdkit.cache.pack import pack as pack_parts
-from kdkit.cache.parts import Parts, parts_folder
+from kdkit.cache.parts import Parts, packed_path, parts_folder
 from kdkit.cache.reader import CachedTeacher
 from kdkit.config import BuildConfig
 from kdkit.data import ReplayedDataset
@@ -117,12 +117,15 @@ def build_cache(
 def pack_cache(path: str | Path) -> Path:
     """Packs the finished shards in `path`.parts into one file at `path`, and returns that; they may be an extension's.
 
+    Args:
+        path: the packed file to be, or its folder of shards.
+
     Raises:
         CacheNotFoundError: there are no shards.
         CacheIncompleteError: some are missing.
         CacheLockedError: they are being written.
     """
-    path = Path(path)
+    path = packed_path(Path(path))
     folder = parts_folder(path)
     parts = Parts.open(folder)
     with writer_lock(folder):

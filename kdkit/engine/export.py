@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -36,6 +37,7 @@ def export_cache(
         ConfigError: `output` ends in neither.
         CacheStreamError: the cache holds no such stream.
         OutputExistsError: there is a file at `output`.
+        CacheError: `output` cannot be written, or the disk is full.
     """
     output = Path(output)
     if output.suffix not in FORMATS:
@@ -50,7 +52,10 @@ def export_cache(
                 arrays: dict[str, Any] = {name: rows.numpy(), "keys": np.array(cache.keys())}
                 np.savez(file, **arrays)
         else:
-            save_file({name: rows}, temporary, {"teacher": cache.metadata.teacher["name"]})
+            try:
+                save_file({name: rows}, temporary, {"teacher": cache.metadata.teacher["name"]})
+            except SafetensorError as error:  # which it makes of any error of the file system
+                raise OSError(str(error)) from error
     return output
 
 

@@ -64,7 +64,7 @@ def test_a_cache_in_parts_is_extended_in_its_folder_and_packs_to_the_same_bytes(
     build_cache(Teacher(Pixels()), seen(2), tmp_path / "t.h5", dataclasses.replace(CONFIG, pack=False))
     assert extend(parts_folder(tmp_path / "t.h5"), seen(4)) == 240
     assert open_cache(tmp_path / "t.h5", seen(4)).num_views == 4
-    pack_cache(tmp_path / "t.h5")
+    assert pack_cache(parts_folder(tmp_path / "t.h5")) == tmp_path / "t.h5"  # by the folder's name as by the file's
     assert cache_contents(tmp_path / "t.h5") == plain
 
 

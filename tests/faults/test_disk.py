@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from kdkit.cache.metadata import Shard
 from kdkit.cache.parts import Parts, parts_folder
 from kdkit.config import BuildConfig, ReplayRecipe
 from kdkit.engine.checkpoint import BEST, LAST, PREVIOUS, Checkpoints, load_checkpoint
+from kdkit.engine.export import export_cache
 from kdkit.engine.output import prepare_output
 from kdkit.errors import CacheDiskFullError, CacheError
 from kdkit.teachers import Teacher
@@ -196,6 +198,36 @@ def test_fault_06_an_error_of_the_file_system_at_any_call_commits_nothing_more_a
         failed += 1
         shutil.rmtree(root)
     assert failed >= {"mkdir": 1}.get(call, 10)
+
+
+def test_fault_06_a_file_system_that_becomes_read_only_while_a_shard_is_written_is_said_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = CACHE.start(tmp_path / "t.h5.parts")
+
+    def refuse(*arguments: object, **options: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    for call in ("pwrite", "unlink"):
+        monkeypatch.setattr(os, call, refuse)
+    with pytest.raises(CacheError, match=r"v0000-r0000000000\.h5' could not be written: Read-only file system"):
+        CACHE.seal(parts, Shard(0, 0, 1000))
+    monkeypatch.undo()
+    CACHE.build(tmp_path / "t.h5")
+    CACHE.assert_exact(tmp_path / "t.h5")
+
+
+@pytest.mark.parametrize("name", ["rows.npz", "rows.safetensors"])
+def test_fault_05_an_export_that_does_not_fit_is_said_so_and_leaves_nothing(tmp_path: Path, name: str) -> None:
+    CACHE.build(tmp_path / "t.h5")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+    try:
+        with pytest.raises(CacheError, match=rf"(no room for )?'.*/{name}'( could not be written)?"):
+            export_cache(tmp_path / "t.h5", tmp_path / name)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [path.name for path in tmp_path.iterdir()] == ["t.h5"]
 
 
 @pytest.mark.parametrize("call", ["fsync", "replace"])
