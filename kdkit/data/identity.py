@@ -1,17 +1,20 @@
 """The identity of a user's transform: its name, and a digest over everything that makes it draw what it draws.
 
-Covered: every parameter that the objects hold, tensors and arrays by their bytes; the source of the user's functions
-and methods, of what they close over, and of the globals that they name. Not covered: the code of libraries, class
-attributes, static and class methods, properties, and globals that only a nested function names; those the pixel hash of
-a cache guards, as it does everything else. An object that cannot be described is refused.
+Covered: every parameter that the objects hold, tensors and arrays by their bytes; the text of the user's functions and
+methods, of what they close over and of the globals that they or the functions inside them name, also by way of a module
+of the user's; of the user's classes all members, inherited ones too: plain attributes, methods, static and class
+methods, properties. Not covered: the code of installed packages, and what a function imports as it runs; those the
+pixel hash of a cache guards, as it does everything else. An object that cannot be described is refused.
 """
 
 from __future__ import annotations
 
+import copyreg
 import enum
 import functools
 import hashlib
-import inspect
+import logging
+import pathlib
 import random
 import types
 from collections.abc import Callable, Iterator
@@ -20,23 +23,21 @@ from typing import Any
 import numpy as np
 import torch
 
+from kdkit.data.code import (
+    UsedModule,
+    in_order,
+    is_library,
+    parts_of_class,
+    parts_of_code,
+    parts_of_function,
+    parts_of_wrapper,
+)
 from kdkit.errors import ConfigError
 
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, np.dtype, np.generic)
+_WRITTEN = (*_PLAIN, pathlib.PurePath)  # their repr tells them apart
 _GENERATORS = (random.Random, np.random.Generator, np.random.RandomState, torch.Generator)
-_LIBRARIES = {
-    "albumentations",
-    "builtins",
-    "collections",
-    "cv2",
-    "functools",
-    "numpy",
-    "PIL",
-    "random",
-    "timm",
-    "torch",
-}
-_LIBRARIES |= {"torchvision", "math", "typing", "enum", "kdkit"}
+_CONTAINERS = (list, tuple, set, frozenset, dict)
 
 
 def transform_identity(transform: Callable[..., Any]) -> str:
@@ -45,89 +46,116 @@ def transform_identity(transform: Callable[..., Any]) -> str:
     Raises:
         ConfigError: the transform holds something that cannot be described; names it.
     """
+    return f"sha256:{_digest(transform, ())[:32]} {_name(transform)}"
+
+
+def _digest(value: Any, within: tuple[int, ...]) -> str:
     digest = hashlib.sha256()
-    for text in _describe(transform, ()):
+    for text in _Description().of(value, within):
         digest.update(text.encode("utf-8", "surrogateescape") + b"\0")
-    return f"sha256:{digest.hexdigest()[:32]} {_name(transform)}"
+    return digest.hexdigest()
 
 
-def _describe(value: Any, within: tuple[int, ...]) -> Iterator[str]:
-    """What makes `value` what it is, piece by piece, in a fixed order."""
-    if isinstance(value, enum.Enum):
-        yield f"{_qualified(type(value))}.{value.name}"
-    elif isinstance(value, _PLAIN):
-        yield f"{type(value).__name__} {value!r}"
-    elif isinstance(value, (torch.Tensor, np.ndarray)):
+class _Description:
+    """What makes a value what it is, piece by piece, in a fixed order."""
+
+    def __init__(self) -> None:
+        self._told: dict[int, tuple[int, Any]] = {}  # classes and functions, which refer to each other: each once
+
+    def of(self, value: Any, within: tuple[int, ...]) -> Iterator[str]:
+        """The pieces of `value`, which lies within the values that have these ids."""
+        if isinstance(value, enum.Enum):
+            yield f"{_qualified(type(value))}.{value.name}"
+            yield from () if is_library(type(value)) else self.of([type(value), value.value], within)
+        elif isinstance(value, _WRITTEN):
+            yield f"{type(value).__name__} {value!r}"
+        elif isinstance(value, (torch.Tensor, np.ndarray)):
+            yield from self._of_array(value, within)
+        elif isinstance(value, _GENERATORS):
+            yield _qualified(type(value))  # its state does not count: a view must not depend on it
+        elif isinstance(value, (types.ModuleType, types.BuiltinFunctionType)):
+            yield str(value.__name__)
+        elif isinstance(value, logging.Logger):
+            yield f"logger {value.name}"
+        else:
+            yield from self._of_compound(value, within)
+
+    def _of_array(self, value: Any, within: tuple[int, ...]) -> Iterator[str]:
         array = np.ascontiguousarray(value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else value)
-        yield f"array {array.dtype} {array.shape} {hashlib.sha256(array.tobytes()).hexdigest()}"
-    elif isinstance(value, _GENERATORS):
-        yield _qualified(type(value))  # its state does not count: a view must not depend on it
-    elif isinstance(value, (types.ModuleType, types.BuiltinFunctionType)):
-        yield str(value.__name__)
-    elif id(value) in within:
-        yield f"the one {len(within) - within.index(id(value))} above"  # a function that names itself, say
-    else:
-        yield from _describe_compound(value, (*within, id(value)))
+        yield f"array {array.dtype} {array.shape}"
+        yield from self.of(
+            array.tolist() if array.dtype.hasobject else hashlib.sha256(array.tobytes()).hexdigest(), within
+        )
+
+    def _of_compound(self, value: Any, within: tuple[int, ...]) -> Iterator[str]:
+        key = id(value.module if isinstance(value, UsedModule) else value)
+        if key in within:
+            yield f"the one {len(within) - within.index(key)} above"  # a function that names itself, say
+            return
+        if key in self._told:
+            yield f"number {self._told[key][0]}"
+            return
+        if isinstance(value, (type, types.FunctionType)) and not getattr(value, "__closure__", None):
+            self._told[key] = len(self._told), value
+        yield _qualified(type(value))
+        for part in _parts(value, (*within, key)):
+            yield from self.of(part, (*within, key))
 
 
-def _describe_compound(value: Any, within: tuple[int, ...]) -> Iterator[str]:
-    yield _qualified(type(value))
-    if isinstance(value, (list, tuple)):
-        parts = list(value)
-    elif isinstance(value, (set, frozenset)):
-        parts = sorted(value, key=repr)
-    elif isinstance(value, dict):
-        parts = [part for key in sorted(value, key=repr) for part in (key, value[key])]
-    elif isinstance(value, types.FunctionType):
-        parts = _parts_of_function(value)
-    elif isinstance(value, types.MethodType):
-        parts = [value.__func__, value.__self__]
-    elif isinstance(value, functools.partial):
-        parts = [value.func, value.args, value.keywords]
-    elif isinstance(value, type):
-        parts = _parts_of_class(value)
-    else:
-        parts = [type(value), _state(value)]
-    for part in parts:
-        yield from _describe(part, within)
+def _parts(value: Any, within: tuple[int, ...]) -> list[Any]:
+    """What a value is made of."""
+    if isinstance(value, types.FunctionType):
+        return parts_of_function(value)
+    if isinstance(value, types.MethodType):
+        return [value.__func__, value.__self__]
+    if isinstance(value, functools.partial):
+        return [value.func, value.args, in_order(value.keywords)]
+    if isinstance(value, type):
+        return parts_of_class(value)
+    if isinstance(value, types.CodeType):
+        return parts_of_code(value)
+    if isinstance(value, UsedModule):
+        return value.parts()
+    if isinstance(value, _CONTAINERS):
+        own = [] if type(value) in _CONTAINERS else [type(value), _attributes(value)]
+        return [*_items(value, within), *own]
+    return parts_of_wrapper(value) or [type(value), _state(value)]
 
 
-def _parts_of_function(function: types.FunctionType) -> list[Any]:
-    if _is_library(function):
-        return [_qualified(function)]
-    used = inspect.getclosurevars(function)
-    return [_source(function), function.__defaults__, function.__kwdefaults__, dict(used.nonlocals), dict(used.globals)]
-
-
-def _parts_of_class(cls: type) -> list[Any]:
-    if _is_library(cls):
-        return [_qualified(cls)]
-    members = {name: member for name, member in vars(cls).items() if isinstance(member, types.FunctionType)}
-    return [_qualified(cls), members, list(cls.__bases__)]
+def _items(container: Any, within: tuple[int, ...]) -> list[Any]:
+    """A list's and a dict's in their order, which a transform may follow; a set's by digest, as it has none."""
+    if isinstance(container, dict):
+        return [part for item in container.items() for part in item]
+    if isinstance(container, (set, frozenset)):
+        return sorted(_digest(item, within) for item in container)
+    return list(container)
 
 
 def _state(value: Any) -> Any:
-    """The attributes of an object."""
-    slots = [name for cls in type(value).__mro__ for name in getattr(cls, "__slots__", ()) if hasattr(value, name)]
-    if not hasattr(value, "__dict__") and not slots:
+    """The attributes of an object, or what it would be pickled by."""
+    attributes = _attributes(value)
+    if hasattr(value, "__dict__") or attributes:
+        return attributes
+    try:
+        reduce = copyreg.dispatch_table.get(type(value))
+        return reduce(value) if reduce else value.__reduce_ex__(2)
+    except (TypeError, AttributeError, ValueError):
         raise ConfigError(
             f"the transform holds a {_qualified(type(value))}, whose content cannot be told from another's: name the "
             "transform yourself, ReplayedDataset(..., transform=..., transform_id='my-transform-1')"
-        )
-    return {**getattr(value, "__dict__", {}), **{name: getattr(value, name) for name in slots}}
+        ) from None
 
 
-def _source(function: types.FunctionType) -> str:
-    """Its text; where there is none, as in a console, its compiled code."""
-    try:
-        return inspect.getsource(function)
-    except (OSError, TypeError):
-        code = function.__code__
-        return repr((code.co_code, code.co_names, [part for part in code.co_consts if not hasattr(part, "co_code")]))
-
-
-def _is_library(value: Any) -> bool:
-    return str(getattr(value, "__module__", "")).partition(".")[0] in _LIBRARIES
+def _attributes(value: Any) -> dict[str, Any]:
+    """Of its dictionary and its slots."""
+    slots = [
+        (name, slot)
+        for cls in type(value).__mro__
+        for name, slot in vars(cls).items()
+        if isinstance(slot, types.MemberDescriptorType)
+    ]
+    held = {name: slot.__get__(value) for name, slot in slots if hasattr(value, slot.__name__)}
+    return in_order({**getattr(value, "__dict__", {}), **held})
 
 
 def _qualified(value: Any) -> str:
