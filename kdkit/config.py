@@ -6,7 +6,7 @@ unit; each default is stated here and nowhere else. Needs nothing but the standa
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from kdkit.errors import ConfigError
@@ -203,12 +203,17 @@ class DemoConfig:
                 raise ConfigError(f"{name} must be at least 2, got {getattr(self, name)}")
 
 
+EMA = "ema"
+"""As a teacher: the moving average of the student that is trained."""
+
+
 @dataclass(frozen=True)
-class TeacherConfig:
-    """Which teacher is asked."""
+class MemberConfig:
+    """One teacher, alone or of an ensemble."""
 
     model: str
-    """timm name, with or without tag, e.g. resnet50.a1_in1k; or the path of a teacher card."""
+    """timm name, with or without tag, e.g. resnet50.a1_in1k; or the path of a teacher card; or, of a training alone,
+    ema for the moving average of the student itself."""
 
     checkpoint: str | None = None
     """Weights file (safetensors or torch) to load in place of timm's pretrained weights."""
@@ -229,6 +234,9 @@ class TeacherConfig:
     missing: str = "error"
     """About a class of the map that the teacher does not have: error, or least for the least logit."""
 
+    weight: float = 1.0
+    """How much its probabilities count in an ensemble, in proportion to the others' weights."""
+
     def __post_init__(self) -> None:
         known = (
             ("dtype", (None, "float32", *AMP_DTYPES)),
@@ -238,20 +246,43 @@ class TeacherConfig:
         for name, values in known:
             if getattr(self, name) not in values:
                 raise ConfigError(f"{name} must be one of {', '.join(map(str, values))}, got {getattr(self, name)!r}")
+        if not 0 <= self.weight < float("inf"):
+            raise ConfigError(f"weight must be a number of 0 or more, got {self.weight}")
+
+
+@dataclass(frozen=True)
+class TeacherConfig(MemberConfig):
+    """Which teacher is asked."""
+
+    others: tuple[MemberConfig, ...] = ()
+    """Further teachers, of an ensemble whose probabilities are averaged, each with the options of this one, e.g.
+    [{model: resnet50, input_size: 288, weight: 2}]."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.others and self.weight != 1:
+            raise ConfigError(f"weight is that of a teacher in an ensemble, got {self.weight} for one without others")
+        given = [f.name for f in fields(self) if f.name != "model" and getattr(self, f.name) != f.default]
+        if self.model == EMA and given:
+            raise ConfigError(f"the teacher 'ema' is the student's moving average as it is: leave out {given[0]}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class TeachersCheckConfig:
     """Which teacher is checked, and on which images."""
 
-    card: str
-    """A teacher card: its name, looked for in ./teachers and among those that ship, or its path."""
+    card: str | None = None
+    """A teacher card: its name, looked for in ./teachers and among those that ship, or its path; by default that of the
+    teacher, if there is one."""
 
     data: str
     """Folder of labelled images, one folder a class; of an ImageNet teacher, called by synset."""
 
+    teacher: TeacherConfig | None = None
+    """Who is asked, with all that a cache's teacher can be given; by default the card's."""
+
     checkpoint: str | None = None
-    """Weights file (safetensors or torch) in place of the card's."""
+    """Weights file (safetensors or torch) in place of the card's; where the teacher is the card's."""
 
     limit: int | None = None
     """Images that are drawn from the folder; all by default."""
@@ -266,6 +297,10 @@ class TeachersCheckConfig:
     """Where the teacher runs: cpu, cuda, cuda:1."""
 
     def __post_init__(self) -> None:
+        if self.card is None and self.teacher is None:
+            raise ConfigError("a check needs --card NAME or --teacher.model NAME, got neither")
+        if self.teacher is not None and self.checkpoint is not None:
+            raise ConfigError("checkpoint is for the card's own teacher: give --teacher.checkpoint instead")
         if self.limit is not None and self.limit < 1:
             raise ConfigError(f"limit must be at least 1 image, got {self.limit}")
         if self.batch_size < 1:
@@ -480,7 +515,7 @@ class DistillConfig:
     """Cache of the teacher's answers; gives the recipe as well."""
 
     teacher: TeacherConfig | None = None
-    """Live teacher, where there is no cache."""
+    """Live teacher, where there is no cache; model ema is the moving average of the student itself."""
 
     validation: str | None = None
     """Validation images; none by default."""
@@ -557,7 +592,14 @@ class DistillConfig:
             raise ConfigError("a run has either a cache or a live teacher, got both: leave one out")
         if self.cache is None and self.teacher is None:
             raise ConfigError("a distillation needs --cache FILE or --teacher.model NAME, got neither")
+        if self.is_own_teacher and self.train.ema_decay is None:
+            raise ConfigError("the teacher 'ema' is the student's moving average: give it a decay, --train.ema_decay")
         if self.unreadable not in UNREADABLE:
             raise ConfigError(f"unreadable must be one of {', '.join(UNREADABLE)}, got {self.unreadable!r}")
         if self.resume and self.overwrite:
             raise ConfigError("a run is either gone on with (--resume) or replaced (--overwrite), got both")
+
+    @property
+    def is_own_teacher(self) -> bool:
+        """Whether the student's moving average is the teacher."""
+        return self.teacher is not None and self.teacher.model == EMA

@@ -10,6 +10,7 @@ from jsonargparse import ArgumentParser, set_parsing_settings
 
 from kdkit.cli._preset import COMMANDS as PRESET_COMMANDS
 from kdkit.cli._preset import begin_with_preset, spell_out_recipe
+from kdkit.errors import KdkitError
 
 Config = TypeVar("Config")
 
@@ -25,7 +26,11 @@ def parse_config(config_class: type[Config], command: str, arguments: list[str])
     parser = ArgumentParser(prog=f"kdkit {command}", description=description)
     parser.add_argument("--config", action="config", help="YAML file of these options")
     parser.add_class_arguments(config_class)
-    values: dict[str, Any] = vars(parser.instantiate(parser.parse_args(_gather(arguments, config_class))))
+    parsed = parser.parse_args(_gather(arguments, config_class))
+    try:
+        values: dict[str, Any] = vars(parser.instantiate(parsed))
+    except ValueError as error:  # of a part that may be left out; the parser says so at length
+        raise error.__cause__ if isinstance(error.__cause__, KdkitError) else error from None
     return config_class(**{name: value for name, value in values.items() if name != "config"})
 
 

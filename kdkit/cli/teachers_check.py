@@ -12,14 +12,17 @@ def run(arguments: list[str]) -> None:
     """Prints a teacher's top-1 on labelled images beside its card's."""
     config = parse_config(TeachersCheckConfig, "teachers check", arguments)
     from kdkit.engine.check import check_recipe, check_teacher
-    from kdkit.engine.resolve import resolve_card, resolve_dataset, resolve_device
-    from kdkit.teachers import load_card
+    from kdkit.engine.resolve import find_card, resolve_card, resolve_dataset, resolve_device, resolve_teacher
 
-    card = load_card(config.card)
-    device = resolve_device(config.device)
-    dataset = resolve_dataset(config.data, check_recipe(card))
+    card, device = find_card(config), resolve_device(config.device)
+    if config.teacher is not None:
+        teacher, input_size = resolve_teacher(config.teacher, device), config.teacher.input_size
+    else:
+        assert card is not None
+        teacher, input_size = resolve_card(card, device, checkpoint=config.checkpoint), None
+    dataset = resolve_dataset(config.data, check_recipe(card, teacher, input_size))
     report = check_teacher(
-        resolve_card(card, device, checkpoint=config.checkpoint),
+        teacher,
         dataset,
         card,
         limit=config.limit,

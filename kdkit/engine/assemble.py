@@ -9,7 +9,7 @@ import timm
 import torch
 
 from kdkit.cache import CachedTeacher
-from kdkit.config import DistillConfig
+from kdkit.config import EMA, DistillConfig
 from kdkit.data import EpochSampler, ReplayedDataset, ReplayLoader
 from kdkit.engine import ranks
 from kdkit.engine.create_task import create_task
@@ -20,7 +20,7 @@ from kdkit.errors import ClassMismatchError, ConfigError, DatasetError, UnknownN
 from kdkit.recipe import ReplayRecipe
 from kdkit.signals import Normalization
 from kdkit.tasks import DistillationTask, TrainingTask
-from kdkit.teachers import list_cards
+from kdkit.teachers import Teacher, list_cards
 
 
 def choose_recipe(config: DistillConfig, cache: CachedTeacher | None) -> ReplayRecipe:
@@ -48,7 +48,7 @@ def make_task(
     num_classes = len(dataset.class_names or ())
     if cache is not None and cache.num_classes != num_classes:
         raise ClassMismatchError(f"the cache has {cache.num_classes} classes, the data {num_classes}")
-    teacher = None if config.teacher is None else resolve_teacher(config.teacher, device)
+    teacher = _live_teacher(config, device)
     if not timm.is_model(config.student.partition(".")[0]):
         raise UnknownNameError(
             f"timm {timm.__version__} has no student {config.student!r}{nearest(config.student, timm.list_models())}"
@@ -59,6 +59,12 @@ def make_task(
     except TypeError as error:
         raise ConfigError(f"the student {config.student!r} does not take these student_options: {error}") from error
     return create_task(config, student, teacher, cache).to(device)
+
+
+def _live_teacher(config: DistillConfig, device: torch.device) -> Teacher | str | None:
+    if config.teacher is None:
+        return None
+    return EMA if config.is_own_teacher else resolve_teacher(config.teacher, device)
 
 
 def _model_args(config: DistillConfig, dataset: ReplayedDataset) -> dict[str, Any]:

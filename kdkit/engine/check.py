@@ -16,9 +16,10 @@ from torch import Tensor
 from kdkit.config import ReplayRecipe
 from kdkit.data import EpochSampler, ReplayedDataset, ReplayLoader
 from kdkit.errors import ClassMismatchError, DatasetError
-from kdkit.teachers import Teacher, TeacherCard
+from kdkit.teachers import Teacher, TeacherCard, TeacherEnsemble
 from kdkit.teachers.card import PublishedTop1
 from kdkit.teachers.class_map import are_synsets, map_names, synsets
+from kdkit.teachers.model_config import model_config
 
 SLACK = 2.0
 """Percentage points that a top-1 may lie below the published one, beside three standard errors of the sample: decoders
@@ -95,19 +96,42 @@ def check_teacher(
     if len(label) == 0:
         raise DatasetError("no image to check the teacher on has a label: give a folder of class folders")
     top1, consistency = _percent(label == choice), _consistency(label, choice)
-    published = None if card is None else card.top1_at(dataset.recipe.size)
+    comparable = card is not None and card.num_classes == teacher.num_classes  # a class map may ask for fewer
+    published = card.top1_at(dataset.recipe.size) if card is not None and comparable else None
     judged = consistency if len(label) >= _IMAGES_A_CLASS * len(label.unique()) else 0.0
     warning = _warning(teacher, top1, judged, len(label), published)
     return CheckReport(teacher.name, len(label), top1, consistency, published, warning)
 
 
-def check_recipe(card: TeacherCard) -> ReplayRecipe:
-    """The evaluation view of a card's own input, at which its first figure of that size was taken."""
-    size = card.input_size[-1]
+def check_recipe(
+    card: TeacherCard | None = None, teacher: Teacher | None = None, input_size: int | None = None
+) -> ReplayRecipe:
+    """The evaluation view of a card's own input, at which its first figure of that size was taken.
+
+    Args:
+        card: whose; where there is none, what timm says of `teacher`'s model.
+        teacher: who is checked, an ensemble as its first member is.
+        input_size: side in pixels in place of that.
+    """
+    if card is None:
+        return _recipe_of(teacher, input_size)
+    size = input_size or card.input_size[-1]
     published = card.top1_at(size)
     crop_pct = card.crop_pct if published is None or published.crop_pct is None else published.crop_pct
-    interpolation = card.interpolation if card.interpolation in ("bilinear", "bicubic") else "bicubic"
-    return ReplayRecipe.evaluation(size, crop_pct=min(crop_pct, 1.0), interpolation=interpolation)
+    return _evaluation(size, crop_pct, card.interpolation)
+
+
+def _recipe_of(teacher: Teacher | None, input_size: int | None) -> ReplayRecipe:
+    first = teacher.members[0] if isinstance(teacher, TeacherEnsemble) else teacher
+    config = {} if first is None else model_config(first.model)
+    own = None if first is None or first.input_size is None else first.input_size[-1]
+    size = input_size or own or (config.get("input_size") or (3, ReplayRecipe.size))[-1]
+    return _evaluation(size, config.get("crop_pct") or ReplayRecipe.crop_pct, config.get("interpolation", ""))
+
+
+def _evaluation(size: int, crop_pct: float, interpolation: str) -> ReplayRecipe:
+    known = interpolation if interpolation in ("bilinear", "bicubic") else "bicubic"
+    return ReplayRecipe.evaluation(size, crop_pct=min(crop_pct, 1.0), interpolation=known)
 
 
 def _class_numbers(teacher: Teacher, dataset: ReplayedDataset) -> list[int]:

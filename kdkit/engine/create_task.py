@@ -12,9 +12,9 @@ from kdkit.teachers import Teacher
 
 
 def create_task(
-    config: DistillConfig, student: nn.Module, teacher: Teacher | None, cache: CachedTeacher | None
+    config: DistillConfig, student: nn.Module, teacher: Teacher | str | None, cache: CachedTeacher | None
 ) -> DistillationTask:
-    """The task that `config.task` names, with a live teacher or for what a cache will say."""
+    """The task that `config.task` names, with a live teacher ("ema" is one) or for what a cache will say."""
     criterion = nn.CrossEntropyLoss(label_smoothing=config.label_smoothing)
     options: TaskOptions = {
         "temperature": config.temperature,

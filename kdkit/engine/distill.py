@@ -19,6 +19,7 @@ from kdkit.engine.listeners import TENSORBOARD
 from kdkit.engine.logger import FILES
 from kdkit.engine.output import prepare_output
 from kdkit.engine.preflight import PreflightReport, preflight
+from kdkit.engine.prepare import start_average
 from kdkit.engine.progress import progress
 from kdkit.engine.resolve import resolve_dataset, resolve_device
 from kdkit.engine.run import CONFIG, SKIPPED, SkipRecord, create_logger, run_identity
@@ -66,7 +67,8 @@ def distill(config: DistillConfig, *, show_progress: bool = False) -> DistillRep
         cache.match(dataset, allow_mismatch=config.allow_mismatch)
     validation = None if config.validation is None else open_validation(config.validation, dataset)
     task = make_task(config, dataset, cache, device)
-    shown_views = dataset.with_teacher_view() if cache is None else dataset
+    live = task.teacher  # None where the student's average will teach, which sees what the student sees
+    shown_views = dataset if live is None else dataset.with_teacher_view()
     loader = create_loader(shown_views, task, config, device, shuffle=True)
     output = ranks.on_rank_zero(
         lambda: prepare_output(
@@ -75,15 +77,16 @@ def distill(config: DistillConfig, *, show_progress: bool = False) -> DistillRep
     )
     checkpoints = Checkpoints(
         output,
-        run_identity(config, dataset, cache, task.teacher),
+        run_identity(config, dataset, cache, live),
         resume=config.resume,
         describe=lambda: describe(config, dataset, output),
     )
     loader.on_skip = SkipRecord(output)
-    source = task.teacher if cache is None else cache
+    source = live if cache is None else cache
     resumes = config.resume and (checkpoints.last.exists() or checkpoints.previous.exists())
     shown = show_progress and ranks.rank() == 0
     seen = None
+    start_average(task, config.train)
     if config.preflight and not resumes:
         seen = preflight(task, loader, source, config.train, card_top1=card_top1(task, cache, dataset))
         if shown:

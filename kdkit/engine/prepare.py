@@ -17,8 +17,7 @@ def prepare(task: TrainingTask, config: TrainConfig, device: torch.device) -> No
     """Memory format, moving average, compilation and DistributedDataParallel, in the order that they need."""
     if config.channels_last:
         task.to(memory_format=torch.channels_last)
-    if config.ema_decay is not None and not task.has_ema():
-        task.setup_ema(decay=config.ema_decay, use_warmup=config.ema_warmup)
+    start_average(task, config)
     if config.compile:
         task.compile()
         task.compile_ema()
@@ -31,3 +30,9 @@ def laid_out(batch: Batch, config: TrainConfig) -> Batch:
     if not config.channels_last:
         return batch
     return dataclasses.replace(batch, input=batch.input.contiguous(memory_format=torch.channels_last))
+
+
+def start_average(task: TrainingTask, config: TrainConfig) -> None:
+    """Makes the moving average of the student's weights that `config` asks for, where there is none yet."""
+    if config.ema_decay is not None and not task.has_ema():
+        task.setup_ema(decay=config.ema_decay, use_warmup=config.ema_warmup)

@@ -9,12 +9,12 @@ from typing import Any
 import timm
 import torch
 
-from kdkit.config import ReplayRecipe, TeacherConfig
+from kdkit.config import EMA, MemberConfig, ReplayRecipe, TeacherConfig, TeachersCheckConfig
 from kdkit.data import ReplayedDataset, create_source
 from kdkit.engine import ranks
 from kdkit.errors import ConfigError
 from kdkit.signals import Normalization
-from kdkit.teachers import Teacher, TeacherCard, create_teacher, load_card
+from kdkit.teachers import Teacher, TeacherCard, TeacherEnsemble, create_teacher, list_cards, load_card
 from kdkit.teachers.class_map import ClassMap
 
 _CARD_SUFFIXES = (".yaml", ".yml")
@@ -35,16 +35,16 @@ def resolve_device(name: str) -> torch.device:
 
 
 def resolve_teacher(config: TeacherConfig, device: torch.device) -> Teacher:
-    """The teacher that the configuration names: by timm name, or by the path of a card, fed as the card says."""
-    options: dict[str, Any] = {
-        "class_map": _read_class_map(config.class_map),
-        "missing": config.missing,
-        "autocast": _dtype(config.autocast),
-    }
-    loading: dict[str, Any] = {"checkpoint": config.checkpoint, "device": device, "dtype": _dtype(config.dtype)}
-    if config.model.endswith(_CARD_SUFFIXES):
-        return _resolve_card(load_card(config.model), config.input_size, loading, options)
-    return create_teacher(config.model, input_size=config.input_size, **loading, **options)
+    """The teacher that the configuration names, or the ensemble where it names others too.
+
+    Raises:
+        ConfigError: it is the moving average of a student, which there is none of here.
+    """
+    members = (config, *config.others)
+    if any(member.model == EMA for member in members):
+        raise ConfigError("the teacher 'ema' is a student's moving average: it teaches in kdkit distill, and alone")
+    resolved = [_resolve_member(member, device) for member in members]
+    return TeacherEnsemble(resolved, [member.weight for member in members]) if config.others else resolved[0]
 
 
 def resolve_card(
@@ -59,6 +59,31 @@ def resolve_card(
         input_size: side in pixels in place of the card's.
     """
     return _resolve_card(card, input_size, {"checkpoint": checkpoint, "device": device}, {})
+
+
+def find_card(config: TeachersCheckConfig) -> TeacherCard | None:
+    """The card that a check names, or that of its teacher; None where that has none."""
+    if config.card is not None:
+        return load_card(config.card)
+    assert config.teacher is not None
+    if config.teacher.others:
+        return None
+    if config.teacher.model.endswith(_CARD_SUFFIXES):
+        return load_card(config.teacher.model)
+    return next((card for card in list_cards() if card.name == config.teacher.model), None)
+
+
+def _resolve_member(config: MemberConfig, device: torch.device) -> Teacher:
+    """One teacher: by timm name, or by the path of a card, fed as the card says."""
+    options: dict[str, Any] = {
+        "class_map": _read_class_map(config.class_map),
+        "missing": config.missing,
+        "autocast": _dtype(config.autocast),
+    }
+    loading: dict[str, Any] = {"checkpoint": config.checkpoint, "device": device, "dtype": _dtype(config.dtype)}
+    if config.model.endswith(_CARD_SUFFIXES):
+        return _resolve_card(load_card(config.model), config.input_size, loading, options)
+    return create_teacher(config.model, input_size=config.input_size, **loading, **options)
 
 
 def _resolve_card(

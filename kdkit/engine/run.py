@@ -11,7 +11,7 @@ import yaml
 
 from kdkit.cache import CachedTeacher, durable
 from kdkit.cache.keys import keys_sha256
-from kdkit.config import DistillConfig
+from kdkit.config import EMA, DistillConfig
 from kdkit.data import ReplayedDataset
 from kdkit.engine.listeners import TENSORBOARD, TensorBoard, Tracker
 from kdkit.engine.logger import Listener, RunLogger
@@ -44,7 +44,7 @@ def run_identity(
     values["train"] = {name: value for name, value in values["train"].items() if name not in _FREE_TRAIN}
     identity: dict[str, Any] = _plain(values)
     return identity | {
-        "teacher": None if teacher is None else teacher.fingerprint(),  # what it is, wherever its weights lie
+        "teacher": EMA if config.is_own_teacher else None if teacher is None else teacher.fingerprint(),
         "recipe": _plain(dataset.recipe.to_dict()),
         "dataset_sha256": keys_sha256(dataset.keys),
         "cache_sha256": None if cache is None else cache.metadata.identity_sha256,

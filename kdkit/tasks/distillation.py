@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from kdkit import losses
+from kdkit.config import EMA
 from kdkit.errors import ConfigError, MissingTeacherError
 from kdkit.losses import to_compute_dtype
 from kdkit.signals import Batch, TeacherOutput
@@ -19,9 +20,6 @@ from kdkit.tasks.source import logits_of, resolve_teacher
 from kdkit.tasks.task import TrainingTask
 from kdkit.tasks.term import DistillLosses, as_terms, bound_loss
 from kdkit.teachers import Teacher
-
-EMA = "ema"
-"""As a task's teacher: the moving average of its own student."""
 
 
 class TaskOptions(TypedDict, total=False):
