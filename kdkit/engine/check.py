@@ -96,8 +96,8 @@ def check_teacher(
     if len(label) == 0:
         raise DatasetError("no image to check the teacher on has a label: give a folder of class folders")
     top1, consistency = _percent(label == choice), _consistency(label, choice)
-    comparable = card is not None and card.num_classes == teacher.num_classes  # a class map may ask for fewer
-    published = card.top1_at(dataset.recipe.size) if card is not None and comparable else None
+    asked_otherwise = card is not None and teacher.class_map is not None and card.num_classes != teacher.num_classes
+    published = None if card is None or asked_otherwise else card.top1_at(dataset.recipe.size)
     judged = consistency if len(label) >= _IMAGES_A_CLASS * len(label.unique()) else 0.0
     warning = _warning(teacher, top1, judged, len(label), published)
     return CheckReport(teacher.name, len(label), top1, consistency, published, warning)
