@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from support import CLASSES, RECIPE, digits, digits_dataset, tiny_model
+from mixed_ranks import BATCH_SIZES, COUNTS, MIXED, Counting
+from support import CLASSES, RECIPE, digits, digits_dataset, tiny_model, torchrun
 
 from kdkit import LogitDistillationTask, build_cache, create_teacher, open_cache
 from kdkit.config import BuildConfig, ReplayRecipe, TrainConfig
@@ -20,22 +20,9 @@ from kdkit.engine.train import train
 from kdkit.errors import DatasetError
 from kdkit.signals import Batch, Normalization, TeacherOutput
 
-BOTH = dataclasses.replace(RECIPE, mixup_alpha=0.8, cutmix_alpha=1.0)
+BOTH = MIXED
 MIXUP = dataclasses.replace(RECIPE, mixup_alpha=1.0)
 CUTMIX = dataclasses.replace(RECIPE, cutmix_alpha=1.0)
-
-
-class Counting(ArraySource):
-    """Digits that count how often each is decoded."""
-
-    def __init__(self, count: int) -> None:
-        plain = digits(count)
-        super().__init__(plain.images, plain.targets, keys=plain.keys, class_names=CLASSES)
-        self.decoded: Counter[int] = Counter()
-
-    def __getitem__(self, index: int) -> Any:
-        self.decoded[index] += 1
-        return super().__getitem__(index)
 
 
 @pytest.mark.parametrize("count", [1, 2, 30, 31])
@@ -170,6 +157,23 @@ def test_teacher_and_student_see_the_same_mixed_pixels_and_each_image_is_decoded
     assert doubled <= 2 * world_size - 1 if world_size > 1 else doubled == 0
     assert all(source.decoded[row] <= shown[row] for row in range(count))
     assert sum(source.decoded.values()) <= count + doubled
+
+
+@pytest.mark.slow
+def test_two_real_ranks_train_on_the_very_tensors_that_both_asked_the_teacher_about(tmp_path: Path) -> None:
+    torchrun("mixed_ranks.py", str(tmp_path / "seen.pt"), ranks=2)
+    seen = torch.load(tmp_path / "seen.pt", weights_only=True)
+    assert set(seen) == {f"{count} {size}" for count in COUNTS for size in BATCH_SIZES}
+    for name, epoch in seen.items():
+        count = int(name.split()[0])
+        rows = [row for shown in epoch["shown"] for row in shown]
+        assert epoch["differ"] == [[], []]
+        assert set(rows) == set(range(count))
+        assert len(rows) == 4 * -(-count // 4)  # whole pairs for each of two ranks
+        for shown, decoded in zip(epoch["shown"], epoch["decoded"], strict=True):
+            assert decoded == dict.fromkeys(shown, 1) if count == 60 else max(decoded.values()) <= 2
+        decodes = sum(sum(decoded.values()) for decoded in epoch["decoded"])
+        assert decodes <= len(rows)  # each once, but for the padding
 
 
 def test_an_odd_batch_size_decodes_a_straddling_pair_twice_and_shows_the_same() -> None:
