@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 Rows = np.ndarray
+MEMMAP = "rows.npy"
 
 
 @dataclass(frozen=True)
@@ -44,9 +45,11 @@ def numpy_in_memory(rows: Rows, folder: Path) -> Way:
 
 
 def numpy_memmap(rows: Rows, folder: Path) -> Way:
-    np.save(folder / "rows.npy", rows)
-    mapped = np.load(folder / "rows.npy", mmap_mode="r")
-    return Way(lambda chosen: mapped[chosen], disk_bytes(folder / "rows.npy"), len(rows))
+    path = folder / MEMMAP
+    if not path.exists():
+        np.save(path, rows)
+    mapped = np.load(path, mmap_mode="r")
+    return Way(lambda chosen: mapped[chosen], disk_bytes(path), len(rows))
 
 
 def h5py_contiguous(rows: Rows, folder: Path) -> Way:
