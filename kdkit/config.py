@@ -246,6 +246,8 @@ class MemberConfig:
         for name, values in known:
             if getattr(self, name) not in values:
                 raise ConfigError(f"{name} must be one of {', '.join(map(str, values))}, got {getattr(self, name)!r}")
+        if self.input_size is not None and self.input_size < 1:
+            raise ConfigError(f"input_size must be at least 1 pixel, got {self.input_size}")
         if not 0 <= self.weight < float("inf"):
             raise ConfigError(f"weight must be a number of 0 or more, got {self.weight}")
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from kdkit.losses import to_compute_dtype
+from kdkit.tasks.source import check_student
 from kdkit.tasks.task import TrainingTask
 
 Criterion = Callable[[Tensor, Tensor], Tensor]
@@ -33,7 +34,7 @@ class ClassificationTask(TrainingTask):
         verbose: bool = True,
     ) -> None:
         super().__init__(device=device, dtype=dtype, verbose=verbose)
-        self.trainable_module = student_model
+        self.trainable_module = check_student(student_model)
         self.criterion = criterion if criterion is not None else nn.CrossEntropyLoss()
 
     def forward(self, input: Tensor, target: Tensor) -> dict[str, Tensor]:

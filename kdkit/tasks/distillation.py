@@ -16,7 +16,7 @@ from kdkit.losses import to_compute_dtype
 from kdkit.signals import Batch, TeacherOutput
 from kdkit.tasks.classification import Criterion
 from kdkit.tasks.observation import TeacherLogits, observe
-from kdkit.tasks.source import logits_of, resolve_teacher
+from kdkit.tasks.source import check_student, logits_of, resolve_teacher
 from kdkit.tasks.task import TrainingTask
 from kdkit.tasks.term import DistillLosses, as_terms, bound_loss
 from kdkit.teachers import Teacher
@@ -80,7 +80,7 @@ class DistillationTask(TrainingTask):
         verbose: bool = True,
     ) -> None:
         super().__init__(device=device, dtype=dtype, verbose=verbose)
-        self.trainable_module = student_model
+        self.trainable_module = check_student(student_model)
         self.criterion = criterion if criterion is not None else nn.CrossEntropyLoss()
         self.terms = as_terms(distill_loss, temperature=temperature, standardize=standardize)
         if not self.takes_features and (wrong := [term.name for term in self.terms if term.is_feature]):
@@ -118,6 +118,8 @@ class DistillationTask(TrainingTask):
             MissingTeacherError: neither a teacher nor a teacher output, or one without what this task needs.
         """
         said = self._ask(input) if teacher_output is None else teacher_output
+        if not isinstance(said, TeacherOutput):
+            raise ConfigError(f"teacher_output is a TeacherOutput, got {type(said).__name__}: wrap logits in one")
         teacher_logits = self._teacher_logits(said) if self._logit_losses else logits_of(said)
         output, distilled, terms = self._forward_student(input, said)
         task_loss = self._task_loss(to_compute_dtype(output), target)

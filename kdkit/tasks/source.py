@@ -9,7 +9,7 @@ from timm.utils import unwrap_model
 from torch import nn
 
 from kdkit import losses
-from kdkit.errors import ClassMismatchError
+from kdkit.errors import ClassMismatchError, ConfigError
 from kdkit.signals import Normalization, TeacherOutput
 from kdkit.tasks.observation import TeacherLogits
 from kdkit.teachers import Teacher, create_teacher
@@ -23,6 +23,17 @@ def logits_of(said: TeacherOutput) -> TeacherLogits | None:
     return said.logits
 
 
+def check_student(student_model: nn.Module) -> nn.Module:
+    """The student as it is.
+
+    Raises:
+        ConfigError: it is no module, a timm name for instance.
+    """
+    if not isinstance(student_model, nn.Module):
+        raise ConfigError(f"a student is an nn.Module, got {student_model!r}: timm.create_model makes one")
+    return student_model
+
+
 def resolve_teacher(
     teacher: str | nn.Module | Teacher | None,
     student_model: nn.Module,
@@ -34,6 +45,7 @@ def resolve_teacher(
         return None
     student: Any = unwrap_model(student_model)
     num_classes = getattr(student, "num_classes", None)
+    _refuse_shared_weights(teacher, student_model)
     if not isinstance(teacher, Teacher):
         teacher = create_teacher(teacher, dtype=dtype, device=device)
     if num_classes is not None and teacher.num_classes is not None and num_classes != teacher.num_classes:
@@ -43,3 +55,16 @@ def resolve_teacher(
             f"{teacher.num_classes}"
         )
     return teacher.for_input(Normalization.of(student))
+
+
+def _refuse_shared_weights(teacher: str | nn.Module | Teacher, student_model: nn.Module) -> None:
+    """A teacher is frozen: a student that shares a weight with it would not learn, and nothing would say so."""
+    model = teacher.model if isinstance(teacher, Teacher) else teacher
+    if isinstance(model, str) or not isinstance(model, nn.Module):
+        return
+    own = {id(parameter) for parameter in student_model.parameters()}
+    if any(id(parameter) in own for parameter in model.parameters()):
+        raise ConfigError(
+            "student and teacher share weights, and a teacher's are frozen: pass a copy of the model, or 'ema' for the "
+            "student's moving average"
+        )

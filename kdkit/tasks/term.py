@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -48,6 +49,8 @@ class LossTerm:
         for name in ("student_taps", "teacher_taps"):
             taps = getattr(self, name)
             object.__setattr__(self, name, (taps,) if isinstance(taps, str) else tuple(taps))
+        if not math.isfinite(self.weight):
+            raise ConfigError(f"the weight of term {self.name!r} must be a finite number, got {self.weight}")
         if self.loss is not None and self.options:
             raise ConfigError(f"term {self.name!r}: bind options into your own function instead")
         if not self.result_key.isidentifier() or self.result_key in RESULT_KEYS:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from timm.data import ImageNetInfo, infer_imagenet_subset
@@ -96,6 +96,8 @@ def resolve_class_map(
             as many classes as the model.
         missing: what to do about a class that the model does not have.
     """
+    if missing not in get_args(Missing):
+        raise ConfigError(f"missing must be one of {', '.join(get_args(Missing))}, got {missing!r}")
     if class_map is None:
         return None
     wanted = synsets(class_map) if isinstance(class_map, str) else tuple(class_map)

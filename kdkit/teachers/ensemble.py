@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -40,6 +41,9 @@ class TeacherEnsemble(Teacher):
     def __init__(
         self, members: Sequence[Teacher], weights: Sequence[float] | None = None, *, name: str | None = None
     ) -> None:
+        given: Sequence[object] = members
+        if strangers := [type(member).__name__ for member in given if not isinstance(member, Teacher)]:
+            raise ConfigError(f"the members of an ensemble are Teachers, got {strangers[0]}: pass it to create_teacher")
         arriving = members[0].input_normalization if members else Normalization()
         mean = _MeanOfTeachers([member.with_taps(()).for_input(arriving) for member in members], weights)
         name = name or f"ensemble of {', '.join(member.name for member in members)}"
@@ -102,12 +106,12 @@ class _MeanOfTeachers(nn.Module):
         super().__init__()
         if not members:
             raise ConfigError("an ensemble needs at least one teacher, got none")
-        counts = {member.name: member.num_classes for member in members}
-        if len(set(counts.values())) > 1:
-            shown = ", ".join(f"{name!r} {count}" for name, count in counts.items())
+        counts = [member.num_classes for member in members]
+        if len(set(counts)) > 1:
+            shown = ", ".join(f"{member.name!r} {member.num_classes}" for member in members)
             raise ClassMismatchError(f"the members of an ensemble must answer with one number of classes, got {shown}")
         shares = [1.0] * len(members) if weights is None else [float(weight) for weight in weights]
-        if len(shares) != len(members) or min(shares) < 0 or sum(shares) <= 0:
+        if len(shares) != len(members) or min(shares) < 0 or not 0 < sum(shares) < math.inf:
             raise ConfigError(f"weights must hold one number >= 0 for each of {len(members)} teachers, got {shares}")
         self.members: Sequence[Teacher] = nn.ModuleList(members)  # type: ignore[assignment]
         self.weights = tuple(share / sum(shares) for share in shares)

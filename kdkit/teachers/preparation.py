@@ -5,6 +5,7 @@ Dimensions: B batch, H W height and width.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, get_args
 
 import torch
@@ -42,6 +43,9 @@ class Preparation(nn.Module):
         super().__init__()
         if resize not in get_args(Resize):
             raise ConfigError(f"resize must be one of {', '.join(get_args(Resize))}, got {resize!r}")
+        sides: Sequence[int] = (1, 1) if size is None else size
+        if len(sides) != 2 or min(sides) < 1:
+            raise ConfigError(f"input_size is (height, width) in pixels, at least 1 each, got {size}")
         self._model = (model,)  # a tuple hides it from nn.Module's registry
         self.own, self.arriving, self.size, self.resize, self.who = own, arriving, size, resize, who
         self.follow_model()

@@ -168,6 +168,27 @@ def test_a_teacher_output_is_a_value_that_can_be_copied_and_pickled() -> None:
     assert len({said, said}) == 1
 
 
+def test_a_student_that_is_its_own_frozen_teacher_is_refused_before_it_is_frozen() -> None:
+    student = tiny_model()
+    for teacher in (student, torch.nn.Sequential(student)):
+        with pytest.raises(ConfigError, match=r"share weights.*'ema'"):
+            LogitDistillationTask(student, teacher)
+    assert all(parameter.requires_grad for parameter in student.parameters())
+    LogitDistillationTask(student, copy.deepcopy(student))
+    with pytest.raises(ConfigError, match="share weights"):
+        LogitDistillationTask(student, create_teacher(student))
+
+
+def test_what_is_no_student_no_teacher_output_and_no_weight_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"nn\.Module, got 'test_resnet'"):
+        LogitDistillationTask("test_resnet")  # type: ignore[arg-type]
+    task = LogitDistillationTask(tiny_model())
+    with pytest.raises(ConfigError, match="a TeacherOutput, got Tensor"):
+        task(*batch(), torch.zeros(6, 10))
+    with pytest.raises(ConfigError, match="'kl' must be a finite number, got nan"):
+        LogitDistillationTask(tiny_model(), distill_loss={"kl": float("nan")})
+
+
 def test_labelled_cross_entropy_averages_over_the_labelled_alone() -> None:
     criterion, logits = LabelledCrossEntropy(), torch.randn(5, 10)
     target = torch.tensor([3, -1, 2, -1, -1])

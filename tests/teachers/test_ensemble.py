@@ -92,6 +92,17 @@ def test_members_that_do_not_fit_are_refused() -> None:
         TeacherEnsemble(pair()).with_taps(["pooled"])
 
 
+def test_members_of_one_name_are_compared_all_the_same() -> None:
+    members = [create_teacher(tiny_model("test_resnet", num_classes=count)) for count in (7, 10)]
+    with pytest.raises(ClassMismatchError, match=r"'test_resnet' 7, 'test_resnet' 10"):
+        TeacherEnsemble(members)
+    for weights in ([float("nan"), 1.0], [float("inf"), 1.0]):
+        with pytest.raises(ConfigError, match="one number >= 0"):
+            TeacherEnsemble(pair(), weights)
+    with pytest.raises(ConfigError, match="got ResNet: pass it to create_teacher"):
+        TeacherEnsemble([tiny_model("test_resnet")])  # type: ignore[list-item]
+
+
 def test_a_cache_of_an_ensemble_says_what_it_says(tmp_path: Path) -> None:
     ensemble, dataset = TeacherEnsemble(pair()), digits_dataset(40)
     build_cache(ensemble, dataset, tmp_path / "e.h5", BuildConfig(codec="float32", num_workers=0))

@@ -106,6 +106,17 @@ def test_a_class_map_beyond_the_model_is_refused(class_map: list[int]) -> None:
         create_teacher(tiny_model(), class_map=class_map)
 
 
+@pytest.mark.parametrize("input_size", [0, -3, (3, 32, 32)])
+def test_a_size_that_is_none_is_refused(input_size: int) -> None:
+    with pytest.raises(ConfigError, match=r"\(height, width\) in pixels"):
+        create_teacher(tiny_model(), input_size=input_size)
+
+
+def test_an_unknown_rule_about_missing_classes_is_refused() -> None:
+    with pytest.raises(ConfigError, match="error, least, got 'lest'"):
+        create_teacher(tiny_model(), class_map=[0, 1], missing="lest")  # type: ignore[arg-type]
+
+
 def test_num_classes_is_a_check_and_never_a_new_head() -> None:
     with pytest.raises(ClassMismatchError, match="10 classes, 12 were asked for"):
         create_teacher(tiny_model(), num_classes=12)
