@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -14,9 +14,13 @@ from torch import Tensor, nn
 
 from kdkit.errors import KdkitError
 
+if TYPE_CHECKING:
+    from torch._C._distributed_c10d import Store
+
 Result = TypeVar("Result")
 
 _ENVIRONMENT = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # what torchrun sets
+_RESTARTS = "TORCHELASTIC_RESTART_COUNT"
 _LOST = ("gloo", "nccl", "connection closed", "connection reset", "processgroup", "timed out", "heartbeat")
 
 
@@ -41,7 +45,9 @@ def joined(device: str, *, timeout: timedelta = timedelta(minutes=30)) -> Iterat
     is_cuda = torch.device(device).type == "cuda"
     if is_cuda:
         torch.cuda.set_device(local_device(device))
-    dist.init_process_group("cpu:gloo,cuda:nccl" if is_cuda else "gloo", timeout=timeout)
+    store, number, count = _meeting_place(timeout)
+    backend = "cpu:gloo,cuda:nccl" if is_cuda else "gloo"
+    dist.init_process_group(backend, store=store, rank=number, world_size=count, timeout=timeout)
     try:
         yield
     except RuntimeError as error:
@@ -56,6 +62,22 @@ def joined(device: str, *, timeout: timedelta = timedelta(minutes=30)) -> Iterat
         dist.destroy_process_group()
 
 
+def _meeting_place(timeout: timedelta) -> tuple[Store, int, int]:
+    """Where the ranks find each other's addresses, this one's number, and how many there are.
+
+    torchrun keeps its store when it starts processes again, and with it the addresses of those that died: a rank that
+    looks before another has come would wait for a dead one. Its agents on several nodes count starts differently, so
+    that only the processes of one node can tell their start from the one before.
+    """
+    from torch._C._distributed_c10d import PrefixStore  # only where torch was built with it
+    from torch.distributed.rendezvous import rendezvous
+
+    store, number, count = next(rendezvous("env://", timeout=timeout))
+    if os.environ.get("GROUP_WORLD_SIZE") == "1":
+        store = PrefixStore(f"start {os.environ.get(_RESTARTS, '0')}", store)
+    return store, number, count
+
+
 def local_device(name: str) -> str:
     """The device of this process: `name`, and for cuda without an index, the one of its local rank."""
     return f"cuda:{os.environ['LOCAL_RANK']}" if name == "cuda" and "LOCAL_RANK" in os.environ else name
@@ -63,7 +85,7 @@ def local_device(name: str) -> str:
 
 def restarted() -> bool:
     """Whether torchrun has started this process again after a failure."""
-    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") not in ("", "0")
+    return os.environ.get(_RESTARTS, "0") not in ("", "0")
 
 
 def rank() -> int:

@@ -95,6 +95,9 @@ if os.environ.get("RANK") == "1" and os.environ.get("TORCHELASTIC_RESTART_COUNT"
         return original(*arguments, **options)
 
     module.{name} = dying
+elif os.environ.get("RANK") == "0" and os.environ.get("TORCHELASTIC_RESTART_COUNT") == "1":
+    import time
+    time.sleep(5)  # so that rank 1 is there first, and must not take the dead rank 0's address for the new one's
 """
 
 
