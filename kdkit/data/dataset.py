@@ -80,6 +80,8 @@ class ReplayedDataset(Dataset[Sample]):
     ) -> None:
         if len(source) == 0:
             raise DatasetError("the dataset holds no samples")
+        for other in (key for key in source.keys if not isinstance(key, str)):
+            raise DatasetError(f"a sample has the key {other!r}, a {type(other).__name__}: keys must be strings")
         if len(set(source.keys)) != len(source.keys):
             raise DatasetError(f"two samples have the key {_first_repeated(source.keys)!r}: keys must be unique")
         self.source = source
@@ -152,6 +154,8 @@ class ReplayedDataset(Dataset[Sample]):
             raise DatasetError(reason) from error
 
     def _sample(self, row: int, view: int, drawn: Callable[[int, int], tuple[Any, ...]]) -> Sample:
+        if not 0 <= row < len(self.keys):  # a negative one would be another sample's partner
+            raise DatasetError(f"row {row} was asked for, but the dataset has rows 0 to {len(self.keys) - 1}")
         if not 0 <= view < self.recipe.num_views:
             raise DatasetError(f"view {view} was asked for, but the recipe has views 0 to {self.recipe.num_views - 1}")
         *images, target = drawn(row, view)

@@ -72,7 +72,7 @@ class MappedSource:
             return decode(stream, key, origin), -1 if target is None else int(target)
         item = self.dataset[self._rows[index]]
         image, target = (item["image"], item["label"]) if isinstance(item, Mapping) else item[:2]
-        return _to_image(image, key, origin), int(target)
+        return _to_image(image, key, origin), -1 if target is None else int(target)
 
 
 def _without_subsets(dataset: Any) -> tuple[Any, Sequence[int]]:

@@ -22,7 +22,7 @@ def view_seed(seed: int, key: str, view: int) -> int:
     """The 64-bit seed of view `view` of the sample `key` (BLAKE2b over the three)."""
     digest = hashlib.blake2b(digest_size=8, person=b"kdkit-view")
     digest.update((seed & _MASK_64).to_bytes(8, "little"))
-    digest.update((view & _MASK_64).to_bytes(8, "little"))
+    digest.update((int(view) & _MASK_64).to_bytes(8, "little"))  # one of NumPy's would overflow
     digest.update(key.encode("utf-8", "surrogateescape"))
     return int.from_bytes(digest.digest(), "little")
 

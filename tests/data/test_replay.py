@@ -151,6 +151,23 @@ def test_a_view_beyond_the_recipe_is_refused() -> None:
         digits_dataset(5)[0, 2]
 
 
+@pytest.mark.parametrize("row", [-1, 5])
+def test_a_row_beyond_the_dataset_is_refused(row: int) -> None:
+    with pytest.raises(DatasetError, match=f"row {row} was asked for.* rows 0 to 4"):
+        digits_dataset(5)[row, 0]
+
+
+def test_numpys_integers_index_as_pythons_do() -> None:
+    dataset = digits_dataset(5)
+    assert torch.equal(dataset[np.int64(3), np.int64(1)].image, dataset[3, 1].image)  # type: ignore[index]
+
+
+@pytest.mark.parametrize("keys", [[1, 2], ["a", 0]])
+def test_keys_that_are_no_strings_are_refused(keys: list[str]) -> None:
+    with pytest.raises(DatasetError, match="keys must be strings"):
+        ReplayedDataset(ArraySource(np.zeros((2, 8, 8), np.uint8), [0, 1], keys=keys), RECIPE)
+
+
 def test_empty_and_ambiguous_datasets_are_refused() -> None:
     empty = ArraySource(np.zeros((0, 8, 8), np.uint8), [])
     with pytest.raises(DatasetError, match="no samples"):

@@ -147,3 +147,7 @@ def test_a_transform_that_writes_to_its_image_leaves_the_datasets_as_it_is() -> 
     kept = COLOURED.copy()
     MappedSource([(kept, 0)])[0][0].putpixel((0, 0), (1, 2, 3))
     assert np.array_equal(np.asarray(kept), np.asarray(COLOURED))
+
+
+def test_a_sample_without_a_label_has_the_target_minus_one() -> None:
+    assert MappedSource([(COLOURED, None)])[0][1] == MappedSource([{"image": COLOURED, "label": None}])[0][1] == -1
