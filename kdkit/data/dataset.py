@@ -80,7 +80,8 @@ class ReplayedDataset(Dataset[Sample]):
     ) -> None:
         if len(source) == 0:
             raise DatasetError("the dataset holds no samples")
-        for other in (key for key in source.keys if not isinstance(key, str)):
+        keys: Sequence[object] = source.keys  # a source of the user's may hold anything
+        for other in (key for key in keys if not isinstance(key, str)):
             raise DatasetError(f"a sample has the key {other!r}, a {type(other).__name__}: keys must be strings")
         if len(set(source.keys)) != len(source.keys):
             raise DatasetError(f"two samples have the key {_first_repeated(source.keys)!r}: keys must be unique")
