@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import logging
@@ -47,6 +48,8 @@ def writer_lock(folder: Path) -> Iterator[None]:
 def _open(path: Path) -> TextIO:
     """The file, made if it is not there; never what a link points to, since it is emptied."""
     try:
+        if path.exists() and not path.is_file():
+            raise FileExistsError(errno.EEXIST, "it is no file")
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
     except OSError as error:
         raise CacheError(f"{str(path)!r} cannot be locked: {error.strerror}; expected a file of this folder") from error
@@ -64,10 +67,15 @@ def _take(file: TextIO, path: Path) -> None:
         ) from None
     except OSError as error:
         raise CacheError(f"{str(path)!r} cannot be locked: {error.strerror}; use a file system that can") from error
-    if not path.exists() or not os.path.samestat(
-        path.lstat(), os.fstat(file.fileno())
-    ):  # whoever held it before has packed, and removed it
+    if not _stands(file, path):  # whoever held it before has packed, and removed it
         raise CacheLockedError(f"the cache in {shown} was just finished by another process: run again")
+
+
+def _stands(file: TextIO, path: Path) -> bool:
+    try:
+        return os.path.samestat(path.lstat(), os.fstat(file.fileno()))
+    except FileNotFoundError:
+        return False
 
 
 def _owner(path: Path) -> str:

@@ -75,6 +75,13 @@ def test_a_lock_that_is_a_link_is_refused_and_what_it_points_to_stays(tmp_path: 
     assert (tmp_path / "other").read_text() == "precious"
 
 
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_a_lock_that_is_no_file_is_refused_without_waiting_for_it(tmp_path: Path, make: Callable[[Path], None]) -> None:
+    make(tmp_path / "lock")
+    with pytest.raises(CacheError, match="lock' cannot be locked: it is no file"), writer_lock(tmp_path):
+        pass
+
+
 def test_a_folder_whose_file_system_cannot_lock_is_said_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(file: object, operation: int) -> None:
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
