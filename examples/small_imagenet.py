@@ -62,7 +62,9 @@ def main(folder: Path) -> None:
     images = photographs()
     for seed, split in enumerate(("train", "val")):
         write_split(folder / split, images, seed)
-    write_teacher(folder / "tf_efficientnet_lite0.safetensors")
+    teacher = folder / "tf_efficientnet_lite0.safetensors"
+    write_teacher(teacher)
+    print(f"{folder}: 1,000 images in 1,000 classes under train, as many under val; a teacher's weights: {teacher}")
 
 
 if __name__ == "__main__":

@@ -517,7 +517,8 @@ class DistillConfig:
     """Cache of the teacher's answers; gives the recipe as well."""
 
     teacher: TeacherConfig | None = None
-    """Live teacher, where there is no cache; model ema is the moving average of the student itself."""
+    """Live teacher, where there is no cache: --teacher.model NAME and what else --teacher.help lists; model ema is the
+    moving average of the student itself."""
 
     validation: str | None = None
     """Validation images; none by default."""

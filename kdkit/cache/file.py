@@ -27,7 +27,7 @@ _ROW = np.dtype(np.int64)
 
 
 class CacheFile:
-    """An open cache, packed or in parts.
+    """An open cache, packed or in parts. Its files stay mapped as long as the object lives; there is nothing to close.
 
     Args:
         path: as `open_cache` takes it.

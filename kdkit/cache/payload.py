@@ -109,4 +109,4 @@ class Payload:
                 "do not match their checksum: restore the file, or build the cache again"
             )
         self._unverified[block] = False
-        self._num_unverified = int(self._unverified.sum())
+        self._num_unverified = int(self._unverified.sum())  # not one less: two threads may verify the same block

@@ -37,7 +37,8 @@ def open_cache(
     Args:
         path: the packed file, its parts folder, or the path that it would be packed to.
         dataset: what a run will train on. Its keys, recipe, class names and some of its pixels are compared with what
-            the cache was made with, and its rows are matched to the cache's. Without it rows are the cache's own.
+            the cache was made with, and its rows are matched to the cache's. Without it `read` takes the cache's own
+            rows, and no batch is answered until `match` is called.
         streams: what a batch is answered with, such as ["logits", "pooled"]; the others are not read. None: all.
         verify: whether a block's checksum is compared when it is first touched.
         sparse: whether a topk cache answers with its k classes alone, so that no tensor [B, C] is ever built for the
@@ -76,7 +77,8 @@ class CachedTeacher(CacheFile):
         self._verify = verify
         self._sparse = sparse
         self._rows: Array | None = None
-        self.streams = tuple(self._codecs) if streams is None else tuple(streams)
+        named = (streams,) if isinstance(streams, str) else streams  # else its letters would be streams
+        self.streams = tuple(self._codecs) if named is None else tuple(named)
         for stream in self.streams:
             self.refuse_missing(stream)
         if sparse and not isinstance(self._codecs.get(LOGITS), TopKCodec):

@@ -23,21 +23,27 @@ def summarise(
 ) -> dict[str, str]:
     """Label -> text, in reading order; `by_view`: stream -> for each view what its codec keeps."""
     teacher, names = metadata.teacher, metadata.dataset["class_names"]
+    rows = metadata.num_rows * metadata.num_views * metadata.all_row_bytes
     logits = codecs.get(LOGITS)
     num_classes = logits.num_classes if isinstance(logits, Codec) else len(names or ())
     return {
         "path": str(path),
         "rows": f"{metadata.num_rows:,} samples x {metadata.num_views} views",
-        "bytes": f"{num_bytes(path):,}",
+        "bytes": f"{num_bytes(path):,} ({describe_bytes(rows)})",
         **{f"  {name}": _describe_codec(codec) for name, codec in codecs.items()},
         "classes": f"{num_classes or 'not known'}" + ("" if names is None else f" ({names[0]!r} ... {names[-1]!r})"),
         "teacher": f"{teacher['name']}, {teacher['dtype']}, weights {teacher['weights_sha256'][:16]}",
         "recipe": ", ".join(f"{name} {value}" for name, value in metadata.recipe.items() if value is not None),
         **{f"{name} kept": describe_fidelity(values) for name, values in metadata.fidelity.items()},
         **{f"{name} worst": _describe_worst(views) for name, views in by_view.items() if len(views) > 1},
-        "dataset": f"keys {metadata.dataset['keys_sha256'][:16]}",
+        "dataset": f"SHA-256 of its keys {metadata.dataset['keys_sha256'][:16]}",
         "versions": ", ".join(f"{name} {value}" for name, value in teacher["versions"].items()),
     }
+
+
+def describe_bytes(rows: int) -> str:
+    """What a cache's bytes are, `rows` of them encoded rows."""
+    return f"{rows:,} of rows; the rest is what codecs learnt, keys and checks"
 
 
 def _describe_codec(codec: RowCodec) -> str:

@@ -9,14 +9,15 @@ from kdkit.config import CacheEstimateConfig
 def run(arguments: list[str]) -> None:
     """Prints what a cache would cost."""
     config = parse_config(CacheEstimateConfig, "cache estimate", arguments)
-    from kdkit.cache.summary import describe_fidelity
+    from kdkit.cache.summary import describe_bytes, describe_fidelity
     from kdkit.engine.estimate import estimate_cache
     from kdkit.engine.resolve import resolve_dataset, resolve_device, resolve_teacher
 
     device = resolve_device(config.device)
     dataset = resolve_dataset(config.data, config.recipe)
     found = estimate_cache(resolve_teacher(config.teacher, device), dataset, config.build, device=device)
-    print(f"bytes        {found.num_bytes:,} ({found.row_bytes} a row; twice as many while it is packed)")
+    made_of = describe_bytes(found.images * found.row_bytes)
+    print(f"bytes        {found.num_bytes:,} ({made_of}; twice as many while it is packed)")
     print(f"images       {found.images:,} ({len(dataset):,} samples x {dataset.recipe.num_views} views)")
     print(f"time         {found.seconds:,.0f} s at {found.images_per_second:,.0f} images/s")
     for stream, kept in found.fidelity.items():

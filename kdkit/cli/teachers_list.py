@@ -10,9 +10,9 @@ def run(arguments: list[str]) -> None:
     parse_nothing("teachers list", "The teacher cards that ship, and those in ./teachers.", arguments)
     from kdkit.teachers import list_cards
 
-    print(f"{'name':<56} {'pixels':>6} {'params':>8} {'top-1':>6}  licence")
+    print(f"{'name':<56} {'pixels':>6} {'params':>8} {'top-1 at pixels':>15}  licence")
     for card in list_cards():
-        top1 = max((entry.percent for entry in card.published_top1), default=None)
-        shown = "" if top1 is None else f"{top1:.2f}"
+        top1 = max(card.published_top1, key=lambda entry: entry.percent, default=None)
+        shown = "" if top1 is None else f"{top1.percent:.2f} at {top1.input_size:3}"
         params = "" if card.params_m is None else f"{card.params_m:.1f} M"
-        print(f"{card.name:<56} {card.input_size[-1]:>6} {params:>8} {shown:>6}  {card.license or ''}")
+        print(f"{card.name:<56} {card.input_size[-1]:>6} {params:>8} {shown:>15}  {card.license or ''}")

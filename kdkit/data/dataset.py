@@ -125,7 +125,11 @@ class ReplayedDataset(Dataset[Sample]):
         return len(self.keys)
 
     def __getitem__(self, index: Index) -> Sample:
-        """The sample at `index` = (row, view)."""
+        """The sample at `index` = (row, view), as in dataset[0, 3].
+
+        Raises:
+            DatasetError: the index names no view, or the sample cannot be made; names it.
+        """
         sample = self.__getitems__([index])[0]
         if isinstance(sample, Unreadable):
             raise DatasetError(sample.reason)
@@ -135,8 +139,9 @@ class ReplayedDataset(Dataset[Sample]):
         """The samples of a batch. An image is decoded once, also where it is shown and another is mixed with it.
 
         Raises:
-            DatasetError: a sample cannot be made, and such are not skipped; names it.
+            DatasetError: an index names no view; or a sample cannot be made, and such are not skipped; names it.
         """
+        _refuse_without_view(indices)
         drawn = lru_cache(maxsize=None)(self._views)
         with kept_states():
             return [self._sample_or_reason(row, view, drawn) for row, view in indices]
@@ -182,6 +187,12 @@ class ReplayedDataset(Dataset[Sample]):
         other = copy.copy(self)
         other._shown = transforms
         return other
+
+
+def _refuse_without_view(indices: Sequence[Any]) -> None:
+    for index in indices:
+        if not (isinstance(index, tuple) and len(index) == 2):
+            raise DatasetError(f"index {index!r} names no view: dataset[row, view], or in a loader an EpochSampler")
 
 
 def _named(recipe: ReplayRecipe, transform: Callable[..., Any], name: str | None) -> ReplayRecipe:

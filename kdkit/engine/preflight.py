@@ -49,7 +49,7 @@ class PreflightReport:
         known = self.num_classes is not None and self.teacher_top1 is not None
         said = f"teacher top-1 {self.teacher_top1:.1f} % on {self.images} training views{card}, " if known else ""
         low = ": little better than chance, are these its classes and its normalisation?" if self.is_suspicious else ""
-        return f"before the first step: {said}a step takes {self.step_bytes / 2**20:,.0f} MiB{low}"
+        return f"before the first step: {said}a step takes {self.step_bytes / 2**20:,.0f} MiB of memory{low}"
 
     @property
     def is_suspicious(self) -> bool:

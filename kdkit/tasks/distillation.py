@@ -35,7 +35,7 @@ class TaskOptions(TypedDict, total=False):
 
 
 class DistillationTask(TrainingTask):
-    """Base of the tasks with a teacher: subclasses set `trainable_module` and define `_forward_student`.
+    """Base of the tasks with a teacher: subclasses define `_forward_student`, and may wrap `trainable_module`.
 
     loss = task_loss_weight * task_loss + distill_loss_weight * kd_loss
 
@@ -48,8 +48,8 @@ class DistillationTask(TrainingTask):
         teacher: a timm name, an nn.Module, a Teacher or TeacherEnsemble, None when every output comes from a cache, or
             "ema" for the moving average of the student itself, which `setup_ema` makes. What is not a Teacher yet is
             made one that takes its input in the student's normalisation.
-        criterion: task loss of (logits [B, C], target); cross-entropy by default. With task_loss_weight 0 no label is
-            looked at by it, and `target` may be None.
+        criterion: task loss of (logits [B, C], target); cross-entropy by default. With task_loss_weight 0 it is not
+            called, and `target` may be None.
         distill_loss: name of a loss in kdkit.losses; a function of (student_logits, teacher_logits), with a third
             argument `target` if it needs the labels; several as {name: weight}; or names and LossTerms in a list.
         temperature: of each logit loss given by name; that loss's own default when None.
@@ -170,7 +170,7 @@ class DistillationTask(TrainingTask):
                 f"{type(self).__name__} was made without a teacher and got no teacher_output: "
                 "pass teacher=... to the task, or teacher_output=cache(batch) to the call"
             )
-        said: TeacherOutput = self.teacher(Batch(input, input.new_zeros(0)))
+        said: TeacherOutput = self.teacher(Batch(input, input.new_zeros(0)))  # a live teacher looks at no label
         return said
 
     def _teacher_logits(self, said: TeacherOutput) -> TeacherLogits:

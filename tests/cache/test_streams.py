@@ -121,6 +121,7 @@ def test_only_the_streams_that_were_asked_for_are_read(cached: CachedTeacher, da
     assert torch.equal(said.features["pooled"], cached(batch([3, 1])).features["pooled"])
     assert set(said.features) == {"pooled"}
     assert some.num_classes == 10
+    assert open_cache(cached.path, dataset, streams="pooled").streams == ("pooled",)
     twin = pickle.loads(pickle.dumps(some))
     assert twin.streams == ("pooled",)
     assert not [key for key in some._payloads if key[1] != "pooled" and not some._payloads[key]._unverified.all()]

@@ -81,6 +81,7 @@ def test_build_info_verify_distill_in_turn(folder: Path, capsys: pytest.CaptureF
     out = capsys.readouterr().out
     assert "test_resnet" in out
     assert "float16, 20 bytes a row" in out
+    assert "(4,000 of rows; the rest is" in out
     assert main(["cache", "verify", "--cache", str(folder / "t.h5")]) == 0
     assert main(distill(folder, "--cache", str(folder / "t.h5"), "--validation", str(folder / "images"))) == 0
     assert "top-1" in capsys.readouterr().out
@@ -345,7 +346,9 @@ def test_every_command_describes_its_options(command: str, capsys: pytest.Captur
 
 def test_cards_are_listed_and_shown(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["teachers", "list"]) == 0
-    assert "tf_efficientnet_lite2.in1k" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "tf_efficientnet_lite2.in1k" in out
+    assert "81.21 at 288" in out  # resnet50.a1_in1k, whose card also has a lower figure at its own 224
     assert main(["teachers", "show", "resnet50.a1_in1k"]) == 0
     card = yaml.safe_load(capsys.readouterr().out)
     assert card["num_classes"] == 1000

@@ -168,6 +168,13 @@ def test_keys_that_are_no_strings_are_refused(keys: list[str]) -> None:
         ReplayedDataset(ArraySource(np.zeros((2, 8, 8), np.uint8), [0, 1], keys=keys), RECIPE)
 
 
+def test_an_index_without_a_view_says_how_to_name_one() -> None:
+    dataset = digits_dataset(3)
+    with pytest.raises(DatasetError, match=r"index 0 names no view: dataset\[row, view\], .* EpochSampler"):
+        dataset[0]  # type: ignore[index]  # what one tries first
+    assert dataset[0, 0].row == 0
+
+
 def test_empty_and_ambiguous_datasets_are_refused() -> None:
     empty = ArraySource(np.zeros((0, 8, 8), np.uint8), [])
     with pytest.raises(DatasetError, match="no samples"):
