@@ -1,6 +1,6 @@
 """Which cache teaches better? A small student learns ImageNet teachers from their cache, without a label.
 
-    python benchmarks/story.py            (needs the `test` extra; about 9 minutes on 2 calm cores)
+    python benchmarks/story.py            (needs the `test` extra; about 20 minutes on 2 cores)
 
 Teacher: the ensemble of tf_efficientnet_lite2 and lite0, ImageNet weights. Its answers about replayed crops of 19
 photographs, which it sees at 224 pixels, are cached once by build_cache, as float16. The student, timm's
@@ -248,7 +248,7 @@ def main() -> None:
     made.add_argument(
         "--members", type=int, nargs="+", default=[2, 0], help="which efficientnet lites the teacher is of"
     )
-    made.add_argument("--crops", type=int, default=96, help="crops of each half and view")
+    made.add_argument("--crops", type=int, default=48, help="crops of each half and view")
     made.add_argument("--epochs", type=int, default=24)
     made.add_argument("--seeds", type=int, default=3)
     args = made.parse_args()

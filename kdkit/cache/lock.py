@@ -51,6 +51,8 @@ def _open(path: Path) -> TextIO:
         if path.exists() and not path.is_file():
             raise FileExistsError(errno.EEXIST, "it is no file")
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    except FileNotFoundError:  # with the folder: whoever wrote it has packed, and removed both
+        raise _finished(path) from None
     except OSError as error:
         raise CacheError(f"{str(path)!r} cannot be locked: {error.strerror}; expected a file of this folder") from error
     return open(descriptor, "a+", encoding="utf-8")
@@ -67,8 +69,12 @@ def _take(file: TextIO, path: Path) -> None:
         ) from None
     except OSError as error:
         raise CacheError(f"{str(path)!r} cannot be locked: {error.strerror}; use a file system that can") from error
-    if not _stands(file, path):  # whoever held it before has packed, and removed it
-        raise CacheLockedError(f"the cache in {shown} was just finished by another process: run again")
+    if not _stands(file, path):
+        raise _finished(path)
+
+
+def _finished(path: Path) -> CacheLockedError:
+    return CacheLockedError(f"the cache in {str(path.parent)!r} was just finished by another process: run again")
 
 
 def _stands(file: TextIO, path: Path) -> bool:

@@ -141,10 +141,22 @@ class ReplayedDataset(Dataset[Sample]):
         Raises:
             DatasetError: an index names no view; or a sample cannot be made, and such are not skipped; names it.
         """
-        _refuse_without_view(indices)
+        self._refuse_strange(indices)
         drawn = lru_cache(maxsize=None)(self._views)
         with kept_states():
             return [self._sample_or_reason(row, view, drawn) for row, view in indices]
+
+    def _refuse_strange(self, indices: Sequence[Any]) -> None:
+        """Refuses what names no view of a sample here; that is no unreadable image, which may be skipped."""
+        for index in indices:
+            if not (isinstance(index, (tuple, list)) and len(index) == 2):
+                raise DatasetError(f"index {index!r} names no view: dataset[row, view], or in a loader an EpochSampler")
+            row, view = index
+            if not 0 <= row < len(self.keys):  # a negative one would be another sample's partner
+                raise DatasetError(f"row {row} was asked for, but the dataset has rows 0 to {len(self.keys) - 1}")
+            if not 0 <= view < self.recipe.num_views:
+                views = self.recipe.num_views - 1
+                raise DatasetError(f"view {view} was asked for, but the recipe has views 0 to {views}")
 
     def _sample_or_reason(
         self, row: int, view: int, drawn: Callable[[int, int], tuple[Any, ...]]
@@ -160,10 +172,6 @@ class ReplayedDataset(Dataset[Sample]):
             raise DatasetError(reason) from error
 
     def _sample(self, row: int, view: int, drawn: Callable[[int, int], tuple[Any, ...]]) -> Sample:
-        if not 0 <= row < len(self.keys):  # a negative one would be another sample's partner
-            raise DatasetError(f"row {row} was asked for, but the dataset has rows 0 to {len(self.keys) - 1}")
-        if not 0 <= view < self.recipe.num_views:
-            raise DatasetError(f"view {view} was asked for, but the recipe has views 0 to {self.recipe.num_views - 1}")
         *images, target = drawn(row, view)
         if self._pairing is None:
             return Sample(images[0], target, row, view, None, 1.0, *images[1:])
@@ -187,12 +195,6 @@ class ReplayedDataset(Dataset[Sample]):
         other = copy.copy(self)
         other._shown = transforms
         return other
-
-
-def _refuse_without_view(indices: Sequence[Any]) -> None:
-    for index in indices:
-        if not (isinstance(index, tuple) and len(index) == 2):
-            raise DatasetError(f"index {index!r} names no view: dataset[row, view], or in a loader an EpochSampler")
 
 
 def _named(recipe: ReplayRecipe, transform: Callable[..., Any], name: str | None) -> ReplayRecipe:

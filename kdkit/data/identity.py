@@ -9,6 +9,7 @@ pixel hash of a cache guards, as it does everything else. An object that cannot 
 
 from __future__ import annotations
 
+import collections
 import copyreg
 import enum
 import functools
@@ -37,7 +38,7 @@ from kdkit.errors import ConfigError
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, np.dtype, np.generic)
 _WRITTEN = (*_PLAIN, pathlib.PurePath)  # their repr tells them apart
 _GENERATORS = (random.Random, np.random.Generator, np.random.RandomState, torch.Generator)
-_CONTAINERS = (list, tuple, set, frozenset, dict)
+_CONTAINERS = (list, tuple, set, frozenset, dict, collections.deque)
 
 
 def transform_identity(transform: Callable[..., Any]) -> str:
@@ -75,6 +76,9 @@ class _Description:
             yield _qualified(type(value))  # its state does not count: a view must not depend on it
         elif isinstance(value, (types.ModuleType, types.BuiltinFunctionType)):
             yield str(value.__name__)
+            owner = getattr(value, "__self__", None)  # of a method, such as a dictionary's get
+            if not isinstance(owner, (types.ModuleType, type(None))):
+                yield from self.of(owner, within)
         elif isinstance(value, logging.Logger):
             yield f"logger {value.name}"
         else:
@@ -128,6 +132,8 @@ def _items(container: Any, within: tuple[int, ...]) -> list[Any]:
         return [part for item in container.items() for part in item]
     if isinstance(container, (set, frozenset)):
         return sorted(_digest(item, within) for item in container)
+    if isinstance(container, collections.deque):
+        return [container.maxlen, *container]
     return list(container)
 
 

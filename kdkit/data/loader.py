@@ -21,6 +21,7 @@ from kdkit.signals import Batch, Normalization
 
 _logger = logging.getLogger(__name__)
 _WORKER_DIED = "DataLoader worker"  # how torch's RuntimeError begins, wherever in the main thread it is raised
+_RAISED_IN_WORKER = "in DataLoader worker process"  # in torch's text of what a worker's dataset raised
 
 
 @contextmanager
@@ -31,11 +32,26 @@ def naming_dead_workers() -> Iterator[None]:
     except RuntimeError as error:
         if _WORKER_DIED not in str(error):
             raise
-        reason = " ".join(str(error).split())
-        raise DatasetError(
-            f"a process that loads images died ({reason}): the machine may be out of memory, or short of it in "
-            "/dev/shm; try fewer num_workers"
-        ) from error
+        raise _death(error) from error
+
+
+@contextmanager
+def _naming_lost_workers(num_workers: int) -> Iterator[None]:
+    """The same, of a worker that dies while a batch is fetched from it: torch may not know yet, and says what broke."""
+    try:
+        yield
+    except (ConnectionError, EOFError, FileNotFoundError) as error:
+        if num_workers == 0 or _RAISED_IN_WORKER in str(error):
+            raise
+        raise _death(error) from error
+
+
+def _death(error: Exception) -> DatasetError:
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return DatasetError(
+        f"a process that loads images died ({reason}): the machine may be out of memory, or short of it in "
+        "/dev/shm; try fewer num_workers"
+    )
 
 
 class ReplayLoader:
@@ -109,7 +125,7 @@ class ReplayLoader:
     def pixel_batches(self) -> Iterator[PixelBatch]:
         """The batches as the workers leave them, on the CPU."""
         try:
-            with naming_dead_workers():
+            with naming_dead_workers(), _naming_lost_workers(self._loader.num_workers):
                 for batch in self._loader:
                     for row, reason in batch.skipped:
                         self.on_skip(self.dataset.keys[row], reason)

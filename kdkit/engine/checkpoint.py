@@ -101,7 +101,8 @@ class Checkpoints:
         if self._describe is not None:
             self._describe()
             self._describe = None
-        if self.last.exists():
+        # Where there is one before already, the newest has not shown a finite loss yet: the older one stays.
+        if self.last.exists() and not self.previous.exists():
             with durable.replacing(self.previous) as previous:
                 _link_or_copy(self.last, previous)
         with durable.replacing(self.last) as temporary:

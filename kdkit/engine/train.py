@@ -187,6 +187,9 @@ def train(
 def _refuse_what_cannot_train(config: TrainConfig, num_batches: int, validation: ReplayLoader | None) -> None:
     if num_batches == 0:
         raise ConfigError(f"there is no batch of {config.batch_size} images to train on: lower the batch size")
+    counts = ranks.gather(0 if validation is None else len(validation))
+    if len(set(counts)) > 1:  # the ranks ask each other between batches whether to stop
+        raise ConfigError(f"ranks validate on equally many batches, got {counts}: EpochSampler pads to that")
     if config.sched == "plateau" and validation is None:
         raise ConfigError("the schedule 'plateau' waits for a metric to stand still: give validation images")
 

@@ -75,6 +75,11 @@ def test_a_lock_that_is_a_link_is_refused_and_what_it_points_to_stays(tmp_path: 
     assert (tmp_path / "other").read_text() == "precious"
 
 
+def test_a_folder_that_its_writer_has_just_packed_and_removed_is_finished(tmp_path: Path) -> None:
+    with pytest.raises(CacheLockedError, match="just finished"), writer_lock(tmp_path / "gone.parts"):
+        pass
+
+
 @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
 def test_a_lock_that_is_no_file_is_refused_without_waiting_for_it(tmp_path: Path, make: Callable[[Path], None]) -> None:
     make(tmp_path / "lock")

@@ -59,6 +59,9 @@ PLACES = {
     "one of a set": "import functools\nown = functools.partial(print, {{'a', 'b', 'c', 'd', frozenset('efgh'), {}}})",
     "a compiled pattern": "import re, functools\nown = functools.partial(print, re.compile('a' * 300 + '{}'))",
     "a range": "import functools\nown = functools.partial(print, range({}))",
+    "a queue": "import collections\nclass Own:\n    angles = collections.deque([1, {}])",
+    "a queue's length": "import collections\nclass Own:\n    angles = collections.deque([], {})",
+    "a method of a dictionary": "class Own:\n    def __init__(self): self.angle = {{1: {}}}.get",
     "a path": "import functools, pathlib\nown = functools.partial(print, pathlib.Path('a') / 'b{}')",
     "code without text": "exec('def own(image): return (lambda: image.rotate({}))()')",
 }

@@ -51,6 +51,41 @@ def test_fault_18_a_corrupt_image_stops_training_and_build_and_is_named(images: 
         build_cache(create_teacher(tiny_model()), dataset.skipping_unreadable(), images.parent / "t.h5", build)
 
 
+@pytest.mark.parametrize("error", [ConnectionResetError(104, "reset by peer"), EOFError(), FileNotFoundError(2, "x")])
+def test_fault_18_a_worker_that_dies_while_its_batch_is_fetched_is_named(
+    images: Path, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loading = loader(ReplayedDataset(FolderSource(images), RECIPE), 1)
+
+    def broken(self: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr(type(loading._loader), "__iter__", broken)
+    with pytest.raises(DatasetError, match="a process that loads images died"):
+        next(iter(loading))
+
+
+class Unreachable(FolderSource):
+    """On a server that hangs up."""
+
+    def __getitem__(self, index: int) -> Any:
+        raise ConnectionResetError("the server of the images hung up")
+
+
+def test_fault_18_what_a_workers_dataset_raises_is_not_taken_for_its_death(images: Path) -> None:
+    with pytest.raises(DatasetError, match="hung up") as raised:
+        next(iter(loader(ReplayedDataset(Unreachable(images), RECIPE), 1)))
+    assert "died" not in str(raised.value)
+
+
+@pytest.mark.parametrize("index", [(-1, 0), (40, 0), (0, 2)])
+def test_fault_18_what_names_no_view_is_no_unreadable_image(images: Path, index: tuple[int, int]) -> None:
+    skipping = ReplayedDataset(FolderSource(images), RECIPE).skipping_unreadable()
+    with pytest.raises(DatasetError, match="was asked for, but"):
+        skipping.__getitems__([(0, 0), index])
+    assert skipping[[3, 1]].row == 3  # type: ignore[index]
+
+
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_fault_18_a_skipped_image_is_recorded_and_shifts_no_row(images: Path, num_workers: int) -> None:
     whole = ReplayedDataset(FolderSource(images), RECIPE)

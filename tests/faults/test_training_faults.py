@@ -251,6 +251,24 @@ def test_fault_31_a_learning_rate_that_makes_the_loss_nan_leaves_the_last_good_c
         run(tmp_path, config, resume=True)
 
 
+def test_fault_31_two_checkpoints_of_weights_that_were_never_seen_to_work_leave_the_one_before(tmp_path: Path) -> None:
+    # At the epoch's last update, after which one is written, as at the epoch's end.
+    options = {"decay_milestones": [1], "decay_rate": 1e30}
+    config = TrainConfig(**{**vars(CONFIG), "sched": "multistep", "sched_options": options})
+    with pytest.raises(NonFiniteLossError, match="step 6, in epoch 1"):
+        run(tmp_path, config)
+    assert load_checkpoint(tmp_path / "last.pth.tar")["kdkit"]["position"]["update"] == 5
+    assert not (tmp_path / "previous.pth.tar").exists()
+
+
+def test_ranks_that_validate_on_other_numbers_of_batches_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kdkit.engine.ranks.gather", lambda count: [count, count + 1])
+    with pytest.raises(ConfigError, match=r"equally many batches, got \[5, 6\]"):
+        run(tmp_path, validation=Held(tiny_model("test_vit")))
+
+
 def test_fault_32_a_clock_set_back_a_year_changes_nothing(
     tmp_path: Path, plain: tuple[Path, nn.Module], monkeypatch: pytest.MonkeyPatch
 ) -> None:
