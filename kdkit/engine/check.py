@@ -14,7 +14,7 @@ from timm.data import infer_imagenet_subset
 from torch import Tensor
 
 from kdkit.config import ReplayRecipe
-from kdkit.data import EpochSampler, ReplayedDataset, ReplayLoader
+from kdkit.data import EpochSampler, ReplayedDataset, ReplayLoader, naming_dead_workers
 from kdkit.errors import ClassMismatchError, DatasetError
 from kdkit.teachers import Teacher, TeacherCard, TeacherEnsemble
 from kdkit.teachers.card import PublishedTop1
@@ -49,6 +49,7 @@ class CheckReport:
 
 
 @torch.no_grad()
+@naming_dead_workers()
 def check_teacher(
     teacher: Teacher,
     dataset: ReplayedDataset,

@@ -14,7 +14,7 @@ from kdkit.cache.hdf5 import Array
 from kdkit.cache.metadata import CacheMetadata
 from kdkit.cache.size import packed_num_bytes
 from kdkit.config import BuildConfig
-from kdkit.data import EpochSampler, ReplayedDataset, ReplayLoader
+from kdkit.data import EpochSampler, ReplayedDataset, ReplayLoader, naming_dead_workers
 from kdkit.engine.ask import ask, tapped
 from kdkit.engine.plan import plan_cache
 from kdkit.teachers import Teacher
@@ -41,6 +41,7 @@ class Estimate:
     """Stream -> what its codec keeps of the teacher, measured on the probe."""
 
 
+@naming_dead_workers()
 def estimate_cache(
     teacher: Teacher, dataset: ReplayedDataset, config: BuildConfig | None = None, *, device: torch.device | str = "cpu"
 ) -> Estimate:

@@ -12,7 +12,7 @@ from torch import nn
 
 from kdkit.cache import durable
 from kdkit.config import EvaluateConfig, ReplayRecipe
-from kdkit.data import EpochSampler, ReplayedDataset, ReplayLoader
+from kdkit.data import EpochSampler, ReplayedDataset, ReplayLoader, naming_dead_workers
 from kdkit.engine.evaluate import evaluate
 from kdkit.engine.progress import progress
 from kdkit.engine.resolve import resolve_dataset, resolve_device
@@ -40,6 +40,7 @@ class EvaluateReport:
     """Images a second, loading included."""
 
 
+@naming_dead_workers()
 def evaluate_student(config: EvaluateConfig, *, show_progress: bool = False) -> EvaluateReport:
     """Asks the student that `config` names about every image of a folder.
 

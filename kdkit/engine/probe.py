@@ -15,7 +15,7 @@ from kdkit.cache.fidelity import measure_rows, summarise_rows
 from kdkit.cache.format import LOGITS
 from kdkit.cache.hdf5 import Array
 from kdkit.config import BuildConfig
-from kdkit.data import EpochSampler, ReplayedDataset, ReplayLoader
+from kdkit.data import EpochSampler, ReplayedDataset, ReplayLoader, naming_dead_workers
 from kdkit.data.replay import view_seed
 from kdkit.engine.ask import ask, refuse_unheld
 from kdkit.teachers import Teacher
@@ -35,6 +35,7 @@ class Probed:
     """In view 0, with "each": the rows 0, each, 2 each, ... are measured, here and in every view."""
 
 
+@naming_dead_workers()
 def fit_and_measure(
     logit_codec: Codec | None,
     teacher: Teacher,
