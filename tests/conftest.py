@@ -1,6 +1,18 @@
-"""Set before torch is imported, here and in the processes that tests start."""
+"""For every test: one thread a process, set before torch is imported, and signals as they were before it."""
 
 import os
+import signal
+from collections.abc import Iterator
+
+import pytest
 
 # The models are tiny: a second thread takes a core from the neighbouring test process and gives nothing back.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(autouse=True)
+def _keep_signal_handler() -> Iterator[None]:
+    """A command that runs in the test's own process answers SIGTERM from then on."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)

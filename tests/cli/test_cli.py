@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -37,13 +36,6 @@ def folder(tmp_path: Path) -> Path:
         Image.fromarray((data.images[index] * 15).astype(np.uint8)).save(place / f"{index:03d}.png")
     save_file(tiny_model(seed=1).state_dict(), tmp_path / "teacher.safetensors")
     return tmp_path
-
-
-@pytest.fixture(autouse=True)
-def _keep_signal_handler() -> Iterator[None]:
-    before = signal.getsignal(signal.SIGTERM)
-    yield
-    signal.signal(signal.SIGTERM, before)
 
 
 def build(folder: Path, *more: str) -> list[str]:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import signal
-from collections.abc import Iterator
-
 import pytest
 import timm
 import yaml
@@ -20,13 +17,6 @@ from kdkit.presets import list_presets, load_preset
 
 NAMES = list_presets()
 FOLDERS = ["--data", "imagenet/train", "--output", "out"]
-
-
-@pytest.fixture(autouse=True)
-def _keep_signal_handler() -> Iterator[None]:
-    before = signal.getsignal(signal.SIGTERM)
-    yield
-    signal.signal(signal.SIGTERM, before)
 
 
 def test_the_five_settings_of_the_plan_are_there() -> None:

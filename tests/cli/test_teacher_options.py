@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -28,13 +26,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("test_resnet", "test_vit"):
         save_file(tiny_model(name, seed=1).state_dict(), folder / f"{name}.safetensors")
     return folder
-
-
-@pytest.fixture(autouse=True)
-def _keep_signal_handler() -> Iterator[None]:
-    before = signal.getsignal(signal.SIGTERM)
-    yield
-    signal.signal(signal.SIGTERM, before)
 
 
 def ensemble(folder: Path, weight: float = 3.0) -> list[str]:
