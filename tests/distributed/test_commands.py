@@ -83,7 +83,7 @@ def test_two_ranks_train_as_one_with_twice_the_batch(folder: Path, two_ranks: Pa
 
 
 _DIE = """
-import os, signal
+import glob, os, signal, time
 if os.environ.get("RANK") == "1" and os.environ.get("TORCHELASTIC_RESTART_COUNT") == "0":
     import kdkit.engine.{module} as module
     original, calls = module.{name}, []
@@ -91,18 +91,19 @@ if os.environ.get("RANK") == "1" and os.environ.get("TORCHELASTIC_RESTART_COUNT"
     def dying(*arguments, **options):
         calls.append(0)
         if len(calls) > {calls}:
+            while "AWAITED" in os.environ and not glob.glob(os.environ["AWAITED"]):
+                time.sleep(0.05)
             os.kill(os.getpid(), signal.SIGKILL)
         return original(*arguments, **options)
 
     module.{name} = dying
 elif os.environ.get("RANK") == "0" and os.environ.get("TORCHELASTIC_RESTART_COUNT") == "1":
-    import time
     time.sleep(5)  # so that rank 1 is there first, and must not take the dead rank 0's address for the new one's
 """
 
 
 def deadly(folder: Path, module: str, name: str, calls: int) -> dict[str, str]:
-    """An environment in which rank 1 dies at a call of a function, at its first start."""
+    """An environment in which rank 1 dies at a call of a function, at its first start; once there are AWAITED files."""
     place = folder / f"deadly-{name}"
     place.mkdir()
     (place / "sitecustomize.py").write_text(_DIE.format(module=module, name=name, calls=calls))
@@ -167,12 +168,13 @@ def test_fault_12_when_one_of_two_building_ranks_dies_the_other_stops_and_a_new_
     folder: Path,
 ) -> None:
     begun = time.monotonic()
-    run = torchrun(build(folder, folder / "u.h5"), **deadly(folder, "fill", "ask", 1))
+    sealed = str(folder / "u.h5.parts" / "v0000-*.json")
+    run = torchrun(build(folder, folder / "u.h5"), **deadly(folder, "fill", "ask", 1), AWAITED=sealed)
     assert run.returncode != 0
     assert time.monotonic() - begun < 100
     assert not (folder / "u.h5").exists()
     run = torchrun(build(folder, folder / "u.h5"))
     assert run.returncode == 0, run.stderr[-3000:]
     assert "75 images x 2 views" in run.stdout
-    assert "; 75 asked" in run.stdout  # one view was sealed
+    assert "; 75 asked" in run.stdout  # rank 0 had sealed a view
     assert cache_contents(folder / "u.h5") == cache_contents(folder / "t.h5")
