@@ -1,6 +1,6 @@
 """All benchmarks, one after the other, each in a process of its own; then the summary, the pictures and the README.
 
-    python benchmarks/run.py                     everything; about an hour on 2 calm CPU cores
+    python benchmarks/run.py                     everything; about an hour and a half on 2 calm CPU cores
     python benchmarks/run.py --quick             small sizes, to see that all of it runs
     python benchmarks/run.py --only read codecs  some of them
     python benchmarks/run.py --readme            no benchmark: summary, pictures and README from the newest results

@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
-import torch
-from torch import Tensor
+from torch import Tensor, from_numpy
 
 from kdkit.cache.codecs import Codec, FeatureCodec, RowCodec
 from kdkit.cache.fidelity import summarise_rows
@@ -123,7 +122,7 @@ class CacheFile:
         if indices.size and indices.item(indices.argmin()) < 0:  # several microseconds less than (indices < 0).any()
             self._refuse_rows(indices)
         try:
-            return torch.from_numpy(payload.read(indices))
+            return from_numpy(payload.read(indices))
         except IndexError:  # numpy looks at the upper bound anyway
             self._refuse_rows(indices)
 

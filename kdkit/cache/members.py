@@ -45,10 +45,8 @@ def read_small_arrays(file: StrictFile, metadata: CacheMetadata, shard: Shard) -
 
 def refuse_other_arrays(arrays: Mapping[str, Array], metadata: CacheMetadata, shard: Shard) -> None:
     """Raises CacheError unless these are the small arrays that a reader will expect of the shard."""
-    found, expected = (
-        {name: (array.dtype.str, array.shape) for name, array in arrays.items()},
-        small_arrays(metadata, shard),
-    )
+    expected = small_arrays(metadata, shard)
+    found = {name: (array.dtype.str, array.shape) for name, array in arrays.items()}
     for name in {**expected, **found}:
         if found.get(name) != expected.get(name):
             raise CacheError(f"{shard}: got {name!r} {found.get(name, 'not')}, expected {expected.get(name, 'none')}")
