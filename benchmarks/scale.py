@@ -1,6 +1,6 @@
 """The cost model of docs/scale.md beside small runs: bytes, time to open and to match a dataset, memory, build time.
 
-    python benchmarks/scale.py [--quick]       (about 3 minutes on one core, 1 GB of disk)
+    python benchmarks/scale.py [--quick]       (about 2 minutes on one core, 1 GB of disk)
 
 The model's constants are below; docs/scale.md says what follows from them for large runs. A constant that is a time was
 measured on one machine: on another one look at how the times grow, not at what they are.

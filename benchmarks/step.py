@@ -2,7 +2,7 @@
 
     python benchmarks/step.py
 
-Writes benchmarks/results/DATE-step.md and .json; takes about ten minutes on 2 CPU cores. The sides take turns, step by
+Writes benchmarks/results/DATE-step.md and .json; takes about five minutes on 2 CPU cores. The sides take turns, step by
 step, on the same batches of one loader; both students begin with the same weights. Figures are medians of the turns'
 ratios.
 """

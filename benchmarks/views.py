@@ -1,6 +1,6 @@
 """Views a second of the replayed loader, beside timm's create_loader and torch's DataLoader with the same transform.
 
-    python benchmarks/views.py            (about 6 minutes on 2 calm cores)
+    python benchmarks/views.py            (about 4 minutes on 2 calm cores)
 
 All sides read the same folder of JPEG files, draw timm's own transforms, and hand over normalised float batches on the
 CPU; kdkit's and timm's leave the normalising to the main process, torch's DataLoader does it in the transform. Only

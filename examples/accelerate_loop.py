@@ -1,4 +1,4 @@
-"""A kdkit task in a loop by Hugging Face Accelerate, its teacher a cache; several ranks share one.
+"""A kdkit task in a loop by Hugging Face Accelerate, its teacher a cache.
 
     pip install accelerate
     accelerate launch examples/accelerate_loop.py

@@ -164,6 +164,10 @@ class TrainConfig:
                 raise ConfigError(f"{name} must be one of {', '.join(map(str, known))}, got {getattr(self, name)!r}")
         if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
             raise ConfigError(f"ema_decay must be at least 0 and below 1, got {self.ema_decay}")
+        if self.ema_warmup and self.ema_decay is None:
+            raise ConfigError("ema_warmup is of a moving average, and there is none: give it a decay, ema_decay")
+        if self.clip_mode != CLIP_MODES[0] and self.clip_grad is None:
+            raise ConfigError(f"clip_mode {self.clip_mode!r} needs a bound, and there is none: give clip_grad")
         if self.log_gradients and self.compile:
             raise ConfigError("log_gradients asks a graph that compile gives away: leave one of them out")
         if self.clip_grad is not None and not self.clip_grad > 0:
@@ -193,7 +197,7 @@ class DemoConfig:
     """Processes that augment images; 0 augments in the main process."""
 
     overwrite: bool = False
-    """Whether an output folder that is not empty is emptied first."""
+    """Whether what an earlier run left in the output folder is replaced; a folder with anything else is refused."""
 
     def __post_init__(self) -> None:
         if self.seeds < 1:
@@ -248,6 +252,8 @@ class MemberConfig:
                 raise ConfigError(f"{name} must be one of {', '.join(map(str, values))}, got {getattr(self, name)!r}")
         if self.input_size is not None and self.input_size < 1:
             raise ConfigError(f"input_size must be at least 1 pixel, got {self.input_size}")
+        if self.missing != "error" and self.class_map is None:
+            raise ConfigError(f"missing {self.missing!r} is about classes of a class_map, and there is none")
         if not 0 <= self.weight < float("inf"):
             raise ConfigError(f"weight must be a number of 0 or more, got {self.weight}")
 
@@ -494,7 +500,7 @@ class ExportConfig(StudentConfig):
     """Whether model.onnx is written too; needs the package onnx."""
 
     overwrite: bool = False
-    """Whether an output folder that is not empty is emptied first."""
+    """Whether what an earlier run left in the output folder is replaced; a folder with anything else is refused."""
 
 
 @dataclass(frozen=True)
@@ -533,8 +539,9 @@ class DistillConfig:
     """What the student learns from: logit, the teacher's logits; feature, its features, and its logits where a loss
     compares those; token, its logits, through a student's second head."""
 
-    distill_loss: str | dict[str, float] = "kl"
-    """Distillation loss, as kdkit.losses names it, or several with their weights, e.g. {hint_mse: 100, kl: 1}."""
+    distill_loss: str | dict[str, float | dict[str, Any]] = "kl"
+    """Distillation loss, as kdkit.losses names it; or several with their weights, e.g. {hint_mse: 100, kl: 1}, or with
+    their options, e.g. {dkd: {weight: 1, beta: 0.5}}."""
 
     temperature: float | None = None
     """Temperature of losses on logits that take one; the loss's own by default."""
@@ -568,7 +575,7 @@ class DistillConfig:
     """Whether a run that was stopped goes on from its last checkpoint; one that has none yet starts."""
 
     overwrite: bool = False
-    """Whether an output folder that is not empty is emptied first."""
+    """Whether what an earlier run left in the output folder is replaced; a folder with anything else is refused."""
 
     preflight: bool = True
     """Whether teacher, classes and memory are looked at before the first step."""
@@ -589,6 +596,8 @@ class DistillConfig:
     def __post_init__(self) -> None:
         if self.task not in TASKS:
             raise ConfigError(f"task must be one of {', '.join(TASKS)}, got {self.task!r}")
+        if self.task != "feature" and (self.teacher_taps or self.student_taps != DistillConfig.student_taps):
+            raise ConfigError(f"taps are of the task feature, this is the task {self.task}: leave them out")
         if not 0 <= self.label_smoothing < 1:
             raise ConfigError(f"label_smoothing must be at least 0 and below 1, got {self.label_smoothing}")
         if self.cache is not None and self.teacher is not None:

@@ -1,4 +1,4 @@
-"""The README's figures are those of the newest results; nobody types them."""
+"""The README's figures are those of the newest results, which nobody types; and its loop runs."""
 
 from __future__ import annotations
 
@@ -6,8 +6,12 @@ import importlib
 import json
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
+import torch
+from commands import blocks
+from support import tiny_model, write_digits
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -70,3 +74,27 @@ def test_the_page_of_results_is_written_from_any_of_them(
 def test_no_result_of_a_quick_run_is_kept() -> None:
     for path in RESULTS.glob("*.json"):
         assert not json.loads(path.read_text(encoding="utf-8"))["quick"], path
+
+
+def test_the_loop_of_the_readme_runs_as_it_stands_on_a_small_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (block,) = blocks("README.md", language="python")
+    smaller = {
+        '"convnext_base.fb_in22k_ft_in1k"': "teacher",
+        '"resnet18"': '"test_resnet"',
+        "size=224": "size=32",
+        "num_views=10": "num_views=2",
+        " 256,": " 20,",
+        "range(100)": "range(2)",
+    }
+    for published, small in smaller.items():
+        assert published in block
+        block = block.replace(published, small)
+    write_digits(tmp_path / "train", 40)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {"teacher": tiny_model(seed=1)}
+    before = tiny_model().state_dict()
+    exec(block, names)
+    assert names["cache"].num_views == 2
+    assert any(not torch.equal(value, before[name]) for name, value in names["student"].state_dict().items())

@@ -82,9 +82,15 @@ def tables() -> str:
     fitted = FIT_ROWS * CLASSES * 4
     largest = BuildConfig.shard_rows * create_codec("float16", CLASSES).row_bytes
     memory = [
-        ["a build, in each process, beside teacher and loader", f"{largest / 1e6:,.0f} MB for a shard of float16 rows"],
-        ["fitting lowrank, once", f"{fitted / 1e6:,.0f} MB for {FIT_ROWS:,} rows of logits"],
-        ["training: digests of the keys, once", f"{IMAGES * 16 / 1e6:,.0f} MB"],
+        [
+            "a build, in each process, beside teacher and loader",
+            f"up to {3 * largest / 1e6:,.0f} MB, three shards of float16 rows",
+        ],
+        [
+            "fitting lowrank, once",
+            f"{fitted / 1e6:,.0f} MB for {FIT_ROWS:,} rows of logits, and about five times that at its peak",
+        ],
+        ["training: index and keys of the samples", f"{IMAGES * 58 / 1e6:,.0f} MB"],
         [
             "training: the payload",
             "mapped, not loaded: pages of the file, which the system takes back when it needs them",

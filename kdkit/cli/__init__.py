@@ -24,7 +24,7 @@ COMMANDS = {
     "teachers list": "the teacher cards",
     "teachers show": "one card with its sources",
     "teachers check": "a teacher's top-1 on your images beside its card's",
-    "cache estimate": "bytes and time of a cache, from a short probe",
+    "cache estimate": "bytes and time of a cache, and what it would keep of the teacher, from a short look",
     "cache build": "ask a teacher about every view of every image, and keep what it says",
     "cache extend": "add views to a finished cache",
     "cache info": "what a cache holds and what it was made with",

@@ -63,7 +63,7 @@ def _gather(arguments: list[str], config_class: type) -> list[str]:
 def _name_lists(config_class: type, prefix: str = "") -> Iterator[str]:
     """The options of a configuration that are lists of names, with dots before those of its parts."""
     for name, kind in get_type_hints(config_class).items():
-        if kind == tuple[str, ...]:
+        if kind in (tuple[str, ...], tuple[str, ...] | None):
             yield prefix + name
         elif dataclasses.is_dataclass(kind) and isinstance(kind, type):
             yield from _name_lists(kind, f"{prefix}{name}.")

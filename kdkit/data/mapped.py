@@ -51,6 +51,7 @@ class MappedSource:
                 "again, in the cache or at all; use the map-style form of the dataset, or write it to a folder"
             )
         self.dataset, self._rows = _without_subsets(dataset)
+        self._process = os.getpid()
         if keys is None:
             known = _keys(self.dataset)
             keys = [known[row] for row in self._rows]
@@ -65,14 +66,27 @@ class MappedSource:
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
         key, origin = self.keys[index], type(self.dataset).__name__
         if isinstance(self.dataset, ImageDataset):
+            if self._process != os.getpid():
+                _forget_open_tars(self.dataset.reader)
+                self._process = os.getpid()
             try:
                 stream, target = self.dataset.reader[self._rows[index]]
             except OSError as error:
                 raise unreadable(key, origin, error) from None
+            if target is not None and self.dataset.target_transform is not None:
+                target = self.dataset.target_transform(target)
             return decode(stream, key, origin), -1 if target is None else int(target)
         item = self.dataset[self._rows[index]]
         image, target = (item["image"], item["label"]) if isinstance(item, Mapping) else item[:2]
         return _to_image(image, key, origin), -1 if target is None else int(target)
+
+
+def _forget_open_tars(reader: Any) -> None:
+    """After a fork: an open file shares its place with the parent's, and so with all other workers'."""
+    state = getattr(reader, "tar_state", None)
+    for tar in state.values() if isinstance(state, Mapping) else [] if state is None else [state]:
+        for opened in (tar, *tar.children.values()):
+            opened.reset()
 
 
 def _without_subsets(dataset: Any) -> tuple[Any, Sequence[int]]:

@@ -9,6 +9,7 @@ import timm
 import torch
 
 from kdkit.cache import CachedTeacher
+from kdkit.cache.format import LOGITS
 from kdkit.config import EMA, DistillConfig
 from kdkit.data import EpochSampler, ReplayedDataset, ReplayLoader
 from kdkit.engine import ranks
@@ -20,7 +21,11 @@ from kdkit.errors import ClassMismatchError, ConfigError, DatasetError, UnknownN
 from kdkit.recipe import ReplayRecipe
 from kdkit.signals import Normalization
 from kdkit.tasks import DistillationTask, TrainingTask
-from kdkit.teachers import Teacher, list_cards
+from kdkit.teachers import Teacher
+from kdkit.teachers.card import find_card
+
+_FIRST_WEIGHTS = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir")
+"""Options of timm.create_model that say where a student's first weights come from: its last are in the checkpoint."""
 
 
 def choose_recipe(config: DistillConfig, cache: CachedTeacher | None) -> ReplayRecipe:
@@ -45,20 +50,42 @@ def make_task(
     config: DistillConfig, dataset: ReplayedDataset, cache: CachedTeacher | None, device: torch.device
 ) -> DistillationTask:
     """The student with its teacher and losses, on the device; the student's weights are drawn from the seed."""
-    num_classes = len(dataset.class_names or ())
-    if cache is not None and cache.num_classes != num_classes:
-        raise ClassMismatchError(f"the cache has {cache.num_classes} classes, the data {num_classes}")
+    names = dataset.class_names
+    if names is not None and cache is not None and cache.num_classes != len(names):
+        raise ClassMismatchError(f"the cache has {cache.num_classes} classes, the data {len(names)}")
     teacher = _live_teacher(config, device)
+    num_classes = _num_classes(config, dataset, cache, teacher)
     if not timm.is_model(config.student.partition(".")[0]):
         raise UnknownNameError(
             f"timm {timm.__version__} has no student {config.student!r}{nearest(config.student, timm.list_models())}"
         )
     torch.manual_seed(config.train.seed)  # just before the student, so that it starts alike with and without a teacher
     try:
-        student = timm.create_model(config.student, **_model_args(config, dataset))
+        student = timm.create_model(config.student, **_model_args(config, dataset, num_classes))
     except TypeError as error:
         raise ConfigError(f"the student {config.student!r} does not take these student_options: {error}") from error
     return create_task(config, student, teacher, cache).to(device)
+
+
+def num_classes_of(task: TrainingTask) -> int:
+    """Classes of the task's student."""
+    student: Any = task.get_eval_model()
+    return int(student.num_classes)
+
+
+def _num_classes(
+    config: DistillConfig, dataset: ReplayedDataset, cache: CachedTeacher | None, teacher: Teacher | str | None
+) -> int:
+    """Classes of the student: as many as the data names, or else as the teacher answers with."""
+    if dataset.class_names is not None:
+        return len(dataset.class_names)
+    if cache is not None and LOGITS in cache.codecs:
+        return cache.num_classes
+    if isinstance(teacher, Teacher) and teacher.num_classes is not None:
+        return teacher.num_classes
+    if (told := config.student_options.get("num_classes")) is not None:
+        return int(told)
+    raise ConfigError("the data does not name its classes: give their number, --student_options '{num_classes: N}'")
 
 
 def _live_teacher(config: DistillConfig, device: torch.device) -> Teacher | str | None:
@@ -67,31 +94,30 @@ def _live_teacher(config: DistillConfig, device: torch.device) -> Teacher | str 
     return EMA if config.is_own_teacher else resolve_teacher(config.teacher, device)
 
 
-def _model_args(config: DistillConfig, dataset: ReplayedDataset) -> dict[str, Any]:
+def _model_args(config: DistillConfig, dataset: ReplayedDataset, num_classes: int) -> dict[str, Any]:
     """What timm.create_model is given for the student."""
-    return {
-        "num_classes": len(dataset.class_names or ()),
-        **_image_size(config.student, dataset),
-        **config.student_options,
-    }
+    return {"num_classes": num_classes, **_image_size(config.student, dataset), **config.student_options}
 
 
-def describe(config: DistillConfig, dataset: ReplayedDataset, output: Path) -> None:
+def describe(config: DistillConfig, dataset: ReplayedDataset, num_classes: int, output: Path) -> None:
     """Leaves the configuration, and what `kdkit evaluate` and `export` need beside the weights."""
     write_config(config, output)
     shown = ReplayRecipe.evaluation(dataset.recipe.size)
     names = None if dataset.class_names is None else tuple(dataset.class_names)
-    model_args = _model_args(config, dataset)
+    model_args = _model_args(config, dataset, num_classes)
+    model_args = {name: value for name, value in model_args.items() if name not in _FIRST_WEIGHTS}
     Student(config.student, model_args, shown.size, shown.crop_pct, shown.interpolation, names).write(output)
 
 
-def card_top1(task: DistillationTask, cache: CachedTeacher | None, dataset: ReplayedDataset) -> float | None:
+def card_top1(task: DistillationTask, cache: CachedTeacher | None, num_classes: int) -> float | None:
     """What the teacher's card cites, if it has one for so many classes, percent."""
     name = task.teacher.name if cache is None and task.teacher is not None else None
     if cache is not None:
         name = cache.metadata.teacher.get("name")
-    cards = [card for card in list_cards() if card.name == name and card.num_classes == len(dataset.class_names or ())]
-    return max((top1.percent for card in cards for top1 in card.published_top1), default=None)
+    card = None if name is None else find_card(name)
+    if card is None or card.num_classes != num_classes:
+        return None
+    return max((top1.percent for top1 in card.published_top1), default=None)
 
 
 def _image_size(student: str, dataset: ReplayedDataset) -> dict[str, int]:
@@ -104,7 +130,7 @@ def create_loader(
     dataset: ReplayedDataset, task: TrainingTask, config: DistillConfig, device: torch.device, *, shuffle: bool
 ) -> ReplayLoader:
     """This rank's share of the images, in the student's normalisation."""
-    drop_last = shuffle and len(dataset) // ranks.world_size() > config.train.batch_size
+    drop_last = shuffle and -(-len(dataset) // ranks.world_size()) > config.train.batch_size
     sampler = EpochSampler(
         range(len(dataset)),
         config.train.batch_size,

@@ -13,7 +13,15 @@ from kdkit.cache import open_cache
 from kdkit.cache.format import LOGITS
 from kdkit.config import DistillConfig
 from kdkit.engine import ranks
-from kdkit.engine.assemble import card_top1, choose_recipe, create_loader, describe, make_task, open_validation
+from kdkit.engine.assemble import (
+    card_top1,
+    choose_recipe,
+    create_loader,
+    describe,
+    make_task,
+    num_classes_of,
+    open_validation,
+)
 from kdkit.engine.checkpoint import BEST, LAST, PREVIOUS, Checkpoints
 from kdkit.engine.listeners import TENSORBOARD
 from kdkit.engine.logger import FILES
@@ -58,15 +66,19 @@ def distill(config: DistillConfig, *, show_progress: bool = False) -> DistillRep
     if ranks.restarted():  # what an earlier start left is this run's own: it is gone on with, not replaced
         config = dataclasses.replace(config, resume=True, overwrite=False)
     device = resolve_device(config.device)
-    streams = None if config.task == "feature" else [LOGITS]
-    cache = None if config.cache is None else open_cache(config.cache, streams=streams)
+    cache = None if config.cache is None else open_cache(config.cache)
     dataset = resolve_dataset(config.data, choose_recipe(config, cache))
     if config.unreadable == "skip":
         dataset = dataset.skipping_unreadable()
     if cache is not None:
         cache.match(dataset, allow_mismatch=config.allow_mismatch)
     validation = None if config.validation is None else open_validation(config.validation, dataset)
+    if validation is not None and config.unreadable == "skip":
+        validation = validation.skipping_unreadable()
     task = make_task(config, dataset, cache, device)
+    num_classes = num_classes_of(task)
+    if cache is not None:
+        cache.streams = tuple(stream for stream in cache.streams if stream in (LOGITS, *task.taps))
     live = task.teacher  # None where the student's average will teach, which sees what the student sees
     shown_views = dataset if live is None else dataset.with_teacher_view()
     loader = create_loader(shown_views, task, config, device, shuffle=True)
@@ -79,16 +91,19 @@ def distill(config: DistillConfig, *, show_progress: bool = False) -> DistillRep
         output,
         run_identity(config, dataset, cache, live),
         resume=config.resume,
-        describe=lambda: describe(config, dataset, output),
+        describe=lambda: describe(config, dataset, num_classes, output),
     )
     loader.on_skip = SkipRecord(output)
+    held_out = None if validation is None else create_loader(validation, task, config, device, shuffle=False)
+    if held_out is not None:
+        held_out.on_skip = loader.on_skip
     source = live if cache is None else cache
     resumes = config.resume and (checkpoints.last.exists() or checkpoints.previous.exists())
     shown = show_progress and ranks.rank() == 0
     seen = None
     start_average(task, config.train)
     if config.preflight and not resumes:
-        seen = preflight(task, loader, source, config.train, card_top1=card_top1(task, cache, dataset))
+        seen = preflight(task, loader, source, config.train, card_top1=card_top1(task, cache, num_classes))
         if shown:
             print(seen, file=sys.stderr, flush=True)
     total = config.train.epochs * loader.num_images * ranks.world_size()
@@ -101,9 +116,7 @@ def distill(config: DistillConfig, *, show_progress: bool = False) -> DistillRep
                 loader,
                 config.train,
                 teacher_source=source,
-                validation=None
-                if validation is None
-                else create_loader(validation, task, config, device, shuffle=False),
+                validation=held_out,
                 logger=logger,
                 display=display,
                 checkpoints=checkpoints,

@@ -12,7 +12,7 @@ import torch
 
 from kdkit._version import __version__
 
-_REQUIRED = ("torch", "torchvision", "timm", "h5py", "einops", "numpy", "safetensors")
+_REQUIRED = ("torch", "torchvision", "timm", "pillow", "h5py", "einops", "numpy", "safetensors")
 _OPTIONAL = {"sklearn": "kdkit demo", "matplotlib": "learning curves", "tensorboard": "TensorBoard logs"}
 
 

@@ -67,7 +67,7 @@ def evaluate(
 def _metrics(
     task: TrainingTask, model: nn.Module, loader: ReplayLoader, amp: torch.dtype | None, between: Between
 ) -> dict[str, float]:
-    evaluator = task.create_evaluator(max_samples=evaluation_sample_limit(loader))
+    evaluator = task.create_evaluator(device=loader.device, max_samples=evaluation_sample_limit(loader))
     for batch in loader:
         with torch.no_grad(), torch.autocast(loader.device.type, dtype=amp, enabled=amp is not None):
             output = model(batch.input)

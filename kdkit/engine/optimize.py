@@ -51,8 +51,10 @@ def create_schedule(optimizer: Optimizer, config: TrainConfig, updates_per_epoch
     """
     if config.sched not in SCHEDULES:
         raise UnknownNameError(f"timm has no schedule {config.sched!r}{nearest(config.sched, SCHEDULES)}")
-    if config.sched == "none" and config.layer_decay is not None:
-        raise ConfigError("layer_decay acts through the schedule, and there is none: use the schedule 'constant'")
+    if config.sched == "none":
+        for name in ("layer_decay", "warmup_epochs", "sched_options"):
+            if getattr(config, name):
+                raise ConfigError(f"{name} acts through the schedule, and there is none: use the schedule 'constant'")
     options: dict[str, Any] = {
         "num_epochs": config.epochs,
         "min_lr": config.min_lr,

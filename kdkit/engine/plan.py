@@ -20,7 +20,7 @@ from kdkit.cache.pixels import transform_versions
 from kdkit.cache.stored import stored_keys
 from kdkit.config import BuildConfig, ReplayRecipe
 from kdkit.data import ReplayedDataset
-from kdkit.engine.probe import fit_and_measure
+from kdkit.engine.probe import FIT_ROWS, fit_and_measure
 from kdkit.errors import ClassMismatchError, ConfigError
 from kdkit.teachers import Teacher
 
@@ -40,9 +40,14 @@ def as_built(dataset: ReplayedDataset) -> ReplayedDataset:
 
 
 def plan_cache(
-    teacher: Teacher, dataset: ReplayedDataset, config: BuildConfig, device: torch.device | str
+    teacher: Teacher,
+    dataset: ReplayedDataset,
+    config: BuildConfig,
+    device: torch.device | str,
+    *,
+    fit_rows: int = FIT_ROWS,
 ) -> tuple[CacheMetadata, dict[str, Array]]:
-    """What a cache will be, its codecs fitted and measured: its metadata, and the arrays of its index.
+    """What a cache will be, its codecs fitted (to `fit_rows` at most) and measured: its metadata, its index' arrays.
 
     Raises:
         ConfigError: it would be more than a cache holds; found before the teacher is asked where that can be known.
@@ -53,7 +58,7 @@ def plan_cache(
     known: dict[str, RowCodec] = {stream: create_feature_codec(config.feature_codec, (1,)) for stream in config.streams}
     known |= {} if logit_codec is None else {LOGITS: logit_codec}
     refuse_unstorable(_describe(known, dataset, config, made_with), arrays)
-    probed = fit_and_measure(logit_codec, teacher, dataset, config, device)
+    probed = fit_and_measure(logit_codec, teacher, dataset, config, device, fit_rows=fit_rows)
     codecs = {stream: found.codec for stream, found in probed.items()}
     metadata = _describe(codecs, dataset, config, made_with)
     metadata = dataclasses.replace(metadata, fidelity={stream: found.fidelity for stream, found in probed.items()})
@@ -94,9 +99,8 @@ def choose_codec(teacher: Teacher, dataset: ReplayedDataset, config: BuildConfig
             f"the teacher {teacher.name!r} has {teacher.num_classes} classes, the dataset {len(names)}: "
             "give the teacher a class_map, or use a teacher trained on those classes"
         )
-    if config.codec is None:
-        return default_codec(teacher.num_classes)
-    return create_codec(config.codec, teacher.num_classes, **config.codec_options)
+    name = config.codec or default_codec(teacher.num_classes).name
+    return create_codec(name, teacher.num_classes, **config.codec_options)
 
 
 def _made_with(teacher: Teacher, dataset: ReplayedDataset) -> dict[str, Any]:

@@ -42,6 +42,8 @@ def fit_and_measure(
     dataset: ReplayedDataset,
     config: BuildConfig,
     device: torch.device | str,
+    *,
+    fit_rows: int = FIT_ROWS,
 ) -> dict[str, Probed]:
     """Fits the codec of the logits, where it learns something, and measures what codecs keep of view 0.
 
@@ -51,12 +53,14 @@ def fit_and_measure(
     Args:
         logit_codec: for the stream of logits, not fitted yet; None where that is not among the configuration's streams.
         teacher, dataset, config, device: as for build_cache.
+        fit_rows: rows that it is fitted on, at most.
     """
-    fits = logit_codec is not None and logit_codec.needs_fit
-    each = -(-len(dataset) // max(1, min(MEASURED_ROWS, len(dataset) // 4 if fits else len(dataset))))
+    each = _spacing(logit_codec, len(dataset))
     codecs: dict[str, RowCodec] = {}
     if logit_codec is not None:
-        codecs[LOGITS] = _fit(logit_codec, each, teacher, dataset, config, device) if fits else logit_codec
+        codecs[LOGITS] = logit_codec
+        if logit_codec.needs_fit:
+            codecs[LOGITS] = _fit(logit_codec, _draw(dataset, each, fit_rows), teacher, dataset, config, device)
     measures: dict[str, list[Array]] = {stream: [] for stream in config.streams}
     for stream, values in _ask_about(range(0, len(dataset), each), codecs, teacher, dataset, config, device):
         measures[stream].append(measure_rows(codecs[stream], values, codecs[stream].encode(values)))
@@ -66,24 +70,37 @@ def fit_and_measure(
     }
 
 
-def _draw(dataset: ReplayedDataset, each: int) -> list[int]:
+def num_looked_at(logit_codec: RowCodec | None, num_rows: int) -> int:
+    """Images that the teacher is asked about before a build of so many rows, to fit and to measure."""
+    measured = -(-num_rows // _spacing(logit_codec, num_rows))
+    fits = isinstance(logit_codec, Codec) and logit_codec.needs_fit
+    return measured + (max(1, min(FIT_ROWS, num_rows - measured)) if fits else 0)
+
+
+def _spacing(logit_codec: RowCodec | None, num_rows: int) -> int:
+    """From one row that is measured to the next."""
+    fits = isinstance(logit_codec, Codec) and logit_codec.needs_fit
+    return -(-num_rows // max(1, min(MEASURED_ROWS, num_rows // 4 if fits else num_rows)))
+
+
+def _draw(dataset: ReplayedDataset, each: int, fit_rows: int) -> list[int]:
     """Rows to fit on: none of those that are measured, unless there are no others."""
     generator = torch.Generator().manual_seed(view_seed(dataset.recipe.seed, "probe", 0) >> 1)
     rows = torch.randperm(len(dataset), generator=generator)
-    return rows[rows % each != 0][:FIT_ROWS].tolist() or [0]
+    return rows[rows % each != 0][:fit_rows].tolist() or [0]
 
 
 def _fit(
     codec: Codec,
-    each: int,
+    rows: Sequence[int],
     teacher: Teacher,
     dataset: ReplayedDataset,
     config: BuildConfig,
     device: torch.device | str,
 ) -> Codec:
-    """The codec fitted on what the teacher says of rows that are not measured, and on its classifier if it has one."""
+    """The codec fitted on what the teacher says of `rows`, and on its classifier if it has one."""
     only = dataclasses.replace(config, streams=(LOGITS,))
-    said = _ask_about(_draw(dataset, each), {LOGITS: codec}, teacher, dataset, only, device)
+    said = _ask_about(rows, {LOGITS: codec}, teacher, dataset, only, device)
     logits = torch.cat([values.float().cpu() for _, values in said])
     return codec.fit(logits, None if teacher.head_weight is None else teacher.head_weight.float().cpu())
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -111,7 +112,8 @@ def together(function: Callable[[], None]) -> None:
         function()
     except BaseException as caught:
         error = caught
-    messages = gather(None if error is None else f"{error}")
+        print(f"kdkit: rank {rank()} failed, and waits for the others: {_said(error)}", file=sys.stderr, flush=True)
+    messages = gather(None if error is None else _said(error))
     if error is not None:
         raise error
     for number, message in enumerate(messages):
@@ -134,7 +136,7 @@ def on_rank_zero(function: Callable[[], Result]) -> Result:
         try:
             message[0] = function()
         except BaseException as caught:
-            error, message[1] = caught, f"{caught}"
+            error, message[1] = caught, _said(caught)
     dist.broadcast_object_list(message, src=0)
     if error is not None:
         raise error
@@ -161,16 +163,15 @@ def mean(values: Tensor) -> Tensor:
     return total / world_size()
 
 
-def any_rank(flag: bool) -> bool:
-    """Whether the flag is set on some rank; the same answer on each."""
-    return any(gather(flag))
-
-
 def share_buffers(module: nn.Module) -> None:
     """Gives every rank rank 0's buffers, such as the running statistics of batch norms."""
     if world_size() > 1:
         for buffer in module.buffers():
             dist.broadcast(buffer, src=0)
+
+
+def _said(error: BaseException) -> str:
+    return str(error) or type(error).__name__
 
 
 def _distributed() -> bool:

@@ -14,7 +14,8 @@ from kdkit.data import ReplayedDataset, create_source
 from kdkit.engine import ranks
 from kdkit.errors import ConfigError
 from kdkit.signals import Normalization
-from kdkit.teachers import Teacher, TeacherCard, TeacherEnsemble, create_teacher, list_cards, load_card
+from kdkit.teachers import Teacher, TeacherCard, TeacherEnsemble, create_teacher, load_card
+from kdkit.teachers.card import find_card
 from kdkit.teachers.class_map import ClassMap
 
 _CARD_SUFFIXES = (".yaml", ".yml")
@@ -61,7 +62,7 @@ def resolve_card(
     return _resolve_card(card, input_size, {"checkpoint": checkpoint, "device": device}, {})
 
 
-def find_card(config: TeachersCheckConfig) -> TeacherCard | None:
+def card_of(config: TeachersCheckConfig) -> TeacherCard | None:
     """The card that a check names, or that of its teacher; None where that has none."""
     if config.card is not None:
         return load_card(config.card)
@@ -70,7 +71,7 @@ def find_card(config: TeachersCheckConfig) -> TeacherCard | None:
         return None
     if config.teacher.model.endswith(_CARD_SUFFIXES):
         return load_card(config.teacher.model)
-    return next((card for card in list_cards() if card.name == config.teacher.model), None)
+    return find_card(config.teacher.model)
 
 
 def _resolve_member(config: MemberConfig, device: torch.device) -> Teacher:

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 from kdkit.engine import ranks
+from kdkit.errors import KdkitError
 
 
 class StopRequest:
@@ -83,8 +84,9 @@ def stop_request(*, enabled: bool = True) -> Iterator[StopRequest]:
     before = {number: signal.signal(number, stop._handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield stop
-    except Exception:
-        if stop.requested and ranks.world_size() > 1:  # another rank, told to stop too, has left already
+    except Exception as error:
+        # Another rank, told to stop too, has left already. What kdkit itself refuses (a full disk) is no such thing.
+        if stop.requested and ranks.world_size() > 1 and not isinstance(error, KdkitError):
             stop.leave()
         raise
     finally:

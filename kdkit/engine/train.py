@@ -51,8 +51,7 @@ def train(
         task: what a step computes; its trainable module must be on the loader's device.
         loader: training batches, from an EpochSampler.
         config: optimiser, schedule and loop.
-        teacher_source: whose outputs are handed to the task, e.g. a cache; None where the task asks its own teacher or
-            needs none.
+        teacher_source: whose outputs are handed to the task, e.g. a cache; by default the task's own teacher, if any.
         validation: batches to evaluate the student on after each epoch.
         logger: where the terms of every step and epoch go; rank 0's.
         display: who is shown how far the run is.
@@ -74,6 +73,8 @@ def train(
     scaler = torch.amp.GradScaler(loader.device.type, enabled=amp == torch.float16)
     distill_weight = DistillWarmup(task, config.distill_warmup_epochs * updates_per_epoch)
     prepare(task, config, loader.device)
+    if teacher_source is None and not getattr(task, "is_own_teacher", False):
+        teacher_source = getattr(task, "teacher", None)  # asked here, it also sees a view of its own in the batch
     if isinstance(teacher_source, Teacher):  # as the task does with its own: the images are in the student's terms
         teacher_source = teacher_source.for_input(loader.normalization)  # only now, so that it is compiled too
     state = RunState(task, optimizer, scheduler, scaler, loader.device)
@@ -106,7 +107,7 @@ def train(
         if bad is not None:
             raise NonFiniteLossError.at(records[bad], None if checkpoints is None else checkpoints.last)
 
-    with stop_request(enabled=checkpoints is not None) as stop, naming_dead_workers():
+    with stop_request(enabled=checkpoints is not None) as stop, naming_dead_workers(), distill_weight:
         told_to_stop = StopAgreement(stop)
 
         def leave_if_told() -> None:
@@ -180,7 +181,6 @@ def train(
                 stop.leave()
     if checkpoints is not None:
         checkpoints.confirm()
-    distill_weight.restore()
     return TrainReport.of(state.records)
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from typing_extensions import Self
+
 from kdkit.errors import ConfigError
 from kdkit.tasks import TrainingTask
 
@@ -23,7 +25,10 @@ class DistillWarmup:
         if update <= self._updates and self._updates:
             self._task.distill_loss_weight = self._full * update / self._updates
 
-    def restore(self) -> None:
-        """Leaves the task as it was."""
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Leaves the task as it was, however the run ended."""
         if self._updates:
             self._task.distill_loss_weight = self._full

@@ -202,10 +202,10 @@ class TrainingTask(nn.Module):
         self.load_task_state(task_state, strict=strict, ema=ema)
 
     def create_evaluator(self, **kwargs: Any) -> Any:
-        """A fresh timm ClassificationEvaluator on the task's device (loss, top-1 and top-5 in percent)."""
+        """A fresh timm ClassificationEvaluator (loss, top-1 and top-5 in percent), on the task's device by default."""
         from timm.task.evaluator import ClassificationEvaluator
 
-        return ClassificationEvaluator(device=self.device, **kwargs)
+        return ClassificationEvaluator(**{"device": self.device, **kwargs})
 
 
 def _compiled(module: nn.Module | None, **options: Any) -> nn.Module:

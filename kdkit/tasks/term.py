@@ -72,7 +72,7 @@ class LossTerm:
         return losses.is_feature_loss(self.name)
 
 
-DistillLosses = str | DistillLoss | LossTerm | Mapping[str, float] | Sequence[str | LossTerm]
+DistillLosses = str | DistillLoss | LossTerm | Mapping[str, float | Mapping[str, Any]] | Sequence[str | LossTerm]
 """What a task takes as its distillation loss: one, or several with weights."""
 
 
@@ -82,7 +82,8 @@ def as_terms(
     """Whatever says which losses, as terms.
 
     Args:
-        distill_loss: a name, a function, a term, {name: weight}, or a sequence of names and terms.
+        distill_loss: a name, a function, a term, a sequence of names and terms, or {name: weight}, where in place of a
+            weight may stand options of the loss, with "weight" among them unless it is 1.
         temperature: bound into each loss on logits that is given by name, takes one, and has none in its options.
         standardize: whether the logits of each loss that is given by name are standardised first.
 
@@ -91,7 +92,7 @@ def as_terms(
         UnknownNameError: no loss has this name.
     """
     if isinstance(distill_loss, Mapping):
-        terms = [LossTerm(name, float(weight)) for name, weight in distill_loss.items()]
+        terms = [_weighted(name, given) for name, given in distill_loss.items()]
     elif isinstance(distill_loss, str | LossTerm) or callable(distill_loss):
         terms = [_term(distill_loss)]
     else:
@@ -108,6 +109,12 @@ def as_terms(
 def bound_loss(term: LossTerm, **extra: Any) -> DistillLoss:
     """The term's loss as a function, its options and `extra` bound."""
     return losses.create(term.name, **term.options, **extra) if term.loss is None else term.loss
+
+
+def _weighted(name: str, given: float | Mapping[str, Any]) -> LossTerm:
+    """`given` is the term's weight, or its options and perhaps its weight."""
+    options = dict(given) if isinstance(given, Mapping) else {"weight": given}
+    return LossTerm(name, float(options.pop("weight", 1.0)), options)
 
 
 def _term(item: str | DistillLoss | LossTerm) -> LossTerm:

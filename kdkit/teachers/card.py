@@ -132,6 +132,16 @@ def load_card(name_or_path: str | Path) -> TeacherCard:
     return _read_named(text, files[text])
 
 
+def find_card(name: str) -> TeacherCard | None:
+    """The card of that name, in ./teachers or among those that ship, or None.
+
+    Raises:
+        ConfigError: it is wrong; names file and field.
+    """
+    file = _files().get(name)
+    return None if file is None else _read_named(name, file)
+
+
 def list_cards() -> list[TeacherCard]:
     """The cards that ship and those in ./teachers, by name; one's own card stands in for a shipped one of its name.
 

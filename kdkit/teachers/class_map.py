@@ -121,11 +121,10 @@ def class_index(class_map: Sequence[int], model: nn.Module, who: str, missing: M
     if index.ndim != 1 or index.numel() < 2:
         raise ConfigError(f"class_map must be a list of at least 2 class indices, got shape {list(index.shape)}")
     least, greatest = int(index.min()), int(index.max())
-    if least < (0 if missing == "error" else MISSING) or (width is not None and greatest >= width):
-        known = "" if width is None else f" to {width - 1}"
-        raise ClassMismatchError(
-            f"class_map points at class {least if least < 0 else greatest}, {who} has classes 0{known}"
-        )
+    is_low = least < (0 if missing == "error" else MISSING)
+    if is_low or (width is not None and greatest >= width):
+        known, odd = "" if width is None else f" to {width - 1}", least if is_low else greatest
+        raise ClassMismatchError(f"class_map points at class {odd}, {who} has classes 0{known}")
     return index
 
 

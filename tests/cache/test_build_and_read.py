@@ -6,14 +6,9 @@ import copy
 import dataclasses
 import json
 import multiprocessing
-import os
 import pickle
-import signal
-import subprocess
 import sys
-import time
 import zlib
-from collections.abc import Callable
 from pathlib import Path
 
 import h5py
@@ -21,7 +16,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from support import RECIPE, cache_contents, digits, digits_dataset, loader_for, tiny_model
+from support import RECIPE, digits, digits_dataset, loader_for, tiny_model
 
 from kdkit import LogitDistillationTask, build_cache, create_teacher, open_cache
 from kdkit.cache.format import hashed_rows
@@ -30,7 +25,6 @@ from kdkit.data import ArraySource, ReplayedDataset
 from kdkit.errors import (
     CacheCorruptError,
     CacheError,
-    CacheIncompleteError,
     CacheMismatchError,
     CacheNotFoundError,
     ClassMismatchError,
@@ -255,16 +249,6 @@ def test_fault_14_a_teacher_asked_in_another_way_is_refused_on_resume(
         build_cache(other, digits_dataset(8), tmp_path / "t.h5", EXACT)
 
 
-def test_fault_21_a_read_only_cache_and_folder_are_read(tmp_path: Path) -> None:
-    build_cache(teacher(), digits_dataset(8), tmp_path / "t.h5", EXACT)
-    (tmp_path / "t.h5").chmod(0o444)
-    tmp_path.chmod(0o555)
-    try:
-        open_cache(tmp_path / "t.h5", digits_dataset(8)).verify()
-    finally:
-        tmp_path.chmod(0o755)
-
-
 def test_a_build_does_not_go_on_with_other_pixels(tmp_path: Path) -> None:
     build_cache(teacher(), digits_dataset(20), tmp_path / "t.h5", dataclasses.replace(EXACT, pack=False))
     (tmp_path / "t.h5.parts" / "v0001-r0000000000.json").unlink()
@@ -436,43 +420,3 @@ def test_a_cache_goes_to_other_processes(tmp_path: Path, method: str) -> None:
 
 def _read_elsewhere(pickled: bytes, queue: multiprocessing.Queue) -> None:  # type: ignore[type-arg]
     queue.put(pickle.loads(pickled).read(np.array([3, 1]), 1).numpy().tobytes())
-
-
-BUILD = """
-import sys, dataclasses
-sys.path[:0] = {path!r}
-from support import digits, tiny_model
-from kdkit import build_cache, create_teacher
-from kdkit.config import BuildConfig, ReplayRecipe
-from kdkit.data import ReplayedDataset
-dataset = ReplayedDataset(digits(1797), ReplayRecipe(size=16, num_views=3, hflip=0.0))
-config = BuildConfig(codec="float32", num_workers=0, batch_size=100, shard_rows=1000)
-build_cache(create_teacher(tiny_model()), dataset, sys.argv[1], config)
-"""
-
-
-def _wait_for(condition: Callable[[], bool], process: subprocess.Popen[bytes]) -> None:
-    while not condition():
-        assert process.poll() is None, "the build ended before it could be killed"
-        time.sleep(0.005)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("sealed", [0, 1, 3, 5])
-def test_a_killed_build_resumes_and_equals_an_undisturbed_one(tmp_path: Path, sealed: int) -> None:
-    script = BUILD.format(path=[str(Path(__file__).parents[1]), *sys.path])
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen([sys.executable, "-c", script, str(tmp_path / "t.h5")], env=environment)
-    parts = tmp_path / "t.h5.parts"
-    _wait_for(lambda: (parts / "index.h5").exists() and len(list(parts.glob("v*.json"))) >= sealed, process)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert not (tmp_path / "t.h5").exists()
-    with pytest.raises((CacheIncompleteError, CacheNotFoundError)):
-        open_cache(tmp_path / "t.h5")
-    kept = {file.name: file.stat().st_mtime_ns for file in parts.glob("v*.json")}
-    assert len(kept) >= sealed
-    for name in ("t.h5", "undisturbed.h5"):
-        subprocess.run([sys.executable, "-c", script, str(tmp_path / name)], env=environment, check=True)
-    assert cache_contents(tmp_path / "t.h5") == cache_contents(tmp_path / "undisturbed.h5")
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["t.h5", "undisturbed.h5"]

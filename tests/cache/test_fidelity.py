@@ -12,17 +12,18 @@ import malice
 import numpy as np
 import pytest
 import torch
-from support import Pixels, cache_contents, digits, digits_dataset, tiny_model
+from support import RECIPE, Pixels, Watched, cache_contents, digits, digits_dataset, tiny_model
 
 from kdkit import build_cache, create_teacher, extend_cache, open_cache
 from kdkit.cache import CachedTeacher
 from kdkit.cache.codecs import LowRankCodec
 from kdkit.cache.parts import Parts, parts_folder
 from kdkit.config import BuildConfig, ReplayRecipe
-from kdkit.data import EpochSampler, ReplayedDataset, ReplayLoader
+from kdkit.data import ArraySource, EpochSampler, ReplayedDataset, ReplayLoader
 from kdkit.engine.cache_plot import plot_cache
-from kdkit.engine.plan import plan_cache
-from kdkit.errors import CacheCorruptError
+from kdkit.engine.estimate import estimate_cache
+from kdkit.engine.plan import choose_codec, plan_cache
+from kdkit.errors import CacheCorruptError, ConfigError
 from kdkit.signals import Batch, TeacherOutput
 from kdkit.teachers import Teacher
 
@@ -223,3 +224,33 @@ def test_a_document_that_tells_of_fidelity_otherwise_than_a_build_does_is_refuse
         malice.metadata(fidelity=fidelity)(file, packed)
     with pytest.raises(CacheCorruptError, match="fidelity"):
         open_cache(packed)
+
+
+@pytest.mark.parametrize(("num_classes", "options"), [(1000, {"row_bytes": 48}), (10, {"row_bytes": 48})])
+def test_options_are_those_of_the_default_codec_where_none_is_named(num_classes: int, options: dict[str, int]) -> None:
+    teacher = create_teacher(tiny_model(num_classes=num_classes))
+    dataset = ReplayedDataset(ArraySource(np.zeros((4, 8, 8, 3), dtype=np.uint8), np.arange(4)), RECIPE)
+    config = BuildConfig(codec_options=options)
+    if num_classes == 10:  # the default is float16, which has no such option
+        with pytest.raises(ConfigError, match="row_bytes"):
+            choose_codec(teacher, dataset, config)
+    else:
+        codec = choose_codec(teacher, dataset, config)
+        assert codec is not None
+        assert (codec.name, codec.row_bytes) == ("lowrank", 48)
+
+
+def test_an_estimate_looks_at_fewer_images_than_a_build_whose_look_is_in_its_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kdkit.engine.estimate.FIT_ROWS", 30)
+    config = BuildConfig(codec="lowrank", codec_options={"row_bytes": 12}, num_workers=0, batch_size=10)
+    dataset = digits_dataset(400, ReplayRecipe(size=16, hflip=0.0))
+    estimated = Watched(lambda number, logits: None)
+    estimate = estimate_cache(estimated, dataset, config)
+    assert estimated.asked < 25  # 10 batches to measure on, 3 to fit to, and the timed ones
+    built = Watched(lambda number, logits: None)
+    build_cache(built, dataset, tmp_path / "t.h5", config)
+    assert built.asked == 40 + 40  # 300 images to fit to, 100 to measure on, and all
+    assert estimate.seconds * estimate.images_per_second == pytest.approx(800)
+    assert (tmp_path / "t.h5").stat().st_size == pytest.approx(estimate.num_bytes, rel=0.03)

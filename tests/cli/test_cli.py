@@ -18,7 +18,7 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from sklearn.datasets import load_digits
-from support import tiny_model
+from support import cache_contents, tiny_model
 
 from kdkit.cache import open_cache
 from kdkit.cli import COMMANDS, main
@@ -358,7 +358,7 @@ def test_doctor_names_versions(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_stopped_build_exits_with_the_signals_code_and_resumes(folder: Path, number: int, code: int) -> None:
-    arguments = build(folder, "--recipe.num_views", "400", "--build.batch_size", "10")
+    arguments = build(folder, "--recipe.num_views", "100", "--build.batch_size", "10")
     # A shell's background job, such as a CI's, hands down an ignored SIGINT, for which Python then has no handler.
     heard = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)"
     command = [sys.executable, "-c", f"{heard}; from kdkit.cli import main; sys.exit(main(sys.argv[1:]))", *arguments]
@@ -371,3 +371,13 @@ def test_a_stopped_build_exits_with_the_signals_code_and_resumes(folder: Path, n
     assert process.returncode == code
     assert b"Traceback" not in err
     assert not list((folder / "t.h5.parts").glob(".*.tmp"))
+    stopped = cache_contents_after(arguments, folder / "t.h5")
+    assert stopped == cache_contents_after(arguments, folder / "t.h5")
+
+
+def cache_contents_after(arguments: list[str], path: Path) -> dict[str, bytes]:
+    """What a build leaves, which is taken away."""
+    assert main(arguments) == 0
+    found = cache_contents(path)
+    path.unlink()
+    return found

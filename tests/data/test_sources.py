@@ -306,3 +306,24 @@ def test_keys_of_arrow_tables_are_paths_where_these_tell_samples_apart(
     source = MappedSource(ImageDataset("", reader=ArrowReader(paths)))
     assert list(source.keys) == keys
     assert source.class_names == ["a", "b"]
+
+
+def test_workers_and_their_parent_read_timms_tar_dataset_at_once(tmp_path: Path, folder: Path) -> None:
+    timms = create_dataset("", root=str(write_tar(tmp_path / "a.tar", folder)))
+    dataset = ReplayedDataset(MappedSource(timms), RECIPE)
+    expected = [dataset[row, 0].image for row in range(8)]  # the parent has opened it before its workers start
+    assert timms.reader.tar_state.tf is not None
+    loader = ReplayLoader(dataset, EpochSampler(range(8), 1, num_views=2), Normalization(), num_workers=2)
+    for _ in range(10):
+        loader.set_epoch(0)
+        for pixels in loader.pixel_batches():
+            assert torch.equal(pixels.images[0], expected[int(pixels.row)])
+    timms.reader.tar_state.tf.close()
+
+
+def test_timms_target_transform_is_applied(folder: Path) -> None:
+    plain, moved = (
+        MappedSource(create_dataset("", root=str(folder), target_transform=change))
+        for change in (None, lambda t: 9 - t)
+    )
+    assert [9 - plain[row][1] for row in range(8)] == [moved[row][1] for row in range(8)]

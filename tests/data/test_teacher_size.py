@@ -20,11 +20,12 @@ from sklearn.datasets import load_sample_images
 from support import CLASSES, digits_dataset, tiny_model
 from torch import Tensor
 
-from kdkit import build_cache, create_teacher, open_cache
-from kdkit.config import BuildConfig, ReplayRecipe
+from kdkit import LogitDistillationTask, build_cache, create_teacher, open_cache
+from kdkit.config import BuildConfig, ReplayRecipe, TrainConfig
 from kdkit.data import ArraySource, EpochSampler, ReplayedDataset, ReplayLoader
 from kdkit.data.replay import kept_states, seed_all
 from kdkit.data.transform import create_view_transform
+from kdkit.engine.train import train
 from kdkit.errors import CacheMismatchError, ConfigError
 from kdkit.signals import Normalization
 
@@ -125,3 +126,14 @@ def test_without_a_teacher_size_both_see_one_view() -> None:
     dataset = digits_dataset(4, dataclasses.replace(RECIPE, teacher_size=None))
     assert dataset.with_teacher_view()[0, 0].teacher_image is None
     assert torch.equal(dataset.for_teacher()[1, 1].image, dataset[1, 1].image)
+
+
+def test_a_task_in_the_loop_shows_its_own_teacher_the_larger_view() -> None:
+    sizes = []
+    model = tiny_model(seed=1)
+    model.register_forward_pre_hook(lambda module, arguments: sizes.append(arguments[0].shape[-1]))
+    dataset = digits_dataset(16, RECIPE).with_teacher_view()
+    task = LogitDistillationTask(tiny_model("test_vit"), model)
+    loader = ReplayLoader(dataset, EpochSampler(range(16), 8, num_views=2), Normalization())
+    train(task, loader, TrainConfig(epochs=1, batch_size=8))
+    assert sizes == [48, 48]

@@ -1,10 +1,15 @@
-"""Run by torchrun: builds a cache with all ranks. Arguments: path, batch size, rows after which to die (0: never)."""
+"""Run by torchrun: builds a cache with all ranks.
+
+Arguments: path, batch size, rows after which to die (0: never); a rank dies once a shard more is sealed than at first.
+"""
 
 from __future__ import annotations
 
 import os
 import signal
 import sys
+import time
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -19,12 +24,15 @@ from kdkit.data import ReplayedDataset
 def main(path: str, batch_size: int, die_after: int) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
-    ask, asked = engine.ask, 0
+    ask, asked, at_first = engine.ask, 0, num_sealed(path)
 
     def counting_ask(teacher, loader, pixels, streams):  # type: ignore[no-untyped-def]
         nonlocal asked
         asked += len(pixels.row)
         if die_after and asked > die_after:
+            deadline = time.monotonic() + 60
+            while num_sealed(path) == at_first and time.monotonic() < deadline:
+                time.sleep(0.01)
             os.kill(os.getpid(), signal.SIGKILL)
         return ask(teacher, loader, pixels, streams)
 
@@ -33,6 +41,11 @@ def main(path: str, batch_size: int, die_after: int) -> None:
     config = BuildConfig(codec="float32", num_workers=0, batch_size=batch_size, shard_rows=1000)
     build_cache(create_teacher(tiny_model()), dataset, path, config)
     dist.destroy_process_group()
+
+
+def num_sealed(path: str) -> int:
+    """Shards that are sealed."""
+    return len(list(Path(path + ".parts").glob("v*.json")))
 
 
 if __name__ == "__main__":

@@ -91,7 +91,8 @@ if os.environ.get("RANK") == "1" and os.environ.get("TORCHELASTIC_RESTART_COUNT"
     def dying(*arguments, **options):
         calls.append(0)
         if len(calls) > {calls}:
-            while "AWAITED" in os.environ and not glob.glob(os.environ["AWAITED"]):
+            deadline = time.monotonic() + 60
+            while "AWAITED" in os.environ and not glob.glob(os.environ["AWAITED"]) and time.monotonic() < deadline:
                 time.sleep(0.05)
             os.kill(os.getpid(), signal.SIGKILL)
         return original(*arguments, **options)
@@ -99,6 +100,15 @@ if os.environ.get("RANK") == "1" and os.environ.get("TORCHELASTIC_RESTART_COUNT"
     module.{name} = dying
 elif os.environ.get("RANK") == "0" and os.environ.get("TORCHELASTIC_RESTART_COUNT") == "1":
     time.sleep(5)  # so that rank 1 is there first, and must not take the dead rank 0's address for the new one's
+    import kdkit.engine.{module} as module
+    original = module.{name}
+
+    def counted(*arguments, **options):
+        with open(os.environ["CALLS"], "a") as file:
+            file.write("x")
+        return original(*arguments, **options)
+
+    module.{name} = counted
 """
 
 
@@ -118,8 +128,10 @@ def test_fault_12_a_rank_that_dies_is_started_again_by_torchrun_and_training_res
         distill(folder, folder / "died", "--train.batch_size", "15", "--train.checkpoint_every", "1"),
         "--max-restarts=1",
         **deadly(folder, "train", "Meter", 1),
+        CALLS=str(folder / "calls"),
     )
     assert run.returncode == 0, run.stderr[-3000:]
+    assert (folder / "calls").read_text() == "x"  # the second epoch alone
     states = [torch.load(path / "last.pth.tar", weights_only=True) for path in (folder / "died", two_ranks)]
     assert all(torch.equal(states[0]["state_dict"][name], value) for name, value in states[1]["state_dict"].items())
 

@@ -15,6 +15,7 @@ import torch
 import yaml
 from safetensors.torch import save_file
 from support import tiny_model, write_digits
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from timm.models import load_checkpoint, resume_checkpoint
 
 from kdkit.cli import main
@@ -239,9 +240,8 @@ def test_a_tracker_is_told_that_a_run_which_failed_is_over(folder: Path, tracker
 
 
 def test_tensorboard_holds_the_same_numbers(folder: Path) -> None:
-    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     distill(config(folder, folder / "board", tensorboard=True))
-    events = accumulator.EventAccumulator(str(folder / "board" / "tensorboard"))
+    events = EventAccumulator(str(folder / "board" / "tensorboard"))
     events.Reload()
     logged = [json.loads(line) for line in (folder / "board" / "metrics.jsonl").read_text().splitlines()]
     expected = [record["loss"] for record in logged if record["kind"] == "step"]

@@ -5,21 +5,28 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
 import torch
 from PIL import Image
 from sklearn.datasets import load_digits
-from support import tiny_model
+from support import digits, digits_dataset, tiny_model
 from timm.data.mixup import mixup_target
 from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 
 from kdkit import build_cache, create_teacher
-from kdkit.config import BuildConfig, DistillConfig, ReplayRecipe, TrainConfig
+from kdkit.cache import CachedTeacher
+from kdkit.cli._parse import parse_config
+from kdkit.config import BuildConfig, DistillConfig, ReplayRecipe, TeacherConfig, TrainConfig
 from kdkit.data import FolderSource, ReplayedDataset
+from kdkit.engine import distill as module
+from kdkit.engine.assemble import create_loader
 from kdkit.engine.create_task import create_task
 from kdkit.engine.distill import distill
+from kdkit.engine.train import train
+from kdkit.engine.train_report import TrainReport
 from kdkit.errors import ConfigError, MissingTeacherError
 from kdkit.signals import TeacherOutput
 
@@ -36,7 +43,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         place.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray((data.images[index] * 15).astype("uint8")).convert("RGB").save(place)
     dataset = ReplayedDataset(FolderSource(folder / "images"), ReplayRecipe(size=32, hflip=0.0))
-    for name, streams in (("all", ("logits", "pooled")), ("logits", ("logits",))):
+    made = {"all": ("logits", "pooled"), "logits": ("logits",), "more": ("logits", "pooled", "stages.1")}
+    for name, streams in made.items():
         config = BuildConfig(streams=streams, codec="float16", num_workers=0)
         build_cache(create_teacher(tiny_model(seed=1)), dataset, folder / f"{name}.h5", config)
     return folder
@@ -127,3 +135,72 @@ def test_labels_are_smoothed_as_timm_smooths_them_mixed_or_not_and_the_teachers_
 def test_a_task_that_does_not_exist_is_refused() -> None:
     with pytest.raises(ConfigError, match="logit, feature, token"):
         DistillConfig(data="", output="", student="", cache="x", task="features")
+
+
+@pytest.mark.parametrize(("task", "streams"), [("logit", ("logits",)), ("feature", ("logits", "pooled"))])
+def test_a_run_reads_the_streams_that_its_task_looks_at(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: str, streams: tuple[str, ...]
+) -> None:
+    read = []
+
+    def watched(*parts: Any, teacher_source: CachedTeacher, **more: Any) -> TrainReport:
+        read.append(teacher_source.streams)
+        return train(*parts, teacher_source=teacher_source, **more)
+
+    monkeypatch.setattr(module, "train", watched)
+    loss = {"logit": "kl", "feature": "hint_mse"}[task]
+    distill(run(folder, tmp_path / "run", "more", task=task, student="test_vit", distill_loss=loss))
+    assert read == [streams]
+
+
+def test_data_that_names_no_classes_takes_their_number_from_the_teacher(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = digits(40)
+    source.class_names = None
+    monkeypatch.setattr(module, "resolve_dataset", lambda name, recipe: ReplayedDataset(source, recipe))
+    recipe = ReplayRecipe(size=32, hflip=0.0)
+    teacher = create_teacher(tiny_model(seed=1))
+    build_cache(teacher, ReplayedDataset(source, recipe), folder / "nameless.h5", BuildConfig(num_workers=0))
+    config = run(folder, tmp_path / "run", "nameless", student="test_vit", student_options={"pretrained": False})
+    report = distill(config)
+    described = json.loads((report.output / "student.json").read_text())
+    assert described["model_args"]["num_classes"] == 10
+    assert "pretrained" not in described["model_args"]  # its weights are in the checkpoint
+    assert len(json.loads((report.output / "metrics.jsonl").read_text().splitlines()[0])) > 3
+    own = dataclasses.replace(
+        config,
+        cache=None,
+        teacher=TeacherConfig("ema"),
+        train=dataclasses.replace(TRAIN, ema_decay=0.9),
+        output=str(tmp_path / "own"),
+        student_options={},
+    )
+    with pytest.raises(ConfigError, match="does not name its classes"):
+        distill(own)
+
+
+def test_a_file_in_teachers_that_is_no_card_does_not_stop_a_run(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "teachers").mkdir()
+    (tmp_path / "teachers" / "notes.yaml").write_text("a: 1")
+    monkeypatch.chdir(tmp_path)
+    assert distill(run(folder, tmp_path / "run", "all", student="test_vit")).preflight is not None
+
+
+def test_taps_are_given_as_people_type_them_and_to_the_task_that_has_them() -> None:
+    given = ["--data", "d", "--output", "o", "--student", "s", "--cache", "c", "--teacher_taps", "stages.1,pooled"]
+    assert parse_config(DistillConfig, "distill", [*given, "--task", "feature"]).teacher_taps == ("stages.1", "pooled")
+    with pytest.raises(ConfigError, match="taps are of the task feature"):
+        parse_config(DistillConfig, "distill", given)
+
+
+@pytest.mark.parametrize(("count", "batches"), [(128, 1), (129, 1), (131, 1)])
+def test_no_rank_is_left_with_a_batch_of_an_image_or_two(
+    monkeypatch: pytest.MonkeyPatch, count: int, batches: int
+) -> None:
+    monkeypatch.setattr("kdkit.engine.ranks.world_size", lambda: 2)
+    config = DistillConfig(data="", output="", student="", cache="x", train=TrainConfig(batch_size=64, num_workers=0))
+    task = create_task(config, tiny_model(), None, None)
+    assert len(create_loader(digits_dataset(count), task, config, torch.device("cpu"), shuffle=True)) == batches

@@ -14,6 +14,7 @@ from torch import nn
 from kdkit import ClassificationTask, LogitDistillationTask
 from kdkit.config import TrainConfig
 from kdkit.engine.logger import RunLogger
+from kdkit.engine.progress import Display
 from kdkit.engine.train import train
 from kdkit.errors import ConfigError, UnknownNameError
 from kdkit.tasks import TrainingTask
@@ -226,8 +227,12 @@ def test_every_step_is_logged_with_what_it_said_whenever_it_is_brought_over(tmp_
 def test_settings_that_cannot_work_are_refused_before_the_first_step() -> None:
     with pytest.raises(UnknownNameError, match="'cosine'"):
         run(changed(sched="cosin"))
-    with pytest.raises(ConfigError, match="use the schedule 'constant'"):
-        run(changed(layer_decay=0.5))
+    for field, value in {"layer_decay": 0.5, "warmup_epochs": 1, "sched_options": {"cycle_mul": 2.0}}.items():
+        with pytest.raises(ConfigError, match=f"{field} acts through the schedule.* use the schedule 'constant'"):
+            run(changed(epochs=2, **{field: value}))
+    for field, value in {"ema_warmup": True, "clip_mode": "agc"}.items():
+        with pytest.raises(ConfigError, match=f"{field}.*there is none"):
+            changed(**{field: value})
     with pytest.raises(ConfigError, match="does not take these options"):
         run(changed(opt_options={"momentun": 0.9}))
     with pytest.raises(ConfigError, match="takes 3 epochs, the run 2"):
@@ -235,3 +240,17 @@ def test_settings_that_cannot_work_are_refused_before_the_first_step() -> None:
     for field, value in {"amp": "fp8", "clip_mode": "hard", "sched_unit": "step", "accumulate": 0}.items():
         with pytest.raises(ConfigError, match=field):
             changed(**{field: value})
+
+
+class Interrupted(Display):
+    """The user loses patience after the first batch."""
+
+    def __call__(self, count: int) -> None:
+        raise KeyboardInterrupt
+
+
+def test_a_run_that_is_interrupted_in_its_warm_up_leaves_the_full_weight() -> None:
+    task = LogitDistillationTask(student(), tiny_model(seed=1), distill_loss_weight=2.0)
+    with pytest.raises(KeyboardInterrupt):
+        run(changed(epochs=3, distill_warmup_epochs=2), task=task, display=Interrupted())
+    assert task.distill_loss_weight == 2.0

@@ -94,6 +94,20 @@ def wait(processes: list[int]) -> list[int]:
     return [codes[process] for process in processes]
 
 
+def wait_for(file: Path, seconds: float = 60.0) -> None:
+    """Until it is there."""
+    deadline = time.monotonic() + seconds
+    while not file.exists():
+        assert time.monotonic() < deadline, f"{file} never came"
+        time.sleep(0.005)
+
+
+def updates(output: Path) -> int:
+    """Updates after which the run that is begun next goes on."""
+    content = torch.load(output / "last.pth.tar", weights_only=True)
+    return int(content["kdkit"]["position"]["update"])
+
+
 def result(output: Path) -> tuple[list[dict[str, Any]], dict[str, Any], str]:
     """What a run has said and left, timings aside."""
     records = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
@@ -123,16 +137,21 @@ def disturb(folder: Path, way: str, ranks: int, seed: int, duration: float) -> N
         processes = start(distill(folder, output, way), ranks, log)
         kinds = [signal.SIGKILL, signal.SIGTERM, signal.SIGINT]
         kind = None if attempt == ENDS else draw.choice(kinds) if attempt else kinds[seed % 3]
-        if kind is not None:
+        if attempt == 0:
+            wait_for(output / "last.pth.tar")  # within the first epoch: what goes on begins in its middle
+        elif kind is not None:
             time.sleep(draw.uniform(0.2, 0.8) * duration)
+        if kind is not None:
             hit = [draw.choice(processes)] if kind == signal.SIGKILL else processes  # torchrun tells all of a SIGTERM
             for process in hit:
                 os.kill(process, kind)
         codes = wait(processes)
-        print(way, ranks, seed, kind.name if kind else "none", codes, flush=True)
+        print(way, ranks, seed, kind.name if kind else "none", codes, updates(output), flush=True)
         if set(codes) == {0}:
             break
-        allowed = {signal.SIGTERM: {143, 0}, signal.SIGINT: {130, 0}}.get(kind, {0, 1}) | {-9}
+        allowed = {signal.SIGTERM: {143, 0}, signal.SIGINT: {130, 0}, signal.SIGKILL: {-9, 1, 0}, None: {0}}[kind]
+        if attempt and kind is not None:  # two ranks that were told before they met: one looks for the other
+            allowed |= {-9}
         assert set(codes) <= allowed, log.read_text()[-3000:]
     assert_equal(output, folder / f"{way}-{ranks}")
 

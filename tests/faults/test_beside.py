@@ -32,15 +32,18 @@ def test_fault_10_a_reader_beside_a_running_writer_sees_committed_shards_only(tm
             for shard in parts.missing():
                 cache.seal(parts, shard)
                 committed.add(shard)
+                looked.acquire(timeout=60)  # so that the reader sees it while the writer goes on
             pack(parts, path)
         except BaseException as error:
             failed.append(error)
 
+    looked = threading.Semaphore(0)
     writer = threading.Thread(target=write)
     seen = [0]
     writer.start()
     while writer.is_alive():
         seen.append(_look(cache, path, set(committed)))
+        looked.release()
     writer.join()
     assert not failed
     cache.assert_exact(path)

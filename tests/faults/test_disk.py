@@ -22,7 +22,7 @@ from kdkit.cache.parts import Parts, parts_folder
 from kdkit.config import BuildConfig, ReplayRecipe
 from kdkit.engine.checkpoint import BEST, LAST, PREVIOUS, Checkpoints, load_checkpoint
 from kdkit.engine.export import export_cache
-from kdkit.engine.output import prepare_output
+from kdkit.engine.output import OutputError, prepare_output
 from kdkit.errors import CacheDiskFullError, CacheError
 from kdkit.teachers import Teacher
 
@@ -150,7 +150,7 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
         place.mkdir()
         done = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "none", str(place)], capture_output=True)
         if done.returncode:
-            pytest.skip("needs the right to mount a tmpfs; the other tests of fault 5 need none")
+            pytest.skip("needs the right to mount a tmpfs; other tests of the same fault need none")
         mounted.append(place)
         return place
 
@@ -171,6 +171,33 @@ def test_fault_05_a_really_full_disk_is_met_in_each_phase_and_survived(small_dis
         _assert_only_committed(root)
     assert {0, 4, "all"} <= sealed  # the index or first shard, the pack, and nothing
     assert len(sealed) > 3
+
+
+def test_fault_21_a_cache_on_a_read_only_disk_is_read_and_none_is_written_there(
+    small_disk: Callable[[int], Path], tmp_path: Path
+) -> None:
+    root, dataset = small_disk(4 << 20), digits_dataset(8)
+    build_cache(Teacher(Pixels()), dataset, root / "t.h5", BuildConfig(codec="float32", num_workers=0))
+    subprocess.run(["mount", "-o", "remount,ro", str(root)], check=True)
+    open_cache(root / "t.h5", dataset).verify()
+    with pytest.raises(CacheError, match="no cache can be written"):
+        build_cache(Teacher(Pixels()), dataset, root / "u.h5", BuildConfig(codec="float32", num_workers=0))
+    with pytest.raises(OutputError, match="cannot be written"):
+        prepare_output(root / "run", (), overwrite=False)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root writes wherever a disk can be written: see the test above")
+def test_fault_21_a_cache_without_the_right_to_write_is_read_and_none_is_written_there(tmp_path: Path) -> None:
+    root, dataset = tmp_path / "root", digits_dataset(8)
+    build_cache(Teacher(Pixels()), dataset, root / "t.h5", BuildConfig(codec="float32", num_workers=0))
+    (root / "t.h5").chmod(0o444)
+    root.chmod(0o555)
+    try:
+        open_cache(root / "t.h5", dataset).verify()
+        with pytest.raises(CacheError, match="no cache can be written"):
+            build_cache(Teacher(Pixels()), dataset, root / "u.h5", BuildConfig(codec="float32", num_workers=0))
+    finally:
+        root.chmod(0o755)
 
 
 @pytest.mark.parametrize("call", ["fsync", "replace", "pwrite", "mkdir"])

@@ -118,6 +118,7 @@ def test_fault_18_a_run_that_skips_names_each_image_once(images: Path) -> None:
     damage(images)
     config = DistillConfig(
         data=str(images),
+        validation=str(images),
         output=str(images.parent / "run"),
         student="test_resnet",
         teacher=TeacherConfig("test_resnet", checkpoint=str(images.parent / "teacher.pt")),
@@ -128,6 +129,7 @@ def test_fault_18_a_run_that_skips_names_each_image_once(images: Path) -> None:
     torch.save(tiny_model(seed=1).state_dict(), images.parent / "teacher.pt")
     report = distill(config)
     assert [record["images"] for record in report.training.epochs] == [39, 39]
+    assert report.training.top1 is not None
     (line,) = (images.parent / "run" / "skipped.jsonl").read_text().splitlines()
     assert json.loads(line)["key"] == DAMAGED
 

@@ -24,5 +24,9 @@ def test_fault_30_trainings_killed_at_random_moments_resume_and_equal_undisturbe
     assert run.returncode == 0, run.stderr[-3000:]
     ends = [line for line in run.stdout.splitlines() if line.startswith(("live", "cached"))]
     assert {tuple(line.split()[:2]) for line in ends} == {(way, n) for way in ("live", "cached") for n in ("1", "2")}
+    for way in ("live", "cached"):
+        for ranks in ("1", "2"):
+            left = [int(line.split()[-1]) for line in ends if line.split()[:2] == [way, ranks]]
+            assert any(update not in (0, max(left), max(left) / 2) for update in left), ends  # within an epoch
     assert any("SIGKILL" in line and "-9" in line for line in ends), ends
     assert any("SIGTERM" in line and "143" in line for line in ends), ends

@@ -21,14 +21,16 @@ from torch import nn
 from kdkit import FeatureDistillationTask, LogitDistillationTask, TrainingTask, build_cache, create_teacher, open_cache
 from kdkit.config import BuildConfig, ReplayRecipe, TrainConfig
 from kdkit.data import EpochSampler, ReplayLoader
+from kdkit.engine import ranks
 from kdkit.engine.checkpoint import Checkpoints, load_checkpoint
 from kdkit.engine.finite import NonFiniteLossError
 from kdkit.engine.logger import RunLogger
 from kdkit.engine.optimize import create_optimizer, create_schedule
 from kdkit.engine.progress import Display
 from kdkit.engine.run_state import RunState
+from kdkit.engine.stop import stop_request
 from kdkit.engine.train import train
-from kdkit.errors import ConfigError
+from kdkit.errors import CacheDiskFullError, ConfigError
 from kdkit.signals import Batch, Normalization
 
 CONFIG = TrainConfig(epochs=2, opt="momentum", lr=0.01, log_every=3, checkpoint_every=1)
@@ -320,3 +322,23 @@ def test_fault_19_a_build_goes_on_with_halved_batches_when_the_teacher_has_no_me
         found = [open_cache(tmp_path / name).read(rows, view) for name in ("small.h5", "plain.h5")]
         decoded = [open_cache(tmp_path / "plain.h5").codecs["logits"].decode(payload) for payload in found]
         torch.testing.assert_close(decoded[0], decoded[1], rtol=1e-4, atol=1e-5)
+
+
+def test_fault_20_a_full_disk_after_a_signal_is_told_and_no_clean_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """On several ranks, where an error after a signal is mostly the other ranks' having left."""
+    monkeypatch.setattr(ranks, "world_size", lambda: 2)
+    ends: list[tuple[Exception, type[BaseException]]] = [
+        (CacheDiskFullError("the disk is full"), CacheDiskFullError),
+        (RuntimeError("Connection closed by peer"), SystemExit),
+    ]
+
+    def told_and_failed(error: Exception) -> None:
+        with stop_request() as stop:
+            stop._handle(signal.SIGTERM, None)
+            raise error
+
+    for error, end in ends:
+        with pytest.raises(end):
+            told_and_failed(error)

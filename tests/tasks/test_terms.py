@@ -54,6 +54,9 @@ def test_a_mapping_gives_weights_and_temperature_goes_to_whom_it_concerns() -> N
         ("kl", 1.0, {"temperature": 3.0}),
         ("bce", 2.0, {}),
     ]
+    [dkd, kl] = as_terms({"dkd": {"weight": 2, "beta": 0.5}, "kl": {"temperature": 1.0}}, temperature=3.0)
+    assert dkd == LossTerm("dkd", 2.0, {"beta": 0.5, "temperature": 3.0})
+    assert kl == LossTerm("kl", 1.0, {"temperature": 1.0})
     assert as_terms([LossTerm("kl", options={"temperature": 1.0})], temperature=3.0)[0].options["temperature"] == 1.0
 
 
