@@ -97,6 +97,8 @@ def _of_classes(
 ) -> tuple[Tensor, Tensor]:
     """gamma * mean_c r(classes); adds its gradient for the log-probabilities to `slope`, and returns its row sums."""
     correlations, in_row = [], torch.zeros_like(slope[:, :1])
+    if _is_moderate(student) and _is_moderate(teacher):
+        log_sum_s, log_sum_t = log_sum_s.to(student.dtype), log_sum_t.to(student.dtype)
     for classes in blocks(student, dim=1):
         p_s, scale_s = _scaled(student[:, classes], log_sum_s)
         p_t, scale_t = _scaled(teacher[:, classes], log_sum_t)
@@ -107,6 +109,14 @@ def _of_classes(
     return gamma * torch.cat(correlations, dim=1).mean(), in_row
 
 
+def _is_moderate(logits: Tensor) -> bool:
+    """Whether their own precision holds log-probabilities to 1e-5; False where to look would cost more than it saves."""
+    if logits.device.type != "cpu" or torch.compiler.is_compiling():
+        return False
+    least, greatest = torch.aminmax(logits)
+    return max(-float(least), float(greatest)) <= 64
+
+
 def _log_sum(logits: Tensor, p: Tensor) -> Tensor:
     """logsumexp of rows [R, 1] in float64; their largest probability is at least 1 / C, so that its log is exact."""
     return to_double(logits.amax(dim=1, keepdim=True)) - to_double(p.amax(dim=1, keepdim=True).log())
@@ -114,6 +124,8 @@ def _log_sum(logits: Tensor, p: Tensor) -> Tensor:
 
 def _scaled(logits: Tensor, log_sum: Tensor) -> tuple[Tensor, Tensor]:
     """The probabilities of some classes, each class scaled to a maximum of 1, and the log of its true maximum [1, C].
+
+    Computed in the precision of `log_sum`.
 
     r does not change with the scale of a class, but float32 would lose the squares of probabilities below 1e-19. A
     log-probability of -1e4, which float32 rounds to 5e-4, is a class's largest one where every row is sure of others.
@@ -134,8 +146,8 @@ def _pearson(student: Tensor, teacher: Tensor, dim: int, eps: float | Tensor) ->
     norms = norm_a * norm_b
     inverse = (norms + eps).reciprocal_().masked_fill_(norms == 0, 0.0)
     r = (a * b).sum(dim=dim, keepdim=True) * inverse
-    slope = b.mul_(inverse).sub_(a.mul_(r * norm_b * inverse / norm_a.clamp_min(torch.finfo(a.dtype).tiny)))
-    return r, slope.mul_(student)
+    shrink = r * norm_b * inverse / norm_a.clamp_min(torch.finfo(a.dtype).tiny)
+    return r, b.mul_(inverse).addcmul_(a, shrink, value=-1).mul_(student)
 
 
 def _norm(centred: Tensor, mean: Tensor, dim: int) -> Tensor:
