@@ -69,6 +69,15 @@ def _build(teacher: str, codec: str, workers: int) -> Claim:
     return Claim(text, "build", f"{teacher}/{codec}/{workers} workers/build over bare loop", 0.95, at_least=True)
 
 
+def _loss(loss: str, shape: str, limit: float) -> Claim:
+    return Claim(
+        f"forward and backward of {loss} at {shape}, in times of plain log_softmax and kl_div",
+        "losses",
+        f"Logits {shape}, float32: {loss}: time",
+        limit,
+    )
+
+
 def _step(student: str) -> Claim:
     return Claim(
         f"a step from the cache, in steps of cross-entropy alone: {student}",
@@ -87,6 +96,9 @@ def _views(transform: str, workers: int) -> Claim:
         at_least=True,
     )
 
+
+SHAPES = ("[1024, 1000]", "[256, 21841]")
+"""Of logits: ImageNet-1k's classes, and ImageNet-21k's."""
 
 CLAIMS = (
     Claim(
@@ -118,6 +130,7 @@ CLAIMS = (
     _views("crop and flip", 2),
     _views("RandAugment", 0),
     _views("RandAugment", 2),
+    *(_loss(loss, shape, limit) for loss, limit in (("kl", 1.15), ("dist", 3)) for shape in SHAPES),
     *(
         _build(teacher, codec, workers)
         for teacher in ("resnet50", "tf_efficientnet_lite0")

@@ -110,7 +110,7 @@ def _of_classes(
 
 
 def _is_moderate(logits: Tensor) -> bool:
-    """Whether their own precision holds log-probabilities to 1e-5; False where to look would cost more than it saves."""
+    """Whether their own precision holds log-probabilities to 1e-5; False where looking costs more than it saves."""
     if logits.device.type != "cpu" or torch.compiler.is_compiling():
         return False
     least, greatest = torch.aminmax(logits)

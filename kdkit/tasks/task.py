@@ -30,7 +30,7 @@ class TrainingTask(nn.Module):
     Args:
         device: where the task's own tensors live; the CPU by default.
         dtype: their floating dtype; torch's default dtype by default.
-        verbose: whether the task logs what it decides.
+        verbose: taken as timm's tasks take it; kdkit's log nothing by themselves.
     """
 
     trainable_module: nn.Module

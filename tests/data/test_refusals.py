@@ -60,10 +60,12 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> CachedTeacher:
 
 
 @pytest.mark.parametrize("field", MUTATIONS)
-def test_one_changed_field_of_the_recipe_is_refused_and_named(cache: CachedTeacher, field: str) -> None:
+def test_fault_14_one_changed_field_of_the_recipe_is_refused_and_named(cache: CachedTeacher, field: str) -> None:
     other = digits_dataset(6, dataclasses.replace(RECIPE, **{field: MUTATIONS[field]}))
     with pytest.raises(CacheMismatchError, match=rf"recipe\.{field} = .*, this run has "):
         cache.match(other)
+    with pytest.raises(CacheMismatchError, match=rf"recipe\.{field} = .*, this run has "):
+        build_cache(create_teacher(tiny_model()), other, cache.path, EXACT)
 
 
 @pytest.mark.parametrize(("field", "value"), [("augment", False), ("teacher_size", 24), ("transform", "mine")])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import socket
 import subprocess
 import sys
 import time
@@ -115,7 +117,7 @@ elif os.environ.get("RANK") == "0" and os.environ.get("TORCHELASTIC_RESTART_COUN
 def deadly(folder: Path, module: str, name: str, calls: int) -> dict[str, str]:
     """An environment in which rank 1 dies at a call of a function, at its first start; once there are AWAITED files."""
     place = folder / f"deadly-{name}"
-    place.mkdir()
+    place.mkdir(exist_ok=True)
     (place / "sitecustomize.py").write_text(_DIE.format(module=module, name=name, calls=calls))
     return {"PYTHONPATH": str(place)}
 
@@ -190,3 +192,27 @@ def test_fault_12_when_one_of_two_building_ranks_dies_the_other_stops_and_a_new_
     assert "75 images x 2 views" in run.stdout
     assert "; 75 asked" in run.stdout  # rank 0 had sealed a view
     assert cache_contents(folder / "u.h5") == cache_contents(folder / "t.h5")
+
+
+@pytest.mark.slow
+def test_fault_12_a_rank_whose_other_one_died_ends_by_itself_and_says_so(folder: Path) -> None:
+    """Without torchrun, which would end it."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {**os.environ, **deadly(folder, "fill", "ask", 1), "OMP_NUM_THREADS": "1", "WORLD_SIZE": "2"}
+    shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": f"{port}", "TORCHELASTIC_RESTART_COUNT": "0"}
+    shared["PYTHONPATH"] = os.pathsep.join([shared["PYTHONPATH"], *sys.path])
+    command = [sys.executable, "-m", "kdkit", *build(folder, folder / "v.h5")]
+    ranks = [
+        subprocess.Popen(command, env={**shared, "RANK": rank, "LOCAL_RANK": rank}, stderr=subprocess.PIPE, text=True)
+        for rank in ("0", "1")
+    ]
+    try:
+        _, said = ranks[0].communicate(timeout=200)
+        assert ranks[1].wait(timeout=10) == -signal.SIGKILL
+    finally:
+        for rank in ranks:
+            rank.kill()
+    assert ranks[0].returncode == 1
+    assert "rank 0 lost another one" in said

@@ -27,6 +27,7 @@ from kdkit.errors import CacheDiskFullError, CacheError
 from kdkit.teachers import Teacher
 
 CACHE = Synthetic(num_rows=1100, num_views=2)
+EXACT = BuildConfig(codec="float32", num_workers=0)
 CALLS = ("open", "posix_fallocate", "pwrite", "fsync", "replace", "mkdir")
 
 
@@ -173,31 +174,30 @@ def test_fault_05_a_really_full_disk_is_met_in_each_phase_and_survived(small_dis
     assert len(sealed) > 3
 
 
-def test_fault_21_a_cache_on_a_read_only_disk_is_read_and_none_is_written_there(
-    small_disk: Callable[[int], Path], tmp_path: Path
-) -> None:
-    root, dataset = small_disk(4 << 20), digits_dataset(8)
-    build_cache(Teacher(Pixels()), dataset, root / "t.h5", BuildConfig(codec="float32", num_workers=0))
-    subprocess.run(["mount", "-o", "remount,ro", str(root)], check=True)
-    open_cache(root / "t.h5", dataset).verify()
-    with pytest.raises(CacheError, match="no cache can be written"):
-        build_cache(Teacher(Pixels()), dataset, root / "u.h5", BuildConfig(codec="float32", num_workers=0))
-    with pytest.raises(OutputError, match="cannot be written"):
-        prepare_output(root / "run", (), overwrite=False)
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="root writes wherever a disk can be written: see the test above")
-def test_fault_21_a_cache_without_the_right_to_write_is_read_and_none_is_written_there(tmp_path: Path) -> None:
-    root, dataset = tmp_path / "root", digits_dataset(8)
-    build_cache(Teacher(Pixels()), dataset, root / "t.h5", BuildConfig(codec="float32", num_workers=0))
-    (root / "t.h5").chmod(0o444)
-    root.chmod(0o555)
-    try:
-        open_cache(root / "t.h5", dataset).verify()
-        with pytest.raises(CacheError, match="no cache can be written"):
-            build_cache(Teacher(Pixels()), dataset, root / "u.h5", BuildConfig(codec="float32", num_workers=0))
-    finally:
+@pytest.fixture(params=["a disk that is mounted so", "a folder without the right"])
+def read_only(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
+    """A folder with a cache of 8 digits, where nothing can be written."""
+    mounts = request.param == "a disk that is mounted so"
+    if not mounts and os.geteuid() == 0:
+        pytest.skip("root writes wherever the disk can be written")
+    root = request.getfixturevalue("small_disk")(4 << 20) if mounts else tmp_path / "root"
+    build_cache(Teacher(Pixels()), digits_dataset(8), root / "t.h5", EXACT)
+    if mounts:
+        subprocess.run(["mount", "-o", "remount,ro", str(root)], check=True)
+    else:
+        (root / "t.h5").chmod(0o444)
+        root.chmod(0o555)
+    yield root
+    if not mounts:
         root.chmod(0o755)
+
+
+def test_fault_21_a_cache_is_read_where_nothing_can_be_written_and_none_is_begun_there(read_only: Path) -> None:
+    open_cache(read_only / "t.h5", digits_dataset(8)).verify()
+    with pytest.raises(CacheError, match="no cache can be written"):
+        build_cache(Teacher(Pixels()), digits_dataset(8), read_only / "u.h5", EXACT)
+    with pytest.raises(OutputError, match="cannot be written"):
+        prepare_output(read_only / "run", (), overwrite=False)
 
 
 @pytest.mark.parametrize("call", ["fsync", "replace", "pwrite", "mkdir"])

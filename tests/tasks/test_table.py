@@ -9,6 +9,7 @@ do is in tests/distributed.
 from __future__ import annotations
 
 import io
+import shutil
 from collections.abc import Callable
 from typing import Any
 
@@ -136,16 +137,31 @@ def test_each_task_with_every_loss_is_one_graph_that_says_what_it_says_eager(
     if (student, teacher) == (VIT, CNN):
         ways = [(None, "aot_eager"), (task.teacher(Batch(images, torch.zeros(0))), "eager")]
     for said, backend in ways:
-        torch.compiler.reset()
-        results: list[Result] = []
-        for step in (task, torch.compile(task, fullgraph=True, backend=backend)):
-            torch.manual_seed(17)
-            result = step(images, target, said)
-            results.append(result | slopes(task, result))
-        eager, compiled = results
-        assert list(eager) == list(compiled)
-        for name, value in eager.items():
-            torch.testing.assert_close(compiled[name], value, rtol=1e-4, atol=1e-4, msg=f"{name}, {backend}")
+        assert_compiles_to_the_same(task, (images, target, said), backend)
+
+
+def assert_compiles_to_the_same(
+    task: DistillationTask, arguments: tuple[Tensor, Tensor, TeacherOutput | None], backend: str
+) -> None:
+    """Values and gradients of every term, of one graph."""
+    torch.compiler.reset()
+    results: list[Result] = []
+    for step in (task, torch.compile(task, fullgraph=True, backend=backend)):
+        torch.manual_seed(17)
+        result = step(*arguments)
+        results.append(result | slopes(task, result))
+    eager, compiled = results
+    assert list(eager) == list(compiled)
+    for name, value in eager.items():
+        torch.testing.assert_close(compiled[name], value, rtol=1e-4, atol=1e-4, msg=f"{name}, {backend}")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch's own compiler needs g++")
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_task_compiled_to_machine_code_says_what_it_says_eager(kind: str) -> None:
+    task = make(kind, KINDS[kind], VIT, CNN).float()
+    assert_compiles_to_the_same(task, (batch()[0].float(), batch()[1], None), "inductor")
 
 
 def test_the_same_normalisation_is_asked_of_both() -> None:
