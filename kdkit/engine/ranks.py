@@ -113,9 +113,9 @@ def together(function: Callable[[], None]) -> None:
     except BaseException as caught:
         error = caught
         print(f"kdkit: rank {rank()} failed, and waits for the others: {_said(error)}", file=sys.stderr, flush=True)
-    messages = gather(None if error is None else _said(error))
-    if error is not None:
-        raise error
+    messages: list[str | None] = []
+    with _raising(error):
+        messages = gather(None if error is None else _said(error))
     for number, message in enumerate(messages):
         if message is not None:
             raise OtherRankError(f"rank {number} failed: {message}")
@@ -137,9 +137,8 @@ def on_rank_zero(function: Callable[[], Result]) -> Result:
             message[0] = function()
         except BaseException as caught:
             error, message[1] = caught, _said(caught)
-    dist.broadcast_object_list(message, src=0)
-    if error is not None:
-        raise error
+    with _raising(error):
+        dist.broadcast_object_list(message, src=0)
     if message[1] is not None:
         raise OtherRankError(f"rank 0 failed: {message[1]}")
     return cast(Result, message[0])
@@ -168,6 +167,18 @@ def share_buffers(module: nn.Module) -> None:
     if world_size() > 1:
         for buffer in module.buffers():
             dist.broadcast(buffer, src=0)
+
+
+@contextmanager
+def _raising(error: BaseException | None) -> Iterator[None]:
+    """Tells the others; then raises this rank's own error, if it has one, also where the others are gone."""
+    try:
+        yield
+    except RuntimeError:
+        if error is None:
+            raise
+    if error is not None:
+        raise error
 
 
 def _said(error: BaseException) -> str:

@@ -158,6 +158,7 @@ def assert_compiles_to_the_same(
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch's own compiler needs g++")
+@pytest.mark.filterwarnings("ignore:.*torch._prims_common.check.* is deprecated:FutureWarning")  # torch's own
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_task_compiled_to_machine_code_says_what_it_says_eager(kind: str) -> None:
     task = make(kind, KINDS[kind], VIT, CNN).float()
