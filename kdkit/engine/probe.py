@@ -73,14 +73,17 @@ def fit_and_measure(
 def num_looked_at(logit_codec: RowCodec | None, num_rows: int) -> int:
     """Images that the teacher is asked about before a build of so many rows, to fit and to measure."""
     measured = -(-num_rows // _spacing(logit_codec, num_rows))
-    fits = isinstance(logit_codec, Codec) and logit_codec.needs_fit
-    return measured + (max(1, min(FIT_ROWS, num_rows - measured)) if fits else 0)
+    return measured + (max(1, min(FIT_ROWS, num_rows - measured)) if _fits(logit_codec) else 0)
+
+
+def _fits(logit_codec: RowCodec | None) -> bool:
+    """Whether it learns from what the teacher says."""
+    return isinstance(logit_codec, Codec) and logit_codec.needs_fit
 
 
 def _spacing(logit_codec: RowCodec | None, num_rows: int) -> int:
     """From one row that is measured to the next."""
-    fits = isinstance(logit_codec, Codec) and logit_codec.needs_fit
-    return -(-num_rows // max(1, min(MEASURED_ROWS, num_rows // 4 if fits else num_rows)))
+    return -(-num_rows // max(1, min(MEASURED_ROWS, num_rows // 4 if _fits(logit_codec) else num_rows)))
 
 
 def _draw(dataset: ReplayedDataset, each: int, fit_rows: int) -> list[int]:
