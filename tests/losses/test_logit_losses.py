@@ -170,6 +170,16 @@ def test_one_sample_is_enough(name):
     assert slope(name, student, teacher, target).isfinite().all()
 
 
+@pytest.mark.parametrize("scale", [3.0, 20.0])  # below and above where float32 is precise enough by itself
+def test_dist_of_a_batch_in_many_blocks_is_in_float32_what_it_is_in_float64(scale):
+    generator = torch.Generator().manual_seed(5)
+    pair = [scale * torch.randn(300, 1000, generator=generator) for _ in range(2)]
+    exact = [logits.double() for logits in pair]
+    torch.testing.assert_close(losses.dist(*pair).double(), losses.dist(*exact), rtol=1e-5, atol=0)
+    slopes = [slope("dist", *logits, None).double() for logits in (pair, exact)]
+    assert (slopes[0] - slopes[1]).abs().max() < 1e-4 * slopes[1].abs().max()
+
+
 def test_dist_of_one_sample_keeps_the_class_term_constant():
     student, teacher, _ = make(batch=1)
     torch.testing.assert_close(losses.dist(student, teacher, beta=0.0, gamma=3.0).item(), 3.0)
