@@ -9,14 +9,14 @@ from dataclasses import dataclass
 import torch
 
 from kdkit.cache.codecs import RowCodec, codec_from_dict
-from kdkit.cache.format import LOGITS, codec_array_name
+from kdkit.cache.format import codec_array_name
 from kdkit.cache.hdf5 import Array
 from kdkit.cache.metadata import CacheMetadata
 from kdkit.cache.size import packed_num_bytes
 from kdkit.config import BuildConfig
 from kdkit.data import EpochSampler, ReplayedDataset, ReplayLoader, naming_dead_workers
 from kdkit.engine.ask import ask, tapped
-from kdkit.engine.plan import plan_cache
+from kdkit.engine.plan import choose_codec, plan_cache
 from kdkit.engine.probe import num_looked_at
 from kdkit.teachers import Teacher
 
@@ -65,7 +65,7 @@ def estimate_cache(
         row_bytes=metadata.all_row_bytes,
         images=images,
         images_per_second=speed,
-        seconds=(images + num_looked_at(codecs.get(LOGITS), metadata.num_rows)) / speed,
+        seconds=(images + num_looked_at(choose_codec(teacher, dataset, config), metadata.num_rows)) / speed,
         fidelity=metadata.fidelity,
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
 
@@ -38,7 +39,16 @@ def fill_together(
     images = sum(shard.num_rows for shard in mine)
     shown = show_progress and ranks.rank() == 0
     with progress(f"asking {teacher.name}", images, "images", enabled=shown) as advance:
-        ranks.together(lambda: _fill(parts, mine, teacher, dataset, config, torch.device(device), advance))
+
+        def fill_mine() -> None:
+            try:
+                _fill(parts, mine, teacher, dataset, config, torch.device(device), advance)
+            except Exception as error:
+                if ranks.world_size() > 1:  # said now: the others may take hours to come to their end
+                    print(f"kdkit: rank {ranks.rank()} failed, and waits for the others: {error}", file=sys.stderr)
+                raise
+
+        ranks.together(fill_mine)
     return sum(shard.num_rows for shard in missing)
 
 

@@ -59,7 +59,7 @@ def fit_and_measure(
     codecs: dict[str, RowCodec] = {}
     if logit_codec is not None:
         codecs[LOGITS] = logit_codec
-        if logit_codec.needs_fit:
+        if _fits(logit_codec):
             codecs[LOGITS] = _fit(logit_codec, _draw(dataset, each, fit_rows), teacher, dataset, config, device)
     measures: dict[str, list[Array]] = {stream: [] for stream in config.streams}
     for stream, values in _ask_about(range(0, len(dataset), each), codecs, teacher, dataset, config, device):
@@ -70,18 +70,18 @@ def fit_and_measure(
     }
 
 
-def num_looked_at(logit_codec: RowCodec | None, num_rows: int) -> int:
+def num_looked_at(logit_codec: Codec | None, num_rows: int) -> int:
     """Images that the teacher is asked about before a build of so many rows, to fit and to measure."""
     measured = -(-num_rows // _spacing(logit_codec, num_rows))
     return measured + (max(1, min(FIT_ROWS, num_rows - measured)) if _fits(logit_codec) else 0)
 
 
-def _fits(logit_codec: RowCodec | None) -> bool:
-    """Whether it learns from what the teacher says."""
-    return isinstance(logit_codec, Codec) and logit_codec.needs_fit
+def _fits(logit_codec: Codec | None) -> bool:
+    """Whether it, not fitted yet, is to learn from what the teacher says."""
+    return logit_codec is not None and logit_codec.needs_fit
 
 
-def _spacing(logit_codec: RowCodec | None, num_rows: int) -> int:
+def _spacing(logit_codec: Codec | None, num_rows: int) -> int:
     """From one row that is measured to the next."""
     return -(-num_rows // max(1, min(MEASURED_ROWS, num_rows // 4 if _fits(logit_codec) else num_rows)))
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -112,7 +111,6 @@ def together(function: Callable[[], None]) -> None:
         function()
     except BaseException as caught:
         error = caught
-        print(f"kdkit: rank {rank()} failed, and waits for the others: {_said(error)}", file=sys.stderr, flush=True)
     messages: list[str | None] = []
     with _raising(error):
         messages = gather(None if error is None else _said(error))

@@ -16,13 +16,14 @@ from support import RECIPE, Pixels, Watched, cache_contents, digits, digits_data
 
 from kdkit import build_cache, create_teacher, extend_cache, open_cache
 from kdkit.cache import CachedTeacher
-from kdkit.cache.codecs import LowRankCodec
+from kdkit.cache.codecs import LowRankCodec, create_codec
 from kdkit.cache.parts import Parts, parts_folder
 from kdkit.config import BuildConfig, ReplayRecipe
 from kdkit.data import ArraySource, EpochSampler, ReplayedDataset, ReplayLoader
 from kdkit.engine.cache_plot import plot_cache
 from kdkit.engine.estimate import estimate_cache
 from kdkit.engine.plan import choose_codec, plan_cache
+from kdkit.engine.probe import num_looked_at
 from kdkit.errors import CacheCorruptError, ConfigError
 from kdkit.signals import Batch, TeacherOutput
 from kdkit.teachers import Teacher
@@ -245,12 +246,22 @@ def test_an_estimate_looks_at_fewer_images_than_a_build_whose_look_is_in_its_tim
 ) -> None:
     monkeypatch.setattr("kdkit.engine.estimate.FIT_ROWS", 30)
     config = BuildConfig(codec="lowrank", codec_options={"row_bytes": 12}, num_workers=0, batch_size=10)
-    dataset = digits_dataset(400, ReplayRecipe(size=16, hflip=0.0))
+    dataset = digits_dataset(700, ReplayRecipe(size=16, hflip=0.0))
     estimated = Watched(lambda number, logits: None)
     estimate = estimate_cache(estimated, dataset, config)
-    assert estimated.asked < 25  # 10 batches to measure on, 3 to fit to, and the timed ones
+    assert estimated.asked < 27  # 18 batches to measure on, 3 to fit to, and the timed ones
     built = Watched(lambda number, logits: None)
     build_cache(built, dataset, tmp_path / "t.h5", config)
-    assert built.asked == 40 + 40  # 300 images to fit to, 100 to measure on, and all
-    assert estimate.seconds * estimate.images_per_second == pytest.approx(800)
+    assert built.asked == 53 + 18 + 70  # 525 images to fit to, 175 to measure on, and all
+    assert estimate.seconds * estimate.images_per_second == pytest.approx(525 + 175 + 700)
     assert (tmp_path / "t.h5").stat().st_size == pytest.approx(estimate.num_bytes, rel=0.03)
+
+
+@pytest.mark.parametrize(
+    ("num_rows", "fitting", "measuring"), [(1, 2, 1), (2, 2, 2), (700, 700, 350), (1_281_167, 16_384 + 512, 512)]
+)
+def test_a_build_looks_at_some_images_beforehand_and_never_at_all_of_many(
+    num_rows: int, fitting: int, measuring: int
+) -> None:
+    assert num_looked_at(LowRankCodec(num_classes=1000), num_rows) == fitting
+    assert num_looked_at(create_codec("int8", 1000), num_rows) == measuring

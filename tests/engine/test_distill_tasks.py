@@ -27,7 +27,7 @@ from kdkit.engine.create_task import create_task
 from kdkit.engine.distill import distill
 from kdkit.engine.train import train
 from kdkit.engine.train_report import TrainReport
-from kdkit.errors import ConfigError, MissingTeacherError
+from kdkit.errors import CacheStreamError, ConfigError, MissingTeacherError
 from kdkit.signals import TeacherOutput
 
 TRAIN = TrainConfig(epochs=1, batch_size=20, num_workers=0)
@@ -204,3 +204,12 @@ def test_no_rank_is_left_with_a_batch_of_an_image_or_two(
     config = DistillConfig(data="", output="", student="", cache="x", train=TrainConfig(batch_size=64, num_workers=0))
     task = create_task(config, tiny_model(), None, None)
     assert len(create_loader(digits_dataset(count), task, config, torch.device("cpu"), shuffle=True)) == batches
+
+
+def test_a_cache_without_logits_is_refused_at_once_by_a_task_that_compares_them(folder: Path, tmp_path: Path) -> None:
+    dataset = ReplayedDataset(FolderSource(folder / "images"), ReplayRecipe(size=32, hflip=0.0))
+    config = BuildConfig(streams=("pooled",), num_workers=0)
+    build_cache(create_teacher(tiny_model(seed=1)), dataset, folder / "pooled.h5", config)
+    with pytest.raises(CacheStreamError, match=r"no stream 'logits', it has streams pooled: .* pooled,logits"):
+        distill(run(folder, tmp_path / "run", "pooled", student="test_vit"))
+    assert not (tmp_path / "run").exists()
