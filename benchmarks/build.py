@@ -29,10 +29,10 @@ from _crops import NUM_CLASSES, crop_dataset
 from _result import Report, Spread, parser, ratio
 
 import kdkit
-from kdkit.cache.parts import Parts, parts_folder
+from kdkit.building.plan import plan_cache
+from kdkit.cache.shards.folder import Parts, parts_folder
 from kdkit.config import BuildConfig
 from kdkit.data import RangeSampler, ReplayedDataset, ReplayLoader
-from kdkit.engine.plan import plan_cache
 from kdkit.teachers import Teacher
 
 LIMIT = 0.95

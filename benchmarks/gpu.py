@@ -28,9 +28,9 @@ from kdkit.cache import CachedTeacher
 from kdkit.cache.codecs import Codec, create_codec
 from kdkit.config import BuildConfig
 from kdkit.data import EpochSampler, ReplayLoader
-from kdkit.signals import Batch, Normalization
 from kdkit.tasks import TrainingTask
 from kdkit.teachers import Teacher
+from kdkit.types import Batch, Normalization
 
 TEACHER, STUDENT, SIZE, BATCH = "vit_large_patch16_224", "resnet50", 224, 256
 DEVICE, DTYPE, LAYOUT = "cuda", torch.bfloat16, torch.channels_last

@@ -26,8 +26,8 @@ from kdkit import ClassificationTask, LogitDistillationTask, build_cache, open_c
 from kdkit.cache import CachedTeacher
 from kdkit.config import BuildConfig, ReplayRecipe
 from kdkit.data import ArraySource, EpochSampler, ReplayedDataset, ReplayLoader
-from kdkit.signals import Batch, Normalization
 from kdkit.teachers import create_teacher
+from kdkit.types import Batch, Normalization
 
 STUDENT = "mobilenetv3_small_100"
 TEACHERS = ("mobilenetv3_large_100", "resnet18", "resnet50", "resnet152")

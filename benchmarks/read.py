@@ -34,11 +34,11 @@ from _ways import (
 
 from kdkit.cache import open_cache
 from kdkit.cache.codecs import create_codec
-from kdkit.cache.format import BLOCK_ROWS, DIGEST_NAME, KEYS_NAME, hashed_rows
-from kdkit.cache.keys import key_digests, keys_sha256, pack_keys
-from kdkit.cache.metadata import CacheMetadata
-from kdkit.cache.pack import pack
-from kdkit.cache.parts import Parts
+from kdkit.cache.format.constants import BLOCK_ROWS, DIGEST_NAME, KEYS_NAME, hashed_rows
+from kdkit.cache.format.keys import key_digests, keys_sha256, pack_keys
+from kdkit.cache.format.metadata import CacheMetadata
+from kdkit.cache.packing import pack
+from kdkit.cache.shards.folder import Parts
 from kdkit.config import ReplayRecipe
 from kdkit.teachers import create_teacher
 

@@ -26,9 +26,9 @@ from torch import nn
 from kdkit import ClassificationTask, LogitDistillationTask, build_cache, create_teacher, open_cache
 from kdkit.config import BuildConfig, ReplayRecipe, TrainConfig
 from kdkit.data import ArraySource, EpochSampler, ReplayedDataset, ReplayLoader
-from kdkit.engine.train import train
-from kdkit.signals import Batch, Normalization, TeacherOutput, TeacherSource
 from kdkit.teachers import Teacher
+from kdkit.training.train import train
+from kdkit.types import Batch, Normalization, TeacherOutput, TeacherSource
 
 SIZE, TEACHER, STUDENT = 32, "test_resnet", "test_resnet"
 VIEWS = ReplayRecipe(

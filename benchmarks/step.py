@@ -27,10 +27,10 @@ import kdkit
 from kdkit.cache import CachedTeacher
 from kdkit.config import BuildConfig, TrainConfig
 from kdkit.data import EpochSampler, ReplayedDataset, ReplayLoader
-from kdkit.engine.logger import RunLogger
-from kdkit.engine.train import train
-from kdkit.signals import Batch, Normalization
 from kdkit.tasks import TrainingTask
+from kdkit.training.logger import RunLogger
+from kdkit.training.train import train
+from kdkit.types import Batch, Normalization
 
 LIMIT, LOOP_LIMIT = 1.03, 1.02
 

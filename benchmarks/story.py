@@ -30,8 +30,8 @@ from kdkit import LogitDistillationTask, build_cache, open_cache
 from kdkit.cache.codecs import create_codec
 from kdkit.config import BuildConfig, ReplayRecipe
 from kdkit.data import EpochSampler, ReplayedDataset, ReplayLoader
-from kdkit.signals import Normalization, TeacherOutput
 from kdkit.teachers import TeacherEnsemble, create_teacher
+from kdkit.types import Normalization, TeacherOutput
 
 VIEWS = 2
 FOLDS = 4  # a fold is held out: 4 or 5 photographs

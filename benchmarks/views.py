@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader
 
 from kdkit.config import ReplayRecipe
 from kdkit.data import EpochSampler, FolderSource, RangeSampler, ReplayedDataset, ReplayLoader
-from kdkit.signals import IMAGENET_MEAN, IMAGENET_STD, Normalization
+from kdkit.types import IMAGENET_MEAN, IMAGENET_STD, Normalization
 
 SIZE, BATCH = 224, 32
 OTHERS = ("timm create_loader", "torch DataLoader")

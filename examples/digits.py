@@ -17,8 +17,8 @@ from sklearn.datasets import load_digits
 import kdkit
 from kdkit.config import ReplayRecipe, TrainConfig
 from kdkit.data import ArraySource, EpochSampler, ReplayedDataset, ReplayLoader
-from kdkit.engine.train import train
-from kdkit.signals import Normalization
+from kdkit.training.train import train
+from kdkit.types import Normalization
 
 SEEN = 600
 """Digits to learn from; 300 others are held out."""

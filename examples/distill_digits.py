@@ -20,8 +20,8 @@ from sklearn.datasets import load_digits
 import kdkit
 from kdkit.config import BuildConfig, ReplayRecipe, TrainConfig
 from kdkit.data import ArraySource, EpochSampler, ReplayedDataset, ReplayLoader
-from kdkit.engine.train import train
-from kdkit.signals import Normalization
+from kdkit.training.train import train
+from kdkit.types import Normalization
 
 
 def load(dataset: ReplayedDataset, model: torch.nn.Module, *, shuffle: bool = True) -> ReplayLoader:

@@ -20,7 +20,7 @@ import torch
 import kdkit
 from kdkit.cache import CachedTeacher
 from kdkit.config import BuildConfig
-from kdkit.signals import Batch
+from kdkit.types import Batch
 
 
 class Distillation(lightning.LightningModule):

@@ -21,15 +21,15 @@ import ray
 import torch
 
 import kdkit
-from kdkit.cache.lock import writer_lock
-from kdkit.cache.metadata import Shard
-from kdkit.cache.parts import Parts, parts_folder
+from kdkit.building.build import BuildReport
+from kdkit.building.resume import check_writable, resume_or_start
+from kdkit.building.shards import fill_together
+from kdkit.cache.format.metadata import Shard
+from kdkit.cache.shards.folder import Parts, parts_folder
+from kdkit.cache.shards.lock import writer_lock
 from kdkit.config import BuildConfig, ReplayRecipe, TeacherConfig
 from kdkit.data import ReplayedDataset
-from kdkit.engine.build import BuildReport
-from kdkit.engine.fill import fill_together
-from kdkit.engine.resolve import resolve_dataset, resolve_teacher
-from kdkit.engine.resume import check_writable, resume_or_start
+from kdkit.resolve import resolve_dataset, resolve_teacher
 from kdkit.teachers import Teacher
 
 

@@ -9,10 +9,9 @@ from kdkit._version import __version__
 
 if TYPE_CHECKING:
     from kdkit import losses as losses
+    from kdkit.building.build import build_cache as build_cache
+    from kdkit.building.extend import extend_cache as extend_cache
     from kdkit.cache import open_cache as open_cache
-    from kdkit.engine.build import build_cache as build_cache
-    from kdkit.engine.extend import extend_cache as extend_cache
-    from kdkit.signals import TeacherOutput as TeacherOutput
     from kdkit.tasks import ClassificationTask as ClassificationTask
     from kdkit.tasks import FeatureDistillationTask as FeatureDistillationTask
     from kdkit.tasks import LogitDistillationTask as LogitDistillationTask
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
     from kdkit.teachers import Teacher as Teacher
     from kdkit.teachers import TeacherEnsemble as TeacherEnsemble
     from kdkit.teachers import create_teacher as create_teacher
+    from kdkit.types import TeacherOutput as TeacherOutput
 
 __all__ = [
     "ClassificationTask",
@@ -47,12 +47,12 @@ __getattr__, __dir__ = lazy_exports(
         "LogitDistillationTask": "kdkit.tasks",
         "Teacher": "kdkit.teachers",
         "TeacherEnsemble": "kdkit.teachers",
-        "TeacherOutput": "kdkit.signals",
+        "TeacherOutput": "kdkit.types",
         "TokenDistillationTask": "kdkit.tasks",
         "TrainingTask": "kdkit.tasks",
-        "build_cache": "kdkit.engine.build",
+        "build_cache": "kdkit.building.build",
         "create_teacher": "kdkit.teachers",
-        "extend_cache": "kdkit.engine.extend",
+        "extend_cache": "kdkit.building.extend",
         "losses": "kdkit.losses",
         "open_cache": "kdkit.cache",
     },

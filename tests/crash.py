@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from kdkit.cache.lock import LOCK_NAME
+from kdkit.cache.shards.lock import LOCK_NAME
 
 _PAGE = 4096
 Event = tuple[Any, ...]

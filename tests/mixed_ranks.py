@@ -12,7 +12,7 @@ import torch.distributed as dist
 from support import CLASSES, RECIPE, digits
 
 from kdkit.data import ArraySource, EpochSampler, RangeSampler, ReplayedDataset, ReplayLoader
-from kdkit.signals import Normalization
+from kdkit.types import Normalization
 
 MIXED = dataclasses.replace(RECIPE, mixup_alpha=0.8, cutmix_alpha=1.0)
 BATCH_SIZES = (2, 8, 30)

@@ -17,8 +17,8 @@ from torch import nn
 
 from kdkit.config import ReplayRecipe
 from kdkit.data import ArraySource, EpochSampler, ReplayedDataset, ReplayLoader
-from kdkit.signals import Batch, Normalization, TeacherOutput
 from kdkit.teachers import Teacher
+from kdkit.types import Batch, Normalization, TeacherOutput
 
 CLASSES = [str(digit) for digit in range(10)]
 RECIPE = ReplayRecipe(size=32, scale=(0.3, 1.0), hflip=0.5, auto_augment="rand-m5-n2-mstd0.5", num_views=2, seed=7)

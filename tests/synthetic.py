@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 
 from kdkit import open_cache
-from kdkit.cache.format import DIGEST_NAME, KEYS_NAME, hashed_rows
-from kdkit.cache.keys import key_digests, keys_sha256, pack_keys
-from kdkit.cache.metadata import CacheMetadata, Shard
-from kdkit.cache.pack import pack
-from kdkit.cache.parts import Parts, parts_folder
+from kdkit.cache.format.constants import DIGEST_NAME, KEYS_NAME, hashed_rows
+from kdkit.cache.format.keys import key_digests, keys_sha256, pack_keys
+from kdkit.cache.format.metadata import CacheMetadata, Shard
+from kdkit.cache.packing import pack
+from kdkit.cache.shards.folder import Parts, parts_folder
 
 CLASSES = 6
 

@@ -19,7 +19,7 @@ import torch
 
 from kdkit.cache import Codec, create_codec
 from kdkit.cache.codecs import RowCodec, create_feature_codec
-from kdkit.cache.format import (
+from kdkit.cache.format.constants import (
     DIGEST_NAME,
     KEYS_NAME,
     codec_array_name,
@@ -27,10 +27,10 @@ from kdkit.cache.format import (
     fidelity_fields,
     hashed_rows,
 )
-from kdkit.cache.keys import key_digests, keys_sha256, pack_keys
-from kdkit.cache.metadata import CacheMetadata
-from kdkit.cache.pack import pack
-from kdkit.cache.parts import Parts
+from kdkit.cache.format.keys import key_digests, keys_sha256, pack_keys
+from kdkit.cache.format.metadata import CacheMetadata
+from kdkit.cache.packing import pack
+from kdkit.cache.shards.folder import Parts
 
 Array = np.ndarray[Any, Any]
 ROWS, VIEWS, CLASSES, MANY_CLASSES = 5, 2, 4, 24

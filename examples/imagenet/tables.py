@@ -14,14 +14,14 @@ from pathlib import Path
 
 import torch
 
+from kdkit.building.fit import FIT_ROWS
 from kdkit.cache.codecs import create_codec
-from kdkit.cache.format import DIGEST_NAME, KEYS_NAME, codec_array_name
-from kdkit.cache.hdf5 import Array
-from kdkit.cache.keys import key_digests, keys_sha256, pack_keys
-from kdkit.cache.metadata import CacheMetadata
-from kdkit.cache.size import packed_num_bytes
+from kdkit.cache.format.constants import DIGEST_NAME, KEYS_NAME, codec_array_name
+from kdkit.cache.format.keys import key_digests, keys_sha256, pack_keys
+from kdkit.cache.format.metadata import CacheMetadata
+from kdkit.cache.hdf5.size import packed_num_bytes
+from kdkit.cache.hdf5.write import Array
 from kdkit.config import BuildConfig, ReplayRecipe
-from kdkit.engine.probe import FIT_ROWS
 
 IMAGES, CLASSES = 1_281_167, 1000
 VIEWS = (1, 10, 50, 300)

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdkit.cache.codecs import Codec, RowCodec
-from kdkit.cache.format import TEMPERATURES
+from kdkit.cache.format.constants import TEMPERATURES
 
 Array = np.ndarray[Any, Any]
 

@@ -14,10 +14,10 @@ from torch import Tensor, from_numpy
 
 from kdkit.cache.codecs import Codec, FeatureCodec, RowCodec
 from kdkit.cache.fidelity import summarise_rows
-from kdkit.cache.format import LOGITS
+from kdkit.cache.format.constants import LOGITS
+from kdkit.cache.lazy_arrays import stored_fidelity, stored_keys, stored_pixels
 from kdkit.cache.matching import match_keys
 from kdkit.cache.opening import locate, open_packed, open_parts, verify_arrays
-from kdkit.cache.stored import stored_fidelity, stored_keys, stored_pixels
 from kdkit.cache.summary import num_bytes, summarise
 from kdkit.errors import CacheError, CacheStreamError
 

@@ -11,12 +11,12 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from kdkit.cache.keys import key_digests, match_rows, refuse_other_samples
-from kdkit.cache.metadata import CacheMetadata
-from kdkit.cache.mismatch import refuse_mismatch
+from kdkit.cache.format.keys import key_digests, match_rows, refuse_other_samples
+from kdkit.cache.format.metadata import CacheMetadata
+from kdkit.cache.lazy_arrays import stored_digests, stored_keys, stored_pixels
 from kdkit.cache.pixels import check_pixels, checked_views
-from kdkit.cache.stored import stored_digests, stored_keys, stored_pixels
 from kdkit.config import ReplayRecipe
+from kdkit.runtime.compare import refuse_mismatch
 
 Array = np.ndarray[Any, Any]
 SAMPLES_FIELD = "dataset.samples"

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from kdkit.cache.codecs import RowCodec, codec_from_dict, known_codecs
-from kdkit.cache.door import open_hdf5
-from kdkit.cache.format import DIGEST_BYTES, DIGEST_NAME, KEYS_NAME, codec_array_name
-from kdkit.cache.identity import read_metadata
-from kdkit.cache.metadata import CacheMetadata, Shard
-from kdkit.cache.parts import Parts, parts_folder
+from kdkit.cache.format.constants import DIGEST_BYTES, DIGEST_NAME, KEYS_NAME, codec_array_name
+from kdkit.cache.format.metadata import CacheMetadata, Shard
+from kdkit.cache.hdf5.documents import read_metadata
+from kdkit.cache.hdf5.open import open_hdf5
+from kdkit.cache.hdf5.read import StrictFile
+from kdkit.cache.hdf5.segments import open_segments
 from kdkit.cache.payload import Payload, Segment
-from kdkit.cache.segments import open_segments
-from kdkit.cache.strict import StrictFile
+from kdkit.cache.shards.folder import Parts, parts_folder
 from kdkit.errors import CacheCorruptError, CacheIncompleteError, CacheNotFoundError, CacheVersionError, KdkitError
 
 Opened = tuple[CacheMetadata, dict[str, RowCodec], dict[tuple[int, str], Payload]]

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from kdkit.cache.format import BLOCK_ROWS
+from kdkit.cache.format.constants import BLOCK_ROWS
 from kdkit.errors import CacheCorruptError
 
 Array = np.ndarray[Any, Any]

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from kdkit.cache.codecs import TopKCodec
 from kdkit.cache.file import CacheFile
-from kdkit.cache.format import LOGITS
+from kdkit.cache.format.constants import LOGITS
 from kdkit.cache.matching import Replayable, match_dataset
 from kdkit.errors import CacheMismatchError, ConfigError
-from kdkit.signals import Batch, TeacherOutput
+from kdkit.types import Batch, TeacherOutput
 
 Array = np.ndarray[Any, Any]
 

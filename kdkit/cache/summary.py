@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from kdkit.cache.codecs import Codec, FeatureCodec, RowCodec
-from kdkit.cache.format import LOGITS, TEMPERATURES
-from kdkit.cache.metadata import CacheMetadata
+from kdkit.cache.format.constants import LOGITS, TEMPERATURES
+from kdkit.cache.format.metadata import CacheMetadata
 
 
 def num_bytes(path: Path) -> int:

@@ -9,13 +9,13 @@ from kdkit.config import CacheBuildConfig
 def run(arguments: list[str]) -> None:
     """Builds a cache, or goes on with one that was stopped."""
     config = parse_config(CacheBuildConfig, "cache build", arguments)
-    from kdkit.engine import ranks
-    from kdkit.engine.build import build_cache, describe_report
-    from kdkit.engine.fill import PATIENCE
-    from kdkit.engine.resolve import resolve_dataset, resolve_device, resolve_teacher
-    from kdkit.engine.resume import check_writable
+    from kdkit.building.build import build_cache, describe_report
+    from kdkit.building.resume import check_writable
+    from kdkit.building.shards import PATIENCE
+    from kdkit.resolve import resolve_dataset, resolve_device, resolve_teacher
+    from kdkit.runtime import distributed
 
-    with ranks.joined(config.device, timeout=PATIENCE):
+    with distributed.joined(config.device, timeout=PATIENCE):
         device = resolve_device(config.device)
         check_writable(config.output)  # before the teacher is loaded
         dataset = resolve_dataset(config.data, config.recipe)
@@ -29,6 +29,6 @@ def run(arguments: list[str]) -> None:
             allow_mismatch=config.allow_mismatch,
             show_progress=True,
         )
-        if ranks.rank() != 0:
+        if distributed.rank() != 0:
             return
     print(describe_report(report))

@@ -9,9 +9,9 @@ from kdkit.config import CacheEstimateConfig
 def run(arguments: list[str]) -> None:
     """Prints what a cache would cost."""
     config = parse_config(CacheEstimateConfig, "cache estimate", arguments)
+    from kdkit.building.estimate import estimate_cache
     from kdkit.cache.summary import describe_bytes, describe_fidelity
-    from kdkit.engine.estimate import estimate_cache
-    from kdkit.engine.resolve import resolve_dataset, resolve_device, resolve_teacher
+    from kdkit.resolve import resolve_dataset, resolve_device, resolve_teacher
 
     device = resolve_device(config.device)
     dataset = resolve_dataset(config.data, config.recipe)

@@ -9,7 +9,7 @@ from kdkit.config import CacheExportConfig
 def run(arguments: list[str]) -> None:
     """Writes one view for other tools."""
     config = parse_config(CacheExportConfig, "cache export", arguments)
-    from kdkit.engine.export import export_cache
+    from kdkit.cache.export import export_cache
 
     path = export_cache(config.cache, config.output, view=config.view, stream=config.stream, overwrite=config.overwrite)
     print(f"{path}: {path.stat().st_size:,} bytes")

@@ -9,15 +9,15 @@ from kdkit.config import CacheExtendConfig
 def run(arguments: list[str]) -> None:
     """Adds views to a finished cache, or goes on with an extension that was stopped."""
     config = parse_config(CacheExtendConfig, "cache extend", arguments)
+    from kdkit.building.build import describe_report
+    from kdkit.building.extend import extend_cache
+    from kdkit.building.shards import PATIENCE
     from kdkit.cache import open_cache
     from kdkit.config import ReplayRecipe
-    from kdkit.engine import ranks
-    from kdkit.engine.build import describe_report
-    from kdkit.engine.extend import extend_cache
-    from kdkit.engine.fill import PATIENCE
-    from kdkit.engine.resolve import resolve_dataset, resolve_device, resolve_teacher
+    from kdkit.resolve import resolve_dataset, resolve_device, resolve_teacher
+    from kdkit.runtime import distributed
 
-    with ranks.joined(config.device, timeout=PATIENCE):
+    with distributed.joined(config.device, timeout=PATIENCE):
         device = resolve_device(config.device)
         recipe = open_cache(config.cache).metadata.recipe
         dataset = resolve_dataset(config.data, ReplayRecipe.from_dict({**recipe, "num_views": config.num_views}))
@@ -31,6 +31,6 @@ def run(arguments: list[str]) -> None:
             allow_mismatch=config.allow_mismatch,
             show_progress=True,
         )
-        if ranks.rank() != 0:
+        if distributed.rank() != 0:
             return
     print(describe_report(report))

@@ -15,6 +15,6 @@ def run(arguments: list[str]) -> None:
     for name, value in cache.summary().items():
         print(f"{name:<12} {value}")
     if config.plot is not None:
-        from kdkit.engine.cache_plot import plot_cache
+        from kdkit.cache.plot import plot_cache
 
         print(f"{'plot':<12} {plot_cache(cache, config.plot)}")

@@ -9,10 +9,10 @@ from kdkit.config import CacheVerifyConfig
 def run(arguments: list[str]) -> None:
     """Compares every checksum, and rows with what the teacher says now."""
     config = parse_config(CacheVerifyConfig, "cache verify", arguments)
+    from kdkit.building.verify import verify_cache
     from kdkit.cache import open_cache
     from kdkit.config import ReplayRecipe
-    from kdkit.engine.resolve import resolve_dataset, resolve_device, resolve_teacher
-    from kdkit.engine.verify import verify_cache
+    from kdkit.resolve import resolve_dataset, resolve_device, resolve_teacher
 
     teacher = dataset = None
     if config.teacher is not None and config.data is not None:

@@ -9,7 +9,7 @@ from kdkit.config import DemoConfig
 def run(arguments: list[str]) -> None:
     """Runs the demonstration and prints its table."""
     config = parse_config(DemoConfig, "demo", arguments)
-    from kdkit.engine.demo import demo
-    from kdkit.engine.demo_report import print_table
+    from kdkit.demo.report import print_table
+    from kdkit.demo.run import demo
 
     print_table(demo(config, show_progress=True))

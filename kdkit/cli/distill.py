@@ -9,12 +9,12 @@ from kdkit.config import DistillConfig
 def run(arguments: list[str]) -> None:
     """Trains a student and prints what came out."""
     config = parse_config(DistillConfig, "distill", arguments)
-    from kdkit.engine import ranks
-    from kdkit.engine.distill import distill
+    from kdkit.runtime import distributed
+    from kdkit.training.distill import distill
 
-    with ranks.joined(config.device):
+    with distributed.joined(config.device):
         report = distill(config, show_progress=True)
-        if ranks.rank() != 0:
+        if distributed.rank() != 0:
             return
     training = report.training
     top1 = "not validated" if training.top1 is None else f"top-1 {training.top1:.2f} %"

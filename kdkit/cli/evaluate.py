@@ -9,7 +9,7 @@ from kdkit.config import EvaluateConfig
 def run(arguments: list[str]) -> None:
     """Prints how good and how fast a student is."""
     config = parse_config(EvaluateConfig, "evaluate", arguments)
-    from kdkit.engine.evaluate_student import evaluate_student
+    from kdkit.evaluation.student import evaluate_student
 
     report = evaluate_student(config, show_progress=True)
     print(

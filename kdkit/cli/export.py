@@ -9,7 +9,7 @@ from kdkit.config import ExportConfig
 def run(arguments: list[str]) -> None:
     """Writes a student as timm's hub has its models."""
     config = parse_config(ExportConfig, "export", arguments)
-    from kdkit.engine.export_student import export_student
+    from kdkit.training.export import export_student
 
     report = export_student(config)
     for file in report.files:

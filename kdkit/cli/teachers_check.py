@@ -11,8 +11,8 @@ from kdkit.config import TeachersCheckConfig
 def run(arguments: list[str]) -> None:
     """Prints a teacher's top-1 on labelled images beside its card's."""
     config = parse_config(TeachersCheckConfig, "teachers check", arguments)
-    from kdkit.engine.check import check_recipe, check_teacher
-    from kdkit.engine.resolve import card_of, resolve_card, resolve_dataset, resolve_device, resolve_teacher
+    from kdkit.evaluation.teacher import check_recipe, check_teacher
+    from kdkit.resolve import card_of, resolve_card, resolve_dataset, resolve_device, resolve_teacher
 
     card, device = card_of(config), resolve_device(config.device)
     if config.teacher is not None:

@@ -12,12 +12,12 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from typing_extensions import Self
 
-from kdkit.data.identity import transform_identity
-from kdkit.data.mixing import NOT_MIXED, Pairing, draw_mix
-from kdkit.data.own import OwnTransform, refuse_unseeded
-from kdkit.data.replay import kept_states, seed_all, view_seed
-from kdkit.data.source import ImageSource
-from kdkit.data.transform import Transform, create_view_transform
+from kdkit.data.sources.base import ImageSource
+from kdkit.data.views.custom import OwnTransform, refuse_unseeded
+from kdkit.data.views.fingerprint import transform_identity
+from kdkit.data.views.mixing import NOT_MIXED, Pairing, draw_mix
+from kdkit.data.views.seed import kept_states, seed_all, view_seed
+from kdkit.data.views.transform import Transform, create_view_transform
 from kdkit.errors import ConfigError, DatasetError
 from kdkit.recipe import ReplayRecipe
 

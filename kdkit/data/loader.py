@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from kdkit.data.ahead import copied_ahead
 from kdkit.data.batch import PixelBatch, collate
 from kdkit.data.dataset import ReplayedDataset
+from kdkit.data.prefetch import copied_ahead
 from kdkit.data.sampler import EpochSampler, RangeSampler
 from kdkit.data.worker import leave_signals_to_parent
 from kdkit.errors import DatasetError
-from kdkit.signals import Batch, Normalization
+from kdkit.types import Batch, Normalization
 
 _logger = logging.getLogger(__name__)
 _WORKER_DIED = "DataLoader worker"  # how torch's RuntimeError begins, wherever in the main thread it is raised

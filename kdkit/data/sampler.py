@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch.utils.data import Sampler
 
-from kdkit.data.replay import view_seed
+from kdkit.data.views.seed import view_seed
 from kdkit.errors import ConfigError
 
 Index = tuple[int, int]

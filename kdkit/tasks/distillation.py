@@ -13,13 +13,13 @@ from kdkit import losses
 from kdkit.config import EMA
 from kdkit.errors import ConfigError, MissingTeacherError
 from kdkit.losses import to_compute_dtype
-from kdkit.signals import Batch, TeacherOutput
 from kdkit.tasks.classification import Criterion
 from kdkit.tasks.observation import TeacherLogits, observe
 from kdkit.tasks.source import check_student, logits_of, resolve_teacher
 from kdkit.tasks.task import TrainingTask
 from kdkit.tasks.term import DistillLosses, as_terms, bound_loss
 from kdkit.teachers import Teacher
+from kdkit.types import Batch, TeacherOutput
 
 
 class TaskOptions(TypedDict, total=False):

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from typing_extensions import Unpack
 
 from kdkit.errors import CheckpointError, ConfigError, MissingTeacherError
-from kdkit.signals import TeacherOutput
 from kdkit.tasks.classification import Criterion
 from kdkit.tasks.comparison import Comparison
 from kdkit.tasks.distillation import DistillationTask, TaskOptions
@@ -19,6 +18,7 @@ from kdkit.tasks.feature_student import FeatureStudent
 from kdkit.tasks.term import DistillLosses, LossTerm
 from kdkit.teachers import Teacher
 from kdkit.teachers.tap import check_taps, tap_width
+from kdkit.types import TeacherOutput
 
 _STATE = "comparisons"
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from kdkit.signals import TeacherOutput
 from kdkit.tasks.distillation import DistillationTask
+from kdkit.types import TeacherOutput
 
 
 class LogitDistillationTask(DistillationTask):

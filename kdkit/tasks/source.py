@@ -10,9 +10,9 @@ from torch import nn
 
 from kdkit import losses
 from kdkit.errors import ClassMismatchError, ConfigError
-from kdkit.signals import Normalization, TeacherOutput
 from kdkit.tasks.observation import TeacherLogits
 from kdkit.teachers import Teacher, create_teacher
+from kdkit.types import Normalization, TeacherOutput
 
 
 def logits_of(said: TeacherOutput) -> TeacherLogits | None:

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from typing_extensions import Unpack
 
 from kdkit.errors import ConfigError
-from kdkit.signals import TeacherOutput
 from kdkit.tasks.classification import Criterion
 from kdkit.tasks.distillation import DistillationTask, TaskOptions
 from kdkit.tasks.term import DistillLosses
 from kdkit.teachers import Teacher
+from kdkit.types import TeacherOutput
 
 SOFT = "soft"
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from kdkit.errors import ConfigError, UnknownNameError, nearest
-from kdkit.teachers._reading import build, load_mapping, shown
+from kdkit.teachers.card_reading import build, load_mapping, shown
 
 SHIPPED = Path(__file__).parent / "cards"
 OWN = Path("teachers")  # relative: the user's working directory

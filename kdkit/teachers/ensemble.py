@@ -18,8 +18,8 @@ from typing_extensions import Self
 
 from kdkit.errors import ClassMismatchError, ConfigError
 from kdkit.losses import mean_teacher
-from kdkit.signals import Batch, Normalization
 from kdkit.teachers.teacher import Teacher
+from kdkit.types import Batch, Normalization
 
 
 class TeacherEnsemble(Teacher):

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdkit.errors import ConfigError, ShapeError
-from kdkit.signals import Normalization
+from kdkit.types import Normalization
 
 Resize = Literal["bicubic", "bilinear", "error"]
 """How images of another size are taken."""

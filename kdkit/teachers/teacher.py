@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from kdkit.errors import ConfigError
-from kdkit.signals import Batch, Normalization, TeacherOutput
 from kdkit.teachers.class_map import MISSING, ClassMap, Missing, class_index, pick_classes, resolve_class_map
 from kdkit.teachers.fingerprint import fingerprint
 from kdkit.teachers.model_config import model_config, only_input_size
 from kdkit.teachers.preparation import Preparation, Resize
 from kdkit.teachers.split import Answer, Splitter
 from kdkit.teachers.tap import check_taps, forward_with_taps
+from kdkit.types import Batch, Normalization, TeacherOutput
 
 
 class Teacher(nn.Module):

@@ -15,18 +15,18 @@ import torch
 from support import RECIPE, Pixels, Watched, cache_contents, digits, digits_dataset, tiny_model
 
 from kdkit import build_cache, create_teacher, extend_cache, open_cache
+from kdkit.building.estimate import estimate_cache
+from kdkit.building.fit import num_looked_at
+from kdkit.building.plan import choose_codec, plan_cache
 from kdkit.cache import CachedTeacher
 from kdkit.cache.codecs import LowRankCodec, create_codec
-from kdkit.cache.parts import Parts, parts_folder
+from kdkit.cache.plot import plot_cache
+from kdkit.cache.shards.folder import Parts, parts_folder
 from kdkit.config import BuildConfig, ReplayRecipe
 from kdkit.data import ArraySource, EpochSampler, ReplayedDataset, ReplayLoader
-from kdkit.engine.cache_plot import plot_cache
-from kdkit.engine.estimate import estimate_cache
-from kdkit.engine.plan import choose_codec, plan_cache
-from kdkit.engine.probe import num_looked_at
 from kdkit.errors import CacheCorruptError, ConfigError
-from kdkit.signals import Batch, TeacherOutput
 from kdkit.teachers import Teacher
+from kdkit.types import Batch, TeacherOutput
 
 GOLDEN = Path(__file__).parents[2] / "cache" / "golden"
 ROWS, VIEWS = 1300, 3  # two shards a view
@@ -244,7 +244,7 @@ def test_options_are_those_of_the_default_codec_where_none_is_named(num_classes:
 def test_an_estimate_looks_at_fewer_images_than_a_build_whose_look_is_in_its_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("kdkit.engine.estimate.FIT_ROWS", 30)
+    monkeypatch.setattr("kdkit.building.estimate.FIT_ROWS", 30)
     config = BuildConfig(codec="lowrank", codec_options={"row_bytes": 12}, num_workers=0, batch_size=10)
     dataset = digits_dataset(700, ReplayRecipe(size=16, hflip=0.0))
     estimated = Watched(lambda number, logits: None)

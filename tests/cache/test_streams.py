@@ -20,13 +20,13 @@ from safetensors.torch import load_file
 from support import RECIPE, cache_contents, digits, digits_dataset, tiny_model
 
 from kdkit import build_cache, create_teacher, extend_cache, open_cache
+from kdkit.building.estimate import estimate_cache
+from kdkit.building.verify import verify_cache
 from kdkit.cache import CachedTeacher
 from kdkit.cache.codecs import create_feature_codec
+from kdkit.cache.export import export_cache
 from kdkit.config import BuildConfig, ReplayRecipe
 from kdkit.data import ArraySource, ReplayedDataset
-from kdkit.engine.estimate import estimate_cache
-from kdkit.engine.export import export_cache
-from kdkit.engine.verify import verify_cache
 from kdkit.errors import (
     CacheCorruptError,
     CacheMismatchError,
@@ -36,8 +36,8 @@ from kdkit.errors import (
     ShapeError,
     UnknownNameError,
 )
-from kdkit.signals import Batch, TeacherOutput
 from kdkit.teachers import Teacher
+from kdkit.types import Batch, TeacherOutput
 
 STREAMS = ("logits", "pooled", "tokens", "stages.2")
 CONFIG = BuildConfig(streams=STREAMS, codec="float32", num_workers=0, batch_size=20)

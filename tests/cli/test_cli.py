@@ -229,7 +229,7 @@ def test_bad_input_is_one_line_that_says_what_to_do(folder: Path, capsys: pytest
 def test_an_unwritable_output_is_refused_before_the_teacher_is_loaded(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import kdkit.engine.resolve as resolve
+    import kdkit.resolve as resolve
 
     monkeypatch.setattr(resolve, "create_teacher", lambda *a, **k: pytest.fail("the teacher was loaded"))
     (folder / "file").write_text("")
@@ -239,8 +239,8 @@ def test_an_unwritable_output_is_refused_before_the_teacher_is_loaded(
 
 def test_a_card_feeds_its_teacher_as_it_says(folder: Path) -> None:
     from kdkit.config import TeacherConfig
-    from kdkit.engine.resolve import resolve_device, resolve_teacher
     from kdkit.errors import ClassMismatchError
+    from kdkit.resolve import resolve_device, resolve_teacher
 
     card = {
         "name": "mine", "model": "test_efficientnet", "num_classes": 10, "input_size": [3, 64, 64],

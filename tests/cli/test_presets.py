@@ -11,9 +11,9 @@ from kdkit import losses
 from kdkit.cli import main
 from kdkit.cli._parse import parse_config
 from kdkit.config import CacheBuildConfig, DistillConfig
-from kdkit.engine.optimize import create_optimizer, create_schedule
 from kdkit.errors import UnknownNameError
 from kdkit.presets import list_presets, load_preset
+from kdkit.training.optimizer import create_optimizer, create_schedule
 
 NAMES = list_presets()
 FOLDERS = ["--data", "imagenet/train", "--output", "out"]

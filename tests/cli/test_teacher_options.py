@@ -15,7 +15,7 @@ from kdkit import TeacherEnsemble, create_teacher, open_cache
 from kdkit.cli import main
 from kdkit.data import ReplayedDataset, create_source
 from kdkit.recipe import ReplayRecipe
-from kdkit.signals import Normalization
+from kdkit.types import Normalization
 
 
 @pytest.fixture(scope="module")

@@ -18,13 +18,13 @@ from torchvision.transforms import v2
 
 from kdkit.config import ReplayRecipe
 from kdkit.data import ArraySource, ReplayedDataset
-from kdkit.data.erasing import Erasing
-from kdkit.data.identity import transform_identity
-from kdkit.data.replay import kept_states
-from kdkit.data.transform import _posterize
+from kdkit.data.views.erasing import Erasing
+from kdkit.data.views.fingerprint import transform_identity
+from kdkit.data.views.seed import kept_states
+from kdkit.data.views.transform import _posterize
 from kdkit.errors import ConfigError, ShapeError, UnknownNameError
 from kdkit.recipe import PRESETS
-from kdkit.signals import IMAGENET_MEAN, IMAGENET_STD
+from kdkit.types import IMAGENET_MEAN, IMAGENET_STD
 
 OWN = ReplayRecipe(size=24, num_views=2)
 

@@ -136,7 +136,7 @@ def test_rows_and_pairs_follow_the_keys_of_a_re_ordered_dataset(cache: CachedTea
 
 def test_other_pixels_name_the_libraries_that_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = pixels.transform_versions()
-    monkeypatch.setattr("kdkit.engine.plan.transform_versions", lambda: {**now, "pillow": "9.9", "timm": "0.1"})
+    monkeypatch.setattr("kdkit.building.plan.transform_versions", lambda: {**now, "pillow": "9.9", "timm": "0.1"})
     build_cache(create_teacher(tiny_model()), digits_dataset(6), tmp_path / "t.h5", EXACT)
     open_cache(tmp_path / "t.h5", digits_dataset(6))  # another version alone harms nothing
     changed = digits(6)

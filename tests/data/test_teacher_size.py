@@ -23,11 +23,11 @@ from torch import Tensor
 from kdkit import LogitDistillationTask, build_cache, create_teacher, open_cache
 from kdkit.config import BuildConfig, ReplayRecipe, TrainConfig
 from kdkit.data import ArraySource, EpochSampler, ReplayedDataset, ReplayLoader
-from kdkit.data.replay import kept_states, seed_all
-from kdkit.data.transform import create_view_transform
-from kdkit.engine.train import train
+from kdkit.data.views.seed import kept_states, seed_all
+from kdkit.data.views.transform import create_view_transform
 from kdkit.errors import CacheMismatchError, ConfigError
-from kdkit.signals import Normalization
+from kdkit.training.train import train
+from kdkit.types import Normalization
 
 PRESETS = {name: ReplayRecipe.preset(name, teacher_size=384) for name in ("eval", "rrc", "timm-a1", "funmatch")}
 PRESETS["deit"] = ReplayRecipe.preset("deit", teacher_size=384, erasing_mode="rand")

@@ -21,7 +21,7 @@ from support import CLASSES, digits
 from kdkit.config import ReplayRecipe
 from kdkit.data import ArraySource, EpochSampler, ReplayedDataset, ReplayLoader
 from kdkit.recipe import PRESETS
-from kdkit.signals import Normalization
+from kdkit.types import Normalization
 
 ROWS = 125
 

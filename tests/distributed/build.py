@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from support import digits, tiny_model
 
-import kdkit.engine.fill as engine
+import kdkit.building.shards as engine
 from kdkit import build_cache, create_teacher
 from kdkit.config import BuildConfig, ReplayRecipe
 from kdkit.data import ReplayedDataset

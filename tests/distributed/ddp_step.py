@@ -16,11 +16,11 @@ from torch.nn.parallel import DistributedDataParallel
 from kdkit import LogitDistillationTask
 from kdkit.config import TrainConfig
 from kdkit.data import EpochSampler, ReplayLoader
-from kdkit.engine import ranks
-from kdkit.engine.checkpoint import Checkpoints, load_checkpoint
-from kdkit.engine.progress import Display
-from kdkit.engine.train import train
-from kdkit.signals import Normalization
+from kdkit.runtime import distributed
+from kdkit.runtime.progress import Display
+from kdkit.training.checkpoint import Checkpoints, load_checkpoint
+from kdkit.training.train import train
+from kdkit.types import Normalization
 
 
 class TellRankOne(Display):
@@ -48,7 +48,7 @@ def stopped(folder: Path) -> dict[str, Any]:
     except SystemExit as left:
         code = left.code
     buffers = {name: value.clone() for name, value in task.get_trainable_module(ema=True).named_buffers()}
-    told = ranks.gather((code, buffers))
+    told = distributed.gather((code, buffers))
     return {
         "exit_codes": [code for code, _ in told],
         "steps": load_checkpoint(folder / "last.pth.tar")["kdkit"]["position"]["batch"],

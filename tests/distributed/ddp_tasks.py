@@ -16,8 +16,8 @@ import torch.distributed as dist
 from task_rows import IDLE_HEADS, ROWS, Row, batch, make
 from torch import Tensor, nn
 
-from kdkit.signals import Batch, TeacherOutput
 from kdkit.tasks import DistillationTask
+from kdkit.types import Batch, TeacherOutput
 
 Gradients = dict[str, Tensor]
 Part = tuple[Tensor, Tensor]

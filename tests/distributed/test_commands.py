@@ -87,7 +87,7 @@ def test_two_ranks_train_as_one_with_twice_the_batch(folder: Path, two_ranks: Pa
 _DIE = """
 import glob, os, signal, time
 if os.environ.get("RANK") == "1" and os.environ.get("TORCHELASTIC_RESTART_COUNT") == "0":
-    import kdkit.engine.{module} as module
+    import kdkit.{module} as module
     original, calls = module.{name}, []
 
     def dying(*arguments, **options):
@@ -102,7 +102,7 @@ if os.environ.get("RANK") == "1" and os.environ.get("TORCHELASTIC_RESTART_COUNT"
     module.{name} = dying
 elif os.environ.get("RANK") == "0" and os.environ.get("TORCHELASTIC_RESTART_COUNT") == "1":
     time.sleep(5)  # so that rank 1 is there first, and must not take the dead rank 0's address for the new one's
-    import kdkit.engine.{module} as module
+    import kdkit.{module} as module
     original = module.{name}
 
     def counted(*arguments, **options):
@@ -129,7 +129,7 @@ def test_fault_12_a_rank_that_dies_is_started_again_by_torchrun_and_training_res
     run = torchrun(
         distill(folder, folder / "died", "--train.batch_size", "15", "--train.checkpoint_every", "1"),
         "--max-restarts=1",
-        **deadly(folder, "train", "Meter", 1),
+        **deadly(folder, "training.train", "Meter", 1),
         CALLS=str(folder / "calls"),
     )
     assert run.returncode == 0, run.stderr[-3000:]
@@ -141,7 +141,7 @@ def test_fault_12_a_rank_that_dies_is_started_again_by_torchrun_and_training_res
 _TELL = """
 import os, signal
 if os.environ.get("RANK"):
-    import kdkit.engine.train as module
+    import kdkit.training.train as module
     original = module.evaluate_each
 
     def told(*arguments, **options):
@@ -183,7 +183,7 @@ def test_fault_12_when_one_of_two_building_ranks_dies_the_other_stops_and_a_new_
 ) -> None:
     begun = time.monotonic()
     sealed = str(folder / "u.h5.parts" / "v0000-*.json")
-    run = torchrun(build(folder, folder / "u.h5"), **deadly(folder, "fill", "ask", 1), AWAITED=sealed)
+    run = torchrun(build(folder, folder / "u.h5"), **deadly(folder, "building.shards", "ask", 1), AWAITED=sealed)
     assert run.returncode != 0
     assert time.monotonic() - begun < 100
     assert not (folder / "u.h5").exists()
@@ -200,7 +200,7 @@ def test_fault_12_a_rank_whose_other_one_died_ends_by_itself_and_says_so(folder:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    shared = {**os.environ, **deadly(folder, "fill", "ask", 1), "OMP_NUM_THREADS": "1", "WORLD_SIZE": "2"}
+    shared = {**os.environ, **deadly(folder, "building.shards", "ask", 1), "OMP_NUM_THREADS": "1", "WORLD_SIZE": "2"}
     shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": f"{port}", "TORCHELASTIC_RESTART_COUNT": "0"}
     shared["PYTHONPATH"] = os.pathsep.join([shared["PYTHONPATH"], *sys.path])
     command = [sys.executable, "-m", "kdkit", *build(folder, folder / "v.h5")]

@@ -16,7 +16,7 @@ from commands import ROOT
 
 from kdkit.cache import open_cache
 from kdkit.config import EvaluateConfig
-from kdkit.engine.evaluate_student import evaluate_student
+from kdkit.evaluation.student import evaluate_student
 
 SCRIPTS = ROOT / "examples" / "imagenet"
 TEACHER = "tf_efficientnet_lite0.in1k"

@@ -20,7 +20,7 @@ import torch
 from support import Pixels, cache_contents, digits
 
 from kdkit import build_cache, extend_cache, open_cache
-from kdkit.cache.parts import Parts
+from kdkit.cache.shards.folder import Parts
 from kdkit.config import BuildConfig, ReplayRecipe
 from kdkit.data import ReplayedDataset
 from kdkit.errors import CacheIncompleteError, CacheNotFoundError

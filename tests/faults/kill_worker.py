@@ -16,9 +16,9 @@ from support import tiny_model
 from kdkit import ClassificationTask, build_cache, create_teacher
 from kdkit.config import BuildConfig, ReplayRecipe, TrainConfig
 from kdkit.data import EpochSampler, FolderSource, ReplayedDataset, ReplayLoader
-from kdkit.engine.train import train
 from kdkit.errors import DatasetError
-from kdkit.signals import Normalization
+from kdkit.training.train import train
+from kdkit.types import Normalization
 
 
 class _Deadly(FolderSource):

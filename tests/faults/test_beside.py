@@ -15,8 +15,8 @@ from support import digits_dataset
 from synthetic import Synthetic, answer
 
 from kdkit import open_cache
-from kdkit.cache.pack import pack
-from kdkit.cache.parts import Parts, parts_folder
+from kdkit.cache.packing import pack
+from kdkit.cache.shards.folder import Parts, parts_folder
 from kdkit.errors import CacheError, CacheIncompleteError, CacheNotFoundError
 
 

@@ -17,12 +17,12 @@ from support import digits_dataset, tiny_model
 from synthetic import Synthetic
 
 from kdkit import build_cache, create_teacher, open_cache
-from kdkit.cache import durable
-from kdkit.cache.manifest import read_entry
-from kdkit.cache.metadata import Shard
-from kdkit.cache.parts import Parts, parts_folder
+from kdkit.cache.format.metadata import Shard
+from kdkit.cache.shards.folder import Parts, parts_folder
+from kdkit.cache.shards.manifest import read_entry
 from kdkit.config import BuildConfig, ReplayRecipe
 from kdkit.errors import CacheError
+from kdkit.runtime import files
 
 CACHE = Synthetic(num_rows=1100, num_views=2)
 SEEDS = (0, 1, 2)
@@ -102,8 +102,8 @@ def check_every_power_loss(recorder: Recorder, scratch: Path) -> int:
 def _check_resume(root: Path) -> None:
     """Whatever the crash left, building again ends in the undisturbed cache and leaves nothing else."""
     if parts_folder(root / "t.h5").is_dir():
-        durable.remove_leftovers(parts_folder(root / "t.h5"))
-    durable.remove_leftovers(root)
+        files.remove_leftovers(parts_folder(root / "t.h5"))
+    files.remove_leftovers(root)
     try:
         CACHE.build(root / "t.h5")
         CACHE.assert_exact(root / "t.h5")

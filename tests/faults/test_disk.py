@@ -17,14 +17,14 @@ from support import Pixels, digits_dataset
 from synthetic import Synthetic
 
 from kdkit import build_cache, extend_cache, open_cache
-from kdkit.cache.metadata import Shard
-from kdkit.cache.parts import Parts, parts_folder
+from kdkit.cache.export import export_cache
+from kdkit.cache.format.metadata import Shard
+from kdkit.cache.shards.folder import Parts, parts_folder
 from kdkit.config import BuildConfig, ReplayRecipe
-from kdkit.engine.checkpoint import BEST, LAST, PREVIOUS, Checkpoints, load_checkpoint
-from kdkit.engine.export import export_cache
-from kdkit.engine.output import OutputError, prepare_output
 from kdkit.errors import CacheDiskFullError, CacheError
+from kdkit.runtime.output import OutputError, prepare_output
 from kdkit.teachers import Teacher
+from kdkit.training.checkpoint import BEST, LAST, PREVIOUS, Checkpoints, load_checkpoint
 
 CACHE = Synthetic(num_rows=1100, num_views=2)
 EXACT = BuildConfig(codec="float32", num_workers=0)

@@ -16,10 +16,10 @@ from support import tiny_model, write_digits
 from kdkit import ClassificationTask, LogitDistillationTask, build_cache, create_teacher, open_cache
 from kdkit.config import BuildConfig, DistillConfig, ReplayRecipe, TeacherConfig, TrainConfig
 from kdkit.data import EpochSampler, FolderSource, ReplayedDataset, ReplayLoader
-from kdkit.engine.distill import distill
-from kdkit.engine.train import train
 from kdkit.errors import ConfigError, DatasetError
-from kdkit.signals import Normalization
+from kdkit.training.distill import distill
+from kdkit.training.train import train
+from kdkit.types import Normalization
 
 RECIPE = ReplayRecipe(size=32, num_views=2)
 DAMAGED = "3/013.png"

@@ -17,8 +17,8 @@ import pytest
 from support import Pixels, digits_dataset
 
 from kdkit import build_cache, open_cache
+from kdkit.building.verify import verify_cache
 from kdkit.config import BuildConfig, ReplayRecipe
-from kdkit.engine.verify import verify_cache
 from kdkit.errors import CacheCorruptError, KdkitError
 from kdkit.teachers import Teacher
 

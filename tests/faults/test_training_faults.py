@@ -21,17 +21,16 @@ from torch import nn
 from kdkit import FeatureDistillationTask, LogitDistillationTask, TrainingTask, build_cache, create_teacher, open_cache
 from kdkit.config import BuildConfig, ReplayRecipe, TrainConfig
 from kdkit.data import EpochSampler, ReplayLoader
-from kdkit.engine import ranks
-from kdkit.engine.checkpoint import Checkpoints, load_checkpoint
-from kdkit.engine.finite import NonFiniteLossError
-from kdkit.engine.logger import RunLogger
-from kdkit.engine.optimize import create_optimizer, create_schedule
-from kdkit.engine.progress import Display
-from kdkit.engine.run_state import RunState
-from kdkit.engine.stop import stop_request
-from kdkit.engine.train import train
 from kdkit.errors import CacheDiskFullError, ConfigError
-from kdkit.signals import Batch, Normalization
+from kdkit.runtime.progress import Display
+from kdkit.training.checkpoint import Checkpoints, load_checkpoint
+from kdkit.training.finite import NonFiniteLossError
+from kdkit.training.interrupt import stop_request
+from kdkit.training.logger import RunLogger
+from kdkit.training.optimizer import create_optimizer, create_schedule
+from kdkit.training.state import RunState
+from kdkit.training.train import train
+from kdkit.types import Batch, Normalization
 
 CONFIG = TrainConfig(epochs=2, opt="momentum", lr=0.01, log_every=3, checkpoint_every=1)
 TIMINGS = ("seconds", "images_per_second")
@@ -266,7 +265,7 @@ def test_fault_31_two_checkpoints_of_weights_that_were_never_seen_to_work_leave_
 def test_ranks_that_validate_on_other_numbers_of_batches_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("kdkit.engine.ranks.gather", lambda count: [count, count + 1])
+    monkeypatch.setattr("kdkit.runtime.distributed.gather", lambda count: [count, count + 1])
     with pytest.raises(ConfigError, match=r"equally many batches, got \[5, 6\]"):
         run(tmp_path, validation=Held(tiny_model("test_vit")))
 
@@ -328,7 +327,7 @@ def test_fault_20_a_full_disk_after_a_signal_is_told_and_no_clean_end(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """On several ranks, where an error after a signal is mostly the other ranks' having left."""
-    monkeypatch.setattr(ranks, "world_size", lambda: 2)
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
     ends: list[tuple[Exception, type[BaseException]]] = [
         (CacheDiskFullError("the disk is full"), CacheDiskFullError),
         (RuntimeError("Connection closed by peer"), SystemExit),

@@ -18,7 +18,7 @@ from kdkit import LogitDistillationTask, build_cache, create_teacher, open_cache
 from kdkit.cache import CachedTeacher
 from kdkit.config import BuildConfig, TrainConfig
 from kdkit.data import ReplayedDataset
-from kdkit.engine.train import train
+from kdkit.training.train import train
 
 
 @pytest.fixture(params=["test_resnet", "test_efficientnet"])

@@ -14,8 +14,8 @@ from support import tiny_model, write_digits
 
 from kdkit import build_cache
 from kdkit.config import BuildConfig, DistillConfig, ReplayRecipe, TeacherConfig, TrainConfig
-from kdkit.engine.distill import distill
-from kdkit.engine.resolve import resolve_dataset, resolve_device, resolve_teacher
+from kdkit.resolve import resolve_dataset, resolve_device, resolve_teacher
+from kdkit.training.distill import distill
 
 
 @pytest.fixture

@@ -197,6 +197,6 @@ def test_labelled_cross_entropy_averages_over_the_labelled_alone() -> None:
 
 
 def _batch_of(images: Tensor):  # type: ignore[no-untyped-def]
-    from kdkit.signals import Batch
+    from kdkit.types import Batch
 
     return Batch(images, torch.zeros(len(images), dtype=torch.int64))

@@ -190,7 +190,7 @@ def test_without_a_live_teacher_widths_are_given() -> None:
     live, images = make(), batch()[0]
     cached = FeatureDistillationTask(tiny_model(STUDENT), teacher_widths={"pooled": 96})
     cached.load_task_state(live.get_task_state())
-    said = live.teacher(kdkit.signals.Batch(images, torch.zeros(0)))
+    said = live.teacher(kdkit.types.Batch(images, torch.zeros(0)))
     for task in (live, cached):
         task.eval()
     torch.testing.assert_close(cached(*batch(), said)["loss"], live(*batch())["loss"])

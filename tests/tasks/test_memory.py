@@ -16,7 +16,7 @@ from kdkit import ClassificationTask, LogitDistillationTask, TrainingTask, build
 from kdkit.cache import CachedTeacher
 from kdkit.config import BuildConfig, ReplayRecipe
 from kdkit.data import ArraySource, EpochSampler, ReplayedDataset, ReplayLoader
-from kdkit.signals import Batch, Normalization
+from kdkit.types import Batch, Normalization
 
 CLASSES, SIZE, BATCH = 1000, 96, 16
 

@@ -23,8 +23,8 @@ from kdkit import build_cache, create_teacher, open_cache
 from kdkit.cache import CachedTeacher
 from kdkit.config import BuildConfig
 from kdkit.data import ReplayedDataset
-from kdkit.signals import Batch, Normalization, TeacherOutput
 from kdkit.tasks import DistillationTask
+from kdkit.types import Batch, Normalization, TeacherOutput
 
 Step = Callable[[DistillationTask], dict[str, Tensor]]
 Result = dict[str, Tensor]

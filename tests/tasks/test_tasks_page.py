@@ -8,7 +8,7 @@ from support import tiny_model
 from task_rows import batch
 
 from kdkit import create_teacher
-from kdkit.signals import Batch
+from kdkit.types import Batch
 
 
 def test_the_python_of_the_page_runs_in_its_order() -> None:

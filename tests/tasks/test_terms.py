@@ -10,10 +10,10 @@ from torch import Tensor
 
 from kdkit import ClassificationTask, LogitDistillationTask, TeacherOutput, losses
 from kdkit.errors import ConfigError, MissingTeacherError, UnknownNameError
-from kdkit.signals import SparseLogits
 from kdkit.tasks import LossTerm, gradient_norms
 from kdkit.tasks.observation import observe
 from kdkit.tasks.term import as_terms
+from kdkit.types import SparseLogits
 
 
 def batch(count: int = 6) -> tuple[Tensor, Tensor]:

@@ -8,8 +8,8 @@ from support import tiny_model
 
 from kdkit import create_teacher
 from kdkit.errors import ClassMismatchError, ConfigError, UnknownNameError
-from kdkit.signals import Batch
 from kdkit.teachers.class_map import IMAGENETS, are_synsets, map_names, pick_classes, resolve_class_map, synsets
+from kdkit.types import Batch
 
 WIDTHS = {
     "imagenet-1k": 1000,

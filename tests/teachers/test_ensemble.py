@@ -14,11 +14,11 @@ from support import digits_dataset, tiny_model
 from torch import Tensor, nn
 
 from kdkit import LogitDistillationTask, Teacher, TeacherEnsemble, build_cache, create_teacher, losses, open_cache
-from kdkit.cache.mismatch import differences
 from kdkit.config import BuildConfig, ReplayRecipe
 from kdkit.data import ArraySource, EpochSampler, ReplayedDataset, ReplayLoader
 from kdkit.errors import ClassMismatchError, ConfigError, KdkitError, ShapeError, TeacherMemoryError
-from kdkit.signals import Batch, Normalization
+from kdkit.runtime.compare import differences
+from kdkit.types import Batch, Normalization
 
 
 def images(count: int = 4, size: int = 32) -> Tensor:

@@ -9,9 +9,9 @@ from support import tiny_model
 
 from kdkit import create_teacher
 from kdkit.errors import ConfigError, UnknownNameError
-from kdkit.signals import Batch, Normalization, TeacherOutput
 from kdkit.teachers import Teacher
 from kdkit.teachers.tap import available_taps, tap_width
+from kdkit.types import Batch, Normalization, TeacherOutput
 
 FAMILIES = ["test_resnet", "test_efficientnet", "test_convnext", "test_mambaout", "test_vit", "test_vit_relpos"]
 
@@ -104,7 +104,7 @@ def test_a_tap_that_is_not_there_is_named_with_those_that_are() -> None:
 
 
 def test_every_tap_can_name_a_stream_of_a_cache() -> None:
-    from kdkit.cache.streams import check_stream_name
+    from kdkit.cache.format.streams import check_stream_name
 
     for name in FAMILIES:
         for tap in available_taps(tiny_model(name)):

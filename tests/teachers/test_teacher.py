@@ -14,8 +14,8 @@ from support import tiny_model
 
 from kdkit import Teacher, create_teacher
 from kdkit.errors import CheckpointError, ClassMismatchError, ConfigError, UnknownNameError
-from kdkit.signals import Batch, Normalization
 from kdkit.teachers.structure import structure_sha256
+from kdkit.types import Batch, Normalization
 
 
 def ask(teacher: Teacher, images: torch.Tensor) -> torch.Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from kdkit.cache.codecs.base import RowCodec, check_payload
 from kdkit.cache.codecs.raw import from_bytes, to_bytes
-from kdkit.cache.format import MAX_SIDES
+from kdkit.cache.format.constants import MAX_SIDES
 from kdkit.errors import ConfigError, ShapeError
 
 _LEVELS = 255  # the largest uint8 code

@@ -11,7 +11,7 @@ from kdkit.cache.codecs.dense import Float16Codec, Float32Codec, Int8Codec
 from kdkit.cache.codecs.feature import FeatureCodec, Float16Feature, Int8Feature
 from kdkit.cache.codecs.lowrank import LowRankCodec
 from kdkit.cache.codecs.topk import TopKCodec
-from kdkit.cache.format import LOGITS
+from kdkit.cache.format.constants import LOGITS
 from kdkit.errors import ConfigError, UnknownNameError, nearest
 
 _CODECS: dict[str, type[Codec]] = {

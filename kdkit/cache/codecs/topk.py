@@ -17,7 +17,7 @@ from kdkit.cache.codecs.base import Codec, check_logits, check_payload
 from kdkit.cache.codecs.bits import BitFields
 from kdkit.cache.codecs.entries import EntryFormat
 from kdkit.errors import ConfigError
-from kdkit.signals import SparseLogits
+from kdkit.types import SparseLogits
 
 _VALUE_BITS = 8
 

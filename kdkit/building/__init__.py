@@ -1,0 +1,1 @@
+"""Building: run a teacher over every view of every image and write a cache."""

@@ -1,0 +1,131 @@
+"""ShardEncoder: encodes what the teacher said while the teacher is at its next batch.
+
+Dimensions: B batch, R rows of a shard.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kdkit.building.teacher import refuse_unheld
+from kdkit.cache.codecs import RowCodec
+from kdkit.cache.fidelity import measure_rows
+from kdkit.cache.format.constants import hashed_rows
+from kdkit.cache.format.metadata import CacheMetadata, Shard
+from kdkit.cache.hdf5.write import Array
+from kdkit.cache.pixels import pixel_crc32
+from kdkit.cache.shards.writer import ShardWriter
+from kdkit.data import PixelBatch
+from kdkit.runtime.background import Worker
+
+_WAITING = 2  # batches that may wait to be encoded; bounds the memory, on the device too
+
+
+class ShardEncoder(Worker):
+    """Encodes batches in the order they come, copies them to the host, hands whole shards to a writer; in one thread.
+
+    On a GPU it works on a stream of its own, which waits for the teacher's answer and no longer, and copies through
+    page-locked memory; so the teacher's next batch is not held up. Fails as Background does; a shard that a failure
+    left unfilled goes nowhere.
+
+    Args:
+        metadata: says which rows are measured by what the codec keeps of them.
+        codecs: stream -> its codec, fitted.
+        writer: takes the shards.
+        teacher: its name, for errors.
+        keys: of the dataset's samples, for errors.
+        device: where the answers are.
+    """
+
+    def __init__(
+        self,
+        metadata: CacheMetadata,
+        codecs: Mapping[str, RowCodec],
+        writer: ShardWriter,
+        teacher: str,
+        keys: Sequence[str],
+        device: torch.device,
+    ) -> None:
+        super().__init__("kdkit-encoder", _WAITING)
+        self._metadata = metadata
+        self._codecs = codecs
+        self._writer = writer
+        self._teacher = teacher
+        self._keys = keys
+        self._side = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._payloads: dict[str, Array] = {}
+        self._pixels: list[int] = []
+        self._fidelity: dict[str, list[Array]] = {}
+        self._rows_left = 0
+
+    def submit(self, shard: Shard, pixels: PixelBatch, said: Mapping[str, Tensor]) -> None:
+        """Queues a batch of `shard`; waits while too many do. `said`: stream -> [B, ...], left alone from now on."""
+        ready = None
+        if self._side is not None:
+            ready = torch.cuda.Event()
+            ready.record(torch.cuda.current_stream(self._side.device))
+        self._thread.submit(partial(self._encode, shard, pixels, said, ready))
+
+    def _encode(
+        self, shard: Shard, pixels: PixelBatch, said: Mapping[str, Tensor], ready: torch.cuda.Event | None
+    ) -> None:
+        if self._rows_left == 0:
+            self._begin(shard)
+        rows = pixels.row.numpy() - shard.start
+        with torch.no_grad(), self._after(ready):
+            for stream, codec in self._codecs.items():
+                refuse_unheld(said[stream], codec, stream, self._teacher, self._keys, pixels)
+                encoded = codec.encode(said[stream])
+                self._payloads[stream][rows] = self._to_host(encoded)
+                if self._metadata.measures_views(stream):
+                    self._fidelity[stream].append(self._measure(stream, pixels, said[stream], encoded))
+        self._pixels += _hash_pixels(pixels)
+        self._rows_left -= len(rows)
+        if self._rows_left == 0:
+            fidelity = {stream: np.concatenate(pieces) for stream, pieces in self._fidelity.items()}
+            self._writer.submit(shard, self._payloads, np.asarray(self._pixels, dtype="<u4"), fidelity)
+
+    def _begin(self, shard: Shard) -> None:
+        self._payloads = {
+            stream: np.empty((shard.num_rows, codec.row_bytes), dtype=np.uint8)
+            for stream, codec in self._codecs.items()
+        }
+        self._fidelity = {stream: [] for stream in self._codecs if self._metadata.measures_views(stream)}
+        self._pixels, self._rows_left = [], shard.num_rows
+
+    def _measure(self, stream: str, pixels: PixelBatch, said: Tensor, encoded: Tensor) -> Array:
+        """What the codec keeps of those rows of the batch that are measured, float32 [rows, measures]."""
+        first = int(pixels.row[0])
+        measured = self._metadata.measured_rows(stream, first, first + len(pixels.row))
+        here = slice(measured.start - first, None, measured.step)
+        return measure_rows(self._codecs[stream], said[here], encoded[here])
+
+    @contextmanager
+    def _after(self, ready: torch.cuda.Event | None) -> Iterator[None]:
+        """Within, work is put on the side stream, behind what the teacher has been asked; nothing on a CPU."""
+        if self._side is None or ready is None:
+            yield
+            return
+        with torch.cuda.stream(self._side):
+            self._side.wait_event(ready)
+            yield  # what was said is held by the caller until all of it has been copied: its memory stays its own
+
+    def _to_host(self, payload: Tensor) -> Array:
+        if self._side is None:
+            return payload.cpu().numpy()
+        host = torch.empty(payload.shape, dtype=payload.dtype, pin_memory=True)
+        host.copy_(payload, non_blocking=True)
+        self._side.synchronize()
+        return host.numpy()
+
+
+def _hash_pixels(batch: PixelBatch) -> list[int]:
+    """CRC-32 of the pixels of the batch's rows that are to be hashed, in row order."""
+    first = int(batch.row[0])
+    return [pixel_crc32(batch.images[row - first]) for row in hashed_rows(first, first + len(batch.row))]

@@ -1,0 +1,101 @@
+"""Growth: further views for a finished cache, which stays as it is, and readable, until all of them are sealed.
+
+A packed cache gets a parts folder beside it, with an index that counts all views and with the further views' shards; at
+the end a new file is packed from both and renamed over the old. The shards of an unpacked cache go beside its others,
+where readers do not look for them; at the end its index is replaced by one that counts them. Either is one rename.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from kdkit.cache.format.limits import refuse_unstorable
+from kdkit.cache.format.metadata import CacheMetadata, Shard
+from kdkit.cache.hdf5.open import open_hdf5
+from kdkit.cache.packing import index_arrays, pack, refuse_further_views
+from kdkit.cache.shards.folder import INDEX_NAME, Parts, parts_folder
+from kdkit.errors import CacheIncompleteError, CacheMismatchError
+from kdkit.runtime import files
+
+
+@dataclass(frozen=True)
+class Growth:
+    """Further views for the cache at `path`.
+
+    Attributes:
+        path: a packed file, or a parts folder.
+        old: what is there.
+        parts: where the further views' shards are; its metadata counts all views.
+    """
+
+    path: Path
+    old: CacheMetadata
+    parts: Parts
+
+    @classmethod
+    def folder_of(cls, path: Path) -> Path:
+        """Where the further views' shards of the cache at `path` are kept."""
+        return path if path.is_dir() else parts_folder(path)
+
+    @classmethod
+    def begin(cls, path: Path, old: CacheMetadata, num_views: int) -> Growth:
+        """Starts, or goes on with, an extension to `num_views` views; its folder is there and locked.
+
+        Raises:
+            CacheMismatchError: the folder holds an extension of another cache, or fewer views than there are.
+            ConfigError: they are more than a cache holds.
+            CacheIncompleteError: it holds shards of views beyond `num_views`.
+        """
+        grown, folder = old.with_views(num_views), cls.folder_of(path)
+        refuse_unstorable(grown, ())
+        if path.is_dir():
+            refuse_further_views(Parts(path, grown))
+            return cls(path, old, Parts(path, grown))
+        files.remove_leftovers(path.parent, path.name)
+        if (folder / INDEX_NAME).is_file():
+            begun = Parts.open(folder)
+            if begun.metadata.identity_sha256 != grown.identity_sha256:
+                raise CacheMismatchError(
+                    f"{str(folder)!r} holds shards of another cache than {str(path)!r} is: delete that folder"
+                )
+            if num_views < old.num_views:  # what packing would make has fewer views than the file it would replace
+                raise CacheMismatchError(
+                    f"{str(folder)!r} is of {num_views} views, expected at least the {old.num_views} that "
+                    f"{str(path)!r} has: it adds nothing; delete that folder"
+                )
+            if begun.metadata.num_views == num_views:
+                return cls(path, old, begun)
+            refuse_further_views(Parts(folder, grown))
+        else:
+            Parts.remove_strays(folder)
+        with open_hdf5(path) as file:
+            arrays = {name: file.learnt(name) for name in file.sums() if not name.startswith("views/")}
+        return cls(path, old, Parts.create(folder, grown, arrays))
+
+    def missing(self) -> list[Shard]:
+        """The shards of the further views that are not sealed, in order."""
+        return self.parts.missing(self.old.num_views)
+
+    def finish(self, build: str) -> None:
+        """Makes the cache one of all views, in one step; `build`: JSON text of time and cost.
+
+        Raises:
+            CacheIncompleteError: a shard is missing.
+            CacheCorruptError: a shard is not what was sealed.
+        """
+        if not self.path.is_dir():
+            return pack(self.parts, self.path, build, packed_views=self.old.num_views)
+        if missing := self.missing():
+            raise CacheIncompleteError(f"{str(self.path)!r} cannot be extended: {len(missing)} shards are missing")
+        for shard in self.parts.metadata.shards(self.old.num_views):
+            self.parts.verify(shard)
+            self.parts.open_shard(shard)
+        Parts.create(self.path, self.parts.metadata, index_arrays(self.parts))
+        return None
+
+
+def is_under_way(path: Path, num_views: int) -> bool:
+    """Whether the parts folder of the packed cache at `path`, of so many views, holds an extension of it."""
+    folder = parts_folder(path)
+    return (folder / INDEX_NAME).is_file() and Parts.open(folder).metadata.num_views > num_views

@@ -1,0 +1,52 @@
+"""The small arrays beside the payloads of a shard, or of a view of a packed file, which is a shard of all rows.
+
+One list for those who write, pack, size and open them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from kdkit.cache.format.constants import (
+    BLOCK_ROWS,
+    checksum_name,
+    fidelity_columns,
+    fidelity_name,
+    num_hashed_rows,
+    pixel_name,
+)
+from kdkit.cache.format.metadata import CacheMetadata, Shard
+from kdkit.cache.hdf5.read import StrictFile
+from kdkit.errors import CacheError
+
+Array = np.ndarray[Any, Any]
+
+
+def small_arrays(metadata: CacheMetadata, shard: Shard) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Dataset -> its (dtype, shape)."""
+    arrays: dict[str, tuple[str, tuple[int, ...]]] = {
+        pixel_name(shard.view): ("<u4", (num_hashed_rows(shard.start, shard.stop),))
+    }
+    for stream in metadata.streams:
+        arrays[checksum_name(shard.view, stream)] = ("<u4", (-(-shard.num_rows // BLOCK_ROWS),))
+        if metadata.measures_views(stream):
+            measured = metadata.measured_rows(stream, shard.start, shard.stop)
+            arrays[fidelity_name(shard.view, stream)] = ("<f4", (len(measured), fidelity_columns(stream)))
+    return arrays
+
+
+def read_small_arrays(file: StrictFile, metadata: CacheMetadata, shard: Shard) -> dict[str, Array]:
+    """Dataset -> its values, each compared with its checksum."""
+    return {name: file.array(name, *described) for name, described in small_arrays(metadata, shard).items()}
+
+
+def refuse_other_arrays(arrays: Mapping[str, Array], metadata: CacheMetadata, shard: Shard) -> None:
+    """Raises CacheError unless these are the small arrays that a reader will expect of the shard."""
+    expected = small_arrays(metadata, shard)
+    found = {name: (array.dtype.str, array.shape) for name, array in arrays.items()}
+    for name in {**expected, **found}:
+        if found.get(name) != expected.get(name):
+            raise CacheError(f"{shard}: got {name!r} {found.get(name, 'not')}, expected {expected.get(name, 'none')}")

@@ -1,0 +1,50 @@
+"""What the metadata document says about a stream: its name, its codec, what that keeps. Checked field by field."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from kdkit.cache.format.constants import LOGITS, MAX_CLASSES, MAX_ROW_BYTES, MAX_ROWS, MAX_SIDES, fidelity_fields
+from kdkit.cache.format.json import Fields
+from kdkit.errors import CacheCorruptError
+
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
+_TAKEN = ("_crc32", "_fidelity")  # endings of the arrays beside a stream's rows
+
+
+def check_stream_name(name: str, origin: str) -> None:
+    """Raises CacheCorruptError for a name that could leave its place in the file, or that is another member's."""
+    if not _NAME.fullmatch(name) or name == "pixel" or name.endswith(_TAKEN):
+        raise CacheCorruptError(
+            f"{origin}: a stream is called {name[:80]!r}, expected letters, digits, '_', '-' and '.', "
+            f"and neither 'pixel' nor {' nor '.join(repr(f'...{ending}') for ending in _TAKEN)}"
+        )
+
+
+def check_stream(name: str, described: Any, origin: str) -> None:
+    """Raises CacheCorruptError for a stream of another name, or of another description, than a build writes."""
+    check_stream_name(name, origin)
+    stream = Fields(described, f"{origin}: stream {name!r}")
+    stream.integer("row_bytes", 1, MAX_ROW_BYTES)
+    codec = Fields(stream.mapping("codec"), f"{origin}: the codec of stream {name!r}")
+    codec.text("name")
+    if name == LOGITS:
+        codec.integer("num_classes", 1, MAX_CLASSES)
+    else:
+        codec.sides("shape", MAX_SIDES, MAX_ROW_BYTES)
+
+
+def check_fidelity(fidelity: Mapping[str, Any], streams: Mapping[str, Any], origin: str) -> None:
+    """Raises CacheCorruptError for other streams than there are, and for other numbers than a build measures."""
+    for name, described in fidelity.items():
+        if name not in streams:
+            raise CacheCorruptError(f"{origin}: fidelity tells of {name[:80]!r}, which is none of its streams")
+        kept = Fields(described, f"{origin}: the fidelity of stream {name!r}")
+        by_view = "each" in kept.names
+        kept.expect_names({*fidelity_fields(name), *(["each"] if by_view else [])})
+        for field in fidelity_fields(name):
+            kept.number(field)
+        if by_view:
+            kept.integer("each", 1, MAX_ROWS)

@@ -1,0 +1,1 @@
+"""HDF5 files of a cache: open, check, read and write."""

@@ -1,0 +1,61 @@
+"""The door to a cache file: what is no regular HDF5 file never reaches HDF5, and what goes wrong inside has a type."""
+
+from __future__ import annotations
+
+import errno
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import h5py
+
+from kdkit.cache.hdf5.read import StrictFile
+from kdkit.errors import CacheCorruptError, CacheError, CacheNotFoundError
+
+_SIGNATURE = b"\x89HDF\r\n\x1a\n"
+
+
+@contextmanager
+def open_hdf5(path: Path) -> Iterator[StrictFile]:
+    """The file at `path`, read-only and without locking.
+
+    Raises:
+        CacheNotFoundError: there is none.
+        CacheCorruptError: it is no regular file, no HDF5, or whatever is asked of it goes wrong.
+    """
+    try:
+        with _open(path) as file:
+            yield StrictFile(path, file)
+    except CacheError:
+        raise
+    except FileNotFoundError:
+        raise CacheNotFoundError(f"{str(path)!r} is not there (any more)") from None
+    except PermissionError as error:
+        raise CacheError(f"{str(path)!r} may not be read: {error.strerror}") from None
+    except OSError as error:
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            raise CacheError(f"{str(path)!r}: too many open files: pack the cache, or raise `ulimit -n`") from None
+        raise CacheCorruptError(f"{str(path)!r} cannot be read as a cache: {_one_line(error)}") from error
+    except (RuntimeError, LookupError, ValueError, TypeError, MemoryError, OverflowError) as error:
+        raise CacheCorruptError(f"{str(path)!r} cannot be read as a cache: {_one_line(error)}") from error
+
+
+def refuse_symlink(path: Path) -> None:
+    """Raises CacheCorruptError if `path` is a link: what lies in a parts folder is a file of its own."""
+    if path.is_symlink():
+        raise CacheCorruptError(f"{str(path)!r} is a symbolic link, expected a file: copy what it points to")
+
+
+def _open(path: Path) -> h5py.File:
+    """Refuses by name and first bytes what HDF5 should not even look at: devices, pipes, pickles."""
+    if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for ever
+        raise CacheCorruptError(f"{str(path)!r} is no regular file")
+    with open(path, "rb") as raw:
+        if raw.read(len(_SIGNATURE)) != _SIGNATURE:
+            raise CacheCorruptError(f"{str(path)!r} is no HDF5 file: a cache is one, made by `kdkit cache build`")
+    return h5py.File(path, "r", locking=False)
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300]

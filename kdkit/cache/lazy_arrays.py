@@ -1,0 +1,79 @@
+"""The small arrays of a cache that are read when they are asked for: sample keys, pixel hashes, fidelity by view.
+
+A path is that of a packed file or of a parts folder, finished or not.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kdkit.cache.format.arrays import small_arrays
+from kdkit.cache.format.constants import DIGEST_BYTES, DIGEST_NAME, KEYS_NAME, fidelity_name, hashed_rows, pixel_name
+from kdkit.cache.format.keys import unpack_keys
+from kdkit.cache.format.metadata import CacheMetadata, Shard
+from kdkit.cache.hdf5.open import open_hdf5
+from kdkit.cache.shards.folder import Parts
+
+Array = np.ndarray[Any, Any]
+
+
+def stored_keys(path: Path, num_rows: int) -> list[str]:
+    """The sample keys in row order."""
+    index = _index_of(path)
+    with open_hdf5(index) as file:
+        return unpack_keys(file.flat(KEYS_NAME, "u1"), num_rows, repr(str(index)))
+
+
+def stored_digests(path: Path, num_rows: int) -> Array:
+    """The digests of the sample keys in row order, uint8 [R, 16]."""
+    with open_hdf5(_index_of(path)) as file:
+        return file.array(DIGEST_NAME, "u1", (num_rows, DIGEST_BYTES))
+
+
+def stored_pixels(path: Path, metadata: CacheMetadata, view: int) -> dict[int, int]:
+    """Row -> CRC-32 of its pixels, for the hashed rows of a view of a finished cache."""
+    if not path.is_dir():
+        return shard_pixels(path, Shard(view, 0, metadata.num_rows))
+    parts = Parts(path, metadata)
+    hashes: dict[int, int] = {}
+    for shard in metadata.shards_of(view):
+        hashes |= shard_pixels(parts.shard_path(shard), shard)
+    return hashes
+
+
+def shard_pixels(path: Path, shard: Shard) -> dict[int, int]:
+    """Row -> CRC-32 of its pixels, for the hashed rows of the shard in the file at `path`; a packed file is one."""
+    rows = hashed_rows(shard.start, shard.stop)
+    with open_hdf5(path) as file:
+        return dict(zip(rows, file.array(pixel_name(shard.view), "<u4", (len(rows),)).tolist(), strict=True))
+
+
+def stored_fidelity(path: Path, metadata: CacheMetadata) -> dict[str, list[Array]]:
+    """Stream -> for each view what its codec kept of the measured rows, float32 [rows, measures], of a finished cache.
+
+    Streams that were not measured in every view are left out.
+    """
+    measured = [stream for stream in metadata.streams if metadata.measures_views(stream)] if metadata.num_rows else []
+    pieces: dict[str, list[list[Array]]] = {stream: [[] for _ in range(metadata.num_views)] for stream in measured}
+    for place, shards in _places(path, metadata) if measured else ():
+        with open_hdf5(place) as file:
+            for shard in shards:
+                for stream in measured:
+                    name = fidelity_name(shard.view, stream)
+                    pieces[stream][shard.view].append(file.array(name, *small_arrays(metadata, shard)[name]))
+    return {stream: [np.concatenate(view) for view in views] for stream, views in pieces.items()}
+
+
+def _places(path: Path, metadata: CacheMetadata) -> list[tuple[Path, list[Shard]]]:
+    """Each file with rows, and which it holds."""
+    if not path.is_dir():
+        return [(path, [Shard(view, 0, metadata.num_rows) for view in range(metadata.num_views)])]
+    parts = Parts(path, metadata)
+    return [(parts.shard_path(shard), [shard]) for shard in metadata.shards()]
+
+
+def _index_of(path: Path) -> Path:
+    return Parts.open(path).index if path.is_dir() else path

@@ -1,0 +1,1 @@
+"""Shards: one sealed file per view and range of rows, their manifest, and the writer's lock."""

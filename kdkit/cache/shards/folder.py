@@ -1,0 +1,184 @@
+"""The parts folder: the shards of a cache that is being built, and the manifest that says which are sealed.
+
+    t.h5.parts/
+      index.h5                    metadata, keys, what the codecs learnt: written once, first
+      v0000-r0000000000.h5        a shard: rows from 0 of view 0
+      v0000-r0000000000.json      its manifest entry, written after it; a shard without an entry does not exist
+
+A shard's entry states the shard's size and checksum, so a file that a power loss cut or emptied is never believed.
+Ranges belong to the plan, not to processes: whoever builds the rest may have another batch size or world size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+
+import numpy as np
+
+from kdkit.cache.format.arrays import refuse_other_arrays
+from kdkit.cache.format.constants import block_checksums, checksum_name, fidelity_name, payload_name, pixel_name
+from kdkit.cache.format.metadata import CacheMetadata, Shard
+from kdkit.cache.hdf5.documents import check_shard_identity, read_metadata, write_metadata, write_shard_identity
+from kdkit.cache.hdf5.open import open_hdf5, refuse_symlink
+from kdkit.cache.hdf5.segments import open_segments
+from kdkit.cache.hdf5.write import Array, Region, write_hdf5
+from kdkit.cache.payload import Segment
+from kdkit.cache.shards.manifest import describe_shard, file_crc32, file_size, read_entry, write_entry
+from kdkit.errors import CacheCorruptError, CacheError, CacheNotFoundError
+from kdkit.runtime import files
+
+INDEX_NAME = "index.h5"
+_SUFFIX = ".parts"
+
+
+def parts_folder(path: Path) -> Path:
+    """Where the shards of the cache at `path` are kept until they are packed."""
+    return path.with_name(path.name + _SUFFIX)
+
+
+def packed_path(path: Path) -> Path:
+    """Where the cache whose parts folder, or whose packed file, `path` names is packed to."""
+    named_folder = path.name.endswith(_SUFFIX) and path.name != _SUFFIX and path.is_dir()
+    return path.with_name(path.name.removesuffix(_SUFFIX)) if named_folder else path
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A parts folder whose index has been written.
+
+    Attributes:
+        folder: where it is.
+        metadata: what the cache is, and with it the plan of its shards.
+    """
+
+    folder: Path
+    metadata: CacheMetadata
+
+    @classmethod
+    def create(cls, folder: Path, metadata: CacheMetadata, arrays: Mapping[str, Array]) -> Parts:
+        """Starts a parts folder; `arrays` are the datasets of its index.
+
+        Raises:
+            CacheError: the folder cannot be written.
+        """
+        files.make_folder(folder)
+        with files.replacing(folder / INDEX_NAME) as temporary:
+            write_hdf5(temporary, set_attributes=lambda file: write_metadata(file, metadata), arrays=arrays, regions={})
+        return cls(folder, metadata)
+
+    @classmethod
+    def open(cls, folder: Path) -> Parts:
+        """The parts folder that `create` started.
+
+        Raises:
+            CacheNotFoundError: there is none.
+            CacheCorruptError: its index is damaged.
+        """
+        index = folder / INDEX_NAME
+        refuse_symlink(index)
+        if not index.is_file():
+            raise CacheNotFoundError(f"there is no cache in {str(folder)!r}: it has no {INDEX_NAME}")
+        with open_hdf5(index) as file:
+            return cls(folder, read_metadata(file))
+
+    @staticmethod
+    def remove_strays(folder: Path) -> None:
+        """Removes the shards of a folder without an index: nothing says any more of what cache they are."""
+        for file in folder.glob("v*"):
+            files.remove_file(file)
+
+    @property
+    def index(self) -> Path:
+        """The file of metadata, keys and learnt arrays."""
+        return self.folder / INDEX_NAME
+
+    def shard_path(self, shard: Shard) -> Path:
+        """Where the shard is, or will be."""
+        return self.folder / shard.file_name
+
+    def is_sealed(self, shard: Shard) -> bool:
+        """Whether the manifest names the shard, and its file has the size it was sealed with and is no link."""
+        path = self.shard_path(shard)
+        entry = read_entry(path, shard)
+        return entry is not None and file_size(path) == entry["bytes"]
+
+    def missing(self, first_view: int = 0) -> list[Shard]:
+        """The shards of the plan, from a view on, that are not sealed, in order."""
+        return [shard for shard in self.metadata.shards(first_view) if not self.is_sealed(shard)]
+
+    def seal(
+        self,
+        shard: Shard,
+        payloads: Mapping[str, Array],
+        pixel_crc32: Array,
+        fidelity: Mapping[str, Array] = MappingProxyType({}),
+    ) -> None:
+        """Writes the shard, then its manifest entry, both durably.
+
+        Args:
+            shard: which rows.
+            payloads: stream -> encoded rows, uint8 [rows, row_bytes].
+            pixel_crc32: hashes of the pixels of `hashed_rows(start, stop)`, uint32.
+            fidelity: stream -> what was measured on its `measured_rows(stream, start, stop)`, [rows, measures], where
+                the metadata says that views are measured.
+        """
+        arrays: dict[str, Array] = {pixel_name(shard.view): pixel_crc32.astype("<u4")}
+        arrays |= {fidelity_name(shard.view, stream): found.astype("<f4") for stream, found in fidelity.items()}
+        regions: dict[str, Region] = {}
+        for stream, payload in payloads.items():
+            expected = (shard.num_rows, self.metadata.row_bytes(stream))
+            if payload.shape != expected or payload.dtype != np.uint8:
+                raise CacheError(
+                    f"stream {stream!r} of {shard}: got {payload.dtype} {payload.shape}, expected uint8 {expected}"
+                )
+            sums = block_checksums(payload.data, payload.shape[1])
+            arrays[checksum_name(shard.view, stream)] = np.asarray(sums, dtype="<u4")
+            regions[payload_name(shard.view, stream)] = Region(payload.shape, payload.dtype, [payload])
+        refuse_other_arrays(arrays, self.metadata, shard)
+        path = self.shard_path(shard)
+        with files.replacing(path) as temporary:
+            write_hdf5(
+                temporary,
+                set_attributes=lambda file: write_shard_identity(file, self.metadata, shard),
+                arrays=arrays,
+                regions=regions,
+            )
+            entry = describe_shard(shard, temporary)
+        write_entry(path, entry)
+
+    def open_shard(self, shard: Shard) -> dict[str, Segment]:
+        """Stream -> its rows in the shard, mapped.
+
+        Raises:
+            CacheCorruptError: the file is not that shard of this cache, or is damaged.
+        """
+        path = self.shard_path(shard)
+        refuse_symlink(path)
+        with open_hdf5(path) as file:
+            check_shard_identity(file, self.metadata, shard)
+            file.expect_members("", ["views"])
+            file.expect_members("views", [f"{shard.view:04d}"])
+            segments = open_segments(file, self.metadata, shard)
+            file.refuse_overlap()
+        return segments
+
+    def verify(self, shard: Shard) -> None:
+        """Reads the whole shard against its manifest entry.
+
+        Raises:
+            CacheCorruptError: it is not sealed, or its bytes are not those that were sealed.
+        """
+        path = self.shard_path(shard)
+        entry = read_entry(path, shard)
+        if entry is None or not self.is_sealed(shard):
+            raise CacheCorruptError(f"{str(path)!r} ({shard}) is not sealed")
+        refuse_symlink(path)
+        try:
+            crc32 = file_crc32(path)
+        except OSError as error:
+            raise CacheCorruptError(f"{str(path)!r} ({shard}) cannot be read: {error.strerror}") from error
+        if crc32 != entry["crc32"]:
+            raise CacheCorruptError(f"{str(path)!r} ({shard}) does not match its checksum: delete it and build again")

@@ -1,0 +1,45 @@
+"""The next batch on its way to a CUDA device while the current one is worked on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+import torch
+
+from kdkit.types import Batch
+
+Pixels = TypeVar("Pixels")
+
+
+def copied_ahead(
+    batches: Iterator[Pixels], to_batch: Callable[[Pixels], Batch], device: torch.device
+) -> Iterator[Batch]:
+    """Each batch on `device`, made by `to_batch` on a stream of its own one batch ahead of the consumer.
+
+    Args:
+        batches: what the workers left, in page-locked memory.
+        to_batch: copies and normalises; called within the stream.
+        device: a CUDA device.
+    """
+    stream = torch.cuda.Stream(device)
+    stream.wait_stream(torch.cuda.current_stream(device))  # what `to_batch` holds was made there
+    coming: tuple[Batch, torch.cuda.Event] | None = None
+    for pixels in batches:
+        with torch.cuda.stream(stream):
+            following = to_batch(pixels), stream.record_event()
+        if coming is not None:
+            yield _handed_over(*coming)
+        coming = following
+    if coming is not None:
+        yield _handed_over(*coming)
+
+
+def _handed_over(batch: Batch, ready: torch.cuda.Event) -> Batch:
+    """The batch, for use on the current stream: that waits for it, and its memory is not given away before."""
+    current = torch.cuda.current_stream(batch.input.device)
+    current.wait_event(ready)
+    for tensor in (batch.input, batch.target, batch.teacher_input):
+        if tensor is not None:
+            tensor.record_stream(current)
+    return batch

@@ -1,0 +1,1 @@
+"""Sources: where images, labels and keys come from."""

@@ -1,0 +1,1 @@
+"""Views: what the augmented views of an image look like, reproducible from a seed."""

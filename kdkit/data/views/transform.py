@@ -1,0 +1,89 @@
+"""From a recipe to the transform that draws its views: PIL image -> uint8 [3, H, W]."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from PIL import Image, ImageOps
+from timm.data.auto_augment import AugmentOp
+from timm.data.transforms_factory import create_transform
+from torch import Tensor
+
+from kdkit.data.views.erasing import Erasing
+from kdkit.errors import ConfigError
+from kdkit.recipe import ReplayRecipe
+
+Transform = Callable[[Image.Image], Tensor]
+
+_IN_PIXELS = {"TranslateX", "TranslateY", "GaussianBlur", "GaussianBlurRand"}
+"""timm's operations whose strength is a number of pixels, so that it means another thing at another size."""
+
+
+def create_view_transform(recipe: ReplayRecipe, size: int | None = None) -> Transform:
+    """timm's transform for the recipe, ending in uint8 pixels [3, size, size]; normalisation is the device's work.
+
+    Args:
+        recipe: what a view looks like.
+        size: side in pixels; the recipe's, the student's, by default. What is drawn does not depend on it.
+
+    Raises:
+        ConfigError: timm makes no such transform, or the recipe cannot be rendered at two sizes.
+    """
+    options: dict[str, Any] = {"interpolation": recipe.interpolation, "use_prefetcher": True}  # timm's way to say uint8
+    if recipe.augment:
+        options |= {
+            "scale": recipe.scale,
+            "ratio": recipe.ratio,
+            "hflip": recipe.hflip,
+            "color_jitter": recipe.color_jitter,
+            "auto_augment": recipe.auto_augment,
+        }
+    else:
+        options |= {"crop_pct": recipe.crop_pct}
+    try:
+        transform: Any = create_transform(size or recipe.size, is_training=recipe.augment, **options)
+    except (AssertionError, ValueError, KeyError, IndexError, TypeError) as error:
+        raise ConfigError(f"timm makes no transform of auto_augment={recipe.auto_augment!r}: {error}") from error
+    for operation in _operations(transform):
+        if operation.name.startswith("Posterize"):
+            operation.aug_fn = _posterize
+    if recipe.erasing:
+        transform.transforms.append(Erasing(recipe.erasing, recipe.erasing_mode, recipe.erasing_count))
+    if recipe.teacher_size is not None:
+        _refuse_pixel_units(recipe, transform)
+    drawn: Transform = transform
+    return drawn
+
+
+def _refuse_pixel_units(recipe: ReplayRecipe, transform: Any) -> None:
+    """Names what would not look the same at the teacher's size."""
+    for operation in _operations(transform):
+        if operation.name in _IN_PIXELS:
+            raise ConfigError(
+                f"auto_augment={recipe.auto_augment!r} holds {operation.name}, whose strength is in pixels: a view at "
+                f"teacher_size {recipe.teacher_size} would differ from that at size {recipe.size}; leave one out"
+            )
+    if recipe.erasing and recipe.erasing_mode == "pixel":
+        raise ConfigError(
+            f"erasing_mode 'pixel' draws a colour for each pixel, so teacher_size {recipe.teacher_size} and size "
+            f"{recipe.size} would draw other ones: use const or rand, or leave teacher_size out"
+        )
+
+
+def _operations(transform: Any) -> Iterator[AugmentOp]:
+    """timm's augmentation operations anywhere inside a transform."""
+    if isinstance(transform, AugmentOp):
+        yield transform
+    parts = [transform] if isinstance(transform, (list, tuple)) else []
+    parts += [getattr(transform, inner, ()) for inner in ("transforms", "ops", "policy")]
+    for part in parts:
+        for item in part:
+            yield from _operations(item)
+
+
+def _posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
+    """As timm does it, also with the 0 bits that its strings draw now and then and Pillow 13 refuses."""
+    if bits >= 8:
+        return image
+    return ImageOps.posterize(image, bits) if bits > 0 else Image.new(image.mode, image.size)

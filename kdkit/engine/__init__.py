@@ -1,1 +1,0 @@
-"""The engine: what joins the rooms. Building a cache, training, evaluating, logging."""

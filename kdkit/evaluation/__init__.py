@@ -1,0 +1,1 @@
+"""Evaluation: the accuracy of students and of teachers."""

@@ -1,0 +1,106 @@
+"""Evaluating a student by configuration: from a run, an export or timm, on a folder of images."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+from kdkit.config import EvaluateConfig, ReplayRecipe
+from kdkit.data import EpochSampler, ReplayedDataset, ReplayLoader, naming_dead_workers
+from kdkit.errors import ClassMismatchError, OutputExistsError
+from kdkit.resolve import resolve_dataset, resolve_device
+from kdkit.runtime import files
+from kdkit.runtime.progress import progress
+from kdkit.tasks import ClassificationTask
+from kdkit.training.evaluate import evaluate
+from kdkit.training.student import Student, load_student
+from kdkit.types import Normalization
+
+
+@dataclass(frozen=True)
+class EvaluateReport:
+    """How good and how fast a student is."""
+
+    student: str
+    """What was evaluated, as it was named."""
+    top1: float
+    """Top-1, percent."""
+    top5: float
+    """Top-5, percent."""
+    loss: float
+    """Cross-entropy, nats."""
+    num_images: int
+    """Images that it was asked about."""
+    images_per_second: float
+    """Images a second, loading included."""
+
+
+@naming_dead_workers()
+def evaluate_student(config: EvaluateConfig, *, show_progress: bool = False) -> EvaluateReport:
+    """Asks the student that `config` names about every image of a folder.
+
+    Args:
+        config: student, folder and device.
+        show_progress: whether progress is shown on standard error.
+
+    Raises:
+        CheckpointError: there are no such weights, or they do not fit.
+        ClassMismatchError: the folder's classes are not the student's.
+        OutputExistsError: there is a file at the output already.
+    """
+    output = None if config.output is None else Path(config.output)
+    if output is not None and output.exists() and not config.overwrite:
+        raise OutputExistsError(f"{str(output)!r} exists: pass --overwrite true to replace it")
+    device = resolve_device(config.device)
+    model, student = load_student(config)
+    dataset = resolve_dataset(config.data, _recipe(config, student))
+    _refuse_other_classes(config, model, student, dataset)
+    loader = ReplayLoader(
+        dataset,
+        EpochSampler(range(len(dataset)), config.batch_size, shuffle=False),
+        Normalization.of(model),
+        device=device,
+        num_workers=config.num_workers,
+    )
+    task = ClassificationTask(model.to(device), device=device)
+    begun = time.perf_counter()
+    with progress(f"evaluating {config.student}", len(dataset), "images", enabled=show_progress) as advance:
+        found = evaluate(task, loader)
+        seconds = time.perf_counter() - begun
+        advance(len(dataset))
+    report = EvaluateReport(
+        config.student, found["top1"], found["top5"], found["loss"], len(dataset), len(dataset) / seconds
+    )
+    if output is not None:
+        files.write_text(output, json.dumps(dataclasses.asdict(report), indent=2) + "\n")
+    return report
+
+
+def _recipe(config: EvaluateConfig, student: Student) -> ReplayRecipe:
+    """The student's evaluation view, changed as the configuration says."""
+    shown = student.recipe
+    return dataclasses.replace(
+        shown,
+        size=shown.size if config.input_size is None else config.input_size,
+        crop_pct=shown.crop_pct if config.crop_pct is None else config.crop_pct,
+    )
+
+
+def _refuse_other_classes(config: EvaluateConfig, model: nn.Module, student: Student, dataset: ReplayedDataset) -> None:
+    names, count = dataset.class_names or (), getattr(model, "num_classes", None)
+    if count != len(names):
+        raise ClassMismatchError(
+            f"the student {config.student!r} has {count} classes, the folder {config.data!r} has {len(names)}: "
+            "name a folder of the classes that it was made for"
+        )
+    if student.class_names is not None and tuple(names) != student.class_names:
+        first = next(i for i, pair in enumerate(zip(names, student.class_names, strict=True)) if pair[0] != pair[1])
+        raise ClassMismatchError(
+            f"class {first} is {names[first]!r} in the folder {config.data!r}, but "
+            f"{student.class_names[first]!r} for the student {config.student!r}: give the folders its class names"
+        )

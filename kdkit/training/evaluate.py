@@ -1,0 +1,76 @@
+"""Evaluation of a task's student with timm's evaluator."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from timm.task.evaluator import evaluation_sample_limit
+from torch import nn
+
+from kdkit.data import ReplayLoader
+from kdkit.errors import ConfigError
+from kdkit.runtime import distributed
+from kdkit.tasks import TrainingTask
+
+Between = Callable[[], None]
+"""Called after each batch on every rank; what it raises ends the evaluation."""
+
+
+def _nothing() -> None: ...
+
+
+def evaluate_each(
+    task: TrainingTask, loader: ReplayLoader, *, amp: torch.dtype | None = None, between: Between = _nothing
+) -> dict[str, float]:
+    """The metrics of the student as val_NAME, and of its EMA, where there is one, as val_ema_NAME."""
+    record: dict[str, float] = {}
+    for prefix, ema in {"val_": False, "val_ema_": True}.items():
+        if not ema or task.has_ema():
+            metrics = evaluate(task, loader, ema=ema, amp=amp, between=between)
+            record |= {f"{prefix}{name}": value for name, value in metrics.items()}
+    return record
+
+
+def evaluate(
+    task: TrainingTask,
+    loader: ReplayLoader,
+    *,
+    ema: bool = False,
+    amp: torch.dtype | None = None,
+    between: Between = _nothing,
+) -> dict[str, float]:
+    """Loss (cross-entropy, nats), top1 and top5 (percent) of the task's student, or of its EMA, over `loader`.
+
+    In a run of several ranks each takes the share that its loader's sampler names, and all get the whole's metrics, by
+    rank 0's running statistics.
+
+    Args:
+        task: whose student is evaluated; as it was afterwards, also where `between` ends the evaluation.
+        loader: labelled images.
+        ema: whether the moving average is evaluated in its place.
+        amp: autocast dtype; None for none.
+        between: called after each batch on every rank, e.g. to leave.
+    """
+    model = task.get_eval_model(ema=ema)
+    if model is None:
+        raise ConfigError("the task has no EMA to evaluate: call task.setup_ema() first")
+    was_training = model.training
+    model.eval()
+    try:
+        distributed.share_buffers(model)
+        return _metrics(task, model, loader, amp, between)
+    finally:
+        model.train(was_training)
+
+
+def _metrics(
+    task: TrainingTask, model: nn.Module, loader: ReplayLoader, amp: torch.dtype | None, between: Between
+) -> dict[str, float]:
+    evaluator = task.create_evaluator(device=loader.device, max_samples=evaluation_sample_limit(loader))
+    for batch in loader:
+        with torch.no_grad(), torch.autocast(loader.device.type, dtype=amp, enabled=amp is not None):
+            output = model(batch.input)
+        evaluator.update(output, batch.target)
+        between()
+    return {name: float(value) for name, value in evaluator.compute(distributed=distributed.world_size() > 1).items()}

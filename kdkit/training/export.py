@@ -1,0 +1,81 @@
+"""Exporting a student: a folder that timm.create_model loads, and ONNX."""
+
+from __future__ import annotations
+
+import importlib.util
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from timm.models import save_for_hf
+from torch import nn
+
+from kdkit.config import ExportConfig
+from kdkit.errors import MissingDependencyError
+from kdkit.runtime.output import prepare_output
+from kdkit.training.student import load_student
+from kdkit.types import Normalization
+
+WEIGHTS, CONFIG, ONNX = "model.safetensors", "config.json", "model.onnx"
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What an export left."""
+
+    folder: Path
+    """For timm.create_model("local-dir:FOLDER", pretrained=True)."""
+    files: tuple[Path, ...]
+    """What was written there."""
+
+
+def export_student(config: ExportConfig) -> ExportReport:
+    """Writes a student's weights as safetensors, with config.json in the layout of timm's hub; ONNX where asked for.
+
+    The configuration holds the size, crop, interpolation, mean and standard deviation of its images, and the names of
+    its classes, so that timm.data.resolve_model_data_config and the like find them.
+
+    Raises:
+        CheckpointError: there are no such weights, or they do not fit.
+        OutputExistsError: the output folder is not empty.
+        MissingDependencyError: ONNX is asked for and onnx is not installed.
+    """
+    if config.onnx and importlib.util.find_spec("onnx") is None:
+        raise MissingDependencyError('an ONNX export needs onnx: pip install "kdkit[onnx]"')
+    model, student = load_student(config)
+    folder = prepare_output(config.output, (WEIGHTS, CONFIG, ONNX), overwrite=config.overwrite)
+    normalization = Normalization.of(model)
+    save_for_hf(
+        model,
+        folder,
+        model_config={} if student.class_names is None else {"label_names": list(student.class_names)},
+        safe_serialization=True,
+        data_config={
+            "input_size": (3, student.input_size, student.input_size),
+            "crop_pct": student.crop_pct,
+            "interpolation": student.interpolation,
+            "mean": normalization.mean,
+            "std": normalization.std,
+        },
+    )
+    if config.onnx:
+        _write_onnx(model, student.input_size, folder / ONNX)
+    names = (WEIGHTS, CONFIG, ONNX) if config.onnx else (WEIGHTS, CONFIG)
+    return ExportReport(folder, tuple(folder / name for name in names))
+
+
+def _write_onnx(model: nn.Module, size: int, path: Path) -> None:
+    """images [B, 3, size, size], normalised, to logits [B, C]; B is free."""
+    with warnings.catch_warnings():
+        # That shapes become constants is meant: the size is fixed, and B is declared free.
+        warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)  # type: ignore[attr-defined]
+        torch.onnx.export(
+            model,
+            (torch.zeros(2, 3, size, size),),
+            str(path),
+            input_names=["images"],
+            output_names=["logits"],
+            dynamic_axes={"images": {0: "batch"}, "logits": {0: "batch"}},
+            dynamo=False,  # the other exporter needs a further package, onnxscript
+        )

@@ -1,0 +1,141 @@
+"""A look at a run before its first step: does the teacher know these classes, and does a step fit into memory?
+
+Dimensions: B batch, C classes.
+"""
+
+from __future__ import annotations
+
+import copy
+import resource
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kdkit.config import TrainConfig
+from kdkit.data import ReplayLoader
+from kdkit.errors import ClassMismatchError
+from kdkit.tasks import TrainingTask
+from kdkit.types import Batch, TeacherOutput, TeacherSource
+
+IMAGES = 256
+"""Labelled images that the teacher is looked at with, at least; in whole batches."""
+_CHANCES = 3.0  # a teacher that knows the classes is right far more often than by chance, also on hard crops
+_KIBIBYTE = 1024
+
+
+@dataclass(frozen=True)
+class PreflightReport:
+    """What was seen before the first step."""
+
+    teacher_top1: float | None
+    """Top-1 of the teacher on the first batches of training views, percent; None without a label or a teacher."""
+    images: int
+    """Labelled images that this was measured on."""
+    card_top1: float | None
+    """Top-1 that the teacher's card cites, on ImageNet's validation images, percent; None without a card."""
+    step_bytes: int
+    """Greatest memory of one training step, bytes: on a CUDA device what was allocated there, else what the process
+    held; the optimiser's own state comes on top."""
+    num_classes: int | None
+    """Classes C that teacher and student agree on; None without a teacher."""
+
+    def __str__(self) -> str:
+        card = "" if self.card_top1 is None else f" (its card cites {self.card_top1:.1f} % on ImageNet)"
+        known = self.num_classes is not None and self.teacher_top1 is not None
+        said = f"teacher top-1 {self.teacher_top1:.1f} % on {self.images} training views{card}, " if known else ""
+        low = ": little better than chance, are these its classes and its normalisation?" if self.is_suspicious else ""
+        return f"before the first step: {said}a step takes {self.step_bytes / 2**20:,.0f} MiB of memory{low}"
+
+    @property
+    def is_suspicious(self) -> bool:
+        """Whether the teacher is right so rarely that its classes are probably others."""
+        if self.teacher_top1 is None or not self.num_classes:
+            return False
+        return self.teacher_top1 < 100 * _CHANCES / (self.num_classes + _CHANCES)
+
+
+def preflight(
+    task: TrainingTask,
+    loader: ReplayLoader,
+    source: TeacherSource | None,
+    config: TrainConfig,
+    *,
+    card_top1: float | None = None,
+) -> PreflightReport:
+    """Asks the teacher about the first batches and runs one training step, of which nothing stays behind.
+
+    Args:
+        task: what a step computes, not yet distributed.
+        loader: that of the training; a loader of its own in this process reads the same first batches.
+        source: who is asked; None where the task has no teacher.
+        config: how it trains.
+        card_top1: what the teacher's card cites, percent.
+
+    Raises:
+        ClassMismatchError: teacher and student answer with different numbers of classes.
+    """
+    amp = None if config.amp is None else getattr(torch, config.amp)
+    sampler = copy.copy(loader.sampler)
+    sampler.set_epoch(0)
+    own = ReplayLoader(loader.dataset, sampler, loader.normalization, device=loader.device)
+    hits = labelled = 0
+    step_bytes, num_classes = 0, None
+    for number, batch in enumerate(own):
+        said = None if source is None else source(batch)
+        if number == 0:
+            step_bytes, output = _step(task, batch, said, amp)
+            num_classes = _compare_classes(output, said)
+        if said is None or said.logits is None or batch.target.ndim != 1:
+            break
+        known = batch.target >= 0
+        hits += int((said.logits.argmax(dim=1) == batch.target)[known].sum())
+        labelled += int(known.sum())
+        if (number + 1) * len(batch.target) >= IMAGES:
+            break
+    return PreflightReport(100 * hits / labelled if labelled else None, labelled, card_top1, step_bytes, num_classes)
+
+
+def _step(
+    task: TrainingTask, batch: Batch, said: TeacherOutput | None, amp: torch.dtype | None
+) -> tuple[int, Tensor | None]:
+    """Bytes of one forward and backward pass, and the student's output [B, C]."""
+    device = batch.input.device
+    with _undone(task, device):
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        task.train()
+        with torch.autocast(device.type, dtype=amp, enabled=amp is not None):
+            result = task(batch.input, batch.target, *(() if said is None else (said,)))
+        result["loss"].backward()
+        if device.type == "cuda":
+            return torch.cuda.max_memory_allocated(device), result.get("output")
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB, but bytes on macOS
+        return peak * (1 if sys.platform == "darwin" else _KIBIBYTE), result.get("output")
+
+
+@contextmanager
+def _undone(task: TrainingTask, device: torch.device) -> Iterator[None]:
+    """Puts back what a step changes: buffers (running statistics), gradients, random generators."""
+    module: Any = task.trainable_module
+    buffers = [(buffer, buffer.clone()) for buffer in module.buffers()]
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        yield
+    for buffer, before in buffers:
+        buffer.copy_(before)
+    module.zero_grad(set_to_none=True)
+
+
+def _compare_classes(output: Tensor | None, said: TeacherOutput | None) -> int | None:
+    if output is None or said is None or said.logits is None:
+        return None
+    student, teacher = output.shape[-1], said.logits.shape[-1]
+    if student != teacher:
+        raise ClassMismatchError(
+            f"the teacher answers with {teacher} classes, the student with {student}: give the teacher a class_map"
+        )
+    return teacher

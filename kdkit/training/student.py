@@ -1,0 +1,117 @@
+"""A trained student, found again: what its weights alone do not tell, and how it is loaded."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+from torch import nn
+
+from kdkit.config import ReplayRecipe, StudentConfig
+from kdkit.errors import CheckpointError, ConfigError
+from kdkit.runtime import files
+from kdkit.teachers.factory import build_model, load_weights, read_weights
+from kdkit.teachers.model_config import model_config
+from kdkit.training.checkpoint import BEST, LAST
+
+STUDENT = "student.json"
+"""The file of a run's folder that says how its student is made."""
+CHECKPOINTS = (BEST, LAST)
+"""What a run's folder may hold; the first that is there is taken."""
+
+
+@dataclass(frozen=True)
+class Student:
+    """How a student is made and what it was shown."""
+
+    model: str
+    """timm name."""
+    model_args: dict[str, Any]
+    """What timm.create_model is given besides."""
+    input_size: int
+    """Side of the square image that it sees, pixels."""
+    crop_pct: float
+    """Share of the resized image's side that the evaluation crop keeps."""
+    interpolation: str
+    """How images are resized for evaluation."""
+    class_names: tuple[str, ...] | None
+    """Its classes, in order."""
+
+    def write(self, folder: Path) -> None:
+        """Leaves `folder`/student.json."""
+        files.write_text(folder / STUDENT, json.dumps(dataclasses.asdict(self), indent=2) + "\n")
+
+    @classmethod
+    def read(cls, folder: Path) -> Student:
+        """What `write` left.
+
+        Raises:
+            CheckpointError: the file is not as `write` leaves it.
+        """
+        path = folder / STUDENT
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+            names = values["class_names"]
+            return cls(**{**values, "class_names": None if names is None else tuple(names)})
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(f"{str(path)!r} does not describe a student ({error}): was it edited?") from error
+
+    @property
+    def recipe(self) -> ReplayRecipe:
+        """Its evaluation view."""
+        return ReplayRecipe.evaluation(self.input_size, crop_pct=self.crop_pct, interpolation=self.interpolation)
+
+
+def load_student(config: StudentConfig) -> tuple[nn.Module, Student]:
+    """The student that `config` names, in evaluation mode on the CPU.
+
+    Raises:
+        CheckpointError: there are no such weights, or they do not fit.
+        UnknownNameError: it is neither a folder nor a name that timm knows.
+    """
+    folder = Path(config.student)
+    if (folder / STUDENT).is_file():
+        student = Student.read(folder)
+        checkpoint = _checkpoint(folder) if config.checkpoint is None else Path(config.checkpoint)
+        model: nn.Module = timm.create_model(student.model, **student.model_args)
+        load_weights(model, read_weights(checkpoint, ema=config.ema), checkpoint)
+        return model.eval(), student
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        raise CheckpointError(
+            f"{str(folder)!r} holds no student: expected {STUDENT} as kdkit distill leaves it, or config.json as kdkit "
+            "export does"
+        )
+    if config.checkpoint is None and config.ema:
+        raise ConfigError(f"{config.student!r} has no EMA weights to choose from: leave out ema")
+    if config.checkpoint is not None and folder.is_dir():
+        raise ConfigError(f"{config.student!r} holds its own weights: leave out checkpoint, or name the model instead")
+    name = f"local-dir:{folder}" if folder.is_dir() else config.student
+    model = build_model(name, config.checkpoint, ema=config.ema)
+    return model.eval(), _described(name, model)
+
+
+def _checkpoint(folder: Path) -> Path:
+    for name in CHECKPOINTS:
+        if (folder / name).is_file():
+            return folder / name
+    raise CheckpointError(f"{str(folder)!r} holds no checkpoint yet: expected one of {', '.join(CHECKPOINTS)}")
+
+
+def _described(name: str, model: nn.Module) -> Student:
+    """What a timm model's own configuration says of it."""
+    config = model_config(model)
+    size = config.get("test_input_size") or config.get("input_size") or (3, 224, 224)
+    names = config.get("label_names")
+    bilinear = config.get("interpolation") == "bilinear"
+    return Student(
+        model=name,
+        model_args={},
+        input_size=int(size[-1]),
+        crop_pct=float(config.get("test_crop_pct") or config.get("crop_pct") or ReplayRecipe.crop_pct),
+        interpolation="bilinear" if bilinear else "bicubic",
+        class_names=None if names is None else tuple(names),
+    )
