@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from _photographs import photographs
 
-from kdkit.config import ReplayRecipe
+from kdkit.config import ViewRecipe
 from kdkit.data import ArraySource, ReplayedDataset
 
 SIDE = 256  # pixels of a stored image
@@ -21,4 +21,4 @@ def crop_dataset(count: int, size: int) -> ReplayedDataset:
         picture = large[index % len(large)]
         top, left = (draw.integers(0, length - SIDE) for length in picture.shape[:2])
         images[index] = picture[top : top + SIDE, left : left + SIDE]
-    return ReplayedDataset(ArraySource(images, np.arange(count) % NUM_CLASSES), ReplayRecipe(size=size))
+    return ReplayedDataset(ArraySource(images, np.arange(count) % NUM_CLASSES), ViewRecipe(size=size))

@@ -30,7 +30,7 @@ from _result import Report, Spread, parser, ratio
 
 import kdkit
 from kdkit.building.plan import plan_cache
-from kdkit.cache.shards.folder import Parts, parts_folder
+from kdkit.cache.shards.folder import ShardFolder, shard_folder
 from kdkit.config import BuildConfig
 from kdkit.data import RangeSampler, ReplayedDataset, ReplayLoader
 from kdkit.teachers import Teacher
@@ -80,12 +80,12 @@ def bare_loop(teacher: Teacher, dataset: ReplayedDataset, config: BuildConfig) -
 
 def planned_build(teacher: Teacher, dataset: ReplayedDataset, config: BuildConfig, folder: Path) -> Callable[[], None]:
     """A build that goes on from its plan, each time anew: asks, encodes, seals and packs every row."""
-    plan = Parts.create(folder / "plan.parts", *plan_cache(teacher, dataset, config, "cpu")).folder
+    plan = ShardFolder.create(folder / "plan.parts", *plan_cache(teacher, dataset, config, "cpu")).folder
     path = folder / "teacher.h5"
 
     def build() -> None:
         path.unlink(missing_ok=True)
-        shutil.copytree(plan, parts_folder(path))
+        shutil.copytree(plan, shard_folder(path))
         report = kdkit.build_cache(teacher, dataset, path, config)
         assert report.images_built == len(dataset)
 

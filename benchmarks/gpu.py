@@ -87,7 +87,7 @@ def compare_steps(report: Report, teacher: Teacher, folder: Path, turns: int) ->
     report.table(("side", "ms", "over cross-entropy (quartiles)"), rows)
 
 
-def ask(teacher: Teacher, batch: Batch, codec: Codec | None = None) -> None:
+def run_teacher(teacher: Teacher, batch: Batch, codec: Codec | None = None) -> None:
     """Asks and waits; with a codec, encodes and brings the rows to the CPU."""
     logits = teacher(batch).logits
     assert logits is not None
@@ -111,7 +111,9 @@ def compare_builds(report: Report, teacher: Teacher, turns: int) -> None:
         codec = create_codec(name, NUM_CLASSES)
         codec = codec.fit(logits) if codec.needs_fit else codec
         payload = codec.encode(logits[:BATCH]).to(DEVICE)
-        times = take_turns({"ask": partial(ask, teacher, batch), "encode": partial(ask, teacher, batch, codec)}, turns)
+        times = take_turns(
+            {"ask": partial(run_teacher, teacher, batch), "encode": partial(run_teacher, teacher, batch, codec)}, turns
+        )
         times |= take_turns({"decode": partial(decode, codec, payload)}, turns, warm_up=10)
         found = report.figure(f"{name}/asking and encoding over asking", ratio(times["ask"], times["encode"]))
         median = {side: Spread.of(seconds).median for side, seconds in times.items()}

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from kdkit import ClassificationTask, LogitDistillationTask, build_cache, open_cache
 from kdkit.cache import CachedTeacher
-from kdkit.config import BuildConfig, ReplayRecipe
+from kdkit.config import BuildConfig, ViewRecipe
 from kdkit.data import ArraySource, EpochSampler, ReplayedDataset, ReplayLoader
 from kdkit.teachers import create_teacher
 from kdkit.types import Batch, Normalization
@@ -40,7 +40,7 @@ def cached_batches(folder: Path) -> tuple[CachedTeacher, list[Batch]]:
     """A lowrank cache of 96 bytes a row, opened for its dataset, and batches of that in memory."""
     images = np.random.default_rng(0).integers(0, 256, (ROWS, SIZE, SIZE, 3), dtype=np.uint8)
     targets = np.random.default_rng(1).integers(0, NUM_CLASSES, ROWS)
-    dataset = ReplayedDataset(ArraySource(images, targets), ReplayRecipe(size=SIZE))
+    dataset = ReplayedDataset(ArraySource(images, targets), ViewRecipe(size=SIZE))
     teacher = create_teacher(timm.create_model("test_resnet", num_classes=NUM_CLASSES))
     config = BuildConfig(codec="lowrank", codec_options={"row_bytes": 96}, num_workers=0)
     build_cache(teacher, dataset, folder / "teacher.h5", config)

@@ -38,8 +38,8 @@ from kdkit.cache.format.constants import BLOCK_ROWS, DIGEST_NAME, KEYS_NAME, has
 from kdkit.cache.format.keys import key_digests, keys_sha256, pack_keys
 from kdkit.cache.format.metadata import CacheMetadata
 from kdkit.cache.packing import pack
-from kdkit.cache.shards.folder import Parts
-from kdkit.config import ReplayRecipe
+from kdkit.cache.shards.folder import ShardFolder
+from kdkit.config import ViewRecipe
 from kdkit.teachers import create_teacher
 
 BATCH = 256
@@ -68,12 +68,12 @@ def write_cache(path: Path, num_rows: int, num_classes: int, codec_name: str, nu
         shard_rows=100_000,
         streams={"logits": {"codec": codec.to_dict(), "row_bytes": codec.row_bytes}},
         teacher=create_teacher(timm.create_model("test_resnet", num_classes=num_classes)).fingerprint(),
-        recipe=ReplayRecipe(num_views=num_views).to_dict(),
+        recipe=ViewRecipe(num_views=num_views).to_dict(),
         dataset={"keys_sha256": keys_sha256(keys), "class_names": None},
         fidelity={},
     )
     folder = path.with_name(path.name + ".parts")
-    parts = Parts.create(folder, metadata, {DIGEST_NAME: key_digests(keys), KEYS_NAME: pack_keys(keys)})
+    parts = ShardFolder.create(folder, metadata, {DIGEST_NAME: key_digests(keys), KEYS_NAME: pack_keys(keys)})
     random = np.random.default_rng(0)
     for shard in metadata.shards():
         payload = random.integers(0, 256, (shard.num_rows, codec.row_bytes), dtype=np.uint8)

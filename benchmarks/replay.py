@@ -24,17 +24,17 @@ from sklearn.model_selection import train_test_split
 from torch import nn
 
 from kdkit import ClassificationTask, LogitDistillationTask, build_cache, create_teacher, open_cache
-from kdkit.config import BuildConfig, ReplayRecipe, TrainConfig
+from kdkit.config import BuildConfig, TrainConfig, ViewRecipe
 from kdkit.data import ArraySource, EpochSampler, ReplayedDataset, ReplayLoader
 from kdkit.teachers import Teacher
 from kdkit.training.train import train
 from kdkit.types import Batch, Normalization, TeacherOutput, TeacherSource
 
 SIZE, TEACHER, STUDENT = 32, "test_resnet", "test_resnet"
-VIEWS = ReplayRecipe(
+VIEWS = ViewRecipe(
     size=SIZE, scale=(0.35, 1.0), hflip=0.0, interpolation="bilinear", auto_augment="rand-m6-mstd0.5", num_views=8
 )
-CENTRE = ReplayRecipe.evaluation(SIZE, crop_pct=1.0, interpolation="bilinear")
+CENTRE = ViewRecipe.evaluation(SIZE, crop_pct=1.0, interpolation="bilinear")
 WAYS = ("live teacher", "cache of the replayed views", "cache of the centre view")
 
 
@@ -92,7 +92,7 @@ def train_student(source: TeacherSource, data: Data, seed: int, epochs: int) -> 
 
 
 @torch.no_grad()
-def top1(model: nn.Module, source: ArraySource, recipe: ReplayRecipe) -> float:
+def top1(model: nn.Module, source: ArraySource, recipe: ViewRecipe) -> float:
     """Percent of the images of view 0."""
     right = [
         (model(batch.input).argmax(1) == batch.target) for batch in loader(ReplayedDataset(source, recipe), model, None)

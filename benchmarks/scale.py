@@ -20,7 +20,7 @@ from _result import Report, parser
 from read import write_cache
 
 from kdkit import build_cache, create_teacher, open_cache
-from kdkit.config import BuildConfig, ReplayRecipe
+from kdkit.config import BuildConfig, ViewRecipe
 from kdkit.data import ArraySource, RangeSampler, ReplayedDataset, ReplayLoader
 from kdkit.teachers import Teacher
 
@@ -88,7 +88,7 @@ def bare_seconds(teacher: Teacher, dataset: ReplayedDataset, config: BuildConfig
 def measure_build(images: int, views: int, folder: Path) -> tuple[float, float]:
     """Seconds of a build of images x views, and those that a bare loop over one view predicts for it."""
     pixels = np.random.default_rng(0).integers(0, 256, (images, 64, 64, 3), dtype=np.uint8)
-    dataset = ReplayedDataset(ArraySource(pixels, np.zeros(images, dtype=int)), ReplayRecipe(size=64, num_views=views))
+    dataset = ReplayedDataset(ArraySource(pixels, np.zeros(images, dtype=int)), ViewRecipe(size=64, num_views=views))
     teacher = create_teacher(timm.create_model("resnet18", num_classes=1000))
     config = BuildConfig(codec="int8", batch_size=64, num_workers=0)
     bare_seconds(teacher, dataset, config)

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from kdkit import LogitDistillationTask, build_cache, open_cache
 from kdkit.cache.codecs import create_codec
-from kdkit.config import BuildConfig, ReplayRecipe
+from kdkit.config import BuildConfig, ViewRecipe
 from kdkit.data import EpochSampler, ReplayedDataset, ReplayLoader
 from kdkit.teachers import TeacherEnsemble, create_teacher
 from kdkit.types import Normalization, TeacherOutput
@@ -66,7 +66,7 @@ def load(members: Sequence[int], crops: int, folder: Path) -> Data:
     """Builds the cache, or opens the one in `folder`, and reads it and the views."""
     asked = [create_teacher(create_imagenet_model(size)) for size in members]
     teacher = asked[0] if len(asked) == 1 else TeacherEnsemble(asked)
-    recipe = ReplayRecipe(size=64, teacher_size=224, scale=(0.05, 1.0), num_views=VIEWS)
+    recipe = ViewRecipe(size=64, teacher_size=224, scale=(0.05, 1.0), num_views=VIEWS)
     source = CropSource(crops)
     dataset = ReplayedDataset(source, recipe)
     path = folder / f"lite{'+'.join(map(str, members))}-{crops}.h5"

@@ -25,17 +25,17 @@ from timm.data import Mixup, create_dataset, create_loader
 from timm.data.transforms_factory import create_transform
 from torch.utils.data import DataLoader
 
-from kdkit.config import ReplayRecipe
+from kdkit.config import ViewRecipe
 from kdkit.data import EpochSampler, FolderSource, RangeSampler, ReplayedDataset, ReplayLoader
 from kdkit.types import IMAGENET_MEAN, IMAGENET_STD, Normalization
 
 SIZE, BATCH = 224, 32
 OTHERS = ("timm create_loader", "torch DataLoader")
 RECIPES = {
-    "crop and flip": ReplayRecipe.preset("rrc", size=SIZE, num_views=4),
-    "RandAugment": ReplayRecipe.preset("rrc", size=SIZE, num_views=4, auto_augment="rand-m7-mstd0.5-inc1"),
+    "crop and flip": ViewRecipe.preset("rrc", size=SIZE, num_views=4),
+    "RandAugment": ViewRecipe.preset("rrc", size=SIZE, num_views=4, auto_augment="rand-m7-mstd0.5-inc1"),
 }
-MIXED = ReplayRecipe.preset("rrc", size=SIZE, num_views=4, mixup_alpha=0.8, cutmix_alpha=1.0)
+MIXED = ViewRecipe.preset("rrc", size=SIZE, num_views=4, mixup_alpha=0.8, cutmix_alpha=1.0)
 
 
 def write_folder(root: Path, count: int) -> Path:
@@ -51,7 +51,7 @@ def write_folder(root: Path, count: int) -> Path:
     return root
 
 
-def timm_options(recipe: ReplayRecipe) -> dict[str, Any]:
+def timm_options(recipe: ViewRecipe) -> dict[str, Any]:
     return {
         "scale": recipe.scale,
         "ratio": recipe.ratio,
@@ -72,7 +72,7 @@ def drain(batches: Iterable[Any]) -> int:
     return count
 
 
-def sides(root: Path, recipe: ReplayRecipe, workers: int) -> dict[str, Callable[[], object]]:
+def sides(root: Path, recipe: ViewRecipe, workers: int) -> dict[str, Callable[[], object]]:
     """One epoch of each, with workers that live on."""
     dataset = ReplayedDataset(FolderSource(root), recipe)
     sampler = EpochSampler(range(len(dataset)), BATCH, num_views=recipe.num_views)

@@ -15,7 +15,7 @@ import torch
 from sklearn.datasets import load_digits
 
 import kdkit
-from kdkit.config import ReplayRecipe, TrainConfig
+from kdkit.config import TrainConfig, ViewRecipe
 from kdkit.data import ArraySource, EpochSampler, ReplayedDataset, ReplayLoader
 from kdkit.training.train import train
 from kdkit.types import Normalization
@@ -27,16 +27,14 @@ SEEN = 600
 def training(num_views: int = 2) -> ReplayedDataset:
     data = load_digits()
     images = (data.images[:SEEN] * 15.9).astype(np.uint8)
-    recipe = ReplayRecipe(size=32, scale=(0.6, 1.0), hflip=0.0, num_views=num_views)
+    recipe = ViewRecipe(size=32, scale=(0.6, 1.0), hflip=0.0, num_views=num_views)
     return ReplayedDataset(ArraySource(images, data.target[:SEEN]), recipe)
 
 
 def held_out() -> ReplayedDataset:
     data = load_digits()
     images = (data.images[SEEN : SEEN + 300] * 15.9).astype(np.uint8)
-    return ReplayedDataset(
-        ArraySource(images, data.target[SEEN : SEEN + 300]), ReplayRecipe.evaluation(32, crop_pct=1.0)
-    )
+    return ReplayedDataset(ArraySource(images, data.target[SEEN : SEEN + 300]), ViewRecipe.evaluation(32, crop_pct=1.0))
 
 
 def load(dataset: ReplayedDataset, model: torch.nn.Module, *, shuffle: bool = True, **ranks: int) -> ReplayLoader:

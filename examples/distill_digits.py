@@ -18,7 +18,7 @@ import torch
 from sklearn.datasets import load_digits
 
 import kdkit
-from kdkit.config import BuildConfig, ReplayRecipe, TrainConfig
+from kdkit.config import BuildConfig, TrainConfig, ViewRecipe
 from kdkit.data import ArraySource, EpochSampler, ReplayedDataset, ReplayLoader
 from kdkit.training.train import train
 from kdkit.types import Normalization
@@ -34,11 +34,9 @@ def main() -> float:
     """Returns the student's top-1 on held-out digits, percent."""
     data = load_digits()
     images = (data.images * 15.9).astype(np.uint8)
-    recipe = ReplayRecipe(size=32, scale=(0.6, 1.0), hflip=0.0, num_views=4)
+    recipe = ViewRecipe(size=32, scale=(0.6, 1.0), hflip=0.0, num_views=4)
     training = ReplayedDataset(ArraySource(images[:1000], data.target[:1000]), recipe)
-    held_out = ReplayedDataset(
-        ArraySource(images[1000:], data.target[1000:]), ReplayRecipe.evaluation(32, crop_pct=1.0)
-    )
+    held_out = ReplayedDataset(ArraySource(images[1000:], data.target[1000:]), ViewRecipe.evaluation(32, crop_pct=1.0))
 
     torch.manual_seed(0)
     model = timm.create_model("test_resnet", num_classes=10)

@@ -25,9 +25,9 @@ from kdkit.building.build import BuildReport
 from kdkit.building.resume import check_writable, resume_or_start
 from kdkit.building.shards import fill_together
 from kdkit.cache.format.metadata import Shard
-from kdkit.cache.shards.folder import Parts, parts_folder
+from kdkit.cache.shards.folder import ShardFolder, shard_folder
 from kdkit.cache.shards.lock import writer_lock
-from kdkit.config import BuildConfig, ReplayRecipe, TeacherConfig
+from kdkit.config import BuildConfig, TeacherConfig, ViewRecipe
 from kdkit.data import ReplayedDataset
 from kdkit.resolve import resolve_dataset, resolve_teacher
 from kdkit.teachers import Teacher
@@ -43,7 +43,7 @@ class Job:
     """Who is asked."""
     output: str
     """The cache file to be."""
-    recipe: ReplayRecipe
+    recipe: ViewRecipe
     """What the views look like."""
     build: BuildConfig
     """How the cache is built."""
@@ -54,7 +54,7 @@ class Job:
         """The replayed images."""
         return resolve_dataset(self.data, self.recipe)
 
-    def ask(self) -> Teacher:
+    def run_teacher(self) -> Teacher:
         """The teacher, on its device."""
         return resolve_teacher(self.teacher, torch.device(self.device))
 
@@ -63,8 +63,8 @@ class ShardFiller:
     """An actor: a teacher and the parts folder, for as many shards as it is handed."""
 
     def __init__(self, job: Job) -> None:
-        self.job, self.dataset, self.teacher = job, job.dataset(), job.ask()
-        self.parts = Parts.open(parts_folder(Path(job.output)))
+        self.job, self.dataset, self.teacher = job, job.dataset(), job.run_teacher()
+        self.parts = ShardFolder.open(shard_folder(Path(job.output)))
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         """Fills and seals the shard that `row` names."""
@@ -77,7 +77,7 @@ class ShardFiller:
 def fill_with_ray(job: Job, teacher: Teacher, dataset: ReplayedDataset, *, actors: int, gpus: float) -> int:
     """Plans or goes on, and has the missing shards filled; returns the images that were asked about."""
     check_writable(job.output)
-    folder = parts_folder(Path(job.output))
+    folder = shard_folder(Path(job.output))
     folder.mkdir(exist_ok=True)
     with writer_lock(folder):
         parts = resume_or_start(Path(job.output), teacher, dataset, job.build, job.device, ())
@@ -91,7 +91,7 @@ def fill_with_ray(job: Job, teacher: Teacher, dataset: ReplayedDataset, *, actor
 
 def build_with_ray(job: Job, *, actors: int, gpus: float = 0) -> tuple[BuildReport, int]:
     """The packed cache, and how many images this run asked about."""
-    teacher, dataset = job.ask(), job.dataset()
+    teacher, dataset = job.run_teacher(), job.dataset()
     asked = 0
     if not Path(job.output).is_file():
         asked = fill_with_ray(job, teacher, dataset, actors=actors, gpus=gpus)
@@ -105,8 +105,8 @@ def main() -> None:
     parser.add_argument("--teacher", required=True)
     parser.add_argument("--checkpoint")
     parser.add_argument("--output", required=True)
-    parser.add_argument("--size", type=int, default=ReplayRecipe.size)
-    parser.add_argument("--views", type=int, default=ReplayRecipe.num_views)
+    parser.add_argument("--size", type=int, default=ViewRecipe.size)
+    parser.add_argument("--views", type=int, default=ViewRecipe.num_views)
     parser.add_argument("--codec")
     parser.add_argument("--actors", type=int, default=1)
     parser.add_argument("--gpus", type=float, default=0, help="of each actor")
@@ -115,7 +115,7 @@ def main() -> None:
         data=str(Path(given.data).absolute()),
         teacher=TeacherConfig(given.teacher, given.checkpoint),
         output=str(Path(given.output).absolute()),
-        recipe=ReplayRecipe(size=given.size, num_views=given.views),
+        recipe=ViewRecipe(size=given.size, num_views=given.views),
         build=BuildConfig(codec=given.codec),
         device="cuda" if given.gpus else "cpu",
     )

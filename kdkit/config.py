@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from kdkit.errors import ConfigError
-from kdkit.recipe import ReplayRecipe as ReplayRecipe  # a part of the configuration, in a file of its own
+from kdkit.recipe import ViewRecipe as ViewRecipe  # a part of the configuration, in a file of its own
 
 
 @dataclass(frozen=True)
@@ -212,7 +212,7 @@ EMA = "ema"
 
 
 @dataclass(frozen=True)
-class MemberConfig:
+class SingleTeacherConfig:
     """One teacher, alone or of an ensemble."""
 
     model: str
@@ -259,16 +259,16 @@ class MemberConfig:
 
 
 @dataclass(frozen=True)
-class TeacherConfig(MemberConfig):
+class TeacherConfig(SingleTeacherConfig):
     """Which teacher is asked."""
 
-    others: tuple[MemberConfig, ...] = ()
+    ensemble: tuple[SingleTeacherConfig, ...] = ()
     """Further teachers, of an ensemble whose probabilities are averaged, each with the options of this one, e.g.
     [{model: resnet50, input_size: 288, weight: 2}]."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.others and self.weight != 1:
+        if not self.ensemble and self.weight != 1:
             raise ConfigError(f"weight is that of a teacher in an ensemble, got {self.weight} for one without others")
         given = [f.name for f in fields(self) if f.name != "model" and getattr(self, f.name) != f.default]
         if self.model == EMA and given:
@@ -327,7 +327,7 @@ class CacheEstimateConfig:
     teacher: TeacherConfig
     """Who is asked."""
 
-    recipe: ReplayRecipe = field(default_factory=ReplayRecipe)
+    recipe: ViewRecipe = field(default_factory=ViewRecipe)
     """What the views look like; on the command line also a preset: --recipe deit."""
 
     build: BuildConfig = field(default_factory=BuildConfig)
@@ -529,7 +529,7 @@ class DistillConfig:
     validation: str | None = None
     """Validation images; none by default."""
 
-    recipe: ReplayRecipe | None = None
+    recipe: ViewRecipe | None = None
     """What the views look like; the cache's own by default, and compared with it otherwise."""
 
     train: TrainConfig = field(default_factory=TrainConfig)

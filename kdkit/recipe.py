@@ -20,11 +20,11 @@ ERASING_MODES = ("const", "rand", "pixel")
 
 
 @dataclass(frozen=True)
-class ReplayRecipe:
+class ViewRecipe:
     """What a replayed view looks like: every knob of the augmentation, and how many views there are.
 
     View v of a sample depends on this recipe, the sample's key and v alone; where views are mixed, on its partner's key
-    as well. `ReplayRecipe.preset` knows some published recipes.
+    as well. `ViewRecipe.preset` knows some published recipes.
     """
 
     size: int = 224
@@ -218,4 +218,4 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 
 
 def _default(name: str) -> Any:
-    return next(field.default for field in dataclasses.fields(ReplayRecipe) if field.name == name)
+    return next(field.default for field in dataclasses.fields(ViewRecipe) if field.name == name)

@@ -9,7 +9,7 @@ from typing import Any
 import timm
 import torch
 
-from kdkit.config import EMA, MemberConfig, ReplayRecipe, TeacherConfig, TeachersCheckConfig
+from kdkit.config import EMA, SingleTeacherConfig, TeacherConfig, TeachersCheckConfig, ViewRecipe
 from kdkit.data import ReplayedDataset, create_source
 from kdkit.errors import ConfigError
 from kdkit.runtime import distributed
@@ -41,11 +41,11 @@ def resolve_teacher(config: TeacherConfig, device: torch.device) -> Teacher:
     Raises:
         ConfigError: it is the moving average of a student, which there is none of here.
     """
-    members = (config, *config.others)
+    members = (config, *config.ensemble)
     if any(member.model == EMA for member in members):
         raise ConfigError("the teacher 'ema' is a student's moving average: it teaches in kdkit distill, and alone")
     resolved = [_resolve_member(member, device) for member in members]
-    return TeacherEnsemble(resolved, [member.weight for member in members]) if config.others else resolved[0]
+    return TeacherEnsemble(resolved, [member.weight for member in members]) if config.ensemble else resolved[0]
 
 
 def resolve_card(
@@ -67,14 +67,14 @@ def card_of(config: TeachersCheckConfig) -> TeacherCard | None:
     if config.card is not None:
         return load_card(config.card)
     assert config.teacher is not None
-    if config.teacher.others:
+    if config.teacher.ensemble:
         return None
     if config.teacher.model.endswith(_CARD_SUFFIXES):
         return load_card(config.teacher.model)
     return find_card(config.teacher.model)
 
 
-def _resolve_member(config: MemberConfig, device: torch.device) -> Teacher:
+def _resolve_member(config: SingleTeacherConfig, device: torch.device) -> Teacher:
     """One teacher: by timm name, or by the path of a card, fed as the card says."""
     options: dict[str, Any] = {
         "class_map": _read_class_map(config.class_map),
@@ -130,6 +130,6 @@ def _weights_name(card: TeacherCard) -> str:
     return card.timm_name if hub_id is None or hub_id == known or card.checkpoint else f"hf-hub:{hub_id}"
 
 
-def resolve_dataset(name: str | Path, recipe: ReplayRecipe) -> ReplayedDataset:
+def resolve_dataset(name: str | Path, recipe: ViewRecipe) -> ReplayedDataset:
     """The images of a folder, an archive or a named dataset (see kdkit.data.create_source), seen through `recipe`."""
     return ReplayedDataset(create_source(name), recipe)

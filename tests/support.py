@@ -15,13 +15,13 @@ import torch
 from sklearn.datasets import load_digits
 from torch import nn
 
-from kdkit.config import ReplayRecipe
+from kdkit.config import ViewRecipe
 from kdkit.data import ArraySource, EpochSampler, ReplayedDataset, ReplayLoader
 from kdkit.teachers import Teacher
 from kdkit.types import Batch, Normalization, TeacherOutput
 
 CLASSES = [str(digit) for digit in range(10)]
-RECIPE = ReplayRecipe(size=32, scale=(0.3, 1.0), hflip=0.5, auto_augment="rand-m5-n2-mstd0.5", num_views=2, seed=7)
+RECIPE = ViewRecipe(size=32, scale=(0.3, 1.0), hflip=0.5, auto_augment="rand-m5-n2-mstd0.5", num_views=2, seed=7)
 
 
 def tiny_model(name: str = "test_resnet", *, seed: int = 0, num_classes: int = 10) -> nn.Module:
@@ -74,7 +74,7 @@ def write_digits(root: Path, count: int) -> Path:
     return root
 
 
-def digits_dataset(count: int = 200, recipe: ReplayRecipe = RECIPE) -> ReplayedDataset:
+def digits_dataset(count: int = 200, recipe: ViewRecipe = RECIPE) -> ReplayedDataset:
     """The first `count` digits, replayed."""
     return ReplayedDataset(digits(count), recipe)
 

@@ -16,7 +16,7 @@ from kdkit.cache.format.constants import DIGEST_NAME, KEYS_NAME, hashed_rows
 from kdkit.cache.format.keys import key_digests, keys_sha256, pack_keys
 from kdkit.cache.format.metadata import CacheMetadata, Shard
 from kdkit.cache.packing import pack
-from kdkit.cache.shards.folder import Parts, parts_folder
+from kdkit.cache.shards.folder import ShardFolder, shard_folder
 
 CLASSES = 6
 
@@ -55,12 +55,12 @@ class Synthetic:
         values = np.sin(row * 12.9898 + np.arange(CLASSES) * 78.233 + view * 3.7) * 5
         return np.ascontiguousarray(values.astype("<f4")).view("u1").reshape(-1, 4 * CLASSES)
 
-    def start(self, folder: Path) -> Parts:
-        return Parts.create(
+    def start(self, folder: Path) -> ShardFolder:
+        return ShardFolder.create(
             folder, self.metadata, {DIGEST_NAME: key_digests(self.keys), KEYS_NAME: pack_keys(self.keys)}
         )
 
-    def seal(self, parts: Parts, shard: Shard) -> None:
+    def seal(self, parts: ShardFolder, shard: Shard) -> None:
         pixels = np.asarray(hashed_rows(shard.start, shard.stop), dtype="<u4") * 3 + shard.view
         parts.seal(shard, {"logits": self.rows(shard.view, shard.start, shard.stop)}, pixels)
 
@@ -68,8 +68,8 @@ class Synthetic:
         """Builds or resumes what is at `path`, as the engine does, and returns where the cache is."""
         if path.is_file():
             return path
-        folder = parts_folder(path)
-        parts = Parts.open(folder) if (folder / "index.h5").is_file() else self.start(folder)
+        folder = shard_folder(path)
+        parts = ShardFolder.open(folder) if (folder / "index.h5").is_file() else self.start(folder)
         for shard in parts.missing():
             self.seal(parts, shard)
         if packed:

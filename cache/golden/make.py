@@ -30,7 +30,7 @@ from kdkit.cache.format.constants import (
 from kdkit.cache.format.keys import key_digests, keys_sha256, pack_keys
 from kdkit.cache.format.metadata import CacheMetadata
 from kdkit.cache.packing import pack
-from kdkit.cache.shards.folder import Parts
+from kdkit.cache.shards.folder import ShardFolder
 
 Array = np.ndarray[Any, Any]
 ROWS, VIEWS, CLASSES, MANY_CLASSES = 5, 2, 4, 24
@@ -101,7 +101,7 @@ def write(
     )
     learnt = {codec_array_name(s, name): array for s, codec in codecs.items() for name, array in codec.arrays.items()}
     with tempfile.TemporaryDirectory() as place:
-        parts = Parts.create(
+        parts = ShardFolder.create(
             Path(place) / "parts", metadata, {DIGEST_NAME: key_digests(KEYS), KEYS_NAME: pack_keys(KEYS), **learnt}
         )
         for shard in metadata.shards():

@@ -21,7 +21,7 @@ from kdkit.cache.format.keys import key_digests, keys_sha256, pack_keys
 from kdkit.cache.format.metadata import CacheMetadata
 from kdkit.cache.hdf5.size import packed_num_bytes
 from kdkit.cache.hdf5.write import Array
-from kdkit.config import BuildConfig, ReplayRecipe
+from kdkit.config import BuildConfig, ViewRecipe
 
 IMAGES, CLASSES = 1_281_167, 1000
 VIEWS = (1, 10, 50, 300)
@@ -57,7 +57,7 @@ def num_bytes(codec_options: dict[str, object], num_views: int) -> int:
         shard_rows=BuildConfig.shard_rows,
         streams={"logits": {"codec": codec.to_dict(), "row_bytes": codec.row_bytes}},
         teacher={"name": "convnext_base.fb_in22k_ft_in1k", "weights_sha256": "0" * 64},
-        recipe=ReplayRecipe(num_views=num_views).to_dict(),
+        recipe=ViewRecipe(num_views=num_views).to_dict(),
         dataset={"keys_sha256": digest, "class_names": [f"n{label:08d}" for label in range(CLASSES)]},
     )
     learnt = {codec_array_name("logits", name): array for name, array in codec.arrays.items()}

@@ -14,14 +14,14 @@ from pathlib import Path
 
 import torch
 
-from kdkit.building.plan import as_built, refuse_other
+from kdkit.building.plan import as_built, check_same_build
 from kdkit.building.resume import check_writable, remove_remains, resume_or_start
 from kdkit.building.shards import fill_together
-from kdkit.building.teacher import tapped
-from kdkit.cache.extension import Growth
+from kdkit.building.teacher import with_streams
+from kdkit.cache.extension import Extension
 from kdkit.cache.packing import pack as pack_parts
 from kdkit.cache.reader import CachedTeacher
-from kdkit.cache.shards.folder import Parts, packed_path, parts_folder
+from kdkit.cache.shards.folder import ShardFolder, packed_path, shard_folder
 from kdkit.cache.shards.lock import writer_lock
 from kdkit.config import BuildConfig
 from kdkit.data import ReplayedDataset
@@ -84,11 +84,11 @@ def build_cache(
     dataset = as_built(dataset)
     path = Path(path)
     begun = time.monotonic()
-    teacher = tapped(teacher, config.streams).to(torch.device(device))
-    folder = parts_folder(path)
+    teacher = with_streams(teacher, config.streams).to(torch.device(device))
+    folder = shard_folder(path)
     with ExitStack() as held:
 
-        def begin() -> Parts | None:
+        def begin() -> ShardFolder | None:
             """On rank 0: takes the lock and finds out what is to do; None where all is done."""
             if not path.is_file():
                 check_writable(path)
@@ -98,7 +98,7 @@ def build_cache(
                     return resume_or_start(path, teacher, dataset, config, device, allow_mismatch)
                 held.close()  # another process has packed it while this one came for the lock
             packed = CachedTeacher(path).metadata
-            refuse_other(path, packed, teacher, dataset, config, allow_mismatch)
+            check_same_build(path, packed, teacher, dataset, config, allow_mismatch)
             remove_remains(path, packed.num_views)
             return None
 
@@ -125,11 +125,11 @@ def pack_cache(path: str | Path) -> Path:
         CacheLockedError: they are being written.
     """
     path = packed_path(Path(path))
-    folder = parts_folder(path)
-    parts = Parts.open(folder)
+    folder = shard_folder(path)
+    parts = ShardFolder.open(folder)
     with writer_lock(folder):
         if path.is_file():
-            Growth.begin(path, CachedTeacher(path).metadata, parts.metadata.num_views).finish("{}")
+            Extension.begin(path, CachedTeacher(path).metadata, parts.metadata.num_views).finish("{}")
         else:
             pack_parts(parts, path)
     return path

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kdkit.building.teacher import refuse_unheld
+from kdkit.building.teacher import check_encodable
 from kdkit.cache.codecs import RowCodec
 from kdkit.cache.fidelity import measure_rows
 from kdkit.cache.format.constants import hashed_rows
@@ -80,7 +80,7 @@ class ShardEncoder(Worker):
         rows = pixels.row.numpy() - shard.start
         with torch.no_grad(), self._after(ready):
             for stream, codec in self._codecs.items():
-                refuse_unheld(said[stream], codec, stream, self._teacher, self._keys, pixels)
+                check_encodable(said[stream], codec, stream, self._teacher, self._keys, pixels)
                 encoded = codec.encode(said[stream])
                 self._payloads[stream][rows] = self._to_host(encoded)
                 if self._metadata.measures_views(stream):

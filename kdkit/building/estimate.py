@@ -10,17 +10,17 @@ import torch
 
 from kdkit.building.fit import num_looked_at
 from kdkit.building.plan import choose_codec, plan_cache
-from kdkit.building.teacher import ask, tapped
+from kdkit.building.teacher import run_teacher, with_streams
 from kdkit.cache.codecs import RowCodec, codec_from_dict
 from kdkit.cache.format.constants import codec_array_name
 from kdkit.cache.format.metadata import CacheMetadata
 from kdkit.cache.hdf5.size import packed_num_bytes
 from kdkit.cache.hdf5.write import Array
 from kdkit.config import BuildConfig
-from kdkit.data import EpochSampler, ReplayedDataset, ReplayLoader, naming_dead_workers
+from kdkit.data import EpochSampler, ReplayedDataset, ReplayLoader, translate_worker_errors
 from kdkit.teachers import Teacher
 
-FIT_ROWS = 2_048
+ESTIMATE_FIT_ROWS = 2_048
 """Rows that a codec is fitted to, at most: an eighth of a build's, to have an answer soon."""
 _PROBE_BATCHES = 4
 _PREFETCHED = 2  # batches that each of torch's workers loads ahead
@@ -44,7 +44,7 @@ class Estimate:
     """Stream -> what its codec keeps of the teacher; fitted to more, that of a build keeps no less, as a rule."""
 
 
-@naming_dead_workers()
+@translate_worker_errors()
 def estimate_cache(
     teacher: Teacher, dataset: ReplayedDataset, config: BuildConfig | None = None, *, device: torch.device | str = "cpu"
 ) -> Estimate:
@@ -55,8 +55,8 @@ def estimate_cache(
     """
     config = config or BuildConfig()
     dataset = dataset.for_teacher()
-    teacher = tapped(teacher, config.streams).to(torch.device(device))
-    metadata, arrays = plan_cache(teacher, dataset, config, device, fit_rows=FIT_ROWS)
+    teacher = with_streams(teacher, config.streams).to(torch.device(device))
+    metadata, arrays = plan_cache(teacher, dataset, config, device, fit_rows=ESTIMATE_FIT_ROWS)
     images = metadata.num_rows * metadata.num_views
     codecs = {stream: _codec_of(stream, metadata, arrays) for stream in metadata.streams}
     speed = _measure_speed(codecs, teacher, dataset, config, device)
@@ -73,8 +73,8 @@ def estimate_cache(
 def _codec_of(stream: str, metadata: CacheMetadata, arrays: Mapping[str, Array]) -> RowCodec:
     """A stream's codec, fitted as the plan says."""
     prefix = codec_array_name(stream, "")
-    learnt = {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
-    return codec_from_dict(stream, metadata.streams[stream]["codec"]).with_arrays(learnt)
+    read_array = {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+    return codec_from_dict(stream, metadata.streams[stream]["codec"]).with_arrays(read_array)
 
 
 def _measure_speed(
@@ -96,7 +96,7 @@ def _measure_speed(
         ahead = 0  # of few images all are loaded ahead: the time that workers take to start counts too, to be cautious
     images, begun = 0, time.perf_counter()
     for number, pixels in enumerate(loader.pixel_batches()):
-        for stream, values in ask(teacher, loader, pixels, codecs).items():
+        for stream, values in run_teacher(teacher, loader, pixels, codecs).items():
             codecs[stream].encode(values).cpu()  # waits for the device
         if number < ahead:
             images, begun = 0, time.perf_counter()

@@ -11,11 +11,11 @@ import numpy as np
 import torch
 
 from kdkit.building.build import BuildReport, build_record, report_on
-from kdkit.building.plan import VIEWS_FIELD, as_built, refuse_other
-from kdkit.building.resume import check_writable, refuse_other_pixels, remove_remains
+from kdkit.building.plan import VIEWS_FIELD, as_built, check_same_build
+from kdkit.building.resume import check_same_pixels, check_writable, remove_remains
 from kdkit.building.shards import fill_together
-from kdkit.building.teacher import tapped
-from kdkit.cache.extension import Growth
+from kdkit.building.teacher import with_streams
+from kdkit.cache.extension import Extension
 from kdkit.cache.format.constants import LOGITS
 from kdkit.cache.format.metadata import CacheMetadata
 from kdkit.cache.pixels import check_pixels, checked_views
@@ -69,43 +69,43 @@ def extend_cache(
     dataset = as_built(dataset)
     with ExitStack() as held:
 
-        def begin() -> tuple[Path, Growth | None, BuildConfig]:
+        def begin() -> tuple[Path, Extension | None, BuildConfig]:
             """On rank 0: compares, takes the lock and finds out what is to do; None where all is done."""
             cache = CachedTeacher(Path(path))
             config = _config_of(cache.metadata, batch_size, num_workers)
-            _refuse_other(cache, teacher, dataset, config, allow_mismatch)
+            _check_same_build(cache, teacher, dataset, config, allow_mismatch)
             if cache.num_views == dataset.recipe.num_views:
                 if cache.path.is_file():
                     remove_remains(cache.path, cache.num_views)
                 return cache.path, None, config
-            folder = Growth.folder_of(cache.path)
+            folder = Extension.folder_of(cache.path)
             check_writable(cache.path if cache.path.is_file() else folder / INDEX_NAME)
             files.make_folder(folder)
             held.enter_context(writer_lock(folder))
             if CachedTeacher(cache.path).num_views != cache.num_views:
                 raise CacheLockedError(f"the cache {str(cache.path)!r} was just extended by another process: run again")
             files.remove_leftovers(folder)
-            growth = Growth.begin(cache.path, cache.metadata, dataset.recipe.num_views)
-            refuse_other_pixels(growth.parts, dataset)
+            growth = Extension.begin(cache.path, cache.metadata, dataset.recipe.num_views)
+            check_same_pixels(growth.parts, dataset)
             return cache.path, growth, config
 
         place, growth, config = distributed.on_rank_zero(begin)
         if growth is None:
             return report_on(place, images_built=0, begun=begun)
         missing = distributed.on_rank_zero(growth.missing)
-        asked = tapped(teacher, config.streams)
+        asked = with_streams(teacher, config.streams)
         images = fill_together(growth.parts, missing, asked, dataset, config, device, show_progress=show_progress)
         record = build_record(begun, images, device)
         distributed.on_rank_zero(lambda: growth.finish(record))
     return report_on(place, images_built=images, begun=begun)
 
 
-def _refuse_other(
+def _check_same_build(
     cache: CachedTeacher, teacher: Teacher, dataset: ReplayedDataset, config: BuildConfig, allow: Collection[str]
 ) -> None:
     """As a resumed build does; only the number of views may be greater than the cache's."""
     wanted = dataset.recipe.num_views
-    refuse_other(cache.path, cache.metadata.with_views(wanted), teacher, dataset, config, allow)
+    check_same_build(cache.path, cache.metadata.with_views(wanted), teacher, dataset, config, allow)
     origin = f"the cache {str(cache.path)!r}"
     if wanted < cache.num_views:
         raise CacheMismatchError(

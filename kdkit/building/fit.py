@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kdkit.building.teacher import ask, refuse_unheld
+from kdkit.building.teacher import check_encodable, run_teacher
 from kdkit.cache.codecs import Codec, RowCodec, create_feature_codec
 from kdkit.cache.fidelity import measure_rows, summarise_rows
 from kdkit.cache.format.constants import LOGITS
 from kdkit.cache.hdf5.write import Array
 from kdkit.config import BuildConfig
-from kdkit.data import EpochSampler, ReplayedDataset, ReplayLoader, naming_dead_workers
+from kdkit.data import EpochSampler, ReplayedDataset, ReplayLoader, translate_worker_errors
 from kdkit.data.views.seed import view_seed
 from kdkit.teachers import Teacher
 
@@ -35,7 +35,7 @@ class Probed:
     """In view 0, with "each": the rows 0, each, 2 each, ... are measured, here and in every view."""
 
 
-@naming_dead_workers()
+@translate_worker_errors()
 def fit_and_measure(
     logit_codec: Codec | None,
     teacher: Teacher,
@@ -123,8 +123,8 @@ def _ask_about(
     sampler = EpochSampler(rows, config.batch_size, shuffle=False)
     loader = ReplayLoader(dataset, sampler, teacher.input_normalization, device=device, num_workers=config.num_workers)
     for pixels in loader.pixel_batches():
-        for stream, values in ask(teacher, loader, pixels, config.streams).items():
+        for stream, values in run_teacher(teacher, loader, pixels, config.streams).items():
             if stream not in codecs:
                 codecs[stream] = create_feature_codec(config.feature_codec, values.shape[1:])
-            refuse_unheld(values, codecs[stream], stream, teacher.name, dataset.keys, pixels)
+            check_encodable(values, codecs[stream], stream, teacher.name, dataset.keys, pixels)
             yield stream, values

@@ -12,16 +12,16 @@ import torch
 from kdkit.building.fit import FIT_ROWS, fit_and_measure
 from kdkit.cache.codecs import Codec, RowCodec, create_codec, create_feature_codec, default_codec
 from kdkit.cache.format.constants import BLOCK_ROWS, DIGEST_NAME, KEYS_NAME, LOGITS, codec_array_name
-from kdkit.cache.format.keys import key_digests, keys_sha256, pack_keys, refuse_other_samples
-from kdkit.cache.format.limits import refuse_unstorable
+from kdkit.cache.format.keys import check_same_samples, key_digests, keys_sha256, pack_keys
+from kdkit.cache.format.limits import check_storable
 from kdkit.cache.format.metadata import CacheMetadata
 from kdkit.cache.hdf5.write import Array
 from kdkit.cache.lazy_arrays import stored_keys
 from kdkit.cache.pixels import transform_versions
-from kdkit.config import BuildConfig, ReplayRecipe
+from kdkit.config import BuildConfig, ViewRecipe
 from kdkit.data import ReplayedDataset
 from kdkit.errors import ClassMismatchError, ConfigError
-from kdkit.runtime.compare import refuse_mismatch
+from kdkit.runtime.compare import check_match
 from kdkit.teachers import Teacher
 
 _MAX_SHARD_BYTES = 256 << 20  # a shard is filled in memory
@@ -57,14 +57,14 @@ def plan_cache(
     logit_codec, made_with = choose_codec(teacher, dataset, config), _made_with(teacher, dataset)
     known: dict[str, RowCodec] = {stream: create_feature_codec(config.feature_codec, (1,)) for stream in config.streams}
     known |= {} if logit_codec is None else {LOGITS: logit_codec}
-    refuse_unstorable(_describe(known, dataset, config, made_with), arrays)
+    check_storable(_describe(known, dataset, config, made_with), arrays)
     probed = fit_and_measure(logit_codec, teacher, dataset, config, device, fit_rows=fit_rows)
     codecs = {stream: found.codec for stream, found in probed.items()}
     metadata = _describe(codecs, dataset, config, made_with)
     metadata = dataclasses.replace(metadata, fidelity={stream: found.fidelity for stream, found in probed.items()})
     for stream, codec in codecs.items():
         arrays |= {codec_array_name(stream, name): array for name, array in codec.arrays.items()}
-    refuse_unstorable(metadata, arrays)
+    check_storable(metadata, arrays)
     return metadata, arrays
 
 
@@ -116,7 +116,7 @@ def _made_with(teacher: Teacher, dataset: ReplayedDataset) -> dict[str, Any]:
     }
 
 
-def refuse_other(
+def check_same_build(
     origin: Path,
     stored: CacheMetadata,
     teacher: Teacher,
@@ -132,14 +132,14 @@ def refuse_other(
         CacheMismatchError: names the first field that differs and both values.
     """
     shown = f"the cache at {str(origin)!r}"
-    made_with = {**dataclasses.asdict(stored), "recipe": ReplayRecipe.completed(stored.recipe)}
+    made_with = {**dataclasses.asdict(stored), "recipe": ViewRecipe.completed(stored.recipe)}
     now = _made_with(teacher, dataset)
-    refuse_mismatch("teacher", made_with["teacher"], now["teacher"], shown, allow)
-    refuse_mismatch("recipe", made_with["recipe"], now["recipe"], shown, set(allow) - {VIEWS_FIELD})
-    refuse_mismatch("streams", _without_shapes(stored.streams), _planned_streams(teacher, dataset, config), shown)
+    check_match("teacher", made_with["teacher"], now["teacher"], shown, allow)
+    check_match("recipe", made_with["recipe"], now["recipe"], shown, set(allow) - {VIEWS_FIELD})
+    check_match("streams", _without_shapes(stored.streams), _planned_streams(teacher, dataset, config), shown)
     if made_with["dataset"]["keys_sha256"] != now["dataset"]["keys_sha256"]:
-        refuse_other_samples(stored_keys(origin, stored.num_rows), dataset.keys, shown)
-    refuse_mismatch("dataset", made_with["dataset"], now["dataset"], shown, set(allow) - {KEYS_FIELD})
+        check_same_samples(stored_keys(origin, stored.num_rows), dataset.keys, shown)
+    check_match("dataset", made_with["dataset"], now["dataset"], shown, set(allow) - {KEYS_FIELD})
 
 
 def _planned_streams(teacher: Teacher, dataset: ReplayedDataset, config: BuildConfig) -> dict[str, Any]:

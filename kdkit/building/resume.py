@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from kdkit.building.plan import plan_cache, refuse_other
-from kdkit.cache.extension import is_under_way
+from kdkit.building.plan import check_same_build, plan_cache
+from kdkit.cache.extension import is_extending
 from kdkit.cache.lazy_arrays import shard_pixels
 from kdkit.cache.pixels import check_pixels
-from kdkit.cache.shards.folder import INDEX_NAME, Parts, parts_folder
+from kdkit.cache.shards.folder import INDEX_NAME, ShardFolder, shard_folder
 from kdkit.cache.shards.lock import writer_lock
 from kdkit.config import BuildConfig
 from kdkit.data import ReplayedDataset
@@ -33,11 +33,11 @@ def check_writable(path: str | Path) -> None:
     path = Path(path)
     if path.is_dir():
         raise CacheError(f"no cache can be written at {str(path)!r}: it is a folder; name a file, such as teacher.h5")
-    if parts_folder(path).is_file():
-        raise CacheError(f"no cache can be written at {str(path)!r}: {str(parts_folder(path))!r} is in the way")
+    if shard_folder(path).is_file():
+        raise CacheError(f"no cache can be written at {str(path)!r}: {str(shard_folder(path))!r} is in the way")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        files.probe(path.parent)
+        files.check_writable(path.parent)
     except OSError as error:
         raise CacheError(f"no cache can be written at {str(path)!r}: {error.strerror}") from error
 
@@ -47,10 +47,10 @@ def remove_remains(path: Path, num_views: int) -> None:
 
     The shards of an extension under way, which count more than these views, stay.
     """
-    folder = parts_folder(path)
+    folder = shard_folder(path)
     if folder.is_dir():
         with suppress(CacheError, OSError), writer_lock(folder):
-            if not is_under_way(path, num_views):
+            if not is_extending(path, num_views):
                 files.remove_folder(folder)
 
 
@@ -61,21 +61,21 @@ def resume_or_start(
     config: BuildConfig,
     device: torch.device | str,
     allow: Collection[str],
-) -> Parts:
+) -> ShardFolder:
     """The parts of a build that was stopped, or those of a new one."""
-    folder = parts_folder(path)
+    folder = shard_folder(path)
     files.remove_leftovers(folder)
     files.remove_leftovers(path.parent, path.name)
     if (folder / INDEX_NAME).is_file():
-        parts = Parts.open(folder)
-        refuse_other(folder, parts.metadata, teacher, dataset, config, allow)
-        refuse_other_pixels(parts, dataset)
+        parts = ShardFolder.open(folder)
+        check_same_build(folder, parts.metadata, teacher, dataset, config, allow)
+        check_same_pixels(parts, dataset)
         return parts
-    Parts.remove_strays(folder)
-    return Parts.create(folder, *plan_cache(teacher, dataset, config, device))
+    ShardFolder.remove_orphan_shards(folder)
+    return ShardFolder.create(folder, *plan_cache(teacher, dataset, config, device))
 
 
-def refuse_other_pixels(parts: Parts, dataset: ReplayedDataset) -> None:
+def check_same_pixels(parts: ShardFolder, dataset: ReplayedDataset) -> None:
     """Replays some rows of the sealed shards: a build must not go on with other images or another library."""
     sealed = [shard for shard in parts.metadata.shards() if parts.is_sealed(shard)]
     for shard in sealed[:: max(1, len(sealed) // _SHARDS_REPLAYED)]:

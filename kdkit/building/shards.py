@@ -9,23 +9,23 @@ from datetime import timedelta
 import torch
 
 from kdkit.building.encoder import ShardEncoder
-from kdkit.building.teacher import ask
+from kdkit.building.teacher import run_teacher
 from kdkit.cache.format.metadata import Shard
 from kdkit.cache.opening import open_index
-from kdkit.cache.shards.folder import Parts
+from kdkit.cache.shards.folder import ShardFolder
 from kdkit.cache.shards.writer import ShardWriter
 from kdkit.config import BuildConfig
-from kdkit.data import PixelBatch, RangeSampler, ReplayedDataset, ReplayLoader, naming_dead_workers
+from kdkit.data import PixelBatch, RangeSampler, ReplayedDataset, ReplayLoader, translate_worker_errors
 from kdkit.runtime import distributed
 from kdkit.runtime.progress import Advance, progress
 from kdkit.teachers import Teacher
 
-PATIENCE = timedelta(days=1)
+RANK_TIMEOUT = timedelta(days=1)
 """How long a rank waits for others: they meet at the end alone, which a slow one may reach hours after the rest."""
 
 
 def fill_together(
-    parts: Parts,
+    parts: ShardFolder,
     missing: Sequence[Shard],
     teacher: Teacher,
     dataset: ReplayedDataset,
@@ -50,12 +50,12 @@ def fill_together(
                     )
                 raise
 
-        distributed.together(fill_mine)
+        distributed.run_on_all_ranks(fill_mine)
     return sum(shard.num_rows for shard in missing)
 
 
 def _fill(
-    parts: Parts,
+    parts: ShardFolder,
     shards: Sequence[Shard],
     teacher: Teacher,
     dataset: ReplayedDataset,
@@ -77,13 +77,13 @@ def _fill(
     )
     batches = loader.pixel_batches()
     with (
-        naming_dead_workers(),
+        translate_worker_errors(),
         ShardWriter(parts) as writer,
         ShardEncoder(parts.metadata, codecs, writer, teacher.name, dataset.keys, device) as encoder,
     ):
         for shard in shards:
             for pixels in _batches_of(shard, batches):
-                encoder.submit(shard, pixels, ask(teacher, loader, pixels, codecs))
+                encoder.submit(shard, pixels, run_teacher(teacher, loader, pixels, codecs))
                 advance(len(pixels.row))
 
 

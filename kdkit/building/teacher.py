@@ -16,17 +16,19 @@ from kdkit.types import TeacherOutput
 _NAMED_KEYS = 3
 
 
-def ask(teacher: Teacher, loader: ReplayLoader, pixels: PixelBatch, streams: Collection[str]) -> dict[str, Tensor]:
+def run_teacher(
+    teacher: Teacher, loader: ReplayLoader, pixels: PixelBatch, streams: Collection[str]
+) -> dict[str, Tensor]:
     """Stream -> what the teacher says about a batch of `loader`, [B, ...]; on a GPU perhaps not computed yet.
 
     Raises:
         MissingTeacherError: it says nothing of that name.
     """
     said = teacher(loader.to_batch(pixels))
-    return {stream: _pick(said, stream, teacher.name) for stream in streams}
+    return {stream: select_stream(said, stream, teacher.name) for stream in streams}
 
 
-def tapped(teacher: Teacher, streams: Iterable[str]) -> Teacher:
+def with_streams(teacher: Teacher, streams: Iterable[str]) -> Teacher:
     """A teacher whose answers hold these streams: itself where they do.
 
     Raises:
@@ -36,7 +38,7 @@ def tapped(teacher: Teacher, streams: Iterable[str]) -> Teacher:
     return teacher if set(taps) <= set(teacher.taps) else teacher.with_taps(taps)
 
 
-def refuse_unheld(
+def check_encodable(
     values: Tensor, codec: RowCodec, stream: str, teacher: str, keys: Sequence[str], pixels: PixelBatch
 ) -> None:
     """Looks at a batch of one stream, [B, ...], before it is encoded.
@@ -44,7 +46,7 @@ def refuse_unheld(
     Raises:
         NonFiniteOutputError: some are NaN, infinite, or beyond what the codec can hold; names samples.
     """
-    held = codec.can_hold(values).cpu()
+    held = codec.is_encodable(values).cpu()
     if held.all():
         return
     bad = [keys[int(row)] for row in pixels.row[~held]]
@@ -55,10 +57,15 @@ def refuse_unheld(
     )
 
 
-def _pick(said: TeacherOutput, stream: str, teacher: str) -> Tensor:
-    values = said.logits if stream == LOGITS else said.features.get(stream)
+def select_stream(output: TeacherOutput, stream: str, teacher: str) -> Tensor:
+    """The tensor of one stream.
+
+    Raises:
+        MissingTeacherError: the output holds no such stream.
+    """
+    values = output.logits if stream == LOGITS else output.features.get(stream)
     if values is None:
-        others = ", ".join([LOGITS] * (said.logits is not None) + list(said.features)) or "nothing"
+        others = ", ".join([LOGITS] * (output.logits is not None) + list(output.features)) or "nothing"
         raise MissingTeacherError(
             f"the teacher {teacher!r} says no {stream!r}; it says {others}: create it with taps=({stream!r},)"
         )

@@ -10,13 +10,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from kdkit.building.teacher import ask, tapped
+from kdkit.building.teacher import run_teacher, with_streams
 from kdkit.cache import CachedTeacher, open_cache
 from kdkit.cache.fidelity import kl_divergence
 from kdkit.cache.format.constants import LOGITS
 from kdkit.data import EpochSampler, PixelBatch, ReplayedDataset, ReplayLoader
 from kdkit.errors import CacheMismatchError
-from kdkit.runtime.compare import refuse_mismatch
+from kdkit.runtime.compare import check_match
 from kdkit.teachers import Teacher
 
 TOLERANCE = 1e-3
@@ -76,17 +76,15 @@ def verify_cache(
         dataset = dataset.for_teacher()
     if teacher is None or dataset is None:
         return VerifyReport(cache.num_rows, cache.num_views, 0, {})
-    refuse_mismatch(
-        "teacher", cache.metadata.teacher, teacher.fingerprint(), f"the cache {str(path)!r}", allow_mismatch
-    )
-    teacher = tapped(teacher, cache.codecs).to(torch.device(device))
+    check_match("teacher", cache.metadata.teacher, teacher.fingerprint(), f"the cache {str(path)!r}", allow_mismatch)
+    teacher = with_streams(teacher, cache.codecs).to(torch.device(device))
     differences, asked, kept = dict.fromkeys(cache.codecs, 0.0), 0, {}
     for view, rows in _choose(dataset, num_rows, seed).items():
         loader, divergences = _loader(view, rows, teacher, dataset, batch_size, device), []
         for pixels in loader.pixel_batches():
-            for stream, values in ask(teacher, loader, pixels, cache.codecs).items():
+            for stream, values in run_teacher(teacher, loader, pixels, cache.codecs).items():
                 compared = _compare(cache, stream, values, pixels)
-                _refuse_other_answer(compared, cache, stream, loader.dataset.keys, pixels)
+                _check_same_output(compared, cache, stream, loader.dataset.keys, pixels)
                 differences[stream] = max(differences[stream], float(compared.difference.max()))
                 divergences += [] if compared.divergence is None else compared.divergence.tolist()
             asked += len(pixels.row)
@@ -143,7 +141,7 @@ def _compare(cache: CachedTeacher, stream: str, values: Tensor, pixels: PixelBat
     return _Compared(difference, divergence, (difference <= TOLERANCE) | as_good)
 
 
-def _refuse_other_answer(
+def _check_same_output(
     compared: _Compared, cache: CachedTeacher, stream: str, keys: Sequence[str], pixels: PixelBatch
 ) -> None:
     if compared.agrees.all():

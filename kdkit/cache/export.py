@@ -47,7 +47,7 @@ def export_cache(
         raise OutputExistsError(f"{str(output)!r} exists: pass --overwrite true to replace it")
     cache = open_cache(path, streams=[stream])
     name, rows = "log_probabilities" if stream == LOGITS else stream, _decode(cache, view, stream)
-    with files.replacing(output) as temporary:
+    with files.atomic_write(output) as temporary:
         if output.suffix == ".npz":
             with open(temporary, "xb") as file:
                 arrays: dict[str, Any] = {name: rows.numpy(), "keys": np.array(cache.keys())}

@@ -1,4 +1,4 @@
-"""Growth: further views for a finished cache, which stays as it is, and readable, until all of them are sealed.
+"""Extension: further views for a finished cache, which stays as it is, and readable, until all of them are sealed.
 
 A packed cache gets a parts folder beside it, with an index that counts all views and with the further views' shards; at
 the end a new file is packed from both and renamed over the old. The shards of an unpacked cache go beside its others,
@@ -10,17 +10,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from kdkit.cache.format.limits import refuse_unstorable
+from kdkit.cache.format.limits import check_storable
 from kdkit.cache.format.metadata import CacheMetadata, Shard
 from kdkit.cache.hdf5.open import open_hdf5
-from kdkit.cache.packing import index_arrays, pack, refuse_further_views
-from kdkit.cache.shards.folder import INDEX_NAME, Parts, parts_folder
+from kdkit.cache.packing import check_no_further_views, index_arrays, pack
+from kdkit.cache.shards.folder import INDEX_NAME, ShardFolder, shard_folder
 from kdkit.errors import CacheIncompleteError, CacheMismatchError
 from kdkit.runtime import files
 
 
 @dataclass(frozen=True)
-class Growth:
+class Extension:
     """Further views for the cache at `path`.
 
     Attributes:
@@ -31,15 +31,15 @@ class Growth:
 
     path: Path
     old: CacheMetadata
-    parts: Parts
+    parts: ShardFolder
 
     @classmethod
     def folder_of(cls, path: Path) -> Path:
         """Where the further views' shards of the cache at `path` are kept."""
-        return path if path.is_dir() else parts_folder(path)
+        return path if path.is_dir() else shard_folder(path)
 
     @classmethod
-    def begin(cls, path: Path, old: CacheMetadata, num_views: int) -> Growth:
+    def begin(cls, path: Path, old: CacheMetadata, num_views: int) -> Extension:
         """Starts, or goes on with, an extension to `num_views` views; its folder is there and locked.
 
         Raises:
@@ -48,13 +48,13 @@ class Growth:
             CacheIncompleteError: it holds shards of views beyond `num_views`.
         """
         grown, folder = old.with_views(num_views), cls.folder_of(path)
-        refuse_unstorable(grown, ())
+        check_storable(grown, ())
         if path.is_dir():
-            refuse_further_views(Parts(path, grown))
-            return cls(path, old, Parts(path, grown))
+            check_no_further_views(ShardFolder(path, grown))
+            return cls(path, old, ShardFolder(path, grown))
         files.remove_leftovers(path.parent, path.name)
         if (folder / INDEX_NAME).is_file():
-            begun = Parts.open(folder)
+            begun = ShardFolder.open(folder)
             if begun.metadata.identity_sha256 != grown.identity_sha256:
                 raise CacheMismatchError(
                     f"{str(folder)!r} holds shards of another cache than {str(path)!r} is: delete that folder"
@@ -66,12 +66,12 @@ class Growth:
                 )
             if begun.metadata.num_views == num_views:
                 return cls(path, old, begun)
-            refuse_further_views(Parts(folder, grown))
+            check_no_further_views(ShardFolder(folder, grown))
         else:
-            Parts.remove_strays(folder)
+            ShardFolder.remove_orphan_shards(folder)
         with open_hdf5(path) as file:
-            arrays = {name: file.learnt(name) for name in file.sums() if not name.startswith("views/")}
-        return cls(path, old, Parts.create(folder, grown, arrays))
+            arrays = {name: file.read_array(name) for name in file.checksums() if not name.startswith("views/")}
+        return cls(path, old, ShardFolder.create(folder, grown, arrays))
 
     def missing(self) -> list[Shard]:
         """The shards of the further views that are not sealed, in order."""
@@ -91,11 +91,11 @@ class Growth:
         for shard in self.parts.metadata.shards(self.old.num_views):
             self.parts.verify(shard)
             self.parts.open_shard(shard)
-        Parts.create(self.path, self.parts.metadata, index_arrays(self.parts))
+        ShardFolder.create(self.path, self.parts.metadata, index_arrays(self.parts))
         return None
 
 
-def is_under_way(path: Path, num_views: int) -> bool:
+def is_extending(path: Path, num_views: int) -> bool:
     """Whether the parts folder of the packed cache at `path`, of so many views, holds an extension of it."""
-    folder = parts_folder(path)
-    return (folder / INDEX_NAME).is_file() and Parts.open(folder).metadata.num_views > num_views
+    folder = shard_folder(path)
+    return (folder / INDEX_NAME).is_file() and ShardFolder.open(folder).metadata.num_views > num_views

@@ -63,7 +63,7 @@ class CacheFile:
         if isinstance(codec, Codec):
             return codec.num_classes
         if names is None:
-            self.refuse_missing(LOGITS)
+            self.check_exists(LOGITS)
         return len(names)
 
     @property
@@ -116,17 +116,17 @@ class CacheFile:
         """
         payload = self._payloads.get((view, stream))
         if payload is None:
-            self.refuse_missing(stream)
+            self.check_exists(stream)
             raise CacheError(f"the cache {str(self.path)!r} has views 0 to {self.num_views - 1}, asked for {view}")
         indices = np.asarray(rows, _ROW)
         if indices.size and indices.item(indices.argmin()) < 0:  # several microseconds less than (indices < 0).any()
-            self._refuse_rows(indices)
+            self._check_rows(indices)
         try:
             return from_numpy(payload.read(indices))
         except IndexError:  # numpy looks at the upper bound anyway
-            self._refuse_rows(indices)
+            self._check_rows(indices)
 
-    def _refuse_rows(self, indices: Array) -> NoReturn:
+    def _check_rows(self, indices: Array) -> NoReturn:
         odd = indices[(indices < 0) | (indices >= self.num_rows)][0]
         raise CacheError(f"the cache {str(self.path)!r} has rows 0 to {self.num_rows - 1}, asked for {odd}") from None
 
@@ -144,7 +144,7 @@ class CacheFile:
         for payload in self._payloads.values():
             payload.verify_all()
 
-    def refuse_missing(self, stream: str) -> None:
+    def check_exists(self, stream: str) -> None:
         """Raises CacheStreamError where the cache holds no such stream; names those that it does."""
         if stream not in self._codecs:
             wanted = ",".join([*self._codecs, stream])

@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from kdkit.cache.format.arrays import small_arrays
+from kdkit.cache.format.arrays import side_arrays
 from kdkit.cache.format.constants import DIGEST_BYTES, DIGEST_NAME, KEYS_NAME, fidelity_name, hashed_rows, pixel_name
 from kdkit.cache.format.keys import unpack_keys
 from kdkit.cache.format.metadata import CacheMetadata, Shard
 from kdkit.cache.hdf5.open import open_hdf5
-from kdkit.cache.shards.folder import Parts
+from kdkit.cache.shards.folder import ShardFolder
 
 Array = np.ndarray[Any, Any]
 
@@ -37,7 +37,7 @@ def stored_pixels(path: Path, metadata: CacheMetadata, view: int) -> dict[int, i
     """Row -> CRC-32 of its pixels, for the hashed rows of a view of a finished cache."""
     if not path.is_dir():
         return shard_pixels(path, Shard(view, 0, metadata.num_rows))
-    parts = Parts(path, metadata)
+    parts = ShardFolder(path, metadata)
     hashes: dict[int, int] = {}
     for shard in metadata.shards_of(view):
         hashes |= shard_pixels(parts.shard_path(shard), shard)
@@ -63,7 +63,7 @@ def stored_fidelity(path: Path, metadata: CacheMetadata) -> dict[str, list[Array
             for shard in shards:
                 for stream in measured:
                     name = fidelity_name(shard.view, stream)
-                    pieces[stream][shard.view].append(file.array(name, *small_arrays(metadata, shard)[name]))
+                    pieces[stream][shard.view].append(file.array(name, *side_arrays(metadata, shard)[name]))
     return {stream: [np.concatenate(view) for view in views] for stream, views in pieces.items()}
 
 
@@ -71,9 +71,9 @@ def _places(path: Path, metadata: CacheMetadata) -> list[tuple[Path, list[Shard]
     """Each file with rows, and which it holds."""
     if not path.is_dir():
         return [(path, [Shard(view, 0, metadata.num_rows) for view in range(metadata.num_views)])]
-    parts = Parts(path, metadata)
+    parts = ShardFolder(path, metadata)
     return [(parts.shard_path(shard), [shard]) for shard in metadata.shards()]
 
 
 def _index_of(path: Path) -> Path:
-    return Parts.open(path).index if path.is_dir() else path
+    return ShardFolder.open(path).index if path.is_dir() else path

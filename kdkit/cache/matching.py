@@ -11,12 +11,12 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from kdkit.cache.format.keys import key_digests, match_rows, refuse_other_samples
+from kdkit.cache.format.keys import check_same_samples, key_digests, match_rows
 from kdkit.cache.format.metadata import CacheMetadata
 from kdkit.cache.lazy_arrays import stored_digests, stored_keys, stored_pixels
 from kdkit.cache.pixels import check_pixels, checked_views
-from kdkit.config import ReplayRecipe
-from kdkit.runtime.compare import refuse_mismatch
+from kdkit.config import ViewRecipe
+from kdkit.runtime.compare import check_match
 
 Array = np.ndarray[Any, Any]
 SAMPLES_FIELD = "dataset.samples"
@@ -28,7 +28,7 @@ class Replayable(Protocol):
 
     keys: Sequence[str]
     class_names: Sequence[str] | None
-    recipe: ReplayRecipe
+    recipe: ViewRecipe
 
     def __getitem__(self, index: tuple[int, int]) -> Any:
         """The sample at (row, view), with its pixels, uint8 [3, H, W], as `.image`."""
@@ -49,11 +49,11 @@ def match_dataset(path: Path, metadata: CacheMetadata, dataset: Replayable, allo
     """
     origin = f"the cache {str(path)!r}"
     views = min(metadata.num_views, dataset.recipe.num_views)
-    recipe = ReplayRecipe.completed({**metadata.recipe, "num_views": views})
-    refuse_mismatch("recipe", recipe, dataset.recipe.to_dict(), origin, allow)
+    recipe = ViewRecipe.completed({**metadata.recipe, "num_views": views})
+    check_match("recipe", recipe, dataset.recipe.to_dict(), origin, allow)
     names = None if dataset.class_names is None else list(dataset.class_names)
     cached_names = {"class_names": metadata.dataset["class_names"]}
-    refuse_mismatch("dataset", cached_names, {"class_names": names}, origin, allow)
+    check_match("dataset", cached_names, {"class_names": names}, origin, allow)
     rows = match_keys(path, metadata.num_rows, dataset.keys, allow)
     hashes = {view: stored_pixels(path, metadata, view) for view in checked_views(views)}
     check_pixels(dataset, rows, hashes, metadata.dataset.get("versions") or {}, origin)
@@ -68,5 +68,5 @@ def match_keys(path: Path, num_rows: int, keys: Sequence[str], allow: Collection
     """
     rows = match_rows(stored_digests(path, num_rows), key_digests(keys))
     if (rows < 0).any() or (SAMPLES_FIELD not in allow and len(np.unique(rows)) < num_rows):
-        refuse_other_samples(stored_keys(path, num_rows), keys, f"the cache {str(path)!r}")
+        check_same_samples(stored_keys(path, num_rows), keys, f"the cache {str(path)!r}")
     return rows

@@ -12,10 +12,10 @@ from kdkit.cache.format.constants import DIGEST_BYTES, DIGEST_NAME, KEYS_NAME, c
 from kdkit.cache.format.metadata import CacheMetadata, Shard
 from kdkit.cache.hdf5.documents import read_metadata
 from kdkit.cache.hdf5.open import open_hdf5
-from kdkit.cache.hdf5.read import StrictFile
+from kdkit.cache.hdf5.read import CheckedHDF5File
 from kdkit.cache.hdf5.segments import open_segments
 from kdkit.cache.payload import Payload, Segment
-from kdkit.cache.shards.folder import Parts, parts_folder
+from kdkit.cache.shards.folder import ShardFolder, shard_folder
 from kdkit.errors import CacheCorruptError, CacheIncompleteError, CacheNotFoundError, CacheVersionError, KdkitError
 
 Opened = tuple[CacheMetadata, dict[str, RowCodec], dict[tuple[int, str], Payload]]
@@ -24,7 +24,7 @@ Opened = tuple[CacheMetadata, dict[str, RowCodec], dict[tuple[int, str], Payload
 def locate(path: Path) -> Path:
     """The packed file or parts folder that `path` means."""
     with suppress(OSError):  # a name too long to be one
-        for place in (path, parts_folder(path)):
+        for place in (path, shard_folder(path)):
             if place.is_dir() or (place == path and place.exists()):
                 return place
     raise CacheNotFoundError(f"there is no cache at {str(path)!r}: build one with `kdkit cache build`")
@@ -42,13 +42,13 @@ def open_packed(path: Path, verify: bool) -> Opened:
             for stream, segment in open_segments(file, metadata, Shard(view, 0, metadata.num_rows)).items():
                 payloads[view, stream] = Payload(view, stream, metadata.row_bytes(stream), [segment], verify=verify)
         codecs = _open_codecs(file, metadata)
-        file.refuse_overlap()
+        file.check_no_overlap()
     return metadata, codecs, payloads
 
 
 def open_parts(folder: Path, verify: bool) -> Opened:
     """Metadata, codecs and payloads of a complete parts folder."""
-    parts = Parts.open(folder)
+    parts = ShardFolder.open(folder)
     metadata = parts.metadata
     if missing := parts.missing():
         raise CacheIncompleteError(
@@ -65,12 +65,12 @@ def open_parts(folder: Path, verify: bool) -> Opened:
     return metadata, open_index(parts), payloads
 
 
-def open_index(parts: Parts) -> dict[str, RowCodec]:
+def open_index(parts: ShardFolder) -> dict[str, RowCodec]:
     """Stream name -> its codec, fitted as the index of a parts folder says."""
     with open_hdf5(parts.index) as file:
         file.expect_members("", _index_groups(file))
         codecs = _open_codecs(file, parts.metadata)
-        file.refuse_overlap()
+        file.check_no_overlap()
     return codecs
 
 
@@ -80,14 +80,14 @@ def verify_arrays(path: Path, metadata: CacheMetadata) -> None:
     Raises:
         CacheCorruptError: one differs; names file and dataset.
     """
-    parts = Parts(path, metadata)
+    parts = ShardFolder(path, metadata)
     for place in [parts.index, *map(parts.shard_path, metadata.shards())] if path.is_dir() else [path]:
         with open_hdf5(place) as file:
-            for name in file.sums():
-                file.learnt(name)
+            for name in file.checksums():
+                file.read_array(name)
 
 
-def _check_budget(file: StrictFile, metadata: CacheMetadata) -> None:
+def _check_budget(file: CheckedHDF5File, metadata: CacheMetadata) -> None:
     """Compares the declared size with the file's before anything is made for it."""
     declared = metadata.num_rows * (metadata.all_row_bytes * metadata.num_views + DIGEST_BYTES)
     if declared > file.num_bytes:
@@ -97,28 +97,28 @@ def _check_budget(file: StrictFile, metadata: CacheMetadata) -> None:
         )
 
 
-def _index_groups(file: StrictFile) -> list[str]:
+def _index_groups(file: CheckedHDF5File) -> list[str]:
     """Root members of an index: `codecs` is there only where a codec learnt something."""
-    return ["rows", *({"codecs"} if any(name.startswith("codecs/") for name in file.sums()) else ())]
+    return ["rows", *({"codecs"} if any(name.startswith("codecs/") for name in file.checksums()) else ())]
 
 
-def _open_codecs(file: StrictFile, metadata: CacheMetadata) -> dict[str, RowCodec]:
+def _open_codecs(file: CheckedHDF5File, metadata: CacheMetadata) -> dict[str, RowCodec]:
     """The codecs with what they learnt, and a look at where the keys lie."""
     file.expect_members("rows", [name.removeprefix("rows/") for name in (DIGEST_NAME, KEYS_NAME)])
     file.map(DIGEST_NAME, "u1", (metadata.num_rows, DIGEST_BYTES))
     file.map_flat(KEYS_NAME, "u1")
-    learnt = {stream: _learnt_names(file.sums(), stream) for stream in metadata.streams}
-    if any(learnt.values()):
-        file.expect_members("codecs", [stream for stream, names in learnt.items() if names])
-    return {stream: _open_codec(file, metadata, stream, names) for stream, names in learnt.items()}
+    read_array = {stream: _learnt_names(file.checksums(), stream) for stream in metadata.streams}
+    if any(read_array.values()):
+        file.expect_members("codecs", [stream for stream, names in read_array.items() if names])
+    return {stream: _open_codec(file, metadata, stream, names) for stream, names in read_array.items()}
 
 
-def _learnt_names(sums: Collection[str], stream: str) -> list[str]:
+def _learnt_names(checksums: Collection[str], stream: str) -> list[str]:
     prefix = codec_array_name(stream, "")
-    return [name.removeprefix(prefix) for name in sums if name.startswith(prefix)]
+    return [name.removeprefix(prefix) for name in checksums if name.startswith(prefix)]
 
 
-def _open_codec(file: StrictFile, metadata: CacheMetadata, stream: str, names: list[str]) -> RowCodec:
+def _open_codec(file: CheckedHDF5File, metadata: CacheMetadata, stream: str, names: list[str]) -> RowCodec:
     described: dict[str, Any] = dict(metadata.streams[stream]["codec"])
     if described["name"] not in known_codecs(stream):
         raise CacheVersionError(
@@ -129,7 +129,7 @@ def _open_codec(file: StrictFile, metadata: CacheMetadata, stream: str, names: l
         file.expect_members(codec_array_name(stream, "")[:-1], names)
     try:
         codec = codec_from_dict(stream, described)
-        codec = codec.with_arrays({name: file.learnt(codec_array_name(stream, name)) for name in names})
+        codec = codec.with_arrays({name: file.read_array(codec_array_name(stream, name)) for name in names})
         needed = None if codec.needs_fit else codec.row_bytes
     except (KdkitError, TypeError, ValueError, LookupError) as error:
         raise CacheCorruptError(f"{str(file.path)!r}: the codec of stream {stream!r} is damaged ({error})") from error

@@ -8,7 +8,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from kdkit.cache.format.arrays import read_small_arrays, small_arrays
+from kdkit.cache.format.arrays import read_side_arrays, side_arrays
 from kdkit.cache.format.constants import BUILD_ATTRIBUTE, payload_name
 from kdkit.cache.format.metadata import CacheMetadata, Shard
 from kdkit.cache.hdf5.documents import write_metadata
@@ -17,12 +17,12 @@ from kdkit.cache.hdf5.open import open_hdf5
 from kdkit.cache.hdf5.write import Array, Region, write_hdf5
 from kdkit.cache.opening import open_index, open_packed
 from kdkit.cache.reader import CachedTeacher
-from kdkit.cache.shards.folder import Parts
+from kdkit.cache.shards.folder import ShardFolder
 from kdkit.errors import CacheIncompleteError
 from kdkit.runtime import files
 
 
-def pack(parts: Parts, path: Path, build: str = "{}", packed_views: int = 0) -> None:
+def pack(parts: ShardFolder, path: Path, build: str = "{}", packed_views: int = 0) -> None:
     """Writes all shards of `parts` as one file at `path`, and removes the parts folder.
 
     Every shard is compared with its manifest entry before, and the packed file with its checksums before it is renamed
@@ -40,7 +40,7 @@ def pack(parts: Parts, path: Path, build: str = "{}", packed_views: int = 0) -> 
     """
     if missing := parts.missing(packed_views):
         raise CacheIncompleteError(f"{str(parts.folder)!r} cannot be packed: {len(missing)} shards are missing")
-    refuse_further_views(parts)
+    check_no_further_views(parts)
     for shard in parts.metadata.shards(packed_views):
         parts.verify(shard)
     if packed_views:
@@ -50,7 +50,7 @@ def pack(parts: Parts, path: Path, build: str = "{}", packed_views: int = 0) -> 
         write_metadata(file, parts.metadata)
         write_text(file, BUILD_ATTRIBUTE, build)
 
-    with files.replacing(path) as temporary:
+    with files.atomic_write(path) as temporary:
         write_hdf5(
             temporary,
             set_attributes=set_attributes,
@@ -65,14 +65,14 @@ def pack(parts: Parts, path: Path, build: str = "{}", packed_views: int = 0) -> 
     files.remove_folder(parts.folder)
 
 
-def index_arrays(parts: Parts) -> dict[str, Array]:
+def index_arrays(parts: ShardFolder) -> dict[str, Array]:
     """Every dataset of the index file."""
     open_index(parts)
     with open_hdf5(parts.index) as file:
-        return {name: file.learnt(name) for name in file.sums()}
+        return {name: file.read_array(name) for name in file.checksums()}
 
 
-def refuse_further_views(parts: Parts) -> None:
+def check_no_further_views(parts: ShardFolder) -> None:
     """What an extension of the unpacked cache has left must not be removed with its folder."""
     views = parts.metadata.num_views
     further = [file for file in parts.folder.glob("v[0-9][0-9][0-9][0-9]-*.json") if int(file.name[1:5]) >= views]
@@ -89,27 +89,27 @@ def _packed_arrays(path: Path, metadata: CacheMetadata, packed_views: int) -> di
     if packed_views:
         with open_hdf5(path) as file:
             for view in range(packed_views):
-                arrays |= read_small_arrays(file, metadata, Shard(view, 0, metadata.num_rows))
+                arrays |= read_side_arrays(file, metadata, Shard(view, 0, metadata.num_rows))
     return arrays
 
 
-def _joined_arrays(parts: Parts, first_view: int) -> dict[str, Array]:
+def _joined_arrays(parts: ShardFolder, first_view: int) -> dict[str, Array]:
     """The small arrays of each view from `first_view` on, joined over its shards."""
     metadata = parts.metadata
     arrays: dict[str, Array] = {}
     for view in range(first_view, metadata.num_views):
         none = {
-            name: np.empty(shape, dtype) for name, (dtype, shape) in small_arrays(metadata, Shard(view, 0, 0)).items()
+            name: np.empty(shape, dtype) for name, (dtype, shape) in side_arrays(metadata, Shard(view, 0, 0)).items()
         }
         pieces = [none]
         for shard in metadata.shards_of(view):
             with open_hdf5(parts.shard_path(shard)) as file:
-                pieces.append(read_small_arrays(file, metadata, shard))
+                pieces.append(read_side_arrays(file, metadata, shard))
         arrays |= {name: np.concatenate([piece[name] for piece in pieces]) for name in none}
     return arrays
 
 
-def _payload_regions(parts: Parts, path: Path, packed_views: int) -> Mapping[str, Region]:
+def _payload_regions(parts: ShardFolder, path: Path, packed_views: int) -> Mapping[str, Region]:
     metadata = parts.metadata
     packed = open_packed(path, verify=False)[2] if packed_views else {}
     return {
@@ -125,7 +125,7 @@ def _payload_regions(parts: Parts, path: Path, packed_views: int) -> Mapping[str
     }
 
 
-def _shard_chunks(parts: Parts, shards: Iterator[Shard], stream: str) -> Iterator[Array]:
+def _shard_chunks(parts: ShardFolder, shards: Iterator[Shard], stream: str) -> Iterator[Array]:
     """The rows of one stream of one view, shard by shard."""
     for shard in shards:
         yield parts.open_shard(shard)[stream].rows

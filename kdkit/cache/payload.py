@@ -33,7 +33,7 @@ class Segment:
     num_bytes: int
     """The file's size when it was opened."""
 
-    def refuse_cut(self) -> None:
+    def check_not_truncated(self) -> None:
         """Refuses a file that was cut since it was opened: touching what is gone would end the process (SIGBUS).
 
         One fstat, about a microsecond. A cut between this look and the read that follows cannot be excluded: nothing
@@ -74,12 +74,12 @@ class Payload:
         only = self._only
         if only is not None:  # the usual case, in as few calls as it takes: each shows in cache.read's time
             if only.mapping.size() < only.num_bytes:
-                only.refuse_cut()
+                only.check_not_truncated()
             return only.rows.take(rows, 0)  # quicker than indexing
         out = np.empty((len(rows), self.row_bytes), dtype=np.uint8)
         owner = np.searchsorted(self._starts, rows, side="right") - 1
         for index in np.unique(owner):
-            self.segments[index].refuse_cut()
+            self.segments[index].check_not_truncated()
             mine = owner == index
             out[mine] = self.segments[index].rows[rows[mine] - self.segments[index].start]
         return out
@@ -103,7 +103,7 @@ class Payload:
         first = block * BLOCK_ROWS
         segment = self.segments[int(np.searchsorted(self._starts, first, side="right")) - 1]
         local = first - segment.start
-        segment.refuse_cut()
+        segment.check_not_truncated()
         rows = segment.rows[local : local + BLOCK_ROWS]
         if zlib.crc32(np.ascontiguousarray(rows).data) != int(segment.checksums[local // BLOCK_ROWS]):
             raise CacheCorruptError(

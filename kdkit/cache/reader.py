@@ -80,7 +80,7 @@ class CachedTeacher(CacheFile):
         named = (streams,) if isinstance(streams, str) else streams  # else its letters would be streams
         self.streams = tuple(self._codecs) if named is None else tuple(named)
         for stream in self.streams:
-            self.refuse_missing(stream)
+            self.check_exists(stream)
         if sparse and not isinstance(self._codecs.get(LOGITS), TopKCodec):
             found = f"the codec {self._codecs[LOGITS].name!r}" if LOGITS in self._codecs else "no logits"
             raise ConfigError(f"the cache {str(path)!r} has {found}: only topk answers sparsely")

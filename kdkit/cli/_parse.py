@@ -49,15 +49,15 @@ def parse_nothing(command: str, description: str, arguments: list[str]) -> None:
 def _gather(arguments: list[str], config_class: type) -> list[str]:
     """Lists of names as people type them, `--list a --list b,c`, as the one `--list=[a,b,c]` that the parser takes."""
     lists: dict[str, list[str]] = {f"--{name}": [] for name in _name_lists(config_class)}
-    others, rest = [], iter(arguments)
+    ensemble, rest = [], iter(arguments)
     for argument in rest:
         flag, equals, value = argument.partition("=")
         flag = flag.replace("-", "_").replace("__", "--", 1)
         if flag not in lists or not (equals or (value := next(rest, ""))):
-            others.append(argument)
+            ensemble.append(argument)
         else:
             lists[flag] += [name.strip(" '\"") for name in value.strip("[]()").split(",") if name.strip()]
-    return [*others, *(f"{flag}=[{','.join(names)}]" for flag, names in lists.items() if names)]
+    return [*ensemble, *(f"{flag}=[{','.join(names)}]" for flag, names in lists.items() if names)]
 
 
 def _name_lists(config_class: type, prefix: str = "") -> Iterator[str]:

@@ -16,26 +16,26 @@ def begin_with_preset(command: str, arguments: list[str]) -> list[str]:
     if command not in COMMANDS:
         return arguments
     names, rest = [], iter(arguments)
-    others = []
+    ensemble = []
     for argument in rest:
         flag, equals, value = argument.partition("=")
         if flag == _FLAG:
             names.append(value if equals else next(rest, ""))
         else:
-            others.append(argument)
+            ensemble.append(argument)
     if not names:
-        return others
+        return ensemble
     import yaml
 
     from kdkit.presets import load_preset
 
-    from_cache = any(argument.partition("=")[0] == "--cache" for argument in others)
+    from_cache = any(argument.partition("=")[0] == "--cache" for argument in ensemble)
     options = load_preset(names[-1]).options(command, from_cache=from_cache)
-    return [f"--config={yaml.safe_dump(options)}", *others]
+    return [f"--config={yaml.safe_dump(options)}", *ensemble]
 
 
 def spell_out_recipe(arguments: list[str]) -> list[str]:
-    """`arguments` with `--recipe NAME`, a preset of ReplayRecipe, replaced by its fields, which later flags replace."""
+    """`arguments` with `--recipe NAME`, a preset of ViewRecipe, replaced by its fields, which later flags replace."""
     spelt_out: list[str] = []
     for argument in arguments:
         if spelt_out[-1:] == ["--recipe"]:

@@ -11,11 +11,11 @@ def run(arguments: list[str]) -> None:
     config = parse_config(CacheBuildConfig, "cache build", arguments)
     from kdkit.building.build import build_cache, describe_report
     from kdkit.building.resume import check_writable
-    from kdkit.building.shards import PATIENCE
+    from kdkit.building.shards import RANK_TIMEOUT
     from kdkit.resolve import resolve_dataset, resolve_device, resolve_teacher
     from kdkit.runtime import distributed
 
-    with distributed.joined(config.device, timeout=PATIENCE):
+    with distributed.joined(config.device, timeout=RANK_TIMEOUT):
         device = resolve_device(config.device)
         check_writable(config.output)  # before the teacher is loaded
         dataset = resolve_dataset(config.data, config.recipe)

@@ -11,16 +11,16 @@ def run(arguments: list[str]) -> None:
     config = parse_config(CacheExtendConfig, "cache extend", arguments)
     from kdkit.building.build import describe_report
     from kdkit.building.extend import extend_cache
-    from kdkit.building.shards import PATIENCE
+    from kdkit.building.shards import RANK_TIMEOUT
     from kdkit.cache import open_cache
-    from kdkit.config import ReplayRecipe
+    from kdkit.config import ViewRecipe
     from kdkit.resolve import resolve_dataset, resolve_device, resolve_teacher
     from kdkit.runtime import distributed
 
-    with distributed.joined(config.device, timeout=PATIENCE):
+    with distributed.joined(config.device, timeout=RANK_TIMEOUT):
         device = resolve_device(config.device)
         recipe = open_cache(config.cache).metadata.recipe
-        dataset = resolve_dataset(config.data, ReplayRecipe.from_dict({**recipe, "num_views": config.num_views}))
+        dataset = resolve_dataset(config.data, ViewRecipe.from_dict({**recipe, "num_views": config.num_views}))
         report = extend_cache(
             resolve_teacher(config.teacher, device),
             dataset,

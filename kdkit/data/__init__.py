@@ -2,7 +2,7 @@
 
 from kdkit.data.batch import PixelBatch
 from kdkit.data.dataset import ReplayedDataset, Sample
-from kdkit.data.loader import ReplayLoader, naming_dead_workers
+from kdkit.data.loader import ReplayLoader, translate_worker_errors
 from kdkit.data.sampler import EpochSampler, RangeSampler
 from kdkit.data.sources.archive import TarSource, ZipSource
 from kdkit.data.sources.base import ArraySource, ImageSource
@@ -24,5 +24,5 @@ __all__ = [
     "TarSource",
     "ZipSource",
     "create_source",
-    "naming_dead_workers",
+    "translate_worker_errors",
 ]

@@ -13,13 +13,13 @@ from torch.utils.data import Dataset
 from typing_extensions import Self
 
 from kdkit.data.sources.base import ImageSource
-from kdkit.data.views.custom import OwnTransform, refuse_unseeded
+from kdkit.data.views.custom import CustomTransform, check_replayable
 from kdkit.data.views.fingerprint import transform_identity
 from kdkit.data.views.mixing import NOT_MIXED, Pairing, draw_mix
-from kdkit.data.views.seed import kept_states, seed_all, view_seed
+from kdkit.data.views.seed import preserve_rng_state, seed_all, view_seed
 from kdkit.data.views.transform import Transform, create_view_transform
 from kdkit.errors import ConfigError, DatasetError
-from kdkit.recipe import ReplayRecipe
+from kdkit.recipe import ViewRecipe
 
 Index = tuple[int, int]
 
@@ -72,7 +72,7 @@ class ReplayedDataset(Dataset[Sample]):
     def __init__(
         self,
         source: ImageSource,
-        recipe: ReplayRecipe,
+        recipe: ViewRecipe,
         *,
         transform: Callable[..., Any] | None = None,
         transform_id: str | None = None,
@@ -100,8 +100,8 @@ class ReplayedDataset(Dataset[Sample]):
         if recipe.mixes and self.num_classes is None:
             raise DatasetError("mixed labels need to know how many classes there are: give num_classes")
         if transform is not None:
-            with kept_states():
-                refuse_unseeded(lambda view: self._views(0, view)[0])
+            with preserve_rng_state():
+                check_replayable(lambda view: self._views(0, view)[0])
 
     def for_teacher(self) -> Self:
         """The same views as the teacher sees them: at the recipe's teacher_size."""
@@ -141,12 +141,12 @@ class ReplayedDataset(Dataset[Sample]):
         Raises:
             DatasetError: an index names no view; or a sample cannot be made, and such are not skipped; names it.
         """
-        self._refuse_strange(indices)
+        self._check_indices(indices)
         drawn = lru_cache(maxsize=None)(self._views)
-        with kept_states():
+        with preserve_rng_state():
             return [self._sample_or_reason(row, view, drawn) for row, view in indices]
 
-    def _refuse_strange(self, indices: Sequence[Any]) -> None:
+    def _check_indices(self, indices: Sequence[Any]) -> None:
         """Refuses what names no view of a sample here; that is no unreadable image, which may be skipped."""
         for index in indices:
             if not (isinstance(index, (tuple, list)) and len(index) == 2):
@@ -197,7 +197,7 @@ class ReplayedDataset(Dataset[Sample]):
         return other
 
 
-def _named(recipe: ReplayRecipe, transform: Callable[..., Any], name: str | None) -> ReplayRecipe:
+def _named(recipe: ViewRecipe, transform: Callable[..., Any], name: str | None) -> ViewRecipe:
     """The recipe with the transform's identity in it."""
     identity = name or transform_identity(transform)
     if recipe.transform not in (None, identity):
@@ -205,9 +205,9 @@ def _named(recipe: ReplayRecipe, transform: Callable[..., Any], name: str | None
     return dataclasses.replace(recipe, transform=identity)
 
 
-def _create(recipe: ReplayRecipe, size: int, transform: Callable[..., Any] | None) -> Transform:
+def _create(recipe: ViewRecipe, size: int, transform: Callable[..., Any] | None) -> Transform:
     if transform is not None:
-        return OwnTransform(transform, size)
+        return CustomTransform(transform, size)
     if recipe.transform is not None:
         raise ConfigError(f"the recipe is for the transform {recipe.transform!r}: ReplayedDataset(..., transform=...)")
     return create_view_transform(recipe, size)

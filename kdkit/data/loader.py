@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from kdkit.data.batch import PixelBatch, collate
 from kdkit.data.dataset import ReplayedDataset
-from kdkit.data.prefetch import copied_ahead
+from kdkit.data.prefetch import prefetch_to_device
 from kdkit.data.sampler import EpochSampler, RangeSampler
 from kdkit.data.worker import leave_signals_to_parent
 from kdkit.errors import DatasetError
@@ -25,7 +25,7 @@ _RAISED_IN_WORKER = "in DataLoader worker process"  # in torch's text of what a 
 
 
 @contextmanager
-def naming_dead_workers() -> Iterator[None]:
+def translate_worker_errors() -> Iterator[None]:
     """Within the context, a worker's death is a DatasetError; torch reports it from whatever statement is running."""
     try:
         yield
@@ -118,14 +118,14 @@ class ReplayLoader:
 
     def __iter__(self) -> Iterator[Batch]:
         if self.device.type == "cuda":
-            yield from copied_ahead(self.pixel_batches(), self.to_batch, self.device)
+            yield from prefetch_to_device(self.pixel_batches(), self.to_batch, self.device)
         else:
             yield from map(self.to_batch, self.pixel_batches())
 
     def pixel_batches(self) -> Iterator[PixelBatch]:
         """The batches as the workers leave them, on the CPU."""
         try:
-            with naming_dead_workers(), _naming_lost_workers(self._loader.num_workers):
+            with translate_worker_errors(), _naming_lost_workers(self._loader.num_workers):
                 for batch in self._loader:
                     for row, reason in batch.skipped:
                         self.on_skip(self.dataset.keys[row], reason)

@@ -12,7 +12,7 @@ from kdkit.types import Batch
 Pixels = TypeVar("Pixels")
 
 
-def copied_ahead(
+def prefetch_to_device(
     batches: Iterator[Pixels], to_batch: Callable[[Pixels], Batch], device: torch.device
 ) -> Iterator[Batch]:
     """Each batch on `device`, made by `to_batch` on a stream of its own one batch ahead of the consumer.

@@ -17,7 +17,7 @@ from torch import nn
 
 from kdkit.building.build import build_cache
 from kdkit.cache import CachedTeacher, open_cache
-from kdkit.config import BuildConfig, DemoConfig, ReplayRecipe, TrainConfig
+from kdkit.config import BuildConfig, DemoConfig, TrainConfig, ViewRecipe
 from kdkit.data import EpochSampler, ReplayedDataset, ReplayLoader
 from kdkit.demo.digits import NUM_CLASSES, Digits, load_digits
 from kdkit.demo.report import DemoReport, draw_curves
@@ -77,12 +77,12 @@ class _Demo:
         self.config = config
         self.logger = logger
         self.show_progress = show_progress
-        recipe = ReplayRecipe(size=SIZE, scale=(0.8, 1.0), hflip=0.0, num_views=config.num_views)
+        recipe = ViewRecipe(size=SIZE, scale=(0.8, 1.0), hflip=0.0, num_views=config.num_views)
         copies = len(digits.train) // len(digits.labelled)
         self.labelled = ReplayedDataset(digits.source(digits.train), recipe)
         self.unlabelled = ReplayedDataset(digits.source(digits.train, visible=digits.labelled), recipe)
         self.few = ReplayedDataset(digits.source(digits.labelled, copies=copies), recipe)
-        self.held_out = ReplayedDataset(digits.source(digits.held_out), ReplayRecipe.evaluation(SIZE, crop_pct=1.0))
+        self.held_out = ReplayedDataset(digits.source(digits.held_out), ViewRecipe.evaluation(SIZE, crop_pct=1.0))
 
     def train_teacher(self) -> tuple[Teacher, float]:
         """The teacher, trained on every label, and its held-out top-1 in percent."""

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from torch import nn
 
-from kdkit.config import EvaluateConfig, ReplayRecipe
-from kdkit.data import EpochSampler, ReplayedDataset, ReplayLoader, naming_dead_workers
+from kdkit.config import EvaluateConfig, ViewRecipe
+from kdkit.data import EpochSampler, ReplayedDataset, ReplayLoader, translate_worker_errors
 from kdkit.errors import ClassMismatchError, OutputExistsError
 from kdkit.resolve import resolve_dataset, resolve_device
 from kdkit.runtime import files
@@ -40,7 +40,7 @@ class EvaluateReport:
     """Images a second, loading included."""
 
 
-@naming_dead_workers()
+@translate_worker_errors()
 def evaluate_student(config: EvaluateConfig, *, show_progress: bool = False) -> EvaluateReport:
     """Asks the student that `config` names about every image of a folder.
 
@@ -59,7 +59,7 @@ def evaluate_student(config: EvaluateConfig, *, show_progress: bool = False) -> 
     device = resolve_device(config.device)
     model, student = load_student(config)
     dataset = resolve_dataset(config.data, _recipe(config, student))
-    _refuse_other_classes(config, model, student, dataset)
+    _check_same_classes(config, model, student, dataset)
     loader = ReplayLoader(
         dataset,
         EpochSampler(range(len(dataset)), config.batch_size, shuffle=False),
@@ -81,7 +81,7 @@ def evaluate_student(config: EvaluateConfig, *, show_progress: bool = False) -> 
     return report
 
 
-def _recipe(config: EvaluateConfig, student: Student) -> ReplayRecipe:
+def _recipe(config: EvaluateConfig, student: Student) -> ViewRecipe:
     """The student's evaluation view, changed as the configuration says."""
     shown = student.recipe
     return dataclasses.replace(
@@ -91,7 +91,7 @@ def _recipe(config: EvaluateConfig, student: Student) -> ReplayRecipe:
     )
 
 
-def _refuse_other_classes(config: EvaluateConfig, model: nn.Module, student: Student, dataset: ReplayedDataset) -> None:
+def _check_same_classes(config: EvaluateConfig, model: nn.Module, student: Student, dataset: ReplayedDataset) -> None:
     names, count = dataset.class_names or (), getattr(model, "num_classes", None)
     if count != len(names):
         raise ClassMismatchError(

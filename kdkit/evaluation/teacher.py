@@ -13,8 +13,8 @@ import torch
 from timm.data import infer_imagenet_subset
 from torch import Tensor
 
-from kdkit.config import ReplayRecipe
-from kdkit.data import EpochSampler, ReplayedDataset, ReplayLoader, naming_dead_workers
+from kdkit.config import ViewRecipe
+from kdkit.data import EpochSampler, ReplayedDataset, ReplayLoader, translate_worker_errors
 from kdkit.errors import ClassMismatchError, DatasetError
 from kdkit.teachers import Teacher, TeacherCard, TeacherEnsemble
 from kdkit.teachers.card import PublishedTop1
@@ -49,7 +49,7 @@ class CheckReport:
 
 
 @torch.no_grad()
-@naming_dead_workers()
+@translate_worker_errors()
 def check_teacher(
     teacher: Teacher,
     dataset: ReplayedDataset,
@@ -106,7 +106,7 @@ def check_teacher(
 
 def check_recipe(
     card: TeacherCard | None = None, teacher: Teacher | None = None, input_size: int | None = None
-) -> ReplayRecipe:
+) -> ViewRecipe:
     """The evaluation view of a card's own input, at which its first figure of that size was taken.
 
     Args:
@@ -122,17 +122,17 @@ def check_recipe(
     return _evaluation(size, crop_pct, card.interpolation)
 
 
-def _recipe_of(teacher: Teacher | None, input_size: int | None) -> ReplayRecipe:
+def _recipe_of(teacher: Teacher | None, input_size: int | None) -> ViewRecipe:
     first = teacher.members[0] if isinstance(teacher, TeacherEnsemble) else teacher
     config = {} if first is None else model_config(first.model)
     own = None if first is None or first.input_size is None else first.input_size[-1]
-    size = input_size or own or (config.get("input_size") or (3, ReplayRecipe.size))[-1]
-    return _evaluation(size, config.get("crop_pct") or ReplayRecipe.crop_pct, config.get("interpolation", ""))
+    size = input_size or own or (config.get("input_size") or (3, ViewRecipe.size))[-1]
+    return _evaluation(size, config.get("crop_pct") or ViewRecipe.crop_pct, config.get("interpolation", ""))
 
 
-def _evaluation(size: int, crop_pct: float, interpolation: str) -> ReplayRecipe:
+def _evaluation(size: int, crop_pct: float, interpolation: str) -> ViewRecipe:
     known = interpolation if interpolation in ("bilinear", "bicubic") else "bicubic"
-    return ReplayRecipe.evaluation(size, crop_pct=min(crop_pct, 1.0), interpolation=known)
+    return ViewRecipe.evaluation(size, crop_pct=min(crop_pct, 1.0), interpolation=known)
 
 
 def _class_numbers(teacher: Teacher, dataset: ReplayedDataset) -> list[int]:

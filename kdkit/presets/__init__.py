@@ -44,7 +44,7 @@ class Preset:
     teacher: Mapping[str, Any]
     """Fields of TeacherConfig."""
     recipe: Mapping[str, Any]
-    """Fields of ReplayRecipe."""
+    """Fields of ViewRecipe."""
     distill: Mapping[str, Any]
     """Fields of DistillConfig beside these."""
 

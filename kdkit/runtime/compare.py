@@ -12,7 +12,7 @@ _SHOWN = 80
 _ADVICE = {"recipe.num_views": "add views with `kdkit cache extend`, or use as many as there are"}
 
 
-def refuse_mismatch(
+def check_match(
     what: str, cached: Mapping[str, Any], current: Mapping[str, Any], origin: str, allow: Collection[str] = ()
 ) -> None:
     """Compares two documents field by field.

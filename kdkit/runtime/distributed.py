@@ -98,7 +98,7 @@ def world_size() -> int:
     return dist.get_world_size() if _distributed() else 1
 
 
-def together(function: Callable[[], None]) -> None:
+def run_on_all_ranks(function: Callable[[], None]) -> None:
     """Calls `function` on every rank and waits for all; if it fails on one, every rank fails.
 
     Raises:

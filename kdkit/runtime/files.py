@@ -23,7 +23,7 @@ _MAX_NAME_BYTES = 255
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """Yields a temporary path to write and fsync; afterwards that file stands at `path`, durably, or not at all.
 
     Where a file is replaced there is always a whole one: the new one stays even if its folder could not be fsynced.
@@ -94,7 +94,7 @@ def write_at(descriptor: int, content: bytes | memoryview, offset: int) -> int:
 def write_text(path: Path, text: str) -> None:
     """Writes `text` to `path`, durably and atomically."""
     content = text.encode()
-    with replacing(path) as temporary, new_file(temporary, len(content)) as descriptor:
+    with atomic_write(path) as temporary, new_file(temporary, len(content)) as descriptor:
         write_at(descriptor, content, 0)
 
 
@@ -135,7 +135,7 @@ def remove_leftovers(folder: Path, name: str = "") -> None:
         remove_file(leftover)
 
 
-def probe(folder: Path) -> None:
+def check_writable(folder: Path) -> None:
     """Writes a file and removes it.
 
     Raises:

@@ -7,6 +7,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from kdkit.errors import KdkitError, OutputExistsError
+from kdkit.runtime import files
 
 
 class OutputError(KdkitError, OSError):
@@ -14,13 +15,13 @@ class OutputError(KdkitError, OSError):
 
 
 def prepare_output(
-    folder: str | Path, files: Collection[str], *, overwrite: bool, checkpoints: Collection[str] | None = None
+    folder: str | Path, names: Collection[str], *, overwrite: bool, checkpoints: Collection[str] | None = None
 ) -> Path:
     """Makes a folder for the output, before any work is done.
 
     Args:
         folder: where it will be.
-        files: names of the files that the caller writes there; nothing else is ever removed.
+        names: names of the files that the caller writes there; nothing else is ever removed.
         overwrite: whether such files of an earlier run are removed.
         checkpoints: files of which a run that is gone on with has left one; where all are missing, that run has come
             to nothing yet, and its other files are removed. None where nothing is gone on with.
@@ -33,18 +34,18 @@ def prepare_output(
     try:
         if folder.exists() and not folder.is_dir():
             raise OutputExistsError(f"the output {str(folder)!r} is a file: choose a folder")
-        for name in files:
+        for name in names:
             files.remove_leftovers(folder, name)
         found = sorted(place.name for place in folder.iterdir()) if folder.exists() else []
         if checkpoints is not None and not set(checkpoints).isdisjoint(found):
-            files.probe(folder)
+            files.check_writable(folder)
             return folder
         if found and not overwrite and checkpoints is None:
             raise OutputExistsError(
                 f"the output folder {str(folder)!r} is not empty: pass --overwrite true to replace what an earlier run "
                 "left, --resume true to go on with a distillation there, or choose another folder"
             )
-        if foreign := [name for name in found if name not in files]:
+        if foreign := [name for name in found if name not in names]:
             raise OutputExistsError(
                 f"the output folder {str(folder)!r} holds {foreign[0]!r}, which is no output of this command and would "
                 "be lost: move it away, or choose another folder"
@@ -52,7 +53,7 @@ def prepare_output(
         for name in found:
             _remove(folder / name)
         folder.mkdir(parents=True, exist_ok=True)
-        files.probe(folder)
+        files.check_writable(folder)
     except KdkitError:
         raise
     except OSError as error:

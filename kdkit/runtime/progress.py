@@ -21,13 +21,13 @@ class Display:
     def __call__(self, count: int) -> None:
         """Counts `count` more units as done."""
 
-    def skip(self, count: int) -> None:
+    def set_completed(self, count: int) -> None:
         """Counts units that an earlier run has done, and that say nothing about speed."""
 
-    def show(self, values: Mapping[str, float]) -> None:
+    def set_postfix(self, values: Mapping[str, float]) -> None:
         """Shows the latest terms beside the progress."""
 
-    def say(self, text: str) -> None:
+    def write(self, text: str) -> None:
         """Prints one line that stays."""
 
 
@@ -100,13 +100,13 @@ class _Bar(Display):
     def __call__(self, count: int) -> None:
         self._bar.advance(self._task, count)
 
-    def skip(self, count: int) -> None:
+    def set_completed(self, count: int) -> None:
         self._bar.reset(self._task, completed=count)
 
-    def show(self, values: Mapping[str, float]) -> None:
+    def set_postfix(self, values: Mapping[str, float]) -> None:
         self._bar.update(self._task, terms=format_terms(values))
 
-    def say(self, text: str) -> None:
+    def write(self, text: str) -> None:
         self._bar.console.print(text, highlight=False, markup=False)
 
 
@@ -126,17 +126,17 @@ class _Lines(Display):
             self._shown = now
             rate = (self._done - self._skipped) / max(now - self._begun, 1e-9)
             left = timedelta(seconds=round(max(0, self._total - self._done) / max(rate, 1e-9)))
-            self.say(
+            self.write(
                 f"{self._description}: {self._done:,} of {self._total:,} {self._unit}, {rate:,.0f} {self._unit}/s, "
                 f"{left} left{self._terms}"
             )
 
-    def skip(self, count: int) -> None:
+    def set_completed(self, count: int) -> None:
         self._done += count
         self._skipped += count
 
-    def show(self, values: Mapping[str, float]) -> None:
+    def set_postfix(self, values: Mapping[str, float]) -> None:
         self._terms = f", {format_terms(values)}"
 
-    def say(self, text: str) -> None:
+    def write(self, text: str) -> None:
         print(text, file=sys.stderr, flush=True)

@@ -45,7 +45,7 @@ def resolve_teacher(
         return None
     student: Any = unwrap_model(student_model)
     num_classes = getattr(student, "num_classes", None)
-    _refuse_shared_weights(teacher, student_model)
+    _check_no_shared_weights(teacher, student_model)
     if not isinstance(teacher, Teacher):
         teacher = create_teacher(teacher, dtype=dtype, device=device)
     if num_classes is not None and teacher.num_classes is not None and num_classes != teacher.num_classes:
@@ -57,7 +57,7 @@ def resolve_teacher(
     return teacher.for_input(Normalization.of(student))
 
 
-def _refuse_shared_weights(teacher: str | nn.Module | Teacher, student_model: nn.Module) -> None:
+def _check_no_shared_weights(teacher: str | nn.Module | Teacher, student_model: nn.Module) -> None:
     """A teacher is frozen: a student that shares a weight with it would not learn, and nothing would say so."""
     model = teacher.model if isinstance(teacher, Teacher) else teacher
     if isinstance(model, str) or not isinstance(model, nn.Module):

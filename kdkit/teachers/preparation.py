@@ -48,12 +48,12 @@ class Preparation(nn.Module):
             raise ConfigError(f"input_size is (height, width) in pixels, at least 1 each, got {size}")
         self._model = (model,)  # a tuple hides it from nn.Module's registry
         self.own, self.arriving, self.size, self.resize, self.who = own, arriving, size, resize, who
-        self.follow_model()
+        self._refresh_constants()
 
     _scale: Tensor | None
     _shift: Tensor | None
 
-    def follow_model(self) -> None:
+    def _refresh_constants(self) -> None:
         """Makes the constants anew from their exact values, which a conversion to half precision would round."""
         reference = next(self._model[0].parameters(), torch.empty(0))
         mean, std, input_mean, input_std = (

@@ -26,7 +26,7 @@ class Splitter:
 
     def __init__(self, who: str) -> None:
         self.who = who
-        self.most: int | None = None
+        self.max_batch_size: int | None = None
         """Images that are asked about at once; None while any number went well."""
 
     def __call__(self, ask: Callable[[Tensor], Answer], images: Tensor) -> Answer:
@@ -40,7 +40,7 @@ class Splitter:
         parts: list[Answer] = []
         done = 0
         while done < len(images) or not parts:
-            part = images[done:] if self.most is None else images[done : done + self.most]
+            part = images[done:] if self.max_batch_size is None else images[done : done + self.max_batch_size]
             answer = self._ask(ask, part)
             if answer is None:
                 self._halve(part)
@@ -62,8 +62,10 @@ class Splitter:
             ) from error
 
     def _halve(self, images: Tensor) -> None:
-        self.most = -(-len(images) // 2)
-        _log.warning("%s: not enough memory for %d images at once, asking about %d", self.who, len(images), self.most)
+        self.max_batch_size = -(-len(images) // 2)
+        _log.warning(
+            "%s: not enough memory for %d images at once, asking about %d", self.who, len(images), self.max_batch_size
+        )
         if images.device.type == "cuda":
             torch.cuda.empty_cache()
 

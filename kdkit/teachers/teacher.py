@@ -80,7 +80,7 @@ class Teacher(nn.Module):
         self.taps = check_taps(model, taps, self._who)
         self.resize = resize
         self.autocast = autocast
-        self._read: Callable[..., Answer] = forward_with_taps
+        self._forward_fn: Callable[..., Answer] = forward_with_taps
         self._compile_options: dict[str, Any] | None = None
         self._split = Splitter(self._who)
         self._prepare = Preparation(
@@ -138,7 +138,7 @@ class Teacher(nn.Module):
     def compile(self, **options: Any) -> Self:  # type: ignore[override]  # torch's own returns nothing
         """Compiles the forward pass; `options` are those of torch.compile."""
         self._compile_options = options
-        self._read = torch.compile(forward_with_taps, **options)
+        self._forward_fn = torch.compile(forward_with_taps, **options)
         return self
 
     @torch.no_grad()
@@ -147,7 +147,7 @@ class Teacher(nn.Module):
         if self.model.training:  # someone reached the model by another name
             self.model.eval()
         images = batch.input if batch.teacher_input is None else batch.teacher_input
-        logits, features = self._split(self._answer, images)
+        logits, features = self._split(self._forward, images)
         if not isinstance(logits, Tensor):
             raise ConfigError(f"{self._who} answers with {type(logits).__name__}, expected logits [B, C]")
         return TeacherOutput(self._mapped(logits), features)
@@ -158,13 +158,13 @@ class Teacher(nn.Module):
             return logits
         return pick_classes(logits, self._class_index) if MISSING in self.class_map else logits[:, self._class_index]
 
-    def _answer(self, images: Tensor) -> Answer:
+    def _forward(self, images: Tensor) -> Answer:
         """Logits and features about images [B, 3, H, W] as they arrive."""
         device = images.device.type
         with torch.autocast(device, enabled=False):
             images = self._prepare(images)
         with torch.autocast(device, dtype=self.autocast, enabled=self.autocast is not None):
-            return self._read(self.model, images, self.taps)
+            return self._forward_fn(self.model, images, self.taps)
 
     def fingerprint(self) -> dict[str, Any]:
         """What makes this teacher this teacher, as plain JSON values; see kdkit.teachers.fingerprint."""
@@ -181,7 +181,7 @@ class Teacher(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self.model._apply(fn)
-        self._prepare.follow_model()
+        self._prepare._refresh_constants()
         self._register_class_index()
         return self
 

@@ -102,12 +102,12 @@ class Checkpoints:
             self._describe = None
         # Where there is one before already, the newest has not shown a finite loss yet: the older one stays.
         if self.last.exists() and not self.previous.exists():
-            with files.replacing(self.previous) as previous:
+            with files.atomic_write(self.previous) as previous:
                 _link_or_copy(self.last, previous)
-        with files.replacing(self.last) as temporary:
+        with files.atomic_write(self.last) as temporary:
             _save(content, temporary)
             if is_best:  # before the newest: a run stopped in between goes on from the old one, and does both again
-                with files.replacing(self.best) as best:
+                with files.atomic_write(self.best) as best:
                     _link_or_copy(temporary, best)
 
     def restore(self, state: RunState) -> bool:
@@ -119,14 +119,14 @@ class Checkpoints:
         """
         if not self.resume or not distributed.on_rank_zero(self.exists):
             return False
-        distributed.together(lambda: self._load(state))
+        distributed.run_on_all_ranks(lambda: self._load(state))
         return True
 
     def _load(self, state: RunState) -> None:
         content = load_checkpoint(self.last)
         if "kdkit" not in content:
             raise CheckpointError(f"{str(self.last)!r} is no checkpoint of a kdkit run: it holds {sorted(content)[:5]}")
-        refuse_other_config(content["kdkit"]["config"], self.config, self.last)
+        check_same_config(content["kdkit"]["config"], self.config, self.last)
         try:
             state.load_dict(content)
         except (KeyError, RuntimeError, ValueError) as error:
@@ -147,7 +147,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     return content
 
 
-def refuse_other_config(then: Mapping[str, Any], now: Mapping[str, Any], path: Path) -> None:
+def check_same_config(then: Mapping[str, Any], now: Mapping[str, Any], path: Path) -> None:
     """Compares the configuration of a checkpoint with that of the run which is to go on from it.
 
     Raises:

@@ -13,7 +13,7 @@ from kdkit.cache.format.constants import LOGITS
 from kdkit.config import EMA, DistillConfig
 from kdkit.data import EpochSampler, ReplayedDataset, ReplayLoader
 from kdkit.errors import ClassMismatchError, ConfigError, DatasetError, UnknownNameError, nearest
-from kdkit.recipe import ReplayRecipe
+from kdkit.recipe import ViewRecipe
 from kdkit.resolve import resolve_dataset, resolve_teacher
 from kdkit.runtime import distributed
 from kdkit.tasks import DistillationTask, TrainingTask
@@ -28,16 +28,16 @@ _FIRST_WEIGHTS = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "che
 """Options of timm.create_model that say where a student's first weights come from: its last are in the checkpoint."""
 
 
-def choose_recipe(config: DistillConfig, cache: CachedTeacher | None) -> ReplayRecipe:
+def choose_recipe(config: DistillConfig, cache: CachedTeacher | None) -> ViewRecipe:
     """The recipe that the configuration gives, else the cache's, else the default."""
     if config.recipe is not None:
         return config.recipe
-    return ReplayRecipe() if cache is None else ReplayRecipe.from_dict(cache.metadata.recipe)
+    return ViewRecipe() if cache is None else ViewRecipe.from_dict(cache.metadata.recipe)
 
 
 def open_validation(folder: str, training: ReplayedDataset) -> ReplayedDataset:
     """The validation images; the same classes as the training images, or an error."""
-    dataset = resolve_dataset(folder, ReplayRecipe.evaluation(training.recipe.size))
+    dataset = resolve_dataset(folder, ViewRecipe.evaluation(training.recipe.size))
     if dataset.class_names != training.class_names:
         raise DatasetError(
             f"the validation folder {folder!r} has the classes {_shorten(dataset.class_names)}, "
@@ -102,7 +102,7 @@ def _model_args(config: DistillConfig, dataset: ReplayedDataset, num_classes: in
 def describe(config: DistillConfig, dataset: ReplayedDataset, num_classes: int, output: Path) -> None:
     """Leaves the configuration, and what `kdkit evaluate` and `export` need beside the weights."""
     write_config(config, output)
-    shown = ReplayRecipe.evaluation(dataset.recipe.size)
+    shown = ViewRecipe.evaluation(dataset.recipe.size)
     names = None if dataset.class_names is None else tuple(dataset.class_names)
     model_args = _model_args(config, dataset, num_classes)
     model_args = {name: value for name, value in model_args.items() if name not in _FIRST_WEIGHTS}

@@ -68,7 +68,7 @@ def distill(config: DistillConfig, *, show_progress: bool = False) -> DistillRep
     device = resolve_device(config.device)
     cache = None if config.cache is None else open_cache(config.cache)
     if cache is not None and config.task != "feature":
-        cache.refuse_missing(LOGITS)
+        cache.check_exists(LOGITS)
     dataset = resolve_dataset(config.data, choose_recipe(config, cache))
     if config.unreadable == "skip":
         dataset = dataset.skipping_unreadable()

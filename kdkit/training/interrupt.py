@@ -26,7 +26,7 @@ class StopRequest:
         """Whether a signal has arrived."""
         return self.signal is not None
 
-    def leave(self) -> None:
+    def exit(self) -> None:
         """Ends the run as the signal would have: KeyboardInterrupt for SIGINT, else SystemExit(128 + number)."""
         if self.signal == signal.SIGINT:
             raise KeyboardInterrupt
@@ -87,7 +87,7 @@ def stop_request(*, enabled: bool = True) -> Iterator[StopRequest]:
     except Exception as error:
         # Another rank, told to stop too, has left already. What kdkit itself refuses (a full disk) is no such thing.
         if stop.requested and distributed.world_size() > 1 and not isinstance(error, KdkitError):
-            stop.leave()
+            stop.exit()
         raise
     finally:
         for number, handler in before.items():

@@ -25,7 +25,7 @@ def prepare(task: TrainingTask, config: TrainConfig, device: torch.device) -> No
         task.prepare_distributed(device_ids=[device.index] if device.type == "cuda" else None)
 
 
-def laid_out(batch: Batch, config: TrainConfig) -> Batch:
+def to_memory_format(batch: Batch, config: TrainConfig) -> Batch:
     """The batch in the memory format that the student has."""
     if not config.channels_last:
         return batch

@@ -11,7 +11,7 @@ from typing import Any
 import timm
 from torch import nn
 
-from kdkit.config import ReplayRecipe, StudentConfig
+from kdkit.config import StudentConfig, ViewRecipe
 from kdkit.errors import CheckpointError, ConfigError
 from kdkit.runtime import files
 from kdkit.teachers.factory import build_model, load_weights, read_weights
@@ -61,9 +61,9 @@ class Student:
             raise CheckpointError(f"{str(path)!r} does not describe a student ({error}): was it edited?") from error
 
     @property
-    def recipe(self) -> ReplayRecipe:
+    def recipe(self) -> ViewRecipe:
         """Its evaluation view."""
-        return ReplayRecipe.evaluation(self.input_size, crop_pct=self.crop_pct, interpolation=self.interpolation)
+        return ViewRecipe.evaluation(self.input_size, crop_pct=self.crop_pct, interpolation=self.interpolation)
 
 
 def load_student(config: StudentConfig) -> tuple[nn.Module, Student]:
@@ -111,7 +111,7 @@ def _described(name: str, model: nn.Module) -> Student:
         model=name,
         model_args={},
         input_size=int(size[-1]),
-        crop_pct=float(config.get("test_crop_pct") or config.get("crop_pct") or ReplayRecipe.crop_pct),
+        crop_pct=float(config.get("test_crop_pct") or config.get("crop_pct") or ViewRecipe.crop_pct),
         interpolation="bilinear" if bilinear else "bicubic",
         class_names=None if names is None else tuple(names),
     )

@@ -12,7 +12,7 @@ from timm.utils import dispatch_clip_grad, unwrap_model
 from torch import Tensor
 
 from kdkit.config import TrainConfig
-from kdkit.data import ReplayLoader, naming_dead_workers
+from kdkit.data import ReplayLoader, translate_worker_errors
 from kdkit.errors import ConfigError
 from kdkit.runtime import distributed
 from kdkit.runtime.progress import Display
@@ -26,7 +26,7 @@ from kdkit.training.logger import RunLogger
 from kdkit.training.meter import Meter
 from kdkit.training.optimizer import create_optimizer, create_schedule
 from kdkit.training.report import TrainReport, epoch_line
-from kdkit.training.setup import laid_out, prepare
+from kdkit.training.setup import prepare, to_memory_format
 from kdkit.training.state import Position, RunState
 from kdkit.training.warmup import DistillWarmup
 from kdkit.types import TeacherSource
@@ -64,7 +64,7 @@ def train(
         CheckpointError: the checkpoint cannot be read, or is another run's.
     """
     num_batches, world_size = len(loader), distributed.world_size()
-    _refuse_what_cannot_train(config, num_batches, validation)
+    _check_trainable(config, num_batches, validation)
     display = display or Display()
     optimizer = create_optimizer(unwrap_model(task.trainable_module), config)
     updates_per_epoch = math.ceil(num_batches / config.accumulate)
@@ -79,7 +79,9 @@ def train(
         teacher_source = teacher_source.for_input(loader.normalization)  # only now, so that it is compiled too
     state = RunState(task, optimizer, scheduler, scaler, loader.device)
     if checkpoints is not None and checkpoints.restore(state):
-        display.skip((state.position.epoch * num_batches + state.position.batch) * config.batch_size * world_size)
+        display.set_completed(
+            (state.position.epoch * num_batches + state.position.batch) * config.batch_size * world_size
+        )
         if logger is not None:
             logger.rewind(state.log)
 
@@ -88,17 +90,17 @@ def train(
             state.log = {} if logger is None else logger.position()
             checkpoints.save(state, **how)
 
-    def look(meter: Meter, pulls: Mapping[str, Tensor]) -> None:
-        """Brings over what the steps said, and the last one's `pulls`; logs it, refuses a loss that is not finite."""
+    def flush_metrics(meter: Meter, norms: Mapping[str, Tensor]) -> None:
+        """Copies pending step metrics to the host, logs them, and raises on a non-finite loss."""
         records = meter.flush()
         bad = first_bad(records)
         good = records[:bad]
         if bad is None and good:
-            good[-1] |= {name: float(value) for name, value in pulls.items()}
+            good[-1] |= {name: float(value) for name, value in norms.items()}
         if logger is not None:
             logger.log_steps(good)
         if good:
-            display.show(good[-1])
+            display.set_postfix(good[-1])
         if checkpoints is not None and records:
             if bad == 0:  # the first step of the newest checkpoint's weights
                 checkpoints.withdraw()
@@ -107,14 +109,14 @@ def train(
         if bad is not None:
             raise NonFiniteLossError.at(records[bad], None if checkpoints is None else checkpoints.last)
 
-    with stop_request(enabled=checkpoints is not None) as stop, naming_dead_workers(), distill_weight:
-        told_to_stop = StopAgreement(stop)
+    with stop_request(enabled=checkpoints is not None) as stop, translate_worker_errors(), distill_weight:
+        should_stop = StopAgreement(stop)
 
         def leave_if_told() -> None:
             """During a validation; the run that goes on begins it again."""
-            if told_to_stop():
+            if should_stop():
                 save()
-                stop.leave()
+                stop.exit()
 
         for epoch in range(state.position.epoch, config.epochs):
             loader.set_epoch(epoch, state.position.batch)
@@ -125,13 +127,13 @@ def train(
                 group = min(config.accumulate, num_batches - first_of_group)
                 is_update = number == first_of_group + group - 1
                 distill_weight.set(state.position.update)
-                batch = laid_out(batch, config)
+                batch = to_memory_format(batch, config)
                 with nullcontext() if is_update else task.no_sync():
                     said = () if teacher_source is None else (teacher_source(batch),)
                     with torch.autocast(loader.device.type, dtype=amp, enabled=amp is not None):
                         result = task(batch.input, batch.target, *said)
                     is_due = is_update and _is_due(number + 1, first_of_group, num_batches, config.log_every)
-                    pulls = gradient_norms(task, result) if config.log_gradients and is_due else {}
+                    norms = gradient_norms(task, result) if config.log_gradients and is_due else {}
                     scaler.scale(result["loss"] / group).backward()
                 at = {"epoch": epoch, "step": epoch * num_batches + number, "lr": _learning_rate(optimizer)}
                 meter.add(result, len(batch.input), at)
@@ -151,16 +153,16 @@ def train(
                 if scheduler is not None:
                     scheduler.step_update(state.position.update)
 
-                stopping = told_to_stop(now=number == num_batches - 1)  # then, before the validation
+                stopping = should_stop(now=number == num_batches - 1)  # then, before the validation
                 saving = stopping or (config.checkpoint_every and state.position.update % config.checkpoint_every == 0)
                 if is_due or saving:
-                    look(meter, pulls)
+                    flush_metrics(meter, norms)
                 if saving:
                     state.sums = meter.sums
                     save()
                     meter.restart_clock()
                 if stopping:
-                    stop.leave()
+                    stop.exit()
 
             record = meter.mean() | {"lr": _learning_rate(optimizer)}
             if validation is not None:
@@ -171,20 +173,20 @@ def train(
                 scheduler.step(epoch + 1, metric)
             if logger is not None:
                 logger.log_epoch({"epoch": epoch, **record}, step=(epoch + 1) * num_batches - 1)
-            display.say(epoch_line(epoch, config.epochs, record))
+            display.write(epoch_line(epoch, config.epochs, record))
             state.records.append(record)
             is_best = metric is not None and (state.best is None or metric > state.best)
             state.best = metric if is_best else state.best
             state.position, state.sums = Position(epoch + 1, 0, state.position.update), {}
             save(is_best=is_best, metric=metric)
-            if told_to_stop(now=True):
-                stop.leave()
+            if should_stop(now=True):
+                stop.exit()
     if checkpoints is not None:
         checkpoints.confirm()
     return TrainReport.of(state.records)
 
 
-def _refuse_what_cannot_train(config: TrainConfig, num_batches: int, validation: ReplayLoader | None) -> None:
+def _check_trainable(config: TrainConfig, num_batches: int, validation: ReplayLoader | None) -> None:
     if num_batches == 0:
         raise ConfigError(f"there is no batch of {config.batch_size} images to train on: lower the batch size")
     counts = distributed.gather(0 if validation is None else len(validation))

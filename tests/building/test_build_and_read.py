@@ -20,7 +20,7 @@ from support import RECIPE, digits, digits_dataset, loader_for, tiny_model
 
 from kdkit import LogitDistillationTask, build_cache, create_teacher, open_cache
 from kdkit.cache.format.constants import hashed_rows
-from kdkit.config import BuildConfig, ReplayRecipe
+from kdkit.config import BuildConfig, ViewRecipe
 from kdkit.data import ArraySource, ReplayedDataset
 from kdkit.errors import (
     CacheCorruptError,
@@ -107,7 +107,7 @@ def test_only_topk_answers_sparsely(tmp_path: Path) -> None:
 
 
 def test_many_shards_read_as_one(tmp_path: Path) -> None:
-    recipe = ReplayRecipe(size=16, num_views=2, hflip=0.0)
+    recipe = ViewRecipe(size=16, num_views=2, hflip=0.0)
     source = digits(1700)
     dataset = ReplayedDataset(ArraySource(source.images, source.targets), recipe)
     reports = [
@@ -144,7 +144,7 @@ def test_equal_builds_differ_in_their_build_record_alone(tmp_path: Path) -> None
 @pytest.mark.parametrize("samples", [1, 999, 1000, 1001])
 def test_row_counts_around_a_block_are_exact(tmp_path: Path, samples: int) -> None:
     source = digits(min(samples, 1001))
-    dataset = ReplayedDataset(source, ReplayRecipe(size=8, hflip=0.0))
+    dataset = ReplayedDataset(source, ViewRecipe(size=8, hflip=0.0))
     build_cache(teacher(), dataset, tmp_path / "t.h5", EXACT)
     cache = open_cache(tmp_path / "t.h5", dataset)
     assert cache.num_rows == samples

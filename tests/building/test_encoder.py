@@ -12,7 +12,7 @@ from support import Pixels, Watched, cache_contents, digits, tiny_model
 
 from kdkit import build_cache, create_teacher, open_cache
 from kdkit.cache.codecs import Float32Codec
-from kdkit.config import BuildConfig, ReplayRecipe
+from kdkit.config import BuildConfig, ViewRecipe
 from kdkit.data import ReplayedDataset
 from kdkit.errors import CacheError, NonFiniteOutputError
 from kdkit.runtime.background import Background
@@ -23,7 +23,7 @@ LIMIT = 20.0  # seconds that one side waits for the other before the test fails
 
 
 def dataset(rows: int = 64) -> ReplayedDataset:
-    return ReplayedDataset(digits(rows), ReplayRecipe(size=8, num_views=2, hflip=0.0))
+    return ReplayedDataset(digits(rows), ViewRecipe(size=8, num_views=2, hflip=0.0))
 
 
 PROBED = 8  # batches that the probe for fidelity asks about first, of 64 rows

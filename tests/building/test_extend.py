@@ -18,19 +18,19 @@ from support import RECIPE, Pixels, Watched, cache_contents, digits, digits_data
 
 from kdkit import build_cache, create_teacher, extend_cache, open_cache
 from kdkit.building.build import pack_cache
-from kdkit.cache.shards.folder import parts_folder
+from kdkit.cache.shards.folder import shard_folder
 from kdkit.cache.shards.lock import writer_lock
-from kdkit.config import BuildConfig, ReplayRecipe
+from kdkit.config import BuildConfig, ViewRecipe
 from kdkit.data import ReplayedDataset
 from kdkit.errors import CacheError, CacheIncompleteError, CacheLockedError, CacheMismatchError
 from kdkit.teachers import Teacher
 from kdkit.types import Batch
 
 CONFIG = BuildConfig(codec="int8", num_workers=0, batch_size=50)
-PLAIN = ReplayRecipe(size=8, hflip=0.0)
+PLAIN = ViewRecipe(size=8, hflip=0.0)
 
 
-def seen(views: int, rows: int = 120, recipe: ReplayRecipe = PLAIN) -> ReplayedDataset:
+def seen(views: int, rows: int = 120, recipe: ViewRecipe = PLAIN) -> ReplayedDataset:
     return ReplayedDataset(digits(rows), dataclasses.replace(recipe, num_views=views))
 
 
@@ -63,9 +63,9 @@ def test_a_cache_in_parts_is_extended_in_its_folder_and_packs_to_the_same_bytes(
     tmp_path: Path, plain: dict[str, bytes]
 ) -> None:
     build_cache(Teacher(Pixels()), seen(2), tmp_path / "t.h5", dataclasses.replace(CONFIG, pack=False))
-    assert extend(parts_folder(tmp_path / "t.h5"), seen(4)) == 240
+    assert extend(shard_folder(tmp_path / "t.h5"), seen(4)) == 240
     assert open_cache(tmp_path / "t.h5", seen(4)).num_views == 4
-    assert pack_cache(parts_folder(tmp_path / "t.h5")) == tmp_path / "t.h5"  # by the folder's name as by the file's
+    assert pack_cache(shard_folder(tmp_path / "t.h5")) == tmp_path / "t.h5"  # by the folder's name as by the file's
     assert cache_contents(tmp_path / "t.h5") == plain
 
 
@@ -116,7 +116,7 @@ def test_an_extension_that_was_stopped_may_go_on_to_another_number_of_views(
     def stop(number: int, logits: torch.Tensor) -> None:
         if number == 7:  # within the third of the further views, and once the first is sealed
             deadline = time.monotonic() + 60
-            while not list(parts_folder(path).glob("v0001-*.json")) and time.monotonic() < deadline:
+            while not list(shard_folder(path).glob("v0001-*.json")) and time.monotonic() < deadline:
                 time.sleep(0.01)
             raise KeyboardInterrupt
 
@@ -176,7 +176,7 @@ def test_another_teacher_recipe_or_dataset_is_refused_with_field_and_both_values
     changed.images = changed.images ^ 0x10
     with pytest.raises(CacheMismatchError, match="shows other pixels"):
         extend(path, ReplayedDataset(changed, more), teacher)
-    assert not parts_folder(path).exists()
+    assert not shard_folder(path).exists()
     assert extend(path, digits_dataset(8), teacher) == 0
     report = extend_cache(
         other, digits_dataset(8, more), path, num_workers=0, allow_mismatch={"teacher.weights_sha256"}
@@ -203,35 +203,35 @@ def test_the_folder_of_another_caches_extension_is_not_built_on(tmp_path: Path) 
 def leave(folder: Path, views: int) -> None:
     """The shards of a build of so many views, as a folder of that name."""
     build_cache(Teacher(Pixels()), seen(views), folder.with_name("left.h5"), dataclasses.replace(CONFIG, pack=False))
-    parts_folder(folder.with_name("left.h5")).rename(folder)
+    shard_folder(folder.with_name("left.h5")).rename(folder)
 
 
 def test_shards_of_fewer_views_than_a_packed_cache_has_are_not_packed_into_it(tmp_path: Path) -> None:
     path = tmp_path / "t.h5"
     build_cache(Teacher(Pixels()), seen(2), path, CONFIG)
     before = cache_contents(path)
-    leave(parts_folder(path), 1)
+    leave(shard_folder(path), 1)
     with pytest.raises(CacheMismatchError, match=r"t\.h5\.parts' is of 1 views, expected at least the 2 .*; delete"):
         pack_cache(path)
     assert cache_contents(path) == before
     assert build_cache(Teacher(Pixels()), seen(2), path, CONFIG).images_built == 0
-    assert not parts_folder(path).exists()
+    assert not shard_folder(path).exists()
 
 
 def test_a_packing_that_died_before_it_removed_the_shards_is_finished_by_another(tmp_path: Path) -> None:
     path = tmp_path / "t.h5"
     build_cache(Teacher(Pixels()), seen(2), path, CONFIG)
     before = cache_contents(path)
-    leave(parts_folder(path), 2)
+    leave(shard_folder(path), 2)
     pack_cache(path)
     assert cache_contents(path) == before
-    assert not parts_folder(path).exists()
+    assert not shard_folder(path).exists()
 
 
 def test_leftover_shards_of_fewer_views_do_not_disturb_an_extension(tmp_path: Path, plain: dict[str, bytes]) -> None:
     path = tmp_path / "t.h5"
     build_cache(Teacher(Pixels()), seen(2), path, CONFIG)
-    leave(parts_folder(path), 1)
+    leave(shard_folder(path), 1)
     extend(path, seen(4))
     assert cache_contents(path) == plain
 
@@ -268,7 +268,7 @@ def test_a_run_may_use_the_first_views_of_a_cache_and_no_more_than_there_are(tmp
 
 def test_an_unfinished_cache_is_not_extended(tmp_path: Path) -> None:
     build_cache(Teacher(Pixels()), seen(2), tmp_path / "t.h5", dataclasses.replace(CONFIG, pack=False))
-    next(parts_folder(tmp_path / "t.h5").glob("v0001*.json")).unlink()
+    next(shard_folder(tmp_path / "t.h5").glob("v0001*.json")).unlink()
     with pytest.raises(CacheIncompleteError):
         extend(tmp_path / "t.h5", seen(3))
     with pytest.raises(CacheError, match="there is no cache"):

@@ -21,8 +21,8 @@ from kdkit.building.plan import choose_codec, plan_cache
 from kdkit.cache import CachedTeacher
 from kdkit.cache.codecs import LowRankCodec, create_codec
 from kdkit.cache.plot import plot_cache
-from kdkit.cache.shards.folder import Parts, parts_folder
-from kdkit.config import BuildConfig, ReplayRecipe
+from kdkit.cache.shards.folder import ShardFolder, shard_folder
+from kdkit.config import BuildConfig, ViewRecipe
 from kdkit.data import ArraySource, EpochSampler, ReplayedDataset, ReplayLoader
 from kdkit.errors import CacheCorruptError, ConfigError
 from kdkit.teachers import Teacher
@@ -51,7 +51,7 @@ class Noticed(Teacher):
 
 
 def seen(views: int = VIEWS, rows: int = ROWS) -> ReplayedDataset:
-    return ReplayedDataset(digits(rows), ReplayRecipe(size=8, num_views=views, hflip=0.5))
+    return ReplayedDataset(digits(rows), ViewRecipe(size=8, num_views=views, hflip=0.5))
 
 
 @pytest.fixture(scope="module")
@@ -160,7 +160,7 @@ def test_a_build_that_was_begun_before_views_were_measured_goes_on_without_and_c
     teacher, config = create_teacher(tiny_model()), BuildConfig(codec="float16", num_workers=0)
     metadata, arrays = plan_cache(teacher, digits_dataset(20), config, "cpu")
     older = {"logits": {name: value for name, value in metadata.fidelity["logits"].items() if name != "each"}}
-    Parts.create(parts_folder(tmp_path / "t.h5"), dataclasses.replace(metadata, fidelity=older), arrays)
+    ShardFolder.create(shard_folder(tmp_path / "t.h5"), dataclasses.replace(metadata, fidelity=older), arrays)
     build_cache(teacher, digits_dataset(20), tmp_path / "t.h5", config)
     recipe = dataclasses.replace(digits_dataset(20).recipe, num_views=3)
     extend_cache(teacher, digits_dataset(20, recipe), tmp_path / "t.h5", num_workers=0)
@@ -244,9 +244,9 @@ def test_options_are_those_of_the_default_codec_where_none_is_named(num_classes:
 def test_an_estimate_looks_at_fewer_images_than_a_build_whose_look_is_in_its_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("kdkit.building.estimate.FIT_ROWS", 30)
+    monkeypatch.setattr("kdkit.building.estimate.ESTIMATE_FIT_ROWS", 30)
     config = BuildConfig(codec="lowrank", codec_options={"row_bytes": 12}, num_workers=0, batch_size=10)
-    dataset = digits_dataset(700, ReplayRecipe(size=16, hflip=0.0))
+    dataset = digits_dataset(700, ViewRecipe(size=16, hflip=0.0))
     estimated = Watched(lambda number, logits: None)
     estimate = estimate_cache(estimated, dataset, config)
     assert estimated.asked < 27  # 18 batches to measure on, 3 to fit to, and the timed ones

@@ -25,7 +25,7 @@ from kdkit.building.verify import verify_cache
 from kdkit.cache import CachedTeacher
 from kdkit.cache.codecs import create_feature_codec
 from kdkit.cache.export import export_cache
-from kdkit.config import BuildConfig, ReplayRecipe
+from kdkit.config import BuildConfig, ViewRecipe
 from kdkit.data import ArraySource, ReplayedDataset
 from kdkit.errors import (
     CacheCorruptError,
@@ -278,7 +278,7 @@ class _Poisoned(Teacher):
 
 
 def test_a_feature_that_cannot_be_kept_is_named_with_its_stream_and_sample(tmp_path: Path) -> None:
-    dataset = ReplayedDataset(digits(20), ReplayRecipe(size=32, num_views=2, hflip=0.0))
+    dataset = ReplayedDataset(digits(20), ViewRecipe(size=32, num_views=2, hflip=0.0))
     config = dataclasses.replace(CONFIG, streams=("logits", "pooled"))
     with pytest.raises(NonFiniteOutputError, match="as pooled of 'digit-2' in view 1"):
         build_cache(_Poisoned(tiny_model(), taps=["pooled"]), dataset, tmp_path / "t.h5", config)
@@ -311,12 +311,12 @@ def test_no_number_is_off_by_more_than_the_page_says(name: str, shape: tuple[int
     assert decoded.shape == values.shape
     assert ((decoded - values).abs() <= bound(name, values)).all()
     assert torch.equal(decoded[-2:], values[-2:])  # what is even is exact
-    assert codec.can_hold(values).all()
+    assert codec.is_encodable(values).all()
     assert codec.decode(codec.encode(values[:0])).shape == (0, *shape)
     for wrong in (float("nan"), float("inf")):
         spoilt = values.clone()
         spoilt[4].view(-1)[3] = wrong
-        assert codec.can_hold(spoilt).tolist() == [row != 4 for row in range(len(values))]
+        assert codec.is_encodable(spoilt).tolist() == [row != 4 for row in range(len(values))]
     assert create_feature_codec(**codec.to_dict()) == codec
 
 
@@ -341,9 +341,9 @@ def test_for_any_features_no_number_is_off_by_more_than_the_page_says(values: to
 
 def test_features_beyond_half_precision_are_refused_by_float16_alone() -> None:
     values = torch.tensor([[1.0, 70_000.0]])
-    assert not create_feature_codec("float16", (2,)).can_hold(values)
-    assert create_feature_codec("int8", (2,)).can_hold(values)
-    assert not create_feature_codec("int8", (2,)).can_hold(torch.tensor([[-3e38, 3e38]]))
+    assert not create_feature_codec("float16", (2,)).is_encodable(values)
+    assert create_feature_codec("int8", (2,)).is_encodable(values)
+    assert not create_feature_codec("int8", (2,)).is_encodable(torch.tensor([[-3e38, 3e38]]))
 
 
 def test_shapes_and_names_that_cannot_be_are_refused() -> None:

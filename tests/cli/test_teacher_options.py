@@ -14,7 +14,7 @@ from support import loader_for, tiny_model, write_digits
 from kdkit import TeacherEnsemble, create_teacher, open_cache
 from kdkit.cli import main
 from kdkit.data import ReplayedDataset, create_source
-from kdkit.recipe import ReplayRecipe
+from kdkit.recipe import ViewRecipe
 from kdkit.types import Normalization
 
 
@@ -32,7 +32,7 @@ def ensemble(folder: Path, weight: float = 3.0) -> list[str]:
     other = {"model": "test_vit", "checkpoint": str(folder / "test_vit.safetensors"), "weight": weight}
     return [
         "--teacher.model", "test_resnet", "--teacher.checkpoint", str(folder / "test_resnet.safetensors"),
-        "--teacher.input_size", "48", "--teacher.others", json.dumps([other]),
+        "--teacher.input_size", "48", "--teacher.ensemble", json.dumps([other]),
     ]  # fmt: skip
 
 
@@ -56,7 +56,7 @@ def test_an_ensemble_builds_a_cache_of_its_mean_and_is_in_its_fingerprint(
     data = ["--data", str(folder / "images")]
     build = ["cache", "build", *data, "--output", str(folder / "t.h5"), "--recipe.size", "32", "--build.num_workers"]
     assert main([*build, "0", "--build.codec", "float32", *ensemble(folder)]) == 0
-    dataset = ReplayedDataset(create_source(folder / "images"), ReplayRecipe(size=32))
+    dataset = ReplayedDataset(create_source(folder / "images"), ViewRecipe(size=32))
     cache = open_cache(folder / "t.h5", dataset)
     made_by = cache.metadata.teacher
     assert [member["pretrained_cfg"]["architecture"] for member in made_by["members"]] == ["test_resnet", "test_vit"]
@@ -84,7 +84,7 @@ def test_an_ensemble_teaches_live_and_its_configuration_is_accepted_again(
 ) -> None:
     assert main(distill(folder, tmp_path / "run", *ensemble(folder))) == 0
     saved = yaml.safe_load((tmp_path / "run/config.yaml").read_text())
-    assert [other["model"] for other in saved["teacher"]["others"]] == ["test_vit"]
+    assert [other["model"] for other in saved["teacher"]["ensemble"]] == ["test_vit"]
     again = ["distill", "--config", str(tmp_path / "run/config.yaml"), "--resume", "true"]
     assert main(again) == 0
     said = says(capsys, [*distill(folder, tmp_path / "run", *ensemble(folder, weight=1.0)), "--resume", "true"])

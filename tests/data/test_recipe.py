@@ -16,43 +16,43 @@ from timm.data.random_erasing import RandomErasing
 from torch import nn
 from torchvision.transforms import v2
 
-from kdkit.config import ReplayRecipe
+from kdkit.config import ViewRecipe
 from kdkit.data import ArraySource, ReplayedDataset
 from kdkit.data.views.erasing import Erasing
 from kdkit.data.views.fingerprint import transform_identity
-from kdkit.data.views.seed import kept_states
+from kdkit.data.views.seed import preserve_rng_state
 from kdkit.data.views.transform import _posterize
 from kdkit.errors import ConfigError, ShapeError, UnknownNameError
 from kdkit.recipe import PRESETS
 from kdkit.types import IMAGENET_MEAN, IMAGENET_STD
 
-OWN = ReplayRecipe(size=24, num_views=2)
+OWN = ViewRecipe(size=24, num_views=2)
 
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_each_preset_draws_views(name: str) -> None:
-    recipe = ReplayRecipe.preset(name, size=32)
+    recipe = ViewRecipe.preset(name, size=32)
     dataset = digits_dataset(6, recipe)
     assert dataset[2, 0].image.shape == (3, 32, 32)
-    assert ReplayRecipe.from_dict(recipe.to_dict()) == recipe
+    assert ViewRecipe.from_dict(recipe.to_dict()) == recipe
 
 
 def test_a_presets_fields_can_be_replaced_and_an_unknown_one_suggests() -> None:
-    recipe = ReplayRecipe.preset("deit", num_views=10, erasing=0.0)
+    recipe = ViewRecipe.preset("deit", num_views=10, erasing=0.0)
     assert (recipe.num_views, recipe.erasing, recipe.mixup_alpha) == (10, 0.0, 0.8)
     with pytest.raises(UnknownNameError, match="did you mean 'deit'"):
-        ReplayRecipe.preset("diet")
+        ViewRecipe.preset("diet")
 
 
 def test_the_augmentations_of_three_augment_are_drawn() -> None:
-    dataset = digits_dataset(30, ReplayRecipe(size=32, auto_augment="3a", color_jitter=0.3, num_views=2))
+    dataset = digits_dataset(30, ViewRecipe(size=32, auto_augment="3a", color_jitter=0.3, num_views=2))
     views = {dataset[row, view].image.numpy().tobytes() for row in range(30) for view in range(2)}
     assert len(views) > 55
 
 
 @pytest.mark.parametrize("string", ["rand-m10-n8-inc1-t3a", "rand-m10-n12-inc1", "rand-m0-n12", "v0", "augmix-m10"])
 def test_operations_at_their_strongest_are_drawn_whatever_pillow_thinks_of_them(string: str) -> None:
-    dataset = digits_dataset(20, ReplayRecipe(size=16, auto_augment=string, num_views=4))
+    dataset = digits_dataset(20, ViewRecipe(size=16, auto_augment=string, num_views=4))
     for row in range(20):
         for view in range(4):
             assert dataset[row, view].image.shape == (3, 16, 16)
@@ -69,7 +69,7 @@ def test_posterize_keeps_the_upper_bits(bits: int) -> None:
 def test_erasing_erases_as_often_and_as_much_as_timm(mode: str) -> None:
     ours, timms = Erasing(0.6, mode, 3), RandomErasing(0.6, mode=mode, max_count=3, device="cpu")
     erased: dict[str, list[float]] = {"ours": [], "timm": []}
-    with kept_states():
+    with preserve_rng_state():
         random.seed(1)
         torch.manual_seed(1)
         for _ in range(3000):
@@ -83,7 +83,7 @@ def test_erasing_erases_as_often_and_as_much_as_timm(mode: str) -> None:
 
 def test_erased_pixels_are_what_timm_makes_of_them_but_for_clipping() -> None:
     mean, std = (torch.tensor(values).mul(255).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
-    with kept_states():
+    with preserve_rng_state():
         torch.manual_seed(0)
         expected = torch.randn(3, 9, 7).mul(std).add(mean)
         torch.manual_seed(0)
@@ -122,7 +122,7 @@ def test_erasing_leaves_the_rest_of_the_view_as_it_was() -> None:
 )
 def test_a_recipe_refuses_what_cannot_work(fields: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
-        ReplayRecipe(**fields)
+        ViewRecipe(**fields)
 
 
 # Transforms of the user's own.
@@ -260,7 +260,7 @@ def test_what_cannot_be_described_wants_a_name() -> None:
 def test_a_recipe_and_its_transform_must_belong_together() -> None:
     recipe = ReplayedDataset(digits(4), OWN, transform=Rotates(30)).recipe
     assert recipe.transform == transform_identity(Rotates(30))
-    again = ReplayedDataset(digits(4), ReplayRecipe.from_dict(recipe.to_dict()), transform=Rotates(30))
+    again = ReplayedDataset(digits(4), ViewRecipe.from_dict(recipe.to_dict()), transform=Rotates(30))
     assert again.recipe == recipe
     with pytest.raises(ConfigError, match=r"sha256:.*Rotates.*this one is"):
         ReplayedDataset(digits(4), recipe, transform=Rotates(31))
@@ -289,4 +289,4 @@ def test_the_command_line_takes_a_preset_and_later_flags_change_it() -> None:
     rest = ["--data", "train", "--teacher.model", "resnet18"]
     for flags in (["--recipe", "deit"], ["--recipe=deit"]):
         config = parse_config(CacheEstimateConfig, "cache estimate", [*rest, *flags, "--recipe.num_views", "4"])
-        assert config.recipe == ReplayRecipe.preset("deit", num_views=4)
+        assert config.recipe == ViewRecipe.preset("deit", num_views=4)

@@ -15,11 +15,11 @@ from support import digits, digits_dataset, tiny_model, write_digits
 
 from kdkit import build_cache, create_teacher, open_cache
 from kdkit.cache import CachedTeacher, pixels
-from kdkit.config import BuildConfig, ReplayRecipe
+from kdkit.config import BuildConfig, ViewRecipe
 from kdkit.data import ArraySource, FolderSource, ReplayedDataset
 from kdkit.errors import CacheMismatchError
 
-RECIPE = ReplayRecipe(
+RECIPE = ViewRecipe(
     size=16,
     auto_augment="rand-m5-t3a",
     color_jitter=0.2,
@@ -70,13 +70,13 @@ def test_fault_14_one_changed_field_of_the_recipe_is_refused_and_named(cache: Ca
 
 @pytest.mark.parametrize(("field", "value"), [("augment", False), ("teacher_size", 24), ("transform", "mine")])
 def test_every_other_field_is_compared_too(tmp_path: Path, field: str, value: object) -> None:
-    assert {field.name for field in dataclasses.fields(ReplayRecipe)} == {
+    assert {field.name for field in dataclasses.fields(ViewRecipe)} == {
         *MUTATIONS,
         "augment",
         "teacher_size",
         "transform",
     }
-    plain = ReplayRecipe(size=16)
+    plain = ViewRecipe(size=16)
     build_cache(create_teacher(tiny_model()), digits_dataset(4, plain), tmp_path / "t.h5", EXACT)
     changed = dataclasses.replace(plain, **{field: value})
     own = (lambda image: image.resize((16, 16))) if field == "transform" else None
@@ -89,7 +89,7 @@ def test_a_changed_transform_of_ones_own_is_refused_and_named(tmp_path: Path) ->
     def resized(angle: float) -> Callable[[Image.Image], Image.Image]:
         return lambda image: image.resize((16, 16)).rotate(angle)
 
-    recipe = ReplayRecipe(size=16)
+    recipe = ViewRecipe(size=16)
     dataset = ReplayedDataset(digits(4), recipe, transform=resized(3))
     build_cache(create_teacher(tiny_model()), dataset, tmp_path / "t.h5", EXACT)
     open_cache(tmp_path / "t.h5", ReplayedDataset(digits(4), recipe, transform=resized(3)))
@@ -147,7 +147,7 @@ def test_other_pixels_name_the_libraries_that_changed(tmp_path: Path, monkeypatc
 
 
 def test_a_transform_library_that_draws_otherwise_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    recipe = ReplayRecipe(size=16, num_views=2)
+    recipe = ViewRecipe(size=16, num_views=2)
     build_cache(create_teacher(tiny_model()), digits_dataset(6, recipe), tmp_path / "t.h5", EXACT)
     plain = Image.Image.resize
     monkeypatch.setattr(
@@ -159,7 +159,7 @@ def test_a_transform_library_that_draws_otherwise_is_refused(tmp_path: Path, mon
 
 @pytest.mark.parametrize("num_views", [1, 40, 64, 100])
 def test_a_change_of_the_last_rows_alone_is_found_however_many_views_there_are(num_views: int) -> None:
-    recipe = ReplayRecipe(size=8, num_views=num_views)
+    recipe = ViewRecipe(size=8, num_views=num_views)
     plain = digits(100)
     images = plain.images.copy()
     images[-10:] = images[-10:][::-1]

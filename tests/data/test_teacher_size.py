@@ -21,16 +21,16 @@ from support import CLASSES, digits_dataset, tiny_model
 from torch import Tensor
 
 from kdkit import LogitDistillationTask, build_cache, create_teacher, open_cache
-from kdkit.config import BuildConfig, ReplayRecipe, TrainConfig
+from kdkit.config import BuildConfig, TrainConfig, ViewRecipe
 from kdkit.data import ArraySource, EpochSampler, ReplayedDataset, ReplayLoader
-from kdkit.data.views.seed import kept_states, seed_all
+from kdkit.data.views.seed import preserve_rng_state, seed_all
 from kdkit.data.views.transform import create_view_transform
 from kdkit.errors import CacheMismatchError, ConfigError
 from kdkit.training.train import train
 from kdkit.types import Normalization
 
-PRESETS = {name: ReplayRecipe.preset(name, teacher_size=384) for name in ("eval", "rrc", "timm-a1", "funmatch")}
-PRESETS["deit"] = ReplayRecipe.preset("deit", teacher_size=384, erasing_mode="rand")
+PRESETS = {name: ViewRecipe.preset(name, teacher_size=384) for name in ("eval", "rrc", "timm-a1", "funmatch")}
+PRESETS["deit"] = ViewRecipe.preset("deit", teacher_size=384, erasing_mode="rand")
 
 
 @pytest.fixture(scope="module")
@@ -72,10 +72,10 @@ def test_the_teachers_view_downsampled_is_the_students(photographs: ArraySource,
 
 @pytest.mark.parametrize("name", [*PRESETS, "original-mstd0.5", "augmix-m5-w3"])
 def test_what_is_drawn_does_not_depend_on_the_size(photographs: ArraySource, name: str) -> None:
-    recipe = PRESETS[name] if name in PRESETS else ReplayRecipe(auto_augment=name, erasing=0.5, erasing_count=3)
+    recipe = PRESETS[name] if name in PRESETS else ViewRecipe(auto_augment=name, erasing=0.5, erasing_count=3)
     image = photographs[3][0]
     small, large = (create_view_transform(recipe, size) for size in (48, 80))
-    with kept_states():
+    with preserve_rng_state():
         for seed in range(30):
             states = []
             for transform in (small, large):
@@ -94,12 +94,12 @@ def test_what_is_drawn_does_not_depend_on_the_size(photographs: ArraySource, nam
     ],
 )
 def test_what_is_measured_in_pixels_is_refused_by_name(fields: dict[str, object], named: str) -> None:
-    digits_dataset(4, ReplayRecipe(size=32, **fields))  # type: ignore[arg-type]
+    digits_dataset(4, ViewRecipe(size=32, **fields))  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=named):
-        digits_dataset(4, ReplayRecipe(size=32, teacher_size=48, **fields))  # type: ignore[arg-type]
+        digits_dataset(4, ViewRecipe(size=32, teacher_size=48, **fields))  # type: ignore[arg-type]
 
 
-RECIPE = ReplayRecipe(size=32, teacher_size=48, scale=(0.3, 1.0), cutmix_alpha=1.0, mixup_alpha=1.0, num_views=2)
+RECIPE = ViewRecipe(size=32, teacher_size=48, scale=(0.3, 1.0), cutmix_alpha=1.0, mixup_alpha=1.0, num_views=2)
 
 
 def test_a_cache_holds_what_the_teacher_says_of_its_own_larger_views(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ import pytest
 import torch
 from support import CLASSES, digits
 
-from kdkit.config import ReplayRecipe
+from kdkit.config import ViewRecipe
 from kdkit.data import ArraySource, EpochSampler, ReplayedDataset, ReplayLoader
 from kdkit.recipe import PRESETS
 from kdkit.types import Normalization
@@ -62,7 +62,7 @@ CASES += [(preset, "forkserver", Way(workers=1, context="forkserver")) for prese
 def make_dataset(preset: str) -> ReplayedDataset:
     plain = digits(ROWS)
     source = ArraySource(plain.images, plain.targets, keys=plain.keys, class_names=CLASSES)
-    return ReplayedDataset(source, ReplayRecipe.preset(preset, size=32, num_views=1 if preset == "eval" else 4, seed=5))
+    return ReplayedDataset(source, ViewRecipe.preset(preset, size=32, num_views=1 if preset == "eval" else 4, seed=5))
 
 
 def digest(image: torch.Tensor) -> bytes:

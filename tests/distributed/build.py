@@ -17,14 +17,14 @@ from support import digits, tiny_model
 
 import kdkit.building.shards as engine
 from kdkit import build_cache, create_teacher
-from kdkit.config import BuildConfig, ReplayRecipe
+from kdkit.config import BuildConfig, ViewRecipe
 from kdkit.data import ReplayedDataset
 
 
 def main(path: str, batch_size: int, die_after: int) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
-    ask, asked, at_first = engine.ask, 0, num_sealed(path)
+    run_teacher, asked, at_first = engine.run_teacher, 0, num_sealed(path)
 
     def counting_ask(teacher, loader, pixels, streams):  # type: ignore[no-untyped-def]
         nonlocal asked
@@ -34,10 +34,10 @@ def main(path: str, batch_size: int, die_after: int) -> None:
             while num_sealed(path) == at_first and time.monotonic() < deadline:
                 time.sleep(0.01)
             os.kill(os.getpid(), signal.SIGKILL)
-        return ask(teacher, loader, pixels, streams)
+        return run_teacher(teacher, loader, pixels, streams)
 
-    engine.ask = counting_ask
-    dataset = ReplayedDataset(digits(1797), ReplayRecipe(size=16, num_views=2, hflip=0.0))
+    engine.run_teacher = counting_ask
+    dataset = ReplayedDataset(digits(1797), ViewRecipe(size=16, num_views=2, hflip=0.0))
     config = BuildConfig(codec="float32", num_workers=0, batch_size=batch_size, shard_rows=1000)
     build_cache(create_teacher(tiny_model()), dataset, path, config)
     dist.destroy_process_group()

@@ -10,14 +10,14 @@ import torch.distributed as dist
 from support import digits, tiny_model
 
 from kdkit import build_cache, create_teacher, extend_cache
-from kdkit.config import BuildConfig, ReplayRecipe
+from kdkit.config import BuildConfig, ViewRecipe
 from kdkit.data import ReplayedDataset
 
 
 def main(path: str, batch_size: int) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
-    recipe = ReplayRecipe(size=16, num_views=1, hflip=0.0)
+    recipe = ViewRecipe(size=16, num_views=1, hflip=0.0)
     config = BuildConfig(codec="float32", num_workers=0, batch_size=batch_size, shard_rows=1000)
     build_cache(create_teacher(tiny_model()), ReplayedDataset(digits(1797), recipe), path, config)
     dataset = ReplayedDataset(digits(1797), dataclasses.replace(recipe, num_views=2))

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from kdkit import create_teacher
 from kdkit.cli import main
-from kdkit.config import ReplayRecipe
+from kdkit.config import ViewRecipe
 from kdkit.data import ArraySource, ReplayedDataset
 from kdkit.errors import ClassMismatchError, DatasetError
 from kdkit.evaluation.teacher import check_recipe, check_teacher
@@ -47,7 +47,7 @@ def greys(wrong: int = 0, count: int = 60) -> ReplayedDataset:
     source = ArraySource(
         images, label, class_names=[f"grey {i}" for i in range(5)], keys=[str(i) for i in range(count)]
     )
-    return ReplayedDataset(source, ReplayRecipe.evaluation(8, crop_pct=1.0))
+    return ReplayedDataset(source, ViewRecipe.evaluation(8, crop_pct=1.0))
 
 
 def card(percent: float) -> TeacherCard:
@@ -105,7 +105,7 @@ def test_images_of_other_classes_or_without_labels_are_refused() -> None:
         check_teacher(create_teacher(Brightness(7)), greys())
     source = ArraySource(np.zeros((4, 8, 8, 3), np.uint8), [-1] * 4, keys=list("abcd"))
     with pytest.raises(DatasetError, match="label"):
-        check_teacher(create_teacher(Brightness(5)), ReplayedDataset(source, ReplayRecipe.evaluation(8)))
+        check_teacher(create_teacher(Brightness(5)), ReplayedDataset(source, ViewRecipe.evaluation(8)))
 
 
 def test_folders_called_by_synset_find_their_classes_in_an_imagenet_head() -> None:
@@ -117,7 +117,7 @@ def test_folders_called_by_synset_find_their_classes_in_an_imagenet_head() -> No
 
     images = np.repeat([0, 255], 8 * 8 * 3).astype(np.uint8).reshape(2, 8, 8, 3)
     source = ArraySource(images, [0, 1], class_names=["n02124075", "n07920052"], keys=["a", "b"])
-    report = check_teacher(create_teacher(Sure()), ReplayedDataset(source, ReplayRecipe.evaluation(8, crop_pct=1.0)))
+    report = check_teacher(create_teacher(Sure()), ReplayedDataset(source, ViewRecipe.evaluation(8, crop_pct=1.0)))
     assert report.top1 == 100.0
 
 

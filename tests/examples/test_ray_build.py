@@ -16,7 +16,7 @@ from sklearn.datasets import load_digits
 from support import cache_contents, tiny_model
 
 from kdkit import build_cache, create_teacher
-from kdkit.config import BuildConfig, ReplayRecipe
+from kdkit.config import BuildConfig, ViewRecipe
 from kdkit.data import FolderSource, ReplayedDataset
 
 
@@ -38,7 +38,7 @@ def test_two_ray_actors_make_the_cache_that_a_build_makes(tmp_path: Path) -> Non
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-4000:]
     assert "300 images x 2 views, 600 asked" in done.stdout
-    dataset = ReplayedDataset(FolderSource(tmp_path / "images"), ReplayRecipe(size=32, num_views=2))
+    dataset = ReplayedDataset(FolderSource(tmp_path / "images"), ViewRecipe(size=32, num_views=2))
     teacher = create_teacher("test_resnet", checkpoint=tmp_path / "teacher.safetensors")
     build_cache(teacher, dataset, tmp_path / "plain.h5", BuildConfig(codec="int8", num_workers=0))
     assert cache_contents(tmp_path / "ray.h5") == cache_contents(tmp_path / "plain.h5")

@@ -20,8 +20,8 @@ import torch
 from support import Pixels, cache_contents, digits
 
 from kdkit import build_cache, extend_cache, open_cache
-from kdkit.cache.shards.folder import Parts
-from kdkit.config import BuildConfig, ReplayRecipe
+from kdkit.cache.shards.folder import ShardFolder
+from kdkit.config import BuildConfig, ViewRecipe
 from kdkit.data import ReplayedDataset
 from kdkit.errors import CacheIncompleteError, CacheNotFoundError
 from kdkit.teachers import Teacher
@@ -30,7 +30,7 @@ VIEWS, OLD_VIEWS = 8, 2
 
 
 def dataset(views: int) -> ReplayedDataset:
-    return ReplayedDataset(digits(60), ReplayRecipe(size=8, num_views=views, hflip=0.0))
+    return ReplayedDataset(digits(60), ViewRecipe(size=8, num_views=views, hflip=0.0))
 
 
 def build(path: Path, views: int = VIEWS) -> None:
@@ -74,7 +74,7 @@ def state(path: Path) -> str:
         open_cache(path).verify()
         return "packed"
     try:
-        parts = Parts.open(path.with_name(path.name + ".parts"))
+        parts = ShardFolder.open(path.with_name(path.name + ".parts"))
     except CacheNotFoundError:
         return "not begun"
     sealed = [shard for shard in parts.metadata.shards() if parts.is_sealed(shard)]

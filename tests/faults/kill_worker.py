@@ -14,7 +14,7 @@ from typing import Any
 from support import tiny_model
 
 from kdkit import ClassificationTask, build_cache, create_teacher
-from kdkit.config import BuildConfig, ReplayRecipe, TrainConfig
+from kdkit.config import BuildConfig, TrainConfig, ViewRecipe
 from kdkit.data import EpochSampler, FolderSource, ReplayedDataset, ReplayLoader
 from kdkit.errors import DatasetError
 from kdkit.training.train import train
@@ -33,7 +33,7 @@ class _Deadly(FolderSource):
 
 
 def run(images: Path, what: str) -> None:
-    dataset = ReplayedDataset(_Deadly(images), ReplayRecipe(size=32, num_views=2))
+    dataset = ReplayedDataset(_Deadly(images), ViewRecipe(size=32, num_views=2))
     try:
         if what == "train":
             loader = ReplayLoader(dataset, EpochSampler(range(len(dataset)), 10), Normalization(), num_workers=1)

@@ -16,7 +16,7 @@ from synthetic import Synthetic, answer
 
 from kdkit import open_cache
 from kdkit.cache.packing import pack
-from kdkit.cache.shards.folder import Parts, parts_folder
+from kdkit.cache.shards.folder import ShardFolder, shard_folder
 from kdkit.errors import CacheError, CacheIncompleteError, CacheNotFoundError
 
 
@@ -28,7 +28,7 @@ def test_fault_10_a_reader_beside_a_running_writer_sees_committed_shards_only(tm
 
     def write() -> None:
         try:
-            parts = cache.start(parts_folder(path))
+            parts = cache.start(shard_folder(path))
             for shard in parts.missing():
                 cache.seal(parts, shard)
                 committed.add(shard)
@@ -61,7 +61,7 @@ def _look(cache: Synthetic, path: Path, committed: set[object]) -> int:
     else:
         return -1
     try:
-        parts = Parts.open(parts_folder(path))
+        parts = ShardFolder.open(shard_folder(path))
         sealed = [shard for shard in cache.metadata.shards() if parts.is_sealed(shard)]
         for shard in sealed:
             parts.verify(shard)

@@ -18,9 +18,9 @@ from synthetic import Synthetic
 
 from kdkit import build_cache, create_teacher, open_cache
 from kdkit.cache.format.metadata import Shard
-from kdkit.cache.shards.folder import Parts, parts_folder
+from kdkit.cache.shards.folder import ShardFolder, shard_folder
 from kdkit.cache.shards.manifest import read_entry
-from kdkit.config import BuildConfig, ReplayRecipe
+from kdkit.config import BuildConfig, ViewRecipe
 from kdkit.errors import CacheError
 from kdkit.runtime import files
 
@@ -37,7 +37,7 @@ def record(root: Path, **stubs: bool) -> Recorder:
     root.mkdir()
     recorder = Recorder(root)
     with recorder.recording(**stubs):
-        parts = CACHE.start(parts_folder(root / "t.h5"))
+        parts = CACHE.start(shard_folder(root / "t.h5"))
         for shard in parts.missing():
             CACHE.seal(parts, shard)
             recorder.note("promised", shard)
@@ -59,7 +59,7 @@ def check(root: Path, promised: list[Shard | str]) -> None:
     if "all" in promised:
         raise LostError("the packed file is gone")
     try:
-        parts = Parts.open(parts_folder(path))
+        parts = ShardFolder.open(shard_folder(path))
     except CacheError as error:
         if promised:
             raise LostError(f"{len(promised)} shards were sealed, and their folder is lost: {error}") from error
@@ -68,7 +68,7 @@ def check(root: Path, promised: list[Shard | str]) -> None:
         _check_shard(parts, shard, promised=shard in promised)
 
 
-def _check_shard(parts: Parts, shard: Shard, *, promised: bool) -> None:
+def _check_shard(parts: ShardFolder, shard: Shard, *, promised: bool) -> None:
     if not parts.is_sealed(shard):
         if promised or read_entry(parts.shard_path(shard), shard) is not None:
             raise LostError(f"{shard} was sealed and is gone")
@@ -101,8 +101,8 @@ def check_every_power_loss(recorder: Recorder, scratch: Path) -> int:
 
 def _check_resume(root: Path) -> None:
     """Whatever the crash left, building again ends in the undisturbed cache and leaves nothing else."""
-    if parts_folder(root / "t.h5").is_dir():
-        files.remove_leftovers(parts_folder(root / "t.h5"))
+    if shard_folder(root / "t.h5").is_dir():
+        files.remove_leftovers(shard_folder(root / "t.h5"))
     files.remove_leftovers(root)
     try:
         CACHE.build(root / "t.h5")
@@ -148,7 +148,7 @@ def test_fault_02_03_a_build_by_the_engine_survives_a_crash_or_power_loss_at_any
     root = tmp_path / "run"
     root.mkdir()
     recorder = Recorder(root)
-    dataset = digits_dataset(1100, ReplayRecipe(size=8, hflip=0.0))
+    dataset = digits_dataset(1100, ViewRecipe(size=8, hflip=0.0))
     config = BuildConfig(codec="int8", num_workers=0, shard_rows=1000)
     teacher = create_teacher(tiny_model())
     with recorder.recording():

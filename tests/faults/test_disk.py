@@ -19,8 +19,8 @@ from synthetic import Synthetic
 from kdkit import build_cache, extend_cache, open_cache
 from kdkit.cache.export import export_cache
 from kdkit.cache.format.metadata import Shard
-from kdkit.cache.shards.folder import Parts, parts_folder
-from kdkit.config import BuildConfig, ReplayRecipe
+from kdkit.cache.shards.folder import ShardFolder, shard_folder
+from kdkit.config import BuildConfig, ViewRecipe
 from kdkit.errors import CacheDiskFullError, CacheError
 from kdkit.runtime.output import OutputError, prepare_output
 from kdkit.teachers import Teacher
@@ -57,8 +57,8 @@ def _assert_only_committed(root: Path) -> None:
     assert [path.name for path in _files(root) if path.name.endswith(".tmp")] == []
     if (root / "t.h5").is_file():
         CACHE.assert_exact(root / "t.h5")
-    elif (parts_folder(root / "t.h5") / "index.h5").is_file():
-        parts = Parts.open(parts_folder(root / "t.h5"))
+    elif (shard_folder(root / "t.h5") / "index.h5").is_file():
+        parts = ShardFolder.open(shard_folder(root / "t.h5"))
         for entry in parts.folder.glob("*.json"):
             view, start = int(entry.stem[1:5]), int(entry.stem[7:])
             parts.verify(Shard(view, start, min(start + 1000, CACHE.num_rows)))
@@ -280,7 +280,7 @@ def test_fault_06_a_shard_whose_fsync_or_rename_failed_is_not_committed(tmp_path
 @pytest.mark.parametrize("pack", [True, False])
 def test_fault_06_an_extension_whose_folder_cannot_be_fsynced_keeps_the_old_views(tmp_path: Path, pack: bool) -> None:
     config = BuildConfig(codec="float32", num_workers=0, batch_size=10, pack=pack)
-    datasets = [digits_dataset(20, ReplayRecipe(size=8, num_views=views)) for views in (1, 2)]
+    datasets = [digits_dataset(20, ViewRecipe(size=8, num_views=views)) for views in (1, 2)]
     build_cache(Teacher(Pixels()), datasets[0], tmp_path / "old" / "t.h5", config)
     failed = 0
     while True:

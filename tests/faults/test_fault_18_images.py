@@ -14,14 +14,14 @@ import torch
 from support import tiny_model, write_digits
 
 from kdkit import ClassificationTask, LogitDistillationTask, build_cache, create_teacher, open_cache
-from kdkit.config import BuildConfig, DistillConfig, ReplayRecipe, TeacherConfig, TrainConfig
+from kdkit.config import BuildConfig, DistillConfig, TeacherConfig, TrainConfig, ViewRecipe
 from kdkit.data import EpochSampler, FolderSource, ReplayedDataset, ReplayLoader
 from kdkit.errors import ConfigError, DatasetError
 from kdkit.training.distill import distill
 from kdkit.training.train import train
 from kdkit.types import Normalization
 
-RECIPE = ReplayRecipe(size=32, num_views=2)
+RECIPE = ViewRecipe(size=32, num_views=2)
 DAMAGED = "3/013.png"
 
 
@@ -122,7 +122,7 @@ def test_fault_18_a_run_that_skips_names_each_image_once(images: Path) -> None:
         output=str(images.parent / "run"),
         student="test_resnet",
         teacher=TeacherConfig("test_resnet", checkpoint=str(images.parent / "teacher.pt")),
-        recipe=ReplayRecipe(size=32),
+        recipe=ViewRecipe(size=32),
         train=TrainConfig(epochs=2, batch_size=10, num_workers=0),
         unreadable="skip",
     )

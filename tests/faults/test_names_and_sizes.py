@@ -20,7 +20,7 @@ from kdkit.cache.format.constants import num_hashed_rows
 from kdkit.cache.format.metadata import CacheMetadata
 from kdkit.cache.hdf5.documents import write_metadata
 from kdkit.cache.hdf5.layout import lay_out, write_document
-from kdkit.cache.shards.folder import Parts, parts_folder
+from kdkit.cache.shards.folder import ShardFolder, shard_folder
 from kdkit.config import BuildConfig
 from kdkit.data import ArraySource, ReplayedDataset
 from kdkit.errors import CacheCorruptError, CacheError, CacheNotFoundError, DatasetError
@@ -43,7 +43,7 @@ def test_fault_22_unicode_spaces_and_very_long_names_work(tmp_path: Path, name: 
     cache = Synthetic(num_rows=1001, num_views=1, prefix="schlüssel 雪/" + "k" * 300)
     folder = tmp_path / "ein ordner 雪" / ("o" * 255)
     path = cache.build(folder / NAMES[name], packed=packed)
-    assert path == (folder / NAMES[name] if packed else parts_folder(folder / NAMES[name]))
+    assert path == (folder / NAMES[name] if packed else shard_folder(folder / NAMES[name]))
     cache.assert_exact(folder / NAMES[name])
     assert sorted(folder.iterdir()) == [path]
 
@@ -54,7 +54,7 @@ def test_fault_22_a_name_that_no_file_can_have_is_a_typed_error(tmp_path: Path, 
     with pytest.raises(CacheNotFoundError, match="there is no cache at"):
         open_cache(path)
     with pytest.raises(CacheError, match="File name too long"):
-        Parts.create(parts_folder(path), Synthetic().metadata, {})
+        ShardFolder.create(shard_folder(path), Synthetic().metadata, {})
 
 
 def test_fault_22_unicode_keys_and_class_names_go_through_a_build(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from support import Pixels, digits_dataset
 
 from kdkit import build_cache, open_cache
 from kdkit.building.verify import verify_cache
-from kdkit.config import BuildConfig, ReplayRecipe
+from kdkit.config import BuildConfig, ViewRecipe
 from kdkit.errors import CacheCorruptError, KdkitError
 from kdkit.teachers import Teacher
 
@@ -66,7 +66,7 @@ def look_at_everything(path: Path) -> None:
 USES: dict[str, Callable[[Path], object]] = {
     "look": look_at_everything,
     "train": lambda path: open_cache(path, digits_dataset(20)),
-    "recipe": lambda path: ReplayRecipe.from_dict(open_cache(path).metadata.recipe),
+    "recipe": lambda path: ViewRecipe.from_dict(open_cache(path).metadata.recipe),
     "verify": lambda path: verify_cache(path, Teacher(Pixels()), digits_dataset(20), num_rows=2),
     "build": lambda path: build_cache(Teacher(Pixels()), digits_dataset(20), path, CONFIG),
 }
@@ -115,4 +115,4 @@ def test_fault_26_a_dataset_described_otherwise_than_a_build_does_is_refused(
 @pytest.mark.parametrize("recipe", [{"size": "large"}, {"scale": []}, {"scale": 3}, {"mixup_alpha": [[]]}])
 def test_fault_26_a_recipe_of_other_types_is_refused_when_it_is_used(recipe: dict[str, Any]) -> None:
     with pytest.raises(KdkitError, match="another type than expected"):
-        ReplayRecipe.from_dict(recipe)
+        ViewRecipe.from_dict(recipe)

@@ -19,9 +19,10 @@ from support import cache_contents, digits_dataset, loader_for, tiny_model
 from torch import nn
 
 from kdkit import FeatureDistillationTask, LogitDistillationTask, TrainingTask, build_cache, create_teacher, open_cache
-from kdkit.config import BuildConfig, ReplayRecipe, TrainConfig
+from kdkit.config import BuildConfig, TrainConfig, ViewRecipe
 from kdkit.data import EpochSampler, ReplayLoader
 from kdkit.errors import CacheDiskFullError, ConfigError
+from kdkit.runtime import distributed
 from kdkit.runtime.progress import Display
 from kdkit.training.checkpoint import Checkpoints, load_checkpoint
 from kdkit.training.finite import NonFiniteLossError
@@ -53,7 +54,7 @@ class Held(ReplayLoader):
 
     def __init__(self, student: nn.Module, number: int = 0, action: Callable[[], None] = lambda: None) -> None:
         sampler = EpochSampler(range(40), 8, shuffle=False)
-        super().__init__(digits_dataset(40, ReplayRecipe.evaluation(32)), sampler, Normalization.of(student))
+        super().__init__(digits_dataset(40, ViewRecipe.evaluation(32)), sampler, Normalization.of(student))
         self.left, self.action = number, action
 
     def __iter__(self) -> Iterator[Batch]:

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from support import tiny_model, write_digits
 
 from kdkit import build_cache
-from kdkit.config import BuildConfig, DistillConfig, ReplayRecipe, TeacherConfig, TrainConfig
+from kdkit.config import BuildConfig, DistillConfig, TeacherConfig, TrainConfig, ViewRecipe
 from kdkit.resolve import resolve_dataset, resolve_device, resolve_teacher
 from kdkit.training.distill import distill
 
@@ -29,7 +29,7 @@ def folder(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("teacher_size", [None, 48])
 def test_a_live_teacher_and_its_cache_teach_alike(folder: Path, teacher_size: int | None) -> None:
     data, asked = str(folder / "images"), TeacherConfig("test_resnet", checkpoint=str(folder / "teacher.safetensors"))
-    recipe = ReplayRecipe.preset(
+    recipe = ViewRecipe.preset(
         "deit", size=32, teacher_size=teacher_size, erasing_mode="rand", num_views=2, scale=(0.4, 1.0)
     )
     teacher = resolve_teacher(asked, resolve_device("cpu"))

@@ -19,12 +19,12 @@ def test_a_pipe_gets_plain_lines_with_speed_time_left_and_terms(
     now = [0.0]
     monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
     with progress("distilling", 1000, "images") as display:
-        display.skip(200)  # a run that goes on: no part of the speed
-        display.show(TERMS)
+        display.set_completed(200)  # a run that goes on: no part of the speed
+        display.set_postfix(TERMS)
         for _ in range(4):
             now[0] += 6.0
             display(100)
-        display.say("epoch 1 of 2")
+        display.write("epoch 1 of 2")
     terms = "loss 1.5, kd loss 0.5, agreement 81 %, teacher 92 %"
     assert capsys.readouterr().err.splitlines() == [
         f"distilling: 400 of 1,000 images, 17 images/s, 0:00:36 left, {terms}",
@@ -43,10 +43,10 @@ def test_a_terminal_gets_a_bar_with_the_same(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.setenv("TERM", "xterm")
     with progress("distilling", 1000, "images") as display:
-        display.skip(200)
+        display.set_completed(200)
         display(300)
-        display.show(TERMS)
-        display.say("epoch 1 of 2 [100 %]")
+        display.set_postfix(TERMS)
+        display.write("epoch 1 of 2 [100 %]")
         display(500)
     shown = terminal.getvalue()
     for text in ("distilling", "1000/1000", "images/s", "kd loss 0.5", "agreement 81 %", "epoch 1 of 2 [100 %]"):
@@ -56,5 +56,5 @@ def test_a_terminal_gets_a_bar_with_the_same(monkeypatch: pytest.MonkeyPatch) ->
 def test_other_ranks_show_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     with progress("distilling", 10, "images", enabled=False) as display:
         display(10)
-        display.say("nothing")
+        display.write("nothing")
     assert capsys.readouterr().err == ""

@@ -14,7 +14,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from kdkit import ClassificationTask, LogitDistillationTask, TrainingTask, build_cache, create_teacher, open_cache
 from kdkit.cache import CachedTeacher
-from kdkit.config import BuildConfig, ReplayRecipe
+from kdkit.config import BuildConfig, ViewRecipe
 from kdkit.data import ArraySource, EpochSampler, ReplayedDataset, ReplayLoader
 from kdkit.types import Batch, Normalization
 
@@ -25,7 +25,7 @@ def images_of_1000_classes() -> ReplayedDataset:
     random = np.random.default_rng(0)
     pixels = random.integers(256, size=(2 * BATCH, 32, 32, 3), dtype=np.uint8)
     labels = random.integers(CLASSES, size=2 * BATCH)
-    return ReplayedDataset(ArraySource(pixels, labels), ReplayRecipe(size=SIZE, hflip=0.0))
+    return ReplayedDataset(ArraySource(pixels, labels), ViewRecipe(size=SIZE, hflip=0.0))
 
 
 def peak_bytes(make: Callable[[], TrainingTask], batches: list[Batch], cache: CachedTeacher | None = None) -> int:

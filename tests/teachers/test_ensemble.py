@@ -14,7 +14,7 @@ from support import digits_dataset, tiny_model
 from torch import Tensor, nn
 
 from kdkit import LogitDistillationTask, Teacher, TeacherEnsemble, build_cache, create_teacher, losses, open_cache
-from kdkit.config import BuildConfig, ReplayRecipe
+from kdkit.config import BuildConfig, ViewRecipe
 from kdkit.data import ArraySource, EpochSampler, ReplayedDataset, ReplayLoader
 from kdkit.errors import ClassMismatchError, ConfigError, KdkitError, ShapeError, TeacherMemoryError
 from kdkit.runtime.compare import differences
@@ -132,7 +132,7 @@ def test_two_real_teachers_at_224_and_260_pixels_teach_alike_live_and_from_a_cac
     square = [torch.from_numpy(p.copy()).permute(2, 0, 1)[None].float() for p in pictures]
     pixels = torch.cat([nn.functional.interpolate(p, (300, 300)) for p in square]).byte().permute(0, 2, 3, 1).numpy()
     source = ArraySource(pixels, [285, 967, 0, 657], keys=["chelsea", "coffee", "astronaut", "rocket"])
-    dataset = ReplayedDataset(source, ReplayRecipe.evaluation(260))
+    dataset = ReplayedDataset(source, ViewRecipe.evaluation(260))
     build_cache(ensemble, dataset, tmp_path / "lite.h5", BuildConfig(codec="float32", num_workers=0))
     cache = open_cache(tmp_path / "lite.h5", dataset)
     student = tiny_model("test_efficientnet", num_classes=1000)

@@ -19,7 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from timm.models import load_checkpoint, resume_checkpoint
 
 from kdkit.cli import main
-from kdkit.config import DistillConfig, ReplayRecipe, TeacherConfig, TrainConfig
+from kdkit.config import DistillConfig, TeacherConfig, TrainConfig, ViewRecipe
 from kdkit.errors import CheckpointError, ConfigError, MissingDependencyError
 from kdkit.training.distill import distill
 from kdkit.training.finite import NonFiniteLossError
@@ -42,7 +42,7 @@ def config(folder: Path, output: Path, **changes: Any) -> DistillConfig:
         output=str(output),
         student="test_vit",
         teacher=TeacherConfig("test_resnet", checkpoint=str(folder / "teacher.safetensors")),
-        recipe=ReplayRecipe(size=32, num_views=2),
+        recipe=ViewRecipe(size=32, num_views=2),
         train=replace(train, **changes.pop("train", {})),
         **changes,
     )
@@ -112,7 +112,7 @@ def test_a_run_is_not_resumed_with_another_configuration(folder: Path, finished:
     for changes, message in {
         "lr": ({"train": {"lr": 0.5}}, r"train.lr = 0.001, this run has 0.5"),
         "student": ({"student": "test_vit2"}, r"student = 'test_vit', this run has 'test_vit2'"),
-        "recipe": ({"recipe": ReplayRecipe(size=32, num_views=2, hflip=0.1)}, r"recipe.hflip = 0.5, this run has 0.1"),
+        "recipe": ({"recipe": ViewRecipe(size=32, num_views=2, hflip=0.1)}, r"recipe.hflip = 0.5, this run has 0.1"),
     }.values():
         other = replace(config(folder, finished, resume=True, train=changes.pop("train", {})), **changes)
         with pytest.raises(ConfigError, match=message):

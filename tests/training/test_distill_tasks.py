@@ -19,7 +19,7 @@ from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from kdkit import build_cache, create_teacher
 from kdkit.cache import CachedTeacher
 from kdkit.cli._parse import parse_config
-from kdkit.config import BuildConfig, DistillConfig, ReplayRecipe, TeacherConfig, TrainConfig
+from kdkit.config import BuildConfig, DistillConfig, TeacherConfig, TrainConfig, ViewRecipe
 from kdkit.data import FolderSource, ReplayedDataset
 from kdkit.errors import CacheStreamError, ConfigError, MissingTeacherError
 from kdkit.training import distill as module
@@ -42,7 +42,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         place = folder / "images" / str(data.target[index]) / f"{index}.png"
         place.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray((data.images[index] * 15).astype("uint8")).convert("RGB").save(place)
-    dataset = ReplayedDataset(FolderSource(folder / "images"), ReplayRecipe(size=32, hflip=0.0))
+    dataset = ReplayedDataset(FolderSource(folder / "images"), ViewRecipe(size=32, hflip=0.0))
     made = {"all": ("logits", "pooled"), "logits": ("logits",), "more": ("logits", "pooled", "stages.1")}
     for name, streams in made.items():
         config = BuildConfig(streams=streams, codec="float16", num_workers=0)
@@ -159,7 +159,7 @@ def test_data_that_names_no_classes_takes_their_number_from_the_teacher(
     source = digits(40)
     source.class_names = None
     monkeypatch.setattr(module, "resolve_dataset", lambda name, recipe: ReplayedDataset(source, recipe))
-    recipe = ReplayRecipe(size=32, hflip=0.0)
+    recipe = ViewRecipe(size=32, hflip=0.0)
     teacher = create_teacher(tiny_model(seed=1))
     build_cache(teacher, ReplayedDataset(source, recipe), folder / "nameless.h5", BuildConfig(num_workers=0))
     config = run(folder, tmp_path / "run", "nameless", student="test_vit", student_options={"pretrained": False})
@@ -207,7 +207,7 @@ def test_no_rank_is_left_with_a_batch_of_an_image_or_two(
 
 
 def test_a_cache_without_logits_is_refused_at_once_by_a_task_that_compares_them(folder: Path, tmp_path: Path) -> None:
-    dataset = ReplayedDataset(FolderSource(folder / "images"), ReplayRecipe(size=32, hflip=0.0))
+    dataset = ReplayedDataset(FolderSource(folder / "images"), ViewRecipe(size=32, hflip=0.0))
     config = BuildConfig(streams=("pooled",), num_workers=0)
     build_cache(create_teacher(tiny_model(seed=1)), dataset, folder / "pooled.h5", config)
     with pytest.raises(CacheStreamError, match=r"no stream 'logits', it has streams pooled: .* pooled,logits"):

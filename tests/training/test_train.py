@@ -12,7 +12,7 @@ import torch
 from support import digits_dataset, loader_for, tiny_model
 
 from kdkit import ClassificationTask, LogitDistillationTask, create_teacher
-from kdkit.config import ReplayRecipe, TrainConfig
+from kdkit.config import TrainConfig, ViewRecipe
 from kdkit.errors import ConfigError, OutputExistsError, UnknownNameError
 from kdkit.runtime.output import prepare_output
 from kdkit.runtime.progress import Display
@@ -36,7 +36,7 @@ SMALL = TrainConfig(epochs=3, lr=2e-3, opt="adamw")
 
 
 def test_training_lowers_the_loss_and_reports_what_it_did() -> None:
-    dataset = digits_dataset(200, ReplayRecipe(size=32, scale=(0.8, 1.0), hflip=0.0))
+    dataset = digits_dataset(200, ViewRecipe(size=32, scale=(0.8, 1.0), hflip=0.0))
     task = ClassificationTask(tiny_model("test_efficientnet"))
     loader = loader_for(dataset, task.trainable_module)
     display = Count()

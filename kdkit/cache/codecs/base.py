@@ -55,7 +55,7 @@ class RowCodec(ABC):
             raise ConfigError(f"codec {self.name!r} learns nothing, but was given arrays {sorted(arrays)}")
         return self
 
-    def can_hold(self, values: Tensor) -> Tensor:
+    def is_encodable(self, values: Tensor) -> Tensor:
         """Which rows of [B, ...] can be encoded, bool [B]: those that are finite, and within the codec's range."""
         return values.flatten(1).isfinite().all(dim=1)
 

@@ -61,7 +61,7 @@ class Float16Codec(Codec):
         """Bytes of one encoded row."""
         return 2 * self.num_classes
 
-    def can_hold(self, logits: Tensor) -> Tensor:
+    def is_encodable(self, logits: Tensor) -> Tensor:
         """Which rows of [B, C] are finite, also as half-precision log-probabilities, bool [B]."""
         return F.log_softmax(logits.float(), dim=1).half().isfinite().all(dim=1)
 

@@ -57,9 +57,9 @@ class Float16Feature(FeatureCodec):
         """Bytes of one encoded row."""
         return 2 * self.numel
 
-    def can_hold(self, values: Tensor) -> Tensor:
+    def is_encodable(self, values: Tensor) -> Tensor:
         """Which rows of [B, ...] are finite in half precision too: up to 65504; bool [B]."""
-        return super().can_hold(values.half())
+        return super().is_encodable(values.half())
 
     def encode(self, values: Tensor) -> Tensor:
         """[B, ...] float -> uint8 [B, row_bytes]."""
@@ -92,10 +92,10 @@ class Int8Feature(FeatureCodec):
     def _groups(self) -> int:
         return self.shape[0] if len(self.shape) > 1 else 1
 
-    def can_hold(self, values: Tensor) -> Tensor:
+    def is_encodable(self, values: Tensor) -> Tensor:
         """Which rows of [B, ...] are finite, and so is the span of their groups; bool [B]."""
         grouped = values.float().reshape(len(values), self._groups, self.numel // self._groups)
-        return super().can_hold(values) & (grouped.amax(dim=2) - grouped.amin(dim=2)).isfinite().all(dim=1)
+        return super().is_encodable(values) & (grouped.amax(dim=2) - grouped.amin(dim=2)).isfinite().all(dim=1)
 
     def encode(self, values: Tensor) -> Tensor:
         """[B, ...] float -> uint8 [B, row_bytes]."""

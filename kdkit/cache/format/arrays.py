@@ -19,13 +19,13 @@ from kdkit.cache.format.constants import (
     pixel_name,
 )
 from kdkit.cache.format.metadata import CacheMetadata, Shard
-from kdkit.cache.hdf5.read import StrictFile
+from kdkit.cache.hdf5.read import CheckedHDF5File
 from kdkit.errors import CacheError
 
 Array = np.ndarray[Any, Any]
 
 
-def small_arrays(metadata: CacheMetadata, shard: Shard) -> dict[str, tuple[str, tuple[int, ...]]]:
+def side_arrays(metadata: CacheMetadata, shard: Shard) -> dict[str, tuple[str, tuple[int, ...]]]:
     """Dataset -> its (dtype, shape)."""
     arrays: dict[str, tuple[str, tuple[int, ...]]] = {
         pixel_name(shard.view): ("<u4", (num_hashed_rows(shard.start, shard.stop),))
@@ -38,14 +38,14 @@ def small_arrays(metadata: CacheMetadata, shard: Shard) -> dict[str, tuple[str, 
     return arrays
 
 
-def read_small_arrays(file: StrictFile, metadata: CacheMetadata, shard: Shard) -> dict[str, Array]:
+def read_side_arrays(file: CheckedHDF5File, metadata: CacheMetadata, shard: Shard) -> dict[str, Array]:
     """Dataset -> its values, each compared with its checksum."""
-    return {name: file.array(name, *described) for name, described in small_arrays(metadata, shard).items()}
+    return {name: file.array(name, *described) for name, described in side_arrays(metadata, shard).items()}
 
 
-def refuse_other_arrays(arrays: Mapping[str, Array], metadata: CacheMetadata, shard: Shard) -> None:
+def check_side_arrays(arrays: Mapping[str, Array], metadata: CacheMetadata, shard: Shard) -> None:
     """Raises CacheError unless these are the small arrays that a reader will expect of the shard."""
-    expected = small_arrays(metadata, shard)
+    expected = side_arrays(metadata, shard)
     found = {name: (array.dtype.str, array.shape) for name, array in arrays.items()}
     for name in {**expected, **found}:
         if found.get(name) != expected.get(name):

@@ -93,7 +93,7 @@ class Fields:
             raise CacheCorruptError(f"{self._origin}: {name} is {_kind(value)}, expected a number")
         return float(value)
 
-    def sides(self, name: str, most: int, greatest: int) -> tuple[int, ...]:
+    def shape(self, name: str, most: int, greatest: int) -> tuple[int, ...]:
         """A shape: 1 to `most` whole numbers from 1 to `greatest`."""
         value = self._value.get(name)
         fits = isinstance(value, list) and 1 <= len(value) <= most

@@ -79,7 +79,7 @@ def match_rows(cache_digests: Array, dataset_digests: Array) -> Array:
     return rows[len(cache_digests) :]
 
 
-def refuse_other_samples(cached: Sequence[str], current: Sequence[str], origin: str) -> None:
+def check_same_samples(cached: Sequence[str], current: Sequence[str], origin: str) -> None:
     """Raises CacheMismatchError that names samples which only the cache, or only the dataset, has; else nothing."""
     for these, those, what in ((current, cached, "not in it"), (cached, current, "missing now")):
         known = set(those)

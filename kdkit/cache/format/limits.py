@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from kdkit.cache.format.arrays import small_arrays
+from kdkit.cache.format.arrays import side_arrays
 from kdkit.cache.format.constants import MAX_DOCUMENT_BYTES
 from kdkit.cache.format.metadata import CacheMetadata, Shard
 from kdkit.errors import CacheCorruptError, ConfigError
@@ -12,7 +12,7 @@ from kdkit.errors import CacheCorruptError, ConfigError
 _ENTRY_BYTES = len('"":4294967295,')  # of an array in the list of checksums, beside its name
 
 
-def refuse_unstorable(metadata: CacheMetadata, index_arrays: Collection[str]) -> None:
+def check_storable(metadata: CacheMetadata, index_arrays: Collection[str]) -> None:
     """Refuses the plan of a cache that its opener would refuse.
 
     Args:
@@ -23,22 +23,22 @@ def refuse_unstorable(metadata: CacheMetadata, index_arrays: Collection[str]) ->
         ConfigError: names the field, its value and what it may be.
     """
     document = metadata.to_json()
-    _refuse_large("metadata document", len(document.encode()), "shorten the class names")
+    _check_size("metadata document", len(document.encode()), "shorten the class names")
     try:
         CacheMetadata.from_json(document, "its plan")
     except CacheCorruptError as error:
         raise ConfigError(f"no cache can hold this: {error}") from error
-    _refuse_large("list of checksums", list_bytes(metadata, index_arrays), "use fewer views or streams")
+    _check_size("list of checksums", list_bytes(metadata, index_arrays), "use fewer views or streams")
 
 
 def list_bytes(metadata: CacheMetadata, index_arrays: Collection[str]) -> int:
     """Bytes that the packed file's list of checksums has at most."""
-    view = small_arrays(metadata, Shard(0, 0, metadata.num_rows))
+    view = side_arrays(metadata, Shard(0, 0, metadata.num_rows))
     of_a_view, of_index = (sum(len(name) + _ENTRY_BYTES for name in names) for names in (view, index_arrays))
     return of_index + metadata.num_views * of_a_view
 
 
-def _refuse_large(what: str, num_bytes: int, advice: str) -> None:
+def _check_size(what: str, num_bytes: int, advice: str) -> None:
     if num_bytes > MAX_DOCUMENT_BYTES:
         raise ConfigError(
             f"no cache can hold this: its {what} would have {num_bytes:,} bytes, expected up to "

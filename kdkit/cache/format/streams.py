@@ -33,7 +33,7 @@ def check_stream(name: str, described: Any, origin: str) -> None:
     if name == LOGITS:
         codec.integer("num_classes", 1, MAX_CLASSES)
     else:
-        codec.sides("shape", MAX_SIDES, MAX_ROW_BYTES)
+        codec.shape("shape", MAX_SIDES, MAX_ROW_BYTES)
 
 
 def check_fidelity(fidelity: Mapping[str, Any], streams: Mapping[str, Any], origin: str) -> None:

@@ -10,7 +10,7 @@ import h5py
 from kdkit.cache.format.constants import METADATA_ATTRIBUTE, SHARD_ATTRIBUTE
 from kdkit.cache.format.metadata import CacheMetadata, Shard
 from kdkit.cache.hdf5.layout import write_document
-from kdkit.cache.hdf5.read import StrictFile
+from kdkit.cache.hdf5.read import CheckedHDF5File
 from kdkit.errors import CacheCorruptError
 
 
@@ -19,7 +19,7 @@ def write_metadata(file: h5py.File, metadata: CacheMetadata) -> None:
     write_document(file, METADATA_ATTRIBUTE, metadata.to_json())
 
 
-def read_metadata(file: StrictFile) -> CacheMetadata:
+def read_metadata(file: CheckedHDF5File) -> CacheMetadata:
     """The document of an open file.
 
     Raises:
@@ -34,7 +34,7 @@ def write_shard_identity(file: h5py.File, metadata: CacheMetadata, shard: Shard)
     write_document(file, SHARD_ATTRIBUTE, _shard_identity(metadata, shard))
 
 
-def check_shard_identity(file: StrictFile, metadata: CacheMetadata, shard: Shard) -> None:
+def check_shard_identity(file: CheckedHDF5File, metadata: CacheMetadata, shard: Shard) -> None:
     """Raises CacheCorruptError unless the open file is that shard of that cache."""
     if file.document(SHARD_ATTRIBUTE) != _shard_identity(metadata, shard):
         raise CacheCorruptError(

@@ -11,7 +11,7 @@ from kdkit.cache.format.constants import MAX_DOCUMENT_BYTES
 from kdkit.errors import CacheCorruptError
 
 
-def place_of(dataset: Any, name: str, origin: str, num_bytes: int) -> tuple[np.dtype[Any], tuple[int, ...], int]:
+def inspect_dataset(dataset: Any, name: str, origin: str, num_bytes: int) -> tuple[np.dtype[Any], tuple[int, ...], int]:
     """(dtype, shape, offset) of an open dataset, all its bytes known to lie inside the file; nothing is read.
 
     Args:

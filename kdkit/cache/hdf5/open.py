@@ -10,14 +10,14 @@ from pathlib import Path
 
 import h5py
 
-from kdkit.cache.hdf5.read import StrictFile
+from kdkit.cache.hdf5.read import CheckedHDF5File
 from kdkit.errors import CacheCorruptError, CacheError, CacheNotFoundError
 
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
 
 
 @contextmanager
-def open_hdf5(path: Path) -> Iterator[StrictFile]:
+def open_hdf5(path: Path) -> Iterator[CheckedHDF5File]:
     """The file at `path`, read-only and without locking.
 
     Raises:
@@ -26,7 +26,7 @@ def open_hdf5(path: Path) -> Iterator[StrictFile]:
     """
     try:
         with _open(path) as file:
-            yield StrictFile(path, file)
+            yield CheckedHDF5File(path, file)
     except CacheError:
         raise
     except FileNotFoundError:
@@ -41,7 +41,7 @@ def open_hdf5(path: Path) -> Iterator[StrictFile]:
         raise CacheCorruptError(f"{str(path)!r} cannot be read as a cache: {_one_line(error)}") from error
 
 
-def refuse_symlink(path: Path) -> None:
+def check_no_symlink(path: Path) -> None:
     """Raises CacheCorruptError if `path` is a link: what lies in a parts folder is a file of its own."""
     if path.is_symlink():
         raise CacheCorruptError(f"{str(path)!r} is a symbolic link, expected a file: copy what it points to")

@@ -20,14 +20,14 @@ import numpy as np
 
 from kdkit.cache.format.constants import ARRAYS_ATTRIBUTE
 from kdkit.cache.format.json import parse_json, parse_sums
-from kdkit.cache.hdf5.inspect import place_of, read_scalar
+from kdkit.cache.hdf5.inspect import inspect_dataset, read_scalar
 from kdkit.errors import CacheCorruptError
 
 Array = np.ndarray[Any, Any]
 _LEARNT_DTYPES = ("|u1", "|i1", "<u2", "<i2", "<u4", "<i4", "<i8", "<f2", "<f4", "<f8")
 
 
-class StrictFile:
+class CheckedHDF5File:
     """An open HDF5 file of which only what it is asked for by name is looked at.
 
     Attributes:
@@ -73,7 +73,7 @@ class StrictFile:
                 f" ({', '.join(sorted(names)[:4])}{' ...' if len(names) > 4 else ''})"
             )
         for name in names:
-            self._refuse_link(group, name)
+            self._check_hard_link(group, name)
 
     def map(self, name: str, dtype: str, shape: tuple[int, ...]) -> Array:
         """A read-only view of dataset `name`, which must have exactly this dtype and shape; not read yet."""
@@ -97,27 +97,27 @@ class StrictFile:
         _, shape, _ = self._locate(name)
         return self.map(name, dtype, shape[:1])
 
-    def learnt(self, name: str) -> Array:
+    def read_array(self, name: str) -> Array:
         """Dataset `name` of any shape and plain numeric dtype, read and compared with its checksum."""
         dtype, shape, offset = self._locate(name)
         if dtype.str not in _LEARNT_DTYPES or len(shape) > 4:
             raise CacheCorruptError(f"{str(self.path)!r}: dataset {name!r} is {dtype} {list(shape)}, not plain numbers")
         return self._verified(name, self._view(name, dtype, shape, offset))
 
-    def sums(self) -> dict[str, int]:
+    def checksums(self) -> dict[str, int]:
         """Array -> CRC-32 of its bytes, as the file states them."""
         if self._sums is None:
             self._sums = parse_sums(self.json(ARRAYS_ATTRIBUTE), repr(str(self.path)))
         return self._sums
 
-    def refuse_overlap(self) -> None:
+    def check_no_overlap(self) -> None:
         """Refuses the file if two of the datasets that were asked for share bytes."""
         ordered = sorted(set(self._taken))
         for (_, stop, name), (start, _, other) in itertools.pairwise(ordered):
             if start < stop:
                 raise CacheCorruptError(f"{str(self.path)!r}: datasets {name!r} and {other!r} overlap")
 
-    def _refuse_link(self, group: str, name: str) -> None:
+    def _check_hard_link(self, group: str, name: str) -> None:
         place = f"{group}/{name}" if group else name
         parent = self._group(group)
         if name.encode() not in parent or parent.links.get_info(name.encode()).type != h5py.h5l.TYPE_HARD:
@@ -126,7 +126,7 @@ class StrictFile:
     def _member(self, place: str, kind: int) -> Any:
         """The object at `place`, of HDF5's object type `kind`, each step to it a hard link."""
         group, _, name = place.rpartition("/")
-        self._refuse_link(group, name)
+        self._check_hard_link(group, name)
         member = h5py.h5o.open(self._group(group), name.encode())
         if h5py.h5o.get_info(member).type != kind:
             raise CacheCorruptError(f"{str(self.path)!r}: {place!r} is another kind of object than expected")
@@ -140,7 +140,7 @@ class StrictFile:
     def _locate(self, name: str) -> tuple[np.dtype[Any], tuple[int, ...], int]:
         """(dtype, shape, offset) of dataset `name`, all its bytes known to lie inside the file; nothing is read."""
         dataset = self._member(name, h5py.h5o.TYPE_DATASET)
-        return place_of(dataset, name, str(self.path), self.num_bytes)
+        return inspect_dataset(dataset, name, str(self.path), self.num_bytes)
 
     def _view(self, name: str, dtype: np.dtype[Any], shape: tuple[int, ...], offset: int) -> Array:
         view: Array = np.ndarray(shape, dtype, buffer=self.mapping, offset=offset)
@@ -149,7 +149,7 @@ class StrictFile:
         return view
 
     def _verified(self, name: str, values: Array) -> Array:
-        if name not in self.sums() or zlib.crc32(values.reshape(-1).view("u1").data) != self.sums()[name]:
+        if name not in self.checksums() or zlib.crc32(values.reshape(-1).view("u1").data) != self.checksums()[name]:
             raise CacheCorruptError(
                 f"{str(self.path)!r}: dataset {name!r} does not match its checksum: restore the file, or build it again"
             )

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from kdkit.cache.format.arrays import small_arrays
+from kdkit.cache.format.arrays import side_arrays
 from kdkit.cache.format.constants import checksum_name, payload_name
 from kdkit.cache.format.metadata import CacheMetadata, Shard
-from kdkit.cache.hdf5.read import StrictFile
+from kdkit.cache.hdf5.read import CheckedHDF5File
 from kdkit.cache.payload import Segment
 
 
-def open_segments(file: StrictFile, metadata: CacheMetadata, shard: Shard) -> dict[str, Segment]:
+def open_segments(file: CheckedHDF5File, metadata: CacheMetadata, shard: Shard) -> dict[str, Segment]:
     """Stream -> its rows of `shard`, from an open file that has these members of the view and no others.
 
     Raises:
         CacheCorruptError: a member is missing, too much, or not of its exact dtype and shape.
     """
-    group, small = f"views/{shard.view:04d}", small_arrays(metadata, shard)
+    group, small = f"views/{shard.view:04d}", side_arrays(metadata, shard)
     file.expect_members(group, [*metadata.streams, *(name.rpartition("/")[2] for name in small)])
     for name, described in small.items():
         file.map(name, *described)

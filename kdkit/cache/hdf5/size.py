@@ -9,7 +9,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from kdkit.cache.format.arrays import small_arrays
+from kdkit.cache.format.arrays import side_arrays
 from kdkit.cache.format.constants import ARRAYS_ATTRIBUTE, BUILD_ATTRIBUTE, payload_name
 from kdkit.cache.format.metadata import CacheMetadata, Shard
 from kdkit.cache.hdf5.documents import write_metadata
@@ -27,7 +27,7 @@ def packed_num_bytes(metadata: CacheMetadata, index_arrays: Mapping[str, Array])
         name: (array.shape, array.dtype) for name, array in index_arrays.items()
     }
     for view in range(metadata.num_views):
-        for name, (dtype, shape) in small_arrays(metadata, Shard(view, 0, rows)).items():
+        for name, (dtype, shape) in side_arrays(metadata, Shard(view, 0, rows)).items():
             arrays[name] = (shape, np.dtype(dtype))
         for stream in metadata.streams:
             payloads[payload_name(view, stream)] = ((rows, metadata.row_bytes(stream)), np.dtype("u1"))

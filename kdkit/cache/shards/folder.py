@@ -18,11 +18,11 @@ from types import MappingProxyType
 
 import numpy as np
 
-from kdkit.cache.format.arrays import refuse_other_arrays
+from kdkit.cache.format.arrays import check_side_arrays
 from kdkit.cache.format.constants import block_checksums, checksum_name, fidelity_name, payload_name, pixel_name
 from kdkit.cache.format.metadata import CacheMetadata, Shard
 from kdkit.cache.hdf5.documents import check_shard_identity, read_metadata, write_metadata, write_shard_identity
-from kdkit.cache.hdf5.open import open_hdf5, refuse_symlink
+from kdkit.cache.hdf5.open import check_no_symlink, open_hdf5
 from kdkit.cache.hdf5.segments import open_segments
 from kdkit.cache.hdf5.write import Array, Region, write_hdf5
 from kdkit.cache.payload import Segment
@@ -34,7 +34,7 @@ INDEX_NAME = "index.h5"
 _SUFFIX = ".parts"
 
 
-def parts_folder(path: Path) -> Path:
+def shard_folder(path: Path) -> Path:
     """Where the shards of the cache at `path` are kept until they are packed."""
     return path.with_name(path.name + _SUFFIX)
 
@@ -46,7 +46,7 @@ def packed_path(path: Path) -> Path:
 
 
 @dataclass(frozen=True)
-class Parts:
+class ShardFolder:
     """A parts folder whose index has been written.
 
     Attributes:
@@ -58,19 +58,19 @@ class Parts:
     metadata: CacheMetadata
 
     @classmethod
-    def create(cls, folder: Path, metadata: CacheMetadata, arrays: Mapping[str, Array]) -> Parts:
+    def create(cls, folder: Path, metadata: CacheMetadata, arrays: Mapping[str, Array]) -> ShardFolder:
         """Starts a parts folder; `arrays` are the datasets of its index.
 
         Raises:
             CacheError: the folder cannot be written.
         """
         files.make_folder(folder)
-        with files.replacing(folder / INDEX_NAME) as temporary:
+        with files.atomic_write(folder / INDEX_NAME) as temporary:
             write_hdf5(temporary, set_attributes=lambda file: write_metadata(file, metadata), arrays=arrays, regions={})
         return cls(folder, metadata)
 
     @classmethod
-    def open(cls, folder: Path) -> Parts:
+    def open(cls, folder: Path) -> ShardFolder:
         """The parts folder that `create` started.
 
         Raises:
@@ -78,14 +78,14 @@ class Parts:
             CacheCorruptError: its index is damaged.
         """
         index = folder / INDEX_NAME
-        refuse_symlink(index)
+        check_no_symlink(index)
         if not index.is_file():
             raise CacheNotFoundError(f"there is no cache in {str(folder)!r}: it has no {INDEX_NAME}")
         with open_hdf5(index) as file:
             return cls(folder, read_metadata(file))
 
     @staticmethod
-    def remove_strays(folder: Path) -> None:
+    def remove_orphan_shards(folder: Path) -> None:
         """Removes the shards of a folder without an index: nothing says any more of what cache they are."""
         for file in folder.glob("v*"):
             files.remove_file(file)
@@ -134,12 +134,12 @@ class Parts:
                 raise CacheError(
                     f"stream {stream!r} of {shard}: got {payload.dtype} {payload.shape}, expected uint8 {expected}"
                 )
-            sums = block_checksums(payload.data, payload.shape[1])
-            arrays[checksum_name(shard.view, stream)] = np.asarray(sums, dtype="<u4")
+            checksums = block_checksums(payload.data, payload.shape[1])
+            arrays[checksum_name(shard.view, stream)] = np.asarray(checksums, dtype="<u4")
             regions[payload_name(shard.view, stream)] = Region(payload.shape, payload.dtype, [payload])
-        refuse_other_arrays(arrays, self.metadata, shard)
+        check_side_arrays(arrays, self.metadata, shard)
         path = self.shard_path(shard)
-        with files.replacing(path) as temporary:
+        with files.atomic_write(path) as temporary:
             write_hdf5(
                 temporary,
                 set_attributes=lambda file: write_shard_identity(file, self.metadata, shard),
@@ -156,13 +156,13 @@ class Parts:
             CacheCorruptError: the file is not that shard of this cache, or is damaged.
         """
         path = self.shard_path(shard)
-        refuse_symlink(path)
+        check_no_symlink(path)
         with open_hdf5(path) as file:
             check_shard_identity(file, self.metadata, shard)
             file.expect_members("", ["views"])
             file.expect_members("views", [f"{shard.view:04d}"])
             segments = open_segments(file, self.metadata, shard)
-            file.refuse_overlap()
+            file.check_no_overlap()
         return segments
 
     def verify(self, shard: Shard) -> None:
@@ -175,7 +175,7 @@ class Parts:
         entry = read_entry(path, shard)
         if entry is None or not self.is_sealed(shard):
             raise CacheCorruptError(f"{str(path)!r} ({shard}) is not sealed")
-        refuse_symlink(path)
+        check_no_symlink(path)
         try:
             crc32 = file_crc32(path)
         except OSError as error:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from kdkit.cache.format.metadata import Shard
-from kdkit.cache.shards.folder import Parts
+from kdkit.cache.shards.folder import ShardFolder
 from kdkit.runtime.background import Worker
 
 Array = np.ndarray[Any, Any]
@@ -23,7 +23,7 @@ class ShardWriter(Worker):
         parts: where the shards go.
     """
 
-    def __init__(self, parts: Parts) -> None:
+    def __init__(self, parts: ShardFolder) -> None:
         super().__init__("kdkit-writer", _WAITING)
         self._parts = parts
 

@@ -21,7 +21,7 @@ _VIEWS_DRAWN = 64
 _SECONDS_DRAWN = 2.0
 
 
-class OwnTransform:
+class CustomTransform:
     """Makes uint8 pixels [3, size, size] of a PIL image by a torchvision, timm or albumentations-like callable.
 
     A transform that takes keywords alone, as albumentations' Compose does, is called with image=[H, W, 3] uint8; any
@@ -57,7 +57,7 @@ class OwnTransform:
         return pixels
 
 
-def refuse_unseeded(draw: Callable[[int], Tensor]) -> None:
+def check_replayable(draw: Callable[[int], Tensor]) -> None:
     """Raises ConfigError if drawing one of 64 views twice gives other pixels; stops early where views take long.
 
     Args:

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from kdkit.data.views.seed import view_seed
-from kdkit.recipe import ReplayRecipe
+from kdkit.recipe import ViewRecipe
 
 Words = np.ndarray[Any, np.dtype[np.uint64]]
 _SHARES = 1 << 16  # shares are whole multiples of 1 / _SHARES, so that blending is exact integer arithmetic
@@ -92,7 +92,7 @@ class Mix:
 NOT_MIXED = Mix(1.0)
 
 
-def draw_mix(recipe: ReplayRecipe, key: str, other: str, view: int) -> Mix:
+def draw_mix(recipe: ViewRecipe, key: str, other: str, view: int) -> Mix:
     """How the samples `key` and `other` are mixed in `view`; the same for both."""
     draw = random.Random(view_seed(recipe.seed, "\0".join(["mix", *sorted((key, other))]), view))
     mixed, switched = draw.random() < recipe.mix_prob, draw.random() < recipe.switch_prob

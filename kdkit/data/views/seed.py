@@ -28,14 +28,14 @@ def view_seed(seed: int, key: str, view: int) -> int:
 
 
 def seed_all(seed: int) -> None:
-    """Seeds `random`, NumPy's legacy generator and torch's CPU generator; inside `kept_states`."""
+    """Seeds `random`, NumPy's legacy generator and torch's CPU generator; inside `preserve_rng_state`."""
     random.seed(seed)
     np.random.seed([seed & 0xFFFFFFFF, seed >> 32])  # noqa: NPY002  transforms draw from the legacy generator
     torch.default_generator.manual_seed(seed)
 
 
 @contextmanager
-def kept_states() -> Iterator[None]:
+def preserve_rng_state() -> Iterator[None]:
     """Puts the states of the three generators back at the end, whatever was seeded and drawn within."""
     python_state = random.getstate()
     numpy_state = np.random.get_state()  # noqa: NPY002

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from kdkit.data.views.erasing import Erasing
 from kdkit.errors import ConfigError
-from kdkit.recipe import ReplayRecipe
+from kdkit.recipe import ViewRecipe
 
 Transform = Callable[[Image.Image], Tensor]
 
@@ -20,7 +20,7 @@ _IN_PIXELS = {"TranslateX", "TranslateY", "GaussianBlur", "GaussianBlurRand"}
 """timm's operations whose strength is a number of pixels, so that it means another thing at another size."""
 
 
-def create_view_transform(recipe: ReplayRecipe, size: int | None = None) -> Transform:
+def create_view_transform(recipe: ViewRecipe, size: int | None = None) -> Transform:
     """timm's transform for the recipe, ending in uint8 pixels [3, size, size]; normalisation is the device's work.
 
     Args:
@@ -51,12 +51,12 @@ def create_view_transform(recipe: ReplayRecipe, size: int | None = None) -> Tran
     if recipe.erasing:
         transform.transforms.append(Erasing(recipe.erasing, recipe.erasing_mode, recipe.erasing_count))
     if recipe.teacher_size is not None:
-        _refuse_pixel_units(recipe, transform)
+        _check_no_pixel_units(recipe, transform)
     drawn: Transform = transform
     return drawn
 
 
-def _refuse_pixel_units(recipe: ReplayRecipe, transform: Any) -> None:
+def _check_no_pixel_units(recipe: ViewRecipe, transform: Any) -> None:
     """Names what would not look the same at the teacher's size."""
     for operation in _operations(transform):
         if operation.name in _IN_PIXELS:

@@ -15,8 +15,8 @@ from support import Pixels, digits
 from synthetic import Synthetic
 
 from kdkit import build_cache, extend_cache
-from kdkit.cache.format.limits import list_bytes, refuse_unstorable
-from kdkit.config import BuildConfig, ReplayRecipe
+from kdkit.cache.format.limits import check_storable, list_bytes
+from kdkit.config import BuildConfig, ViewRecipe
 from kdkit.data import ArraySource, ReplayedDataset
 from kdkit.errors import ConfigError, DatasetError
 from kdkit.teachers import Teacher
@@ -64,9 +64,9 @@ LIMITS: list[tuple[dict[str, Any], dict[str, Any], str]] = [
 def test_a_plan_at_a_limit_is_taken_and_one_beyond_it_refused(
     most: dict[str, Any], more: dict[str, Any], message: str
 ) -> None:
-    refuse_unstorable(dataclasses.replace(PLAN, **most), ())
+    check_storable(dataclasses.replace(PLAN, **most), ())
     with pytest.raises(ConfigError, match=message):
-        refuse_unstorable(dataclasses.replace(PLAN, **more), ())
+        check_storable(dataclasses.replace(PLAN, **more), ())
 
 
 def test_the_list_of_checksums_is_as_long_as_was_reckoned_but_for_short_checksums(tmp_path: Path) -> None:
@@ -90,11 +90,11 @@ class _ManyClasses(Pixels):
 
 def _keyed(keys: list[str]) -> ReplayedDataset:
     images = np.zeros((len(keys), 8, 8), dtype=np.uint8)
-    return ReplayedDataset(ArraySource(images, [0] * len(keys), keys=keys), ReplayRecipe(size=8))
+    return ReplayedDataset(ArraySource(images, [0] * len(keys), keys=keys), ViewRecipe(size=8))
 
 
 def _views(count: int) -> ReplayedDataset:
-    return ReplayedDataset(digits(8), ReplayRecipe(size=8, num_views=count))
+    return ReplayedDataset(digits(8), ViewRecipe(size=8, num_views=count))
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from support import Pixels, digits_dataset, tiny_model
 
 from kdkit import build_cache, create_teacher
 from kdkit.cache.format.metadata import Shard
-from kdkit.cache.shards.folder import Parts
+from kdkit.cache.shards.folder import ShardFolder
 from kdkit.cache.shards.lock import writer_lock
 from kdkit.cache.shards.writer import ShardWriter
 from kdkit.config import BuildConfig
@@ -129,7 +129,7 @@ def test_a_build_that_another_process_finished_while_this_one_came_for_the_lock_
     assert (tmp_path / "t.h5").read_bytes() == before
 
 
-class _FullDisk(Parts):
+class _FullDisk(ShardFolder):
     """Parts on a disk that is full after the first shard."""
 
     def seal(self, shard: Shard, payloads: object, pixel_crc32: object, fidelity: object) -> None:

@@ -13,7 +13,7 @@ from mixed_ranks import BATCH_SIZES, COUNTS, MIXED, Counting
 from support import CLASSES, RECIPE, digits, digits_dataset, tiny_model, torchrun
 
 from kdkit import LogitDistillationTask, build_cache, create_teacher, open_cache
-from kdkit.config import BuildConfig, ReplayRecipe, TrainConfig
+from kdkit.config import BuildConfig, TrainConfig, ViewRecipe
 from kdkit.data import ArraySource, EpochSampler, RangeSampler, ReplayedDataset, ReplayLoader
 from kdkit.data.views.mixing import NOT_MIXED, Mix, Pairing, draw_mix
 from kdkit.errors import DatasetError
@@ -268,5 +268,5 @@ def test_recipes_that_mix_nothing_leave_labels_as_they_are() -> None:
     (batch,) = ReplayLoader(digits_dataset(4, recipe), EpochSampler(range(4), 4, shuffle=False), Normalization())
     assert batch.target.tolist() == [0, 1, 2, 3]
     assert digits_dataset(4, recipe).partners(0) is None
-    assert ReplayRecipe.preset("deit").mixes
-    assert not ReplayRecipe.preset("rrc").mixes
+    assert ViewRecipe.preset("deit").mixes
+    assert not ViewRecipe.preset("rrc").mixes

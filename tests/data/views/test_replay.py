@@ -13,19 +13,19 @@ import pytest
 import torch
 from support import RECIPE, digits, digits_dataset
 
-from kdkit.config import ReplayRecipe
+from kdkit.config import ViewRecipe
 from kdkit.data import ArraySource, EpochSampler, FolderSource, RangeSampler, ReplayedDataset, ReplayLoader
-from kdkit.data.prefetch import copied_ahead
-from kdkit.data.views.seed import kept_states, view_seed
+from kdkit.data.prefetch import prefetch_to_device
+from kdkit.data.views.seed import preserve_rng_state, view_seed
 from kdkit.errors import ConfigError, DatasetError
 from kdkit.types import Batch, Normalization
 
 TRANSFORMS = {
-    "crop and flip": ReplayRecipe(size=24, num_views=3),
+    "crop and flip": ViewRecipe(size=24, num_views=3),
     "random augment": RECIPE,
-    "auto augment": ReplayRecipe(size=24, auto_augment="original-mstd0.5", interpolation="random", num_views=2),
-    "augmix": ReplayRecipe(size=24, auto_augment="augmix-m5-w4-d2", num_views=2),
-    "colour jitter": ReplayRecipe(size=24, color_jitter=0.4, num_views=2),
+    "auto augment": ViewRecipe(size=24, auto_augment="original-mstd0.5", interpolation="random", num_views=2),
+    "augmix": ViewRecipe(size=24, auto_augment="augmix-m5-w4-d2", num_views=2),
+    "colour jitter": ViewRecipe(size=24, color_jitter=0.4, num_views=2),
 }
 
 
@@ -80,7 +80,7 @@ def test_global_random_states_are_what_they_were() -> None:
 
 def test_states_are_put_back_after_an_error() -> None:
     before = random.getstate()
-    with pytest.raises(KeyError), kept_states():
+    with pytest.raises(KeyError), preserve_rng_state():
         {}[random.seed(5)]
     assert random.getstate() == before
 
@@ -101,7 +101,7 @@ def test_the_evaluation_view_is_timms() -> None:
     from timm.data.transforms_factory import create_transform
 
     source = digits(3)
-    dataset = ReplayedDataset(source, ReplayRecipe.evaluation(32, crop_pct=0.9))
+    dataset = ReplayedDataset(source, ViewRecipe.evaluation(32, crop_pct=0.9))
     plain = create_transform(32, is_training=False, interpolation="bicubic", crop_pct=0.9, normalize=False)
     expected = plain(Image.fromarray(source.images[2]).convert("RGB"))
     assert torch.equal(dataset[2, 0].image, expected)
@@ -143,7 +143,7 @@ def test_an_unreadable_image_is_one_line_also_from_a_worker(tmp_path: Path) -> N
 )
 def test_recipes_that_timm_cannot_draw_are_refused(fields: dict[str, object], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
-        digits_dataset(4, ReplayRecipe(**fields))  # type: ignore[arg-type]
+        digits_dataset(4, ViewRecipe(**fields))  # type: ignore[arg-type]
 
 
 def test_a_view_beyond_the_recipe_is_refused() -> None:
@@ -277,13 +277,13 @@ def test_batches_are_normalised_as_torchvision_does() -> None:
 )
 def test_a_recipe_refuses_what_cannot_work(field: str, value: object) -> None:
     with pytest.raises(ConfigError, match=field):
-        ReplayRecipe(**{field: value})  # type: ignore[arg-type]
+        ViewRecipe(**{field: value})  # type: ignore[arg-type]
 
 
 def test_a_recipe_round_trips_through_its_dict_form() -> None:
-    assert ReplayRecipe.from_dict(RECIPE.to_dict()) == RECIPE
+    assert ViewRecipe.from_dict(RECIPE.to_dict()) == RECIPE
     with pytest.raises(ConfigError, match="did you mean 'hflip'"):
-        ReplayRecipe.from_dict({"hfilp": 0.5})
+        ViewRecipe.from_dict({"hfilp": 0.5})
 
 
 class Recorded:
@@ -314,7 +314,7 @@ def test_the_next_batch_is_on_its_way_before_the_current_one_is_handed_over(monk
         log.append(f"copy {number}")
         return Batch(torch.tensor([float(number)]), torch.tensor([number]))
 
-    for batch in copied_ahead(iter([1, 2]), to_batch, torch.device("cuda")):
+    for batch in prefetch_to_device(iter([1, 2]), to_batch, torch.device("cuda")):
         log.append(f"use {int(batch.target)}")
     assert log == [
         "ahead waits for step",
@@ -323,11 +323,11 @@ def test_the_next_batch_is_on_its_way_before_the_current_one_is_handed_over(monk
         *("step waits for event 1", "kept for step", "kept for step", "use 1"),
         *("step waits for event 2", "kept for step", "kept for step", "use 2"),
     ]
-    assert list(copied_ahead(iter([]), to_batch, torch.device("cuda"))) == []
+    assert list(prefetch_to_device(iter([]), to_batch, torch.device("cuda"))) == []
 
 
-@pytest.mark.parametrize("recipe", [RECIPE, ReplayRecipe(size=16, mixup_alpha=1.0, teacher_size=24)])
-def test_a_batch_from_a_worker_is_the_batch_with_no_file_but_for_its_pixels(recipe: ReplayRecipe) -> None:
+@pytest.mark.parametrize("recipe", [RECIPE, ViewRecipe(size=16, mixup_alpha=1.0, teacher_size=24)])
+def test_a_batch_from_a_worker_is_the_batch_with_no_file_but_for_its_pixels(recipe: ViewRecipe) -> None:
     dataset = digits_dataset(6, recipe).with_teacher_view()
     loader = ReplayLoader(dataset, EpochSampler(range(6), 6, num_views=recipe.num_views), Normalization())
     (batch,) = loader.pixel_batches()
@@ -343,7 +343,7 @@ def test_a_batch_from_a_worker_is_the_batch_with_no_file_but_for_its_pixels(reci
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_batches_copied_ahead_to_a_gpu_are_those_of_the_cpu() -> None:
-    recipe = ReplayRecipe(size=64, mixup_alpha=1.0, teacher_size=96, num_views=2)
+    recipe = ViewRecipe(size=64, mixup_alpha=1.0, teacher_size=96, num_views=2)
     dataset = digits_dataset(200, recipe).with_teacher_view()
     plain = ReplayLoader(dataset, EpochSampler(range(200), 16, num_views=2), Normalization())
     sampler = EpochSampler(range(200), 16, num_views=2)
