@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from _photographs import photographs
 
-from kdkit.config import ViewRecipe
 from kdkit.data import ArraySource, ReplayedDataset
+from kdkit.recipe import ViewRecipe
 
 SIDE = 256  # pixels of a stored image
 NUM_CLASSES = 1000

@@ -29,9 +29,9 @@ from _crops import NUM_CLASSES, crop_dataset
 from _result import Report, Spread, parser, ratio
 
 import kdkit
+from kdkit.building.config import BuildConfig
 from kdkit.building.plan import plan_cache
 from kdkit.cache.shards.folder import ShardFolder, shard_folder
-from kdkit.config import BuildConfig
 from kdkit.data import RangeSampler, ReplayedDataset, ReplayLoader
 from kdkit.teachers import Teacher
 

@@ -24,9 +24,9 @@ from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
 
 import kdkit
+from kdkit.building.config import BuildConfig
 from kdkit.cache import CachedTeacher
 from kdkit.cache.codecs import Codec, create_codec
-from kdkit.config import BuildConfig
 from kdkit.data import EpochSampler, ReplayLoader
 from kdkit.tasks import TrainingTask
 from kdkit.teachers import Teacher

@@ -23,9 +23,10 @@ from _result import Report, parser, ratio, take_turns
 from torch import Tensor, nn
 
 from kdkit import ClassificationTask, LogitDistillationTask, build_cache, open_cache
+from kdkit.building.config import BuildConfig
 from kdkit.cache import CachedTeacher
-from kdkit.config import BuildConfig, ViewRecipe
 from kdkit.data import ArraySource, EpochSampler, ReplayedDataset, ReplayLoader
+from kdkit.recipe import ViewRecipe
 from kdkit.teachers import create_teacher
 from kdkit.types import Batch, Normalization
 

@@ -39,7 +39,7 @@ from kdkit.cache.format.keys import key_digests, keys_sha256, pack_keys
 from kdkit.cache.format.metadata import CacheMetadata
 from kdkit.cache.packing import pack
 from kdkit.cache.shards.folder import ShardFolder
-from kdkit.config import ViewRecipe
+from kdkit.recipe import ViewRecipe
 from kdkit.teachers import create_teacher
 
 BATCH = 256

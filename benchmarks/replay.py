@@ -24,9 +24,11 @@ from sklearn.model_selection import train_test_split
 from torch import nn
 
 from kdkit import ClassificationTask, LogitDistillationTask, build_cache, create_teacher, open_cache
-from kdkit.config import BuildConfig, TrainConfig, ViewRecipe
+from kdkit.building.config import BuildConfig
 from kdkit.data import ArraySource, EpochSampler, ReplayedDataset, ReplayLoader
+from kdkit.recipe import ViewRecipe
 from kdkit.teachers import Teacher
+from kdkit.training.config import TrainConfig
 from kdkit.training.train import train
 from kdkit.types import Batch, Normalization, TeacherOutput, TeacherSource
 

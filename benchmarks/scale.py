@@ -20,8 +20,9 @@ from _result import Report, parser
 from read import write_cache
 
 from kdkit import build_cache, create_teacher, open_cache
-from kdkit.config import BuildConfig, ViewRecipe
+from kdkit.building.config import BuildConfig
 from kdkit.data import ArraySource, RangeSampler, ReplayedDataset, ReplayLoader
+from kdkit.recipe import ViewRecipe
 from kdkit.teachers import Teacher
 
 VIEWS, ROW_BYTES = 2, 96

@@ -24,10 +24,11 @@ from torch import nn
 from torch.nn import functional as F
 
 import kdkit
+from kdkit.building.config import BuildConfig
 from kdkit.cache import CachedTeacher
-from kdkit.config import BuildConfig, TrainConfig
 from kdkit.data import EpochSampler, ReplayedDataset, ReplayLoader
 from kdkit.tasks import TrainingTask
+from kdkit.training.config import TrainConfig
 from kdkit.training.logger import RunLogger
 from kdkit.training.train import train
 from kdkit.types import Batch, Normalization

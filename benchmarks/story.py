@@ -27,9 +27,10 @@ from timm.optim import create_optimizer_v2
 from torch import Tensor
 
 from kdkit import LogitDistillationTask, build_cache, open_cache
+from kdkit.building.config import BuildConfig
 from kdkit.cache.codecs import create_codec
-from kdkit.config import BuildConfig, ViewRecipe
 from kdkit.data import EpochSampler, ReplayedDataset, ReplayLoader
+from kdkit.recipe import ViewRecipe
 from kdkit.teachers import TeacherEnsemble, create_teacher
 from kdkit.types import Normalization, TeacherOutput
 

@@ -25,8 +25,8 @@ from timm.data import Mixup, create_dataset, create_loader
 from timm.data.transforms_factory import create_transform
 from torch.utils.data import DataLoader
 
-from kdkit.config import ViewRecipe
 from kdkit.data import EpochSampler, FolderSource, RangeSampler, ReplayedDataset, ReplayLoader
+from kdkit.recipe import ViewRecipe
 from kdkit.types import IMAGENET_MEAN, IMAGENET_STD, Normalization
 
 SIZE, BATCH = 224, 32

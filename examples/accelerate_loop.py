@@ -18,7 +18,7 @@ import torch
 from accelerate import Accelerator
 
 import kdkit
-from kdkit.config import BuildConfig
+from kdkit.building.config import BuildConfig
 
 
 def main() -> float:

@@ -15,8 +15,9 @@ import torch
 from sklearn.datasets import load_digits
 
 import kdkit
-from kdkit.config import TrainConfig, ViewRecipe
 from kdkit.data import ArraySource, EpochSampler, ReplayedDataset, ReplayLoader
+from kdkit.recipe import ViewRecipe
+from kdkit.training.config import TrainConfig
 from kdkit.training.train import train
 from kdkit.types import Normalization
 

@@ -18,8 +18,8 @@ import timm
 import torch
 
 import kdkit
+from kdkit.building.config import BuildConfig
 from kdkit.cache import CachedTeacher
-from kdkit.config import BuildConfig
 from kdkit.types import Batch
 
 

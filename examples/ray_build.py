@@ -22,13 +22,15 @@ import torch
 
 import kdkit
 from kdkit.building.build import BuildReport
+from kdkit.building.config import BuildConfig
 from kdkit.building.resume import check_writable, resume_or_start
 from kdkit.building.shards import fill_together
 from kdkit.cache.format.metadata import Shard
 from kdkit.cache.shards.folder import ShardFolder, shard_folder
 from kdkit.cache.shards.lock import writer_lock
-from kdkit.config import BuildConfig, TeacherConfig, ViewRecipe
+from kdkit.config import TeacherConfig
 from kdkit.data import ReplayedDataset
+from kdkit.recipe import ViewRecipe
 from kdkit.resolve import resolve_dataset, resolve_teacher
 from kdkit.teachers import Teacher
 

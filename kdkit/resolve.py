@@ -9,9 +9,11 @@ from typing import Any
 import timm
 import torch
 
-from kdkit.config import EMA, SingleTeacherConfig, TeacherConfig, TeachersCheckConfig, ViewRecipe
+from kdkit.config import EMA, SingleTeacherConfig, TeacherConfig
 from kdkit.data import ReplayedDataset, create_source
 from kdkit.errors import ConfigError
+from kdkit.evaluation.config import TeachersCheckConfig
+from kdkit.recipe import ViewRecipe
 from kdkit.runtime import distributed
 from kdkit.teachers import Teacher, TeacherCard, TeacherEnsemble, create_teacher, load_card
 from kdkit.teachers.card import find_card

@@ -15,8 +15,8 @@ import torch
 from sklearn.datasets import load_digits
 from torch import nn
 
-from kdkit.config import ViewRecipe
 from kdkit.data import ArraySource, EpochSampler, ReplayedDataset, ReplayLoader
+from kdkit.recipe import ViewRecipe
 from kdkit.teachers import Teacher
 from kdkit.types import Batch, Normalization, TeacherOutput
 

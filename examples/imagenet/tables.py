@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from kdkit.building.config import BuildConfig
 from kdkit.building.fit import FIT_ROWS
 from kdkit.cache.codecs import create_codec
 from kdkit.cache.format.constants import DIGEST_NAME, KEYS_NAME, codec_array_name
@@ -21,7 +22,7 @@ from kdkit.cache.format.keys import key_digests, keys_sha256, pack_keys
 from kdkit.cache.format.metadata import CacheMetadata
 from kdkit.cache.hdf5.size import packed_num_bytes
 from kdkit.cache.hdf5.write import Array
-from kdkit.config import BuildConfig, ViewRecipe
+from kdkit.recipe import ViewRecipe
 
 IMAGES, CLASSES = 1_281_167, 1000
 VIEWS = (1, 10, 50, 300)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from kdkit.building.config import BuildConfig
 from kdkit.building.plan import as_built, check_same_build
 from kdkit.building.resume import check_writable, remove_remains, resume_or_start
 from kdkit.building.shards import fill_together
@@ -23,7 +24,6 @@ from kdkit.cache.packing import pack as pack_parts
 from kdkit.cache.reader import CachedTeacher
 from kdkit.cache.shards.folder import ShardFolder, packed_path, shard_folder
 from kdkit.cache.shards.lock import writer_lock
-from kdkit.config import BuildConfig
 from kdkit.data import ReplayedDataset
 from kdkit.runtime import distributed, files
 from kdkit.teachers import Teacher

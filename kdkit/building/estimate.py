@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from kdkit.building.config import BuildConfig
 from kdkit.building.fit import num_looked_at
 from kdkit.building.plan import choose_codec, plan_cache
 from kdkit.building.teacher import run_teacher, with_streams
@@ -16,7 +17,6 @@ from kdkit.cache.format.constants import codec_array_name
 from kdkit.cache.format.metadata import CacheMetadata
 from kdkit.cache.hdf5.size import packed_num_bytes
 from kdkit.cache.hdf5.write import Array
-from kdkit.config import BuildConfig
 from kdkit.data import EpochSampler, ReplayedDataset, ReplayLoader, translate_worker_errors
 from kdkit.teachers import Teacher
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from kdkit.building.build import BuildReport, build_record, report_on
+from kdkit.building.config import BuildConfig
 from kdkit.building.plan import VIEWS_FIELD, as_built, check_same_build
 from kdkit.building.resume import check_same_pixels, check_writable, remove_remains
 from kdkit.building.shards import fill_together
@@ -22,7 +23,6 @@ from kdkit.cache.pixels import check_pixels, checked_views
 from kdkit.cache.reader import CachedTeacher
 from kdkit.cache.shards.folder import INDEX_NAME
 from kdkit.cache.shards.lock import writer_lock
-from kdkit.config import BuildConfig
 from kdkit.data import ReplayedDataset
 from kdkit.errors import CacheLockedError, CacheMismatchError
 from kdkit.runtime import distributed, files

@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kdkit.building.config import BuildConfig
 from kdkit.building.teacher import check_encodable, run_teacher
 from kdkit.cache.codecs import Codec, RowCodec, create_feature_codec
 from kdkit.cache.fidelity import measure_rows, summarise_rows
 from kdkit.cache.format.constants import LOGITS
 from kdkit.cache.hdf5.write import Array
-from kdkit.config import BuildConfig
 from kdkit.data import EpochSampler, ReplayedDataset, ReplayLoader, translate_worker_errors
 from kdkit.data.views.seed import view_seed
 from kdkit.teachers import Teacher

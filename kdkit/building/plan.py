@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from kdkit.building.config import BuildConfig
 from kdkit.building.fit import FIT_ROWS, fit_and_measure
 from kdkit.cache.codecs import Codec, RowCodec, create_codec, create_feature_codec, default_codec
 from kdkit.cache.format.constants import BLOCK_ROWS, DIGEST_NAME, KEYS_NAME, LOGITS, codec_array_name
@@ -18,9 +19,9 @@ from kdkit.cache.format.metadata import CacheMetadata
 from kdkit.cache.hdf5.write import Array
 from kdkit.cache.lazy_arrays import stored_keys
 from kdkit.cache.pixels import transform_versions
-from kdkit.config import BuildConfig, ViewRecipe
 from kdkit.data import ReplayedDataset
 from kdkit.errors import ClassMismatchError, ConfigError
+from kdkit.recipe import ViewRecipe
 from kdkit.runtime.compare import check_match
 from kdkit.teachers import Teacher
 

@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from kdkit.building.config import BuildConfig
 from kdkit.building.plan import check_same_build, plan_cache
 from kdkit.cache.extension import is_extending
 from kdkit.cache.lazy_arrays import shard_pixels
 from kdkit.cache.pixels import check_pixels
 from kdkit.cache.shards.folder import INDEX_NAME, ShardFolder, shard_folder
 from kdkit.cache.shards.lock import writer_lock
-from kdkit.config import BuildConfig
 from kdkit.data import ReplayedDataset
 from kdkit.errors import CacheError
 from kdkit.runtime import files

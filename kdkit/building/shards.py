@@ -8,13 +8,13 @@ from datetime import timedelta
 
 import torch
 
+from kdkit.building.config import BuildConfig
 from kdkit.building.encoder import ShardEncoder
 from kdkit.building.teacher import run_teacher
 from kdkit.cache.format.metadata import Shard
 from kdkit.cache.opening import open_index
 from kdkit.cache.shards.folder import ShardFolder
 from kdkit.cache.shards.writer import ShardWriter
-from kdkit.config import BuildConfig
 from kdkit.data import PixelBatch, RangeSampler, ReplayedDataset, ReplayLoader, translate_worker_errors
 from kdkit.runtime import distributed
 from kdkit.runtime.progress import Advance, progress

@@ -15,7 +15,7 @@ from kdkit.cache.format.keys import check_same_samples, key_digests, match_rows
 from kdkit.cache.format.metadata import CacheMetadata
 from kdkit.cache.lazy_arrays import stored_digests, stored_keys, stored_pixels
 from kdkit.cache.pixels import check_pixels, checked_views
-from kdkit.config import ViewRecipe
+from kdkit.recipe import ViewRecipe
 from kdkit.runtime.compare import check_match
 
 Array = np.ndarray[Any, Any]

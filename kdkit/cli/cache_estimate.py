@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from kdkit.building.config import CacheEstimateConfig
 from kdkit.cli._parse import parse_config
-from kdkit.config import CacheEstimateConfig
 
 
 def run(arguments: list[str]) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from kdkit.cache.config import CacheExportConfig
 from kdkit.cli._parse import parse_config
-from kdkit.config import CacheExportConfig
 
 
 def run(arguments: list[str]) -> None:

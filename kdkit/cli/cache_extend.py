@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from kdkit.building.config import CacheExtendConfig
 from kdkit.cli._parse import parse_config
-from kdkit.config import CacheExtendConfig
 
 
 def run(arguments: list[str]) -> None:
@@ -13,7 +13,7 @@ def run(arguments: list[str]) -> None:
     from kdkit.building.extend import extend_cache
     from kdkit.building.shards import RANK_TIMEOUT
     from kdkit.cache import open_cache
-    from kdkit.config import ViewRecipe
+    from kdkit.recipe import ViewRecipe
     from kdkit.resolve import resolve_dataset, resolve_device, resolve_teacher
     from kdkit.runtime import distributed
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from kdkit.cache.config import CacheInfoConfig
 from kdkit.cli._parse import parse_config
-from kdkit.config import CacheInfoConfig
 
 
 def run(arguments: list[str]) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from kdkit.building.config import CacheVerifyConfig
 from kdkit.cli._parse import parse_config
-from kdkit.config import CacheVerifyConfig
 
 
 def run(arguments: list[str]) -> None:
@@ -11,7 +11,7 @@ def run(arguments: list[str]) -> None:
     config = parse_config(CacheVerifyConfig, "cache verify", arguments)
     from kdkit.building.verify import verify_cache
     from kdkit.cache import open_cache
-    from kdkit.config import ViewRecipe
+    from kdkit.recipe import ViewRecipe
     from kdkit.resolve import resolve_dataset, resolve_device, resolve_teacher
 
     teacher = dataset = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from kdkit.cli._parse import parse_config
-from kdkit.config import EvaluateConfig
+from kdkit.evaluation.config import EvaluateConfig
 
 
 def run(arguments: list[str]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from kdkit.cli._parse import parse_config
-from kdkit.config import ExportConfig
+from kdkit.training.config import ExportConfig
 
 
 def run(arguments: list[str]) -> None:

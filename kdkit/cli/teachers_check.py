@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from kdkit.cli._parse import parse_config
-from kdkit.config import TeachersCheckConfig
+from kdkit.evaluation.config import TeachersCheckConfig
 
 
 def run(arguments: list[str]) -> None:

@@ -16,15 +16,18 @@ import torch
 from torch import nn
 
 from kdkit.building.build import build_cache
+from kdkit.building.config import BuildConfig
 from kdkit.cache import CachedTeacher, open_cache
-from kdkit.config import BuildConfig, DemoConfig, TrainConfig, ViewRecipe
 from kdkit.data import EpochSampler, ReplayedDataset, ReplayLoader
+from kdkit.demo.config import DemoConfig
 from kdkit.demo.digits import NUM_CLASSES, Digits, load_digits
 from kdkit.demo.report import DemoReport, draw_curves
+from kdkit.recipe import ViewRecipe
 from kdkit.runtime.output import prepare_output
 from kdkit.runtime.progress import Display, progress
 from kdkit.tasks import ClassificationTask, LabelledCrossEntropy, LogitDistillationTask, TrainingTask
 from kdkit.teachers import Teacher, create_teacher
+from kdkit.training.config import TrainConfig
 from kdkit.training.logger import FILES, RunLogger
 from kdkit.training.report import TrainReport
 from kdkit.training.train import train

@@ -10,9 +10,10 @@ from pathlib import Path
 
 from torch import nn
 
-from kdkit.config import EvaluateConfig, ViewRecipe
 from kdkit.data import EpochSampler, ReplayedDataset, ReplayLoader, translate_worker_errors
 from kdkit.errors import ClassMismatchError, OutputExistsError
+from kdkit.evaluation.config import EvaluateConfig
+from kdkit.recipe import ViewRecipe
 from kdkit.resolve import resolve_dataset, resolve_device
 from kdkit.runtime import files
 from kdkit.runtime.progress import progress

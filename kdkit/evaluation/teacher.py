@@ -13,9 +13,9 @@ import torch
 from timm.data import infer_imagenet_subset
 from torch import Tensor
 
-from kdkit.config import ViewRecipe
 from kdkit.data import EpochSampler, ReplayedDataset, ReplayLoader, translate_worker_errors
 from kdkit.errors import ClassMismatchError, DatasetError
+from kdkit.recipe import ViewRecipe
 from kdkit.teachers import Teacher, TeacherCard, TeacherEnsemble
 from kdkit.teachers.card import PublishedTop1
 from kdkit.teachers.class_map import are_synsets, map_names, synsets

@@ -10,7 +10,7 @@ import torch
 
 from kdkit.cache import CachedTeacher
 from kdkit.cache.format.constants import LOGITS
-from kdkit.config import EMA, DistillConfig
+from kdkit.config import EMA
 from kdkit.data import EpochSampler, ReplayedDataset, ReplayLoader
 from kdkit.errors import ClassMismatchError, ConfigError, DatasetError, UnknownNameError, nearest
 from kdkit.recipe import ViewRecipe
@@ -19,6 +19,7 @@ from kdkit.runtime import distributed
 from kdkit.tasks import DistillationTask, TrainingTask
 from kdkit.teachers import Teacher
 from kdkit.teachers.card import find_card
+from kdkit.training.config import DistillConfig
 from kdkit.training.create_task import create_task
 from kdkit.training.run import write_config
 from kdkit.training.student import Student

@@ -5,10 +5,10 @@ from __future__ import annotations
 from torch import nn
 
 from kdkit.cache import CachedTeacher
-from kdkit.config import DistillConfig
 from kdkit.tasks import DistillationTask, FeatureDistillationTask, LogitDistillationTask, TokenDistillationTask
 from kdkit.tasks.distillation import TaskOptions
 from kdkit.teachers import Teacher
+from kdkit.training.config import DistillConfig
 
 
 def create_task(

@@ -11,7 +11,6 @@ from timm.utils import random_seed
 
 from kdkit.cache import open_cache
 from kdkit.cache.format.constants import LOGITS
-from kdkit.config import DistillConfig
 from kdkit.resolve import resolve_dataset, resolve_device
 from kdkit.runtime import distributed
 from kdkit.runtime.output import prepare_output
@@ -26,6 +25,7 @@ from kdkit.training.components import (
     num_classes_of,
     open_validation,
 )
+from kdkit.training.config import DistillConfig
 from kdkit.training.logger import FILES
 from kdkit.training.preflight import PreflightReport, preflight
 from kdkit.training.report import TrainReport

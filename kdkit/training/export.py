@@ -11,9 +11,9 @@ import torch
 from timm.models import save_for_hf
 from torch import nn
 
-from kdkit.config import ExportConfig
 from kdkit.errors import MissingDependencyError
 from kdkit.runtime.output import prepare_output
+from kdkit.training.config import ExportConfig
 from kdkit.training.student import load_student
 from kdkit.types import Normalization
 

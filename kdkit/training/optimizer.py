@@ -12,8 +12,8 @@ from timm.scheduler.scheduler import Scheduler
 from torch import nn
 from torch.optim import Optimizer
 
-from kdkit.config import TrainConfig
 from kdkit.errors import ConfigError, UnknownNameError, nearest
+from kdkit.training.config import TrainConfig
 
 SCHEDULES = ("cosine", "tanh", "step", "multistep", "poly", "wsd", "rsqrt", "constant", "plateau", "none")
 _UPDATES, _PATIENCE = "update", "patience"

@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kdkit.config import TrainConfig
 from kdkit.data import ReplayLoader
 from kdkit.errors import ClassMismatchError
 from kdkit.tasks import TrainingTask
+from kdkit.training.config import TrainConfig
 from kdkit.types import Batch, TeacherOutput, TeacherSource
 
 IMAGES = 256

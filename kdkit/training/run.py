@@ -11,10 +11,11 @@ import yaml
 
 from kdkit.cache import CachedTeacher
 from kdkit.cache.format.keys import keys_sha256
-from kdkit.config import EMA, DistillConfig
+from kdkit.config import EMA
 from kdkit.data import ReplayedDataset
 from kdkit.runtime import files
 from kdkit.teachers import Teacher
+from kdkit.training.config import DistillConfig
 from kdkit.training.logger import Listener, RunLogger
 from kdkit.training.trackers import TENSORBOARD, TensorBoard, Tracker
 

@@ -7,9 +7,9 @@ import dataclasses
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from kdkit.config import TrainConfig
 from kdkit.runtime import distributed
 from kdkit.tasks import TrainingTask
+from kdkit.training.config import TrainConfig
 from kdkit.types import Batch
 
 

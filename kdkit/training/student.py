@@ -11,8 +11,9 @@ from typing import Any
 import timm
 from torch import nn
 
-from kdkit.config import StudentConfig, ViewRecipe
+from kdkit.config import StudentConfig
 from kdkit.errors import CheckpointError, ConfigError
+from kdkit.recipe import ViewRecipe
 from kdkit.runtime import files
 from kdkit.teachers.factory import build_model, load_weights, read_weights
 from kdkit.teachers.model_config import model_config

@@ -11,7 +11,6 @@ import torch
 from timm.utils import dispatch_clip_grad, unwrap_model
 from torch import Tensor
 
-from kdkit.config import TrainConfig
 from kdkit.data import ReplayLoader, translate_worker_errors
 from kdkit.errors import ConfigError
 from kdkit.runtime import distributed
@@ -19,6 +18,7 @@ from kdkit.runtime.progress import Display
 from kdkit.tasks import TrainingTask, gradient_norms
 from kdkit.teachers import Teacher
 from kdkit.training.checkpoint import Checkpoints
+from kdkit.training.config import TrainConfig
 from kdkit.training.evaluate import evaluate_each
 from kdkit.training.finite import NonFiniteLossError, first_bad
 from kdkit.training.interrupt import StopAgreement, stop_request

@@ -9,7 +9,7 @@ import torch
 from support import digits_dataset, loader_for, tiny_model
 
 from kdkit import build_cache, create_teacher, open_cache
-from kdkit.config import BuildConfig
+from kdkit.building.config import BuildConfig
 
 
 @pytest.mark.parametrize("codec", ["float32", "float16", "int8", "topk", "lowrank"])

@@ -19,8 +19,8 @@ import torch
 from support import RECIPE, digits, digits_dataset, loader_for, tiny_model
 
 from kdkit import LogitDistillationTask, build_cache, create_teacher, open_cache
+from kdkit.building.config import BuildConfig
 from kdkit.cache.format.constants import hashed_rows
-from kdkit.config import BuildConfig, ViewRecipe
 from kdkit.data import ArraySource, ReplayedDataset
 from kdkit.errors import (
     CacheCorruptError,
@@ -31,6 +31,7 @@ from kdkit.errors import (
     ConfigError,
     NonFiniteOutputError,
 )
+from kdkit.recipe import ViewRecipe
 from kdkit.teachers import Teacher
 from kdkit.types import Batch
 

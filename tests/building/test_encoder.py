@@ -11,10 +11,11 @@ import torch
 from support import Pixels, Watched, cache_contents, digits, tiny_model
 
 from kdkit import build_cache, create_teacher, open_cache
+from kdkit.building.config import BuildConfig
 from kdkit.cache.codecs import Float32Codec
-from kdkit.config import BuildConfig, ViewRecipe
 from kdkit.data import ReplayedDataset
 from kdkit.errors import CacheError, NonFiniteOutputError
+from kdkit.recipe import ViewRecipe
 from kdkit.runtime.background import Background
 from kdkit.teachers import Teacher
 

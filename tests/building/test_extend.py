@@ -18,11 +18,12 @@ from support import RECIPE, Pixels, Watched, cache_contents, digits, digits_data
 
 from kdkit import build_cache, create_teacher, extend_cache, open_cache
 from kdkit.building.build import pack_cache
+from kdkit.building.config import BuildConfig
 from kdkit.cache.shards.folder import shard_folder
 from kdkit.cache.shards.lock import writer_lock
-from kdkit.config import BuildConfig, ViewRecipe
 from kdkit.data import ReplayedDataset
 from kdkit.errors import CacheError, CacheIncompleteError, CacheLockedError, CacheMismatchError
+from kdkit.recipe import ViewRecipe
 from kdkit.teachers import Teacher
 from kdkit.types import Batch
 

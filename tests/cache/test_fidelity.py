@@ -15,6 +15,7 @@ import torch
 from support import RECIPE, Pixels, Watched, cache_contents, digits, digits_dataset, tiny_model
 
 from kdkit import build_cache, create_teacher, extend_cache, open_cache
+from kdkit.building.config import BuildConfig
 from kdkit.building.estimate import estimate_cache
 from kdkit.building.fit import num_looked_at
 from kdkit.building.plan import choose_codec, plan_cache
@@ -22,9 +23,9 @@ from kdkit.cache import CachedTeacher
 from kdkit.cache.codecs import LowRankCodec, create_codec
 from kdkit.cache.plot import plot_cache
 from kdkit.cache.shards.folder import ShardFolder, shard_folder
-from kdkit.config import BuildConfig, ViewRecipe
 from kdkit.data import ArraySource, EpochSampler, ReplayedDataset, ReplayLoader
 from kdkit.errors import CacheCorruptError, ConfigError
+from kdkit.recipe import ViewRecipe
 from kdkit.teachers import Teacher
 from kdkit.types import Batch, TeacherOutput
 

@@ -20,12 +20,12 @@ from safetensors.torch import load_file
 from support import RECIPE, cache_contents, digits, digits_dataset, tiny_model
 
 from kdkit import build_cache, create_teacher, extend_cache, open_cache
+from kdkit.building.config import BuildConfig
 from kdkit.building.estimate import estimate_cache
 from kdkit.building.verify import verify_cache
 from kdkit.cache import CachedTeacher
 from kdkit.cache.codecs import create_feature_codec
 from kdkit.cache.export import export_cache
-from kdkit.config import BuildConfig, ViewRecipe
 from kdkit.data import ArraySource, ReplayedDataset
 from kdkit.errors import (
     CacheCorruptError,
@@ -36,6 +36,7 @@ from kdkit.errors import (
     ShapeError,
     UnknownNameError,
 )
+from kdkit.recipe import ViewRecipe
 from kdkit.teachers import Teacher
 from kdkit.types import Batch, TeacherOutput
 

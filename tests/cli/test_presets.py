@@ -8,11 +8,12 @@ import yaml
 from support import tiny_model
 
 from kdkit import losses
+from kdkit.building.config import CacheBuildConfig
 from kdkit.cli import main
 from kdkit.cli._parse import parse_config
-from kdkit.config import CacheBuildConfig, DistillConfig
 from kdkit.errors import UnknownNameError
 from kdkit.presets import list_presets, load_preset
+from kdkit.training.config import DistillConfig
 from kdkit.training.optimizer import create_optimizer, create_schedule
 
 NAMES = list_presets()

@@ -16,14 +16,13 @@ from timm.data.random_erasing import RandomErasing
 from torch import nn
 from torchvision.transforms import v2
 
-from kdkit.config import ViewRecipe
 from kdkit.data import ArraySource, ReplayedDataset
 from kdkit.data.views.erasing import Erasing
 from kdkit.data.views.fingerprint import transform_identity
 from kdkit.data.views.seed import preserve_rng_state
 from kdkit.data.views.transform import _posterize
 from kdkit.errors import ConfigError, ShapeError, UnknownNameError
-from kdkit.recipe import PRESETS
+from kdkit.recipe import PRESETS, ViewRecipe
 from kdkit.types import IMAGENET_MEAN, IMAGENET_STD
 
 OWN = ViewRecipe(size=24, num_views=2)
@@ -283,8 +282,8 @@ def test_own_transforms_are_mixed_too() -> None:
 
 
 def test_the_command_line_takes_a_preset_and_later_flags_change_it() -> None:
+    from kdkit.building.config import CacheEstimateConfig
     from kdkit.cli._parse import parse_config
-    from kdkit.config import CacheEstimateConfig
 
     rest = ["--data", "train", "--teacher.model", "resnet18"]
     for flags in (["--recipe", "deit"], ["--recipe=deit"]):

@@ -14,10 +14,11 @@ from PIL import Image
 from support import digits, digits_dataset, tiny_model, write_digits
 
 from kdkit import build_cache, create_teacher, open_cache
+from kdkit.building.config import BuildConfig
 from kdkit.cache import CachedTeacher, pixels
-from kdkit.config import BuildConfig, ViewRecipe
 from kdkit.data import ArraySource, FolderSource, ReplayedDataset
 from kdkit.errors import CacheMismatchError
+from kdkit.recipe import ViewRecipe
 
 RECIPE = ViewRecipe(
     size=16,

@@ -21,11 +21,13 @@ from support import CLASSES, digits_dataset, tiny_model
 from torch import Tensor
 
 from kdkit import LogitDistillationTask, build_cache, create_teacher, open_cache
-from kdkit.config import BuildConfig, TrainConfig, ViewRecipe
+from kdkit.building.config import BuildConfig
 from kdkit.data import ArraySource, EpochSampler, ReplayedDataset, ReplayLoader
 from kdkit.data.views.seed import preserve_rng_state, seed_all
 from kdkit.data.views.transform import create_view_transform
 from kdkit.errors import CacheMismatchError, ConfigError
+from kdkit.recipe import ViewRecipe
+from kdkit.training.config import TrainConfig
 from kdkit.training.train import train
 from kdkit.types import Normalization
 

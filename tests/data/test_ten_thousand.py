@@ -18,9 +18,8 @@ import pytest
 import torch
 from support import CLASSES, digits
 
-from kdkit.config import ViewRecipe
 from kdkit.data import ArraySource, EpochSampler, ReplayedDataset, ReplayLoader
-from kdkit.recipe import PRESETS
+from kdkit.recipe import PRESETS, ViewRecipe
 from kdkit.types import Normalization
 
 ROWS = 125

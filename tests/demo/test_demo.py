@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from kdkit.cache import open_cache
-from kdkit.config import DemoConfig
+from kdkit.demo.config import DemoConfig
 from kdkit.demo.report import print_table
 from kdkit.demo.run import WAYS, demo
 from kdkit.errors import OutputExistsError

@@ -17,8 +17,9 @@ from support import digits, tiny_model
 
 import kdkit.building.shards as engine
 from kdkit import build_cache, create_teacher
-from kdkit.config import BuildConfig, ViewRecipe
+from kdkit.building.config import BuildConfig
 from kdkit.data import ReplayedDataset
+from kdkit.recipe import ViewRecipe
 
 
 def main(path: str, batch_size: int, die_after: int) -> None:

@@ -14,11 +14,11 @@ from support import digits_dataset, tiny_model
 from torch.nn.parallel import DistributedDataParallel
 
 from kdkit import LogitDistillationTask
-from kdkit.config import TrainConfig
 from kdkit.data import EpochSampler, ReplayLoader
 from kdkit.runtime import distributed
 from kdkit.runtime.progress import Display
 from kdkit.training.checkpoint import Checkpoints, load_checkpoint
+from kdkit.training.config import TrainConfig
 from kdkit.training.train import train
 from kdkit.types import Normalization
 

@@ -10,8 +10,9 @@ import torch.distributed as dist
 from support import digits, tiny_model
 
 from kdkit import build_cache, create_teacher, extend_cache
-from kdkit.config import BuildConfig, ViewRecipe
+from kdkit.building.config import BuildConfig
 from kdkit.data import ReplayedDataset
+from kdkit.recipe import ViewRecipe
 
 
 def main(path: str, batch_size: int) -> None:

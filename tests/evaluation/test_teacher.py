@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from kdkit import create_teacher
 from kdkit.cli import main
-from kdkit.config import ViewRecipe
 from kdkit.data import ArraySource, ReplayedDataset
 from kdkit.errors import ClassMismatchError, DatasetError
 from kdkit.evaluation.teacher import check_recipe, check_teacher
+from kdkit.recipe import ViewRecipe
 from kdkit.teachers import TeacherCard, load_card
 from kdkit.teachers.card import PublishedTop1
 

@@ -15,7 +15,7 @@ import torch
 from commands import ROOT
 
 from kdkit.cache import open_cache
-from kdkit.config import EvaluateConfig
+from kdkit.evaluation.config import EvaluateConfig
 from kdkit.evaluation.student import evaluate_student
 
 SCRIPTS = ROOT / "examples" / "imagenet"

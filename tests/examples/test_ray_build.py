@@ -16,8 +16,9 @@ from sklearn.datasets import load_digits
 from support import cache_contents, tiny_model
 
 from kdkit import build_cache, create_teacher
-from kdkit.config import BuildConfig, ViewRecipe
+from kdkit.building.config import BuildConfig
 from kdkit.data import FolderSource, ReplayedDataset
+from kdkit.recipe import ViewRecipe
 
 
 @pytest.mark.slow

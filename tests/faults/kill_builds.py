@@ -20,10 +20,11 @@ import torch
 from support import Pixels, cache_contents, digits
 
 from kdkit import build_cache, extend_cache, open_cache
+from kdkit.building.config import BuildConfig
 from kdkit.cache.shards.folder import ShardFolder
-from kdkit.config import BuildConfig, ViewRecipe
 from kdkit.data import ReplayedDataset
 from kdkit.errors import CacheIncompleteError, CacheNotFoundError
+from kdkit.recipe import ViewRecipe
 from kdkit.teachers import Teacher
 
 VIEWS, OLD_VIEWS = 8, 2

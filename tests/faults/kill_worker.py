@@ -14,9 +14,11 @@ from typing import Any
 from support import tiny_model
 
 from kdkit import ClassificationTask, build_cache, create_teacher
-from kdkit.config import BuildConfig, TrainConfig, ViewRecipe
+from kdkit.building.config import BuildConfig
 from kdkit.data import EpochSampler, FolderSource, ReplayedDataset, ReplayLoader
 from kdkit.errors import DatasetError
+from kdkit.recipe import ViewRecipe
+from kdkit.training.config import TrainConfig
 from kdkit.training.train import train
 from kdkit.types import Normalization
 

@@ -17,11 +17,12 @@ from support import digits_dataset, tiny_model
 from synthetic import Synthetic
 
 from kdkit import build_cache, create_teacher, open_cache
+from kdkit.building.config import BuildConfig
 from kdkit.cache.format.metadata import Shard
 from kdkit.cache.shards.folder import ShardFolder, shard_folder
 from kdkit.cache.shards.manifest import read_entry
-from kdkit.config import BuildConfig, ViewRecipe
 from kdkit.errors import CacheError
+from kdkit.recipe import ViewRecipe
 from kdkit.runtime import files
 
 CACHE = Synthetic(num_rows=1100, num_views=2)

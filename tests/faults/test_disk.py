@@ -17,11 +17,12 @@ from support import Pixels, digits_dataset
 from synthetic import Synthetic
 
 from kdkit import build_cache, extend_cache, open_cache
+from kdkit.building.config import BuildConfig
 from kdkit.cache.export import export_cache
 from kdkit.cache.format.metadata import Shard
 from kdkit.cache.shards.folder import ShardFolder, shard_folder
-from kdkit.config import BuildConfig, ViewRecipe
 from kdkit.errors import CacheDiskFullError, CacheError
+from kdkit.recipe import ViewRecipe
 from kdkit.runtime.output import OutputError, prepare_output
 from kdkit.teachers import Teacher
 from kdkit.training.checkpoint import BEST, LAST, PREVIOUS, Checkpoints, load_checkpoint

@@ -14,9 +14,12 @@ import torch
 from support import tiny_model, write_digits
 
 from kdkit import ClassificationTask, LogitDistillationTask, build_cache, create_teacher, open_cache
-from kdkit.config import BuildConfig, DistillConfig, TeacherConfig, TrainConfig, ViewRecipe
+from kdkit.building.config import BuildConfig
+from kdkit.config import TeacherConfig
 from kdkit.data import EpochSampler, FolderSource, ReplayedDataset, ReplayLoader
 from kdkit.errors import ConfigError, DatasetError
+from kdkit.recipe import ViewRecipe
+from kdkit.training.config import DistillConfig, TrainConfig
 from kdkit.training.distill import distill
 from kdkit.training.train import train
 from kdkit.types import Normalization

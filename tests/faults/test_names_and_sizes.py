@@ -16,12 +16,12 @@ from support import RECIPE, digits, tiny_model
 from synthetic import Synthetic
 
 from kdkit import build_cache, create_teacher, open_cache
+from kdkit.building.config import BuildConfig
 from kdkit.cache.format.constants import num_hashed_rows
 from kdkit.cache.format.metadata import CacheMetadata
 from kdkit.cache.hdf5.documents import write_metadata
 from kdkit.cache.hdf5.layout import lay_out, write_document
 from kdkit.cache.shards.folder import ShardFolder, shard_folder
-from kdkit.config import BuildConfig
 from kdkit.data import ArraySource, ReplayedDataset
 from kdkit.errors import CacheCorruptError, CacheError, CacheNotFoundError, DatasetError
 

@@ -17,9 +17,10 @@ import pytest
 from support import Pixels, digits_dataset
 
 from kdkit import build_cache, open_cache
+from kdkit.building.config import BuildConfig
 from kdkit.building.verify import verify_cache
-from kdkit.config import BuildConfig, ViewRecipe
 from kdkit.errors import CacheCorruptError, KdkitError
+from kdkit.recipe import ViewRecipe
 from kdkit.teachers import Teacher
 
 CONFIG = BuildConfig(codec="lowrank", codec_options={"row_bytes": 6}, num_workers=0)

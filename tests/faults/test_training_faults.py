@@ -19,12 +19,14 @@ from support import cache_contents, digits_dataset, loader_for, tiny_model
 from torch import nn
 
 from kdkit import FeatureDistillationTask, LogitDistillationTask, TrainingTask, build_cache, create_teacher, open_cache
-from kdkit.config import BuildConfig, TrainConfig, ViewRecipe
+from kdkit.building.config import BuildConfig
 from kdkit.data import EpochSampler, ReplayLoader
 from kdkit.errors import CacheDiskFullError, ConfigError
+from kdkit.recipe import ViewRecipe
 from kdkit.runtime import distributed
 from kdkit.runtime.progress import Display
 from kdkit.training.checkpoint import Checkpoints, load_checkpoint
+from kdkit.training.config import TrainConfig
 from kdkit.training.finite import NonFiniteLossError
 from kdkit.training.interrupt import stop_request
 from kdkit.training.logger import RunLogger

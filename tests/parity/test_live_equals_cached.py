@@ -15,9 +15,10 @@ from support import digits_dataset, loader_for, tiny_model
 from torch import nn
 
 from kdkit import LogitDistillationTask, build_cache, create_teacher, open_cache
+from kdkit.building.config import BuildConfig
 from kdkit.cache import CachedTeacher
-from kdkit.config import BuildConfig, TrainConfig
 from kdkit.data import ReplayedDataset
+from kdkit.training.config import TrainConfig
 from kdkit.training.train import train
 
 

@@ -13,8 +13,11 @@ from safetensors.torch import save_file
 from support import tiny_model, write_digits
 
 from kdkit import build_cache
-from kdkit.config import BuildConfig, DistillConfig, TeacherConfig, TrainConfig, ViewRecipe
+from kdkit.building.config import BuildConfig
+from kdkit.config import TeacherConfig
+from kdkit.recipe import ViewRecipe
 from kdkit.resolve import resolve_dataset, resolve_device, resolve_teacher
+from kdkit.training.config import DistillConfig, TrainConfig
 from kdkit.training.distill import distill
 
 

@@ -20,8 +20,8 @@ from kdkit import (
     create_teacher,
     open_cache,
 )
+from kdkit.building.config import BuildConfig
 from kdkit.cache import CachedTeacher
-from kdkit.config import BuildConfig
 from kdkit.data import ReplayedDataset
 from kdkit.errors import MissingTeacherError
 from kdkit.tasks import LossTerm

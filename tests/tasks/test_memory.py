@@ -13,9 +13,10 @@ from support import tiny_model
 from torch.profiler import ProfilerActivity, profile
 
 from kdkit import ClassificationTask, LogitDistillationTask, TrainingTask, build_cache, create_teacher, open_cache
+from kdkit.building.config import BuildConfig
 from kdkit.cache import CachedTeacher
-from kdkit.config import BuildConfig, ViewRecipe
 from kdkit.data import ArraySource, EpochSampler, ReplayedDataset, ReplayLoader
+from kdkit.recipe import ViewRecipe
 from kdkit.types import Batch, Normalization
 
 CLASSES, SIZE, BATCH = 1000, 96, 16

@@ -20,8 +20,8 @@ from task_rows import CNN, INNER, LOSSES, TEACHER_SEED, VIT, batch, every_loss, 
 from torch import Tensor, nn
 
 from kdkit import build_cache, create_teacher, open_cache
+from kdkit.building.config import BuildConfig
 from kdkit.cache import CachedTeacher
-from kdkit.config import BuildConfig
 from kdkit.data import ReplayedDataset
 from kdkit.tasks import DistillationTask
 from kdkit.types import Batch, Normalization, TeacherOutput

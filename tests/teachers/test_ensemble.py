@@ -14,9 +14,10 @@ from support import digits_dataset, tiny_model
 from torch import Tensor, nn
 
 from kdkit import LogitDistillationTask, Teacher, TeacherEnsemble, build_cache, create_teacher, losses, open_cache
-from kdkit.config import BuildConfig, ViewRecipe
+from kdkit.building.config import BuildConfig
 from kdkit.data import ArraySource, EpochSampler, ReplayedDataset, ReplayLoader
 from kdkit.errors import ClassMismatchError, ConfigError, KdkitError, ShapeError, TeacherMemoryError
+from kdkit.recipe import ViewRecipe
 from kdkit.runtime.compare import differences
 from kdkit.types import Batch, Normalization
 

@@ -19,8 +19,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from timm.models import load_checkpoint, resume_checkpoint
 
 from kdkit.cli import main
-from kdkit.config import DistillConfig, TeacherConfig, TrainConfig, ViewRecipe
+from kdkit.config import TeacherConfig
 from kdkit.errors import CheckpointError, ConfigError, MissingDependencyError
+from kdkit.recipe import ViewRecipe
+from kdkit.training.config import DistillConfig, TrainConfig
 from kdkit.training.distill import distill
 from kdkit.training.finite import NonFiniteLossError
 

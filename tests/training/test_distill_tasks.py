@@ -17,13 +17,16 @@ from timm.data.mixup import mixup_target
 from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 
 from kdkit import build_cache, create_teacher
+from kdkit.building.config import BuildConfig
 from kdkit.cache import CachedTeacher
 from kdkit.cli._parse import parse_config
-from kdkit.config import BuildConfig, DistillConfig, TeacherConfig, TrainConfig, ViewRecipe
+from kdkit.config import TeacherConfig
 from kdkit.data import FolderSource, ReplayedDataset
 from kdkit.errors import CacheStreamError, ConfigError, MissingTeacherError
+from kdkit.recipe import ViewRecipe
 from kdkit.training import distill as module
 from kdkit.training.components import create_loader
+from kdkit.training.config import DistillConfig, TrainConfig
 from kdkit.training.create_task import create_task
 from kdkit.training.distill import distill
 from kdkit.training.report import TrainReport

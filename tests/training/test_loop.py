@@ -12,10 +12,10 @@ from support import digits_dataset, loader_for, tiny_model
 from torch import nn
 
 from kdkit import ClassificationTask, LogitDistillationTask
-from kdkit.config import TrainConfig
 from kdkit.errors import ConfigError, UnknownNameError
 from kdkit.runtime.progress import Display
 from kdkit.tasks import TrainingTask
+from kdkit.training.config import TrainConfig
 from kdkit.training.logger import RunLogger
 from kdkit.training.train import train
 

@@ -14,9 +14,11 @@ from support import CLASSES, digits, tiny_model
 from torch import nn
 from torch.nn import functional as F
 
-from kdkit.config import EvaluateConfig, ExportConfig, StudentConfig
+from kdkit.config import StudentConfig
 from kdkit.errors import CheckpointError, ClassMismatchError, ConfigError, OutputExistsError, UnknownNameError
+from kdkit.evaluation.config import EvaluateConfig
 from kdkit.evaluation.student import evaluate_student
+from kdkit.training.config import ExportConfig
 from kdkit.training.export import export_student
 from kdkit.training.student import Student, load_student
 

@@ -10,7 +10,7 @@ import torch
 from support import digits_dataset, tiny_model
 
 from kdkit import build_cache, create_teacher, open_cache
-from kdkit.config import BuildConfig
+from kdkit.building.config import BuildConfig
 
 PAGE = Path(__file__).parents[3] / "cache" / "FORMAT.md"
 

@@ -15,10 +15,11 @@ from support import Pixels, digits
 from synthetic import Synthetic
 
 from kdkit import build_cache, extend_cache
+from kdkit.building.config import BuildConfig
 from kdkit.cache.format.limits import check_storable, list_bytes
-from kdkit.config import BuildConfig, ViewRecipe
 from kdkit.data import ArraySource, ReplayedDataset
 from kdkit.errors import ConfigError, DatasetError
+from kdkit.recipe import ViewRecipe
 from kdkit.teachers import Teacher
 from kdkit.types import Batch, TeacherOutput
 

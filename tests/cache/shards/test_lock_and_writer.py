@@ -19,11 +19,11 @@ import pytest
 from support import Pixels, digits_dataset, tiny_model
 
 from kdkit import build_cache, create_teacher
+from kdkit.building.config import BuildConfig
 from kdkit.cache.format.metadata import Shard
 from kdkit.cache.shards.folder import ShardFolder
 from kdkit.cache.shards.lock import writer_lock
 from kdkit.cache.shards.writer import ShardWriter
-from kdkit.config import BuildConfig
 from kdkit.errors import CacheDiskFullError, CacheError, CacheLockedError
 from kdkit.teachers import Teacher
 

@@ -13,10 +13,12 @@ from mixed_ranks import BATCH_SIZES, COUNTS, MIXED, Counting
 from support import CLASSES, RECIPE, digits, digits_dataset, tiny_model, torchrun
 
 from kdkit import LogitDistillationTask, build_cache, create_teacher, open_cache
-from kdkit.config import BuildConfig, TrainConfig, ViewRecipe
+from kdkit.building.config import BuildConfig
 from kdkit.data import ArraySource, EpochSampler, RangeSampler, ReplayedDataset, ReplayLoader
 from kdkit.data.views.mixing import NOT_MIXED, Mix, Pairing, draw_mix
 from kdkit.errors import DatasetError
+from kdkit.recipe import ViewRecipe
+from kdkit.training.config import TrainConfig
 from kdkit.training.train import train
 from kdkit.types import Batch, Normalization, TeacherOutput
 

@@ -13,11 +13,11 @@ import pytest
 import torch
 from support import RECIPE, digits, digits_dataset
 
-from kdkit.config import ViewRecipe
 from kdkit.data import ArraySource, EpochSampler, FolderSource, RangeSampler, ReplayedDataset, ReplayLoader
 from kdkit.data.prefetch import prefetch_to_device
 from kdkit.data.views.seed import preserve_rng_state, view_seed
 from kdkit.errors import ConfigError, DatasetError
+from kdkit.recipe import ViewRecipe
 from kdkit.types import Batch, Normalization
 
 TRANSFORMS = {

@@ -1,0 +1,40 @@
+"""Configuration of `kdkit demo`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from kdkit.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class DemoConfig:
+    """The demonstration on scikit-learn's digits."""
+
+    output: str = "kdkit-demo"
+    """Folder for the cache, metrics.jsonl, summary.csv and the learning curves."""
+
+    seeds: int = 3
+    """Students trained each way."""
+
+    epochs: int = 8
+    """Passes over the 1,347 training images, for each student."""
+
+    teacher_epochs: int = 6
+    """Passes over the 1,347 training images, for the teacher."""
+
+    num_views: int = 8
+    """Replayed views of each image that the teacher is asked about."""
+
+    num_workers: int = 1
+    """Processes that augment images; 0 augments in the main process."""
+
+    overwrite: bool = False
+    """Whether what an earlier run left in the output folder is replaced; a folder with anything else is refused."""
+
+    def __post_init__(self) -> None:
+        if self.seeds < 1:
+            raise ConfigError(f"seeds must be at least 1, got {self.seeds}")
+        for name in ("epochs", "teacher_epochs"):
+            if getattr(self, name) < 2:
+                raise ConfigError(f"{name} must be at least 2, got {getattr(self, name)}")
