@@ -21,6 +21,10 @@ class ConfigError(KdkitError, ValueError):
     """A setting, argument or combination of them that cannot work."""
 
 
+class UsageError(ConfigError):
+    """A command line with a flag, value or object that the command does not take; its exit code is 2."""
+
+
 class ShapeError(KdkitError, ValueError):
     """A tensor whose shape or dtype does not fit the call."""
 

@@ -89,9 +89,9 @@ def _measure_speed(
     Those that workers have loaded by the time of the first do not count, where there are others: they cost no time.
     """
     sampler = EpochSampler(range(len(dataset)), config.batch_size)
-    loader = ReplayLoader(dataset, sampler, teacher.input_normalization, device=device, num_workers=config.num_workers)
-    ahead = 1 + _PREFETCHED * config.num_workers
-    counted = max(_PROBE_BATCHES, _PREFETCHED * config.num_workers)
+    loader = ReplayLoader(dataset, sampler, teacher.input_normalization, device=device, num_workers=config.workers)
+    ahead = 1 + _PREFETCHED * config.workers
+    counted = max(_PROBE_BATCHES, _PREFETCHED * config.workers)
     if len(loader) < ahead + counted:
         ahead = 0  # of few images all are loaded ahead: the time that workers take to start counts too, to be cautious
     images, begun = 0, time.perf_counter()

@@ -11,7 +11,7 @@ import torch
 
 from kdkit.building.config import BuildConfig
 from kdkit.building.fit import FIT_ROWS, fit_and_measure
-from kdkit.cache.codecs import Codec, RowCodec, create_codec, create_feature_codec, default_codec
+from kdkit.cache.codecs import Codec, RowCodec, codec_of_size, create_codec, create_feature_codec, default_codec
 from kdkit.cache.format.constants import BLOCK_ROWS, DIGEST_NAME, KEYS_NAME, LOGITS, codec_array_name
 from kdkit.cache.format.keys import check_same_samples, key_digests, keys_sha256, pack_keys
 from kdkit.cache.format.limits import check_storable
@@ -100,6 +100,8 @@ def choose_codec(teacher: Teacher, dataset: ReplayedDataset, config: BuildConfig
             f"the teacher {teacher.name!r} has {teacher.num_classes} classes, the dataset {len(names)}: "
             "give the teacher a class_map, or use a teacher trained on those classes"
         )
+    if config.row_bytes is not None:
+        return codec_of_size(config.codec, teacher.num_classes, config.row_bytes, **config.codec_options)
     name = config.codec or default_codec(teacher.num_classes).name
     return create_codec(name, teacher.num_classes, **config.codec_options)
 

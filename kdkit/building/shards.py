@@ -73,7 +73,7 @@ def _fill(
         RangeSampler([(shard.view, shard.start, shard.stop) for shard in shards], config.batch_size),
         teacher.input_normalization,
         device=device,
-        num_workers=config.num_workers if shards else 0,
+        num_workers=config.workers if shards else 0,
     )
     batches = loader.pixel_batches()
     with (

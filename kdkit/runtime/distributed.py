@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from kdkit.errors import KdkitError
+from kdkit.runtime.hardware import choose_device
 
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store
@@ -33,7 +34,7 @@ def joined(device: str, *, timeout: timedelta = timedelta(minutes=30)) -> Iterat
     """Joins the processes that torchrun started, and leaves them at the end; nothing where there is only this one.
 
     Args:
-        device: of the run, e.g. cuda; its kind decides on nccl or gloo.
+        device: of the run, e.g. cuda or auto; its kind decides on nccl or gloo.
         timeout: after which a rank that waits for another gives up.
 
     Raises:
@@ -42,6 +43,7 @@ def joined(device: str, *, timeout: timedelta = timedelta(minutes=30)) -> Iterat
     if dist.is_initialized() or not all(name in os.environ for name in _ENVIRONMENT):
         yield
         return
+    device = choose_device(device)
     is_cuda = torch.device(device).type == "cuda"
     if is_cuda:
         torch.cuda.set_device(local_device(device))

@@ -19,11 +19,11 @@ import torch
 from kdkit.errors import CheckpointError, ConfigError
 from kdkit.runtime import distributed, files
 from kdkit.runtime.compare import differences
+from kdkit.student import BEST, LAST
 from kdkit.training.state import RunState
 
-LAST, BEST, PREVIOUS = "last.pth.tar", "model_best.pth.tar", "previous.pth.tar"
-"""Names of the newest checkpoint and of that with the best metric, as timm calls them; and of the one before the
-newest, which is there until the newest has shown a finite loss."""
+PREVIOUS = "previous.pth.tar"
+"""Name of the checkpoint before the newest, which is there until the newest has shown a finite loss."""
 
 
 class Checkpoints:

@@ -10,7 +10,7 @@ import torch
 from commands import blocks, run_script
 
 from kdkit.config import StudentConfig
-from kdkit.training.student import load_student
+from kdkit.student import load_student
 
 
 @pytest.mark.slow

@@ -18,9 +18,9 @@ from kdkit.config import StudentConfig
 from kdkit.errors import CheckpointError, ClassMismatchError, ConfigError, OutputExistsError, UnknownNameError
 from kdkit.evaluation.config import EvaluateConfig
 from kdkit.evaluation.student import evaluate_student
+from kdkit.student import Student, load_student
 from kdkit.training.config import ExportConfig
 from kdkit.training.export import export_student
-from kdkit.training.student import Student, load_student
 
 SIZE = 32
 MODELS = ("test_resnet", "test_vit")
