@@ -13,7 +13,7 @@ from torch import nn
 
 from kdkit.config import StudentConfig
 from kdkit.errors import CheckpointError, ConfigError
-from kdkit.recipe import ViewRecipe
+from kdkit.recipe import Interpolation, ViewRecipe
 from kdkit.runtime import files
 from kdkit.teachers.factory import build_model, load_weights, read_weights
 from kdkit.teachers.model_config import model_config
@@ -40,7 +40,7 @@ class Student:
     """Side of its square input, pixels."""
     crop_pct: float
     """Share of the resized image's side that the evaluation crop keeps."""
-    interpolation: str
+    interpolation: Interpolation
     """How images are resized for evaluation."""
     class_names: tuple[str, ...] | None
     """Its classes, in order."""

@@ -41,6 +41,6 @@ on_all_nodes cache build --data "$DATA/train" --output "$CACHE" --device "$DEVIC
     $BUILD_OPTIONS
 # shellcheck disable=SC2086
 on_all_nodes distill --data "$DATA/train" --validation "$DATA/val" --cache "$CACHE" --output "$OUTPUT" \
-    --train.num_workers "$WORKERS" --device "$DEVICE" --resume true \
+    --train.num_workers "$WORKERS" --device "$DEVICE" --resume \
     ${STUDENT:+--student "$STUDENT"} ${EPOCHS:+--train.epochs "$EPOCHS"} ${BATCH:+--train.batch_size "$BATCH"} \
     ${AMP:+--train.amp "$AMP"} $DISTILL_OPTIONS

@@ -44,7 +44,7 @@ def export_cache(
     if output.suffix not in FORMATS:
         raise ConfigError(f"cannot export to {str(output)!r}: expected a name that ends in {' or '.join(FORMATS)}")
     if output.exists() and not overwrite:
-        raise OutputExistsError(f"{str(output)!r} exists: pass --overwrite true to replace it")
+        raise OutputExistsError(f"{str(output)!r} exists: pass --overwrite to replace it")
     cache = open_cache(path, streams=[stream])
     name, rows = "log_probabilities" if stream == LOGITS else stream, _decode(cache, view, stream)
     with files.atomic_write(output) as temporary:

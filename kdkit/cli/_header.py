@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 
+from kdkit.building.build import BuildReport
 from kdkit.building.config import BuildConfig
 from kdkit.cache import open_cache
 from kdkit.cache.summary import describe_fidelity
@@ -31,11 +30,14 @@ def describe_build(
     }
 
 
-def describe_cache(path: Path) -> dict[str, str]:
-    """Label -> text: the bytes per row of a finished cache, and what its codecs keep of the teacher."""
-    cache = open_cache(path)
+def describe_built(report: BuildReport) -> dict[str, str]:
+    """Label -> text: a finished cache, its bytes per row, and what its codecs keep of the teacher."""
+    cache = open_cache(report.path)
     codecs = ", ".join(f"{stream} {codec.name} {codec.row_bytes}" for stream, codec in cache.codecs.items())
-    fidelity = cache.metadata.fidelity.items()
-    return {"bytes/row": f"{cache.metadata.all_row_bytes} ({codecs})"} | {
-        f"{stream} kept": describe_fidelity(values) for stream, values in fidelity
+    return {
+        "cache": str(report.path),
+        "holds": f"{report.num_rows:,} images x {report.num_views} views, {report.num_bytes:,} bytes",
+        "bytes/row": f"{cache.metadata.all_row_bytes} ({codecs})",
+        **{f"{stream} kept": describe_fidelity(values) for stream, values in cache.metadata.fidelity.items()},
+        "built": f"{report.images_built:,} images in {report.seconds:.1f} s",
     }

@@ -11,13 +11,13 @@ from kdkit.cli._parse import parse_config
 def run(arguments: list[str]) -> None:
     """Builds a cache, or resumes a build that was stopped."""
     config = parse_config(CacheBuildConfig, "cache build", arguments, {"DATA": "data"})
-    from kdkit.building.build import build_cache, describe_report
+    from kdkit.building.build import build_cache
     from kdkit.building.resume import check_writable
     from kdkit.building.shards import RANK_TIMEOUT
-    from kdkit.cli._header import describe_build, describe_cache
+    from kdkit.cli._header import describe_build, describe_built
     from kdkit.resolve import resolve_dataset, resolve_device, resolve_teacher
     from kdkit.runtime import distributed
-    from kdkit.runtime.layout import labelled_lines, wrapped
+    from kdkit.runtime.layout import print_labelled
 
     with distributed.joined(config.device, timeout=RANK_TIMEOUT):
         device = resolve_device(config.device)
@@ -26,7 +26,7 @@ def run(arguments: list[str]) -> None:
         teacher = resolve_teacher(config.teacher, device, dataset.class_names)
         if distributed.rank() == 0:
             header = describe_build(teacher, dataset, config.data, config.build, device, config.output)
-            print(labelled_lines(header), file=sys.stderr, flush=True)
+            print_labelled(header, file=sys.stderr)
         report = build_cache(
             teacher,
             dataset,
@@ -38,6 +38,5 @@ def run(arguments: list[str]) -> None:
         )
         if distributed.rank() != 0:
             return
-    print(wrapped(describe_report(report)))
-    print(labelled_lines(describe_cache(report.path)))
+    print_labelled(describe_built(report))
     print(f"next: kdkit distill {config.data} --cache {report.path} --student resnet18 -o runs/resnet18")

@@ -12,7 +12,7 @@ def run(arguments: list[str]) -> None:
     from kdkit.building.estimate import estimate_cache
     from kdkit.cache.summary import describe_bytes, describe_fidelity
     from kdkit.resolve import resolve_dataset, resolve_device, resolve_teacher
-    from kdkit.runtime.layout import labelled_lines
+    from kdkit.runtime.layout import print_labelled
 
     device = resolve_device(config.device)
     dataset = resolve_dataset(config.data, config.recipe)
@@ -24,4 +24,4 @@ def run(arguments: list[str]) -> None:
         "images": f"{found.images:,} ({len(dataset):,} samples x {dataset.recipe.num_views} views)",
         "time": f"{found.seconds:,.0f} s at {found.images_per_second:,.0f} images/s",
     }
-    print(labelled_lines(lines | {stream: describe_fidelity(kept) for stream, kept in found.fidelity.items()}))
+    print_labelled(lines | {stream: describe_fidelity(kept) for stream, kept in found.fidelity.items()})

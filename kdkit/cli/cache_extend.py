@@ -9,14 +9,14 @@ from kdkit.cli._parse import parse_config
 def run(arguments: list[str]) -> None:
     """Adds views to a finished cache, or resumes an extension that was stopped."""
     config = parse_config(CacheExtendConfig, "cache extend", arguments, {"FILE": "cache", "DATA": "data"})
-    from kdkit.building.build import describe_report
     from kdkit.building.extend import extend_cache
     from kdkit.building.shards import RANK_TIMEOUT
     from kdkit.cache import open_cache
+    from kdkit.cli._header import describe_built
     from kdkit.recipe import ViewRecipe
     from kdkit.resolve import resolve_dataset, resolve_device, resolve_teacher, teacher_of_cache
     from kdkit.runtime import distributed
-    from kdkit.runtime.layout import wrapped
+    from kdkit.runtime.layout import print_labelled
 
     with distributed.joined(config.device, timeout=RANK_TIMEOUT):
         device = resolve_device(config.device)
@@ -35,4 +35,4 @@ def run(arguments: list[str]) -> None:
         )
         if distributed.rank() != 0:
             return
-    print(wrapped(describe_report(report)))
+    print_labelled(describe_built(report))

@@ -10,11 +10,11 @@ def run(arguments: list[str]) -> None:
     """Prints what a cache holds and how it was made, and draws the teacher's confidence."""
     config = parse_config(CacheInfoConfig, "cache info", arguments, {"FILE": "cache"})
     from kdkit.cache import open_cache
-    from kdkit.runtime.layout import labelled_lines
+    from kdkit.runtime.layout import print_labelled
 
     cache = open_cache(config.cache)
-    print(labelled_lines(cache.summary()))
+    print_labelled(cache.summary())
     if config.plot is not None:
         from kdkit.cache.plot import plot_cache
 
-        print(labelled_lines({"plot": str(plot_cache(cache, config.plot))}))
+        print_labelled({"plot": str(plot_cache(cache, config.plot))})

@@ -13,7 +13,7 @@ def run(arguments: list[str]) -> None:
     from kdkit.cache import open_cache
     from kdkit.recipe import ViewRecipe
     from kdkit.resolve import resolve_dataset, resolve_device, resolve_teacher, teacher_of_cache
-    from kdkit.runtime.layout import wrapped
+    from kdkit.runtime.layout import print_wrapped
 
     teacher, dataset, device = None, None, resolve_device(config.device)
     if config.data is not None:
@@ -24,10 +24,10 @@ def run(arguments: list[str]) -> None:
     report = verify_cache(
         config.cache, teacher, dataset, num_rows=config.rows, device=device, allow_mismatch=config.allow_mismatch
     )
-    print(wrapped(f"{config.cache}: all checksums of {report.num_rows:,} rows x {report.num_views} views match"))
+    print_wrapped(f"{config.cache}: all checksums of {report.num_rows:,} rows x {report.num_views} views match")
     for stream, difference in report.differences.items():
         unit = "nats" if stream == "logits" else "of their size"
         text = f"{report.rows_asked} random rows match the teacher's outputs within {difference:.2g} {unit} on average"
-        print(wrapped(f"{stream}: {text}"))
+        print_wrapped(f"{stream}: {text}")
     for view, divergence in report.divergence.items():
         print(f"view {view}: mean KL(teacher || cache) {divergence:.2g} nats")

@@ -20,7 +20,10 @@ def run(arguments: list[str]) -> None:
     """Prints versions and devices, and which optional packages are missing."""
     config = parse_config(_DoctorConfig, "doctor", arguments)
     from kdkit.runtime.doctor import doctor
-    from kdkit.runtime.layout import labelled_lines
+    from kdkit.runtime.layout import print_labelled
 
     findings = doctor()
-    print(json.dumps(findings, indent=2) if config.json else labelled_lines(findings))
+    if config.json:
+        print(json.dumps(findings, indent=2))
+    else:
+        print_labelled(findings)

@@ -16,7 +16,7 @@ def run(arguments: list[str]) -> None:
     """Prints a line for each preset."""
     parse_config(_NoOptions, "presets list", arguments)
     from kdkit.presets import list_presets, load_preset
-    from kdkit.runtime.layout import labelled_lines
+    from kdkit.runtime.layout import print_labelled
 
     names = list_presets()
-    print(labelled_lines({name: load_preset(name).summary for name in names}, label_width=max(map(len, names)) + 1))
+    print_labelled({name: load_preset(name).summary for name in names}, label_width=max(map(len, names)) + 1)

@@ -17,9 +17,9 @@ def run(arguments: list[str]) -> None:
     parse_config(_NoOptions, "teachers list", arguments)
     from kdkit.teachers import list_cards
 
-    print(f"{'name':<42} {'pixels':>6} {'params':>7} {'top-1 at':>9}  licence")
+    print(f"{'name':<46} {'params':>7} {'top-1':>12}  licence")
     for card in list_cards():
         top1 = max(card.published_top1, key=lambda entry: entry.percent, default=None)
-        shown = "" if top1 is None else f"{top1.percent:.2f} {top1.input_size}"
+        shown = "" if top1 is None else f"{top1.percent:.2f} at {top1.input_size:3}"
         params = "" if card.params_m is None else f"{card.params_m:.1f} M"
-        print(f"{card.name:<42} {card.input_size[-1]:>6} {params:>7} {shown:>9}  {card.license or ''}"[:80].rstrip())
+        print(f"{card.name:<46} {params:>7} {shown:>12}  {card.license or ''}")

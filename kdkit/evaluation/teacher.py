@@ -16,7 +16,7 @@ from torch import Tensor
 from kdkit.data import EpochSampler, ReplayedDataset, ReplayLoader, create_source, translate_worker_errors
 from kdkit.errors import ClassMismatchError, DatasetError
 from kdkit.evaluation.config import TeachersCheckConfig
-from kdkit.recipe import ViewRecipe
+from kdkit.recipe import Interpolation, ViewRecipe
 from kdkit.resolve import card_of, resolve_device, resolve_teacher
 from kdkit.teachers import Teacher, TeacherCard, TeacherEnsemble
 from kdkit.teachers.card import PublishedTop1
@@ -159,7 +159,7 @@ def _recipe_of(teacher: Teacher | None, input_size: int | None) -> ViewRecipe:
 
 
 def _evaluation(size: int, crop_pct: float, interpolation: str) -> ViewRecipe:
-    known = interpolation if interpolation in ("bilinear", "bicubic") else "bicubic"
+    known: Interpolation = "bilinear" if interpolation == "bilinear" else "bicubic"
     return ViewRecipe.evaluation(size, crop_pct=min(crop_pct, 1.0), interpolation=known)
 
 
@@ -200,8 +200,8 @@ def _warning(
     if consistency > max(_CONSISTENT, 2 * top1):
         return (
             f"the teacher {teacher.name!r} has top-1 {top1:.1f} %, but its predictions fit the images under another "
-            f"order of classes ({consistency:.1f} %): its class map, or the order of the class folders, is not that of its "
-            "training"
+            f"order of classes ({consistency:.1f} %): its class map, or the order of the class folders, is not that "
+            "of its training"
         )
     if expected is None:
         return None

@@ -42,8 +42,8 @@ def prepare_output(
             return folder
         if found and not overwrite and checkpoints is None:
             raise OutputExistsError(
-                f"the output folder {str(folder)!r} is not empty: pass --overwrite true to replace what an earlier run "
-                "left, --resume true to go on with a distillation there, or choose another folder"
+                f"the output folder {str(folder)!r} is not empty: pass --overwrite to replace what an earlier run "
+                "left, --resume to resume a training run there, or choose another folder"
             )
         if foreign := [name for name in found if name not in names]:
             raise OutputExistsError(

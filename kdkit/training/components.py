@@ -78,9 +78,9 @@ def _create_student(config: DistillConfig, dataset: ReplayedDataset, num_classes
             f"timm {timm.__version__} has no student {config.student!r}{nearest(config.student, timm.list_models())}"
         )
     torch.manual_seed(config.train.seed)  # just before the student, so that it starts alike with and without a teacher
-    arguments = _model_args(config, dataset, num_classes)
+    arguments = {"pretrained": config.pretrained, **_model_args(config, dataset, num_classes)}
     try:
-        student: nn.Module = timm.create_model(config.student, pretrained=config.pretrained, **arguments)
+        student: nn.Module = timm.create_model(config.student, **arguments)
         return student
     except TypeError as error:
         raise ConfigError(f"the student {config.student!r} does not take these student_options: {error}") from error

@@ -15,7 +15,7 @@ from kdkit.cache.format.constants import LOGITS
 from kdkit.data import ReplayedDataset, ReplayLoader
 from kdkit.resolve import resolve_dataset, resolve_device
 from kdkit.runtime import distributed
-from kdkit.runtime.layout import labelled_lines, wrapped
+from kdkit.runtime.layout import print_labelled, print_wrapped
 from kdkit.runtime.output import prepare_output
 from kdkit.runtime.progress import progress
 from kdkit.student import BEST, LAST, STUDENT
@@ -108,7 +108,7 @@ def distill(config: DistillConfig, *, show_progress: bool = False) -> DistillRep
     shown = show_progress and distributed.rank() == 0
     if shown:
         header = describe_run(config, run.task, run.dataset, run.validation, run.cache, run.device)
-        print(labelled_lines(header), file=sys.stderr, flush=True)
+        print_labelled(header, file=sys.stderr)
     start_average(run.task, config.train)
     resumes = config.resume and (checkpoints.last.exists() or checkpoints.previous.exists())
     seen = None if resumes or not config.preflight else _check_first_step(run, loader, shown)
@@ -155,7 +155,7 @@ def _check_first_step(run: _Run, loader: ReplayLoader, shown: bool) -> Preflight
     cited = card_top1(run.task, run.cache, num_classes_of(run.task))
     seen = preflight(run.task, loader, run.source, run.config.train, card_top1=cited)
     if shown:
-        print(wrapped(str(seen)), file=sys.stderr, flush=True)
+        print_wrapped(str(seen), file=sys.stderr)
     return seen
 
 

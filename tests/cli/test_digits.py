@@ -40,7 +40,7 @@ def write_parts(folder: Path) -> None:
 
 def distill(folder: Path, name: str, part: str, epochs: int, *more: str) -> float:
     """Held-out top-1, percent, of a student that learnt from the images of `part`."""
-    train = ["--train.epochs", f"{epochs}", "--train.num_workers", "0", "--preflight", "false"]
+    train = ["--train.epochs", f"{epochs}", "--train.num_workers", "0", "--no-preflight"]
     images = ["--data", str(folder / part), "--output", str(folder / name)]
     assert main(["distill", *images, *train, *more]) == 0
     asked = ["--student", str(folder / name), "--data", str(folder / "held out"), "--num_workers", "0"]

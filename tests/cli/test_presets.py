@@ -17,7 +17,7 @@ from kdkit.training.config import DistillConfig
 from kdkit.training.optimizer import create_optimizer, create_schedule
 
 NAMES = list_presets()
-FOLDERS = ["--data", "imagenet/train", "--output", "out"]
+FOLDERS = ["--data", "imagenet/train", "-o", "out"]
 
 
 def test_the_five_settings_of_the_plan_are_there() -> None:

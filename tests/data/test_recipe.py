@@ -265,7 +265,7 @@ def test_a_recipe_and_its_transform_must_belong_together() -> None:
         ReplayedDataset(digits(4), recipe, transform=Rotates(31))
     with pytest.raises(ConfigError, match=r"transform=\.\.\."):
         ReplayedDataset(digits(4), recipe)
-    with pytest.raises(ConfigError, match="takes the place of hflip"):
+    with pytest.raises(ConfigError, match="replaces hflip"):
         ReplayedDataset(digits(4), dataclasses.replace(OWN, hflip=0.1), transform=Rotates(30))
 
 

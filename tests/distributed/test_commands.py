@@ -164,7 +164,7 @@ def test_fault_20_ranks_leave_a_validation_together_when_one_is_told_and_go_on_f
 ) -> None:
     (folder / "told").mkdir()
     (folder / "told" / "sitecustomize.py").write_text(_TELL)
-    arguments = distill(folder, folder / "stopped", "--train.batch_size", "15", "--resume", "true")
+    arguments = distill(folder, folder / "stopped", "--train.batch_size", "15", "--resume")
     run = torchrun(arguments, PYTHONPATH=str(folder / "told"), LEFT=str(folder / "left"))
     assert run.returncode != 0
     assert not epochs(folder / "stopped")

@@ -51,7 +51,7 @@ def distill(folder: Path, output: Path, way: str) -> list[str]:
         "--student", "test_vit", "--student_options", "{drop_rate: 0.1, drop_path_rate: 0.1}",
         "--train.epochs", "2", "--train.batch_size", "8", "--train.accumulate", "2", "--train.num_workers", "0",
         "--train.ema_decay", "0.9", "--train.warmup_epochs", "1", "--train.distill_warmup_epochs", "1",
-        "--train.clip_grad", "1.0", "--train.log_every", "3", "--train.checkpoint_every", "1", "--resume", "true",
+        "--train.clip_grad", "1.0", "--train.log_every", "3", "--train.checkpoint_every", "1", "--resume",
     ]  # fmt: skip
 
 
