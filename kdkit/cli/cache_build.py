@@ -15,7 +15,7 @@ def run(arguments: list[str]) -> None:
     from kdkit.resolve import resolve_dataset, resolve_device, resolve_teacher
     from kdkit.runtime import distributed
 
-    with distributed.joined(config.device, timeout=RANK_TIMEOUT):
+    with distributed.process_group(config.device, timeout=RANK_TIMEOUT):
         device = resolve_device(config.device)
         check_writable(config.output)  # before the teacher is loaded
         dataset = resolve_dataset(config.data, config.recipe)

@@ -17,7 +17,7 @@ def run(arguments: list[str]) -> None:
     from kdkit.resolve import resolve_dataset, resolve_device, resolve_teacher
     from kdkit.runtime import distributed
 
-    with distributed.joined(config.device, timeout=RANK_TIMEOUT):
+    with distributed.process_group(config.device, timeout=RANK_TIMEOUT):
         device = resolve_device(config.device)
         recipe = open_cache(config.cache).metadata.recipe
         dataset = resolve_dataset(config.data, ViewRecipe.from_dict({**recipe, "num_views": config.num_views}))

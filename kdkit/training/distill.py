@@ -63,7 +63,7 @@ def distill(config: DistillConfig, *, show_progress: bool = False) -> DistillRep
         KdkitError: a child of it for each thing that does not fit; see kdkit.errors.
         SystemExit, KeyboardInterrupt: SIGTERM or SIGINT came; a checkpoint is there.
     """
-    if distributed.restarted():  # what an earlier start left is this run's own: it is gone on with, not replaced
+    if distributed.is_restarted():  # what an earlier start left is this run's own: it is gone on with, not replaced
         config = dataclasses.replace(config, resume=True, overwrite=False)
     device = resolve_device(config.device)
     cache = None if config.cache is None else open_cache(config.cache)

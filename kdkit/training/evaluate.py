@@ -58,7 +58,7 @@ def evaluate(
     was_training = model.training
     model.eval()
     try:
-        distributed.share_buffers(model)
+        distributed.broadcast_buffers(model)
         return _metrics(task, model, loader, amp, between)
     finally:
         model.train(was_training)

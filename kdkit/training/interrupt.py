@@ -66,7 +66,7 @@ class StopAgreement:
         self._left -= 1
         if self._left > 0 and not now:
             return False
-        told = distributed.gather((self._stop.requested, time.monotonic() - self._asked))
+        told = distributed.all_gather((self._stop.requested, time.monotonic() - self._asked))
         pace = max(seconds for _, seconds in told) / max(1, self._interval - self._left)
         self._interval = 1 if now else max(1, min(2 * self._interval, int(_SECONDS / max(pace, 1e-6))))
         self._left = self._interval

@@ -57,7 +57,7 @@ class Meter:
         """
         if not self._waiting:
             return []
-        table = distributed.mean(torch.stack([row for row, _, _ in self._waiting])).tolist()  # [S, K]
+        table = distributed.all_reduce_mean(torch.stack([row for row, _, _ in self._waiting])).tolist()  # [S, K]
         seconds = time.perf_counter() - self._begun
         records, images_before = [], self.sums.get(_IMAGES, 0.0)
         for values, (_, at, count) in zip(table, self._waiting, strict=True):

@@ -49,7 +49,7 @@ class RunState:
 
     def to_dict(self) -> dict[str, Any]:
         """What a checkpoint holds. A collective call: each rank adds its random generators."""
-        random = distributed.gather(rng_state(self.device))
+        random = distributed.all_gather(rng_state(self.device))
         position = self.position
         state = {
             "epoch": position.epoch - 1,  # the last whole one: timm would go on with the next

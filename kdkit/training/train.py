@@ -189,7 +189,7 @@ def train(
 def _check_trainable(config: TrainConfig, num_batches: int, validation: ReplayLoader | None) -> None:
     if num_batches == 0:
         raise ConfigError(f"there is no batch of {config.batch_size} images to train on: lower the batch size")
-    counts = distributed.gather(0 if validation is None else len(validation))
+    counts = distributed.all_gather(0 if validation is None else len(validation))
     if len(set(counts)) > 1:  # the ranks ask each other between batches whether to stop
         raise ConfigError(f"ranks validate on equally many batches, got {counts}: EpochSampler pads to that")
     if config.sched == "plateau" and validation is None:
@@ -201,7 +201,7 @@ def _update_ema(task: TrainingTask, update: int) -> None:
     task.update_ema(step=update)
     ema = task.get_trainable_module(ema=True)
     if ema is not None and getattr(task, "is_own_teacher", False):
-        distributed.share_buffers(ema)
+        distributed.broadcast_buffers(ema)
 
 
 def _is_due(done: int, before: int, num_batches: int, log_every: int) -> bool:

@@ -48,7 +48,7 @@ def stopped(folder: Path) -> dict[str, Any]:
     except SystemExit as left:
         code = left.code
     buffers = {name: value.clone() for name, value in task.get_trainable_module(ema=True).named_buffers()}
-    told = distributed.gather((code, buffers))
+    told = distributed.all_gather((code, buffers))
     return {
         "exit_codes": [code for code, _ in told],
         "steps": load_checkpoint(folder / "last.pth.tar")["kdkit"]["position"]["batch"],

@@ -21,9 +21,9 @@ from kdkit.building.config import BuildConfig
 from kdkit.cache.export import export_cache
 from kdkit.cache.format.metadata import Shard
 from kdkit.cache.shards.folder import ShardFolder, shard_folder
-from kdkit.errors import CacheDiskFullError, CacheError
+from kdkit.errors import CacheDiskFullError, CacheError, OutputError, WriteError
 from kdkit.recipe import ViewRecipe
-from kdkit.runtime.output import OutputError, prepare_output
+from kdkit.runtime.output import prepare_output
 from kdkit.teachers import Teacher
 from kdkit.training.checkpoint import BEST, LAST, PREVIOUS, Checkpoints, load_checkpoint
 
@@ -251,7 +251,7 @@ def test_fault_05_an_export_that_does_not_fit_is_said_so_and_leaves_nothing(tmp_
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
     try:
-        with pytest.raises(CacheError, match=rf"(no room for )?'.*/{name}'( could not be written)?"):
+        with pytest.raises(WriteError, match=rf"(no room for )?'.*/{name}'( could not be written)?"):
             export_cache(tmp_path / "t.h5", tmp_path / name)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)

@@ -268,7 +268,7 @@ def test_fault_31_two_checkpoints_of_weights_that_were_never_seen_to_work_leave_
 def test_ranks_that_validate_on_other_numbers_of_batches_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("kdkit.runtime.distributed.gather", lambda count: [count, count + 1])
+    monkeypatch.setattr("kdkit.runtime.distributed.all_gather", lambda count: [count, count + 1])
     with pytest.raises(ConfigError, match=r"equally many batches, got \[5, 6\]"):
         run(tmp_path, validation=Held(tiny_model("test_vit")))
 
