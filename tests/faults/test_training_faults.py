@@ -21,13 +21,12 @@ from torch import nn
 from kdkit import FeatureDistillationTask, LogitDistillationTask, TrainingTask, build_cache, create_teacher, open_cache
 from kdkit.building.config import BuildConfig
 from kdkit.data import EpochSampler, ReplayLoader
-from kdkit.errors import CacheDiskFullError, ConfigError
+from kdkit.errors import CacheDiskFullError, CheckpointError, ConfigError, NonFiniteLossError
 from kdkit.recipe import ViewRecipe
 from kdkit.runtime import distributed
 from kdkit.runtime.progress import Display
-from kdkit.training.checkpoint import Checkpoints, load_checkpoint
+from kdkit.training.checkpoint import LAST, PREVIOUS, Checkpoints, load_checkpoint
 from kdkit.training.config import TrainConfig
-from kdkit.training.finite import NonFiniteLossError
 from kdkit.training.interrupt import stop_request
 from kdkit.training.logger import RunLogger
 from kdkit.training.optimizer import create_optimizer, create_schedule
@@ -241,28 +240,84 @@ def test_fault_31_a_learning_rate_that_makes_the_loss_nan_leaves_the_last_good_c
             "sched_options": {"decay_milestones": [1], "decay_rate": 1e30},
         }
     )
-    with pytest.raises(NonFiniteLossError, match=r"step 7, in epoch 1 \(.*task_loss nan.*last.pth.tar") as raised:
+    with pytest.raises(
+        NonFiniteLossError, match=r"step 7, in epoch 1 \(.*task_loss nan.*previous.pth.tar' is"
+    ) as raised:
         run(tmp_path, config)
     assert "kd_loss" in str(raised.value)
-    kept = load_checkpoint(tmp_path / "last.pth.tar")
+    kept = load_checkpoint(tmp_path / "previous.pth.tar")
     assert kept["kdkit"]["position"]["update"] == 6  # the seventh made weights of 1e28: finite, but their loss is not
-    assert not (tmp_path / "previous.pth.tar").exists()
     model = tiny_model("test_vit")
     model.load_state_dict(kept["state_dict"])
     assert all(torch.isfinite(model(torch.randn(2, 3, 32, 32))).flatten())
     assert all(np.isfinite(record["loss"]) for record in said(tmp_path))
-    with pytest.raises(NonFiniteLossError, match="step 7"):
+    with pytest.raises(NonFiniteLossError, match="step 7.*previous.pth.tar' is from before"):
         run(tmp_path, config, resume=True)
+    assert load_checkpoint(tmp_path / "previous.pth.tar")["kdkit"]["position"]["update"] == 6
 
 
 def test_fault_31_two_checkpoints_of_weights_that_were_never_seen_to_work_leave_the_one_before(tmp_path: Path) -> None:
     # At the epoch's last update, after which one is written, as at the epoch's end.
     options = {"decay_milestones": [1], "decay_rate": 1e30}
     config = TrainConfig(**{**vars(CONFIG), "sched": "multistep", "sched_options": options})
-    with pytest.raises(NonFiniteLossError, match="step 6, in epoch 1"):
+    with pytest.raises(NonFiniteLossError, match="step 6, in epoch 1.*previous.pth.tar' is from before"):
         run(tmp_path, config)
-    assert load_checkpoint(tmp_path / "last.pth.tar")["kdkit"]["position"]["update"] == 5
-    assert not (tmp_path / "previous.pth.tar").exists()
+    assert load_checkpoint(tmp_path / "previous.pth.tar")["kdkit"]["position"]["update"] == 5
+
+
+def test_fault_31_a_nan_long_after_the_newest_checkpoint_names_that_one(tmp_path: Path) -> None:
+    options = {"decay_milestones": [1], "decay_rate": 1e30}
+    config = TrainConfig(
+        **{**vars(CONFIG), "sched": "multistep", "sched_unit": "epoch", "sched_options": options, "checkpoint_every": 0}
+    )
+    with pytest.raises(NonFiniteLossError, match=r"step 7, .*last.pth.tar' is from before"):
+        run(tmp_path, config)
+    assert load_checkpoint(tmp_path / "last.pth.tar")["kdkit"]["position"]["update"] == 6
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "not finite", "missing"])
+def test_fault_30_a_newest_checkpoint_that_is_damaged_gives_way_to_the_one_before_with_one_line(
+    tmp_path: Path, plain: tuple[Path, nn.Module], capsys: pytest.CaptureFixture[str], damage: str
+) -> None:
+    with pytest.raises(SystemExit):
+        run(tmp_path, display=At(4 * 16, lambda: os.kill(os.getpid(), signal.SIGTERM)))
+    last = tmp_path / LAST
+    content, middle = last.read_bytes(), last.stat().st_size // 2
+    if damage == "cut":
+        last.write_bytes(content[:middle])
+    elif damage == "flipped":
+        flipped = bytes(byte ^ 0xFF for byte in content[middle : middle + 64])
+        last.write_bytes(content[:middle] + flipped + content[middle + 64 :])
+    elif damage == "not finite":
+        loaded = load_checkpoint(last)
+        next(iter(loaded["state_dict"].values())).fill_(torch.nan)
+        torch.save(loaded, last)
+    else:
+        last.unlink()
+    capsys.readouterr()
+    model = run(tmp_path, resume=True)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"kdkit: '{last}' ")
+    assert line.endswith("; resuming from the one before, previous.pth.tar")
+    assert_equal(tmp_path, model, plain)
+
+
+def test_fault_30_a_damaged_checkpoint_never_replaces_the_good_one_before_it(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit):
+        run(tmp_path, display=At(4 * 16, lambda: os.kill(os.getpid(), signal.SIGTERM)))
+    (tmp_path / LAST).write_bytes(b"damaged")
+    with pytest.raises(SystemExit):  # in the first step, which writes a checkpoint
+        run(tmp_path, resume=True, display=At(16, lambda: os.kill(os.getpid(), signal.SIGTERM)))
+    updates = [load_checkpoint(tmp_path / name)["kdkit"]["position"]["update"] for name in (PREVIOUS, LAST)]
+    assert updates == [3, 4]
+
+
+def test_fault_30_two_damaged_checkpoints_end_the_run_with_the_newest_ones_error(tmp_path: Path) -> None:
+    run(tmp_path)
+    for name in (LAST, PREVIOUS):
+        (tmp_path / name).write_bytes(b"damaged")
+    with pytest.raises(CheckpointError, match=r"last.pth.tar' cannot be read"):
+        run(tmp_path, resume=True)
 
 
 def test_ranks_that_validate_on_other_numbers_of_batches_are_refused(

@@ -20,11 +20,10 @@ from timm.models import load_checkpoint, resume_checkpoint
 
 from kdkit.cli import main
 from kdkit.config import TeacherConfig
-from kdkit.errors import CheckpointError, ConfigError, MissingDependencyError
+from kdkit.errors import CheckpointError, ConfigError, MissingDependencyError, NonFiniteLossError
 from kdkit.recipe import ViewRecipe
 from kdkit.training.config import DistillConfig, TrainConfig
 from kdkit.training.distill import distill
-from kdkit.training.finite import NonFiniteLossError
 
 
 @pytest.fixture(scope="module")

@@ -12,13 +12,12 @@ import torch
 from support import digits_dataset, loader_for, tiny_model
 
 from kdkit import ClassificationTask, LogitDistillationTask, create_teacher
-from kdkit.errors import ConfigError, OutputExistsError, UnknownNameError
+from kdkit.errors import ConfigError, NonFiniteLossError, OutputExistsError, UnknownNameError
 from kdkit.recipe import ViewRecipe
 from kdkit.runtime.output import prepare_output
 from kdkit.runtime.progress import Display
 from kdkit.training.config import TrainConfig
 from kdkit.training.evaluate import evaluate
-from kdkit.training.finite import NonFiniteLossError
 from kdkit.training.logger import RunLogger
 from kdkit.training.train import train
 
