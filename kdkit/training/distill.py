@@ -114,7 +114,7 @@ def distill(config: DistillConfig, *, show_progress: bool = False) -> DistillRep
         config.train.seed, distributed.rank()
     )  # what a student draws, such as dropout, differs from rank to rank
     try:
-        with progress(f"distilling {config.student}", total, "images", enabled=shown) as display:
+        with progress(f"distilling {config.student} to {output}", total, "images", enabled=shown) as display:
             training = train(
                 task,
                 loader,

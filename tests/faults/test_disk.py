@@ -381,10 +381,14 @@ def test_fault_05_a_checkpoint_on_a_really_full_disk_leaves_the_last_good_one(
 ) -> None:
     saving = Saving(Path("/nowhere"))
     saving.checkpoints = Checkpoints(small_disk(5 << 20), resume=True)
-    with pytest.raises(DiskFullError, match="the disk is full.*last good checkpoint, last.pth.tar, stays"):
+
+    def fill() -> None:
         for update in range(1, 10):
             saving.save(update)
             (saving.checkpoints.folder / f"other-{update}").write_bytes(bytes(1 << 20))
+
+    with pytest.raises(DiskFullError, match=r"the disk is full.*last good checkpoint, last.pth.tar, stays"):
+        fill()
     assert saving.checkpoints.restore(saving.state)
 
 

@@ -251,7 +251,7 @@ def test_fault_31_a_learning_rate_that_makes_the_loss_nan_leaves_the_last_good_c
     model.load_state_dict(kept["state_dict"])
     assert all(torch.isfinite(model(torch.randn(2, 3, 32, 32))).flatten())
     assert all(np.isfinite(record["loss"]) for record in said(tmp_path))
-    with pytest.raises(NonFiniteLossError, match="step 7.*previous.pth.tar' is from before"):
+    with pytest.raises(NonFiniteLossError, match=r"step 7.*previous.pth.tar' is from before"):
         run(tmp_path, config, resume=True)
     assert load_checkpoint(tmp_path / "previous.pth.tar")["kdkit"]["position"]["update"] == 6
 
@@ -260,7 +260,7 @@ def test_fault_31_two_checkpoints_of_weights_that_were_never_seen_to_work_leave_
     # At the epoch's last update, after which one is written, as at the epoch's end.
     options = {"decay_milestones": [1], "decay_rate": 1e30}
     config = TrainConfig(**{**vars(CONFIG), "sched": "multistep", "sched_options": options})
-    with pytest.raises(NonFiniteLossError, match="step 6, in epoch 1.*previous.pth.tar' is from before"):
+    with pytest.raises(NonFiniteLossError, match=r"step 6, in epoch 1.*previous.pth.tar' is from before"):
         run(tmp_path, config)
     assert load_checkpoint(tmp_path / "previous.pth.tar")["kdkit"]["position"]["update"] == 5
 
