@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import sys
 import types
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import timm
@@ -20,10 +22,11 @@ from timm.models import load_checkpoint, resume_checkpoint
 
 from kdkit.cli import main
 from kdkit.config import TeacherConfig
-from kdkit.errors import CheckpointError, ConfigError, MissingDependencyError, NonFiniteLossError
+from kdkit.errors import CheckpointError, ConfigError, MissingDependencyError, NonFiniteLossError, UnknownNameError
 from kdkit.recipe import ViewRecipe
 from kdkit.training.config import DistillConfig, TrainConfig
 from kdkit.training.distill import distill
+from kdkit.training.trackers import TRACKERS, Run, create_tracker
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +62,7 @@ def finished(folder: Path) -> Path:
 def test_a_finished_run_leaves_checkpoints_that_timm_loads_and_resumes(finished: Path) -> None:
     left = {path.name for path in finished.iterdir()}
     assert left == {
-        "last.pth.tar", "model_best.pth.tar", "config.yaml", "student.json", "metrics.jsonl", "summary.csv",
+        "last.pth.tar", "previous.pth.tar", "model_best.pth.tar", "config.yaml", "student.json", "metrics.jsonl", "summary.csv",
     }  # fmt: skip
     content = torch.load(finished / "last.pth.tar", weights_only=True)
     assert content["epoch"] == 1
@@ -69,6 +72,7 @@ def test_a_finished_run_leaves_checkpoints_that_timm_loads_and_resumes(finished:
     assert resume_checkpoint(model, str(finished / "last.pth.tar"), optimizer, log_info=False) == 2
     assert all(torch.equal(value, content["state_dict"][name]) for name, value in model.state_dict().items())
     assert optimizer.state_dict()["state"][0]["exp_avg"].abs().sum() > 0
+    assert resume_checkpoint(model, str(finished / "previous.pth.tar"), optimizer, log_info=False) == 1
     load_checkpoint(model, str(finished / "last.pth.tar"), use_ema=True, weights_only=True)
     assert all(torch.equal(value, content["state_dict_ema"][name]) for name, value in model.state_dict().items())
 
@@ -192,7 +196,7 @@ class _Tracker(types.ModuleType):
     """A module of wandb's shape."""
 
     def __init__(self) -> None:
-        super().__init__("fake_tracker")
+        super().__init__("wandb")
         self.runs: list[dict[str, Any]] = []
         self.rows: list[tuple[int, dict[str, float]]] = []
         self.finished = 0
@@ -210,12 +214,12 @@ class _Tracker(types.ModuleType):
 @pytest.fixture
 def tracker(monkeypatch: pytest.MonkeyPatch) -> _Tracker:
     module = _Tracker()
-    monkeypatch.setitem(sys.modules, "fake_tracker", module)
+    monkeypatch.setitem(sys.modules, "wandb", module)
     return module
 
 
 def test_trackers_of_wandbs_shape_are_told_every_step_and_epoch(folder: Path, tracker: _Tracker) -> None:
-    distill(config(folder, folder / "tracked", tracker="fake_tracker", project="mine"))
+    distill(config(folder, folder / "tracked", tracker="wandb", project="mine"))
     (run,) = tracker.runs
     assert run["project"] == "mine"
     assert run["name"] == "tracked"
@@ -226,17 +230,60 @@ def test_trackers_of_wandbs_shape_are_told_every_step_and_epoch(folder: Path, tr
     logged = [json.loads(line) for line in (folder / "tracked" / "metrics.jsonl").read_text().splitlines()]
     assert [row["loss"] for _, row in steps] == [record["loss"] for record in logged if record["kind"] == "step"]
     assert tracker.finished == 1
-    with pytest.raises(MissingDependencyError, match="pip install no_such_tracker"):
-        distill(config(folder, folder / "nothing", tracker="no_such_tracker"))
+
+
+def test_a_tracker_that_cannot_be_used_is_refused_with_why(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(MissingDependencyError, match="pip install wandb"):
+        create_tracker("wandb", run)
+    monkeypatch.setitem(sys.modules, "wandb", json)
     with pytest.raises(MissingDependencyError, match="no function init"):
-        distill(config(folder, folder / "nothing", tracker="json"))
+        create_tracker("wandb", run)
+    with pytest.raises(UnknownNameError, match=r"'wandbb'; did you mean .*tensorboard, trackio, wandb, or"):
+        create_tracker("wandbb", run)
+    with pytest.raises(MissingDependencyError, match="No module named 'no_such_module'"):
+        create_tracker("no_such_module:Tracker", run)
+    with pytest.raises(ConfigError, match="'json' has no 'Tracker'"):
+        create_tracker("json:Tracker", run)
+
+
+class Kept:
+    """A user's own tracker."""
+
+    runs: ClassVar[list[Kept]] = []
+
+    def __init__(self, run: Run) -> None:
+        self.run, self.steps, self.closed = run, [], False
+        self.runs.append(self)
+
+    def log(self, record: Mapping[str, Any], step: int) -> None:
+        self.steps.append(step)
+
+    def rewind(self, step: int) -> None:
+        self.steps = [done for done in self.steps if done < step]
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def test_a_users_own_tracker_is_named_by_its_module_and_class(folder: Path) -> None:
+    distill(config(folder, folder / "own", tracker=f"{__name__}:Kept", project="mine"))
+    (kept,) = Kept.runs
+    assert (kept.run.project, kept.run.folder, kept.run.config["train"]["epochs"]) == ("mine", folder / "own", 2)
+    assert sorted(set(kept.steps)) == list(range(6))
+    assert kept.closed
+
+
+@pytest.mark.parametrize("name", TRACKERS)
+def test_every_tracker_of_the_table_is_there(name: str) -> None:
+    module, _, attribute = TRACKERS[name].partition(":")
+    assert callable(getattr(importlib.import_module(module), attribute))
 
 
 def test_a_tracker_is_told_that_a_run_which_failed_is_over(folder: Path, tracker: _Tracker) -> None:
     with pytest.raises(NonFiniteLossError):
-        distill(
-            config(folder, folder / "failed", tracker="fake_tracker", train={"opt": "sgd", "lr": 1e30, "log_every": 1})
-        )
+        distill(config(folder, folder / "failed", tracker="wandb", train={"opt": "sgd", "lr": 1e30, "log_every": 1}))
     assert tracker.finished == 1
 
 
