@@ -15,7 +15,7 @@ class DemoConfig:
     """Folder for the cache, metrics.jsonl, summary.csv and the learning curves."""
 
     seeds: int = 3
-    """Students trained each way."""
+    """Students trained in each of the three ways."""
 
     epochs: int = 8
     """Passes over the 1,347 training images, for each student."""
@@ -24,13 +24,13 @@ class DemoConfig:
     """Passes over the 1,347 training images, for the teacher."""
 
     num_views: int = 8
-    """Replayed views of each image that the teacher is asked about."""
+    """Replayed views of each image that the teacher is run on."""
 
     num_workers: int = 1
     """Processes that augment images; 0 augments in the main process."""
 
     overwrite: bool = False
-    """Whether what an earlier run left in the output folder is replaced; a folder with anything else is refused."""
+    """Whether the files of an earlier run in the output folder are replaced; a folder with other files is refused."""
 
     def __post_init__(self) -> None:
         if self.seeds < 1:

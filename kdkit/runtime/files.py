@@ -41,7 +41,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
         try:
             _sync(path.parent)
         except OSError as error:
-            if replaces:  # either file is whole, so whichever a power loss leaves will do; the old one is gone by now
+            if replaces:  # either file is whole, so whichever a power loss leaves will do; the old one is gone
                 raise write_error(path, error, "the new file stands, but a power loss may undo it") from error
             remove_file(path)  # it may not survive a power loss, so nothing may build on it
             raise
@@ -119,7 +119,7 @@ def make_folder(folder: Path) -> None:
 
 
 def remove_folder(folder: Path) -> None:
-    """Removes a folder of files, HDF5 files first: a removal that stops midway leaves no index, and so no cache.
+    """Removes a folder of files, a cache's index first: if the removal stops midway, the rest is no cache.
 
     Raises:
         WriteError: a file in it cannot be removed.

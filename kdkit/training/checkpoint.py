@@ -161,7 +161,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     try:
         content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises whatever the unpickler and the zip reader do
-        raise CheckpointError(f"{str(path)!r} cannot be read: {str(error).splitlines()[0]}") from error
+        reason = str(error).splitlines()[0].split(". ")[0]  # torch adds advice that runs code
+        raise CheckpointError(f"{str(path)!r} cannot be read: {reason}") from error
     return content
 
 

@@ -35,14 +35,14 @@ class PreflightReport:
     """What the check before the first step measured."""
 
     teacher_top1: float | None
-    """Top-1 of the teacher on the first batches of training views, percent; None without a label or a teacher."""
+    """Top-1 of the teacher on the first batches of training views, percent; None without labels or a teacher."""
     images: int
-    """Labelled images that this was measured on."""
+    """Labelled images that the top-1 was measured on."""
     card_top1: float | None
     """Top-1 that the teacher's card cites, on ImageNet's validation images, percent; None without a card."""
     step_bytes: int
-    """Greatest memory of one training step, bytes: on a CUDA device what was allocated there, else what the process
-    held; the optimiser's own state comes on top."""
+    """Peak memory of one training step, bytes: allocated on the CUDA device, or else resident in the process; the
+    optimiser's state comes on top."""
     num_classes: int | None
     """Classes C that teacher and student agree on; None without a teacher."""
 
@@ -55,7 +55,7 @@ class PreflightReport:
 
     @property
     def is_suspicious(self) -> bool:
-        """Whether the teacher is right so rarely that its classes are probably others."""
+        """Whether the teacher's top-1 is so near to chance that its classes are probably others."""
         if self.teacher_top1 is None or not self.num_classes:
             return False
         return self.teacher_top1 < 100 * _CHANCES / (self.num_classes + _CHANCES)

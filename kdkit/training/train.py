@@ -216,7 +216,7 @@ class _Loop:
             self.logger.rewind(self.state.log)
 
     def _checkpoint_before(self, record: Record) -> Path | None:
-        """The newest checkpoint whose weights have had a finite loss, where this record's step is the first bad one."""
+        """The newest checkpoint with a finite loss, where this record's step is the first without."""
         epoch, step = int(record["epoch"]), int(record["step"])
         updates = epoch * self.updates_per_epoch + (step - epoch * self.num_batches) // self.config.accumulate
         return None if self.checkpoints is None else self.checkpoints.before_update(updates)

@@ -1,9 +1,10 @@
-"""`distill` as a whole: what it leaves, what it looks at first, what it goes on from, and who listens."""
+"""`distill` as a whole: its files, its check before the first step, how it resumes, and its trackers."""
 
 from __future__ import annotations
 
 import importlib
 import json
+import re
 import sys
 import types
 from collections.abc import Mapping
@@ -62,7 +63,8 @@ def finished(folder: Path) -> Path:
 def test_a_finished_run_leaves_checkpoints_that_timm_loads_and_resumes(finished: Path) -> None:
     left = {path.name for path in finished.iterdir()}
     assert left == {
-        "last.pth.tar", "previous.pth.tar", "model_best.pth.tar", "config.yaml", "student.json", "metrics.jsonl", "summary.csv",
+        "last.pth.tar", "previous.pth.tar", "model_best.pth.tar", "config.yaml", "student.json",
+        "metrics.jsonl", "summary.csv",
     }  # fmt: skip
     content = torch.load(finished / "last.pth.tar", weights_only=True)
     assert content["epoch"] == 1
@@ -93,7 +95,7 @@ def test_a_run_that_has_ended_and_is_resumed_reports_the_same_and_changes_nothin
     assert {path.name: path.read_bytes() for path in finished.iterdir()} == before
 
 
-def test_torchruns_restart_goes_on_with_what_a_run_that_overwrites_has_left(
+def test_a_restart_by_torchrun_resumes_a_run_even_if_it_was_started_with_overwrite(
     folder: Path, finished: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
@@ -127,7 +129,7 @@ def test_a_run_is_not_resumed_with_another_configuration(folder: Path, finished:
         config(folder, finished, resume=True, overwrite=True)
 
 
-def test_a_run_goes_on_with_the_same_teacher_wherever_its_weights_lie(folder: Path, finished: Path) -> None:
+def test_a_run_resumes_with_the_same_teacher_wherever_its_weights_lie(folder: Path, finished: Path) -> None:
     for seed, name in ((1, "moved"), (2, "other")):
         save_file(tiny_model(seed=seed).state_dict(), folder / f"{name}.safetensors")
     resumed = config(folder, finished, resume=True)
@@ -136,7 +138,7 @@ def test_a_run_goes_on_with_the_same_teacher_wherever_its_weights_lie(folder: Pa
         distill(replace(resumed, teacher=TeacherConfig("test_resnet", checkpoint=str(folder / "other.safetensors"))))
 
 
-def test_a_run_does_not_go_on_with_a_teacher_that_is_put_together_or_asked_otherwise(
+def test_a_run_does_not_resume_with_a_teacher_of_another_structure_or_precision(
     folder: Path, finished: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     resumed = config(folder, finished, resume=True)
@@ -154,7 +156,9 @@ def test_a_run_does_not_go_on_with_a_teacher_that_is_put_together_or_asked_other
         distill(resumed)
 
 
-def test_a_damaged_checkpoint_or_log_is_not_gone_on_from(folder: Path, tmp_path: Path) -> None:
+def test_a_damaged_log_is_not_resumed_from_and_a_damaged_checkpoint_gives_way_to_the_one_before(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     distill(config(folder, tmp_path))
     metrics = (tmp_path / "metrics.jsonl").read_bytes()
     (tmp_path / "metrics.jsonl").write_bytes(metrics[:-10])
@@ -162,11 +166,19 @@ def test_a_damaged_checkpoint_or_log_is_not_gone_on_from(folder: Path, tmp_path:
         distill(config(folder, tmp_path, resume=True))
     (tmp_path / "metrics.jsonl").write_bytes(metrics)
     (tmp_path / "last.pth.tar").write_bytes(b"not a checkpoint")
-    with pytest.raises(CheckpointError, match="cannot be read"):
+    capsys.readouterr()
+    report = distill(config(folder, tmp_path, resume=True))
+    assert len(report.training.epochs) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.fullmatch(r"kdkit: '.*last.pth.tar' cannot be read: .*; resuming from the one before, .*", line)
+    assert len(line) < 300
+    for name in ("last.pth.tar", "previous.pth.tar"):
+        (tmp_path / name).write_bytes(b"not a checkpoint")
+    with pytest.raises(CheckpointError, match=r"last.pth.tar' cannot be read"):
         distill(config(folder, tmp_path, resume=True))
 
 
-def test_a_run_that_came_to_nothing_is_started_anew_by_resume(folder: Path, tmp_path: Path) -> None:
+def test_resume_starts_a_run_that_has_no_checkpoint_yet(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text("{}\n")
     (tmp_path / ".last.pth.tar.0123456789ab.tmp").write_text("half")
     report = distill(config(folder, tmp_path, resume=True, train={"epochs": 1}))
@@ -175,10 +187,10 @@ def test_a_run_that_came_to_nothing_is_started_anew_by_resume(folder: Path, tmp_
     assert json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])["step"] == 0
 
 
-def test_the_preflight_sees_the_teacher_the_classes_and_the_memory_and_leaves_no_trace(folder: Path) -> None:
+def test_the_preflight_measures_teacher_classes_and_memory_and_changes_nothing(folder: Path) -> None:
     reports = [
-        distill(config(folder, folder / f"preflight {look}", preflight=look, student_options={"drop_rate": 0.2}))
-        for look in (True, False)
+        distill(config(folder, folder / f"preflight {is_on}", preflight=is_on, student_options={"drop_rate": 0.2}))
+        for is_on in (True, False)
     ]
     seen = reports[0].preflight
     assert seen is not None
@@ -218,7 +230,7 @@ def tracker(monkeypatch: pytest.MonkeyPatch) -> _Tracker:
     return module
 
 
-def test_trackers_of_wandbs_shape_are_told_every_step_and_epoch(folder: Path, tracker: _Tracker) -> None:
+def test_wandb_gets_every_step_and_epoch(folder: Path, tracker: _Tracker) -> None:
     distill(config(folder, folder / "tracked", tracker="wandb", project="mine"))
     (run,) = tracker.runs
     assert run["project"] == "mine"
@@ -281,7 +293,7 @@ def test_every_tracker_of_the_table_is_there(name: str) -> None:
     assert callable(getattr(importlib.import_module(module), attribute))
 
 
-def test_a_tracker_is_told_that_a_run_which_failed_is_over(folder: Path, tracker: _Tracker) -> None:
+def test_a_tracker_is_closed_when_the_run_fails(folder: Path, tracker: _Tracker) -> None:
     with pytest.raises(NonFiniteLossError):
         distill(config(folder, folder / "failed", tracker="wandb", train={"opt": "sgd", "lr": 1e30, "log_every": 1}))
     assert tracker.finished == 1

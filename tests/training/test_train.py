@@ -134,7 +134,7 @@ def test_overwriting_never_removes_what_kdkit_did_not_write(tmp_path: Path) -> N
     assert (tmp_path / "precious").exists()
 
 
-def test_a_live_teacher_as_the_source_is_asked_in_the_students_normalisation() -> None:
+def test_a_live_teacher_as_the_source_gets_images_in_the_students_normalisation() -> None:
     dataset, model = digits_dataset(64), tiny_model(seed=1)  # 0.5 all over; the student has ImageNet's
     config = TrainConfig(epochs=1, opt="sgd", lr=1e-4, weight_decay=0.0)
     losses = []
