@@ -24,6 +24,7 @@ from kdkit.cache.packing import pack as pack_parts
 from kdkit.cache.reader import CachedTeacher
 from kdkit.cache.shards.folder import ShardFolder, packed_path, shard_folder
 from kdkit.cache.shards.lock import writer_lock
+from kdkit.cache.write_errors import cache_write_errors
 from kdkit.data import ReplayedDataset
 from kdkit.runtime import distributed, files
 from kdkit.teachers import Teacher
@@ -92,7 +93,8 @@ def build_cache(
             """On rank 0: takes the lock and finds out what is to do; None where all is done."""
             if not path.is_file():
                 check_writable(path)
-                files.make_folder(folder)
+                with cache_write_errors():
+                    files.make_folder(folder)
                 held.enter_context(writer_lock(folder))
                 if not path.is_file():
                     return resume_or_start(path, teacher, dataset, config, device, allow_mismatch)

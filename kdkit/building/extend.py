@@ -24,6 +24,7 @@ from kdkit.cache.pixels import check_pixels, checked_views
 from kdkit.cache.reader import CachedTeacher
 from kdkit.cache.shards.folder import INDEX_NAME
 from kdkit.cache.shards.lock import writer_lock
+from kdkit.cache.write_errors import cache_write_errors
 from kdkit.data import ReplayedDataset
 from kdkit.errors import CacheLockedError, CacheMismatchError
 from kdkit.runtime import distributed, files
@@ -81,7 +82,8 @@ def extend_cache(
                 return cache.path, None, config
             folder = Extension.folder_of(cache.path)
             check_writable(cache.path if cache.path.is_file() else folder / INDEX_NAME)
-            files.make_folder(folder)
+            with cache_write_errors():
+                files.make_folder(folder)
             held.enter_context(writer_lock(folder))
             if CachedTeacher(cache.path).num_views != cache.num_views:
                 raise CacheLockedError(f"the cache {str(cache.path)!r} was just extended by another process: run again")

@@ -38,7 +38,7 @@ def export_cache(
         ConfigError: `output` ends in neither.
         CacheStreamError: the cache holds no such stream.
         OutputExistsError: there is a file at `output`.
-        CacheError: `output` cannot be written, or the disk is full.
+        WriteError, DiskFullError: `output` cannot be written, or the disk is full.
     """
     output = Path(output)
     if output.suffix not in FORMATS:

@@ -18,10 +18,12 @@ from kdkit.cache.hdf5.write import Array, Region, write_hdf5
 from kdkit.cache.opening import open_index, open_packed
 from kdkit.cache.reader import CachedTeacher
 from kdkit.cache.shards.folder import ShardFolder
+from kdkit.cache.write_errors import cache_write_errors
 from kdkit.errors import CacheIncompleteError
 from kdkit.runtime import files
 
 
+@cache_write_errors()
 def pack(parts: ShardFolder, path: Path, build: str = "{}", packed_views: int = 0) -> None:
     """Writes all shards of `parts` as one file at `path`, and removes the parts folder.
 

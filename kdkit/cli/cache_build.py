@@ -19,7 +19,7 @@ def run(arguments: list[str]) -> None:
     from kdkit.runtime import distributed
     from kdkit.runtime.layout import print_labelled
 
-    with distributed.joined(config.device, timeout=RANK_TIMEOUT):
+    with distributed.process_group(config.device, timeout=RANK_TIMEOUT):
         device = resolve_device(config.device)
         check_writable(config.output)  # before the teacher is loaded
         dataset = resolve_dataset(config.data, config.recipe)

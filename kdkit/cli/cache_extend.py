@@ -18,7 +18,7 @@ def run(arguments: list[str]) -> None:
     from kdkit.runtime import distributed
     from kdkit.runtime.layout import print_labelled
 
-    with distributed.joined(config.device, timeout=RANK_TIMEOUT):
+    with distributed.process_group(config.device, timeout=RANK_TIMEOUT):
         device = resolve_device(config.device)
         metadata = open_cache(config.cache).metadata
         dataset = resolve_dataset(config.data, ViewRecipe.from_dict({**metadata.recipe, "num_views": config.num_views}))

@@ -13,7 +13,7 @@ def run(arguments: list[str]) -> None:
     from kdkit.runtime.layout import print_wrapped
     from kdkit.training.distill import distill
 
-    with distributed.joined(config.device):
+    with distributed.process_group(config.device):
         report = distill(config, show_progress=True)
         if distributed.rank() != 0:
             return

@@ -63,6 +63,7 @@ class DistillationTask(TrainingTask):
 
     takes_features: ClassVar[bool] = False
     """Whether losses on features are terms of this task."""
+    distill_loss_weight: float
 
     def __init__(
         self,

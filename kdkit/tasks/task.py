@@ -18,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from typing_extensions import Self
 
 from kdkit.errors import CheckpointError
+from kdkit.teachers import Teacher
 
 
 class TrainingTask(nn.Module):
@@ -50,6 +51,9 @@ class TrainingTask(nn.Module):
         anchor = torch.empty(0, device=torch.device(device or "cpu"), dtype=dtype or torch.get_default_dtype())
         self.register_buffer("_anchor", anchor, persistent=False)
         self.verbose = verbose
+        self.teacher: Teacher | None = None  # the live teacher, where the task has one
+        self.is_own_teacher = False  # whether the student's moving average teaches
+        self.distill_loss_weight: float | None = None  # None where the task has no distillation loss
         self.trainable_module_ema = None
         self.eval_model = None
         self.eval_model_ema = None

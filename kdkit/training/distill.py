@@ -89,7 +89,7 @@ def distill(config: DistillConfig, *, show_progress: bool = False) -> DistillRep
         KdkitError: a child of it for each thing that does not fit; see kdkit.errors.
         SystemExit, KeyboardInterrupt: SIGTERM or SIGINT came; a checkpoint was written.
     """
-    if distributed.restarted():  # the output of an earlier start is this run's own: it is resumed, not replaced
+    if distributed.is_restarted():  # an earlier start's output is this run's own: resume it
         config = dataclasses.replace(config, resume=True, overwrite=False)
     run = _open(config)
     output = distributed.on_rank_zero(
@@ -167,7 +167,7 @@ def _train(
     logger = create_logger(config, checkpoints.folder) if distributed.rank() == 0 else None
     random_seed(config.train.seed, distributed.rank())  # a student's draws, such as dropout, differ from rank to rank
     try:
-        with progress(f"training {config.student}", total, "images", enabled=shown) as display:
+        with progress(f"training {config.student} in {checkpoints.folder}", total, "images", enabled=shown) as display:
             return train(
                 run.task,
                 loader,

@@ -13,19 +13,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import Pixels, digits_dataset
+import torch
+from support import Pixels, digits_dataset, tiny_model
 from synthetic import Synthetic
 
-from kdkit import build_cache, extend_cache, open_cache
+from kdkit import ClassificationTask, build_cache, extend_cache, open_cache
 from kdkit.building.config import BuildConfig
 from kdkit.cache.export import export_cache
 from kdkit.cache.format.metadata import Shard
 from kdkit.cache.shards.folder import ShardFolder, shard_folder
-from kdkit.errors import CacheDiskFullError, CacheError
+from kdkit.errors import CacheDiskFullError, CacheError, DiskFullError, OutputError, WriteError
 from kdkit.recipe import ViewRecipe
-from kdkit.runtime.output import OutputError, prepare_output
+from kdkit.runtime.output import prepare_output
 from kdkit.teachers import Teacher
 from kdkit.training.checkpoint import BEST, LAST, PREVIOUS, Checkpoints, load_checkpoint
+from kdkit.training.state import Position, RunState
 
 CACHE = Synthetic(num_rows=1100, num_views=2)
 EXACT = BuildConfig(codec="float32", num_workers=0)
@@ -251,7 +253,7 @@ def test_fault_05_an_export_that_does_not_fit_is_said_so_and_leaves_nothing(tmp_
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
     try:
-        with pytest.raises(CacheError, match=rf"(no room for )?'.*/{name}'( could not be written)?"):
+        with pytest.raises(WriteError, match=rf"(no room for )?'.*/{name}'( could not be written)?"):
             export_cache(tmp_path / "t.h5", tmp_path / name)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -300,22 +302,98 @@ def test_fault_06_an_extension_whose_folder_cannot_be_fsynced_keeps_the_old_view
     assert failed > 5
 
 
-def test_fault_06_a_checkpoint_whose_folder_cannot_be_fsynced_leaves_one_to_go_on_from(tmp_path: Path) -> None:
-    checkpoints, failed = Checkpoints(tmp_path), 0
-    checkpoints._write({"state_dict": {}, "number": 0}, True)
+class Saving:
+    """A run that has come so far, and its checkpoints."""
+
+    def __init__(self, folder: Path) -> None:
+        self.checkpoints = Checkpoints(folder, resume=True)
+        task = ClassificationTask(tiny_model("test_vit"))
+        optimizer = torch.optim.SGD(task.parameters(), lr=0.1)
+        self.state = RunState(task, optimizer, None, torch.amp.GradScaler(enabled=False), torch.device("cpu"))
+
+    def save(self, update: int) -> None:
+        self.state.position = Position(0, update, update)
+        self.checkpoints.save(self.state, is_best=True)
+
+
+def saved_updates(folder: Path) -> list[int]:
+    """Updates of the checkpoints before the newest and of the newest."""
+    return [load_checkpoint(folder / name)["kdkit"]["position"]["update"] for name in (PREVIOUS, LAST)]
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_fault_06_a_checkpoint_that_fails_at_any_call_leaves_one_to_resume_from(tmp_path: Path, call: str) -> None:
+    saving, failed = Saving(tmp_path), 0
+    saving.save(1)
+    saving.save(2)
     while True:
-        checkpoints.confirm()  # what lies there has shown a finite loss: the next one keeps it as the one before
         with pytest.MonkeyPatch.context() as patch:
-            Failing(patch, "fsync", failed + 1, errno.EIO)
+            Failing(patch, call, failed + 1, errno.EIO)
             try:
-                checkpoints._write({"state_dict": {}, "number": failed}, True)
-            except CacheError:
+                saving.save(3 + failed)
+            except WriteError:
                 failed += 1
             else:
                 break
-        assert "number" in load_checkpoint(checkpoints.last)
-    assert failed == 6
-    checkpoints.last.unlink()
+        assert Saving(tmp_path).checkpoints.restore(saving.state)
+        assert saving.state.position.update in (
+            2,
+            1 + failed,
+            2 + failed,
+        )  # the one before, or the one that was written
+        assert saved_updates(tmp_path)[0] >= 1
+    assert failed == {"fsync": 6, "replace": 3}[call]
+    assert saved_updates(tmp_path)[1] == 3 + failed
+    (tmp_path / LAST).unlink()
     prepare_output(tmp_path, [LAST, PREVIOUS, BEST], overwrite=False, checkpoints=(LAST, PREVIOUS))
-    assert checkpoints.exists()
-    assert "number" in load_checkpoint(checkpoints.last)
+    assert Saving(tmp_path).checkpoints.restore(saving.state)
+
+
+def test_fault_05_a_checkpoint_on_a_full_disk_is_told_as_such_and_the_last_good_one_stays(tmp_path: Path) -> None:
+    saving = Saving(tmp_path)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def save_below(limit: int, update: int) -> str:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limits[1]))
+        try:
+            with pytest.raises(DiskFullError) as raised:
+                saving.save(update)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert not isinstance(raised.value, CacheError)
+        return str(raised.value)
+
+    full = f"the disk is full: no room for a checkpoint in '{tmp_path}'; "
+    assert save_below(4096, 1) == f"{full}there is none yet: free space and resume"
+    saving.save(1)
+    saving.save(2)
+    size = (tmp_path / LAST).stat().st_size
+    for limit in (0, 1, 4096, size // 2, size - 100, size - 1):
+        assert save_below(limit, 3) == f"{full}the last good checkpoint, last.pth.tar, stays: free space and resume"
+        assert saved_updates(tmp_path) == [1, 2]
+        assert sorted(path.name for path in tmp_path.iterdir()) == [LAST, BEST, PREVIOUS]
+    saving.save(3)
+    assert saved_updates(tmp_path) == [2, 3]
+
+
+def test_fault_05_a_checkpoint_on_a_really_full_disk_leaves_the_last_good_one(
+    small_disk: Callable[[int], Path],
+) -> None:
+    saving = Saving(Path("/nowhere"))
+    saving.checkpoints = Checkpoints(small_disk(5 << 20), resume=True)
+
+    def fill() -> None:
+        for update in range(1, 10):
+            saving.save(update)
+            (saving.checkpoints.folder / f"other-{update}").write_bytes(bytes(1 << 20))
+
+    with pytest.raises(DiskFullError, match=r"the disk is full.*last good checkpoint, last.pth.tar, stays"):
+        fill()
+    assert saving.checkpoints.restore(saving.state)
+
+
+def test_checkpoints_of_the_same_weights_count_as_one(tmp_path: Path) -> None:
+    saving = Saving(tmp_path)
+    for update in (4, 5, 5, 5):  # the last update of an epoch, its end, and a signal
+        saving.save(update)
+    assert saved_updates(tmp_path) == [4, 5]

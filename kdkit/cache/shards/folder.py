@@ -27,6 +27,7 @@ from kdkit.cache.hdf5.segments import open_segments
 from kdkit.cache.hdf5.write import Array, Region, write_hdf5
 from kdkit.cache.payload import Segment
 from kdkit.cache.shards.manifest import describe_shard, file_crc32, file_size, read_entry, write_entry
+from kdkit.cache.write_errors import cache_write_errors
 from kdkit.errors import CacheCorruptError, CacheError, CacheNotFoundError
 from kdkit.runtime import files
 
@@ -58,11 +59,12 @@ class ShardFolder:
     metadata: CacheMetadata
 
     @classmethod
+    @cache_write_errors()
     def create(cls, folder: Path, metadata: CacheMetadata, arrays: Mapping[str, Array]) -> ShardFolder:
         """Starts a parts folder; `arrays` are the datasets of its index.
 
         Raises:
-            CacheError: the folder cannot be written.
+            CacheWriteError: the folder cannot be written.
         """
         files.make_folder(folder)
         with files.atomic_write(folder / INDEX_NAME) as temporary:
@@ -109,6 +111,7 @@ class ShardFolder:
         """The shards of the plan, from a view on, that are not sealed, in order."""
         return [shard for shard in self.metadata.shards(first_view) if not self.is_sealed(shard)]
 
+    @cache_write_errors()
     def seal(
         self,
         shard: Shard,
