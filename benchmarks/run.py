@@ -50,13 +50,13 @@ def draw(folder: Path) -> None:
 
 
 def summarise(folder: Path, quick: bool, failed: Sequence[str]) -> None:
-    """One page: what was wanted, what was measured, where it stands."""
+    """Writes one page with every target, its measurement and its source."""
     report = Report("summary", "All benchmarks", quick)
-    report.text("What was wanted and what was measured: median (quartiles) of interleaved turns where there are turns.")
+    report.text("Targets and measurements: median (quartiles) of interleaved turns where there are turns.")
     met = {True: "yes", False: "no", None: ""}
     report.table(
-        ["what", "wanted", "measured", "met", "result"],
-        [[v.claim.text, v.claim.wanted, v.shown, met[v.met], v.result] for v in verdicts(folder)],
+        ["what", "target", "measured", "met", "result"],
+        [[v.claim.text, v.claim.target, v.shown, met[v.met], v.result] for v in verdicts(folder)],
     )
     if failed:
         report.text(f"These benchmarks failed: {', '.join(failed)}.")
