@@ -135,6 +135,7 @@ def test_fault_20_a_signal_sent_to_every_process_of_a_run_leaves_a_checkpoint_to
     assert_equal(tmp_path, run(tmp_path, resume=True, num_workers=2), plain)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [2, 5 + 2, 10 + 4])
 def test_fault_20_a_signal_ends_a_validation_too_which_the_run_that_goes_on_does_again(
     tmp_path: Path, number: int
@@ -157,6 +158,7 @@ def test_fault_20_a_signal_ends_a_validation_too_which_the_run_that_goes_on_does
     assert {"val_top1", "val_ema_top1"} <= set(said(tmp_path / "plain")[-1])
 
 
+@pytest.mark.slow
 def test_fault_30_what_losses_learn_scaler_and_schedules_by_epoch_resume_too(tmp_path: Path) -> None:
     config = TrainConfig(
         **{**vars(CONFIG), "amp": "float16", "ema_decay": 0.9, "accumulate": 2, "sched": "step", "sched_unit": "epoch"}
