@@ -125,7 +125,12 @@ CLAIMS = (
     Claim("the same: other memory, MiB", "read", "1,000 batches: anonymous memory, MiB", 16),
     _step("resnet18"),
     _step("vit_tiny_patch16_224"),
-    Claim("time of an epoch of kdkit's loop relative to a hand-written loop: resnet18", "step", "loop over minimal loop", 1.02),
+    Claim(
+        "time of an epoch of kdkit's loop relative to a hand-written loop: resnet18",
+        "step",
+        "loop over minimal loop",
+        1.02,
+    ),
     _views("crop and flip", 0),
     _views("crop and flip", 2),
     _views("RandAugment", 0),

