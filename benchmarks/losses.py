@@ -1,8 +1,8 @@
-"""Time and peak memory of every loss, forward and backward, beside the plainest log_softmax + kl_div expression.
+"""Time and peak memory of every loss, forward and backward, relative to the plainest log_softmax + kl_div expression.
 
     python benchmarks/losses.py [--quick] [--repeats 15] [--only kl dkd]
 
-Every contender runs beside its baseline, in turns; the time is the median over the turns, the ratio the median of the
+Every loss and its baseline run in turns; the time is the median over the turns, the ratio the median of the
 turns' own ratios. Peak memory is the largest sum of live tensor bytes that the torch profiler saw between the call and
 the end of backward, inputs and parameters not counted. About 4 minutes on 2 CPU cores.
 """
@@ -11,7 +11,7 @@ import os
 import statistics
 from collections.abc import Callable
 
-os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler's own chatter
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # silences the profiler
 
 import torch
 import torch.nn.functional as F
@@ -128,7 +128,7 @@ def peak_bytes(leaves: list[Tensor], step: Step) -> int:
 
 
 def table(report: Report, title: str, leaves: list[Tensor], steps: dict[str, Step], repeats: int) -> None:
-    """A table of time and memory, each beside the plain expression at the same temperature."""
+    """A table of time and memory, each relative to the plain expression at the same temperature."""
     rows: list[list[object]] = []
     for name, step in steps.items():
         base = steps["plain, T=4" if name.endswith("T=4") else "plain"]

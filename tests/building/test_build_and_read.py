@@ -375,7 +375,7 @@ def test_fault_21_an_unwritable_folder_is_refused(tmp_path: Path) -> None:
         build_cache(teacher(), digits_dataset(8), tmp_path / "file" / "t.h5", EXACT)
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.parametrize("method", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
 def test_a_cache_goes_to_other_processes(tmp_path: Path, method: str) -> None:
     build_cache(teacher(), digits_dataset(8), tmp_path / "t.h5", EXACT)
     cache = open_cache(tmp_path / "t.h5", digits_dataset(8))

@@ -119,6 +119,7 @@ def test_what_the_metadata_says_is_view_0_s_and_views_differ(built: tuple[Cached
         assert views[0] != views[1] != views[2]
 
 
+@pytest.mark.slow
 def test_the_fidelity_of_a_packed_and_of_an_extended_cache_is_that_of_one_in_parts(
     built: tuple[CachedTeacher, list[int]], tmp_path: Path
 ) -> None:

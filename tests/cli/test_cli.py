@@ -91,6 +91,7 @@ def test_build_info_verify_distill_in_turn(folder: Path, capsys: pytest.CaptureF
     assert all({"val_top1", "val_loss"} <= set(record) for record in epochs)
 
 
+@pytest.mark.slow
 def test_estimate_is_within_3_percent_of_what_is_built(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for codec, options in (("float32", "{}"), ("int8", "{}"), ("topk", "{k: 4}")):
         arguments = build(folder, "--codec", codec, "--build.codec_options", options, "--views", "20")
@@ -259,6 +260,7 @@ def test_a_card_feeds_its_teacher_as_it_says(folder: Path) -> None:
         resolve_teacher(TeacherConfig(str(folder / "mine.yaml")), resolve_device("cpu"))
 
 
+@pytest.mark.slow
 def test_a_teacher_runs_in_another_precision_and_order_of_classes(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -12,6 +12,8 @@ from task_rows import IDLE_HEADS, ROWS
 
 from kdkit import LogitDistillationTask
 
+pytestmark = pytest.mark.slow
+
 
 def saved_by(script: str, output: Path, *, ranks: int) -> Any:
     """What rank 0 of the script saved."""
@@ -53,13 +55,11 @@ def test_two_ranks_make_the_gradients_of_one_process_and_leave_the_teacher_alone
     assert saved["checkpoint_keys"] == list(task.trainable_module.state_dict())
 
 
-@pytest.mark.slow
 def test_compiling_around_ddp_gives_the_eager_loss(tmp_path: Path) -> None:
     eager, *compiled = saved_by("ddp_compile.py", tmp_path / "losses.pt", ranks=1)
     assert compiled == pytest.approx([eager, eager], abs=1e-4)
 
 
-@pytest.mark.slow
 def test_every_row_of_the_table_makes_the_gradients_of_one_process(tmp_path: Path) -> None:
     """Each row in float64, with the live teacher and with its output given; see ddp_tasks.py for the comparisons."""
     rows = [*ROWS, *IDLE_HEADS]

@@ -1,8 +1,11 @@
-"""Faults 5 and 6: a full disk in each phase, and a file system that refuses."""
+"""Faults 5, 6 and 21: a full disk in each phase, a file system that refuses, and places that cannot be written."""
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import errno
+import functools
 import os
 import resource
 import shutil
@@ -120,6 +123,7 @@ for phase in sys.argv[1:]:
 """
 
 
+@pytest.mark.slow
 def test_fault_05_a_file_size_limit_in_each_phase_ends_the_command_with_1_and_no_signal(tmp_path: Path) -> None:
     whole = CACHE.build(tmp_path / "whole.h5").stat().st_size
     phases = {"index": (1000, 0), "shard": (24_000, 0), "pack": (whole - 1, 4)}
@@ -144,66 +148,110 @@ def test_fault_05_a_file_size_limit_in_each_phase_ends_the_command_with_1_and_no
         CACHE.assert_exact(root / "t.h5")
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
-    """Mounts a tmpfs of so many bytes."""
-    mounted: list[Path] = []
-
-    def mount(size: int) -> Path:
-        place = tmp_path / f"disk-{size}"
-        place.mkdir()
-        done = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "none", str(place)], capture_output=True)
-        if done.returncode:
-            pytest.skip("needs the right to mount a tmpfs; other tests of the same fault need none")
-        mounted.append(place)
-        return place
-
-    yield mount
-    for place in mounted:
-        subprocess.run(["umount", str(place)], check=True)
+NAMESPACE = ("unshare", "--user", "--map-root-user", "--mount")
+Test = Callable[..., None]
 
 
-def test_fault_05_a_really_full_disk_is_met_in_each_phase_and_survived(small_disk: Callable[[int], Path]) -> None:
+def _succeeds(*command: str) -> bool:
+    return subprocess.run(command, capture_output=True).returncode == 0
+
+
+def mounts(test: Test) -> Test:
+    """Runs a test where a file system can be mounted: here, or else in a child process in a user namespace."""
+
+    @functools.wraps(test)
+    def run(**arguments: Any) -> None:
+        if _succeeds("unshare", "--mount", "true"):
+            test(**arguments)
+            return
+        if not _succeeds(*NAMESPACE, "true"):
+            pytest.skip("needs the right to mount a tmpfs, or user namespaces; other tests of this fault need neither")
+        name = os.environ["PYTEST_CURRENT_TEST"].removesuffix(" (call)")
+        command = [*NAMESPACE, sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", name]
+        child = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True)
+        assert child.returncode == 0, child.stdout
+        assert "1 passed" in child.stdout
+
+    return run
+
+
+@contextlib.contextmanager
+def small_disk(folder: Path, size: int) -> Iterator[Path]:
+    """An empty file system of `size` bytes."""
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "none", str(folder)], check=True)
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+@mounts
+def test_fault_05_a_really_full_disk_is_met_in_each_phase_and_survived(tmp_path: Path) -> None:
     sealed = set()
     for size in range(8 << 10, 264 << 10, 16 << 10):
-        root = small_disk(size)
-        try:
-            CACHE.build(root / "t.h5")
-            sealed.add("all")
-        except CacheDiskFullError:
-            sealed.add(len(list(root.rglob("*.json"))))
-        _assert_only_committed(root)
+        with small_disk(tmp_path / f"disk-{size}", size) as root:
+            try:
+                CACHE.build(root / "t.h5")
+                sealed.add("all")
+            except CacheDiskFullError:
+                sealed.add(len(list(root.rglob("*.json"))))
+            _assert_only_committed(root)
     assert {0, 4, "all"} <= sealed  # the index or first shard, the pack, and nothing
     assert len(sealed) > 3
 
 
-@pytest.fixture(params=["a disk that is mounted so", "a folder without the right"])
-def read_only(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
-    """A folder with a cache of 8 digits, where nothing can be written."""
-    mounts = request.param == "a disk that is mounted so"
-    if not mounts and os.geteuid() == 0:
-        pytest.skip("root writes wherever the disk can be written")
-    root = request.getfixturevalue("small_disk")(4 << 20) if mounts else tmp_path / "root"
-    build_cache(Teacher(Pixels()), digits_dataset(8), root / "t.h5", EXACT)
-    if mounts:
+def _assert_reads_work_and_writes_are_refused(root: Path) -> None:
+    open_cache(root / "t.h5", digits_dataset(8)).verify()
+    with pytest.raises(CacheError, match="no cache can be written"):
+        build_cache(Teacher(Pixels()), digits_dataset(8), root / "u.h5", EXACT)
+    with pytest.raises(OutputError, match="cannot be written"):
+        prepare_output(root / "run", (), overwrite=False)
+
+
+@mounts
+def test_fault_21_a_cache_is_read_from_a_read_only_disk_and_none_is_begun_there(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", 4 << 20) as root:
+        build_cache(Teacher(Pixels()), digits_dataset(8), root / "t.h5", EXACT)
         subprocess.run(["mount", "-o", "remount,ro", str(root)], check=True)
-    else:
-        (root / "t.h5").chmod(0o444)
-        root.chmod(0o555)
-    yield root
-    if not mounts:
+        _assert_reads_work_and_writes_are_refused(root)
+
+
+@contextlib.contextmanager
+def permissions_hold() -> Iterator[None]:
+    """Permission bits bind root as well: this thread gives up CAP_DAC_OVERRIDE. Nothing changes for other users."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    header, before = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()  # _LINUX_CAPABILITY_VERSION_3
+    assert libc.capget(header, before) == 0
+    without = (ctypes.c_uint32 * 6)(*before)
+    without[0] &= ~(1 << 1)  # the effective capabilities 0 to 31; CAP_DAC_OVERRIDE is 1
+    assert libc.capset(header, without) == 0
+    try:
+        yield
+    finally:
+        assert libc.capset(header, before) == 0
+
+
+def test_fault_21_a_cache_is_read_from_a_folder_without_write_permission_and_none_is_begun_there(
+    tmp_path: Path,
+) -> None:
+    root = tmp_path / "root"
+    build_cache(Teacher(Pixels()), digits_dataset(8), root / "t.h5", EXACT)
+    (root / "t.h5").chmod(0o444)
+    root.chmod(0o555)
+    try:
+        with permissions_hold():
+            with pytest.raises(PermissionError):
+                (root / "probe").touch()
+            _assert_reads_work_and_writes_are_refused(root)
+    finally:
         root.chmod(0o755)
 
 
-def test_fault_21_a_cache_is_read_where_nothing_can_be_written_and_none_is_begun_there(read_only: Path) -> None:
-    open_cache(read_only / "t.h5", digits_dataset(8)).verify()
-    with pytest.raises(CacheError, match="no cache can be written"):
-        build_cache(Teacher(Pixels()), digits_dataset(8), read_only / "u.h5", EXACT)
-    with pytest.raises(OutputError, match="cannot be written"):
-        prepare_output(read_only / "run", (), overwrite=False)
-
-
-@pytest.mark.parametrize("call", ["fsync", "replace", "pwrite", "mkdir"])
+@pytest.mark.parametrize(
+    "call",
+    [pytest.param("fsync", marks=pytest.mark.slow), "replace", pytest.param("pwrite", marks=pytest.mark.slow), "mkdir"],
+)
 def test_fault_06_an_error_of_the_file_system_at_any_call_commits_nothing_more_and_is_clear(
     tmp_path: Path, call: str
 ) -> None:

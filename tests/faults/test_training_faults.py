@@ -134,6 +134,7 @@ def test_fault_20_a_signal_sent_to_every_process_of_a_run_leaves_a_checkpoint_to
     assert_equal(tmp_path, run(tmp_path, resume=True, num_workers=2), plain)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [2, 5 + 2, 10 + 4])
 def test_fault_20_a_signal_ends_a_validation_too_which_the_resumed_run_repeats(tmp_path: Path, number: int) -> None:
     """In the student's, in its average's, and in the second epoch."""
@@ -154,6 +155,7 @@ def test_fault_20_a_signal_ends_a_validation_too_which_the_resumed_run_repeats(t
     assert {"val_top1", "val_ema_top1"} <= set(logged(tmp_path / "plain")[-1])
 
 
+@pytest.mark.slow
 def test_fault_30_what_losses_learn_scaler_and_schedules_by_epoch_resume_too(tmp_path: Path) -> None:
     config = TrainConfig(
         **{**vars(CONFIG), "amp": "float16", "ema_decay": 0.9, "accumulate": 2, "sched": "step", "sched_unit": "epoch"}

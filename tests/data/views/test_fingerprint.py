@@ -124,6 +124,7 @@ def test_the_order_of_a_dictionary_counts_and_that_of_attributes_does_not(tmp_pa
     assert seen[0] != seen[2]
 
 
+@pytest.mark.slow
 def test_equal_transforms_have_one_identity_in_processes_that_hash_otherwise(tmp_path: Path) -> None:
     texts = {f"mine_{number}": text.format(1) for number, text in enumerate(PLACES.values())}
     here = [identity(load(tmp_path, text, name)) for name, text in texts.items()]
