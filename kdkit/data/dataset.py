@@ -124,6 +124,10 @@ class ReplayedDataset(Dataset[Sample]):
     def __len__(self) -> int:
         return len(self.keys)
 
+    def __repr__(self) -> str:
+        source = repr(self.source) if type(self.source).__repr__ is not object.__repr__ else type(self.source).__name__
+        return f"ReplayedDataset({source}, {describe_recipe(self.recipe)})"
+
     def __getitem__(self, index: Index) -> Sample:
         """The sample at `index` = (row, view), as in dataset[0, 3].
 
@@ -211,6 +215,16 @@ def _create(recipe: ViewRecipe, size: int, transform: Callable[..., Any] | None)
     if recipe.transform is not None:
         raise ConfigError(f"the recipe is for the transform {recipe.transform!r}: ReplayedDataset(..., transform=...)")
     return create_view_transform(recipe, size)
+
+
+def describe_recipe(recipe: ViewRecipe) -> str:
+    """The fields of a recipe that differ from their defaults, and always its size and number of views."""
+    plain = ViewRecipe()
+    changed = [
+        field.name for field in dataclasses.fields(recipe) if getattr(recipe, field.name) != getattr(plain, field.name)
+    ]
+    shown = ["size", "num_views", *(name for name in changed if name not in ("size", "num_views"))]
+    return ", ".join(f"{name}={getattr(recipe, name)!r}" for name in shown)
 
 
 def _first_repeated(keys: Sequence[str]) -> str:

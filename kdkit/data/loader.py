@@ -107,6 +107,12 @@ class ReplayLoader:
     def __len__(self) -> int:
         return len(self._loader)
 
+    def __repr__(self) -> str:
+        return (
+            f"ReplayLoader({len(self)} batches of {self.sampler.batch_size}, {self._loader.num_workers} workers, "
+            f"on {self.device}: {self.dataset!r})"
+        )
+
     @property
     def num_images(self) -> int:
         """Images of one pass."""
