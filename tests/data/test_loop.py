@@ -1,4 +1,4 @@
-"""A training loop of the user's own: open_dataset and create_loader, with neither sampler nor normalisation by hand."""
+"""A custom training loop with open_dataset and create_loader, which needs neither sampler nor normalisation by hand."""
 
 from __future__ import annotations
 

@@ -152,8 +152,8 @@ def test_other_pixels_name_the_libraries_that_changed(tmp_path: Path, monkeypatc
     open_cache(tmp_path / "t.h5", digits_dataset(6))  # another version alone harms nothing
     changed = digits(6)
     changed.images = changed.images ^ 0x10
-    said = f"pillow 9.9 has become {now['pillow']}, timm 0.1 has become {now['timm']}; use what"
-    with pytest.raises(CacheMismatchError, match=said):
+    message = f"pillow 9.9 has become {now['pillow']}, timm 0.1 has become {now['timm']}; use what"
+    with pytest.raises(CacheMismatchError, match=message):
         open_cache(tmp_path / "t.h5", ReplayedDataset(changed, digits_dataset(6).recipe))
 
 

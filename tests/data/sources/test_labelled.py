@@ -1,4 +1,4 @@
-"""Sources whose labels stand beside the images: tables, WebDataset shards and Hugging Face datasets."""
+"""Sources with a label for each image: tables, WebDataset shards and Hugging Face datasets."""
 
 from __future__ import annotations
 
