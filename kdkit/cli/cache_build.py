@@ -15,14 +15,14 @@ def run(arguments: list[str]) -> None:
     from kdkit.building.resume import check_writable
     from kdkit.building.shards import RANK_TIMEOUT
     from kdkit.cli._header import describe_build, describe_built
-    from kdkit.resolve import resolve_dataset, resolve_device, resolve_teacher
+    from kdkit.resolve import open_dataset, resolve_device, resolve_teacher
     from kdkit.runtime import distributed
     from kdkit.runtime.layout import print_labelled
 
     with distributed.process_group(config.device, timeout=RANK_TIMEOUT):
         device = resolve_device(config.device)
         check_writable(config.output)  # before the teacher is loaded
-        dataset = resolve_dataset(config.data, config.recipe)
+        dataset = open_dataset(config.data, recipe=config.recipe)
         teacher = resolve_teacher(config.teacher, device, dataset.class_names)
         if distributed.rank() == 0:
             header = describe_build(teacher, dataset, config.data, config.build, device, config.output)

@@ -11,11 +11,11 @@ def run(arguments: list[str]) -> None:
     config = parse_config(CacheEstimateConfig, "cache estimate", arguments, {"DATA": "data"})
     from kdkit.building.estimate import estimate_cache
     from kdkit.cache.summary import describe_bytes, describe_fidelity
-    from kdkit.resolve import resolve_dataset, resolve_device, resolve_teacher
+    from kdkit.resolve import open_dataset, resolve_device, resolve_teacher
     from kdkit.runtime.layout import print_labelled
 
     device = resolve_device(config.device)
-    dataset = resolve_dataset(config.data, config.recipe)
+    dataset = open_dataset(config.data, recipe=config.recipe)
     teacher = resolve_teacher(config.teacher, device, dataset.class_names)
     found = estimate_cache(teacher, dataset, config.build, device=device)
     made_of = describe_bytes(found.images * found.row_bytes)

@@ -14,14 +14,16 @@ def run(arguments: list[str]) -> None:
     from kdkit.cache import open_cache
     from kdkit.cli._header import describe_built
     from kdkit.recipe import ViewRecipe
-    from kdkit.resolve import resolve_dataset, resolve_device, resolve_teacher, teacher_of_cache
+    from kdkit.resolve import open_dataset, resolve_device, resolve_teacher, teacher_of_cache
     from kdkit.runtime import distributed
     from kdkit.runtime.layout import print_labelled
 
     with distributed.process_group(config.device, timeout=RANK_TIMEOUT):
         device = resolve_device(config.device)
         metadata = open_cache(config.cache).metadata
-        dataset = resolve_dataset(config.data, ViewRecipe.from_dict({**metadata.recipe, "num_views": config.num_views}))
+        dataset = open_dataset(
+            config.data, recipe=ViewRecipe.from_dict({**metadata.recipe, "num_views": config.num_views})
+        )
         teacher = config.teacher or teacher_of_cache(metadata.teacher)
         report = extend_cache(
             resolve_teacher(teacher, device, dataset.class_names),

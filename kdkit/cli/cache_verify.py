@@ -12,13 +12,13 @@ def run(arguments: list[str]) -> None:
     from kdkit.building.verify import verify_cache
     from kdkit.cache import open_cache
     from kdkit.recipe import ViewRecipe
-    from kdkit.resolve import resolve_dataset, resolve_device, resolve_teacher, teacher_of_cache
+    from kdkit.resolve import open_dataset, resolve_device, resolve_teacher, teacher_of_cache
     from kdkit.runtime.layout import print_wrapped
 
     teacher, dataset, device = None, None, resolve_device(config.device)
     if config.data is not None:
         metadata = open_cache(config.cache).metadata
-        dataset = resolve_dataset(config.data, ViewRecipe.from_dict(metadata.recipe))
+        dataset = open_dataset(config.data, recipe=ViewRecipe.from_dict(metadata.recipe))
         made_by = config.teacher or teacher_of_cache(metadata.teacher)
         teacher = resolve_teacher(made_by, device, dataset.class_names)
     report = verify_cache(

@@ -31,8 +31,7 @@ class LoadingConfig:
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise ConfigError(f"batch_size must be at least 1 image, got {self.batch_size}")
-        if self.num_workers != AUTO and self.num_workers < 0:
-            raise ConfigError(f"num_workers must be auto, or 0 or more, got {self.num_workers!r}")
+        choose_workers(self.num_workers)
 
     @property
     def workers(self) -> int:

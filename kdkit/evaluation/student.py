@@ -14,7 +14,7 @@ from kdkit.data import EpochSampler, ReplayedDataset, ReplayLoader, translate_wo
 from kdkit.errors import ClassMismatchError, OutputExistsError
 from kdkit.evaluation.config import EvaluateConfig
 from kdkit.recipe import ViewRecipe
-from kdkit.resolve import resolve_dataset, resolve_device
+from kdkit.resolve import open_dataset, resolve_device
 from kdkit.runtime import files
 from kdkit.runtime.progress import progress
 from kdkit.student import Student, load_student
@@ -59,7 +59,7 @@ def evaluate_student(config: EvaluateConfig, *, show_progress: bool = False) -> 
         raise OutputExistsError(f"{str(output)!r} exists: pass --overwrite to replace it")
     device = resolve_device(config.device)
     model, student = load_student(config)
-    dataset = resolve_dataset(config.data, _recipe(config, student))
+    dataset = open_dataset(config.data, recipe=_recipe(config, student))
     _check_same_classes(config, model, student, dataset)
     loader = ReplayLoader(
         dataset,

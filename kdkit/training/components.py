@@ -9,14 +9,14 @@ import timm
 import torch
 from torch import nn
 
+import kdkit.data
 from kdkit.cache import CachedTeacher
 from kdkit.cache.format.constants import LOGITS
 from kdkit.config import EMA
-from kdkit.data import EpochSampler, ReplayedDataset, ReplayLoader
+from kdkit.data import ReplayedDataset, ReplayLoader
 from kdkit.errors import CheckpointError, ClassMismatchError, ConfigError, DatasetError, UnknownNameError, nearest
 from kdkit.recipe import ViewRecipe
-from kdkit.resolve import resolve_dataset, resolve_teacher
-from kdkit.runtime import distributed
+from kdkit.resolve import open_dataset, resolve_teacher
 from kdkit.student import Student
 from kdkit.tasks import DistillationTask, TrainingTask
 from kdkit.teachers import Teacher
@@ -24,7 +24,6 @@ from kdkit.teachers.card import find_card
 from kdkit.training.config import DistillConfig
 from kdkit.training.create_task import create_task
 from kdkit.training.run import write_config
-from kdkit.types import Normalization
 
 _FIRST_WEIGHTS = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir")
 """Arguments of timm.create_model about the initial weights: the trained ones are in the checkpoint."""
@@ -39,7 +38,7 @@ def choose_recipe(config: DistillConfig, cache: CachedTeacher | None) -> ViewRec
 
 def open_validation(folder: str, training: ReplayedDataset) -> ReplayedDataset:
     """The validation images; the same classes as the training images, or an error."""
-    dataset = resolve_dataset(folder, ViewRecipe.evaluation(training.recipe.size))
+    dataset = open_dataset(folder, recipe=ViewRecipe.evaluation(training.recipe.size))
     if dataset.class_names != training.class_names:
         raise DatasetError(
             f"the validation folder {folder!r} has the classes {_shorten(dataset.class_names)}, "
@@ -154,19 +153,15 @@ def create_loader(
     dataset: ReplayedDataset, task: TrainingTask, config: DistillConfig, device: torch.device, *, shuffle: bool
 ) -> ReplayLoader:
     """This rank's share of the images, in the student's normalisation."""
-    drop_last = shuffle and -(-len(dataset) // distributed.world_size()) > config.train.batch_size
-    sampler = EpochSampler(
-        range(len(dataset)),
-        config.train.batch_size,
-        num_views=dataset.recipe.num_views,
+    return kdkit.data.create_loader(
+        dataset,
+        task,
+        batch_size=config.train.batch_size,
+        num_workers=config.train.workers,
         shuffle=shuffle,
         seed=config.train.seed,
-        drop_last=drop_last,  # one image is no batch for a batch norm
-        rank=distributed.rank(),
-        world_size=distributed.world_size(),
+        device=device,
     )
-    student: Any = task.get_eval_model()
-    return ReplayLoader(dataset, sampler, Normalization.of(student), device=device, num_workers=config.train.workers)
 
 
 def _shorten(names: Any, limit: int = 5) -> str:

@@ -13,7 +13,7 @@ from timm.utils import random_seed
 from kdkit.cache import CachedTeacher, open_cache
 from kdkit.cache.format.constants import LOGITS
 from kdkit.data import ReplayedDataset, ReplayLoader
-from kdkit.resolve import resolve_dataset, resolve_device
+from kdkit.resolve import open_dataset, resolve_device
 from kdkit.runtime import distributed
 from kdkit.runtime.layout import print_labelled, print_wrapped
 from kdkit.runtime.output import prepare_output
@@ -123,7 +123,7 @@ def _open(config: DistillConfig) -> _Run:
     cache = None if config.cache is None else open_cache(config.cache)
     if cache is not None and config.task_kind != "feature":
         cache.check_exists(LOGITS)
-    dataset = resolve_dataset(config.data, choose_recipe(config, cache))
+    dataset = open_dataset(config.data, recipe=choose_recipe(config, cache))
     if config.unreadable == "skip":
         dataset = dataset.skipping_unreadable()
     if cache is not None:

@@ -265,7 +265,7 @@ def test_bytes_of_a_codec_without_a_size_are_refused() -> None:
 
 def test_a_pretrained_student_starts_from_its_weights(folder_of_weights: Path) -> None:
     from kdkit.recipe import ViewRecipe
-    from kdkit.resolve import resolve_dataset
+    from kdkit.resolve import open_dataset
     from kdkit.training.components import make_task
     from kdkit.training.config import DistillConfig
 
@@ -277,7 +277,7 @@ def test_a_pretrained_student_starts_from_its_weights(folder_of_weights: Path) -
         pretrained=True,
         student_options=overlay,
     )
-    task = make_task(config, resolve_dataset(config.data, ViewRecipe(size=32)), None, torch.device("cpu"))
+    task = make_task(config, open_dataset(config.data, recipe=ViewRecipe(size=32)), None, torch.device("cpu"))
     expected = tiny_model(seed=3, num_classes=7).state_dict()
     found = task.get_eval_model().state_dict()
     first = next(iter(expected))

@@ -161,7 +161,7 @@ def test_data_that_names_no_classes_takes_their_number_from_the_teacher(
 ) -> None:
     source = digits(40)
     source.class_names = None
-    monkeypatch.setattr(module, "resolve_dataset", lambda name, recipe: ReplayedDataset(source, recipe))
+    monkeypatch.setattr(module, "open_dataset", lambda name, recipe: ReplayedDataset(source, recipe))
     recipe = ViewRecipe(size=32, hflip=0.0)
     teacher = create_teacher(tiny_model(seed=1))
     build_cache(teacher, ReplayedDataset(source, recipe), folder / "nameless.h5", BuildConfig(num_workers=0))
