@@ -66,15 +66,15 @@ def train(
     num_batches, world_size = len(loader), distributed.world_size()
     _check_trainable(config, num_batches, validation)
     display = display or Display()
-    optimizer = create_optimizer(unwrap_model(task.trainable_module), config)
+    optimizer = create_optimizer(unwrap_model(task.get_trainable_module()), config)
     updates_per_epoch = math.ceil(num_batches / config.accumulate)
     scheduler = create_schedule(optimizer, config, updates_per_epoch)
     amp = None if config.amp is None else getattr(torch, config.amp)
     scaler = torch.amp.GradScaler(loader.device.type, enabled=amp == torch.float16)
     distill_weight = DistillWarmup(task, config.distill_warmup_epochs * updates_per_epoch)
     prepare(task, config, loader.device)
-    if teacher_source is None and not getattr(task, "is_own_teacher", False):
-        teacher_source = getattr(task, "teacher", None)  # asked here, it also sees a view of its own in the batch
+    if teacher_source is None:
+        teacher_source = task.live_teacher  # run by the loop, it also takes a batch's own view for the teacher
     if isinstance(teacher_source, Teacher):  # as the task does with its own: the images are in the student's terms
         teacher_source = teacher_source.for_input(loader.normalization)  # only now, so that it is compiled too
     state = RunState(task, optimizer, scheduler, scaler, loader.device)
@@ -200,7 +200,7 @@ def _update_ema(task: TrainingTask, update: int) -> None:
     """Moves the average; where it teaches, each rank's would else have the running statistics of its own images."""
     task.update_ema(step=update)
     ema = task.get_trainable_module(ema=True)
-    if ema is not None and getattr(task, "is_own_teacher", False):
+    if ema is not None and task.is_own_teacher:
         distributed.share_buffers(ema)
 
 

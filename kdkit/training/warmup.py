@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from typing_extensions import Self
 
 from kdkit.errors import ConfigError
@@ -14,11 +12,11 @@ class DistillWarmup:
     """The weight of the distillation loss, rising linearly from 0 over the first updates."""
 
     def __init__(self, task: TrainingTask, warmup_updates: int) -> None:
-        self._task: Any = task
+        self._task = task
         self._updates = warmup_updates
-        if warmup_updates and not hasattr(task, "distill_loss_weight"):
+        if warmup_updates and task.distill_loss_weight is None:
             raise ConfigError(f"{type(task).__name__} has no distill_loss_weight to warm up: leave the warm-up out")
-        self._full = getattr(task, "distill_loss_weight", 1.0)
+        self._full = 1.0 if task.distill_loss_weight is None else task.distill_loss_weight
 
     def set(self, update: int) -> None:
         """Sets the task's weight for the update with this number, counted from 0."""
