@@ -102,7 +102,7 @@ def _resolve_member(
     """One teacher: by timm name, by the path of a card, from a weights file, or from a folder that kdkit wrote."""
     options: dict[str, Any] = {
         "class_map": _read_class_map(config.class_map),
-        "missing": config.missing,
+        "missing_classes": config.missing_classes,
         "autocast": _dtype(config.autocast),
     }
     loading: dict[str, Any] = {"checkpoint": config.checkpoint, "device": device, "dtype": _dtype(config.dtype)}

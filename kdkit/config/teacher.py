@@ -40,8 +40,8 @@ class SingleTeacherConfig:
     """The teacher's class for each class of the data: a JSON file with a list of indices or of class names, or an
     ImageNet family, e.g. imagenet-1k; by default the teacher's own classes."""
 
-    missing: Literal["error", "least"] = "error"
-    """About a class of the map that the teacher does not have: error, or least for the least logit."""
+    missing_classes: Literal["error", "min_logit"] = "error"
+    """For a class of the map that the teacher does not have: error, or min_logit for the smallest logit of the row."""
 
     weight: float = 1.0
     """Weight of the teacher's probabilities in an ensemble, relative to the other weights."""
@@ -50,8 +50,8 @@ class SingleTeacherConfig:
         check_choices(self)
         if self.input_size is not None and self.input_size < 1:
             raise ConfigError(f"input_size must be at least 1 pixel, got {self.input_size}")
-        if self.missing != "error" and self.class_map is None:
-            raise ConfigError(f"missing {self.missing!r} is about classes of a class_map, and there is none")
+        if self.missing_classes != "error" and self.class_map is None:
+            raise ConfigError(f"missing_classes={self.missing_classes!r} needs a class_map, and there is none")
         if self.arch is not None and self.checkpoint is not None:
             raise ConfigError("a teacher with arch is a weights file itself: leave out checkpoint")
         if not 0 <= self.weight < float("inf"):

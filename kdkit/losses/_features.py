@@ -11,7 +11,7 @@ from einops import rearrange
 from torch import Tensor
 
 from kdkit.errors import ShapeError
-from kdkit.losses._checks import to_compute_dtype
+from kdkit.types import to_compute_dtype
 
 
 def to_feature_pair(student_feature: Tensor, teacher_feature: Tensor) -> tuple[Tensor, Tensor]:

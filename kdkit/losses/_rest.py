@@ -10,20 +10,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Stands for log 0. Finite, so that 0 * (MASKED - MASKED) is 0 and no NaN reaches a gradient, and small enough to stay
-# finite in float32 when summed over a row.
-MASKED = -1e30
+from kdkit.types import LOG_ZERO
 
 
 def split_target(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The logits with MASKED at the target [B, C], their logsumexp [B], and the target's log-odds [B].
+    """The logits with LOG_ZERO at the target [B, C], their logsumexp [B], and the target's log-odds [B].
 
     Args:
         logits: [B, C], already softened.
         target: index labels [B].
     """
     index = target.unsqueeze(1)
-    others = logits.scatter(1, index, MASKED)
+    others = logits.scatter(1, index, LOG_ZERO)
     log_sum = torch.logsumexp(others, dim=1)
     return others, log_sum, logits.gather(1, index).squeeze(1) - log_sum
 

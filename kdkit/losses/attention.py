@@ -8,8 +8,10 @@ from torch import Tensor
 
 from kdkit.errors import ShapeError
 from kdkit.losses._features import check_same_tokens, to_feature_pair
+from kdkit.losses.registry import feature_loss
 
 
+@feature_loss()
 def attention(student_feature: Tensor, teacher_feature: Tensor) -> Tensor:
     """Squared difference of the normalised attention maps of one tap.
 

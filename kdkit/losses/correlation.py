@@ -11,8 +11,10 @@ from torch.autograd.function import once_differentiable
 
 from kdkit.losses._blocks import blocks
 from kdkit.losses._checks import soften, to_double, to_logit_pair
+from kdkit.losses.registry import logit_loss
 
 
+@logit_loss()
 def dist(
     student_logits: Tensor,
     teacher_logits: Tensor,

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdkit.errors import ConfigError, ShapeError
-from kdkit.losses._checks import to_compute_dtype
+from kdkit.types import to_compute_dtype
 
 Combine = Literal["probabilities", "losses"]
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from kdkit.errors import ConfigError, ShapeError
 from kdkit.losses._features import check_same_width, to_feature_pair
+from kdkit.losses.registry import feature_loss
 
 _LEVELS = (4, 2, 1)  # heights and widths of the pooled maps, weighing 1/2, 1/4 and 1/8
 
@@ -60,6 +61,7 @@ def _context(student_feature: Tensor, teacher_feature: Tensor) -> Tensor:
     return loss / total
 
 
+@feature_loss("review", taps="several", projects=True, aligns="maps")
 class ReviewKD(nn.Module):
     """`review` after its trainable fusion; the parameters train with the student's.
 
