@@ -169,8 +169,8 @@ def main() -> None:
     report.figure("loop over minimal loop", loop)
     report.text(
         f"kdkit's loop relative to a hand-written minimal loop, {SETTINGS[0].model} at {SETTINGS[0].size} px, epochs",
-        f"of {steps} steps, loading included, every step logged: {loop} of its time; the target is at most {LOOP_LIMIT};",
-        f"{epochs} turns.",
+        f"of {steps} steps, loading included, every step logged: {loop} of its time; the target is at most",
+        f"{LOOP_LIMIT}; {epochs} turns.",
     )
     report.write(arguments.output)
 

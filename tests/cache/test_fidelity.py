@@ -251,10 +251,10 @@ def test_an_estimate_looks_at_fewer_images_than_a_build_whose_look_is_in_its_tim
     dataset = digits_dataset(700, ViewRecipe(size=16, hflip=0.0))
     estimated = Watched(lambda number, logits: None)
     estimate = estimate_cache(estimated, dataset, config)
-    assert estimated.asked < 27  # 18 batches to measure on, 3 to fit to, and the timed ones
+    assert estimated.batches < 27  # 18 batches to measure on, 3 to fit to, and the timed ones
     built = Watched(lambda number, logits: None)
     build_cache(built, dataset, tmp_path / "t.h5", config)
-    assert built.asked == 53 + 18 + 70  # 525 images to fit to, 175 to measure on, and all
+    assert built.batches == 53 + 18 + 70  # 525 images to fit to, 175 to measure on, and all
     assert estimate.seconds * estimate.images_per_second == pytest.approx(525 + 175 + 700)
     assert (tmp_path / "t.h5").stat().st_size == pytest.approx(estimate.num_bytes, rel=0.03)
 

@@ -17,7 +17,7 @@ from kdkit.student import load_student
 def test_a_newcomer_gets_from_a_teacher_to_a_model_that_timm_loads(tmp_path: Path) -> None:
     (script,) = blocks("README.md", below="## From a teacher to a model that timm loads")
     out = run_script(script, tmp_path)
-    for said in (
+    for printed in (
         "published_top1",  # teachers show
         "images       2,000 (1,000 samples x 2 views)",  # cache estimate
         "lite0.h5: 1,000 images x 2 views",  # cache build
@@ -27,7 +27,7 @@ def test_a_newcomer_gets_from_a_teacher_to_a_model_that_timm_loads(tmp_path: Pat
         "exported/model.safetensors",  # export
         "1000 classes",  # timm
     ):
-        assert said in out
+        assert printed in out
     student, described = load_student(StudentConfig(student=str(tmp_path / "runs/small")))
     exported = timm.create_model(f"local-dir:{tmp_path / 'exported'}", pretrained=True).eval()
     pictures = torch.randn(2, 3, 32, 32)
