@@ -24,7 +24,7 @@ class SingleTeacherConfig:
     """Weights file (safetensors or torch) to load in place of timm's pretrained weights."""
 
     input_size: int | None = None
-    """Side in pixels that the teacher is given; by default what arrives, or the only size it accepts."""
+    """Side in pixels of the teacher's input; by default that of the views, or the only size that it accepts."""
 
     dtype: str | None = None
     """Precision of the weights: float32, bfloat16 or float16; float32 by default."""
@@ -33,8 +33,8 @@ class SingleTeacherConfig:
     """Autocast dtype, bfloat16 or float16, over the weights as they are; none by default."""
 
     class_map: str | None = None
-    """For each class asked for the teacher's class: a JSON file with a list of indices or of synsets, or the name of an
-    ImageNet family, e.g. imagenet-1k; all of the teacher's classes by default."""
+    """The teacher's class for each class of the data: a JSON file with a list of indices or of synsets, or the name of
+    an ImageNet family, e.g. imagenet-1k; all of the teacher's classes by default."""
 
     missing_classes: Literal["error", "min_logit"] = "error"
     """For a class of the map that the teacher does not have: error, or min_logit for the smallest logit of the row."""
@@ -61,7 +61,7 @@ class SingleTeacherConfig:
 
 @dataclass(frozen=True)
 class TeacherConfig(SingleTeacherConfig):
-    """Which teacher is asked."""
+    """Which teacher runs."""
 
     ensemble: tuple[SingleTeacherConfig, ...] = ()
     """Further teachers, of an ensemble whose probabilities are averaged, each with the options of this one, e.g.
