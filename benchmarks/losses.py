@@ -39,7 +39,7 @@ def logit_steps(batch: int, classes: int) -> tuple[Tensor, dict[str, Step]]:
     t = 3 * torch.randn(batch, classes)
     y = torch.randint(0, classes, (batch,))
     mixed = 0.7 * F.one_hot(y, classes).float() + 0.3 * F.one_hot(y.flip(0), classes).float()
-    sparse = losses.SparseLogProbs.from_logits(t, 16)
+    sparse = losses.SparseLogits.from_logits(t, 16)
     steps: dict[str, Step] = {"plain": lambda: plain(z, t)}
     for name in losses.available():
         if losses.is_feature_loss(name):
@@ -82,7 +82,7 @@ def vitkd_steps(batch: int = 16, tokens: int = 196) -> tuple[list[Tensor], dict[
     student = [torch.randn(batch, tokens, 192).requires_grad_() for _ in range(3)]
     wide = [torch.randn(batch, tokens, 384).requires_grad_() for _ in range(3)]
     teacher = [torch.randn(batch, tokens, 384) for _ in range(3)]
-    module = losses.ViTKD(192, 384)
+    module = losses.ViTKD([192] * 3, [384] * 3)
     steps: dict[str, Step] = {
         "plain": lambda: torch.stack([F.mse_loss(s, t) for s, t in zip(wide, teacher, strict=True)]).sum(),
         "vitkd": lambda: module(student, teacher),

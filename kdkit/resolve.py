@@ -80,7 +80,7 @@ def _resolve_member(config: SingleTeacherConfig, device: torch.device) -> Teache
     """One teacher: by timm name, or by the path of a card, fed as the card says."""
     options: dict[str, Any] = {
         "class_map": _read_class_map(config.class_map),
-        "missing": config.missing,
+        "missing_classes": config.missing_classes,
         "autocast": _dtype(config.autocast),
     }
     loading: dict[str, Any] = {"checkpoint": config.checkpoint, "device": device, "dtype": _dtype(config.dtype)}

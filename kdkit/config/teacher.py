@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import Literal
 
 from kdkit.errors import ConfigError
 
@@ -23,7 +24,7 @@ class SingleTeacherConfig:
     """Weights file (safetensors or torch) to load in place of timm's pretrained weights."""
 
     input_size: int | None = None
-    """Side in pixels that the teacher is given; by default what arrives, or the only size it accepts."""
+    """Side in pixels of the teacher's input; by default that of the views, or the only size that it accepts."""
 
     dtype: str | None = None
     """Precision of the weights: float32, bfloat16 or float16; float32 by default."""
@@ -32,11 +33,11 @@ class SingleTeacherConfig:
     """Autocast dtype, bfloat16 or float16, over the weights as they are; none by default."""
 
     class_map: str | None = None
-    """For each class asked for the teacher's class: a JSON file with a list of indices or of synsets, or the name of an
-    ImageNet family, e.g. imagenet-1k; all of the teacher's classes by default."""
+    """The teacher's class for each class of the data: a JSON file with a list of indices or of synsets, or the name of
+    an ImageNet family, e.g. imagenet-1k; all of the teacher's classes by default."""
 
-    missing: str = "error"
-    """About a class of the map that the teacher does not have: error, or least for the least logit."""
+    missing_classes: Literal["error", "min_logit"] = "error"
+    """For a class of the map that the teacher does not have: error, or min_logit for the smallest logit of the row."""
 
     weight: float = 1.0
     """How much its probabilities count in an ensemble, in proportion to the others' weights."""
@@ -45,22 +46,22 @@ class SingleTeacherConfig:
         known = (
             ("dtype", (None, "float32", *AMP_DTYPES)),
             ("autocast", (None, *AMP_DTYPES)),
-            ("missing", ("error", "least")),
+            ("missing_classes", ("error", "min_logit")),
         )
         for name, values in known:
             if getattr(self, name) not in values:
                 raise ConfigError(f"{name} must be one of {', '.join(map(str, values))}, got {getattr(self, name)!r}")
         if self.input_size is not None and self.input_size < 1:
             raise ConfigError(f"input_size must be at least 1 pixel, got {self.input_size}")
-        if self.missing != "error" and self.class_map is None:
-            raise ConfigError(f"missing {self.missing!r} is about classes of a class_map, and there is none")
+        if self.missing_classes != "error" and self.class_map is None:
+            raise ConfigError(f"missing_classes={self.missing_classes!r} needs a class_map, and there is none")
         if not 0 <= self.weight < float("inf"):
             raise ConfigError(f"weight must be a number of 0 or more, got {self.weight}")
 
 
 @dataclass(frozen=True)
 class TeacherConfig(SingleTeacherConfig):
-    """Which teacher is asked."""
+    """Which teacher runs."""
 
     ensemble: tuple[SingleTeacherConfig, ...] = ()
     """Further teachers, of an ensemble whose probabilities are averaged, each with the options of this one, e.g.

@@ -122,7 +122,7 @@ def _step(
 @contextmanager
 def _undone(task: TrainingTask, device: torch.device) -> Iterator[None]:
     """Restores at exit what a step changes: buffers (running statistics), gradients, random generators."""
-    module: Any = task.trainable_module
+    module: Any = task.get_trainable_module()
     buffers = [(buffer, buffer.clone()) for buffer in module.buffers()]
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         yield

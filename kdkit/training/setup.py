@@ -22,7 +22,7 @@ def prepare(task: TrainingTask, config: TrainConfig, device: torch.device) -> No
     if config.compile:
         task.compile()
         task.compile_ema()
-    if distributed.world_size() > 1 and not isinstance(task.trainable_module, DistributedDataParallel):
+    if distributed.world_size() > 1 and not isinstance(task.get_trainable_module(), DistributedDataParallel):
         task.prepare_distributed(device_ids=[device.index] if device.type == "cuda" else None)
 
 

@@ -89,7 +89,7 @@ class _Loop:
         self.logger, self.display, self.checkpoints = logger, display, checkpoints
         self.num_batches = len(loader)
         self.updates_per_epoch = math.ceil(self.num_batches / config.accumulate)
-        optimizer = create_optimizer(unwrap_model(task.trainable_module), config)
+        optimizer = create_optimizer(unwrap_model(task.get_trainable_module()), config)
         scheduler = create_schedule(optimizer, config, self.updates_per_epoch)
         scaler = torch.amp.GradScaler(loader.device.type, enabled=autocast_dtype(config) == torch.float16)
         self.distill_weight = DistillWarmup(task, config.distill_warmup_epochs * self.updates_per_epoch)
