@@ -21,12 +21,12 @@ P = ParamSpec("P")
 
 
 def to_double(tensor: Tensor) -> Tensor:
-    """`tensor` in float64, or in float32 where its device has no float64."""
+    """Returns `tensor` in float64, or in float32 where its device has no float64."""
     return tensor.float() if tensor.device.type == "mps" else tensor.double()
 
 
 def full_precision(loss: Callable[P, Tensor]) -> Callable[P, Tensor]:
-    """`loss` with autocast switched off: a matrix product would otherwise fall back to half precision."""
+    """Returns `loss` with autocast switched off: a matrix product would otherwise fall back to half precision."""
 
     @functools.wraps(loss)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> Tensor:
@@ -38,7 +38,7 @@ def full_precision(loss: Callable[P, Tensor]) -> Callable[P, Tensor]:
 
 
 def to_logit_pair(student_logits: Tensor, teacher_logits: object) -> tuple[Tensor, Tensor]:
-    """Both logits [B, C] in at least float32, the teacher's without gradient; raises if they do not pair."""
+    """Returns both logits [B, C] in at least float32, the teacher's without gradient; raises if they do not pair."""
     if not isinstance(teacher_logits, Tensor):
         raise ShapeError(
             f"teacher_logits must be a tensor [B, C] here, got {type(teacher_logits).__name__}; only kl, soft_ce and "
@@ -67,7 +67,7 @@ def check_logits(student_logits: Tensor, teacher_shape: list[int], teacher_dtype
 
 
 def soften(logits: Tensor, temperature: float | Tensor) -> Tensor:
-    """`logits` / T; the same tensor at T = 1, which saves two passes over it."""
+    """Returns `logits` / T; the same tensor at T = 1, which saves two passes over it."""
     check_positive("temperature", temperature)
     return logits if isinstance(temperature, int | float) and temperature == 1 else logits / temperature
 

@@ -1,4 +1,4 @@
-"""Attention transfer: where a feature is large, not what it is."""
+"""Attention transfer: the positions where a feature is large."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Losses that treat the labelled class and the others apart."""
+"""Losses that treat the labelled class apart from the others."""
 
 from __future__ import annotations
 

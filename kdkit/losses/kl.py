@@ -76,7 +76,7 @@ def deit_soft(student_logits: Tensor, teacher_logits: Tensor, *, temperature: fl
         Scalar of shape [], float32 (float64 for float64 inputs).
 
     Source: Touvron et al. 2021, "Training data-efficient image transformers" (soft distillation; its reduction
-        is unsaid);
+        is not stated);
         facebookresearch/deit losses.py.
     """
     student, teacher = to_logit_pair(student_logits, teacher_logits)

@@ -1,4 +1,4 @@
-"""The teacher's answer in a label's place."""
+"""Losses that use the teacher's prediction as the label."""
 
 from __future__ import annotations
 

@@ -93,6 +93,6 @@ def choose_source(
 
     A task whose moving average teaches runs it itself. A live teacher takes images in `normalization`, the student's.
     """
-    if source is None and not task.is_own_teacher:
-        source = task.live_teacher  # run by the loop, it also sees the batch's view for the teacher
+    if source is None:
+        source = task.live_teacher  # run by the loop, it also takes the batch's own view for the teacher
     return source.for_input(normalization) if isinstance(source, Teacher) else source

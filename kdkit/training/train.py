@@ -96,9 +96,9 @@ class _Loop:
         prepare(task, config, loader.device)
         self.state = RunState(task, optimizer, scheduler, scaler, loader.device)
         self.step = TrainingStep(self.state, config, choose_source(task, source, loader.normalization))
-        self.meter = Meter()
-        self.stop = StopRequest()
-        self.should_stop = StopAgreement(self.stop)
+        self.meter: Meter  # of the current epoch
+        self.stop: StopRequest
+        self.should_stop: StopAgreement
 
     def run(self) -> TrainReport:
         """Resumes where a checkpoint says so, and trains the remaining epochs."""

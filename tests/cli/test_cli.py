@@ -256,7 +256,7 @@ def test_a_card_feeds_its_teacher_as_it_says(folder: Path) -> None:
     assert teacher.normalization.mean == (0.1, 0.2, 0.3)
     assert teacher.normalization.std == (0.4, 0.5, 0.6)
     (folder / "mine.yaml").write_text(yaml.safe_dump({**card, "num_classes": 7}))
-    with pytest.raises(ClassMismatchError, match="10 classes, 7 were asked for"):
+    with pytest.raises(ClassMismatchError, match="10 classes, expected 7"):
         resolve_teacher(TeacherConfig(str(folder / "mine.yaml")), resolve_device("cpu"))
 
 
