@@ -148,6 +148,8 @@ def test_a_build_is_described_before_it_and_its_next_command_is_named_after_it(f
     shown = run_in(folder, BUILD.replace("-o teacher.h5", "-o described.h5"))
     labels = ("teacher", "images", "views", "streams", "device", "output")
     assert [line.split(" ")[0] for line in shown.splitlines()][: len(labels)] == list(labels)
+    millions = sum(weight.numel() for weight in tiny_model().parameters()) / 1e6
+    assert f"test_resnet, {millions:.1f} M parameters" in shown
     for text in ("bytes/row", "logits kept", "next: kdkit distill data --cache described.h5"):
         assert text in shown
 
