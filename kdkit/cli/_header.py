@@ -10,14 +10,15 @@ from kdkit.cache import open_cache
 from kdkit.cache.summary import describe_fidelity
 from kdkit.data import ReplayedDataset
 from kdkit.runtime import distributed
-from kdkit.teachers import Teacher
+from kdkit.teachers import Teacher, TeacherEnsemble
 
 
 def describe_build(
     teacher: Teacher, dataset: ReplayedDataset, data: str, config: BuildConfig, device: torch.device, output: str
 ) -> dict[str, str]:
     """Label -> text, in reading order: teacher, images, views, device, output."""
-    parameters = sum(parameter.numel() for parameter in teacher.parameters())
+    members = teacher.members if isinstance(teacher, TeacherEnsemble) else (teacher,)
+    parameters = sum(parameter.numel() for member in members for parameter in member.model.parameters())
     processes = "" if distributed.world_size() == 1 else f", {distributed.world_size()} processes"
     recipe = dataset.recipe
     return {

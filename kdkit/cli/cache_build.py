@@ -39,4 +39,4 @@ def run(arguments: list[str]) -> None:
         if distributed.rank() != 0:
             return
     print_labelled(describe_built(report))
-    print(f"next: kdkit distill {config.data} --cache {report.path} --student resnet18 -o runs/resnet18")
+    print(f"next: kdkit distill {config.data} --cache {report.path} --student resnet18 -o runs/r18")

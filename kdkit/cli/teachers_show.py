@@ -25,7 +25,7 @@ def run(arguments: list[str]) -> None:
     from kdkit.teachers import load_card
 
     card = _plain(dataclasses.asdict(load_card(config.name)))
-    print(yaml.safe_dump(card, sort_keys=False, allow_unicode=True), end="")
+    print(yaml.safe_dump(card, sort_keys=False, allow_unicode=True, width=76), end="")
 
 
 def _plain(value: object) -> object:

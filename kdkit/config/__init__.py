@@ -1,7 +1,7 @@
 """Configuration that several commands share: frozen dataclasses, serialisable as they stand.
 
 What one command alone needs lives beside that command: kdkit/building/config.py, kdkit/training/config.py and so on.
-Each field says what it means and in what unit; each default is stated here and nowhere else.
+Each field states its meaning and unit; each default is stated here and nowhere else.
 """
 
 from kdkit.config.shared import DeviceConfig, LoadingConfig, MismatchConfig, OverwriteConfig

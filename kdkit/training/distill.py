@@ -79,7 +79,7 @@ class _Run:
 
 
 def distill(config: DistillConfig, *, show_progress: bool = False) -> DistillReport:
-    """Trains a student as `config` says; in a run of several ranks, every rank calls this.
+    """Trains the student of `config`; in a run of several ranks, every rank calls this.
 
     Args:
         config: data, student, and a cache, a live teacher or neither.
