@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from kdkit.building.extend import extend_cache as extend_cache
     from kdkit.cache import open_cache as open_cache
     from kdkit.data import create_loader as create_loader
-    from kdkit.resolve import open_dataset as open_dataset
+    from kdkit.dataset import open_dataset as open_dataset
     from kdkit.tasks import ClassificationTask as ClassificationTask
     from kdkit.tasks import FeatureDistillationTask as FeatureDistillationTask
     from kdkit.tasks import LogitDistillationTask as LogitDistillationTask
@@ -60,6 +60,6 @@ __getattr__, __dir__ = lazy_exports(
         "extend_cache": "kdkit.building.extend",
         "losses": "kdkit.losses",
         "open_cache": "kdkit.cache",
-        "open_dataset": "kdkit.resolve",
+        "open_dataset": "kdkit.dataset",
     },
 )

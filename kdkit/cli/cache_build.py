@@ -15,7 +15,8 @@ def run(arguments: list[str]) -> None:
     from kdkit.building.resume import check_writable
     from kdkit.building.shards import RANK_TIMEOUT
     from kdkit.cli._header import describe_build, describe_built
-    from kdkit.resolve import open_dataset, resolve_device, resolve_teacher
+    from kdkit.dataset import open_dataset
+    from kdkit.resolve import resolve_device, resolve_teacher
     from kdkit.runtime import distributed
     from kdkit.runtime.layout import print_labelled
 

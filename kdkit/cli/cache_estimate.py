@@ -11,7 +11,8 @@ def run(arguments: list[str]) -> None:
     config = parse_config(CacheEstimateConfig, "cache estimate", arguments, {"DATA": "data"})
     from kdkit.building.estimate import estimate_cache
     from kdkit.cache.summary import describe_bytes, describe_fidelity
-    from kdkit.resolve import open_dataset, resolve_device, resolve_teacher
+    from kdkit.dataset import open_dataset
+    from kdkit.resolve import resolve_device, resolve_teacher
     from kdkit.runtime.layout import print_labelled
 
     device = resolve_device(config.device)

@@ -13,8 +13,9 @@ def run(arguments: list[str]) -> None:
     from kdkit.building.shards import RANK_TIMEOUT
     from kdkit.cache import open_cache
     from kdkit.cli._header import describe_built
+    from kdkit.dataset import open_dataset
     from kdkit.recipe import ViewRecipe
-    from kdkit.resolve import open_dataset, resolve_device, resolve_teacher, teacher_of_cache
+    from kdkit.resolve import resolve_device, resolve_teacher, teacher_of_cache
     from kdkit.runtime import distributed
     from kdkit.runtime.layout import print_labelled
 

@@ -11,8 +11,9 @@ def run(arguments: list[str]) -> None:
     config = parse_config(CacheVerifyConfig, "cache verify", arguments, {"FILE": "cache", "[DATA]": "data"})
     from kdkit.building.verify import verify_cache
     from kdkit.cache import open_cache
+    from kdkit.dataset import open_dataset
     from kdkit.recipe import ViewRecipe
-    from kdkit.resolve import open_dataset, resolve_device, resolve_teacher, teacher_of_cache
+    from kdkit.resolve import resolve_device, resolve_teacher, teacher_of_cache
     from kdkit.runtime.layout import print_wrapped
 
     teacher, dataset, device = None, None, resolve_device(config.device)

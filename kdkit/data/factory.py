@@ -43,8 +43,8 @@ def create_loader(
             trains it. ImageNet's are taken where there is none.
         batch_size: images per batch and rank.
         views_per_decode: how many views of an image are drawn each time it is decoded; only 1 is implemented.
-        num_workers: processes that load and augment images; 0 loads in the calling process, "auto" starts one per CPU
-            that this process may use, shared among the ranks of this machine, at most 16.
+        num_workers: processes that load and augment images; 0 loads in the calling process, "auto" takes this
+            rank's share of the CPUs that this process may use, 1 to 8.
         shuffle: whether each epoch has its own order.
         seed: seed of the order of images; the views have the recipe's.
         device: where batches arrive; the student's device by default.
@@ -54,6 +54,7 @@ def create_loader(
     """
     if views_per_decode != 1:
         raise ConfigError(f"views_per_decode is {views_per_decode}: only 1 is implemented")
+    _check_workers(num_workers)
     model: Any = student
     if hasattr(model, "get_eval_model"):
         model = model.get_eval_model()

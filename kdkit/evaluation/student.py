@@ -11,10 +11,11 @@ from pathlib import Path
 from torch import nn
 
 from kdkit.data import EpochSampler, ReplayedDataset, ReplayLoader, translate_worker_errors
+from kdkit.dataset import open_dataset
 from kdkit.errors import ClassMismatchError, OutputExistsError
 from kdkit.evaluation.config import EvaluateConfig
 from kdkit.recipe import ViewRecipe
-from kdkit.resolve import open_dataset, resolve_device
+from kdkit.resolve import resolve_device
 from kdkit.runtime import files
 from kdkit.runtime.progress import progress
 from kdkit.student import Student, load_student

@@ -14,9 +14,10 @@ from kdkit.cache import CachedTeacher
 from kdkit.cache.format.constants import LOGITS
 from kdkit.config import EMA
 from kdkit.data import ReplayedDataset, ReplayLoader
+from kdkit.dataset import open_dataset
 from kdkit.errors import CheckpointError, ClassMismatchError, ConfigError, DatasetError, UnknownNameError, nearest
 from kdkit.recipe import ViewRecipe
-from kdkit.resolve import open_dataset, resolve_teacher
+from kdkit.resolve import resolve_teacher
 from kdkit.student import Student
 from kdkit.tasks import DistillationTask, TrainingTask
 from kdkit.teachers import Teacher

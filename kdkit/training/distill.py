@@ -13,7 +13,8 @@ from timm.utils import random_seed
 from kdkit.cache import CachedTeacher, open_cache
 from kdkit.cache.format.constants import LOGITS
 from kdkit.data import ReplayedDataset, ReplayLoader
-from kdkit.resolve import open_dataset, resolve_device
+from kdkit.dataset import open_dataset
+from kdkit.resolve import resolve_device
 from kdkit.runtime import distributed
 from kdkit.runtime.layout import print_labelled, print_wrapped
 from kdkit.runtime.output import prepare_output

@@ -267,8 +267,8 @@ def test_bytes_of_a_codec_without_a_size_are_refused() -> None:
 
 
 def test_a_pretrained_student_starts_from_its_weights(folder_of_weights: Path) -> None:
+    from kdkit.dataset import open_dataset
     from kdkit.recipe import ViewRecipe
-    from kdkit.resolve import open_dataset
     from kdkit.training.components import make_task
     from kdkit.training.config import DistillConfig
 

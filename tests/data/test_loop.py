@@ -13,7 +13,6 @@ from torch import nn
 import kdkit
 from kdkit.building.config import BuildConfig
 from kdkit.data import EpochSampler, ReplayedDataset, create_source
-from kdkit.data.factory import _resolve_workers
 from kdkit.errors import CacheMismatchError, ConfigError, DatasetError
 from kdkit.recipe import ViewRecipe
 from kdkit.types import Normalization
@@ -138,12 +137,13 @@ def test_arguments_out_of_range_are_refused(options: dict[str, Any], message: st
 
 
 def test_automatic_workers_are_this_processs_cpus_shared_among_local_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(12)), raising=False)
-    assert _resolve_workers("auto") == 12
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
-    assert _resolve_workers("auto") == 3
-    monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(256)))
-    assert _resolve_workers("auto") == 16
+    def workers() -> int:
+        return kdkit.create_loader(digits_dataset(4), tiny_model(), batch_size=2)._loader.num_workers
+
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(6)))
+    assert workers() == 6
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+    assert workers() == 2
 
 
 def test_a_dataset_without_labels_delivers_minus_one(tmp_path: Path) -> None:

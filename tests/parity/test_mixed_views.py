@@ -15,8 +15,9 @@ from support import tiny_model, write_digits
 from kdkit import build_cache
 from kdkit.building.config import BuildConfig
 from kdkit.config import TeacherConfig
+from kdkit.dataset import open_dataset
 from kdkit.recipe import ViewRecipe
-from kdkit.resolve import open_dataset, resolve_device, resolve_teacher
+from kdkit.resolve import resolve_device, resolve_teacher
 from kdkit.training.config import DistillConfig, TrainConfig
 from kdkit.training.distill import distill
 

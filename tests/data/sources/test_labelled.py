@@ -41,8 +41,9 @@ def write_table(root: Path, labels: Sequence[Any], kind: str = "csv", header: st
     path, names = root / f"table.{kind}", write_images(root)
     if kind == "parquet":
         parquet = pytest.importorskip("pyarrow.parquet", reason="not installed; the extra `test` has it")
+        pyarrow = pytest.importorskip("pyarrow")
         columns = dict(zip(header.split(","), (names, list(labels)), strict=True))
-        parquet.write_table(parquet.pa.table(columns), path)
+        parquet.write_table(pyarrow.table(columns), path)
         return path
     mark = "\t" if kind == "tsv" else ","
     rows = [header.replace(",", mark), *(f"{name}{mark}{label}" for name, label in zip(names, labels, strict=True))]

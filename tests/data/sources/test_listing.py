@@ -140,12 +140,28 @@ def test_the_order_of_classes_and_rows_is_one_in_every_process(tmp_path: Path, k
 
 
 def test_a_lone_folder_of_folders_is_refused_in_a_folder_and_skipped_in_an_archive(tmp_path: Path) -> None:
-    files = ["pets/cat/0.png", "pets/dog/0.png"]
-    with pytest.raises(DatasetError, match=r"holds 'pets', which hold the class folders: .* '.*/pets'"):
+    files = ["pets/cat/0.png", "pets/dog/0.png", "__MACOSX/pets/cat/._0.png"]
+    with pytest.raises(DatasetError, match=r"holds 'pets', not class folders: .* '.*/pets'"):
         create_source(write(tmp_path / "folder", "folder", files))
     for kind in ("zip", "tar"):
         source = create_source(write(tmp_path / kind, kind, files))
-        assert (list(source.keys), source.class_names) == (files, ["cat", "dog"])
+        assert (list(source.keys), source.class_names) == (files[:2], ["cat", "dog"])
+        with pytest.raises(DatasetError, match="class folder 'bird'"):
+            create_source(write(tmp_path / f"{kind} empty", kind, [*files, "pets/bird/"]))
+
+
+def test_of_tars_of_classes_the_top_folder_in_each_is_the_class(tmp_path: Path) -> None:
+    for name in ("cat", "dog"):
+        tar = write(tmp_path / name, "tar", [f"{name}/day/0.png", f"{name}/night/0.png"])
+        (tmp_path / "tars").mkdir(exist_ok=True)
+        tar.rename(tmp_path / "tars" / f"{name}.tar")
+    source = create_source(tmp_path / "tars")
+    assert source.class_names == ["cat", "dog"]
+    assert {key: source[row][1] for row, key in enumerate(source.keys)} == {
+        f"{name}.tar/{name}/{time}/0.png": index
+        for index, name in enumerate(("cat", "dog"))
+        for time in ("day", "night")
+    }
 
 
 def test_files_that_are_no_images_are_counted_in_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
