@@ -18,12 +18,11 @@ from types import MappingProxyType, TracebackType
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 from typing_extensions import Self
 
 from kdkit.cache.codecs import RowCodec
-from kdkit.cache.encoding import check_encodable, encode_rows
+from kdkit.cache.encoding import as_tensor, check_encodable, encode_rows
 from kdkit.cache.extension import Extension, check_adds_views
 from kdkit.cache.file import CacheFile
 from kdkit.cache.format.constants import num_hashed_rows
@@ -188,7 +187,7 @@ class CacheWriter:
             raise ShapeError(f"{shard}: got outputs of {sorted(outputs)}, expected {sorted(self.codecs)}")
         payloads, fidelity = {}, {}
         for stream, codec in self.codecs.items():
-            values = torch.as_tensor(outputs[stream])
+            values = as_tensor(outputs[stream])
             if values.shape[:1] != (shard.num_rows,):
                 raise ShapeError(f"{shard}: got {stream} {list(values.shape)}, expected {shard.num_rows} rows")
             name = str(self.metadata.teacher["name"])
