@@ -1,4 +1,4 @@
-"""What a cache will cost, before it is built: bytes from its layout, time from a short probe."""
+"""The cost of a cache before it is built: bytes from its layout, time from a short probe."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from kdkit.data import EpochSampler, ReplayedDataset, ReplayLoader, translate_wo
 from kdkit.teachers import Teacher
 
 ESTIMATE_FIT_ROWS = 2_048
-"""Rows that a codec is fitted to, at most: an eighth of a build's, to have an answer soon."""
+"""Rows that a codec is fitted to, at most: an eighth of a build's, to be quick."""
 _PROBE_BATCHES = 4
 _PREFETCHED = 2  # batches that each of torch's workers loads ahead
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a build will take."""
+    """The cost of a build."""
 
     num_bytes: int
     """Bytes of the packed cache; while it is packed, twice as many are needed."""

@@ -139,7 +139,7 @@ class CacheFile:
             self._check_rows(indices)
         try:
             return from_numpy(payload.read(indices))
-        except IndexError:  # numpy looks at the upper bound anyway
+        except IndexError:  # numpy checks the upper bound anyway
             self._check_rows(indices)
 
     def _check_rows(self, indices: Array) -> NoReturn:

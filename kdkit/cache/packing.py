@@ -37,7 +37,7 @@ def pack(parts: ShardFolder, path: Path, build: str = "{}", packed_views: int = 
 
     Raises:
         CacheIncompleteError: a shard is missing.
-        CacheCorruptError: a shard, or what was packed before, is not what was sealed.
+        CacheCorruptError: a shard or a packed view is not as it was sealed.
     """
     if missing := parts.missing(packed_views):
         raise CacheIncompleteError(f"{str(parts.folder)!r} cannot be packed: {len(missing)} shards are missing")
@@ -74,7 +74,11 @@ def index_arrays(parts: ShardFolder) -> dict[str, Array]:
 
 
 def check_no_further_views(parts: ShardFolder) -> None:
-    """What an extension of the unpacked cache has left must not be removed with its folder."""
+    """Checks that no shards of an unfinished extension would be removed with the folder.
+
+    Raises:
+        CacheIncompleteError: there are some.
+    """
     views = parts.metadata.num_views
     further = [file for file in parts.folder.glob("v[0-9][0-9][0-9][0-9]-*.json") if int(file.name[1:5]) >= views]
     if further:

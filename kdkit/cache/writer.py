@@ -85,7 +85,7 @@ class CacheWriter:
                 if not path.is_file():
                     parts = _resume_or_start(path, folder, spec)
                     return cls(path, parts.metadata, parts)._holding(held)
-                held.close()  # another process packed it between the look at the path and the lock
+                held.close()  # another process packed it before this one had the lock
         stored = CacheFile(path).metadata
         spec.check_same(stored, path)
         remove_remains(path, stored.num_views)
@@ -93,7 +93,7 @@ class CacheWriter:
 
     @classmethod
     def join(cls, path: str | Path) -> Self:
-        """Opens the cache that another process has created, or extends beside its packed file, to seal shards of it.
+        """Opens the cache that another process has created, or extends next to its packed file, to seal shards of it.
 
         Args:
             path: as it was created, or its folder of shards.
@@ -171,7 +171,7 @@ class CacheWriter:
         return {stream: segment.rows for stream, segment in self._parts.open_shard(shard).items()}
 
     def write(self, shard: Shard, outputs: Mapping[str, Tensor | Array], pixel_crc32: Array | None = None) -> None:
-        """Encodes the teacher's outputs on a shard, measures what codecs keep where the spec says so, and seals it.
+        """Encodes the teacher's outputs on a shard and seals it; measures what codecs keep if the spec measures views.
 
         Args:
             shard: one of `missing()`.
@@ -211,11 +211,11 @@ class CacheWriter:
             payloads: stream -> encoded rows, uint8 [R, row_bytes].
             pixel_crc32: CRC-32 of the pixels of `hashed_rows(shard.start, shard.stop)`, uint32, for a cache that has
                 pixels; else None.
-            fidelity: stream -> what was measured, float32 [rows, measures], where the spec says that views are.
+            fidelity: stream -> what was measured, float32 [rows, measures], if the spec has views measured.
 
         Raises:
-            CacheError: the arrays are others than the spec says, the shard is none of the cache's, or the file system
-                refuses; the disk being full is a CacheDiskFullError.
+            CacheError: the arrays do not fit the spec, the shard is none of the cache's, or the file system refuses;
+                a CacheDiskFullError if the disk is full.
         """
         first_view = self._work.old.num_views if isinstance(self._work, Extension) else 0
         if self._work is None or not self.metadata.plans(shard, first_view):

@@ -29,7 +29,7 @@ def run(arguments: list[str]) -> None:
     print(f"{config.cache}: all checksums of {report.num_rows:,} rows x {report.num_views} views are right")
     for stream, difference in report.differences.items():
         print(
-            f"{stream}: {report.rows_asked} random rows are what the teacher says now, within {difference:.2g} "
+            f"{stream}: {report.rows_compared} random rows are the teacher's output now, within {difference:.2g} "
             f"{'nats' if stream == 'logits' else 'of their size'} on average"
         )
     for view, divergence in report.divergence.items():

@@ -110,7 +110,7 @@ def test_verify_asks_the_teacher_again_and_catches_another(folder: Path, capsys:
     verify = ["cache", "verify", "--cache", str(folder / "t.h5"), "--data", str(folder / "images"), *teacher]
     capsys.readouterr()
     assert main([*verify, str(folder / "teacher.safetensors")]) == 0
-    assert "64 random rows are what the teacher says now" in capsys.readouterr().out
+    assert "64 random rows are the teacher's output now" in capsys.readouterr().out
     save_file(tiny_model(seed=2).state_dict(), folder / "other.safetensors")
     assert "teacher.weights_sha256" in fails(capsys, [*verify, str(folder / "other.safetensors")])
 
@@ -145,7 +145,7 @@ def test_features_are_built_described_verified_and_exported(folder: Path, capsys
     assert "  pooled     int8, 96 numbers, 104 bytes per row" in capsys.readouterr().out
     teacher = ["--teacher.model", "test_resnet", "--teacher.checkpoint", str(folder / "teacher.safetensors")]
     assert main(["cache", "verify", *cache, "--data", str(folder / "images"), *teacher]) == 0
-    assert "pooled: 64 random rows are what the teacher says now" in capsys.readouterr().out
+    assert "pooled: 64 random rows are the teacher's output now" in capsys.readouterr().out
     assert main(["cache", "export", *cache, "--stream", "pooled", "--output", str(folder / "p.safetensors")]) == 0
     assert load_file(folder / "p.safetensors")["pooled"].shape == (100, 96)
     assert "kdkit cache build ... --build.streams" in fails(

@@ -58,9 +58,9 @@ class TopKCodec(Codec):
 
     def decode(self, payload: Tensor) -> Tensor:
         """Uint8 [B, row_bytes] -> log-probabilities [B, C]."""
-        said = self.decode_sparse(payload)
-        each = said.log_rest - math.log(max(1, self._format.others))
-        return each.unsqueeze(1).expand(-1, self.num_classes).scatter(1, said.ids, said.log_probs)
+        sparse = self.decode_sparse(payload)
+        each = sparse.log_rest - math.log(max(1, self._format.others))
+        return each.unsqueeze(1).expand(-1, self.num_classes).scatter(1, sparse.ids, sparse.log_probs)
 
     def decode_sparse(self, payload: Tensor) -> SparseLogits:
         """Uint8 [B, row_bytes] -> the same distribution without a tensor [B, C]."""
