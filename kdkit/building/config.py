@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from kdkit.config import DeviceConfig, LoadingConfig, MismatchConfig, TeacherConfig
+from kdkit.config.choices import check_choices
 from kdkit.errors import ConfigError
 from kdkit.recipe import ViewRecipe
+
+Engine = Literal["local", "ray"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +75,17 @@ class CacheBuildConfig(CacheEstimateConfig, MismatchConfig):
 
     output: str
     """Cache file to write, e.g. teacher.h5; a build that was stopped resumes there."""
+
+    engine: Engine = "local"
+    """Where the teacher runs: local (this process and its ranks) or ray (actors on a Ray cluster)."""
+
+    actors: int = 1
+    """Actors of the engine ray, each with a teacher of its own on one GPU or CPU."""
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+        if self.actors < 1:
+            raise ConfigError(f"actors must be at least 1, got {self.actors}")
 
 
 @dataclass(frozen=True, kw_only=True)

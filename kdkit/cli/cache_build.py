@@ -12,8 +12,8 @@ def run(arguments: list[str]) -> None:
     """Builds a cache, or resumes a build that was stopped."""
     config = parse_config(CacheBuildConfig, "cache build", arguments, {"DATA": "data"})
     from kdkit.building.build import build_cache
-    from kdkit.building.resume import check_writable
     from kdkit.building.shards import RANK_TIMEOUT
+    from kdkit.cache.places import check_writable
     from kdkit.cli._header import describe_build, describe_built
     from kdkit.dataset import open_dataset
     from kdkit.resolve import resolve_device, resolve_teacher
@@ -36,6 +36,8 @@ def run(arguments: list[str]) -> None:
             device=device,
             allow_mismatch=config.allow_mismatch,
             show_progress=True,
+            engine=config.engine,
+            actors=config.actors,
         )
         if distributed.rank() != 0:
             return

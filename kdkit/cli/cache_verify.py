@@ -28,7 +28,9 @@ def run(arguments: list[str]) -> None:
     print_wrapped(f"{config.cache}: all checksums of {report.num_rows:,} rows x {report.num_views} views match")
     for stream, difference in report.differences.items():
         unit = "nats" if stream == "logits" else "of their size"
-        text = f"{report.rows_asked} random rows match the teacher's outputs within {difference:.2g} {unit} on average"
+        text = (
+            f"{report.rows_compared} random rows match the teacher's outputs within {difference:.2g} {unit} on average"
+        )
         print_wrapped(f"{stream}: {text}")
     for view, divergence in report.divergence.items():
         print(f"view {view}: mean KL(teacher || cache) {divergence:.2g} nats")

@@ -54,7 +54,6 @@ def create_loader(
     """
     if views_per_decode != 1:
         raise ConfigError(f"views_per_decode is {views_per_decode}: only 1 is implemented")
-    _check_workers(num_workers)
     model: Any = student
     if hasattr(model, "get_eval_model"):
         model = model.get_eval_model()

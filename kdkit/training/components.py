@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import kdkit.data
-from kdkit.cache import CachedTeacher
+from kdkit.cache import CacheReader
 from kdkit.cache.format.constants import LOGITS
 from kdkit.config import EMA
 from kdkit.data import ReplayedDataset, ReplayLoader
@@ -30,11 +30,11 @@ _FIRST_WEIGHTS = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "che
 """Arguments of timm.create_model about the initial weights: the trained ones are in the checkpoint."""
 
 
-def choose_recipe(config: DistillConfig, cache: CachedTeacher | None) -> ViewRecipe:
+def choose_recipe(config: DistillConfig, cache: CacheReader | None) -> ViewRecipe:
     """The recipe that the configuration gives, else the cache's, else the default."""
     if config.recipe is not None:
         return config.recipe
-    return ViewRecipe() if cache is None else ViewRecipe.from_dict(cache.metadata.recipe)
+    return ViewRecipe() if cache is None else cache.recipe
 
 
 def open_validation(folder: str, training: ReplayedDataset) -> ReplayedDataset:
@@ -49,7 +49,7 @@ def open_validation(folder: str, training: ReplayedDataset) -> ReplayedDataset:
 
 
 def make_task(
-    config: DistillConfig, dataset: ReplayedDataset, cache: CachedTeacher | None, device: torch.device
+    config: DistillConfig, dataset: ReplayedDataset, cache: CacheReader | None, device: torch.device
 ) -> TrainingTask:
     """The student with its teacher and losses, on the device; the student's weights are drawn from the seed."""
     names = dataset.class_names
@@ -95,7 +95,7 @@ def _create_student(config: DistillConfig, dataset: ReplayedDataset, num_classes
 
 
 def _num_classes(
-    config: DistillConfig, dataset: ReplayedDataset, cache: CachedTeacher | None, teacher: Teacher | str | None
+    config: DistillConfig, dataset: ReplayedDataset, cache: CacheReader | None, teacher: Teacher | str | None
 ) -> int:
     """Classes of the student: those that the data names, or else those of the teacher."""
     if dataset.class_names is not None:
@@ -132,12 +132,12 @@ def describe(config: DistillConfig, dataset: ReplayedDataset, num_classes: int, 
     )
 
 
-def card_top1(task: TrainingTask, cache: CachedTeacher | None, num_classes: int) -> float | None:
+def card_top1(task: TrainingTask, cache: CacheReader | None, num_classes: int) -> float | None:
     """The best top-1 that the teacher's card cites, percent; None without a card for so many classes."""
     teacher = live_teacher_of(task)
     name = None if teacher is None else teacher.name
     if cache is not None:
-        name = cache.metadata.teacher.get("name")
+        name = cache.teacher.get("name")
     card = None if name is None else find_card(name)
     if card is None or card.num_classes != num_classes:
         return None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from kdkit.cache import CachedTeacher
+from kdkit.cache import CacheReader
 from kdkit.tasks import (
     ClassificationTask,
     FeatureDistillationTask,
@@ -18,7 +18,7 @@ from kdkit.training.config import DistillConfig
 
 
 def create_task(
-    config: DistillConfig, student: nn.Module, teacher: Teacher | str | None, cache: CachedTeacher | None
+    config: DistillConfig, student: nn.Module, teacher: Teacher | str | None, cache: CacheReader | None
 ) -> TrainingTask:
     """The task that the configuration needs: with a live teacher ("ema" is one), for a cache's outputs, or for labels.
 

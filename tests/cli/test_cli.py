@@ -72,7 +72,7 @@ def test_build_info_verify_distill_in_turn(folder: Path, capsys: pytest.CaptureF
     assert (folder / "t.png").read_bytes().startswith(b"\x89PNG")
     out = capsys.readouterr().out
     assert "test_resnet" in out
-    assert "float16, 20 bytes a row" in out
+    assert "float16, 20 bytes per row" in out
     assert "(4,000 of rows; the rest is" in out
     assert main(["cache", "verify", "--cache", str(folder / "t.h5")]) == 0
     assert main(distill(folder, "--cache", str(folder / "t.h5"), "--validation", str(folder / "images"))) == 0
@@ -143,7 +143,7 @@ def test_features_are_built_described_verified_and_exported(folder: Path, capsys
     capsys.readouterr()
     cache = ["--cache", str(folder / "t.h5")]
     assert main(["cache", "info", *cache]) == 0
-    assert "  pooled     int8, 96 numbers, 104 bytes a row" in capsys.readouterr().out
+    assert "  pooled     int8, 96 numbers, 104 bytes per row" in capsys.readouterr().out
     teacher = ["--teacher.model", "test_resnet", "--teacher.checkpoint", str(folder / "teacher.safetensors")]
     assert main(["cache", "verify", *cache, "--data", str(folder / "images"), *teacher]) == 0
     assert "pooled: 64 random rows match the teacher's outputs" in capsys.readouterr().out

@@ -21,7 +21,7 @@ def test_a_newcomer_gets_from_a_teacher_to_a_model_that_timm_loads(tmp_path: Pat
         "published_top1",  # teachers show
         "images       2,000 (1,000 samples x 2 views)",  # cache estimate
         "lite0.h5: 1,000 images x 2 views",  # cache build
-        "lowrank, 96 bytes a row",  # cache info
+        "lowrank, 96 bytes per row",  # cache info
         "weights in runs/small/",  # distill
         "runs/small: top-1 ",  # evaluate
         "exported/model.safetensors",  # export
