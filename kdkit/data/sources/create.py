@@ -10,7 +10,7 @@ from kdkit.data.sources.base import Columns, ImageSource
 from kdkit.data.sources.mapped import MappedSource
 from kdkit.errors import DatasetError
 
-_KINDS = ("stream", "hugging_face", "zip", "webdataset", "tar", "table", "folder")
+_KINDS = ("stream", "hfds", "zip", "webdataset", "tar", "table", "folder")
 """Modules of this package, in the order in which they are tried. Each has `create(name, columns)`, which returns the
 source that a name means, or None where the name is of another kind. A new kind is one module and one name here."""
 
