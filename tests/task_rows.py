@@ -64,7 +64,7 @@ COMPARING_SAMPLES = ("dist", "similarity", "pkt", "rkd_distance", "rkd_angle")
 DRAWING = ("vitkd",)
 """Losses that draw random numbers."""
 IDLE_HEADS = [
-    Row("feature", "hint_mse", VIT, CNN, task_loss_weight=0.0),  # no loss looks at the logits
+    Row("feature", "hint_mse", VIT, CNN, task_loss_weight=0.0),  # no loss depends on the logits
     Row("token", "soft", VIT, CNN, task_loss_weight=0.0),  # the main head learns from labels alone
 ]
 """Rows in which a head has no gradient that DistributedDataParallel could wait for."""
@@ -110,13 +110,13 @@ def make(
     cache: CachedTeacher | None = None,
 ) -> DistillationTask:
     """The task of a row in float64, with its live teacher, or for what a cache will say."""
-    said = tiny_model(teacher, seed=TEACHER_SEED) if cache is None else None
+    outputs = tiny_model(teacher, seed=TEACHER_SEED) if cache is None else None
     options: Any = {"task_loss_weight": task_loss_weight, "distill_loss_weight": 2.0}
     torch.manual_seed(seed)
     if kind == "feature":
         options |= feature_options(loss, student, teacher)
         options |= {} if cache is None else {"teacher_widths": cache.feature_widths}
-        return FeatureDistillationTask(tiny_model(student, seed=seed), said, **options).double()
+        return FeatureDistillationTask(tiny_model(student, seed=seed), outputs, **options).double()
     if kind == "token":
-        return TokenDistillationTask(distilled_student(seed), said, distill_loss=loss, **options).double()
-    return LogitDistillationTask(tiny_model(student, seed=seed), said, distill_loss=loss, **options).double()
+        return TokenDistillationTask(distilled_student(seed), outputs, distill_loss=loss, **options).double()
+    return LogitDistillationTask(tiny_model(student, seed=seed), outputs, distill_loss=loss, **options).double()
