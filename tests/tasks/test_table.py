@@ -1,9 +1,9 @@
 """Every task with every loss: what one step does, for convolutional and transformer students and teachers.
 
 For each row, in float64, from a live teacher and from a cache: a step lowers the loss by as much as its gradient
-predicts, and gradients reach every parameter that trains and none of the teacher's. Both give the same result, as far as
-a cache is exact: logits are kept as float32, features as float16. A checkpoint brings the very same task back. What several ranks
-do is in tests/distributed.
+predicts, and gradients reach every parameter that trains and none of the teacher's. Live and cached give the same
+result, as far as a cache is exact: logits are kept as float32, features as float16. A checkpoint brings the very same
+task back. What several ranks do is in tests/distributed.
 """
 
 from __future__ import annotations
