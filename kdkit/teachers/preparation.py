@@ -79,5 +79,5 @@ class Preparation(nn.Module):
 
     def _resize(self, images: Tensor, size: tuple[int, int]) -> Tensor:
         if self.resize == "error":
-            raise ShapeError(f"{self.who} takes images of {list(size)} pixels, got {list(images.shape[-2:])}")
+            raise ShapeError(f"{self.who} takes images of {list(size)} pixels, got images of {list(images.shape[-2:])}")
         return F.interpolate(images, size, mode=self.resize, antialias=True, align_corners=False)

@@ -207,12 +207,12 @@ def test_meta_and_integers_are_honoured_as_devices(monkeypatch: pytest.MonkeyPat
     assert (
         TrainingTask(device="meta").device == TrainingTask(device=torch.device("meta")).device == torch.device("meta")
     )
-    asked = []
+    requested = []
     empty = torch.empty
-    monkeypatch.setattr(torch, "empty", lambda *size, device, **kw: asked.append(device) or empty(*size, **kw))
+    monkeypatch.setattr(torch, "empty", lambda *size, device, **kw: requested.append(device) or empty(*size, **kw))
     TrainingTask(device=0)
     TrainingTask()
-    assert asked == [0, "cpu"]  # 0 is the first accelerator, and not "no device"
+    assert requested == [0, "cpu"]  # 0 is the first accelerator, and not "no device"
 
 
 def test_a_device_that_is_not_here_is_named() -> None:

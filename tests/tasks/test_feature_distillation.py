@@ -89,7 +89,7 @@ def test_a_student_with_one_head_is_no_token_student() -> None:
         TokenDistillationTask(tiny_model(), tiny_model())
 
 
-def test_a_two_headed_student_in_eval_mode_answers_with_one() -> None:
+def test_a_two_headed_student_in_eval_mode_returns_one_output() -> None:
     task = TokenDistillationTask(distilled_student(), tiny_model(TEACHER)).eval()
     images, target = batch()
     torch.testing.assert_close(task(images, target)["output"], task.get_eval_model()(images))
@@ -191,10 +191,10 @@ def test_without_a_live_teacher_widths_are_given() -> None:
     live, images = make(), batch()[0]
     cached = FeatureDistillationTask(tiny_model(STUDENT), teacher_widths={"pooled": 96})
     cached.load_task_state(live.get_task_state())
-    said = live.teacher(kdkit.types.Batch(images, torch.zeros(0)))
+    outputs = live.teacher(kdkit.types.Batch(images, torch.zeros(0)))
     for task in (live, cached):
         task.eval()
-    torch.testing.assert_close(cached(*batch(), said)["loss"], live(*batch())["loss"])
+    torch.testing.assert_close(cached(*batch(), outputs)["loss"], live(*batch())["loss"])
 
 
 def test_taps_that_are_not_there_and_tasks_without_features_are_refused() -> None:

@@ -139,8 +139,8 @@ def test_a_sparse_teacher_is_observed_as_its_dense_twin() -> None:
         assert list(mine) == list(dense)
         for name, value in mine.items():
             torch.testing.assert_close(value, dense[name])
-    said = TeacherOutput(None, {}, sparse)
-    result = LogitDistillationTask(tiny_model())(*batch(), said)
+    outputs = TeacherOutput(None, {}, sparse)
+    result = LogitDistillationTask(tiny_model())(*batch(), outputs)
     torch.testing.assert_close(result["teacher_entropy"], observe(logits(1), sparse, None)["teacher_entropy"])
 
 
