@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 from pathlib import Path
 
+from kdkit.cache.disk import check_not_full
 from kdkit.cache.extension import Extension, is_extending
 from kdkit.cache.file import CacheFile
 from kdkit.cache.packing import pack
@@ -26,9 +27,11 @@ def check_writable(path: str | Path) -> None:
     if shard_folder(path).is_file():
         raise CacheError(f"no cache can be written at {str(path)!r}: {str(shard_folder(path))!r} is in the way")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.parent.is_dir():
+            path.parent.mkdir(parents=True, exist_ok=True)
         files.check_writable(path.parent)
     except OSError as error:
+        check_not_full(path, error)
         raise CacheError(f"no cache can be written at {str(path)!r}: {error.strerror}") from error
 
 
