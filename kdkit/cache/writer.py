@@ -11,6 +11,7 @@ A writer that was stopped resumes when it is created again. Dimensions: R rows o
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -77,7 +78,7 @@ class CacheWriter:
         """
         path = Path(path)
         with ExitStack() as held:
-            if not path.is_file():
+            if not os.path.isfile(path):  # noqa: PTH113 -- unlike Path.is_file, false for a name that no file can have
                 check_writable(path)
                 folder = shard_folder(path)
                 files.make_folder(folder)
