@@ -7,11 +7,11 @@ import json
 import os
 import pty
 import re
+import resource
 import struct
 import subprocess
 import sys
 import termios
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -318,12 +318,14 @@ def test_a_teacher_of_kdkits_own_is_matched_with_the_data_by_class_names(tmp_pat
         resolve_teacher(config, device, ["a", "b", "d"])
 
 
-def test_the_list_of_commands_comes_at_once() -> None:
+def test_the_list_of_commands_costs_less_than_0_3_seconds_of_cpu() -> None:
+    """CPU time of the child process, not wall time, so that a busy machine changes nothing."""
     command = [sys.executable, "-m", "kdkit", "--help"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     seconds = []
     for _ in range(3):
-        begun = time.perf_counter()
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         subprocess.run(command, env=environment, check=True, capture_output=True)
-        seconds.append(time.perf_counter() - begun)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
     assert min(seconds) < 0.3
