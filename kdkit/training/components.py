@@ -100,14 +100,24 @@ def _model_args(config: DistillConfig, dataset: ReplayedDataset, num_classes: in
     return {"num_classes": num_classes, **_image_size(config.student, dataset), **config.student_options}
 
 
-def describe(config: DistillConfig, dataset: ReplayedDataset, num_classes: int, output: Path) -> None:
-    """Leaves the configuration, and what `kdkit evaluate` and `export` need beside the weights."""
+def describe(config: DistillConfig, dataset: ReplayedDataset, task: TrainingTask, output: Path) -> None:
+    """Leaves the configuration, and what `kdkit evaluate`, `export` and `compare` need beside the weights."""
     write_config(config, output)
     shown = ViewRecipe.evaluation(dataset.recipe.size)
     names = None if dataset.class_names is None else tuple(dataset.class_names)
-    model_args = _model_args(config, dataset, num_classes)
+    model_args = _model_args(config, dataset, num_classes_of(task))
     model_args = {name: value for name, value in model_args.items() if name not in _FIRST_WEIGHTS}
-    Student(config.student, model_args, shown.size, shown.crop_pct, shown.interpolation, names).write(output)
+    student: Any = task.get_eval_model()
+    Student(
+        config.student,
+        model_args,
+        shown.size,
+        shown.crop_pct,
+        shown.interpolation,
+        names,
+        num_parameters=sum(parameter.numel() for parameter in student.parameters()),
+        num_views=dataset.recipe.num_views,
+    ).write(output)
 
 
 def card_top1(task: DistillationTask, cache: CachedTeacher | None, num_classes: int) -> float | None:

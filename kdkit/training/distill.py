@@ -93,7 +93,7 @@ def distill(config: DistillConfig, *, show_progress: bool = False) -> DistillRep
         output,
         run_identity(config, dataset, cache, live),
         resume=config.resume,
-        describe=lambda: describe(config, dataset, num_classes, output),
+        describe=lambda: describe(config, dataset, task, output),
     )
     loader.on_skip = SkipRecord(output)
     held_out = None if validation is None else create_loader(validation, task, config, device, shuffle=False)
