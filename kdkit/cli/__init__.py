@@ -29,6 +29,7 @@ COMMANDS = {
     "cache build": "ask a teacher about every view of every image, and keep what it says",
     "cache extend": "add views to a finished cache",
     "cache info": "what a cache holds and what it was made with",
+    "cache show": "a sheet of views that the teacher saw, with its predictions and the labels",
     "cache verify": "compare every checksum, and rows with what the teacher says now",
     "cache pack": "make one file of a finished folder of shards",
     "cache export": "decoded rows as npz or safetensors",

@@ -93,7 +93,11 @@ def write_at(descriptor: int, content: bytes | memoryview, offset: int) -> int:
 
 def write_text(path: Path, text: str) -> None:
     """Writes `text` to `path`, durably and atomically."""
-    content = text.encode()
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Writes `content` to `path`, durably and atomically."""
     with atomic_write(path) as temporary, new_file(temporary, len(content)) as descriptor:
         write_at(descriptor, content, 0)
 
