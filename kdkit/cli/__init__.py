@@ -20,6 +20,7 @@ COMMANDS = {
     "evaluate": "a student's top-1, top-5 and speed on a validation folder",
     "export": "a student as a folder that timm.create_model loads, and as ONNX",
     "compare": "runs side by side: what they were and what came of them",
+    "report": "a page in one file: runs, their curves and best student, a cache and its images",
     "presets list": "published settings to begin from",
     "presets show": "one of them, with its sources",
     "teachers list": "the teacher cards",

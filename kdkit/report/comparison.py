@@ -43,10 +43,14 @@ class RunSummary:
     """Top-5 after that epoch, percent."""
     last_top1: float | None
     """Top-1 after the last finished epoch, percent."""
+    last_top5: float | None
+    """Top-5 after the last finished epoch, percent."""
     images_per_second: float | None
     """Training images per second, evaluation excluded."""
     seconds: float | None
     """Wall time of the training steps."""
+    cache_bytes: int | None
+    """Bytes on disk of its caches; None where they are not there any more."""
     output: str
     """Folder of the run."""
 
@@ -60,14 +64,23 @@ def compare(paths: Sequence[str | Path]) -> RunTable:
         paths: folders of runs, or folders of such folders.
     """
     runs, problems = read_runs(paths)
-    return tabulate(runs, problems)
+    return tabulate(best_first(runs), problems)
+
+
+def best_first(runs: Sequence[Run]) -> list[Run]:
+    """The runs by their best top-1, those without one last."""
+
+    def best_top1(run: Run) -> float:
+        best = best_epoch(run)
+        return -1.0 if best is None else float(best[top1_name(run)])
+
+    return sorted(runs, key=best_top1, reverse=True)
 
 
 def tabulate(runs: Sequence[Run], problems: Sequence[str] = ()) -> RunTable:
-    """The table of runs that were read already, the best first."""
-    rows = sorted(map(summarise, runs), key=lambda row: -1.0 if row.best_top1 is None else row.best_top1, reverse=True)
-    told = [*problems, *(problem for run in runs for problem in run.problems)]
-    return RunTable(tuple(map(dataclasses.asdict, rows)), tuple(dict.fromkeys(told)))
+    """The table of runs that were read already, in their order."""
+    noted = [*problems, *(problem for run in runs for problem in run.problems)]
+    return RunTable(tuple(dataclasses.asdict(summarise(run)) for run in runs), tuple(dict.fromkeys(noted)))
 
 
 def summarise(run: Run) -> RunSummary:
@@ -88,8 +101,10 @@ def summarise(run: Run) -> RunSummary:
         best_epoch=None if best is None else int(best["epoch"]) + 1,
         best_top5=None if best is None else _number(best.get(metric.replace("top1", "top5"))),
         last_top1=_number(run.epochs[-1].get(metric)) if run.epochs else None,
+        last_top5=_number(run.epochs[-1].get(metric.replace("top1", "top5"))) if run.epochs else None,
         images_per_second=images / seconds if images and seconds else None,
         seconds=seconds,
+        cache_bytes=_cache_bytes(_caches(config)),
         output=str(run.folder),
     )
 
@@ -108,15 +123,27 @@ def best_epoch(run: Run) -> Record | None:
 
 def describe_teacher(config: Mapping[str, Any]) -> str | None:
     """The caches or the live teacher of a configuration, or "labels alone"; None where it does not tell."""
-    caches = config.get("cache")
-    if caches:
-        return " + ".join(Path(str(cache)).name for cache in (caches if isinstance(caches, list) else [caches]))
+    if caches := _caches(config):
+        return " + ".join(cache.name for cache in caches)
     teacher = config.get("teacher")
     if isinstance(teacher, dict):
         others = teacher.get("ensemble") or teacher.get("others") or []  # "others" until version 0.1
         members = [teacher, *(member for member in others if isinstance(member, dict))]
         return " + ".join(str(member.get("model")) for member in members)
     return _text(teacher) or ("labels alone" if config.get("student") else None)
+
+
+def _caches(config: Mapping[str, Any]) -> list[Path]:
+    caches = config.get("cache") or []
+    return [Path(str(cache)) for cache in (caches if isinstance(caches, list) else [caches])]
+
+
+def _cache_bytes(caches: Sequence[Path]) -> int | None:
+    try:
+        files = [file for cache in caches for file in (cache.iterdir() if cache.is_dir() else [cache])]
+        return sum(file.stat().st_size for file in files) if files else None
+    except OSError:
+        return None
 
 
 def _describe_loss(config: Mapping[str, Any]) -> str | None:

@@ -43,6 +43,15 @@ def entropy(log_probs: Tensor) -> Tensor:
     return found
 
 
+def label_loss(cache: CachedTeacher, rows: Array, views: Sequence[int], labels: Tensor) -> Tensor:
+    """The teacher's cross-entropy with `labels` [R], mean over the views [R], nats; 0 where there is no label (-1)."""
+    total = torch.zeros(len(rows))
+    for view in views:
+        log_probs = read_log_probs(cache, rows, view)
+        total -= log_probs.gather(1, labels.clamp_min(0)[:, None])[:, 0]
+    return total / len(views) * (labels >= 0)
+
+
 def scores(cache: CachedTeacher, rows: Array, views: Sequence[int]) -> dict[str, Tensor]:
     """How uncertain the teacher is about each of the cache's `rows`, over `views`.
 

@@ -1,0 +1,19 @@
+"""kdkit report."""
+
+from __future__ import annotations
+
+import sys
+
+from kdkit.cli._parse import parse_config
+from kdkit.report.config import ReportConfig
+
+
+def run(arguments: list[str]) -> None:
+    """Writes a page about runs and a cache, and prints where."""
+    config = parse_config(ReportConfig, "report", arguments)
+    from kdkit.report import write_report
+
+    report = write_report(config)
+    for problem in report.problems:
+        print(f"kdkit: warning: {problem}", file=sys.stderr)
+    print(f"{report.output}: {len(report.table.rows)} runs, {report.num_bytes / 1e6:.1f} MB")
