@@ -14,6 +14,7 @@ from torch import Tensor
 
 from kdkit.cache import CachedTeacher
 from kdkit.cache.format.constants import LOGITS
+from kdkit.recipe import ViewRecipe
 from kdkit.report.chart import Chart
 from kdkit.report.page import escape
 from kdkit.report.predictions import Array, entropy, read_log_probs
@@ -26,8 +27,9 @@ def facts_html(cache: CachedTeacher) -> str:
     """What the cache holds, as a list of names and values."""
     summary = cache.summary()
     shown = [(name, text) for name, text in summary.items() if name in _FACTS or name.startswith("  ")]
-    recipe = [f"{name} {value}" for name, value in cache.metadata.recipe.items() if value not in (None, 0, 0.0, False)]
-    lines = [("file", summary["path"]), *shown, ("recipe", ", ".join(recipe))]
+    default = ViewRecipe().to_dict()
+    recipe = [f"{name} {value}" for name, value in cache.metadata.recipe.items() if value != default.get(name)]
+    lines = [("file", summary["path"]), *shown, ("recipe", ", ".join(recipe) or "the default")]
     return f"<dl>{''.join(f'<dt>{escape(name.strip())}</dt><dd>{escape(text)}</dd>' for name, text in lines)}</dl>"
 
 
@@ -75,7 +77,7 @@ def fidelity_charts(cache: CachedTeacher) -> list[Chart]:
         ]
         kept = [view["top1_agreement"] for view in views if "top1_agreement" in view]
         note = "lower keeps more" + (f"; top-1 kept in {min(kept):.2%} of rows or more" if kept else "")
-        layout = {**_view_axis(cache), "yaxis": {"rangemode": "tozero", "exponentformat": "power"}, "showlegend": True}
+        layout = {**_view_axis(cache), "yaxis": {"rangemode": "tozero", "exponentformat": "e"}, "showlegend": True}
         charts.append(Chart(f"fidelity-{stream}", title, traces, note=note, x="view", layout=layout))
     return charts
 

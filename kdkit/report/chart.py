@@ -32,10 +32,9 @@ class Chart:
 
     def to_html(self) -> str:
         """The element that the chart is drawn in."""
-        note = f'<span class="note">{escape(self.note)}</span>' if self.note else ""
         return (
-            f'<figure class="chart"><figcaption>{escape(self.title)}{note}</figcaption>'
-            f'<div class="plot" id="{escape(self.id)}"></div></figure>'
+            f'<figure class="chart"><figcaption>{escape(self.title)}<span class="note">{escape(self.note)}</span>'
+            f'</figcaption><div class="plot" id="{escape(self.id)}"></div></figure>'
         )
 
     def to_dict(self) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from kdkit.report.run_files import Run, read_runs
 from kdkit.report.run_student import RunStudent
 from kdkit.report.runs_section import runs_section
 from kdkit.report.show import check_output
-from kdkit.report.table import RunTable
+from kdkit.report.table import RunTable, common_folder
 from kdkit.resolve import resolve_dataset, resolve_device
 from kdkit.runtime import files
 
@@ -61,8 +61,9 @@ def write_report(config: ReportConfig) -> ReportFile:
     runs = best_first(runs)
     table = tabulate(runs, problems)
     notes = [*table.problems]
-    charts = curve_charts(runs)
-    parts = [runs_section(table.rows, charts)]
+    folder = common_folder([run.name for run in runs])
+    charts = curve_charts(runs, [run.name.removeprefix(folder) for run in runs])
+    parts = [runs_section(table.rows, charts, folder)]
     run, student = _best_student(config, runs, notes)
     if run is not None and student is not None:
         by_class = _class_part(config, run, student, notes)
@@ -96,20 +97,21 @@ def _plotly() -> str:
 def _best_student(config: ReportConfig, runs: Sequence[Run], notes: list[str]) -> tuple[Run | None, RunStudent | None]:
     """The best run whose student can be loaded."""
     device = resolve_device(config.device)
-    for run in runs:
-        if not run.student or run.context:
-            continue
+    failures = []
+    found: tuple[Run | None, RunStudent | None] = (None, None)
+    for run in [run for run in runs if run.student and not run.context]:
+        ema = top1_name(run) == "val_ema_top1"
         try:
-            return run, RunStudent(
-                run.folder,
-                ema=top1_name(run) == "val_ema_top1",
-                device=device,
-                batch_size=config.batch_size,
-                num_workers=config.num_workers,
+            student = RunStudent(
+                run.folder, ema=ema, device=device, batch_size=config.batch_size, num_workers=config.num_workers
             )
+            found = run, student
+            break
         except KdkitError as error:
-            notes.append(f"the student of {run.name!r} cannot be loaded: {error}")
-    return None, None
+            failures.append(f"the student of {run.name!r} cannot be loaded: {error}")
+    if failures:
+        notes.append(failures[0] + (f" ({len(failures) - 1} more)" if len(failures) > 1 else ""))
+    return found
 
 
 def _class_part(config: ReportConfig, run: Run, student: RunStudent, notes: list[str]) -> list[Chart]:

@@ -94,7 +94,7 @@ class RunTable:
 
     def text(self, width: int) -> str:
         """The table in lines of at most `width` characters; columns for which there is no room are named below it."""
-        prefix = _common_folder([str(row["run"]) for row in self.rows])
+        prefix = common_folder([str(row["run"]) for row in self.rows])
         rows = [{**row, "run": str(row["run"])[len(prefix) :]} for row in self.rows]
         cells = {
             name: [column.title, *(_printable(column.show(row)) for row in rows)] for name, column in _COLUMNS.items()
@@ -154,7 +154,7 @@ def _fit(text: str, width: int, *, left: bool) -> str:
     return text + space if left else space + text
 
 
-def _common_folder(names: Sequence[str]) -> str:
+def common_folder(names: Sequence[str]) -> str:
     """What all names begin with, up to a slash."""
     if len(names) < 2:
         return ""

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 from rich.cells import cell_len
+from run_samples import write_run
 from support import digits_dataset, loader_for, tiny_model
 
 from kdkit.cli import main
@@ -19,18 +19,6 @@ from kdkit.tasks import ClassificationTask
 from kdkit.training.config import TrainConfig
 from kdkit.training.logger import RunLogger
 from kdkit.training.train import train
-
-
-def write_run(folder: Path, top1: list[float], *, config: dict[str, Any] | None = None, **student: Any) -> Path:
-    """A run's files with one epoch for each accuracy, written by the logger of real runs."""
-    logger = RunLogger(folder)
-    for epoch, value in enumerate(top1):
-        logger.log_steps([{"epoch": epoch, "step": 2 * epoch + n, "lr": 0.1, "loss": 2.0 - n} for n in range(2)])
-        logger.log_epoch({"epoch": epoch, "loss": 1.5, "images": 100.0, "seconds": 4.0, "val_top1": value})
-    values = {"student": "resnet18", "cache": "some/t.h5", "distill_loss": "kl", "train": {"epochs": len(top1)}}
-    (folder / "config.yaml").write_text(yaml.safe_dump({**values, **(config or {})}))
-    (folder / "student.json").write_text(json.dumps({"model": "resnet18", **student}))
-    return folder
 
 
 def test_a_run_of_the_training_loop_is_read_back_with_the_figures_that_the_loop_reported(tmp_path: Path) -> None:

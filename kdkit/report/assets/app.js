@@ -54,12 +54,12 @@
       autosize: !printing,
       ...(printing ? { width: 320 } : {}),
       height: 250,
-      margin: { l: 44, r: 10, t: 8, b: 36 },
+      margin: { l: 44, r: 10, t: chart.layout.showlegend ? 30 : 8, b: 36 },
       paper_bgcolor: "rgba(0,0,0,0)",
       plot_bgcolor: "rgba(0,0,0,0)",
       font: { color: text, size: 12, family: getComputedStyle(document.body).fontFamily },
       showlegend: false,
-      legend: { orientation: "h", y: 1.12, x: 0 },
+      legend: { orientation: "h", y: 1, yanchor: "bottom", x: 0 },
       hovermode: "closest",
       dragmode: touch ? false : "zoom",
       ...rest,
@@ -68,24 +68,29 @@
     };
   }
 
-  const options = {
-    responsive: true,
-    displaylogo: false,
-    modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"],
-  };
+  const options = { responsive: true, displaylogo: false, displayModeBar: false };
 
-  const draw = (chart) => Plotly.react(element(chart), traces(chart), layout(chart), options);
-  const drawAll = () => charts.forEach(draw);
-
-  // One chart after another, so that the page answers from the start.
-  function drawInTurn(index) {
-    if (index === charts.length) {
-      document.body.dataset.drawn = String(charts.length);
-      return;
-    }
-    draw(charts[index]);
-    setTimeout(() => drawInTurn(index + 1));
+  const drawn = new Set();
+  function draw(chart) {
+    drawn.add(chart);
+    Plotly.react(element(chart), traces(chart), layout(chart), options);
   }
+  const redraw = (isDue = () => true) => [...drawn].filter(isDue).forEach(draw);
+
+  // Charts are drawn as they come into sight, one after another, so that a page of many runs opens at once.
+  const queue = [];
+  function drawNext() {
+    const chart = queue.shift();
+    if (chart && !drawn.has(chart)) draw(chart);
+    document.body.dataset.drawn = String(drawn.size);
+    if (queue.length) setTimeout(drawNext);
+  }
+  const observer = new IntersectionObserver((entries) => {
+    const wasIdle = !queue.length;
+    queue.push(...charts.filter((chart) => entries.some((entry) => entry.isIntersecting && entry.target.id === chart.id)));
+    if (wasIdle) drawNext();
+  }, { rootMargin: "200px" });
+  charts.forEach((chart) => observer.observe(element(chart)));
 
   function sortBy(column, header) {
     const body = document.querySelector("#runs tbody");
@@ -109,7 +114,7 @@
   for (const box of document.querySelectorAll("input[data-run]")) {
     box.addEventListener("change", () => {
       hidden[box.checked ? "delete" : "add"](Number(box.dataset.run));
-      charts.filter((chart) => chart.traces.some((trace) => trace.run !== undefined)).forEach(draw);
+      redraw((chart) => chart.traces.some((trace) => trace.run !== undefined));
     });
   }
   const slider = document.getElementById("smoothing");
@@ -117,11 +122,10 @@
     slider.addEventListener("input", () => {
       weight = Number(slider.value);
       document.getElementById("smoothing-value").textContent = weight.toFixed(2);
-      charts.filter((chart) => chart.smooth).forEach(draw);
+      redraw((chart) => chart.smooth);
     });
   }
-  dark.addEventListener("change", drawAll);
-  addEventListener("beforeprint", () => { printing = true; drawAll(); });
-  addEventListener("afterprint", () => { printing = false; drawAll(); });
-  drawInTurn(0);
+  dark.addEventListener("change", () => redraw());
+  addEventListener("beforeprint", () => { printing = true; charts.forEach(draw); });
+  addEventListener("afterprint", () => { printing = false; redraw(); });
 })();
