@@ -76,7 +76,7 @@ def fidelity_charts(cache: CachedTeacher) -> list[Chart]:
             for number, (key, name) in enumerate(names.items())
         ]
         kept = [view["top1_agreement"] for view in views if "top1_agreement" in view]
-        note = "lower keeps more" + (f"; top-1 kept in {min(kept):.2%} of rows or more" if kept else "")
+        note = "lower keeps more" + (f"; top-1 kept in {min(kept):.2%} of rows" if kept else "")
         layout = {**_view_axis(cache), "yaxis": {"rangemode": "tozero", "exponentformat": "e"}, "showlegend": True}
         charts.append(Chart(f"fidelity-{stream}", title, traces, note=note, x="view", layout=layout))
     return charts

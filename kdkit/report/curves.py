@@ -22,6 +22,9 @@ _KNOWN = {
     "teacher_top1": "Top-1 of the teacher on training views, %",
     "teacher_entropy": "Entropy of the teacher, nats",
     "lr": "Learning rate",
+    "gradient_task_loss": "Gradient of task_loss at the head, norm",
+    "gradient_kd_loss": "Gradient of kd_loss at the head, norm",
+    "gradient_ratio": "Gradient of kd_loss relative to task_loss",
     "images_per_second": "Training images per second",
 }
 _PARTNERS = {

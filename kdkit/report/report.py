@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
-from torch import Tensor
-
 from kdkit.errors import KdkitError, MissingDependencyError
 from kdkit.report.cache_page import CachePart, show_cache_part
 from kdkit.report.chart import Chart, charts_html
@@ -66,9 +64,10 @@ def write_report(config: ReportConfig) -> ReportFile:
     parts = [runs_section(table.rows, charts, folder)]
     run, student = _best_student(config, runs, notes)
     if run is not None and student is not None:
-        by_class = _class_part(config, run, student, notes)
+        source, by_class = _class_part(config, run, student, notes)
         charts += by_class
-        parts.append(f"<h2>Best run: {escape(run.name)}</h2>\n{charts_html(by_class)}" if by_class else "")
+        heading = f"<h2>Best run: {escape(run.name)}</h2>\n<p>{escape(source)}</p>\n"
+        parts.append(f"{heading}{charts_html(by_class)}" if by_class else "")
     if config.cache is not None:
         cache: CachePart = show_cache_part(config, student, notes)
         charts += cache.charts
@@ -114,12 +113,12 @@ def _best_student(config: ReportConfig, runs: Sequence[Run], notes: list[str]) -
     return found
 
 
-def _class_part(config: ReportConfig, run: Run, student: RunStudent, notes: list[str]) -> list[Chart]:
-    """The best student class by class, on the images that it was validated on."""
+def _class_part(config: ReportConfig, run: Run, student: RunStudent, notes: list[str]) -> tuple[str, list[Chart]]:
+    """The images that the best student was validated on, and its charts class by class on them."""
     folder = config.validation or run.config.get("validation")
     if not isinstance(folder, str):
         notes.append(f"{run.name!r} has no validation images: give --val DATA to see its student class by class")
-        return []
+        return "", []
     try:
         dataset = resolve_dataset(folder, student.description.recipe)
         probabilities, labels = student.predict(dataset, spread(config.images, len(dataset)).tolist())
@@ -127,11 +126,11 @@ def _class_part(config: ReportConfig, run: Run, student: RunStudent, notes: list
         if config.validation is not None:
             raise
         notes.append(f"the validation images of {run.name!r} cannot be read: {error}")
-        return []
-    return _labelled(probabilities, labels, student)
-
-
-def _labelled(probabilities: Tensor, labels: Tensor, student: RunStudent) -> list[Chart]:
+        return "", []
     known = labels >= 0
+    if not bool(known.any()):
+        notes.append(f"the validation images {folder!r} have no labels")
+        return "", []
     names = student.description.class_names or tuple(f"class {index}" for index in range(probabilities.shape[1]))
-    return class_charts(probabilities[known], labels[known], names) if bool(known.any()) else []
+    source = f"Measured on {int(known.sum()):,} of the {len(dataset):,} images of {folder}."
+    return source, class_charts(probabilities[known], labels[known], names)
