@@ -80,7 +80,7 @@ def _plot_by_view(axes: Any, values: Tensor, name: str, label: str) -> None:
     numbers = np.arange(len(middle))
     axes.errorbar(numbers, middle, yerr=(middle - low, high - middle), fmt="o", capsize=4)
     means = values.mean(dim=1)
-    axes.set(xlabel="view", ylabel=f"{label}: median, 10th to 90th percentile", ylim=(0, None))
+    axes.set(xlabel="view (point: median, bar: 10th to 90th percentile)", ylabel=label, ylim=(0, None))
     axes.set_title(f"mean {name} {float(means.min()):.2f} to {float(means.max()):.2f}")
     _number_views(axes, len(middle))
 
