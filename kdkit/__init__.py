@@ -11,7 +11,11 @@ if TYPE_CHECKING:
     from kdkit import losses as losses
     from kdkit.building.build import build_cache as build_cache
     from kdkit.building.extend import extend_cache as extend_cache
+    from kdkit.cache import CacheSpec as CacheSpec
+    from kdkit.cache import CacheWriter as CacheWriter
     from kdkit.cache import open_cache as open_cache
+    from kdkit.data import create_loader as create_loader
+    from kdkit.dataset import open_dataset as open_dataset
     from kdkit.tasks import ClassificationTask as ClassificationTask
     from kdkit.tasks import FeatureDistillationTask as FeatureDistillationTask
     from kdkit.tasks import LogitDistillationTask as LogitDistillationTask
@@ -23,6 +27,8 @@ if TYPE_CHECKING:
     from kdkit.types import TeacherOutput as TeacherOutput
 
 __all__ = [
+    "CacheSpec",
+    "CacheWriter",
     "ClassificationTask",
     "FeatureDistillationTask",
     "LogitDistillationTask",
@@ -33,15 +39,19 @@ __all__ = [
     "TrainingTask",
     "__version__",
     "build_cache",
+    "create_loader",
     "create_teacher",
     "extend_cache",
     "losses",
     "open_cache",
+    "open_dataset",
 ]
 
 __getattr__, __dir__ = lazy_exports(
     __name__,
     {
+        "CacheSpec": "kdkit.cache",
+        "CacheWriter": "kdkit.cache",
         "ClassificationTask": "kdkit.tasks",
         "FeatureDistillationTask": "kdkit.tasks",
         "LogitDistillationTask": "kdkit.tasks",
@@ -51,9 +61,11 @@ __getattr__, __dir__ = lazy_exports(
         "TokenDistillationTask": "kdkit.tasks",
         "TrainingTask": "kdkit.tasks",
         "build_cache": "kdkit.building.build",
+        "create_loader": "kdkit.data",
         "create_teacher": "kdkit.teachers",
         "extend_cache": "kdkit.building.extend",
         "losses": "kdkit.losses",
         "open_cache": "kdkit.cache",
+        "open_dataset": "kdkit.dataset",
     },
 )

@@ -8,7 +8,7 @@ from kdkit.report.config import CacheShowConfig
 
 def run(arguments: list[str]) -> None:
     """Writes replayed views with the teacher's predictions, and prints where."""
-    config = parse_config(CacheShowConfig, "cache show", arguments)
+    config = parse_config(CacheShowConfig, "cache show", arguments, {"FILE": "cache", "DATA": "data"})
     from kdkit.report import show_cache
 
     report = show_cache(config)

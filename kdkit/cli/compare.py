@@ -11,7 +11,7 @@ from kdkit.report.config import CompareConfig
 
 def run(arguments: list[str]) -> None:
     """Prints runs side by side, the best first."""
-    config = parse_config(CompareConfig, "compare", arguments)
+    config = parse_config(CompareConfig, "compare", arguments, {"RUNS...": "runs"})
     from kdkit.report import compare
 
     table = compare(config.runs)

@@ -10,7 +10,7 @@ from kdkit.report.config import ReportConfig
 
 def run(arguments: list[str]) -> None:
     """Writes a page about runs and a cache, and prints where."""
-    config = parse_config(ReportConfig, "report", arguments)
+    config = parse_config(ReportConfig, "report", arguments, {"RUNS...": "runs"})
     from kdkit.report import write_report
 
     report = write_report(config)

@@ -21,7 +21,7 @@ from kdkit.report.page import escape, sheet_html
 from kdkit.report.predictions import Array, label_loss, read_log_probs, scores, spread
 from kdkit.report.run_student import RunStudent
 from kdkit.report.sheet import make_sheet
-from kdkit.resolve import resolve_dataset
+from kdkit.dataset import open_dataset
 
 _IMAGES, _VIEWS = 6, 4  # of each sheet
 _SIDE = 112  # of a view, pixels: three sheets in full stay below half a megabyte
@@ -65,7 +65,7 @@ def show_cache_part(config: ReportConfig, student: RunStudent | None, notes: lis
         charts = cache_charts(cache, rows)
         listed = _key_lists(cache, rows) if LOGITS in cache.codecs else ""
         return CachePart(f"<h2>Cache</h2>\n{facts_html(cache)}\n{charts_html(charts)}\n{listed}", charts)
-    dataset = resolve_dataset(config.data, ViewRecipe.from_dict(cache.metadata.recipe))
+    dataset = open_dataset(config.data, recipe=cache.recipe)
     cache.match(dataset, allow_mismatch=config.allow_mismatch)
     return _with_images(config, cache, dataset, student, notes)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from kdkit.config import DeviceConfig, LoadingConfig, MismatchConfig, OverwriteConfig
+from kdkit.config.choices import check_choices
 from kdkit.errors import ConfigError
 
 
@@ -29,7 +31,7 @@ class CompareConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CacheShowConfig:
+class CacheShowConfig(OverwriteConfig, MismatchConfig):
     """A cache, its images, and which of them are shown."""
 
     cache: str
@@ -56,24 +58,16 @@ class CacheShowConfig:
     images: int = 8
     """Number of images to show, where `rows` does not name them, or `sort` chooses among them."""
 
-    overwrite: bool = False
-    """Replace the output of an earlier run."""
-
-    allow_mismatch: tuple[str, ...] = ()
-    """Fields, named as in the error, in which the images may differ from those of the cache. Use only if you know that
-    the difference is harmless."""
-
     def __post_init__(self) -> None:
         if not self.output.endswith((".png", ".html")):
             raise ConfigError(f"the output must be a file that ends in .png or .html, got {self.output!r}")
-        if self.sort not in (None, "entropy", "disagreement"):
-            raise ConfigError(f"sort must be entropy or disagreement, got {self.sort!r}")
+        check_choices(self)
         if self.images < 1:
             raise ConfigError(f"images must be at least 1, got {self.images}")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReportConfig:
+class ReportConfig(DeviceConfig, LoadingConfig, OverwriteConfig, MismatchConfig):
     """Runs and a cache, and the page that shows them."""
 
     runs: tuple[str, ...]
@@ -97,19 +91,6 @@ class ReportConfig:
     batch_size: int = 64
     """Images per batch."""
 
-    num_workers: int = 0
-    """Processes that load images; 0 loads in the main process."""
-
-    device: str = "cpu"
-    """Device that the best run's student runs on: cpu, cuda, cuda:1."""
-
-    overwrite: bool = False
-    """Replace the output of an earlier run."""
-
-    allow_mismatch: tuple[str, ...] = ()
-    """Fields, named as in the error, in which the images may differ from those of the cache. Use only if you know that
-    the difference is harmless."""
-
     def __post_init__(self) -> None:
         if not self.runs:
             raise ConfigError("no run is given: kdkit report runs/* -o report.html")
@@ -117,8 +98,6 @@ class ReportConfig:
             raise ConfigError(f"the output must be a file that ends in .html, got {self.output!r}")
         if self.data is not None and self.cache is None:
             raise ConfigError("data are the images of a cache, and no cache is given: add --cache FILE")
-        for name in ("images", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.num_workers < 0:
-            raise ConfigError(f"num_workers must be 0 or more, got {self.num_workers}")
+        if self.images < 1:
+            raise ConfigError(f"images must be at least 1, got {self.images}")
+        super().__post_init__()

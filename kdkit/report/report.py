@@ -21,7 +21,8 @@ from kdkit.report.run_student import RunStudent
 from kdkit.report.runs_section import runs_section
 from kdkit.report.show import check_output
 from kdkit.report.table import RunTable, common_folder
-from kdkit.resolve import resolve_dataset, resolve_device
+from kdkit.dataset import open_dataset
+from kdkit.resolve import resolve_device
 from kdkit.runtime import files
 
 _STEPS = 500  # records of steps that are read of each run
@@ -102,7 +103,7 @@ def _best_student(config: ReportConfig, runs: Sequence[Run], notes: list[str]) -
         ema = top1_name(run) == "val_ema_top1"
         try:
             student = RunStudent(
-                run.folder, ema=ema, device=device, batch_size=config.batch_size, num_workers=config.num_workers
+                run.folder, ema=ema, device=device, batch_size=config.batch_size, num_workers=config.workers
             )
             found = run, student
             break
@@ -120,7 +121,7 @@ def _class_part(config: ReportConfig, run: Run, student: RunStudent, notes: list
         notes.append(f"{run.name!r} has no validation images: give --val DATA to see its student class by class")
         return "", []
     try:
-        dataset = resolve_dataset(folder, student.description.recipe)
+        dataset = open_dataset(folder, recipe=student.description.recipe)
         probabilities, labels = student.predict(dataset, spread(config.images, len(dataset)).tolist())
     except (KdkitError, OSError) as error:
         if config.validation is not None:

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kdkit.config.student import StudentConfig
+from kdkit.config import StudentConfig
 from kdkit.data import EpochSampler, ReplayedDataset, ReplayLoader, Sample, translate_worker_errors
 from kdkit.errors import ClassMismatchError
-from kdkit.training.student import load_student
+from kdkit.student import load_student
 from kdkit.types import Normalization
 
 

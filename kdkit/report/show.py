@@ -14,7 +14,7 @@ from kdkit.report.page import make_page, sheet_html
 from kdkit.report.picture import draw_sheet
 from kdkit.report.selection import check_size, rank_rows, select_rows, select_views
 from kdkit.report.sheet import Sheet, make_sheet
-from kdkit.resolve import resolve_dataset
+from kdkit.dataset import open_dataset
 from kdkit.runtime import files
 
 _SIDE = 224  # of a view on a page, pixels
@@ -42,7 +42,7 @@ def show_cache(config: CacheShowConfig) -> ShowReport:
     output = Path(config.output)
     check_output(output, overwrite=config.overwrite)
     cache = open_cache(config.cache)
-    dataset = resolve_dataset(config.data, ViewRecipe.from_dict(cache.metadata.recipe))
+    dataset = open_dataset(config.data, recipe=cache.recipe)
     cache.match(dataset, allow_mismatch=config.allow_mismatch)
     views = select_views(config.views, cache.num_views)
     notes: list[str] = []

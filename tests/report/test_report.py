@@ -24,9 +24,9 @@ from kdkit.report.class_charts import class_charts, confusion
 from kdkit.report.config import ReportConfig
 from kdkit.report.curves import curve_charts
 from kdkit.report.run_files import Run, read_runs
-from kdkit.resolve import resolve_dataset
+from kdkit.dataset import open_dataset
 from kdkit.teachers import Teacher
-from kdkit.training.checkpoint import BEST
+from kdkit.student import BEST
 
 RECIPE = ViewRecipe(size=32, scale=(0.5, 1.0), num_views=3, seed=1)
 
@@ -115,7 +115,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Digits, a cache of a tiny teacher, and a run whose student is that very teacher."""
     root = tmp_path_factory.mktemp("whole")
     write_digits(root / "images", 60)
-    dataset = resolve_dataset(root / "images", RECIPE)
+    dataset = open_dataset(root / "images", recipe=RECIPE)
     build_cache(Teacher(tiny_model()), dataset, root / "t.h5", BuildConfig(codec="float32", num_workers=0))
     assert dataset.class_names is not None
     student = {"model_args": {"num_classes": 10}, "input_size": 32, "crop_pct": 1.0, "interpolation": "bicubic"}
@@ -165,7 +165,7 @@ def test_a_student_that_is_the_teacher_predicts_and_is_calibrated_as_the_cache_s
 
 def test_the_best_student_is_measured_on_its_validation_images(folder: Path, tmp_path: Path) -> None:
     charts = charts_of(write_report(config(folder, tmp_path / "r.html", cache=None, data=None)).output)
-    dataset = resolve_dataset(folder / "images", ViewRecipe.evaluation(32, crop_pct=1.0))
+    dataset = open_dataset(folder / "images", recipe=ViewRecipe.evaluation(32, crop_pct=1.0))
     model = tiny_model().eval()
     mean, std = (torch.tensor(model.pretrained_cfg[name])[:, None, None] for name in ("mean", "std"))
     images = torch.stack([(dataset[row, 0].image / 255 - mean) / std for row in range(60)])
@@ -186,7 +186,7 @@ def test_a_cache_without_its_images_lists_the_keys_to_look_at(folder: Path, tmp_
 
 
 def test_a_cache_of_features_alone_is_shown_without_predictions(folder: Path, tmp_path: Path) -> None:
-    dataset = resolve_dataset(folder / "images", RECIPE)
+    dataset = open_dataset(folder / "images", recipe=RECIPE)
     build = BuildConfig(num_workers=0, streams=("pooled",))
     build_cache(Teacher(tiny_model()), dataset, tmp_path / "f.h5", build)
     charts = charts_of(write_report(config(folder, tmp_path / "r.html", cache=str(tmp_path / "f.h5"))).output)
@@ -195,7 +195,7 @@ def test_a_cache_of_features_alone_is_shown_without_predictions(folder: Path, tm
 
 
 def test_mixed_views_are_shown_without_accuracy_and_the_page_says_why(folder: Path, tmp_path: Path) -> None:
-    dataset = resolve_dataset(folder / "images", ViewRecipe(size=32, mixup_alpha=1.0, num_views=2))
+    dataset = open_dataset(folder / "images", recipe=ViewRecipe(size=32, mixup_alpha=1.0, num_views=2))
     build_cache(Teacher(tiny_model()), dataset, tmp_path / "m.h5", BuildConfig(codec="float32", num_workers=0))
     report = write_report(config(folder, tmp_path / "r.html", cache=str(tmp_path / "m.h5")))
     assert "calibration" not in charts_of(report.output)

@@ -26,7 +26,7 @@ from kdkit.report.page import make_page, sheet_html
 from kdkit.report.predictions import scores
 from kdkit.report.selection import check_size
 from kdkit.report.sheet import make_sheet
-from kdkit.resolve import resolve_dataset
+from kdkit.dataset import open_dataset
 from kdkit.teachers import Teacher
 
 RECIPE = ViewRecipe(size=32, scale=(0.3, 1.0), num_views=5, seed=3)
@@ -44,7 +44,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """40 digits as an image folder, and a cache of five of their views."""
     root = tmp_path_factory.mktemp("show")
     write_digits(root / "images", 40)
-    build(resolve_dataset(root / "images", RECIPE), root / "t.h5")
+    build(open_dataset(root / "images", recipe=RECIPE), root / "t.h5")
     return root
 
 
@@ -65,7 +65,7 @@ def plain_probabilities(dataset: ReplayedDataset, row: int, view: int) -> torch.
 
 def test_the_sheet_shows_the_replayed_views_and_what_the_teacher_predicts_of_them(folder: Path, tmp_path: Path) -> None:
     sheet = show_cache(config(folder, tmp_path / "s.png", rows="3,7", views="4,1")).sheet
-    dataset = resolve_dataset(folder / "images", RECIPE)
+    dataset = open_dataset(folder / "images", recipe=RECIPE)
     assert [(row.row, row.key) for row in sheet.rows] == [(3, dataset.keys[3]), (7, dataset.keys[7])]
     for row in sheet.rows:
         assert [cell.view for cell in row.cells] == [4, 1]
@@ -82,7 +82,7 @@ def test_the_sheet_shows_the_replayed_views_and_what_the_teacher_predicts_of_the
 
 
 def test_scores_are_mean_entropy_and_jensen_shannon_divergence(folder: Path) -> None:
-    dataset = resolve_dataset(folder / "images", RECIPE)
+    dataset = open_dataset(folder / "images", recipe=RECIPE)
     cache = open_cache(folder / "t.h5", dataset)
     found = scores(cache, np.arange(6), [0, 2, 3])
     for row in range(6):
@@ -96,7 +96,7 @@ def test_scores_are_mean_entropy_and_jensen_shannon_divergence(folder: Path) -> 
 @pytest.mark.parametrize("sort", ["entropy", "disagreement"])
 def test_sorting_shows_the_rows_with_the_largest_score_first(folder: Path, tmp_path: Path, sort: str) -> None:
     sheet = show_cache(config(folder, tmp_path / "s.html", sort=sort, views="0-4", images=5)).sheet
-    dataset = resolve_dataset(folder / "images", RECIPE)
+    dataset = open_dataset(folder / "images", recipe=RECIPE)
     values = scores(open_cache(folder / "t.h5", dataset), np.arange(40), range(5))[sort]
     assert [row.row for row in sheet.rows] == values.argsort(descending=True, stable=True)[:5].tolist()
     assert sheet.rows[0].note == f"{sort} {values.max():.3f} nats"
@@ -105,7 +105,7 @@ def test_sorting_shows_the_rows_with_the_largest_score_first(folder: Path, tmp_p
 
 
 def test_images_are_named_by_number_range_or_key_and_spread_evenly_by_default(folder: Path, tmp_path: Path) -> None:
-    keys = resolve_dataset(folder / "images", RECIPE).keys
+    keys = open_dataset(folder / "images", recipe=RECIPE).keys
     named = show_cache(config(folder, tmp_path / "a.png", rows=f"5-7, {keys[9]},6")).sheet
     assert [row.row for row in named.rows] == [5, 6, 7, 9]
     spread = show_cache(config(folder, tmp_path / "b.png", images=4)).sheet
@@ -173,7 +173,7 @@ def test_the_teachers_own_view_is_shown_where_it_has_a_size_of_its_own(tmp_path:
 
 def test_an_image_that_cannot_be_read_is_named_on_the_sheet(tmp_path: Path) -> None:
     write_digits(tmp_path / "images", 12)
-    dataset = resolve_dataset(tmp_path / "images", RECIPE)
+    dataset = open_dataset(tmp_path / "images", recipe=RECIPE)
     cache = build(dataset, tmp_path / "t.h5")
     (tmp_path / "images" / dataset.keys[3]).write_bytes(b"no image")
     sheet = make_sheet("damaged", cache, dataset, [3, 4], [0, 1])
@@ -216,7 +216,7 @@ def test_of_more_images_than_there_are_all_are_shown_and_too_many_views_are_refu
 
 def test_a_cache_without_logits_has_no_predictions_to_show(tmp_path: Path) -> None:
     write_digits(tmp_path / "images", 8)
-    build(resolve_dataset(tmp_path / "images", RECIPE), tmp_path / "t.h5", streams=("pooled",))
+    build(open_dataset(tmp_path / "images", recipe=RECIPE), tmp_path / "t.h5", streams=("pooled",))
     with pytest.raises(CacheStreamError, match="no stream 'logits'"):
         show_cache(config(tmp_path, tmp_path / "s.png"))
 

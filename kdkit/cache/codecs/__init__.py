@@ -1,4 +1,4 @@
-"""Codecs: fixed bytes a row, encode and decode for whole batches on any device."""
+"""Codecs: fixed bytes per row, encode and decode for whole batches on any device."""
 
 from kdkit.cache.codecs.base import Codec, RowCodec
 from kdkit.cache.codecs.dense import Float16Codec, Float32Codec, Int8Codec
@@ -8,10 +8,12 @@ from kdkit.cache.codecs.registry import (
     available_codecs,
     available_feature_codecs,
     codec_from_dict,
+    codec_of_size,
     create_codec,
     create_feature_codec,
     default_codec,
     known_codecs,
+    register_codec,
 )
 from kdkit.cache.codecs.topk import TopKCodec
 
@@ -29,8 +31,10 @@ __all__ = [
     "available_codecs",
     "available_feature_codecs",
     "codec_from_dict",
+    "codec_of_size",
     "create_codec",
     "create_feature_codec",
     "default_codec",
     "known_codecs",
+    "register_codec",
 ]

@@ -14,10 +14,30 @@ from kdkit.cache.codecs.topk import TopKCodec
 from kdkit.cache.format.constants import LOGITS
 from kdkit.errors import ConfigError, UnknownNameError, nearest
 
-_CODECS: dict[str, type[Codec]] = {
-    codec.name: codec for codec in (Float32Codec, Float16Codec, Int8Codec, LowRankCodec, TopKCodec)
-}
-_FEATURE_CODECS: dict[str, type[FeatureCodec]] = {codec.name: codec for codec in (Float16Feature, Int8Feature)}
+_CODECS: dict[str, type[Codec]] = {}
+_FEATURE_CODECS: dict[str, type[FeatureCodec]] = {}
+
+
+def register_codec(name: str, codec: type[Codec] | type[FeatureCodec]) -> None:
+    """Makes a codec known under its name, so that builds can use it and caches written with it can be opened.
+
+    A codec of logits is a `Codec`, one of features a `FeatureCodec`; the two kinds have names of their own. A cache
+    stores the name and the options alone: whoever opens it registers the same class before.
+
+    Args:
+        name: as configurations and cache files name it; the class attribute `name` must be the same.
+        codec: a frozen dataclass.
+
+    Raises:
+        ConfigError: it is no codec, has another name, or the name is taken by another class.
+    """
+    if not issubclass(codec, (Codec, FeatureCodec)):
+        raise ConfigError(f"register_codec({name!r}, ...) takes a subclass of Codec or FeatureCodec, got {codec!r}")
+    if codec.name != name:
+        raise ConfigError(f"register_codec({name!r}, ...) got a codec whose name is {codec.name!r}: use that name")
+    known: dict[str, Any] = _CODECS if issubclass(codec, Codec) else _FEATURE_CODECS
+    if known.setdefault(name, codec) is not codec:
+        raise ConfigError(f"the codec name {name!r} is taken by {known[name].__qualname__}: choose another")
 
 
 def available_codecs() -> list[str]:
@@ -53,6 +73,38 @@ def default_codec(num_classes: int) -> Codec:
     return create_codec(LowRankCodec.name, num_classes)
 
 
+def codec_of_size(name: str | None, num_classes: int, row_bytes: int, **options: Any) -> Codec:
+    """The codec called `name` whose rows take at most `row_bytes` bytes, as many of them as its options allow.
+
+    Args:
+        name: lowrank or topk; None for float16 where its rows are small enough, else lowrank.
+        num_classes: C.
+        row_bytes: bytes per row, at most.
+        options: further options of the codec.
+
+    Raises:
+        ConfigError: the codec has no option for its size, or no row of it is so small.
+    """
+    if name is None:
+        exact = create_codec(Float16Codec.name, num_classes)
+        if exact.row_bytes <= row_bytes:
+            return exact
+        name = LowRankCodec.name
+    if name == LowRankCodec.name:
+        return create_codec(name, num_classes, **{"row_bytes": row_bytes, **options})
+    codec = create_codec(name, num_classes, **options)
+    if not isinstance(codec, TopKCodec):
+        raise ConfigError(
+            f"the codec {name!r} has no option for its size, its rows of {num_classes} classes take {codec.row_bytes} "
+            "bytes: leave out the bytes, or take lowrank or topk"
+        )
+    fitting = [k for k in range(1, num_classes + 1) if TopKCodec(num_classes, k).row_bytes <= row_bytes]
+    if not fitting:
+        least = TopKCodec(num_classes, 1).row_bytes
+        raise ConfigError(f"topk of {num_classes} classes needs at least {least} bytes per row, got {row_bytes}")
+    return TopKCodec(num_classes, fitting[-1])
+
+
 def available_feature_codecs() -> list[str]:
     """The names that `create_feature_codec` takes, the most exact first."""
     return list(_FEATURE_CODECS)
@@ -81,3 +133,12 @@ def codec_from_dict(stream: str, described: Mapping[str, Any]) -> RowCodec:
 def known_codecs(stream: str) -> list[str]:
     """Names of the codecs that a stream can have."""
     return available_codecs() if stream == LOGITS else available_feature_codecs()
+
+
+register_codec("float32", Float32Codec)
+register_codec("float16", Float16Codec)
+register_codec("int8", Int8Codec)
+register_codec("lowrank", LowRankCodec)
+register_codec("topk", TopKCodec)
+register_codec("float16", Float16Feature)
+register_codec("int8", Int8Feature)

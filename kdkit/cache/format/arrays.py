@@ -1,14 +1,11 @@
-"""The small arrays beside the payloads of a shard, or of a view of a packed file, which is a shard of all rows.
+"""The side arrays of a shard: small arrays next to its payloads. A view of a packed file is a shard of all rows.
 
-One list for those who write, pack, size and open them.
+One list serves writing, packing, sizing and opening.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
-
-import numpy as np
 
 from kdkit.cache.format.constants import (
     BLOCK_ROWS,
@@ -20,9 +17,8 @@ from kdkit.cache.format.constants import (
 )
 from kdkit.cache.format.metadata import CacheMetadata, Shard
 from kdkit.cache.hdf5.read import CheckedHDF5File
+from kdkit.cache.types import Array
 from kdkit.errors import CacheError
-
-Array = np.ndarray[Any, Any]
 
 
 def side_arrays(metadata: CacheMetadata, shard: Shard) -> dict[str, tuple[str, tuple[int, ...]]]:

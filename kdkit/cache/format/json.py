@@ -53,7 +53,7 @@ def _check_size(value: Any) -> None:
 
 
 class Fields:
-    """A JSON object whose fields are asked for by name and type.
+    """A JSON object whose fields are read by name and checked by type.
 
     Args:
         value: the parsed document.
@@ -117,6 +117,13 @@ class Fields:
     def optional_mapping(self, name: str) -> dict[str, Any]:
         """An object, empty where there is none of that name."""
         return self.mapping(name) if name in self._value else {}
+
+    def optional_flag(self, name: str, default: bool) -> bool:
+        """True or false; `default` where there is none of that name."""
+        value = self._value.get(name, default)
+        if not isinstance(value, bool):
+            raise CacheCorruptError(f"{self._origin}: {name} is {_kind(value)}, expected true or false")
+        return value
 
     def optional_texts(self, name: str) -> list[str] | None:
         """A list of strings, or null."""

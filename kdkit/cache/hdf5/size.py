@@ -14,14 +14,14 @@ from kdkit.cache.format.constants import ARRAYS_ATTRIBUTE, BUILD_ATTRIBUTE, payl
 from kdkit.cache.format.metadata import CacheMetadata, Shard
 from kdkit.cache.hdf5.documents import write_metadata
 from kdkit.cache.hdf5.layout import lay_out, write_document, write_text
-from kdkit.cache.hdf5.write import Array
+from kdkit.cache.types import Array
 
 _A_CHECKSUM = 0xFFFFFFFF
 _A_BUILD_RECORD = " " * 64
 
 
 def packed_num_bytes(metadata: CacheMetadata, index_arrays: Mapping[str, Array]) -> int:
-    """Bytes of the packed file of a cache with this metadata and these index arrays (keys, what codecs learnt)."""
+    """Bytes of the packed file of a cache with this metadata and these index arrays (keys, fitted codecs)."""
     rows, payloads = metadata.num_rows, {}
     arrays: dict[str, tuple[tuple[int, ...], np.dtype[Any]]] = {
         name: (array.shape, array.dtype) for name, array in index_arrays.items()
