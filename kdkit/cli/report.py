@@ -16,4 +16,5 @@ def run(arguments: list[str]) -> None:
     report = write_report(config)
     for problem in report.problems:
         print(f"kdkit: warning: {problem}", file=sys.stderr)
-    print(f"{report.output}: {len(report.table.rows)} runs, {report.num_bytes / 1e6:.1f} MB")
+    count = len(report.table.rows)
+    print(f"{report.output}: {count} run{'s' * (count != 1)}, {report.num_bytes / 1e6:.1f} MB")

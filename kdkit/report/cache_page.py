@@ -11,8 +11,8 @@ from torch import Tensor
 from kdkit.cache import CachedTeacher, open_cache
 from kdkit.cache.format.constants import LOGITS
 from kdkit.data import ReplayedDataset
+from kdkit.dataset import open_dataset
 from kdkit.errors import KdkitError
-from kdkit.recipe import ViewRecipe
 from kdkit.report.cache_section import cache_charts, facts_html
 from kdkit.report.chart import Chart, charts_html
 from kdkit.report.class_charts import calibration_chart
@@ -21,7 +21,6 @@ from kdkit.report.page import escape, sheet_html
 from kdkit.report.predictions import Array, label_loss, read_log_probs, scores, spread
 from kdkit.report.run_student import RunStudent
 from kdkit.report.sheet import make_sheet
-from kdkit.dataset import open_dataset
 
 _IMAGES, _VIEWS = 6, 4  # of each sheet
 _SIDE = 112  # of a view, pixels: three sheets in full stay below half a megabyte

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
+from kdkit.dataset import open_dataset
 from kdkit.errors import KdkitError, MissingDependencyError
 from kdkit.report.cache_page import CachePart, show_cache_part
 from kdkit.report.chart import Chart, charts_html
@@ -21,7 +22,6 @@ from kdkit.report.run_student import RunStudent
 from kdkit.report.runs_section import runs_section
 from kdkit.report.show import check_output
 from kdkit.report.table import RunTable, common_folder
-from kdkit.dataset import open_dataset
 from kdkit.resolve import resolve_device
 from kdkit.runtime import files
 

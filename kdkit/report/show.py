@@ -7,14 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kdkit.cache import open_cache
+from kdkit.dataset import open_dataset
 from kdkit.errors import OutputExistsError
-from kdkit.recipe import ViewRecipe
 from kdkit.report.config import CacheShowConfig
 from kdkit.report.page import make_page, sheet_html
 from kdkit.report.picture import draw_sheet
 from kdkit.report.selection import check_size, rank_rows, select_rows, select_views
 from kdkit.report.sheet import Sheet, make_sheet
-from kdkit.dataset import open_dataset
 from kdkit.runtime import files
 
 _SIDE = 224  # of a view on a page, pixels

@@ -171,11 +171,11 @@ def test_no_line_of_the_table_is_wider_than_the_terminal(tmp_path: Path, width: 
 
 def test_json_and_csv_hold_every_figure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_run(tmp_path / "a", [50.0, 61.25])
-    assert main(["compare", "--runs", str(tmp_path / "a"), "--json", "true"]) == 0
+    assert main(["compare", str(tmp_path / "a"), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["runs"][0]["best_top1"] == 61.25
     assert found["problems"] == []
-    assert main(["compare", "--runs", f"{tmp_path / 'a'},{tmp_path / 'none'}", "--csv", "true"]) == 0
+    assert main(["compare", str(tmp_path / "a"), str(tmp_path / "none"), "--csv"]) == 0
     streams = capsys.readouterr()
     (row,) = csv.DictReader(streams.out.splitlines())
     assert {name: row[name] for name in ("best_top1", "best_epoch", "parameters")} == {
@@ -186,7 +186,7 @@ def test_json_and_csv_hold_every_figure(tmp_path: Path, capsys: pytest.CaptureFi
 
 def test_the_command_prints_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_run(tmp_path / "a", [50.0])
-    assert main(["compare", "--runs", str(tmp_path / "a")]) == 0
+    assert main(["compare", str(tmp_path / "a")]) == 0
     out = capsys.readouterr().out
     assert "50.00 (1)" in out
     assert max(map(len, out.splitlines())) <= 80

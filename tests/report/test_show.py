@@ -18,6 +18,7 @@ from kdkit.building.config import BuildConfig
 from kdkit.cache import CachedTeacher, open_cache
 from kdkit.cli import main
 from kdkit.data import ArraySource, ReplayedDataset
+from kdkit.dataset import open_dataset
 from kdkit.errors import CacheStreamError, ConfigError, OutputExistsError
 from kdkit.recipe import ViewRecipe
 from kdkit.report import show_cache
@@ -26,7 +27,6 @@ from kdkit.report.page import make_page, sheet_html
 from kdkit.report.predictions import scores
 from kdkit.report.selection import check_size
 from kdkit.report.sheet import make_sheet
-from kdkit.dataset import open_dataset
 from kdkit.teachers import Teacher
 
 RECIPE = ViewRecipe(size=32, scale=(0.3, 1.0), num_views=5, seed=3)
@@ -193,7 +193,7 @@ def test_an_image_that_cannot_be_read_is_named_on_the_sheet(tmp_path: Path) -> N
         ({"views": "one"}, "'one' is no view"),
         ({"sort": "disagreement", "views": "1"}, "disagreement is between views"),
         ({"output": "s.gif"}, r"must be a file that ends in \.png or \.html"),
-        ({"sort": "beauty"}, "sort must be entropy or disagreement"),
+        ({"sort": "beauty"}, "sort must be one of entropy, disagreement"),
         ({"images": 0}, "images must be at least 1"),
     ],
 )
@@ -234,7 +234,7 @@ def test_the_command_prints_where_the_sheet_is(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "s.html"
-    paths = ["--cache", str(folder / "t.h5"), "--data", str(folder / "images"), "--output", str(output)]
+    paths = [str(folder / "t.h5"), str(folder / "images"), "-o", str(output)]
     assert main(["cache", "show", *paths, "--images", "3", "--sort", "entropy"]) == 0
     assert "12 views of 3 images" in capsys.readouterr().out
     assert output.read_text().startswith("<!doctype html>")
