@@ -121,7 +121,7 @@ def line_of(command: Sequence[str], capsys: pytest.CaptureFixture[str]) -> str:
         ("kdkit evaluate runs/r18 val", "runs/r18: top-1 "),
         ("kdkit export runs/r18 -o exported", "exported/model.safetensors: "),
         ("kdkit compare runs/r18", "run "),
-        ("kdkit cache show teacher.h5 data --sort entropy -o sheet.png", "sheet.png: 8 views of 8 images"),
+        ("kdkit cache show teacher.h5 data --sort entropy -o sheet.png", "sheet.png: 16 views of 8 images"),
         ("kdkit report runs/r18 --cache teacher.h5 --data data -o report.html", "report.html: 1 run, "),
         ("kdkit presets list", "deit_tiny_hard "),
         ("kdkit presets show resnet18_kd", "# ResNet-34 teaches ResNet-18"),
