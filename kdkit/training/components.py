@@ -123,16 +123,24 @@ def _model_args(config: DistillConfig, dataset: ReplayedDataset, num_classes: in
     return {"num_classes": num_classes, **_image_size(config.student, dataset), **config.student_options}
 
 
-def describe(config: DistillConfig, dataset: ReplayedDataset, num_classes: int, output: Path) -> None:
-    """Writes the configuration, and the description of the student that `kdkit evaluate` and `export` need."""
+def describe(config: DistillConfig, dataset: ReplayedDataset, task: TrainingTask, output: Path) -> None:
+    """Writes the configuration, and the student's description that `kdkit evaluate`, `export` and `compare` need."""
     write_config(config, output)
     evaluated = ViewRecipe.evaluation(dataset.recipe.size)
     names = None if dataset.class_names is None else tuple(dataset.class_names)
-    model_args = _model_args(config, dataset, num_classes)
+    model_args = _model_args(config, dataset, num_classes_of(task))
     model_args = {name: value for name, value in model_args.items() if name not in _FIRST_WEIGHTS}
-    Student(config.student, model_args, evaluated.size, evaluated.crop_pct, evaluated.interpolation, names).write(
-        output
-    )
+    student: Any = task.get_eval_model()
+    Student(
+        config.student,
+        model_args,
+        evaluated.size,
+        evaluated.crop_pct,
+        evaluated.interpolation,
+        names,
+        num_parameters=sum(parameter.numel() for parameter in student.parameters()),
+        num_views=dataset.recipe.num_views,
+    ).write(output)
 
 
 def card_top1(task: TrainingTask, cache: CacheReader | None, num_classes: int) -> float | None:

@@ -98,12 +98,11 @@ def distill(config: DistillConfig, *, show_progress: bool = False) -> DistillRep
             config.output, _FILES, overwrite=config.overwrite, checkpoints=(LAST, PREVIOUS) if config.resume else None
         )
     )
-    num_classes = num_classes_of(run.task)
     checkpoints = Checkpoints(
         output,
         run_identity(config, run.dataset, run.cache, live_teacher_of(run.task)),
         resume=config.resume,
-        describe=lambda: describe(config, run.dataset, num_classes, output),
+        describe=lambda: describe(config, run.dataset, run.task, output),
     )
     loader, held_out = _create_loaders(run, output)
     shown = show_progress and distributed.rank() == 0
