@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
+import runpy
 import sys
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,8 @@ def test_the_loop_of_the_page_trains_from_the_cache_that_the_example_wrote(
     write_digits(tmp_path / "train", 40)
     np.save(tmp_path / "logits.npy", np.random.default_rng(0).normal(size=(40, 10)).astype(np.float32))
     monkeypatch.chdir(tmp_path)
-    script = str(ROOT / "examples" / "array_to_cache.py")
-    subprocess.run([sys.executable, script, "logits.npy", "train", "teacher.h5"], check=True, timeout=120)
+    monkeypatch.setattr(sys, "argv", ["array_to_cache.py", "logits.npy", "train", "teacher.h5"])
+    runpy.run_path(str(ROOT / "examples" / "array_to_cache.py"), run_name="__main__")
     student = tiny_model()
     before = {name: value.clone() for name, value in student.state_dict().items()}
     names: dict[str, Any] = {
