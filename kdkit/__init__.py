@@ -1,4 +1,4 @@
-"""kdkit: run the teacher once, distill any number of students from its stored outputs."""
+"""kdkit: run a teacher once, train any number of students from its cached outputs."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ def run(arguments: list[str]) -> None:
     teacher, dataset, device = None, None, resolve_device(config.device)
     if config.data is not None:
         metadata = open_cache(config.cache).metadata
-        dataset = open_dataset(config.data, recipe=ViewRecipe.from_dict(metadata.recipe))
+        dataset = open_dataset(config.data, recipe=ViewRecipe.from_dict(metadata.recipe), **config.columns)
         made_by = config.teacher or teacher_of_cache(metadata.teacher)
         teacher = resolve_teacher(made_by, device, dataset.class_names)
     report = verify_cache(

@@ -40,6 +40,22 @@ class LoadingConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ColumnsConfig:
+    """Columns of the images and labels, where the data has columns: hfds/NAME:SPLIT, a CSV or a Parquet file."""
+
+    image_column: str | None = None
+    """Column of the images or their paths, where the data has columns; image, or the only candidate, by default."""
+
+    label_column: str | None = None
+    """Column of the labels, where the data has columns; label, or the only candidate, by default."""
+
+    @property
+    def columns(self) -> dict[str, str | None]:
+        """The two columns, as `kdkit.open_dataset` takes them."""
+        return {"image_column": self.image_column, "label_column": self.label_column}
+
+
+@dataclass(frozen=True, kw_only=True)
 class MismatchConfig:
     """Differences that are accepted."""
 

@@ -124,12 +124,12 @@ def _open(config: DistillConfig) -> _Run:
     cache = None if config.cache is None else open_cache(config.cache)
     if cache is not None and config.task_kind != "feature":
         cache.check_exists(LOGITS)
-    dataset = open_dataset(config.data, recipe=choose_recipe(config, cache))
+    dataset = open_dataset(config.data, recipe=choose_recipe(config, cache), **config.columns)
     if config.unreadable == "skip":
         dataset = dataset.skipping_unreadable()
     if cache is not None:
         cache.match(dataset, allow_mismatch=config.allow_mismatch)
-    validation = None if config.validation is None else open_validation(config.validation, dataset)
+    validation = open_validation(config, dataset)
     if validation is not None and config.unreadable == "skip":
         validation = validation.skipping_unreadable()
     task = make_task(config, dataset, cache, device)
