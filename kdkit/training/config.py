@@ -107,7 +107,7 @@ class DistillConfig(ColumnsConfig, DeviceConfig, MismatchConfig, OverwriteConfig
     """Write metrics to TensorBoard files in the output folder as well."""
 
     tracker: str | None = None
-    """Module with wandb's init, log and finish that metrics go to as well, e.g. wandb or trackio; none by default."""
+    """Tracker that metrics go to as well: tensorboard, trackio, wandb, or module:NAME of your own; none by default."""
 
     project: str = "kdkit"
     """Name of the project in the tracker."""

@@ -398,7 +398,7 @@ def test_fault_06_a_checkpoint_that_fails_at_any_call_leaves_one_to_resume_from(
     assert Saving(tmp_path).checkpoints.restore(saving.state)
 
 
-def test_fault_05_a_checkpoint_on_a_full_disk_is_told_as_such_and_the_last_good_one_stays(tmp_path: Path) -> None:
+def test_fault_45_a_checkpoint_on_a_full_disk_is_told_as_such_and_the_last_good_one_stays(tmp_path: Path) -> None:
     saving = Saving(tmp_path)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
 
@@ -425,7 +425,7 @@ def test_fault_05_a_checkpoint_on_a_full_disk_is_told_as_such_and_the_last_good_
     assert saved_updates(tmp_path) == [2, 3]
 
 
-def test_fault_05_a_checkpoint_on_a_really_full_disk_leaves_the_last_good_one(
+def test_fault_45_a_checkpoint_on_a_really_full_disk_leaves_the_last_good_one(
     small_disk: Callable[[int], Path],
 ) -> None:
     saving = Saving(Path("/nowhere"))
