@@ -76,6 +76,10 @@ class ViewRecipe:
     """Identity of a transform of your own, which takes the place of crop, flip, colours and erasing; set by
     ReplayedDataset(..., transform=...)."""
 
+    recorded: str | None = None
+    """Steps whose parameters a cache holds for each view, e.g. crop+ops2+erasing+mixing, in place of random ones;
+    set by an importer. The crop is resized to size by interpolation."""
+
     num_views: int = 1
     """How many different views V of each sample there are; epoch e shows view e mod V."""
 
@@ -126,6 +130,8 @@ class ViewRecipe:
             self._check_evaluation()
         if self.transform is not None:
             self._check_own_transform()
+        if self.recorded is not None:
+            self._check_recorded()
 
     def _check_evaluation(self) -> None:
         if self.interpolation == "random":
@@ -143,6 +149,13 @@ class ViewRecipe:
             raise ConfigError(
                 "teacher_size needs a transform that can be rendered at two sizes; one of your own cannot"
             )
+
+    def _check_recorded(self) -> None:
+        for name in (*_DRAWN_BY_TIMM, *_DRAWN_FOR_PAIRS, "transform"):
+            if name != "interpolation" and getattr(self, name) != _default(name):
+                raise ConfigError(f"recorded views draw nothing: leave {name} at its default")
+        if self.interpolation == "random":
+            raise ConfigError("recorded views draw nothing: interpolation must be bilinear or bicubic")
 
     @property
     def mixes(self) -> bool:
@@ -189,6 +202,7 @@ class ViewRecipe:
 
 
 _DRAWN_BY_TIMM = ("scale", "ratio", "interpolation", "hflip", "auto_augment", "color_jitter", "erasing", "augment")
+_DRAWN_FOR_PAIRS = ("mixup_alpha", "cutmix_alpha")
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     # timm's transforms_imagenet_eval at its default crop_pct.

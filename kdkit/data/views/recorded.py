@@ -1,0 +1,163 @@
+"""Recorded views: each (row, view) is rendered as its record says, and nothing is drawn.
+
+The steps are those of torchvision on PIL images, in the order crop, flip, operations, erasing, mixup, cutmix, so that
+the pixels are those that the projects which wrote such records show in training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms import functional as F
+
+from kdkit.data.views.mixing import Mix
+from kdkit.data.views.operations import apply_operation
+from kdkit.data.views.record import NO_PARTNER, RecordedSteps, unpack_operations, unpack_rectangle
+from kdkit.errors import ConfigError, DatasetError
+from kdkit.recipe import ViewRecipe
+
+Array = np.ndarray[Any, Any]
+ReadRecords = Callable[[Array, int], Tensor]
+"""(cache rows int64 [B], view) -> records uint8 [B, bytes]."""
+_MODES = {"bilinear": InterpolationMode.BILINEAR, "bicubic": InterpolationMode.BICUBIC}
+
+
+class Recorded(NamedTuple):
+    """What the record of one view says."""
+
+    own: Any
+    """Steps of its own image."""
+    partner_row: int | None = None
+    """Dataset row of the image that it is mixed with, None where it is not mixed."""
+    partner: Any = None
+    """Steps of the partner's image."""
+    share: float = 1.0
+    """Mixup: share of its own pixels."""
+    box: tuple[int, int, int, int] = (0, 0, 0, 0)
+    """Cutmix: top, left, bottom, right of what is the partner's."""
+
+
+class RecordedViews:
+    """The records of a dataset's views, read from a cache as they are needed. Pickles if `read` does.
+
+    Args:
+        recipe: names the recorded steps, and the size.
+        read: reads records by cache row and view, from a memory map.
+        cache_rows: cache row of each dataset sample, int64 [N].
+
+    Raises:
+        ConfigError: the recipe records nothing, or not that.
+    """
+
+    def __init__(self, recipe: ViewRecipe, read: ReadRecords, cache_rows: Array) -> None:
+        if recipe.recorded is None:
+            raise ConfigError("the recipe draws its views: it needs no records")
+        self.steps = RecordedSteps.parse(recipe.recorded)
+        self._dtype = self.steps.dtype
+        self._read = read
+        self._cache_rows = cache_rows
+        self._rows = dict(zip(cache_rows.tolist(), range(len(cache_rows)), strict=True)) if self.steps.mixing else {}
+
+    def __call__(self, row: int, view: int) -> Recorded:
+        """The record of dataset row `row`.
+
+        Raises:
+            DatasetError: its partner is not in the dataset.
+        """
+        payload = self._read(self._cache_rows[row : row + 1], view).numpy()
+        if payload.shape[1] != self._dtype.itemsize:
+            raise DatasetError(
+                f"a record has {payload.shape[1]} bytes, expected {self._dtype.itemsize} for {str(self.steps)!r}: "
+                "take the recipe of the cache"
+            )
+        record = payload.view(self._dtype)[0, 0]
+        if not self.steps.mixing or record["row"] == NO_PARTNER:
+            return Recorded(record["own"])
+        partner = self._rows.get(int(record["row"]))
+        if partner is None:
+            raise DatasetError(
+                f"view {view} of row {row} is mixed with row {record['row']} of the cache, which the dataset lacks: "
+                "use all images of the cache"
+            )
+        return Recorded(record["own"], partner, record["partner"], float(record["share"]), tuple(record["box"].tolist()))
+
+
+class RecordedRenderer:
+    """Renders an image by its recorded steps.
+
+    Args:
+        recipe: names the steps, the size and the interpolation.
+        size: side of the view, pixels.
+
+    Raises:
+        ConfigError: the steps hold pixels of another size.
+    """
+
+    def __init__(self, recipe: ViewRecipe, size: int) -> None:
+        assert recipe.recorded is not None
+        self._steps = RecordedSteps.parse(recipe.recorded)
+        if size != recipe.size and not self._steps.is_scalable:
+            raise ConfigError(
+                f"operations, erasing and mixing are recorded in pixels of size {recipe.size}: a view of size {size} "
+                "would differ; leave teacher_size out"
+            )
+        self._size = size
+        self._mode = _MODES[recipe.interpolation]
+
+    def __call__(self, image: Image.Image, steps: Any) -> Tensor:
+        """The view, uint8 [3, size, size], of an RGB image; `steps`: one side of a record.
+
+        Raises:
+            DatasetError: the steps do not fit the image.
+        """
+        view = self._cropped(self._prepared(image), steps)
+        if steps["flip"]:
+            view = F.hflip(view)
+        if self._steps.ops:
+            numbers = unpack_operations(steps["ops"], self._steps.ops)
+            for number, magnitude in zip(numbers, steps["magnitudes"].tolist(), strict=True):
+                view = apply_operation(view, number, magnitude)
+        pixels: Tensor = F.pil_to_tensor(view)
+        if self._steps.erasing:
+            top, left, height, width = unpack_rectangle(steps["erasing"])
+            pixels[:, top : top + height, left : left + width] = 0
+        return pixels
+
+    def _prepared(self, image: Image.Image) -> Image.Image:
+        """The image that the crop box lies in."""
+        if self._steps.resize:
+            image = F.resize(image, self._steps.resize, self._mode)
+        return F.pad(image, self._steps.pad) if self._steps.pad else image
+
+    def _cropped(self, image: Image.Image, steps: Any) -> Image.Image:
+        if self._steps.crop == "center":
+            centre: Image.Image = F.center_crop(image, self._size)
+            return centre
+        top, left, height, width = steps["crop"].tolist()
+        if self._steps.crop == "fractions":
+            top, height = top * image.height, height * image.height
+            left, width = left * image.width, width * image.width
+        outside = top + height > image.height + 0.5 or left + width > image.width + 0.5
+        if outside or not (top >= 0 and left >= 0 and height > 0 and width > 0):
+            raise DatasetError(
+                f"the recorded crop (top {top:g}, left {left:g}, height {height:g}, width {width:g}) does not lie in "
+                f"the image of {image.width} x {image.height} pixels: it is another image than the one recorded"
+            )
+        view: Image.Image = F.resized_crop(image, top, left, height, width, [self._size, self._size], self._mode)
+        return view
+
+
+def mix_recorded(recorded: Recorded, own: Tensor, partner: Tensor) -> tuple[Tensor, float]:
+    """The mixed pixels uint8 [3, H, W], and the share of them that is its own: mixup first, then cutmix."""
+    top, left, bottom, right = recorded.box
+    mixed = Mix(recorded.share).pixels(own, partner)
+    area = max(0, bottom - top) * max(0, right - left)
+    if area:
+        mixed = mixed.clone()
+        mixed[:, top:bottom, left:right] = partner[:, top:bottom, left:right]
+    return mixed, recorded.share * (1 - area / (own.shape[-2] * own.shape[-1]))

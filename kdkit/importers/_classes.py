@@ -1,0 +1,34 @@
+"""Which classes of a foreign cache are those of a dataset, and in which order."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+
+from timm.data import ImageNetInfo
+
+_IMAGENET_CLASSES = 1000
+
+
+def choose_classes(names: Sequence[str] | None, num_classes: int) -> list[int] | None:
+    """The foreign class of each of the data's class folders, where these are WNIDs and a part of ImageNet-1k.
+
+    Args:
+        names: the data's class folders, in the order of its labels; None where it has none.
+        num_classes: classes of the foreign labels.
+
+    Returns:
+        Class indices, one per name; None to keep all classes as they are: where there are as many folders as classes,
+        which are then taken to be in the same order, and where the folders are no WNIDs.
+    """
+    if names is None or len(names) == num_classes or num_classes != _IMAGENET_CLASSES:
+        return None
+    indices = [_imagenet_wnids().get(name) for name in names]
+    known = [index for index in indices if index is not None]
+    return known if len(known) == len(names) > 1 else None
+
+
+@cache
+def _imagenet_wnids() -> dict[str, int]:
+    """WNID -> its index among the 1,000 classes of ImageNet."""
+    return {wnid: index for index, wnid in enumerate(ImageNetInfo("imagenet-1k").label_names())}
