@@ -4,11 +4,15 @@ from kdkit.data.batch import PixelBatch
 from kdkit.data.dataset import ReplayedDataset, Sample
 from kdkit.data.loader import ReplayLoader, translate_worker_errors
 from kdkit.data.sampler import EpochSampler, RangeSampler
-from kdkit.data.sources.archive import TarSource, ZipSource
-from kdkit.data.sources.base import ArraySource, ImageSource
+from kdkit.data.sources.array import ArraySource
+from kdkit.data.sources.base import ImageSource
 from kdkit.data.sources.create import create_source
 from kdkit.data.sources.folder import FolderSource
 from kdkit.data.sources.mapped import MappedSource
+from kdkit.data.sources.table import TableSource
+from kdkit.data.sources.tar import TarSource
+from kdkit.data.sources.webdataset import WebDatasetSource
+from kdkit.data.sources.zip import ZipSource
 
 __all__ = [
     "ArraySource",
@@ -21,7 +25,9 @@ __all__ = [
     "ReplayLoader",
     "ReplayedDataset",
     "Sample",
+    "TableSource",
     "TarSource",
+    "WebDatasetSource",
     "ZipSource",
     "create_source",
     "translate_worker_errors",

@@ -1,57 +1,46 @@
-"""From what --data says to a source: a folder, an archive, or a dataset that timm knows by name."""
+"""From DATA, as the command line or a loop of the user's names it, to a source."""
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from timm.data import create_dataset
-
-from kdkit.data.sources.archive import TarSource, ZipSource
-from kdkit.data.sources.base import ImageSource
-from kdkit.data.sources.folder import FolderSource
+from kdkit.data.sources.base import Columns, ImageSource
 from kdkit.data.sources.mapped import MappedSource
-from kdkit.errors import DatasetError, MissingDependencyError
+from kdkit.errors import DatasetError
 
-_STREAMS = ("hfids/", "tfds/", "wds/")
+_KINDS = ("stream", "hugging_face", "zip", "webdataset", "tar", "table", "folder")
+"""Modules of this package, in the order in which they are tried. Each has `create(name, columns)`, which returns the
+source that a name means, or None where the name is of another kind. A new kind is one module and one name here."""
 
 
-def create_source(name: str | Path) -> ImageSource:
-    """The images that `name` means.
+def create_source(data: Any, *, image_column: str | None = None, label_column: str | None = None) -> ImageSource:
+    """The images that `data` means.
 
     Args:
-        name: a folder of class folders, a folder of tar files, a .tar or .zip file, or hfds/NAME or hfds/NAME:SPLIT, a
-            Hugging Face dataset as timm.data.create_dataset finds it (split train by default).
+        data: a name or path, or a dataset. A name is one of: a folder of class folders; a folder of images alone,
+            which have no labels; a .zip or .tar file, or a folder of .tar files, of class folders; a folder of
+            WebDataset shards; a .csv, .tsv or .parquet file of paths and labels; hfds/NAME or hfds/NAME:SPLIT, a
+            Hugging Face dataset (split train by default). A dataset is a source, a datasets.Dataset, or any map-style
+            dataset (see MappedSource).
+        image_column: column of the images or their paths, where `data` has columns.
+        label_column: column of the labels, where `data` has columns; of WebDataset shards, a field of the .json files.
 
     Raises:
-        DatasetError: there is no such thing, it holds no images, or it is a stream.
-        MissingDependencyError: hfds/ was asked for without the package `datasets`.
+        DatasetError: there is no such thing, it holds no images, its classes cannot be told, or it is a stream.
+        MissingDependencyError: the kind of data needs a package that is not installed.
+        ConfigError: a column is named for data without columns.
     """
-    text, path = str(name), Path(name)
-    if text.lower().startswith(_STREAMS):
-        raise DatasetError(
-            f"{text!r} is a stream, without length and ids: a view could not be found again, in the cache or at all; "
-            "use hfds/NAME, which is map-style, or write it to a folder"
-        )
-    if text.lower().startswith("hfds/"):
-        return _hugging_face(text)
-    if path.suffix.lower() == ".zip":
-        return ZipSource(path)
-    if path.suffix.lower() == ".tar" or _holds_tars_alone(path):
-        return TarSource(path)
-    return FolderSource(path)
-
-
-def _holds_tars_alone(path: Path) -> bool:
-    return path.is_dir() and any(path.glob("*.tar")) and not any(inner.is_dir() for inner in path.iterdir())
-
-
-def _hugging_face(name: str) -> ImageSource:
-    name, _, split = name.partition(":")
-    try:
-        dataset: Any = create_dataset(name, split=split or "train")
-    except ImportError as error:
-        raise MissingDependencyError(f'{name!r} needs the package datasets: pip install "kdkit[hfds]"') from error
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise DatasetError(f"the dataset {name!r} cannot be loaded: {error}") from error
-    return MappedSource(dataset)
+    columns = Columns(image_column, label_column)
+    if not isinstance(data, (str, Path)):
+        if all(hasattr(data, name) for name in ("keys", "class_names", "__getitem__", "__len__")):
+            columns.check_unused(f"a {type(data).__name__}")
+            source: ImageSource = data
+            return source
+        return MappedSource(data, image_column=image_column, label_column=label_column)
+    for kind in _KINDS:
+        found: ImageSource | None = import_module(f"kdkit.data.sources.{kind}").create(str(data), columns)
+        if found is not None:
+            return found
+    raise DatasetError(f"kdkit cannot read {str(data)!r}: expected a folder, an archive, a table or hfds/NAME")

@@ -1,46 +1,80 @@
-"""Image folders, as timm reads them."""
+"""Image folders: class folders of images, or images alone."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image
-from timm.data.readers import create_reader
 
-from kdkit.data.sources.base import checked_class_names, decode, in_order, unreadable
+from kdkit.data.sources.base import Columns, ImageSource, describe
+from kdkit.data.sources.image import decode_file, is_image
+from kdkit.data.sources.listing import Listing, index_classes, is_ignored
 from kdkit.errors import DatasetError
 
 
 class FolderSource:
     """A folder of class folders of images; a key is the path below the folder.
 
+    The class is the top folder, however deep an image lies below it. Hidden files are ignored. A folder in which no
+    sub-folder holds an image is flat: its images have no labels (target -1), and `class_names` is None.
+
     Args:
-        root: folder with one sub-folder a class.
+        root: folder with one sub-folder per class, or of images alone.
 
     Raises:
-        DatasetError: the folder does not exist or holds no image.
+        DatasetError: the folder does not exist, holds no image, or its sub-folders are no classes.
     """
 
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root)
         if not self.root.is_dir():
-            raise DatasetError(f"there is no image folder at {str(root)!r}: expected a folder with one folder a class")
-        try:
-            self._reader = create_reader("folder", root=str(root))
-        except RuntimeError as error:
-            raise DatasetError(
-                f"the image folder {str(root)!r} holds no images: expected {root!s}/CLASS/IMAGE.jpg or the like"
-            ) from error
-        self.keys: Sequence[str] = [Path(name).as_posix() for name in self._reader.filenames()]
-        self.class_names: Sequence[str] | None = checked_class_names(in_order(self._reader.class_to_idx), str(root))
+            raise DatasetError(f"there is no image folder at {str(root)!r}: expected one with one folder per class")
+        listing = Listing(str(root))
+        _walk(listing, self.root, "", ())
+        listing.finish()
+        self.keys: Sequence[str] = [image.key for image in listing.images]
+        self.class_names: Sequence[str] | None = None
+        self._targets = [-1] * len(self.keys)
+        if not listing.is_flat:
+            self._targets, self.class_names = index_classes(listing.classes(), str(root))
 
     def __len__(self) -> int:
         return len(self.keys)
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        try:
-            stream, target = self._reader[index]
-        except OSError as error:
-            raise unreadable(self.keys[index], str(self.root), error) from None
-        return decode(stream, self.keys[index], str(self.root)), int(target)
+        key = self.keys[index]
+        return decode_file(self.root / key, key, str(self.root)), self._targets[index]
+
+    def __repr__(self) -> str:
+        return describe(self, repr(str(self.root)))
+
+
+def create(name: str, columns: Columns) -> ImageSource:
+    """The last kind to be tried: whatever has another form is expected to be a folder."""
+    columns.check_unused("an image folder")
+    return FolderSource(name)
+
+
+def _walk(listing: Listing, folder: Path, below: str, above: tuple[tuple[int, int], ...]) -> None:
+    """Adds what lies in `folder`, which is `below` the root, links followed."""
+    try:
+        status = folder.stat()
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except OSError as error:
+        raise DatasetError(f"the folder {str(folder)!r} cannot be listed: {error.strerror}") from error
+    here = (status.st_dev, status.st_ino)
+    if here in above:
+        raise DatasetError(f"the folder {str(folder)!r} is a link to a folder that it lies in: remove the link")
+    for entry in entries:
+        path = f"{below}{entry.name}"
+        if is_ignored(entry.name):
+            continue
+        if entry.is_dir():
+            listing.add_folder(path)
+            _walk(listing, Path(entry.path), f"{path}/", (*above, here))
+        else:
+            if entry.is_symlink() and not is_image(entry.name) and not Path(entry.path).exists():
+                raise DatasetError(f"{path!r} in {listing.origin!r} is a link to nothing: mend or remove it")
+            listing.add_file(path)

@@ -1,0 +1,38 @@
+"""Which column of a table holds the images, and which the labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from kdkit.errors import DatasetError, nearest
+
+
+def choose_column(given: str | None, usual: Sequence[str], names: Sequence[str], option: str, origin: str) -> str:
+    """The column `given`, or the only one with a usual name.
+
+    Args:
+        given: the column that the user names, if any.
+        usual: names that it has by convention.
+        names: columns of the table.
+        option: how the user names it, for messages.
+        origin: the table, for messages.
+
+    Raises:
+        DatasetError: there is none, or there are several.
+    """
+    if given is not None:
+        if given not in names:
+            raise DatasetError(f"{origin!r} has no column {given!r}{nearest(given, names)}; it has {', '.join(names)}")
+        return given
+    found = [name for name in usual if name in names]
+    if len(found) != 1:
+        what = " and ".join(map(repr, found)) if found else f"no column {' or '.join(map(repr, usual))}"
+        raise DatasetError(f"{origin!r} has {what} among its columns {', '.join(names)}: name one with {option}")
+    return found[0]
+
+
+def choose_label(given: str | None, usual: Sequence[str], names: Sequence[str], image: str, origin: str) -> str | None:
+    """The column of the labels, as `choose_column` finds it; None where the column `image` stands alone."""
+    if given is None and set(names) == {image}:
+        return None
+    return choose_column(given, usual, names, "label_column", origin)

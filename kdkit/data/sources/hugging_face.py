@@ -1,0 +1,91 @@
+"""Hugging Face datasets: hfds/NAME on the command line, and a datasets.Dataset given in Python."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kdkit.data.sources.base import Columns, ImageSource
+from kdkit.data.sources.columns import choose_column, choose_label
+from kdkit.data.sources.labels import index_labels
+from kdkit.errors import DatasetError, MissingDependencyError
+
+_ARROW_ROWS = 10_000
+
+
+class HuggingFaceTable:
+    """A datasets.Dataset as pairs of an undecoded image and a class index; class names are those of its features.
+
+    Images are not decoded by `datasets`, which would apply the EXIF orientation. Without a column of labels, where the
+    images stand alone, the class index is -1.
+
+    Args:
+        dataset: the datasets.Dataset.
+        columns: columns of images and labels; `image` and `label` by default.
+
+    Raises:
+        DatasetError: it has a transform of its own, a column is missing, or a label is unusable.
+    """
+
+    def __init__(self, dataset: Any, columns: Columns) -> None:
+        if dataset.format["type"] == "custom":
+            raise DatasetError("the Hugging Face dataset has a transform: take it out, kdkit makes the views")
+        dataset, names = dataset.with_format(None), list(dataset.column_names)
+        image = choose_column(columns.image, ("image",), names, "image_column", "the Hugging Face dataset")
+        label = choose_label(columns.label, ("label",), names, image, "the Hugging Face dataset")
+        feature = dataset.features[image]
+        if getattr(feature, "decode", False):
+            dataset = dataset.cast_column(image, type(feature)(decode=False))
+        self.image_column = image
+        self.paths = arrow_column(dataset, image, "path")
+        self._images = dataset.select_columns([image])
+        self.classes: list[str] | None = None
+        self._targets = [-1] * len(dataset)
+        if label is not None:
+            values = arrow_column(dataset, label)
+            self.classes = list(getattr(dataset.features[label], "names", None) or ()) or None
+            keys = [f"row {row}" for row in range(len(values))]
+            self._targets, found = index_labels(values, keys, f"the column {label!r}")
+            self.classes = self.classes or found
+
+    def __len__(self) -> int:
+        return len(self._targets)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        return self._images[index][self.image_column], self._targets[index]
+
+
+def is_hugging_face(dataset: Any) -> bool:
+    """Whether this is a datasets.Dataset; the package is not imported for it."""
+    return all(hasattr(dataset, name) for name in ("features", "cast_column", "column_names"))
+
+
+def arrow_column(dataset: Any, column: str, field: str | None = None) -> list[Any]:
+    """The values of one column, or of one field of it, read without the other columns; none where it has no fields."""
+    table = dataset.select_columns([column]).with_format("arrow")
+    values: list[Any] = []
+    for start in range(0, len(table), _ARROW_ROWS):
+        part = table[start : start + _ARROW_ROWS].column(column)
+        part = part.combine_chunks()
+        if field is not None and not hasattr(part, "field"):
+            return []
+        values += (part if field is None else part.field(field)).to_pylist()
+    return values
+
+
+def create(name: str, columns: Columns) -> ImageSource | None:
+    """The images of hfds/NAME or hfds/NAME:SPLIT (train by default); None for anything else."""
+    if not name.lower().startswith("hfds/"):
+        return None
+    from kdkit.data.sources.mapped import MappedSource  # which reads a table by this module
+
+    path, _, split = name[len("hfds/") :].partition(":")
+    try:
+        import datasets
+
+        dataset: Any = datasets.load_dataset(path, split=split or "train")
+    except ImportError as error:
+        raise MissingDependencyError(f'{name!r} needs the package datasets: pip install "kdkit[hfds]"') from error
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        reason = " ".join(str(error).split())
+        raise DatasetError(f"the dataset {name!r} cannot be loaded: {reason}") from error
+    return MappedSource(dataset, image_column=columns.image, label_column=columns.label)

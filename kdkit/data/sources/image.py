@@ -1,0 +1,98 @@
+"""Decoding of one image, and the formats that can be decoded."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+from PIL import Image
+
+from kdkit.errors import DatasetError
+
+UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+"""What Pillow raises for damaged images and for those it cannot convert."""
+
+_NOT_DECODED = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
+"""Formats that Pillow recognises, but decodes only with the help of other programs, or not at all."""
+
+UNSUPPORTED_SUFFIXES = frozenset(
+    {".arw", ".cr2", ".cr3", ".dng", ".emf", ".eps", ".heic", ".heif", ".jxl", ".nef", ".ps", ".svg", ".wmf"}
+)
+"""Suffixes of image files that are refused, unless a plug-in of Pillow decodes them: such an image must not vanish."""
+
+
+@cache
+def image_suffixes() -> frozenset[str]:
+    """Suffixes of all formats that Pillow decodes here, lower case with their dot."""
+    known = Image.registered_extensions().items()
+    return frozenset(suffix for suffix, name in known if name in Image.OPEN and name not in _NOT_DECODED)
+
+
+def suffix_of(path: str) -> str:
+    """The suffix of a path, lower case with its dot; empty where it has none."""
+    stem, _, end = path.rpartition("/")[2].rpartition(".")
+    return f".{end.lower()}" if stem else ""
+
+
+def is_image(path: str) -> bool:
+    """Whether a path has the suffix of an image that Pillow decodes here."""
+    return suffix_of(path) in image_suffixes()
+
+
+def decode_file(path: Path, key: str, origin: str) -> Image.Image:
+    """Reads an RGB image from a file.
+
+    Raises:
+        DatasetError: the file cannot be read, is no image, or a damaged one.
+    """
+    try:
+        with open(path, "rb") as stream:
+            return decode(stream, key, origin)
+    except OSError as error:
+        raise unreadable(key, origin, error) from None
+
+
+def decode(stream: IO[bytes], key: str, origin: str) -> Image.Image:
+    """Reads an RGB image from an open file, and closes the file.
+
+    Unlike timm's ImageDataset, which returns the next image in place of an unreadable one, this raises an error that
+    names the image: another image would be paired with the wrong row of teacher outputs.
+
+    Raises:
+        DatasetError: the file is no image, or a damaged one.
+    """
+    try:
+        with stream, Image.open(stream) as image:
+            image.load()
+            return as_rgb(image)
+    except UNREADABLE as error:
+        raise unreadable(key, origin, error) from None
+
+
+def as_rgb(image: Image.Image) -> Image.Image:
+    """The image in 8-bit RGB; the same object where it is RGB already.
+
+    Of 16-bit grey the upper 8 bits are kept, as Pillow does for 16-bit colour; Pillow's `convert`, and so timm and
+    torchvision, would make white of all values above 255. Everything else follows timm and torchvision: transparency
+    is dropped, CMYK is converted without a profile, and the EXIF orientation is not applied.
+
+    Raises:
+        ValueError: the pixels have 32 bits, and the file does not say which value is white.
+    """
+    if image.mode == "RGB":
+        return image
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):  # the latter by older Pillows
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode in ("I", "F"):
+        raise ValueError(f"the white value of its 32-bit pixels ({image.mode}) is unknown: convert it to 8 or 16 bits")
+    if "transparency" in image.info:  # Pillow would warn that transparency is lost, as intended here
+        image = image.copy()
+        del image.info["transparency"]
+    return image.convert("RGB")
+
+
+def unreadable(key: str, origin: str, error: Exception) -> DatasetError:
+    """The error for a sample that cannot be read."""
+    return DatasetError(f"the image {key!r} under {origin!r} is unreadable: {error}")

@@ -1,0 +1,171 @@
+"""What a list of file paths means: which files are images, which folder is a class, and the order of both.
+
+Image folders, zip files and tar files follow the same rules:
+
+- an image is a file with the suffix of a format that Pillow decodes;
+- hidden files and folders, and those that operating systems leave behind, are ignored;
+- the class is the top folder, however deep the image lies below it;
+- images and classes are in natural order, in which 2 precedes 10; ties are broken by the exact name, so the order is
+  the same in every process;
+- nothing vanishes silently: an empty class folder, a dangling link and an image that cannot be decoded are errors.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from kdkit.data.sources.image import UNSUPPORTED_SUFFIXES, is_image, suffix_of
+from kdkit.errors import DatasetError
+
+_logger = logging.getLogger(__name__)
+_LEFT_BEHIND = {
+    "__MACOSX",
+    "Thumbs.db",
+    "desktop.ini",
+    "@eaDir",
+    "lost+found",
+    "$RECYCLE.BIN",
+    "System Volume Information",
+}
+_SPLITS = {"train", "training", "val", "valid", "validation", "dev", "test", "testing"}
+
+
+def natural_order(name: str) -> tuple[list[str | int], str]:
+    """Sort key of paths and class names: numbers by value, case ignored, ties broken by the exact name.
+
+    timm's `natural_key` has ties: A and a, or 1 and 01, would stand in another order in another process.
+    """
+    parts = re.split(r"(\d+)", name.lower())
+    return [int(part) if place % 2 else part for place, part in enumerate(parts)], name
+
+
+def is_ignored(path: str) -> bool:
+    """Whether a path is hidden or left behind by an operating system, or lies in such a folder."""
+    return any(part.startswith(".") or part in _LEFT_BEHIND for part in path.split("/"))
+
+
+@dataclass(frozen=True)
+class Image:
+    """One image of a listing."""
+
+    path: str
+    """Path below the root, its parts joined by slashes."""
+    key: str
+    """The sample's key."""
+    member: object = None
+    """What the source needs to find the image."""
+
+
+class Listing:
+    """Collects the files of a folder or archive, then assigns classes.
+
+    Args:
+        origin: path of the folder or archive, for messages.
+    """
+
+    def __init__(self, origin: str) -> None:
+        self.origin = origin
+        self.images: list[Image] = []
+        self.folders: set[str] = set()
+        self._others: list[str] = []
+
+    def add_file(self, path: str, *, key: str | None = None, member: object = None) -> None:
+        """Adds a file, if it is an image.
+
+        Raises:
+            DatasetError: it is an image of a format that cannot be decoded.
+        """
+        if is_ignored(path):
+            return
+        self.add_folder(path.rpartition("/")[0])
+        if is_image(path):
+            self.images.append(Image(path, path if key is None else key, member))
+        elif suffix_of(path) in UNSUPPORTED_SUFFIXES:
+            raise DatasetError(
+                f"Pillow cannot decode {path!r} in {self.origin!r}: convert it, e.g. to PNG, or move it elsewhere"
+            )
+        else:
+            self._others.append(path)
+
+    def add_folder(self, path: str) -> None:
+        """Adds a folder, which must hold an image if it is a class folder."""
+        if path and not is_ignored(path):
+            self.folders.add(path.split("/", 1)[0])
+
+    def finish(self) -> None:
+        """Sorts the images, and logs the files that are no images.
+
+        Raises:
+            DatasetError: there is no image.
+        """
+        if not self.images:
+            raise DatasetError(f"{self.origin!r} holds no images: expected CLASS/IMAGE.jpg or the like")
+        self.images.sort(key=lambda image: (natural_order(image.path), image.key))
+        if self._others:
+            first = min(self._others)
+            _logger.warning("ignored %d files in %s that are no images: %r, ...", len(self._others), self.origin, first)
+
+    def unwrap(self) -> None:
+        """Removes top folders that hold nothing but one folder, in which archives are often packed."""
+        while self.images and len(self.folders) == 1 and all(image.path.count("/") > 1 for image in self.images):
+            self.images = [Image(image.path.split("/", 1)[1], image.key, image.member) for image in self.images]
+            self.folders = {image.path.split("/", 1)[0] for image in self.images}
+
+    @property
+    def is_flat(self) -> bool:
+        """Whether no image lies in a sub-folder."""
+        return not any("/" in image.path for image in self.images)
+
+    def classes(self) -> list[str]:
+        """The class name of each image: its top folder.
+
+        Raises:
+            DatasetError: the top folders are no classes.
+        """
+        stray = next((image.path for image in self.images if "/" not in image.path), None)
+        if stray is not None:
+            raise DatasetError(
+                f"{self.origin!r} holds images outside any class folder ({stray!r}): "
+                "expected CLASS/IMAGE.jpg or the like"
+            )
+        names = [image.path.split("/", 1)[0] for image in self.images]
+        if empty := sorted(self.folders - set(names), key=natural_order):
+            raise DatasetError(
+                f"the class folder {empty[0]!r} in {self.origin!r} holds no image that Pillow can decode: "
+                "add its images, or remove it"
+            )
+        self._check_no_splits(set(names))
+        return names
+
+    def _check_no_splits(self, names: set[str]) -> None:
+        splits = sorted(name for name in names if name.lower() in _SPLITS)
+        is_wrapper = len(names) == 1 and all(image.path.count("/") > 1 for image in self.images)
+        if len(splits) > 1 or is_wrapper:
+            shown = " and ".join(map(repr, splits if len(splits) > 1 else names))
+            inner = (splits or sorted(names))[0]
+            raise DatasetError(
+                f"{self.origin!r} holds {shown}, which hold the class folders: give one of them, e.g. "
+                f"'{self.origin}/{inner}'"
+            )
+
+
+def index_classes(names: Sequence[str], origin: str) -> tuple[list[int], list[str]]:
+    """The class index of each name, and the class names in natural order.
+
+    Raises:
+        DatasetError: a name cannot be printed.
+    """
+    classes = sorted(set(names), key=natural_order)
+    check_printable(classes, origin)
+    indices = {name: index for index, name in enumerate(classes)}
+    return [indices[name] for name in names], classes
+
+
+def check_printable(names: Iterable[str], origin: str) -> None:
+    """Raises DatasetError if a class name is empty or cannot be printed."""
+    for name in names:
+        if not name or not name.isprintable():
+            raise DatasetError(f"{origin!r} has a class with the name {name!a}: expected a printable name")

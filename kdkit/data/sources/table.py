@@ -1,0 +1,111 @@
+"""A CSV or parquet file of image paths and labels."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from kdkit.data.sources.base import Columns, ImageSource, describe
+from kdkit.data.sources.columns import choose_column, choose_label
+from kdkit.data.sources.image import decode_file
+from kdkit.data.sources.labels import index_labels
+from kdkit.data.sources.mapped import below_common_folder
+from kdkit.errors import DatasetError, MissingDependencyError
+
+_DELIMITERS = {".csv": ",", ".tsv": "\t"}
+_PATH_COLUMNS = ("path", "image")
+_LABEL_COLUMNS = ("label",)
+
+
+class TableSource:
+    """Images whose paths and labels stand in a .csv, .tsv or .parquet file.
+
+    Relative paths are relative to the file's folder. A key is the path as written; absolute paths are shortened by the
+    folder that all have in common. Labels are whole numbers, or names, which become classes in natural order; an empty
+    label means no label (target -1). A table of paths alone has no labels.
+
+    Args:
+        path: the file; a CSV is UTF-8 and its first line names the columns.
+        image_column: column of the paths; `path` or `image` by default.
+        label_column: column of the labels; `label` by default.
+
+    Raises:
+        DatasetError: the file cannot be read, a column is missing, or a row has no path or an unusable label.
+        MissingDependencyError: a parquet file needs the package pyarrow.
+    """
+
+    def __init__(self, path: str | Path, *, image_column: str | None = None, label_column: str | None = None) -> None:
+        self.path = Path(path)
+        origin = str(path)
+        table = _read_parquet(self.path) if self.path.suffix.lower() == ".parquet" else _read_text(self.path)
+        names = choose_column(image_column, _PATH_COLUMNS, list(table), "image_column", origin)
+        labels = choose_label(label_column, _LABEL_COLUMNS, list(table), names, origin)
+        self._paths = [_to_path(value, row, origin) for row, value in enumerate(table[names], start=1)]
+        self.keys: Sequence[str] = below_common_folder(self._paths)
+        self.class_names: Sequence[str] | None = None
+        self._targets = [-1] * len(self.keys)
+        if labels is not None:
+            self._targets, self.class_names = index_labels(table[labels], self._paths, origin)
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        key = self.keys[index]
+        return decode_file(self.path.parent / self._paths[index], key, str(self.path)), self._targets[index]
+
+    def __repr__(self) -> str:
+        return describe(self, repr(str(self.path)))
+
+
+def create(name: str, columns: Columns) -> ImageSource | None:
+    """The images of a .csv, .tsv or .parquet file; None for anything else."""
+    if Path(name).suffix.lower() not in (*_DELIMITERS, ".parquet"):
+        return None
+    return TableSource(name, image_column=columns.image, label_column=columns.label)
+
+
+def _read_text(path: Path) -> dict[str, list[object]]:
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            rows = csv.reader(file, delimiter=_DELIMITERS[path.suffix.lower()], strict=True)
+            header = next(rows, [])
+            table: dict[str, list[object]] = {name.strip(): [] for name in header}
+            if len(table) != len(header) or not header:
+                raise DatasetError(f"the first line of {str(path)!r} must name each column once, got {header}")
+            for row in rows:
+                if not row:
+                    continue
+                if len(row) != len(header):
+                    raise DatasetError(
+                        f"line {rows.line_num} of {str(path)!r} has {len(row)} fields, expected {len(header)}: {header}"
+                    )
+                for column, value in zip(table.values(), row, strict=True):
+                    column.append(value)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DatasetError(f"the table {str(path)!r} cannot be read: {error}") from error
+    return table
+
+
+def _read_parquet(path: Path) -> dict[str, list[object]]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise MissingDependencyError(f'{str(path)!r} needs the package pyarrow: pip install "kdkit[hfds]"') from error
+    try:
+        table = pyarrow.parquet.read_table(path)
+        return {name: table.column(name).to_pylist() for name in table.column_names}
+    except (OSError, pyarrow.ArrowException) as error:
+        raise DatasetError(f"the table {str(path)!r} cannot be read: {str(error).splitlines()[0]}") from error
+
+
+def _to_path(value: object, row: int, origin: str) -> str:
+    if not isinstance(value, str) or not value.strip():
+        kind = "no path" if value is None or value == "" else f"{type(value).__name__} in place of a path"
+        raise DatasetError(f"row {row} of {origin!r} has {kind}: expected the path of an image in each row")
+    return os.path.normpath(value)
