@@ -16,6 +16,7 @@ from kdkit.data.sources.base import ImageSource
 from kdkit.data.views.custom import CustomTransform, check_replayable
 from kdkit.data.views.fingerprint import transform_identity
 from kdkit.data.views.mixing import NOT_MIXED, Pairing, draw_mix
+from kdkit.data.views.recorded import RecordedRenderer, RecordedViews, RecordStore, mix_recorded
 from kdkit.data.views.seed import preserve_rng_state, seed_all, view_seed
 from kdkit.data.views.transform import Transform, create_view_transform
 from kdkit.errors import ConfigError, DatasetError
@@ -63,6 +64,7 @@ class ReplayedDataset(Dataset[Sample]):
             numpy.random or torch's default generator, or have a method set_random_seed(seed).
         transform_id: names that transform in place of its digest; change the name as the transform changes.
         num_classes: how many classes mixed labels have; by default as many as the source names.
+        records: the open cache that holds the parameters of the views, where the recipe says that they are recorded.
 
     Raises:
         DatasetError: the source is empty, or two samples have one key.
@@ -77,6 +79,7 @@ class ReplayedDataset(Dataset[Sample]):
         transform: Callable[..., Any] | None = None,
         transform_id: str | None = None,
         num_classes: int | None = None,
+        records: RecordStore | None = None,
     ) -> None:
         if len(source) == 0:
             raise DatasetError("the dataset holds no samples")
@@ -91,11 +94,12 @@ class ReplayedDataset(Dataset[Sample]):
         self.class_names: Sequence[str] | None = source.class_names
         self.num_classes = num_classes or (None if self.class_names is None else len(self.class_names))
         self._pairing = Pairing(self.keys, recipe.seed) if recipe.mixes else None
+        self._recorded = _open_records(self.recipe, records, self.keys)
         self._student = _create(self.recipe, recipe.size, transform)
         self._teacher = self._student
         if recipe.teacher_size is not None:
             self._teacher = _create(self.recipe, recipe.teacher_size, transform)
-        self._shown: tuple[Transform, ...] = (self._student,)
+        self._shown: tuple[Any, ...] = (self._student,)
         self.skips_unreadable = False
         if recipe.mixes and self.num_classes is None:
             raise DatasetError("mixed labels need to know how many classes there are: give num_classes")
@@ -142,7 +146,7 @@ class ReplayedDataset(Dataset[Sample]):
             DatasetError: an index names no view; or a sample cannot be made, and such are not skipped; names it.
         """
         self._check_indices(indices)
-        drawn = lru_cache(maxsize=None)(self._views)
+        drawn = lru_cache(maxsize=None)(self._views if self._recorded is None else self.source.__getitem__)
         with preserve_rng_state():
             return [self._sample_or_reason(row, view, drawn) for row, view in indices]
 
@@ -158,9 +162,7 @@ class ReplayedDataset(Dataset[Sample]):
                 views = self.recipe.num_views - 1
                 raise DatasetError(f"view {view} was asked for, but the recipe has views 0 to {views}")
 
-    def _sample_or_reason(
-        self, row: int, view: int, drawn: Callable[[int, int], tuple[Any, ...]]
-    ) -> Sample | Unreadable:
+    def _sample_or_reason(self, row: int, view: int, drawn: Callable[..., tuple[Any, ...]]) -> Sample | Unreadable:
         try:
             return self._sample(row, view, drawn)
         except Exception as error:  # whatever a reader or a transform of the user's raises
@@ -171,7 +173,10 @@ class ReplayedDataset(Dataset[Sample]):
                 return Unreadable(row, reason)
             raise DatasetError(reason) from error
 
-    def _sample(self, row: int, view: int, drawn: Callable[[int, int], tuple[Any, ...]]) -> Sample:
+    def _sample(self, row: int, view: int, drawn: Callable[..., tuple[Any, ...]]) -> Sample:
+        if self._recorded is not None:
+            images, target, partner_target, share = self._recorded.render(row, view, drawn, self._shown)
+            return Sample(images[0], target, row, view, partner_target, share, *images[1:])
         *images, target = drawn(row, view)
         if self._pairing is None:
             return Sample(images[0], target, row, view, None, 1.0, *images[1:])
@@ -191,7 +196,7 @@ class ReplayedDataset(Dataset[Sample]):
             images.append(transform(image))
         return (*images, target)
 
-    def _showing(self, *transforms: Transform) -> Self:
+    def _showing(self, *transforms: Any) -> Self:
         other = copy.copy(self)
         other._shown = transforms
         return other
@@ -205,7 +210,21 @@ def _named(recipe: ViewRecipe, transform: Callable[..., Any], name: str | None) 
     return dataclasses.replace(recipe, transform=identity)
 
 
-def _create(recipe: ViewRecipe, size: int, transform: Callable[..., Any] | None) -> Transform:
+def _open_records(recipe: ViewRecipe, records: RecordStore | None, keys: Sequence[str]) -> RecordedViews | None:
+    """The records of the views, where the recipe says that they are recorded."""
+    if recipe.recorded is None:
+        return None
+    if records is None:
+        raise ConfigError(
+            f"the views are recorded in a cache ({recipe.recorded}): open the data with it, "
+            "kdkit.open_dataset(DATA, cache=CACHE); other views than those cannot be made"
+        )
+    return RecordedViews(recipe, records, keys)
+
+
+def _create(recipe: ViewRecipe, size: int, transform: Callable[..., Any] | None) -> Transform | RecordedRenderer:
+    if recipe.recorded is not None:
+        return RecordedRenderer(recipe, size)
     if transform is not None:
         return CustomTransform(transform, size)
     if recipe.transform is not None:

@@ -182,7 +182,9 @@ def _plan(foreign: ForeignCache, data: ImageSource, codec: Codec | str | None, c
         teacher={"name": foreign.name, "versions": {"kdkit": __version__}},
         recipe=foreign.recipe,
         class_names=data.class_names,
-        shard_rows=max(BLOCK_ROWS, min(_SHARD_ROWS, _RANGE_BYTES // (num_views * row_bytes)) // BLOCK_ROWS * BLOCK_ROWS),
+        shard_rows=max(
+            BLOCK_ROWS, min(_SHARD_ROWS, _RANGE_BYTES // (num_views * row_bytes)) // BLOCK_ROWS * BLOCK_ROWS
+        ),
         fidelity={LOGITS: {**summarise_rows(measures), "each": each}},
     )
 
@@ -202,7 +204,9 @@ class _Files:
     def __init__(self, foreign: ForeignCache, ranges: Sequence[tuple[int, int]]) -> None:
         self._foreign = foreign
         self._pieces = [
-            range(first, min(first + _READ_ROWS, stop)) for start, stop in ranges for first in range(start, stop, _READ_ROWS)
+            range(first, min(first + _READ_ROWS, stop))
+            for start, stop in ranges
+            for first in range(start, stop, _READ_ROWS)
         ]
 
     def __len__(self) -> int:

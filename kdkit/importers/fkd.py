@@ -56,9 +56,7 @@ class FkdCache:
         self._names = self._find_names()
         values, ids, _, _ = self._read_file(0)
         self.num_views, self.num_entries = ids.shape
-        self.recipe = ViewRecipe(
-            size=size, interpolation="bilinear", recorded=str(_STEPS), num_views=self.num_views
-        )
+        self.recipe = ViewRecipe(size=size, interpolation="bilinear", recorded=str(_STEPS), num_views=self.num_views)
 
     def read(self, row: int) -> ForeignViews:
         """The views of dataset row `row`."""

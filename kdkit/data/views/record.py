@@ -123,7 +123,9 @@ def unpack_operations(packed: Array, count: int) -> list[int]:
 def pack_rectangle(sides: Array) -> Array:
     """Top, left, height, width [..., 4], each at most 4095, as uint16 [..., 3]: 12 bits each of a 48-bit number."""
     words = sides.astype(np.uint64)
-    number = words[..., 0] | words[..., 1] << np.uint64(12) | words[..., 2] << np.uint64(24) | words[..., 3] << np.uint64(36)
+    number = (
+        words[..., 0] | words[..., 1] << np.uint64(12) | words[..., 2] << np.uint64(24) | words[..., 3] << np.uint64(36)
+    )
     parts = [number >> np.uint64(shift) & np.uint64(0xFFFF) for shift in (0, 16, 32)]
     return np.stack(parts, axis=-1).astype("<u2")
 

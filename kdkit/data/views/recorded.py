@@ -6,8 +6,8 @@ the pixels are those that the projects which wrote such records show in training
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from PIL import Image
@@ -22,9 +22,19 @@ from kdkit.errors import ConfigError, DatasetError
 from kdkit.recipe import ViewRecipe
 
 Array = np.ndarray[Any, Any]
-ReadRecords = Callable[[Array, int], Tensor]
-"""(cache rows int64 [B], view) -> records uint8 [B, bytes]."""
 _MODES = {"bilinear": InterpolationMode.BILINEAR, "bicubic": InterpolationMode.BICUBIC}
+
+
+class RecordStore(Protocol):
+    """What holds the records of views: an open cache is one."""
+
+    def match_keys(self, keys: Sequence[str]) -> Array:
+        """Cache row of each of a dataset's samples, int64 [N]."""
+        ...
+
+    def read_records(self, rows: Array, view: int) -> Tensor:
+        """Records uint8 [B, bytes] of cache rows int64 [B] in one view."""
+        ...
 
 
 class Recorded(NamedTuple):
@@ -42,34 +52,47 @@ class Recorded(NamedTuple):
     """Cutmix: top, left, bottom, right of what is the partner's."""
 
 
+class Rendered(NamedTuple):
+    """One view with its labels."""
+
+    images: list[Tensor]
+    """Pixels uint8 [3, H, W] at each size."""
+    target: int
+    """Class index of its own image, -1 without a label."""
+    partner_target: int | None = None
+    """Class index of the partner's image, its own where it is not mixed; None where the recipe does not mix."""
+    share: float = 1.0
+    """Share of its own label."""
+
+
 class RecordedViews:
-    """The records of a dataset's views, read from a cache as they are needed. Pickles if `read` does.
+    """The records of a dataset's views, read from a cache as they are needed. Pickles as its store does.
 
     Args:
         recipe: names the recorded steps, and the size.
-        read: reads records by cache row and view, from a memory map.
-        cache_rows: cache row of each dataset sample, int64 [N].
+        store: the cache.
+        keys: of the dataset's samples.
 
     Raises:
-        ConfigError: the recipe records nothing, or not that.
+        CacheMismatchError: the cache holds other samples.
     """
 
-    def __init__(self, recipe: ViewRecipe, read: ReadRecords, cache_rows: Array) -> None:
-        if recipe.recorded is None:
-            raise ConfigError("the recipe draws its views: it needs no records")
+    def __init__(self, recipe: ViewRecipe, store: RecordStore, keys: Sequence[str]) -> None:
+        assert recipe.recorded is not None
         self.steps = RecordedSteps.parse(recipe.recorded)
         self._dtype = self.steps.dtype
-        self._read = read
-        self._cache_rows = cache_rows
-        self._rows = dict(zip(cache_rows.tolist(), range(len(cache_rows)), strict=True)) if self.steps.mixing else {}
+        self._store = store
+        self._cache_rows = store.match_keys(keys)
+        numbered = zip(self._cache_rows.tolist(), range(len(keys)), strict=True)
+        self._rows = dict(numbered) if self.steps.mixing else {}
 
-    def __call__(self, row: int, view: int) -> Recorded:
+    def read(self, row: int, view: int) -> Recorded:
         """The record of dataset row `row`.
 
         Raises:
-            DatasetError: its partner is not in the dataset.
+            DatasetError: it has another length than the recipe's, or its partner is not in the dataset.
         """
-        payload = self._read(self._cache_rows[row : row + 1], view).numpy()
+        payload = self._store.read_records(self._cache_rows[row : row + 1], view).numpy()
         if payload.shape[1] != self._dtype.itemsize:
             raise DatasetError(
                 f"a record has {payload.shape[1]} bytes, expected {self._dtype.itemsize} for {str(self.steps)!r}: "
@@ -84,7 +107,39 @@ class RecordedViews:
                 f"view {view} of row {row} is mixed with row {record['row']} of the cache, which the dataset lacks: "
                 "use all images of the cache"
             )
-        return Recorded(record["own"], partner, record["partner"], float(record["share"]), tuple(record["box"].tolist()))
+        return Recorded(
+            record["own"], partner, record["partner"], float(record["share"]), tuple(record["box"].tolist())
+        )
+
+    def render(
+        self,
+        row: int,
+        view: int,
+        load: Callable[[int], tuple[Image.Image, int]],
+        renderers: Sequence[RecordedRenderer],
+    ) -> Rendered:
+        """One view as each renderer shows it.
+
+        Args:
+            row: of the dataset.
+            view: number of the view.
+            load: gives image and target of a row.
+            renderers: of the sizes that are shown.
+
+        Raises:
+            DatasetError: the record fits neither the recipe nor the image.
+        """
+        recorded = self.read(row, view)
+        image, target = load(row)
+        images = [render(image, recorded.own) for render in renderers]
+        if not self.steps.mixing:
+            return Rendered(images, target)
+        if recorded.partner_row is None:
+            return Rendered(images, target, target)
+        partner, partner_target = load(recorded.partner_row)
+        others = [render(partner, recorded.partner) for render in renderers]
+        mixed = [mix_recorded(recorded, *pair) for pair in zip(images, others, strict=True)]
+        return Rendered([pixels for pixels, _ in mixed], target, partner_target, mixed[0][1])
 
 
 class RecordedRenderer:
