@@ -30,8 +30,7 @@ from _result import Report, Spread, parser, ratio
 
 import kdkit
 from kdkit.building.config import BuildConfig
-from kdkit.building.plan import plan_cache
-from kdkit.cache.shards.folder import ShardFolder, shard_folder
+from kdkit.building.plan import BuildPlan
 from kdkit.data import RangeSampler, ReplayedDataset, ReplayLoader
 from kdkit.teachers import Teacher
 
@@ -80,12 +79,12 @@ def bare_loop(teacher: Teacher, dataset: ReplayedDataset, config: BuildConfig) -
 
 def planned_build(teacher: Teacher, dataset: ReplayedDataset, config: BuildConfig, folder: Path) -> Callable[[], None]:
     """A build that goes on from its plan, each time anew: asks, encodes, seals and packs every row."""
-    plan = ShardFolder.create(folder / "plan.parts", *plan_cache(teacher, dataset, config, "cpu")).folder
-    path = folder / "teacher.h5"
+    kdkit.CacheWriter.create(folder / "plan.h5", BuildPlan(teacher, dataset.for_teacher(), config)).close()
+    plan, path = folder / "plan.h5.parts", folder / "teacher.h5"
 
     def build() -> None:
         path.unlink(missing_ok=True)
-        shutil.copytree(plan, shard_folder(path))
+        shutil.copytree(plan, folder / "teacher.h5.parts")
         report = kdkit.build_cache(teacher, dataset, path, config)
         assert report.images_built == len(dataset)
 

@@ -32,14 +32,10 @@ from _ways import (
     seek_and_read,
 )
 
+from kdkit import CacheSpec, CacheWriter
 from kdkit.cache import open_cache
 from kdkit.cache.codecs import create_codec
-from kdkit.cache.format.constants import BLOCK_ROWS, DIGEST_NAME, KEYS_NAME, hashed_rows
-from kdkit.cache.format.keys import key_digests, keys_sha256, pack_keys
-from kdkit.cache.format.metadata import CacheMetadata
-from kdkit.cache.packing import pack
-from kdkit.cache.shards.folder import ShardFolder
-from kdkit.recipe import ViewRecipe
+from kdkit.cache.format.constants import BLOCK_ROWS
 from kdkit.teachers import create_teacher
 
 BATCH = 256
@@ -59,27 +55,22 @@ CACHE = "int8.h5"
 
 
 def write_cache(path: Path, num_rows: int, num_classes: int, codec_name: str, num_views: int) -> None:
-    """A packed cache of random bytes, written by the parts that a build uses."""
+    """A packed cache of random bytes, written as a build writes."""
     codec = create_codec(codec_name, num_classes)
     keys = [f"n{row % 1000:08d}/image_{row:08d}.JPEG" for row in range(num_rows)]
-    metadata = CacheMetadata(
-        num_rows=num_rows,
+    spec = CacheSpec(
+        keys=keys,
         num_views=num_views,
-        shard_rows=100_000,
-        streams={"logits": {"codec": codec.to_dict(), "row_bytes": codec.row_bytes}},
+        codecs={"logits": codec},
         teacher=create_teacher(timm.create_model("test_resnet", num_classes=num_classes)).fingerprint(),
-        recipe=ViewRecipe(num_views=num_views).to_dict(),
-        dataset={"keys_sha256": keys_sha256(keys), "class_names": None},
-        fidelity={},
+        shard_rows=100_000,
     )
-    folder = path.with_name(path.name + ".parts")
-    parts = ShardFolder.create(folder, metadata, {DIGEST_NAME: key_digests(keys), KEYS_NAME: pack_keys(keys)})
     random = np.random.default_rng(0)
-    for shard in metadata.shards():
-        payload = random.integers(0, 256, (shard.num_rows, codec.row_bytes), dtype=np.uint8)
-        pixels = np.zeros(len(hashed_rows(shard.start, shard.stop)), dtype="<u4")
-        parts.seal(shard, {"logits": payload}, pixels)
-    pack(parts, path)
+    with CacheWriter.create(path, spec) as writer:
+        for shard in writer.missing():
+            payload = random.integers(0, 256, (shard.num_rows, codec.row_bytes), dtype=np.uint8)
+            writer.seal(shard, {"logits": payload})
+        writer.finish()
 
 
 def compare_reading(report: Report, folder: Path, num_rows: int, turns: int) -> None:
@@ -158,6 +149,7 @@ def describe(report: Report, name: str, times: dict[str, list[float]], way: Way)
 
 OPEN = """
 import sys, time, resource
+from kdkit import CacheSpec, CacheWriter
 from kdkit.cache import open_cache
 import numpy as np
 times = []

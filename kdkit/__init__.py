@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from kdkit import losses as losses
     from kdkit.building.build import build_cache as build_cache
     from kdkit.building.extend import extend_cache as extend_cache
+    from kdkit.cache import CacheSpec as CacheSpec
+    from kdkit.cache import CacheWriter as CacheWriter
     from kdkit.cache import open_cache as open_cache
     from kdkit.tasks import ClassificationTask as ClassificationTask
     from kdkit.tasks import FeatureDistillationTask as FeatureDistillationTask
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
     from kdkit.types import TeacherOutput as TeacherOutput
 
 __all__ = [
+    "CacheSpec",
+    "CacheWriter",
     "ClassificationTask",
     "FeatureDistillationTask",
     "LogitDistillationTask",
@@ -42,6 +46,8 @@ __all__ = [
 __getattr__, __dir__ = lazy_exports(
     __name__,
     {
+        "CacheSpec": "kdkit.cache",
+        "CacheWriter": "kdkit.cache",
         "ClassificationTask": "kdkit.tasks",
         "FeatureDistillationTask": "kdkit.tasks",
         "LogitDistillationTask": "kdkit.tasks",

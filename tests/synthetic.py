@@ -11,12 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from kdkit import open_cache
-from kdkit.cache.format.constants import DIGEST_NAME, KEYS_NAME, hashed_rows
-from kdkit.cache.format.keys import key_digests, keys_sha256, pack_keys
+from kdkit import CacheSpec, CacheWriter, open_cache
+from kdkit.cache import create_codec
+from kdkit.cache.format.constants import hashed_rows
 from kdkit.cache.format.metadata import CacheMetadata, Shard
-from kdkit.cache.packing import pack
-from kdkit.cache.shards.folder import ShardFolder, shard_folder
 
 CLASSES = 6
 
@@ -36,17 +34,19 @@ class Synthetic:
 
     @property
     def metadata(self) -> CacheMetadata:
-        return CacheMetadata(
-            num_rows=self.num_rows,
+        return self.spec.metadata
+
+    @property
+    def spec(self) -> CacheSpec:
+        return CacheSpec(
+            keys=self.keys,
             num_views=self.num_views,
+            codecs={"logits": create_codec("float32", CLASSES)},
+            teacher={"name": "none", "dtype": "torch.float32", "weights_sha256": "0" * 64},
+            recipe={"size": 8},
+            class_names=[str(i) for i in range(CLASSES)],
             shard_rows=self.shard_rows,
-            streams={
-                "logits": {"codec": {"name": "float32", "num_classes": CLASSES}, "row_bytes": 4 * CLASSES},
-            },
-            teacher={"name": "none", "dtype": "torch.float32", "weights_sha256": "0" * 64, "versions": {}},
-            recipe={"size": 8, "num_views": self.num_views},
-            dataset={"keys_sha256": keys_sha256(self.keys), "class_names": [str(i) for i in range(CLASSES)]},
-            fidelity={},
+            has_pixels=True,
         )
 
     def rows(self, view: int, start: int = 0, stop: int | None = None) -> np.ndarray[Any, Any]:
@@ -55,26 +55,19 @@ class Synthetic:
         values = np.sin(row * 12.9898 + np.arange(CLASSES) * 78.233 + view * 3.7) * 5
         return np.ascontiguousarray(values.astype("<f4")).view("u1").reshape(-1, 4 * CLASSES)
 
-    def start(self, folder: Path) -> ShardFolder:
-        return ShardFolder.create(
-            folder, self.metadata, {DIGEST_NAME: key_digests(self.keys), KEYS_NAME: pack_keys(self.keys)}
-        )
+    def start(self, path: Path) -> CacheWriter:
+        return CacheWriter.create(path, self.spec)
 
-    def seal(self, parts: ShardFolder, shard: Shard) -> None:
+    def seal(self, writer: CacheWriter, shard: Shard) -> None:
         pixels = np.asarray(hashed_rows(shard.start, shard.stop), dtype="<u4") * 3 + shard.view
-        parts.seal(shard, {"logits": self.rows(shard.view, shard.start, shard.stop)}, pixels)
+        writer.seal(shard, {"logits": self.rows(shard.view, shard.start, shard.stop)}, pixels)
 
     def build(self, path: Path, *, packed: bool = True) -> Path:
         """Builds or resumes what is at `path`, as the engine does, and returns where the cache is."""
-        if path.is_file():
-            return path
-        folder = shard_folder(path)
-        parts = ShardFolder.open(folder) if (folder / "index.h5").is_file() else self.start(folder)
-        for shard in parts.missing():
-            self.seal(parts, shard)
-        if packed:
-            pack(parts, path)
-        return path if packed else folder
+        with self.start(path) as writer:
+            for shard in writer.missing():
+                self.seal(writer, shard)
+            return writer.finish(pack=packed)
 
     def assert_exact(self, path: Path, views: Sequence[int] | None = None) -> None:
         """Opens the cache and compares every row, every key and every digest; a CacheError is let through."""

@@ -9,7 +9,6 @@ tests/parity/test_codecs_page.py the last two from their page alone.
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,20 +16,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from kdkit import CacheSpec, CacheWriter
 from kdkit.cache import Codec, create_codec
 from kdkit.cache.codecs import RowCodec, create_feature_codec
-from kdkit.cache.format.constants import (
-    DIGEST_NAME,
-    KEYS_NAME,
-    codec_array_name,
-    fidelity_columns,
-    fidelity_fields,
-    hashed_rows,
-)
-from kdkit.cache.format.keys import key_digests, keys_sha256, pack_keys
-from kdkit.cache.format.metadata import CacheMetadata
-from kdkit.cache.packing import pack
-from kdkit.cache.shards.folder import ShardFolder
+from kdkit.cache.format.constants import fidelity_columns, fidelity_fields, hashed_rows
 
 Array = np.ndarray[Any, Any]
 ROWS, VIEWS, CLASSES, MANY_CLASSES = 5, 2, 4, 24
@@ -83,33 +72,30 @@ def feature(name: str, view: int) -> Array:
 def write(
     path: Path,
     codecs: Mapping[str, RowCodec],
-    said: Callable[[str, int], Array],
+    outputs: Callable[[str, int], Array],
     names: list[str] | None,
     measured: bool = False,
 ) -> None:
-    """The cache of these streams; `said` gives a stream's rows of a view; `measured`: each second row, by view."""
+    """The cache of these streams; `outputs` gives a stream's rows of a view; `measured`: each second row, by view."""
     fidelity = {stream: {**dict.fromkeys(fidelity_fields(stream), 0.0), "each": 2} for stream in codecs}
-    metadata = CacheMetadata(
-        num_rows=ROWS,
+    spec = CacheSpec(
+        keys=KEYS,
         num_views=VIEWS,
-        shard_rows=1000,
-        streams={stream: {"codec": codec.to_dict(), "row_bytes": codec.row_bytes} for stream, codec in codecs.items()},
+        codecs=codecs,
         teacher={"name": "golden", "dtype": "torch.float32", "weights_sha256": "0" * 64, "versions": {"kdkit": "0"}},
-        recipe={"size": 8, "num_views": VIEWS, "seed": 0},
-        dataset={"keys_sha256": keys_sha256(KEYS), "class_names": names},
+        recipe={"size": 8, "seed": 0},
+        class_names=names,
+        shard_rows=1000,
         fidelity=fidelity if measured else {},
+        has_pixels=True,
     )
-    learnt = {codec_array_name(s, name): array for s, codec in codecs.items() for name, array in codec.arrays.items()}
-    with tempfile.TemporaryDirectory() as place:
-        parts = ShardFolder.create(
-            Path(place) / "parts", metadata, {DIGEST_NAME: key_digests(KEYS), KEYS_NAME: pack_keys(KEYS), **learnt}
-        )
-        for shard in metadata.shards():
-            encoded = {s: codec.encode(torch.from_numpy(said(s, shard.view))).numpy() for s, codec in codecs.items()}
+    with CacheWriter.create(path, spec) as writer:
+        for shard in writer.missing():
+            encoded = {s: codec.encode(torch.from_numpy(outputs(s, shard.view))).numpy() for s, codec in codecs.items()}
             pixels = np.asarray(hashed_rows(0, ROWS), dtype="<u4") + 10 * shard.view
             kept = {stream: measures(stream, shard.view) for stream in codecs}
-            parts.seal(shard, encoded, pixels, kept if measured else {})
-        pack(parts, path)
+            writer.seal(shard, encoded, pixels, kept if measured else {})
+        writer.finish()
 
 
 def measures(stream: str, view: int) -> Array:
@@ -142,20 +128,20 @@ def _describe(path: Path, expected: dict[str, Any]) -> None:
     path.with_suffix(".json").write_text(text + "\n")
 
 
-def main() -> None:
-    """Makes what is missing."""
+def main(folder: Path = Path(__file__).parent) -> None:
+    """Makes the files that `folder` lacks."""
     exact = [(create_codec(name, CLASSES), few) for name in ("float32", "float16", "int8")]
     lossy = [
         (create_codec("topk", MANY_CLASSES, k=5), many),
         (create_codec("lowrank", MANY_CLASSES, row_bytes=12).fit(torch.from_numpy(many(0, rows=64))), many),
     ]
     for codec, logits in [*exact, *lossy]:
-        path = Path(__file__).parent / f"v1-{codec.name}.h5"
+        path = folder / f"v1-{codec.name}.h5"
         if not path.exists():
             make_logits(path, codec, logits, plain(logits) if logits is few else decoded(codec, logits))
-    if not (path := Path(__file__).parent / "v1-features.h5").exists():
+    if not (path := folder / "v1-features.h5").exists():
         make_features(path)
-    if not (path := Path(__file__).parent / "v1-fidelity.h5").exists():
+    if not (path := folder / "v1-fidelity.h5").exists():
         make_fidelity(path)
 
 

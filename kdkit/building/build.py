@@ -1,11 +1,10 @@
-"""Building a cache: the teacher is asked once for every view of every sample.
+"""Building a cache: the teacher is run once on every view of every sample.
 
 dataset[i] -> replayed view (i, v) -> teacher -> codec.encode -> shard of rows -> sealed.
 """
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Collection
 from contextlib import ExitStack
@@ -14,18 +13,14 @@ from pathlib import Path
 
 import torch
 
-from kdkit.building.config import BuildConfig
-from kdkit.building.plan import as_built, check_same_build
-from kdkit.building.resume import check_writable, remove_remains, resume_or_start
+from kdkit.building.config import BuildConfig, Engine
+from kdkit.building.plan import BuildPlan, as_built
 from kdkit.building.shards import fill_together
 from kdkit.building.teacher import with_streams
-from kdkit.cache.extension import Extension
-from kdkit.cache.packing import pack as pack_parts
 from kdkit.cache.reader import CachedTeacher
-from kdkit.cache.shards.folder import ShardFolder, packed_path, shard_folder
-from kdkit.cache.shards.lock import writer_lock
+from kdkit.cache.writer import CacheWriter
 from kdkit.data import ReplayedDataset
-from kdkit.runtime import distributed, files
+from kdkit.runtime import distributed
 from kdkit.teachers import Teacher
 
 
@@ -34,7 +29,7 @@ class BuildReport:
     """What a build did."""
 
     path: Path
-    """The packed file, or the parts folder."""
+    """The packed file, or the folder of shards."""
     num_rows: int
     """Samples in the cache."""
     num_views: int
@@ -42,7 +37,7 @@ class BuildReport:
     num_bytes: int
     """Bytes on disk."""
     images_built: int
-    """Images that the teacher was asked about in this run, on all ranks; fewer than rows times views after a resume."""
+    """Images that the teacher was run on in this run, by all processes; fewer than rows times views after a resume."""
     seconds: float
     """Wall time of this run."""
 
@@ -56,99 +51,82 @@ def build_cache(
     device: torch.device | str = "cpu",
     allow_mismatch: Collection[str] = (),
     show_progress: bool = False,
+    engine: Engine = "local",
+    actors: int = 1,
 ) -> BuildReport:
-    """Asks `teacher` about every view of every sample and keeps the answers in a cache at `path`.
+    """Runs `teacher` on every view of every sample and stores its outputs in a cache at `path`.
 
-    A build that was stopped, in whatever way, goes on where it stopped when it is called again with the same teacher,
-    dataset and recipe; finished shards are kept. A cache that is complete already is left as it is. In a run of several
-    ranks (torch.distributed is initialised) each rank asks about a share of the shards; the number of ranks and the
+    A build that was stopped, in whatever way, resumes when it is called again with the same teacher, dataset and
+    recipe; finished shards are kept. A cache that is complete already is left as it is. In a run of several ranks
+    (torch.distributed is initialised) each rank builds a share of the shards; the number of ranks, the engine and the
     batch size may change from run to run.
 
     Args:
-        teacher: who is asked.
+        teacher: the frozen model to run.
         dataset: samples and recipe.
         path: the packed file to be; shards are kept in `path`.parts until all are sealed.
         config: streams, codecs, batch size and the like.
         device: where the teacher runs; it is moved there.
-        allow_mismatch: fields, as an error names them, in which what is at `path` may differ from this run, such as
-            "teacher.weights_sha256"; what streams, views and samples there are must agree.
+        allow_mismatch: fields, as an error names them, in which the cache at `path` may differ from this run, such as
+            "teacher.weights_sha256"; its streams, views and samples must agree.
         show_progress: whether progress is shown on standard error, by rank 0.
+        engine: "local" runs the teacher in this process and its ranks, "ray" in actors on a Ray cluster.
+        actors: how many actors the engine "ray" starts, each with a teacher.
 
     Raises:
-        CacheMismatchError: what is at `path` was made with something else; names the field and both values.
+        CacheMismatchError: the cache at `path` was made with something else; names the field and both values.
         CacheLockedError: another process is building it.
-        NonFiniteOutputError: the teacher said NaN or infinity, or what the codec cannot hold; names samples.
+        NonFiniteOutputError: an output is NaN, infinite, or beyond what the codec can hold; names samples.
         CacheError: the folder cannot be written, or the disk is full.
+        MissingDependencyError: the engine is "ray", and Ray is not installed.
     """
-    config = config or BuildConfig()
-    dataset = as_built(dataset)
-    path = Path(path)
-    begun = time.monotonic()
+    begun, config = time.monotonic(), config or BuildConfig()
     teacher = with_streams(teacher, config.streams).to(torch.device(device))
-    folder = shard_folder(path)
+    plan = BuildPlan(teacher, as_built(dataset), config, device, allow_mismatch)
     with ExitStack() as held:
 
-        def begin() -> ShardFolder | None:
-            """On rank 0: takes the lock and finds out what is to do; None where all is done."""
-            if not path.is_file():
-                check_writable(path)
-                files.make_folder(folder)
-                held.enter_context(writer_lock(folder))
-                if not path.is_file():
-                    return resume_or_start(path, teacher, dataset, config, device, allow_mismatch)
-                held.close()  # another process has packed it while this one came for the lock
-            packed = CachedTeacher(path).metadata
-            check_same_build(path, packed, teacher, dataset, config, allow_mismatch)
-            remove_remains(path, packed.num_views)
-            return None
+        def begin() -> CacheWriter:
+            writer = held.enter_context(CacheWriter.create(path, plan))
+            plan.check_same_pixels(writer)
+            return writer
 
-        parts = distributed.on_rank_zero(begin)
-        if parts is None:
-            return report_on(path, images_built=0, begun=begun)
-        missing = distributed.on_rank_zero(parts.missing)
-        images_built = fill_together(parts, missing, teacher, dataset, config, device, show_progress=show_progress)
-        if config.pack:
-            record = build_record(begun, images_built, device)
-            distributed.on_rank_zero(lambda: pack_parts(parts, path, record))
-    return report_on(path if config.pack else folder, images_built=images_built, begun=begun)
+        writer = distributed.on_rank_zero(begin)
+        return fill_and_finish(writer, plan, begun, show_progress=show_progress, engine=engine, actors=actors)
 
 
-def pack_cache(path: str | Path) -> Path:
-    """Packs the finished shards in `path`.parts into one file at `path`, and returns that; they may be an extension's.
+def fill_and_finish(
+    writer: CacheWriter,
+    plan: BuildPlan,
+    begun: float,
+    *,
+    show_progress: bool,
+    engine: Engine = "local",
+    actors: int = 1,
+) -> BuildReport:
+    """Builds the missing shards, finishes the cache and describes it.
 
     Args:
-        path: the packed file to be, or its folder of shards.
-
-    Raises:
-        CacheNotFoundError: there are no shards.
-        CacheIncompleteError: some are missing.
-        CacheLockedError: they are being written.
+        writer: of the cache; on rank 0 the one that created it.
+        plan: what the cache is made with.
+        begun: monotonic time at which the run began, seconds.
+        show_progress, engine, actors: as for build_cache.
     """
-    path = packed_path(Path(path))
-    folder = shard_folder(path)
-    parts = ShardFolder.open(folder)
-    with writer_lock(folder):
-        if path.is_file():
-            Extension.begin(path, CachedTeacher(path).metadata, parts.metadata.num_views).finish("{}")
-        else:
-            pack_parts(parts, path)
-    return path
+    missing = distributed.on_rank_zero(writer.missing)
+    if engine == "ray" and missing:
+        from kdkit.building.ray import fill_on_actors
 
-
-def report_on(path: Path, *, images_built: int, begun: float) -> BuildReport:
-    """What stands at `path` now, after a run that began at that monotonic time."""
-    cache = CachedTeacher(path)
-    return BuildReport(path, cache.num_rows, cache.num_views, cache.num_bytes, images_built, time.monotonic() - begun)
+        images = fill_on_actors(writer, missing, plan, actors=actors, show_progress=show_progress)
+    else:
+        images = fill_together(writer, missing, plan, show_progress=show_progress)
+    record = {"seconds": round(time.monotonic() - begun, 3), "images": images, "device": str(plan.device)}
+    place = distributed.on_rank_zero(lambda: writer.finish(pack=plan.config.pack, record=record))
+    cache = CachedTeacher(place)
+    return BuildReport(place, cache.num_rows, cache.num_views, cache.num_bytes, images, time.monotonic() - begun)
 
 
 def describe_report(report: BuildReport) -> str:
     """A line for people."""
     return (
         f"{report.path}: {report.num_rows:,} images x {report.num_views} views, {report.num_bytes:,} bytes; "
-        f"{report.images_built:,} asked in {report.seconds:.1f} s"
+        f"teacher run on {report.images_built:,} in {report.seconds:.1f} s"
     )
-
-
-def build_record(begun: float, images: int, device: torch.device | str) -> str:
-    """JSON text of time and cost of a run that began at that monotonic time; kept apart from the metadata."""
-    return json.dumps({"seconds": round(time.monotonic() - begun, 3), "images": images, "device": str(device)})

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from kdkit.config.teacher import TeacherConfig
 from kdkit.errors import ConfigError
 from kdkit.recipe import ViewRecipe
+
+Engine = Literal["local", "ray"]
 
 
 @dataclass(frozen=True)
@@ -15,8 +17,7 @@ class BuildConfig:
     """How a cache is built; none of it but streams and codecs changes what the cache holds."""
 
     streams: tuple[str, ...] = ("logits",)
-    """What is kept of each answer: logits, and the teacher's taps, such as pooled, tokens or stages.3; logits may be
-    left out."""
+    """Outputs to store: logits and the teacher's taps, such as pooled, tokens or stages.3; logits may be left out."""
 
     codec: str | None = None
     """How a row of logits is stored: float32 (exact), float16, int8, topk or lowrank; by default lowrank where that is
@@ -26,8 +27,7 @@ class BuildConfig:
     """Options of the codec, e.g. {row_bytes: 96} for lowrank or {k: 10} for topk."""
 
     feature_codec: str = "float16"
-    """How a row of any other stream is stored: float16, or int8 with a least value and a step for each row, token or
-    channel."""
+    """How a row of any other stream is stored: float16, or int8 with a minimum and a step per row, token or channel."""
 
     batch_size: int = 256
     """Images that the teacher is given at once."""
@@ -55,13 +55,13 @@ class BuildConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class CacheEstimateConfig:
-    """What a cache would be made from."""
+    """Cache to estimate."""
 
     data: str
     """Training images: a folder of class folders, a .tar or .zip of them, a folder of tars, or hfds/NAME:SPLIT."""
 
     teacher: TeacherConfig
-    """Who is asked."""
+    """The teacher model."""
 
     recipe: ViewRecipe = field(default_factory=ViewRecipe)
     """What the views look like; on the command line also a preset: --recipe deit."""
@@ -75,31 +75,41 @@ class CacheEstimateConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class CacheBuildConfig(CacheEstimateConfig):
-    """What a cache is made from, and where it goes."""
+    """Cache to build."""
 
     output: str
     """The cache file to be, e.g. teacher.h5."""
 
     allow_mismatch: tuple[str, ...] = ()
-    """Fields, as an error names them, in which a build that goes on may differ from what is there, e.g.
-    teacher.weights_sha256: for one who knows why it does no harm."""
+    """Fields, as an error names them, in which a resumed build may differ from what is at the output, e.g.
+    teacher.weights_sha256. Use only if you know that the difference is harmless."""
+
+    engine: Engine = "local"
+    """Where the teacher runs: local (this process and its ranks) or ray (actors on a Ray cluster)."""
+
+    actors: int = 1
+    """Actors of the engine ray, each with a teacher of its own on one GPU or CPU."""
+
+    def __post_init__(self) -> None:
+        if self.actors < 1:
+            raise ConfigError(f"actors must be at least 1, got {self.actors}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class CacheExtendConfig:
-    """Which cache gets more views, and from what."""
+    """Cache to extend to more views."""
 
     cache: str
     """The cache: its file or its folder of shards."""
 
     data: str
-    """Folder of the images that it was made from."""
+    """The images that it was made from."""
 
     teacher: TeacherConfig
-    """Who made it."""
+    """The teacher that it was made with."""
 
     num_views: int
-    """Views that it shall have of each image, those that are there included."""
+    """Views of each image after the extension, the present ones included."""
 
     batch_size: int = BuildConfig.batch_size
     """Images that the teacher is given at once."""
@@ -111,32 +121,32 @@ class CacheExtendConfig:
     """Where the teacher runs: cpu, cuda, cuda:1."""
 
     allow_mismatch: tuple[str, ...] = ()
-    """Fields, as an error names them, in which this run may differ from the cache, e.g. teacher.weights_sha256: for one
-    who knows why it does no harm."""
+    """Fields, as an error names them, in which this run may differ from the cache, e.g. teacher.weights_sha256. Use
+    only if you know that the difference is harmless."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CacheVerifyConfig:
-    """Which cache is verified, and against whom."""
+    """Cache to verify, and optionally the teacher to verify it against."""
 
     cache: str
     """The cache: its file or its folder of shards."""
 
     data: str | None = None
-    """Folder of the images that it was made from; with it and the teacher, rows are computed again."""
+    """The images that it was made from; with them and the teacher, rows are computed again."""
 
     teacher: TeacherConfig | None = None
-    """Who made it."""
+    """The teacher that it was made with."""
 
     rows: int = 64
-    """How many random rows the teacher is asked about again."""
+    """Random rows that the teacher is run on again."""
 
     device: str = "cpu"
     """Where the teacher runs: cpu, cuda, cuda:1."""
 
     allow_mismatch: tuple[str, ...] = ()
-    """Fields, as an error names them, in which teacher or images may differ from the cache's, e.g. teacher.dtype; what
-    the teacher says is compared all the same."""
+    """Fields, as an error names them, in which teacher or images may differ from the cache's, e.g. teacher.dtype; the
+    teacher's outputs are compared all the same."""
 
     def __post_init__(self) -> None:
         if (self.data is None) != (self.teacher is None):

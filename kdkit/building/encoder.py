@@ -1,4 +1,4 @@
-"""ShardEncoder: encodes what the teacher said while the teacher is at its next batch.
+"""ShardEncoder: encodes the teacher's outputs while the teacher runs on its next batch.
 
 Dimensions: B batch, R rows of a shard.
 """
@@ -18,9 +18,9 @@ from kdkit.cache.codecs import RowCodec
 from kdkit.cache.fidelity import measure_rows
 from kdkit.cache.format.constants import hashed_rows
 from kdkit.cache.format.metadata import CacheMetadata, Shard
-from kdkit.cache.hdf5.write import Array
 from kdkit.cache.pixels import pixel_crc32
 from kdkit.cache.shards.writer import ShardWriter
+from kdkit.cache.types import Array
 from kdkit.data import PixelBatch
 from kdkit.runtime.background import Worker
 
@@ -28,19 +28,19 @@ _WAITING = 2  # batches that may wait to be encoded; bounds the memory, on the d
 
 
 class ShardEncoder(Worker):
-    """Encodes batches in the order they come, copies them to the host, hands whole shards to a writer; in one thread.
+    """Encodes batches in order, copies them to the host and hands whole shards to a writer, in one thread.
 
-    On a GPU it works on a stream of its own, which waits for the teacher's answer and no longer, and copies through
-    page-locked memory; so the teacher's next batch is not held up. Fails as Background does; a shard that a failure
-    left unfilled goes nowhere.
+    On a GPU it works on a side stream, which waits for the teacher's output of the batch alone, and copies through
+    page-locked memory, so that the teacher's next batch is not held up. Fails as Background does; a shard that a
+    failure left incomplete is dropped.
 
     Args:
-        metadata: says which rows are measured by what the codec keeps of them.
+        metadata: tells which rows are measured by what the codec keeps of them.
         codecs: stream -> its codec, fitted.
         writer: takes the shards.
         teacher: its name, for errors.
         keys: of the dataset's samples, for errors.
-        device: where the answers are.
+        device: where the outputs are.
     """
 
     def __init__(
@@ -64,27 +64,33 @@ class ShardEncoder(Worker):
         self._fidelity: dict[str, list[Array]] = {}
         self._rows_left = 0
 
-    def submit(self, shard: Shard, pixels: PixelBatch, said: Mapping[str, Tensor]) -> None:
-        """Queues a batch of `shard`; waits while too many do. `said`: stream -> [B, ...], left alone from now on."""
+    def submit(self, shard: Shard, pixels: PixelBatch, outputs: Mapping[str, Tensor]) -> None:
+        """Queues a batch of `shard`, and waits while too many are queued.
+
+        Args:
+            shard: which the batch is part of.
+            pixels: the batch.
+            outputs: stream -> [B, ...]; the caller must not change them any more.
+        """
         ready = None
         if self._side is not None:
             ready = torch.cuda.Event()
             ready.record(torch.cuda.current_stream(self._side.device))
-        self._thread.submit(partial(self._encode, shard, pixels, said, ready))
+        self._thread.submit(partial(self._encode, shard, pixels, outputs, ready))
 
     def _encode(
-        self, shard: Shard, pixels: PixelBatch, said: Mapping[str, Tensor], ready: torch.cuda.Event | None
+        self, shard: Shard, pixels: PixelBatch, outputs: Mapping[str, Tensor], ready: torch.cuda.Event | None
     ) -> None:
         if self._rows_left == 0:
             self._begin(shard)
         rows = pixels.row.numpy() - shard.start
         with torch.no_grad(), self._after(ready):
             for stream, codec in self._codecs.items():
-                check_encodable(said[stream], codec, stream, self._teacher, self._keys, pixels)
-                encoded = codec.encode(said[stream])
+                check_encodable(outputs[stream], codec, stream, self._teacher, self._keys, pixels)
+                encoded = codec.encode(outputs[stream])
                 self._payloads[stream][rows] = self._to_host(encoded)
                 if self._metadata.measures_views(stream):
-                    self._fidelity[stream].append(self._measure(stream, pixels, said[stream], encoded))
+                    self._fidelity[stream].append(self._measure(stream, pixels, outputs[stream], encoded))
         self._pixels += _hash_pixels(pixels)
         self._rows_left -= len(rows)
         if self._rows_left == 0:
@@ -99,22 +105,22 @@ class ShardEncoder(Worker):
         self._fidelity = {stream: [] for stream in self._codecs if self._metadata.measures_views(stream)}
         self._pixels, self._rows_left = [], shard.num_rows
 
-    def _measure(self, stream: str, pixels: PixelBatch, said: Tensor, encoded: Tensor) -> Array:
+    def _measure(self, stream: str, pixels: PixelBatch, values: Tensor, encoded: Tensor) -> Array:
         """What the codec keeps of those rows of the batch that are measured, float32 [rows, measures]."""
         first = int(pixels.row[0])
         measured = self._metadata.measured_rows(stream, first, first + len(pixels.row))
         here = slice(measured.start - first, None, measured.step)
-        return measure_rows(self._codecs[stream], said[here], encoded[here])
+        return measure_rows(self._codecs[stream], values[here], encoded[here])
 
     @contextmanager
     def _after(self, ready: torch.cuda.Event | None) -> Iterator[None]:
-        """Within, work is put on the side stream, behind what the teacher has been asked; nothing on a CPU."""
+        """Within, work is put on the side stream, after the teacher's output is computed; does nothing on a CPU."""
         if self._side is None or ready is None:
             yield
             return
         with torch.cuda.stream(self._side):
             self._side.wait_event(ready)
-            yield  # what was said is held by the caller until all of it has been copied: its memory stays its own
+            yield  # the caller holds the outputs until they are copied, so that their memory is not reused
 
     def _to_host(self, payload: Tensor) -> Array:
         if self._side is None:

@@ -9,14 +9,10 @@ from dataclasses import dataclass
 import torch
 
 from kdkit.building.config import BuildConfig
-from kdkit.building.fit import num_looked_at
-from kdkit.building.plan import choose_codec, plan_cache
+from kdkit.building.fit import num_probed
+from kdkit.building.plan import BuildPlan
 from kdkit.building.teacher import run_teacher, with_streams
-from kdkit.cache.codecs import RowCodec, codec_from_dict
-from kdkit.cache.format.constants import codec_array_name
-from kdkit.cache.format.metadata import CacheMetadata
-from kdkit.cache.hdf5.size import packed_num_bytes
-from kdkit.cache.hdf5.write import Array
+from kdkit.cache.codecs import RowCodec
 from kdkit.data import EpochSampler, ReplayedDataset, ReplayLoader, translate_worker_errors
 from kdkit.teachers import Teacher
 
@@ -35,20 +31,20 @@ class Estimate:
     row_bytes: int
     """Bytes of one row of one view, all streams together."""
     images: int
-    """Images that the teacher will be asked about."""
+    """Images that the teacher will be run on."""
     images_per_second: float
     """Speed of the probe: loading, teacher, encoding."""
     seconds: float
-    """Time of the build at that speed, with the look at the teacher before it."""
+    """Time of the build at that speed, with fitting and measuring codecs before it."""
     fidelity: Mapping[str, Mapping[str, float]]
-    """Stream -> what its codec keeps of the teacher; fitted to more, that of a build keeps no less, as a rule."""
+    """Stream -> what its codec keeps of the teacher; a build fits to more rows, and as a rule keeps no less."""
 
 
 @translate_worker_errors()
 def estimate_cache(
     teacher: Teacher, dataset: ReplayedDataset, config: BuildConfig | None = None, *, device: torch.device | str = "cpu"
 ) -> Estimate:
-    """Asks the teacher about up to 2,560 images to fit and measure codecs, and times some batches; computes the rest.
+    """Runs the teacher on up to 2,560 images to fit and measure codecs, times some batches and computes the rest.
 
     Args:
         teacher, dataset, config, device: as for build_cache.
@@ -56,25 +52,18 @@ def estimate_cache(
     config = config or BuildConfig()
     dataset = dataset.for_teacher()
     teacher = with_streams(teacher, config.streams).to(torch.device(device))
-    metadata, arrays = plan_cache(teacher, dataset, config, device, fit_rows=ESTIMATE_FIT_ROWS)
-    images = metadata.num_rows * metadata.num_views
-    codecs = {stream: _codec_of(stream, metadata, arrays) for stream in metadata.streams}
-    speed = _measure_speed(codecs, teacher, dataset, config, device)
+    plan = BuildPlan(teacher, dataset, config, device, fit_rows=ESTIMATE_FIT_ROWS)
+    spec = plan.make_spec()
+    images = len(spec.keys) * spec.num_views
+    speed = _measure_speed(spec.codecs, teacher, dataset, config, device)
     return Estimate(
-        num_bytes=packed_num_bytes(metadata, arrays),
-        row_bytes=metadata.all_row_bytes,
+        num_bytes=spec.packed_bytes,
+        row_bytes=spec.metadata.all_row_bytes,
         images=images,
         images_per_second=speed,
-        seconds=(images + num_looked_at(choose_codec(teacher, dataset, config), metadata.num_rows)) / speed,
-        fidelity=metadata.fidelity,
+        seconds=(images + num_probed(plan.choose_codec(), len(spec.keys))) / speed,
+        fidelity=spec.fidelity,
     )
-
-
-def _codec_of(stream: str, metadata: CacheMetadata, arrays: Mapping[str, Array]) -> RowCodec:
-    """A stream's codec, fitted as the plan says."""
-    prefix = codec_array_name(stream, "")
-    read_array = {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
-    return codec_from_dict(stream, metadata.streams[stream]["codec"]).with_arrays(read_array)
 
 
 def _measure_speed(
@@ -84,9 +73,9 @@ def _measure_speed(
     config: BuildConfig,
     device: torch.device | str,
 ) -> float:
-    """Images a second over a few batches.
+    """Images per second over a few batches.
 
-    Those that workers have loaded by the time of the first do not count, where there are others: they cost no time.
+    Images that workers have loaded before the first batch cost no time; they do not count where there are others.
     """
     sampler = EpochSampler(range(len(dataset)), config.batch_size)
     loader = ReplayLoader(dataset, sampler, teacher.input_normalization, device=device, num_workers=config.num_workers)

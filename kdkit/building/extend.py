@@ -1,4 +1,4 @@
-"""Extending a cache: the teacher is asked about further views of the samples that it has."""
+"""Extending a cache: the teacher is run on further views of the samples that it holds."""
 
 from __future__ import annotations
 
@@ -10,22 +10,18 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from kdkit.building.build import BuildReport, build_record, report_on
+from kdkit.building.build import BuildReport, fill_and_finish
 from kdkit.building.config import BuildConfig
-from kdkit.building.plan import VIEWS_FIELD, as_built, check_same_build
-from kdkit.building.resume import check_same_pixels, check_writable, remove_remains
-from kdkit.building.shards import fill_together
+from kdkit.building.plan import BuildPlan, as_built
 from kdkit.building.teacher import with_streams
-from kdkit.cache.extension import Extension
+from kdkit.cache.extension import check_adds_views
 from kdkit.cache.format.constants import LOGITS
 from kdkit.cache.format.metadata import CacheMetadata
 from kdkit.cache.pixels import check_pixels, checked_views
 from kdkit.cache.reader import CachedTeacher
-from kdkit.cache.shards.folder import INDEX_NAME
-from kdkit.cache.shards.lock import writer_lock
+from kdkit.cache.writer import CacheWriter
 from kdkit.data import ReplayedDataset
-from kdkit.errors import CacheLockedError, CacheMismatchError
-from kdkit.runtime import distributed, files
+from kdkit.runtime import distributed
 from kdkit.teachers import Teacher
 
 
@@ -40,17 +36,17 @@ def extend_cache(
     allow_mismatch: Collection[str] = (),
     show_progress: bool = False,
 ) -> BuildReport:
-    """Adds views to a finished cache, packed or in parts, until it has as many as the dataset's recipe.
+    """Adds views to a finished cache, packed or in shards, until it has as many as the dataset's recipe.
 
-    Codec and what it learnt, streams and the length of shards stay the cache's. Built with the same batch size, the
-    extended cache is, byte for byte, what a build of all views at once would have been, but for the build record. Until
-    all further views are sealed the cache stays as it was; then it is replaced in one step. An extension that was
-    stopped goes on when it is called again, also on other ranks, with another batch size or to more views.
+    Streams, fitted codecs and the length of shards stay the cache's. Built with the same batch size, the extended cache
+    is byte-identical to a build of all views at once, apart from the build record. Until all further views are sealed
+    the cache stays as it was; then it is replaced in one step. An extension that was stopped resumes when it is called
+    again, also on other ranks, with another batch size or to more views.
 
     Args:
-        teacher: who made the cache.
-        dataset: what it was made from, in the same order; its recipe has the number of views that is wanted.
-        path: the packed file, the parts folder, or the path that it would be packed to.
+        teacher: the model that the cache was made with.
+        dataset: the samples that it was made from, in the same order; its recipe has the wanted number of views.
+        path: the packed file, the folder of shards, or the path that it would be packed to.
         batch_size: images that the teacher is given at once.
         num_workers: processes that load and augment images.
         device: where the teacher runs; it is moved there.
@@ -61,7 +57,7 @@ def extend_cache(
         CacheMismatchError: the cache was made with something else, or has more views; names the field and both values.
         CacheIncompleteError: its build has not finished.
         CacheLockedError: another process is writing it.
-        NonFiniteOutputError: the teacher said NaN or infinity, or what the codec cannot hold; names samples.
+        NonFiniteOutputError: an output is NaN, infinite, or beyond what the codec can hold; names samples.
         CacheError: the folder cannot be written, or the disk is full.
     """
     begun = time.monotonic()
@@ -69,51 +65,28 @@ def extend_cache(
     dataset = as_built(dataset)
     with ExitStack() as held:
 
-        def begin() -> tuple[Path, Extension | None, BuildConfig]:
-            """On rank 0: compares, takes the lock and finds out what is to do; None where all is done."""
+        def begin() -> tuple[CacheWriter, BuildConfig]:
             cache = CachedTeacher(Path(path))
             config = _config_of(cache.metadata, batch_size, num_workers)
-            _check_same_build(cache, teacher, dataset, config, allow_mismatch)
-            if cache.num_views == dataset.recipe.num_views:
-                if cache.path.is_file():
-                    remove_remains(cache.path, cache.num_views)
-                return cache.path, None, config
-            folder = Extension.folder_of(cache.path)
-            check_writable(cache.path if cache.path.is_file() else folder / INDEX_NAME)
-            files.make_folder(folder)
-            held.enter_context(writer_lock(folder))
-            if CachedTeacher(cache.path).num_views != cache.num_views:
-                raise CacheLockedError(f"the cache {str(cache.path)!r} was just extended by another process: run again")
-            files.remove_leftovers(folder)
-            growth = Extension.begin(cache.path, cache.metadata, dataset.recipe.num_views)
-            check_same_pixels(growth.parts, dataset)
-            return cache.path, growth, config
+            plan = BuildPlan(teacher, dataset, config, device, allow_mismatch)
+            _check_same_build(cache, plan)
+            writer = held.enter_context(CacheWriter.extend(cache.path, dataset.recipe.num_views))
+            plan.check_same_pixels(writer)
+            return writer, config
 
-        place, growth, config = distributed.on_rank_zero(begin)
-        if growth is None:
-            return report_on(place, images_built=0, begun=begun)
-        missing = distributed.on_rank_zero(growth.missing)
-        asked = with_streams(teacher, config.streams)
-        images = fill_together(growth.parts, missing, asked, dataset, config, device, show_progress=show_progress)
-        record = build_record(begun, images, device)
-        distributed.on_rank_zero(lambda: growth.finish(record))
-    return report_on(place, images_built=images, begun=begun)
+        writer, config = distributed.on_rank_zero(begin)
+        plan = BuildPlan(with_streams(teacher, config.streams), dataset, config, device)
+        return fill_and_finish(writer, plan, begun, show_progress=show_progress)
 
 
-def _check_same_build(
-    cache: CachedTeacher, teacher: Teacher, dataset: ReplayedDataset, config: BuildConfig, allow: Collection[str]
-) -> None:
+def _check_same_build(cache: CachedTeacher, plan: BuildPlan) -> None:
     """As a resumed build does; only the number of views may be greater than the cache's."""
-    wanted = dataset.recipe.num_views
-    check_same_build(cache.path, cache.metadata.with_views(wanted), teacher, dataset, config, allow)
-    origin = f"the cache {str(cache.path)!r}"
-    if wanted < cache.num_views:
-        raise CacheMismatchError(
-            f"{origin} was made with {VIEWS_FIELD} = {cache.num_views}, this run has {wanted}: extend it to more, or "
-            "train on fewer as it is"
-        )
+    dataset = plan.dataset
+    plan.check_same(cache.metadata.with_views(dataset.recipe.num_views), cache.path)
+    check_adds_views(cache.path, cache.metadata, dataset.recipe.num_views)
     hashes = {view: cache.pixel_crc32(view) for view in checked_views(cache.num_views)}
-    check_pixels(dataset, np.arange(len(dataset)), hashes, cache.metadata.dataset.get("versions") or {}, origin)
+    made_with = cache.metadata.dataset.get("versions") or {}
+    check_pixels(dataset, np.arange(len(dataset)), hashes, made_with, f"the cache {str(cache.path)!r}")
 
 
 def _config_of(metadata: CacheMetadata, batch_size: int, num_workers: int) -> BuildConfig:

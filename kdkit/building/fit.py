@@ -1,4 +1,7 @@
-"""A look at the teacher before the build: what codecs are fitted to and measured on, and how large features are."""
+"""The probe before a build: the teacher runs on some rows, so that codecs are fitted and measured.
+
+The shapes of features are known after it as well.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ from kdkit.building.teacher import check_encodable, run_teacher
 from kdkit.cache.codecs import Codec, RowCodec, create_feature_codec
 from kdkit.cache.fidelity import measure_rows, summarise_rows
 from kdkit.cache.format.constants import LOGITS
-from kdkit.cache.hdf5.write import Array
+from kdkit.cache.types import Array
 from kdkit.data import EpochSampler, ReplayedDataset, ReplayLoader, translate_worker_errors
 from kdkit.data.views.seed import view_seed
 from kdkit.teachers import Teacher
@@ -23,16 +26,16 @@ from kdkit.teachers import Teacher
 FIT_ROWS = 16_384
 """Rows that a codec is fitted to, at most."""
 MEASURED_ROWS = 512
-"""Rows, others than those, that is measured on what codecs keep of each view, at most."""
+"""Other rows, on which is measured what codecs keep of each view, at most."""
 
 
 @dataclass(frozen=True)
 class Probed:
-    """A codec, fitted where it learns something, and what it keeps of the teacher."""
+    """A codec, fitted where it needs that, and what it keeps of the teacher."""
 
     codec: RowCodec
     fidelity: Mapping[str, float]
-    """In view 0, with "each": the rows 0, each, 2 each, ... are measured, here and in every view."""
+    """Measures in view 0, and "each": the rows 0, each, 2 each, ... are measured, here and in every view."""
 
 
 @translate_worker_errors()
@@ -45,7 +48,7 @@ def fit_and_measure(
     *,
     fit_rows: int = FIT_ROWS,
 ) -> dict[str, Probed]:
-    """Fits the codec of the logits, where it learns something, and measures what codecs keep of view 0.
+    """Fits the codec of the logits, where it needs that, and measures what codecs keep of view 0.
 
     It is fitted on rows drawn at random over the whole dataset, since folders are sorted by class; and measured on
     others, spread evenly: 512 of them, or of a small dataset up to a quarter. A single row serves for both.
@@ -62,7 +65,7 @@ def fit_and_measure(
         if _fits(logit_codec):
             codecs[LOGITS] = _fit(logit_codec, _draw(dataset, each, fit_rows), teacher, dataset, config, device)
     measures: dict[str, list[Array]] = {stream: [] for stream in config.streams}
-    for stream, values in _ask_about(range(0, len(dataset), each), codecs, teacher, dataset, config, device):
+    for stream, values in _run_on(range(0, len(dataset), each), codecs, teacher, dataset, config, device):
         measures[stream].append(measure_rows(codecs[stream], values, codecs[stream].encode(values)))
     return {
         stream: Probed(codecs[stream], {**summarise_rows(np.concatenate(pieces)), "each": each})
@@ -70,14 +73,14 @@ def fit_and_measure(
     }
 
 
-def num_looked_at(logit_codec: Codec | None, num_rows: int) -> int:
-    """Images that the teacher is asked about before a build of so many rows, to fit and to measure."""
+def num_probed(logit_codec: Codec | None, num_rows: int) -> int:
+    """Images that the teacher runs on before a build of so many rows, to fit and to measure."""
     measured = -(-num_rows // _spacing(logit_codec, num_rows))
     return measured + (max(1, min(FIT_ROWS, num_rows - measured)) if _fits(logit_codec) else 0)
 
 
 def _fits(logit_codec: Codec | None) -> bool:
-    """Whether it, not fitted yet, is to learn from what the teacher says."""
+    """Whether the codec is yet to be fitted to the teacher's outputs."""
     return logit_codec is not None and logit_codec.needs_fit
 
 
@@ -101,14 +104,14 @@ def _fit(
     config: BuildConfig,
     device: torch.device | str,
 ) -> Codec:
-    """The codec fitted on what the teacher says of `rows`, and on its classifier if it has one."""
+    """The codec fitted to the teacher's logits on `rows`, and to its classifier if it has one."""
     only = dataclasses.replace(config, streams=(LOGITS,))
-    said = _ask_about(rows, {LOGITS: codec}, teacher, dataset, only, device)
-    logits = torch.cat([values.float().cpu() for _, values in said])
+    outputs = _run_on(rows, {LOGITS: codec}, teacher, dataset, only, device)
+    logits = torch.cat([values.float().cpu() for _, values in outputs])
     return codec.fit(logits, None if teacher.head_weight is None else teacher.head_weight.float().cpu())
 
 
-def _ask_about(
+def _run_on(
     rows: Sequence[int],
     codecs: dict[str, RowCodec],
     teacher: Teacher,
@@ -116,9 +119,9 @@ def _ask_about(
     config: BuildConfig,
     device: torch.device | str,
 ) -> Iterator[tuple[str, Tensor]]:
-    """(stream, what the teacher says about view 0 of some of `rows`), [B, ...], batch by batch.
+    """Pairs (stream, output [B, ...]) of the teacher on view 0 of `rows`, batch by batch.
 
-    Adds the codecs of features, whose shape is known now, to `codecs`.
+    Adds to `codecs` those of features, whose shape is known with the first batch.
     """
     sampler = EpochSampler(rows, config.batch_size, shuffle=False)
     loader = ReplayLoader(dataset, sampler, teacher.input_normalization, device=device, num_workers=config.num_workers)

@@ -1,32 +1,152 @@
-"""What a cache will be, and whether a cache that is there already is that one."""
+"""BuildPlan: what a build makes its cache with, and whether a cache that is there already is that one."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from kdkit.building.config import BuildConfig
 from kdkit.building.fit import FIT_ROWS, fit_and_measure
 from kdkit.cache.codecs import Codec, RowCodec, create_codec, create_feature_codec, default_codec
-from kdkit.cache.format.constants import BLOCK_ROWS, DIGEST_NAME, KEYS_NAME, LOGITS, codec_array_name
-from kdkit.cache.format.keys import check_same_samples, key_digests, keys_sha256, pack_keys
-from kdkit.cache.format.limits import check_storable
+from kdkit.cache.format.constants import LOGITS
+from kdkit.cache.format.keys import check_same_samples, keys_sha256
 from kdkit.cache.format.metadata import CacheMetadata
-from kdkit.cache.hdf5.write import Array
 from kdkit.cache.lazy_arrays import stored_keys
-from kdkit.cache.pixels import transform_versions
+from kdkit.cache.pixels import check_pixels, transform_versions
+from kdkit.cache.spec import CacheSpec
+from kdkit.cache.writer import CacheWriter
 from kdkit.data import ReplayedDataset
 from kdkit.errors import ClassMismatchError, ConfigError
 from kdkit.recipe import ViewRecipe
 from kdkit.runtime.compare import check_match
 from kdkit.teachers import Teacher
 
-_MAX_SHARD_BYTES = 256 << 20  # a shard is filled in memory
 VIEWS_FIELD, KEYS_FIELD = "recipe.num_views", "dataset.keys_sha256"
+_SHARDS_REPLAYED, _ROWS_REPLAYED = 16, 4  # of the sealed shards and of each of them, when a build resumes
+
+
+@dataclass(frozen=True)
+class BuildPlan:
+    """What a cache is made with: a `kdkit.cache.spec.CachePlan`."""
+
+    teacher: Teacher
+    """The frozen model to run, with a tap for each stream of features."""
+
+    dataset: ReplayedDataset
+    """Samples and recipe, as the teacher sees them."""
+
+    config: BuildConfig
+    """Streams, codecs, batch size and the like."""
+
+    device: torch.device | str = "cpu"
+    """Where the teacher runs."""
+
+    allow_mismatch: Collection[str] = ()
+    """Fields, as an error names them, in which a cache that is there may differ."""
+
+    fit_rows: int = FIT_ROWS
+    """Rows that a codec is fitted to, at most."""
+
+    def make_spec(self) -> CacheSpec:
+        """The spec of the cache, its codecs fitted and measured, for which the teacher is run.
+
+        Raises:
+            ConfigError: it would be more than a cache holds; found before the teacher runs where that can be known.
+            DatasetError: its keys would.
+        """
+        codec, features = self.choose_codec(), self.config.feature_codec
+        known: dict[str, RowCodec] = {stream: create_feature_codec(features, (1,)) for stream in self.config.streams}
+        spec = self._spec(known | ({} if codec is None else {LOGITS: codec}))
+        spec.check_storable()
+        probed = fit_and_measure(codec, self.teacher, self.dataset, self.config, self.device, fit_rows=self.fit_rows)
+        return replace(
+            spec,
+            codecs={stream: found.codec for stream, found in probed.items()},
+            fidelity={stream: found.fidelity for stream, found in probed.items()},
+        )
+
+    def _spec(self, codecs: Mapping[str, RowCodec]) -> CacheSpec:
+        """The spec with these codecs, but for its fidelity."""
+        return CacheSpec(
+            keys=self.dataset.keys,
+            num_views=self.dataset.recipe.num_views,
+            codecs=codecs,
+            teacher=self.teacher.fingerprint(),
+            recipe=self.dataset.recipe,
+            class_names=self.dataset.class_names,
+            shard_rows=self.config.shard_rows,
+            versions=transform_versions(),
+            has_pixels=True,
+        )
+
+    def choose_codec(self) -> Codec | None:
+        """The logits' codec, not fitted yet, for the classes that teacher and dataset agree on; None without logits.
+
+        Raises:
+            ConfigError: the teacher's class count is not known.
+            ClassMismatchError: teacher and dataset have different class counts.
+        """
+        if LOGITS not in self.config.streams:
+            return None
+        name, num_classes, names = self.teacher.name, self.teacher.num_classes, self.dataset.class_names
+        if num_classes is None:
+            raise ConfigError(f"the teacher {name!r} does not tell how many classes it has: set model.num_classes")
+        if names is not None and len(names) != num_classes:
+            raise ClassMismatchError(
+                f"the teacher {name!r} has {num_classes} classes, the dataset {len(names)}: give the teacher a "
+                "class_map, or use a teacher trained on those classes"
+            )
+        codec = self.config.codec or default_codec(num_classes).name
+        return create_codec(codec, num_classes, **self.config.codec_options)
+
+    def check_same(self, stored: CacheMetadata, origin: Path) -> None:
+        """Compares what the cache at `origin` was made with to what this build would make it with.
+
+        Fields in `allow_mismatch` may differ, but not those that tell what the shards hold: streams, views, samples.
+
+        Raises:
+            CacheMismatchError: names the first field that differs and both values.
+        """
+        shown, allow = f"the cache at {str(origin)!r}", set(self.allow_mismatch)
+        names = self.dataset.class_names
+        now = {
+            "keys_sha256": keys_sha256(self.dataset.keys),
+            "class_names": None if names is None else list(names),
+            "has_pixels": True,
+        }
+        then = {**asdict(stored)["dataset"], "has_pixels": stored.has_pixels}
+        check_match("teacher", stored.teacher, self.teacher.fingerprint(), shown, allow)
+        recipe = ViewRecipe.completed(stored.recipe)
+        check_match("recipe", recipe, self.dataset.recipe.to_dict(), shown, allow - {VIEWS_FIELD})
+        check_match("streams", _without_shapes(stored.streams), self._planned_streams(), shown)
+        if then["keys_sha256"] != now["keys_sha256"]:
+            check_same_samples(stored_keys(origin, stored.num_rows), self.dataset.keys, shown)
+        check_match("dataset", then, now, shown, allow - {KEYS_FIELD})
+
+    def _planned_streams(self) -> dict[str, Any]:
+        """Stream -> what its codec is to be, as far as it is known before the teacher runs."""
+        codec = self.choose_codec()
+        logits = {} if codec is None else {LOGITS: {"codec": codec.to_dict(), "row_bytes": codec.row_bytes}}
+        features = {"codec": {"name": self.config.feature_codec}}
+        return {stream: logits.get(stream, features) for stream in self.config.streams}
+
+    def check_same_pixels(self, writer: CacheWriter) -> None:
+        """Replays some rows of the sealed shards: a build must not resume with other images or another library.
+
+        Raises:
+            CacheMismatchError: a row shows other pixels; names the sample and the library versions.
+        """
+        sealed = writer.sealed()
+        for shard in sealed[:: max(1, len(sealed) // _SHARDS_REPLAYED)]:
+            hashes = {shard.view: writer.pixel_crc32(shard)}
+            made_with = writer.metadata.dataset.get("versions") or {}
+            origin = f"the cache at {str(writer.path)!r}"
+            check_pixels(self.dataset, np.arange(len(self.dataset)), hashes, made_with, origin, _ROWS_REPLAYED)
 
 
 def as_built(dataset: ReplayedDataset) -> ReplayedDataset:
@@ -40,118 +160,8 @@ def as_built(dataset: ReplayedDataset) -> ReplayedDataset:
     return dataset.for_teacher()
 
 
-def plan_cache(
-    teacher: Teacher,
-    dataset: ReplayedDataset,
-    config: BuildConfig,
-    device: torch.device | str,
-    *,
-    fit_rows: int = FIT_ROWS,
-) -> tuple[CacheMetadata, dict[str, Array]]:
-    """What a cache will be, its codecs fitted (to `fit_rows` at most) and measured: its metadata, its index' arrays.
-
-    Raises:
-        ConfigError: it would be more than a cache holds; found before the teacher is asked where that can be known.
-        DatasetError: its keys would.
-    """
-    arrays = {DIGEST_NAME: key_digests(dataset.keys), KEYS_NAME: pack_keys(dataset.keys)}
-    logit_codec, made_with = choose_codec(teacher, dataset, config), _made_with(teacher, dataset)
-    known: dict[str, RowCodec] = {stream: create_feature_codec(config.feature_codec, (1,)) for stream in config.streams}
-    known |= {} if logit_codec is None else {LOGITS: logit_codec}
-    check_storable(_describe(known, dataset, config, made_with), arrays)
-    probed = fit_and_measure(logit_codec, teacher, dataset, config, device, fit_rows=fit_rows)
-    codecs = {stream: found.codec for stream, found in probed.items()}
-    metadata = _describe(codecs, dataset, config, made_with)
-    metadata = dataclasses.replace(metadata, fidelity={stream: found.fidelity for stream, found in probed.items()})
-    for stream, codec in codecs.items():
-        arrays |= {codec_array_name(stream, name): array for name, array in codec.arrays.items()}
-    check_storable(metadata, arrays)
-    return metadata, arrays
-
-
-def _describe(
-    codecs: Mapping[str, RowCodec], dataset: ReplayedDataset, config: BuildConfig, made_with: Mapping[str, Any]
-) -> CacheMetadata:
-    """The cache's metadata, but for its fidelity."""
-    return CacheMetadata(
-        num_rows=len(dataset),
-        num_views=dataset.recipe.num_views,
-        shard_rows=_shard_rows(config, sum(codec.row_bytes for codec in codecs.values())),
-        streams={stream: {"codec": codec.to_dict(), "row_bytes": codec.row_bytes} for stream, codec in codecs.items()},
-        **made_with,
-    )
-
-
-def _shard_rows(config: BuildConfig, row_bytes: int) -> int:
-    """Whole blocks, as many as asked for, but no more than shards of a bounded size hold; one at least."""
-    blocks = -(-config.shard_rows // BLOCK_ROWS)
-    return max(1, min(blocks, _MAX_SHARD_BYTES // (row_bytes * BLOCK_ROWS))) * BLOCK_ROWS
-
-
-def choose_codec(teacher: Teacher, dataset: ReplayedDataset, config: BuildConfig) -> Codec | None:
-    """The logits' codec, not fitted yet, for as many classes as teacher and dataset agree on; None without logits."""
-    if LOGITS not in config.streams:
-        return None
-    if teacher.num_classes is None:
-        raise ConfigError(f"the teacher {teacher.name!r} does not tell how many classes it has: set model.num_classes")
-    names = dataset.class_names
-    if names is not None and len(names) != teacher.num_classes:
-        raise ClassMismatchError(
-            f"the teacher {teacher.name!r} has {teacher.num_classes} classes, the dataset {len(names)}: "
-            "give the teacher a class_map, or use a teacher trained on those classes"
-        )
-    name = config.codec or default_codec(teacher.num_classes).name
-    return create_codec(name, teacher.num_classes, **config.codec_options)
-
-
-def _made_with(teacher: Teacher, dataset: ReplayedDataset) -> dict[str, Any]:
-    """The part of the metadata that a resumed build, or another run at the same path, must have in common."""
-    return {
-        "teacher": teacher.fingerprint(),
-        "recipe": dataset.recipe.to_dict(),
-        "dataset": {
-            "keys_sha256": keys_sha256(dataset.keys),
-            "class_names": None if dataset.class_names is None else list(dataset.class_names),
-            "versions": transform_versions(),
-        },
-    }
-
-
-def check_same_build(
-    origin: Path,
-    stored: CacheMetadata,
-    teacher: Teacher,
-    dataset: ReplayedDataset,
-    config: BuildConfig,
-    allow: Collection[str] = (),
-) -> None:
-    """Compares all that a cache was made with to what it would be made with now.
-
-    Fields in `allow` may differ, but for those that say what the shards hold: streams, views, samples.
-
-    Raises:
-        CacheMismatchError: names the first field that differs and both values.
-    """
-    shown = f"the cache at {str(origin)!r}"
-    made_with = {**dataclasses.asdict(stored), "recipe": ViewRecipe.completed(stored.recipe)}
-    now = _made_with(teacher, dataset)
-    check_match("teacher", made_with["teacher"], now["teacher"], shown, allow)
-    check_match("recipe", made_with["recipe"], now["recipe"], shown, set(allow) - {VIEWS_FIELD})
-    check_match("streams", _without_shapes(stored.streams), _planned_streams(teacher, dataset, config), shown)
-    if made_with["dataset"]["keys_sha256"] != now["dataset"]["keys_sha256"]:
-        check_same_samples(stored_keys(origin, stored.num_rows), dataset.keys, shown)
-    check_match("dataset", made_with["dataset"], now["dataset"], shown, set(allow) - {KEYS_FIELD})
-
-
-def _planned_streams(teacher: Teacher, dataset: ReplayedDataset, config: BuildConfig) -> dict[str, Any]:
-    """Stream -> what its codec is to be, as far as it is known before the teacher was asked."""
-    codec = choose_codec(teacher, dataset, config)
-    logits = {} if codec is None else {LOGITS: {"codec": codec.to_dict(), "row_bytes": codec.row_bytes}}
-    return {stream: logits.get(stream, {"codec": {"name": config.feature_codec}}) for stream in config.streams}
-
-
 def _without_shapes(streams: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """The same of a cache: the shape of features follows from teacher and recipe, which are compared themselves."""
+    """The streams of a cache, of features the codec's name alone: their shape follows from teacher and recipe."""
     return {
         stream: described if stream == LOGITS else {"codec": {"name": described["codec"]["name"]}}
         for stream, described in streams.items()

@@ -1,6 +1,18 @@
-"""The cache: what a teacher said, on disk. FORMAT.md in the project's cache/ folder describes the file."""
+"""The cache: a teacher's outputs on disk. cache/FORMAT.md in the project describes the file."""
 
-from kdkit.cache.codecs import Codec, available_codecs, create_codec
-from kdkit.cache.reader import CachedTeacher, open_cache
+from kdkit.cache.codecs import Codec, available_codecs, create_codec, register_codec
+from kdkit.cache.reader import CachedTeacher, CacheReader, open_cache
+from kdkit.cache.spec import CacheSpec
+from kdkit.cache.writer import CacheWriter
 
-__all__ = ["CachedTeacher", "Codec", "available_codecs", "create_codec", "open_cache"]
+__all__ = [
+    "CacheReader",
+    "CacheSpec",
+    "CacheWriter",
+    "CachedTeacher",
+    "Codec",
+    "available_codecs",
+    "create_codec",
+    "open_cache",
+    "register_codec",
+]

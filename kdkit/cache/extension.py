@@ -1,4 +1,4 @@
-"""Extension: further views for a finished cache, which stays as it is, and readable, until all of them are sealed.
+"""Extension: further views for a finished cache, which stays readable as it is until all of them are sealed.
 
 A packed cache gets a parts folder beside it, with an index that counts all views and with the further views' shards; at
 the end a new file is packed from both and renamed over the old. The shards of an unpacked cache go beside its others,
@@ -40,7 +40,7 @@ class Extension:
 
     @classmethod
     def begin(cls, path: Path, old: CacheMetadata, num_views: int) -> Extension:
-        """Starts, or goes on with, an extension to `num_views` views; its folder is there and locked.
+        """Starts or resumes an extension to `num_views` views; its folder is there and locked.
 
         Raises:
             CacheMismatchError: the folder holds an extension of another cache, or fewer views than there are.
@@ -93,6 +93,19 @@ class Extension:
             self.parts.open_shard(shard)
         ShardFolder.create(self.path, self.parts.metadata, index_arrays(self.parts))
         return None
+
+
+def check_adds_views(path: Path, old: CacheMetadata, num_views: int) -> None:
+    """Checks that the cache at `path` has no more views than it shall have.
+
+    Raises:
+        CacheMismatchError: it has more.
+    """
+    if num_views < old.num_views:
+        raise CacheMismatchError(
+            f"the cache {str(path)!r} was made with recipe.num_views = {old.num_views}, this run has {num_views}: "
+            "extend it to more, or train on fewer as it is"
+        )
 
 
 def is_extending(path: Path, num_views: int) -> bool:

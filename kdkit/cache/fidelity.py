@@ -7,8 +7,6 @@ difference divided by the length of the row, both as vectors.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -16,8 +14,7 @@ from torch import Tensor
 
 from kdkit.cache.codecs import Codec, RowCodec
 from kdkit.cache.format.constants import TEMPERATURES
-
-Array = np.ndarray[Any, Any]
+from kdkit.cache.types import Array
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""CacheFile: what a cache holds, whoever asks: rows, keys, hashes.
+"""CacheFile: what a cache holds: encoded rows, keys, pixel hashes, fidelity.
 
 Dimensions: B batch, C classes, N samples of a dataset, R rows of the cache.
 """
@@ -14,14 +14,15 @@ from torch import Tensor, from_numpy
 
 from kdkit.cache.codecs import Codec, FeatureCodec, RowCodec
 from kdkit.cache.fidelity import summarise_rows
-from kdkit.cache.format.constants import LOGITS
+from kdkit.cache.format.constants import LOGITS, RECORDS
 from kdkit.cache.lazy_arrays import stored_fidelity, stored_keys, stored_pixels
 from kdkit.cache.matching import match_keys
 from kdkit.cache.opening import locate, open_packed, open_parts, verify_arrays
 from kdkit.cache.summary import num_bytes, summarise
+from kdkit.cache.types import Array
 from kdkit.errors import CacheError, CacheStreamError
+from kdkit.recipe import ViewRecipe
 
-Array = np.ndarray[Any, Any]
 _ROW = np.dtype(np.int64)
 
 
@@ -40,7 +41,8 @@ class CacheFile:
     def __init__(self, path: str | Path, *, verify: bool = True) -> None:
         self.path = locate(Path(path))
         opened = open_parts(self.path, verify) if self.path.is_dir() else open_packed(self.path, verify)
-        self.metadata, self._codecs, self._payloads = opened
+        self.metadata, codecs, self._payloads = opened
+        self._codecs = {stream: codec for stream, codec in codecs.items() if stream != RECORDS}
 
     @property
     def num_rows(self) -> int:
@@ -68,7 +70,7 @@ class CacheFile:
 
     @property
     def codecs(self) -> Mapping[str, RowCodec]:
-        """Stream name -> its codec."""
+        """Stream of the teacher's outputs -> its codec."""
         return self._codecs
 
     @property
@@ -76,6 +78,21 @@ class CacheFile:
         """Stream of features -> its width D, the first side of [D] and [D, H, W], the second of [N, D]."""
         shapes = {name: codec.shape for name, codec in self._codecs.items() if isinstance(codec, FeatureCodec)}
         return {name: shape[1 if len(shape) == 2 else 0] for name, shape in shapes.items()}
+
+    @property
+    def recipe(self) -> ViewRecipe:
+        """What its views look like, and how many there are."""
+        return ViewRecipe.from_dict(self.metadata.recipe)
+
+    @property
+    def teacher(self) -> Mapping[str, Any]:
+        """Fingerprint of the teacher that it was made with."""
+        return self.metadata.teacher
+
+    @property
+    def identity(self) -> str:
+        """SHA-256 of what it is and was made with, without the number of views."""
+        return self.metadata.identity_sha256
 
     @property
     def num_bytes(self) -> int:
@@ -95,7 +112,7 @@ class CacheFile:
         return match_keys(self.path, self.num_rows, keys)
 
     def pixel_crc32(self, view: int) -> dict[int, int]:
-        """Row -> CRC-32 of its pixels, for the rows of `view` that the build hashed."""
+        """Row -> CRC-32 of its pixels, for the hashed rows of `view`; empty if the cache has no pixels."""
         return stored_pixels(self.path, self.metadata, view)
 
     def fidelity(self) -> dict[str, list[dict[str, float]]]:
@@ -117,7 +134,7 @@ class CacheFile:
         payload = self._payloads.get((view, stream))
         if payload is None:
             self.check_exists(stream)
-            raise CacheError(f"the cache {str(self.path)!r} has views 0 to {self.num_views - 1}, asked for {view}")
+            raise CacheError(f"the cache {str(self.path)!r} has views 0 to {self.num_views - 1}, got view {view}")
         indices = np.asarray(rows, _ROW)
         if indices.size and indices.item(indices.argmin()) < 0:  # several microseconds less than (indices < 0).any()
             self._check_rows(indices)
@@ -126,9 +143,17 @@ class CacheFile:
         except IndexError:  # numpy looks at the upper bound anyway
             self._check_rows(indices)
 
+    def read_records(self, rows: Array | Tensor, view: int) -> Tensor:
+        """Recorded parameters of views, uint8 [B, bytes], as `read` takes its arguments.
+
+        Raises:
+            CacheStreamError: the cache holds no recorded views.
+        """
+        return self.read(rows, view, RECORDS)
+
     def _check_rows(self, indices: Array) -> NoReturn:
         odd = indices[(indices < 0) | (indices >= self.num_rows)][0]
-        raise CacheError(f"the cache {str(self.path)!r} has rows 0 to {self.num_rows - 1}, asked for {odd}") from None
+        raise CacheError(f"the cache {str(self.path)!r} has rows 0 to {self.num_rows - 1}, got row {odd}") from None
 
     def summary(self) -> dict[str, str]:
         """What the cache holds and what it was made with, as text for people, in reading order."""

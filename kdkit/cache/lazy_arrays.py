@@ -6,7 +6,6 @@ A path is that of a packed file or of a parts folder, finished or not.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -16,8 +15,7 @@ from kdkit.cache.format.keys import unpack_keys
 from kdkit.cache.format.metadata import CacheMetadata, Shard
 from kdkit.cache.hdf5.open import open_hdf5
 from kdkit.cache.shards.folder import ShardFolder
-
-Array = np.ndarray[Any, Any]
+from kdkit.cache.types import Array
 
 
 def stored_keys(path: Path, num_rows: int) -> list[str]:
@@ -33,8 +31,16 @@ def stored_digests(path: Path, num_rows: int) -> Array:
         return file.array(DIGEST_NAME, "u1", (num_rows, DIGEST_BYTES))
 
 
+def stored_index_arrays(path: Path, prefix: str) -> dict[str, Array]:
+    """The index datasets whose full names begin with `prefix`, such as "codecs/"."""
+    with open_hdf5(_index_of(path)) as file:
+        return {name: file.read_array(name) for name in file.checksums() if name.startswith(prefix)}
+
+
 def stored_pixels(path: Path, metadata: CacheMetadata, view: int) -> dict[int, int]:
-    """Row -> CRC-32 of its pixels, for the hashed rows of a view of a finished cache."""
+    """Row -> CRC-32 of its pixels, for the hashed rows of a view of a finished cache; none if it has no pixels."""
+    if not metadata.has_pixels:
+        return {}
     if not path.is_dir():
         return shard_pixels(path, Shard(view, 0, metadata.num_rows))
     parts = ShardFolder(path, metadata)

@@ -15,10 +15,10 @@ from kdkit.cache.format.keys import check_same_samples, key_digests, match_rows
 from kdkit.cache.format.metadata import CacheMetadata
 from kdkit.cache.lazy_arrays import stored_digests, stored_keys, stored_pixels
 from kdkit.cache.pixels import check_pixels, checked_views
+from kdkit.cache.types import Array
 from kdkit.recipe import ViewRecipe
 from kdkit.runtime.compare import check_match
 
-Array = np.ndarray[Any, Any]
 SAMPLES_FIELD = "dataset.samples"
 """The field that stands for samples which the cache has and the dataset lacks."""
 

@@ -123,7 +123,8 @@ def _open_codec(file: CheckedHDF5File, metadata: CacheMetadata, stream: str, nam
     if described["name"] not in known_codecs(stream):
         raise CacheVersionError(
             f"{str(file.path)!r}: stream {stream!r} is in codec {described['name'][:80]!r}, this kdkit knows "
-            f"{', '.join(known_codecs(stream))}: upgrade kdkit, or rebuild the cache"
+            f"{', '.join(known_codecs(stream))}: upgrade kdkit, "
+            "register_codec your own, or rebuild the cache"
         )
     if names:
         file.expect_members(codec_array_name(stream, "")[:-1], names)
@@ -135,6 +136,6 @@ def _open_codec(file: CheckedHDF5File, metadata: CacheMetadata, stream: str, nam
         raise CacheCorruptError(f"{str(file.path)!r}: the codec of stream {stream!r} is damaged ({error})") from error
     if needed != metadata.row_bytes(stream):
         raise CacheCorruptError(
-            f"{str(file.path)!r}: stream {stream!r} has {metadata.row_bytes(stream)} bytes a row, its codec {needed}"
+            f"{str(file.path)!r}: stream {stream!r} has {metadata.row_bytes(stream)} bytes per row, its codec {needed}"
         )
     return codec

@@ -8,16 +8,17 @@ from pathlib import Path
 import h5py
 import numpy as np
 
+from kdkit.cache.file import CacheFile
 from kdkit.cache.format.arrays import read_side_arrays, side_arrays
 from kdkit.cache.format.constants import BUILD_ATTRIBUTE, payload_name
 from kdkit.cache.format.metadata import CacheMetadata, Shard
 from kdkit.cache.hdf5.documents import write_metadata
 from kdkit.cache.hdf5.layout import write_text
 from kdkit.cache.hdf5.open import open_hdf5
-from kdkit.cache.hdf5.write import Array, Region, write_hdf5
+from kdkit.cache.hdf5.write import Region, write_hdf5
 from kdkit.cache.opening import open_index, open_packed
-from kdkit.cache.reader import CachedTeacher
 from kdkit.cache.shards.folder import ShardFolder
+from kdkit.cache.types import Array
 from kdkit.errors import CacheIncompleteError
 from kdkit.runtime import files
 
@@ -44,7 +45,7 @@ def pack(parts: ShardFolder, path: Path, build: str = "{}", packed_views: int = 
     for shard in parts.metadata.shards(packed_views):
         parts.verify(shard)
     if packed_views:
-        CachedTeacher(path).verify()
+        CacheFile(path).verify()
 
     def set_attributes(file: h5py.File) -> None:
         write_metadata(file, parts.metadata)
@@ -61,7 +62,7 @@ def pack(parts: ShardFolder, path: Path, build: str = "{}", packed_views: int = 
             },
             regions=_payload_regions(parts, path, packed_views),
         )
-        CachedTeacher(temporary).verify()
+        CacheFile(temporary).verify()
     files.remove_folder(parts.folder)
 
 

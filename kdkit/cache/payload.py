@@ -8,14 +8,12 @@ from __future__ import annotations
 import mmap
 import zlib
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from kdkit.cache.format.constants import BLOCK_ROWS
+from kdkit.cache.types import Array
 from kdkit.errors import CacheCorruptError
-
-Array = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True)

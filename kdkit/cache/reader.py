@@ -1,26 +1,78 @@
-"""open_cache and CachedTeacher: a teacher that reads its answers.
+"""open_cache and CachedTeacher: a teacher whose outputs are read from a cache.
 
 Dimensions: B batch, C classes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from kdkit.cache.codecs import TopKCodec
+from kdkit.cache.codecs import RowCodec, TopKCodec
 from kdkit.cache.file import CacheFile
 from kdkit.cache.format.constants import LOGITS
 from kdkit.cache.matching import Replayable, match_dataset
+from kdkit.cache.summary import describe_content
+from kdkit.cache.types import Array
 from kdkit.errors import CacheMismatchError, ConfigError
-from kdkit.types import Batch, TeacherOutput
+from kdkit.recipe import ViewRecipe
+from kdkit.types import Batch, TeacherOutput, TeacherSource
 
-Array = np.ndarray[Any, Any]
+
+class CacheReader(TeacherSource, Protocol):
+    """A TeacherSource that reads its outputs: all that training needs of a cache.
+
+    Attributes:
+        streams: the outputs that a batch is given: "logits" or the teacher's taps; may be set to fewer.
+    """
+
+    streams: tuple[str, ...]
+
+    @property
+    def num_classes(self) -> int:
+        """Classes C of the logits; without logits, those of the dataset."""
+        ...
+
+    @property
+    def codecs(self) -> Mapping[str, RowCodec]:
+        """Stream name -> its codec."""
+        ...
+
+    @property
+    def feature_widths(self) -> Mapping[str, int]:
+        """Stream of features -> its width D."""
+        ...
+
+    @property
+    def recipe(self) -> ViewRecipe:
+        """What its views look like, and how many there are."""
+        ...
+
+    @property
+    def teacher(self) -> Mapping[str, Any]:
+        """Fingerprint of the teacher that it was made with."""
+        ...
+
+    @property
+    def identity(self) -> str:
+        """SHA-256 of what it is and was made with, without the number of views."""
+        ...
+
+    def match(self, dataset: Replayable, *, allow_mismatch: Collection[str] = ()) -> None:
+        """Compares it with `dataset`, whose rows are those of every batch from then on.
+
+        Raises:
+            CacheMismatchError: recipe, samples, class names or pixels differ.
+        """
+        ...
+
+    def check_exists(self, stream: str) -> None:
+        """Raises CacheStreamError where it holds no such stream."""
+        ...
 
 
 def open_cache(
@@ -36,13 +88,13 @@ def open_cache(
 
     Args:
         path: the packed file, its parts folder, or the path that it would be packed to.
-        dataset: what a run will train on. Its keys, recipe, class names and some of its pixels are compared with what
-            the cache was made with, and its rows are matched to the cache's. Without it `read` takes the cache's own
-            rows, and no batch is answered until `match` is called.
-        streams: what a batch is answered with, such as ["logits", "pooled"]; the others are not read. None: all.
+        dataset: the dataset to train on. Its keys, recipe, class names and some of its pixels are compared with those
+            that the cache was made with, and its rows are matched to the cache's. Without it `read` takes the cache's
+            own rows, and batches are refused until `match` is called.
+        streams: the outputs to read, such as ["logits", "pooled"]; None: all.
         verify: whether a block's checksum is compared when it is first touched.
-        sparse: whether a topk cache answers with its k classes alone, so that no tensor [B, C] is ever built for the
-            teacher: for very many classes, with the losses kl, soft_ce and dkd.
+        sparse: whether a topk cache gives its k classes alone, so that no tensor [B, C] is ever built for the teacher:
+            for very many classes, with the losses kl, soft_ce and dkd.
         allow_mismatch: names of fields, as an error names them, whose difference is accepted.
 
     Raises:
@@ -59,10 +111,10 @@ def open_cache(
 
 
 class CachedTeacher(CacheFile):
-    """A TeacherSource that answers from a cache. Pickles by path; safe to use after a fork and in threads.
+    """A CacheReader over one file or folder of shards. Pickles by path; safe to use after a fork and in threads.
 
     Attributes:
-        streams: what a batch is answered with: "logits" or the teacher's taps.
+        streams: the outputs that a batch is given: "logits" or the teacher's taps.
     """
 
     def __init__(
@@ -83,10 +135,10 @@ class CachedTeacher(CacheFile):
             self.check_exists(stream)
         if sparse and not isinstance(self._codecs.get(LOGITS), TopKCodec):
             found = f"the codec {self._codecs[LOGITS].name!r}" if LOGITS in self._codecs else "no logits"
-            raise ConfigError(f"the cache {str(path)!r} has {found}: only topk answers sparsely")
+            raise ConfigError(f"the cache {str(path)!r} has {found}: only topk can be read sparsely")
 
     def match(self, dataset: Replayable, *, allow_mismatch: Collection[str] = ()) -> None:
-        """Compares the cache with `dataset`, and from then on takes a batch's rows as that dataset's.
+        """Compares the cache with `dataset`, whose rows are those of every batch from then on.
 
         Raises:
             CacheMismatchError: recipe, samples, class names or pixels differ.
@@ -107,20 +159,20 @@ class CachedTeacher(CacheFile):
         return matched
 
     def __call__(self, batch: Batch) -> TeacherOutput:
-        """What the teacher said about the batch's rows in its view, decoded on the device of its input.
+        """The teacher's outputs on the batch's rows in its view, decoded on the device of its input.
 
         Raises:
             CacheMismatchError: the cache was not matched with a dataset, or the batch has no rows or view.
         """
         if batch.row is None or batch.view is None:
-            raise CacheMismatchError("the batch does not say which rows and view it shows: load it with ReplayLoader")
+            raise CacheMismatchError("the batch has no rows or no view: load it with ReplayLoader")
         rows, view, device = self.rows_of(batch.row), batch.view, batch.input.device
         payloads = {stream: _to_device(self.read(rows, view, stream), device) for stream in self.streams}
-        with torch.autocast(device.type, enabled=False):  # a loop may ask within its own
+        with torch.autocast(device.type, enabled=False):  # a loop may call this within its own
             return self._decode(payloads)
 
     def _decode(self, payloads: dict[str, Tensor]) -> TeacherOutput:
-        """Stream -> uint8 [B, row_bytes], as what the teacher said."""
+        """The outputs that the encoded rows hold, stream -> uint8 [B, row_bytes]."""
         logits, codec = payloads.pop(LOGITS, None), self._codecs.get(LOGITS)
         features = {stream: self._codecs[stream].decode(payload) for stream, payload in payloads.items()}
         if logits is None or codec is None:
@@ -128,6 +180,9 @@ class CachedTeacher(CacheFile):
         if self._sparse and isinstance(codec, TopKCodec):
             return TeacherOutput(features=features, sparse=codec.decode_sparse(logits))
         return TeacherOutput(codec.decode(logits), features)
+
+    def __repr__(self) -> str:
+        return f"CachedTeacher({str(self.path)!r}: {describe_content(self.metadata, self.codecs)})"
 
     def __getstate__(self) -> dict[str, Any]:
         options = {"streams": self.streams, "verify": self._verify, "sparse": self._sparse}

@@ -36,9 +36,16 @@ def summarise(
         "recipe": ", ".join(f"{name} {value}" for name, value in metadata.recipe.items() if value is not None),
         **{f"{name} kept": describe_fidelity(values) for name, values in metadata.fidelity.items()},
         **{f"{name} worst": _describe_worst(views) for name, views in by_view.items() if len(views) > 1},
+        "pixels": "hashed" if metadata.has_pixels else "not known: opening compares keys and recipe, but no pixels",
         "dataset": f"SHA-256 of its keys {metadata.dataset['keys_sha256'][:16]}",
         "versions": ", ".join(f"{name} {value}" for name, value in teacher["versions"].items()),
     }
+
+
+def describe_content(metadata: CacheMetadata, codecs: Mapping[str, RowCodec]) -> str:
+    """Rows, views, streams and teacher, in a line."""
+    streams = ", ".join(f"{name} in {_describe_codec(codec)}" for name, codec in codecs.items())
+    return f"{metadata.num_rows:,} rows x {metadata.num_views} views; {streams}; teacher {metadata.teacher['name']!r}"
 
 
 def describe_bytes(rows: int) -> str:
@@ -48,7 +55,7 @@ def describe_bytes(rows: int) -> str:
 
 def _describe_codec(codec: RowCodec) -> str:
     shape = f"{' x '.join(map(str, codec.shape))} numbers, " if isinstance(codec, FeatureCodec) else ""
-    return f"{codec.name}, {shape}{codec.row_bytes} bytes a row"
+    return f"{codec.name}, {shape}{codec.row_bytes} bytes per row"
 
 
 def _describe_worst(views: Sequence[Mapping[str, float]]) -> str:

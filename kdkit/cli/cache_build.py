@@ -7,11 +7,11 @@ from kdkit.cli._parse import parse_config
 
 
 def run(arguments: list[str]) -> None:
-    """Builds a cache, or goes on with one that was stopped."""
+    """Builds a cache, or resumes one that was stopped."""
     config = parse_config(CacheBuildConfig, "cache build", arguments)
     from kdkit.building.build import build_cache, describe_report
-    from kdkit.building.resume import check_writable
     from kdkit.building.shards import RANK_TIMEOUT
+    from kdkit.cache.places import check_writable
     from kdkit.resolve import resolve_dataset, resolve_device, resolve_teacher
     from kdkit.runtime import distributed
 
@@ -28,6 +28,8 @@ def run(arguments: list[str]) -> None:
             device=device,
             allow_mismatch=config.allow_mismatch,
             show_progress=True,
+            engine=config.engine,
+            actors=config.actors,
         )
         if distributed.rank() != 0:
             return

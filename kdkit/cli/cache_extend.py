@@ -7,7 +7,7 @@ from kdkit.cli._parse import parse_config
 
 
 def run(arguments: list[str]) -> None:
-    """Adds views to a finished cache, or goes on with an extension that was stopped."""
+    """Adds views to a finished cache, or resumes an extension that was stopped."""
     config = parse_config(CacheExtendConfig, "cache extend", arguments)
     from kdkit.building.build import describe_report
     from kdkit.building.extend import extend_cache

@@ -10,7 +10,7 @@ def run(arguments: list[str]) -> None:
     path = parse_argument(
         "path", "cache pack", "the packed file to be, whose shards are in PATH.parts; or that folder", arguments
     )
-    from kdkit.building.build import pack_cache
+    from kdkit.cache.places import pack_cache
 
     packed = pack_cache(path)
     print(f"{packed}: {packed.stat().st_size:,} bytes")

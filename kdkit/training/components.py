@@ -8,7 +8,7 @@ from typing import Any
 import timm
 import torch
 
-from kdkit.cache import CachedTeacher
+from kdkit.cache import CacheReader
 from kdkit.cache.format.constants import LOGITS
 from kdkit.config import EMA
 from kdkit.data import EpochSampler, ReplayedDataset, ReplayLoader
@@ -29,11 +29,11 @@ _FIRST_WEIGHTS = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "che
 """Options of timm.create_model that say where a student's first weights come from: its last are in the checkpoint."""
 
 
-def choose_recipe(config: DistillConfig, cache: CachedTeacher | None) -> ViewRecipe:
+def choose_recipe(config: DistillConfig, cache: CacheReader | None) -> ViewRecipe:
     """The recipe that the configuration gives, else the cache's, else the default."""
     if config.recipe is not None:
         return config.recipe
-    return ViewRecipe() if cache is None else ViewRecipe.from_dict(cache.metadata.recipe)
+    return ViewRecipe() if cache is None else cache.recipe
 
 
 def open_validation(folder: str, training: ReplayedDataset) -> ReplayedDataset:
@@ -48,7 +48,7 @@ def open_validation(folder: str, training: ReplayedDataset) -> ReplayedDataset:
 
 
 def make_task(
-    config: DistillConfig, dataset: ReplayedDataset, cache: CachedTeacher | None, device: torch.device
+    config: DistillConfig, dataset: ReplayedDataset, cache: CacheReader | None, device: torch.device
 ) -> DistillationTask:
     """The student with its teacher and losses, on the device; the student's weights are drawn from the seed."""
     names = dataset.class_names
@@ -75,7 +75,7 @@ def num_classes_of(task: TrainingTask) -> int:
 
 
 def _num_classes(
-    config: DistillConfig, dataset: ReplayedDataset, cache: CachedTeacher | None, teacher: Teacher | str | None
+    config: DistillConfig, dataset: ReplayedDataset, cache: CacheReader | None, teacher: Teacher | str | None
 ) -> int:
     """Classes of the student: as many as the data names, or else as the teacher answers with."""
     if dataset.class_names is not None:
@@ -110,11 +110,11 @@ def describe(config: DistillConfig, dataset: ReplayedDataset, num_classes: int, 
     Student(config.student, model_args, shown.size, shown.crop_pct, shown.interpolation, names).write(output)
 
 
-def card_top1(task: DistillationTask, cache: CachedTeacher | None, num_classes: int) -> float | None:
+def card_top1(task: DistillationTask, cache: CacheReader | None, num_classes: int) -> float | None:
     """What the teacher's card cites, if it has one for so many classes, percent."""
     name = task.teacher.name if cache is None and task.teacher is not None else None
     if cache is not None:
-        name = cache.metadata.teacher.get("name")
+        name = cache.teacher.get("name")
     card = None if name is None else find_card(name)
     if card is None or card.num_classes != num_classes:
         return None

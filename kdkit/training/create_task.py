@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from kdkit.cache import CachedTeacher
+from kdkit.cache import CacheReader
 from kdkit.tasks import DistillationTask, FeatureDistillationTask, LogitDistillationTask, TokenDistillationTask
 from kdkit.tasks.distillation import TaskOptions
 from kdkit.teachers import Teacher
@@ -12,7 +12,7 @@ from kdkit.training.config import DistillConfig
 
 
 def create_task(
-    config: DistillConfig, student: nn.Module, teacher: Teacher | str | None, cache: CachedTeacher | None
+    config: DistillConfig, student: nn.Module, teacher: Teacher | str | None, cache: CacheReader | None
 ) -> DistillationTask:
     """The task that `config.task` names, with a live teacher ("ema" is one) or for what a cache will say."""
     criterion = nn.CrossEntropyLoss(label_smoothing=config.label_smoothing)

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from kdkit.cache import CachedTeacher
+from kdkit.cache import CacheReader
 from kdkit.cache.format.keys import keys_sha256
 from kdkit.config import EMA
 from kdkit.data import ReplayedDataset
@@ -39,7 +39,7 @@ def write_config(config: DistillConfig, folder: Path) -> None:
 
 
 def run_identity(
-    config: DistillConfig, dataset: ReplayedDataset, cache: CachedTeacher | None, teacher: Teacher | None
+    config: DistillConfig, dataset: ReplayedDataset, cache: CacheReader | None, teacher: Teacher | None
 ) -> dict[str, Any]:
     """What a run that goes on must have in common with the one that stopped, as plain values."""
     values = {name: value for name, value in dataclasses.asdict(config).items() if name not in _FREE}
@@ -49,7 +49,7 @@ def run_identity(
         "teacher": EMA if config.is_own_teacher else None if teacher is None else teacher.fingerprint(),
         "recipe": _plain(dataset.recipe.to_dict()),
         "dataset_sha256": keys_sha256(dataset.keys),
-        "cache_sha256": None if cache is None else cache.metadata.identity_sha256,
+        "cache_sha256": None if cache is None else cache.identity,
     }
 
 

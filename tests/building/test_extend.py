@@ -17,8 +17,8 @@ from crash import Disk, Recorder, write_tree
 from support import RECIPE, Pixels, Watched, cache_contents, digits, digits_dataset, tiny_model
 
 from kdkit import build_cache, create_teacher, extend_cache, open_cache
-from kdkit.building.build import pack_cache
 from kdkit.building.config import BuildConfig
+from kdkit.cache.places import pack_cache
 from kdkit.cache.shards.folder import shard_folder
 from kdkit.cache.shards.lock import writer_lock
 from kdkit.data import ReplayedDataset
@@ -250,7 +250,7 @@ def test_an_extension_does_not_go_on_where_another_process_has_just_finished_one
             (tmp_path / "grown.h5").replace(path)  # what another process did while this one waited for the lock
             yield
 
-    monkeypatch.setattr("kdkit.building.extend.writer_lock", slow_lock)
+    monkeypatch.setattr("kdkit.cache.writer.writer_lock", slow_lock)
     with pytest.raises(CacheLockedError, match="was just extended by another process: run again"):
         extend(path, seen(3))
     assert open_cache(path).num_views == 2

@@ -14,15 +14,14 @@ import pytest
 import torch
 from support import RECIPE, Pixels, Watched, cache_contents, digits, digits_dataset, tiny_model
 
-from kdkit import build_cache, create_teacher, extend_cache, open_cache
+from kdkit import CacheWriter, build_cache, create_teacher, extend_cache, open_cache
 from kdkit.building.config import BuildConfig
 from kdkit.building.estimate import estimate_cache
-from kdkit.building.fit import num_looked_at
-from kdkit.building.plan import choose_codec, plan_cache
+from kdkit.building.fit import num_probed
+from kdkit.building.plan import BuildPlan
 from kdkit.cache import CachedTeacher
 from kdkit.cache.codecs import LowRankCodec, create_codec
 from kdkit.cache.plot import plot_cache
-from kdkit.cache.shards.folder import ShardFolder, shard_folder
 from kdkit.data import ArraySource, EpochSampler, ReplayedDataset, ReplayLoader
 from kdkit.errors import CacheCorruptError, ConfigError
 from kdkit.recipe import ViewRecipe
@@ -159,9 +158,9 @@ def test_the_plot_shows_the_fidelity_of_each_view(
 
 def test_a_build_that_was_begun_before_views_were_measured_goes_on_without_and_can_be_extended(tmp_path: Path) -> None:
     teacher, config = create_teacher(tiny_model()), BuildConfig(codec="float16", num_workers=0)
-    metadata, arrays = plan_cache(teacher, digits_dataset(20), config, "cpu")
-    older = {"logits": {name: value for name, value in metadata.fidelity["logits"].items() if name != "each"}}
-    ShardFolder.create(shard_folder(tmp_path / "t.h5"), dataclasses.replace(metadata, fidelity=older), arrays)
+    spec = BuildPlan(teacher, digits_dataset(20), config).make_spec()
+    older = {"logits": {name: value for name, value in spec.fidelity["logits"].items() if name != "each"}}
+    CacheWriter.create(tmp_path / "t.h5", dataclasses.replace(spec, fidelity=older)).close()
     build_cache(teacher, digits_dataset(20), tmp_path / "t.h5", config)
     recipe = dataclasses.replace(digits_dataset(20).recipe, num_views=3)
     extend_cache(teacher, digits_dataset(20, recipe), tmp_path / "t.h5", num_workers=0)
@@ -235,9 +234,9 @@ def test_options_are_those_of_the_default_codec_where_none_is_named(num_classes:
     config = BuildConfig(codec_options=options)
     if num_classes == 10:  # the default is float16, which has no such option
         with pytest.raises(ConfigError, match="row_bytes"):
-            choose_codec(teacher, dataset, config)
+            BuildPlan(teacher, dataset, config).choose_codec()
     else:
-        codec = choose_codec(teacher, dataset, config)
+        codec = BuildPlan(teacher, dataset, config).choose_codec()
         assert codec is not None
         assert (codec.name, codec.row_bytes) == ("lowrank", 48)
 
@@ -264,5 +263,5 @@ def test_an_estimate_looks_at_fewer_images_than_a_build_whose_look_is_in_its_tim
 def test_a_build_looks_at_some_images_beforehand_and_never_at_all_of_many(
     num_rows: int, fitting: int, measuring: int
 ) -> None:
-    assert num_looked_at(LowRankCodec(num_classes=1000), num_rows) == fitting
-    assert num_looked_at(create_codec("int8", 1000), num_rows) == measuring
+    assert num_probed(LowRankCodec(num_classes=1000), num_rows) == fitting
+    assert num_probed(create_codec("int8", 1000), num_rows) == measuring

@@ -19,9 +19,8 @@ from pathlib import Path
 import torch
 from support import Pixels, cache_contents, digits
 
-from kdkit import build_cache, extend_cache, open_cache
+from kdkit import CacheWriter, build_cache, extend_cache, open_cache
 from kdkit.building.config import BuildConfig
-from kdkit.cache.shards.folder import ShardFolder
 from kdkit.data import ReplayedDataset
 from kdkit.errors import CacheIncompleteError, CacheNotFoundError
 from kdkit.recipe import ViewRecipe
@@ -75,12 +74,12 @@ def state(path: Path) -> str:
         open_cache(path).verify()
         return "packed"
     try:
-        parts = ShardFolder.open(path.with_name(path.name + ".parts"))
+        writer = CacheWriter.join(path)
     except CacheNotFoundError:
         return "not begun"
-    sealed = [shard for shard in parts.metadata.shards() if parts.is_sealed(shard)]
+    sealed = writer.sealed()
     for shard in sealed:
-        parts.verify(shard)
+        writer.read(shard)
     try:
         open_cache(path).verify()
         complete = True

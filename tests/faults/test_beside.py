@@ -14,9 +14,7 @@ import pytest
 from support import digits_dataset
 from synthetic import Synthetic, answer
 
-from kdkit import open_cache
-from kdkit.cache.packing import pack
-from kdkit.cache.shards.folder import ShardFolder, shard_folder
+from kdkit import CacheWriter, open_cache
 from kdkit.errors import CacheError, CacheIncompleteError, CacheNotFoundError
 
 
@@ -28,12 +26,12 @@ def test_fault_10_a_reader_beside_a_running_writer_sees_committed_shards_only(tm
 
     def write() -> None:
         try:
-            parts = cache.start(shard_folder(path))
+            parts = cache.start(path)
             for shard in parts.missing():
                 cache.seal(parts, shard)
                 committed.add(shard)
                 looked.acquire(timeout=60)  # so that the reader sees it while the writer goes on
-            pack(parts, path)
+            parts.finish()
         except BaseException as error:
             failed.append(error)
 
@@ -61,11 +59,10 @@ def _look(cache: Synthetic, path: Path, committed: set[object]) -> int:
     else:
         return -1
     try:
-        parts = ShardFolder.open(shard_folder(path))
-        sealed = [shard for shard in cache.metadata.shards() if parts.is_sealed(shard)]
+        parts = CacheWriter.join(path)
+        sealed = parts.sealed()
         for shard in sealed:
-            parts.verify(shard)
-            rows = parts.open_shard(shard)["logits"].rows
+            rows = parts.read(shard)["logits"]
             assert np.array_equal(rows, cache.rows(shard.view, shard.start, shard.stop))
     except CacheNotFoundError:
         return 0 if not committed else -1

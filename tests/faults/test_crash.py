@@ -16,10 +16,10 @@ from crash import Disk, Recorder, write_tree
 from support import digits_dataset, tiny_model
 from synthetic import Synthetic
 
-from kdkit import build_cache, create_teacher, open_cache
+from kdkit import CacheWriter, build_cache, create_teacher, open_cache
 from kdkit.building.config import BuildConfig
 from kdkit.cache.format.metadata import Shard
-from kdkit.cache.shards.folder import ShardFolder, shard_folder
+from kdkit.cache.shards.folder import shard_folder
 from kdkit.cache.shards.manifest import read_entry
 from kdkit.errors import CacheError
 from kdkit.recipe import ViewRecipe
@@ -38,10 +38,10 @@ def record(root: Path, **stubs: bool) -> Recorder:
     root.mkdir()
     recorder = Recorder(root)
     with recorder.recording(**stubs):
-        parts = CACHE.start(shard_folder(root / "t.h5"))
-        for shard in parts.missing():
-            CACHE.seal(parts, shard)
-            recorder.note("promised", shard)
+        with CACHE.start(root / "t.h5") as writer:
+            for shard in writer.missing():
+                CACHE.seal(writer, shard)
+                recorder.note("promised", shard)
         CACHE.build(root / "t.h5")
         recorder.note("promised", "all")
     recorder.assert_complete()
@@ -60,23 +60,22 @@ def check(root: Path, promised: list[Shard | str]) -> None:
     if "all" in promised:
         raise LostError("the packed file is gone")
     try:
-        parts = ShardFolder.open(shard_folder(path))
+        writer = CacheWriter.join(path)
     except CacheError as error:
         if promised:
             raise LostError(f"{len(promised)} shards were sealed, and their folder is lost: {error}") from error
         return
     for shard in CACHE.metadata.shards():
-        _check_shard(parts, shard, promised=shard in promised)
+        _check_shard(writer, shard, promised=shard in promised)
 
 
-def _check_shard(parts: ShardFolder, shard: Shard, *, promised: bool) -> None:
-    if not parts.is_sealed(shard):
-        if promised or read_entry(parts.shard_path(shard), shard) is not None:
+def _check_shard(writer: CacheWriter, shard: Shard, *, promised: bool) -> None:
+    if shard not in writer.sealed():
+        if promised or read_entry(shard_folder(writer.path) / shard.file_name, shard) is not None:
             raise LostError(f"{shard} was sealed and is gone")
         return
     try:
-        parts.verify(shard)
-        rows = parts.open_shard(shard)["logits"].rows
+        rows = writer.read(shard)["logits"]
     except CacheError as error:
         raise LostError(f"the manifest names {shard}, but {error}") from error
     if not np.array_equal(rows, CACHE.rows(shard.view, shard.start, shard.stop)):

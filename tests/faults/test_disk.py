@@ -16,11 +16,11 @@ import pytest
 from support import Pixels, digits_dataset
 from synthetic import Synthetic
 
-from kdkit import build_cache, extend_cache, open_cache
+from kdkit import CacheWriter, build_cache, extend_cache, open_cache
 from kdkit.building.config import BuildConfig
 from kdkit.cache.export import export_cache
 from kdkit.cache.format.metadata import Shard
-from kdkit.cache.shards.folder import ShardFolder, shard_folder
+from kdkit.cache.shards.folder import shard_folder
 from kdkit.errors import CacheDiskFullError, CacheError
 from kdkit.recipe import ViewRecipe
 from kdkit.runtime.output import OutputError, prepare_output
@@ -59,10 +59,10 @@ def _assert_only_committed(root: Path) -> None:
     if (root / "t.h5").is_file():
         CACHE.assert_exact(root / "t.h5")
     elif (shard_folder(root / "t.h5") / "index.h5").is_file():
-        parts = ShardFolder.open(shard_folder(root / "t.h5"))
-        for entry in parts.folder.glob("*.json"):
+        writer = CacheWriter.join(root / "t.h5")
+        for entry in shard_folder(root / "t.h5").glob("*.json"):
             view, start = int(entry.stem[1:5]), int(entry.stem[7:])
-            parts.verify(Shard(view, start, min(start + 1000, CACHE.num_rows)))
+            writer.read(Shard(view, start, min(start + 1000, CACHE.num_rows)))
 
 
 @pytest.mark.parametrize("call", CALLS)
@@ -231,7 +231,7 @@ def test_fault_06_an_error_of_the_file_system_at_any_call_commits_nothing_more_a
 def test_fault_06_a_file_system_that_becomes_read_only_while_a_shard_is_written_is_said_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    parts = CACHE.start(tmp_path / "t.h5.parts")
+    writer = CACHE.start(tmp_path / "t.h5")
 
     def refuse(*arguments: object, **options: object) -> None:
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
@@ -239,8 +239,9 @@ def test_fault_06_a_file_system_that_becomes_read_only_while_a_shard_is_written_
     for call in ("pwrite", "unlink"):
         monkeypatch.setattr(os, call, refuse)
     with pytest.raises(CacheError, match=r"v0000-r0000000000\.h5' could not be written: Read-only file system"):
-        CACHE.seal(parts, Shard(0, 0, 1000))
+        CACHE.seal(writer, Shard(0, 0, 1000))
     monkeypatch.undo()
+    writer.close()
     CACHE.build(tmp_path / "t.h5")
     CACHE.assert_exact(tmp_path / "t.h5")
 
@@ -260,22 +261,22 @@ def test_fault_05_an_export_that_does_not_fit_is_said_so_and_leaves_nothing(tmp_
 
 @pytest.mark.parametrize("call", ["fsync", "replace"])
 def test_fault_06_a_shard_whose_fsync_or_rename_failed_is_not_committed(tmp_path: Path, call: str) -> None:
-    parts = CACHE.start(tmp_path / "t.h5.parts")
-    shard = parts.missing()[0]
+    writer = CACHE.start(tmp_path / "t.h5")
+    shard = writer.missing()[0]
     calls = 0
     while True:
         with pytest.MonkeyPatch.context() as patch:
             failing = Failing(patch, call, calls + 1, errno.EIO)
             try:
-                CACHE.seal(parts, shard)
+                CACHE.seal(writer, shard)
             except CacheError:
-                assert not parts.is_sealed(shard)
+                assert shard not in writer.sealed()
             else:
                 break
         assert failing.seen >= calls + 1
         calls += 1
     assert calls == {"fsync": 6, "replace": 2}[call]
-    assert parts.is_sealed(shard)
+    assert writer.sealed() == [shard]
 
 
 @pytest.mark.parametrize("pack", [True, False])

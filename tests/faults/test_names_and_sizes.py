@@ -15,13 +15,13 @@ import pytest
 from support import RECIPE, digits, tiny_model
 from synthetic import Synthetic
 
-from kdkit import build_cache, create_teacher, open_cache
+from kdkit import CacheWriter, build_cache, create_teacher, open_cache
 from kdkit.building.config import BuildConfig
 from kdkit.cache.format.constants import num_hashed_rows
 from kdkit.cache.format.metadata import CacheMetadata
 from kdkit.cache.hdf5.documents import write_metadata
 from kdkit.cache.hdf5.layout import lay_out, write_document
-from kdkit.cache.shards.folder import ShardFolder, shard_folder
+from kdkit.cache.shards.folder import shard_folder
 from kdkit.data import ArraySource, ReplayedDataset
 from kdkit.errors import CacheCorruptError, CacheError, CacheNotFoundError, DatasetError
 
@@ -54,7 +54,7 @@ def test_fault_22_a_name_that_no_file_can_have_is_a_typed_error(tmp_path: Path, 
     with pytest.raises(CacheNotFoundError, match="there is no cache at"):
         open_cache(path)
     with pytest.raises(CacheError, match="File name too long"):
-        ShardFolder.create(shard_folder(path), Synthetic().metadata, {})
+        CacheWriter.create(path, Synthetic().spec)
 
 
 def test_fault_22_unicode_keys_and_class_names_go_through_a_build(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Codecs: fixed bytes a row, encode and decode for whole batches on any device."""
+"""Codecs: fixed bytes per row, encode and decode for whole batches on any device."""
 
 from kdkit.cache.codecs.base import Codec, RowCodec
 from kdkit.cache.codecs.dense import Float16Codec, Float32Codec, Int8Codec
@@ -12,6 +12,7 @@ from kdkit.cache.codecs.registry import (
     create_feature_codec,
     default_codec,
     known_codecs,
+    register_codec,
 )
 from kdkit.cache.codecs.topk import TopKCodec
 
@@ -33,4 +34,5 @@ __all__ = [
     "create_feature_codec",
     "default_codec",
     "known_codecs",
+    "register_codec",
 ]

@@ -10,14 +10,35 @@ from kdkit.cache.codecs.base import Codec, RowCodec
 from kdkit.cache.codecs.dense import Float16Codec, Float32Codec, Int8Codec
 from kdkit.cache.codecs.feature import FeatureCodec, Float16Feature, Int8Feature
 from kdkit.cache.codecs.lowrank import LowRankCodec
+from kdkit.cache.codecs.record import RecordCodec
 from kdkit.cache.codecs.topk import TopKCodec
 from kdkit.cache.format.constants import LOGITS
 from kdkit.errors import ConfigError, UnknownNameError, nearest
 
-_CODECS: dict[str, type[Codec]] = {
-    codec.name: codec for codec in (Float32Codec, Float16Codec, Int8Codec, LowRankCodec, TopKCodec)
-}
-_FEATURE_CODECS: dict[str, type[FeatureCodec]] = {codec.name: codec for codec in (Float16Feature, Int8Feature)}
+_CODECS: dict[str, type[Codec]] = {}
+_FEATURE_CODECS: dict[str, type[FeatureCodec]] = {}
+
+
+def register_codec(name: str, codec: type[Codec] | type[FeatureCodec]) -> None:
+    """Makes a codec known under its name, so that builds can use it and caches written with it can be opened.
+
+    A codec of logits is a `Codec`, one of features a `FeatureCodec`; the two kinds have names of their own. A cache
+    stores the name and the options alone: whoever opens it registers the same class before.
+
+    Args:
+        name: as configurations and cache files name it; the class attribute `name` must be the same.
+        codec: a frozen dataclass.
+
+    Raises:
+        ConfigError: it is no codec, has another name, or the name is taken by another class.
+    """
+    if not issubclass(codec, (Codec, FeatureCodec)):
+        raise ConfigError(f"register_codec({name!r}, ...) takes a subclass of Codec or FeatureCodec, got {codec!r}")
+    if codec.name != name:
+        raise ConfigError(f"register_codec({name!r}, ...) got a codec whose name is {codec.name!r}: use that name")
+    known: dict[str, Any] = _CODECS if issubclass(codec, Codec) else _FEATURE_CODECS
+    if known.setdefault(name, codec) is not codec:
+        raise ConfigError(f"the codec name {name!r} is taken by {known[name].__qualname__}: choose another")
 
 
 def available_codecs() -> list[str]:
@@ -81,3 +102,13 @@ def codec_from_dict(stream: str, described: Mapping[str, Any]) -> RowCodec:
 def known_codecs(stream: str) -> list[str]:
     """Names of the codecs that a stream can have."""
     return available_codecs() if stream == LOGITS else available_feature_codecs()
+
+
+register_codec("float32", Float32Codec)
+register_codec("float16", Float16Codec)
+register_codec("int8", Int8Codec)
+register_codec("lowrank", LowRankCodec)
+register_codec("topk", TopKCodec)
+register_codec("float16", Float16Feature)
+register_codec("int8", Int8Feature)
+register_codec("record", RecordCodec)

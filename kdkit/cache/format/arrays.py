@@ -6,9 +6,6 @@ One list for those who write, pack, size and open them.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
-
-import numpy as np
 
 from kdkit.cache.format.constants import (
     BLOCK_ROWS,
@@ -20,9 +17,8 @@ from kdkit.cache.format.constants import (
 )
 from kdkit.cache.format.metadata import CacheMetadata, Shard
 from kdkit.cache.hdf5.read import CheckedHDF5File
+from kdkit.cache.types import Array
 from kdkit.errors import CacheError
-
-Array = np.ndarray[Any, Any]
 
 
 def side_arrays(metadata: CacheMetadata, shard: Shard) -> dict[str, tuple[str, tuple[int, ...]]]:

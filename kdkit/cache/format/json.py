@@ -118,6 +118,13 @@ class Fields:
         """An object, empty where there is none of that name."""
         return self.mapping(name) if name in self._value else {}
 
+    def optional_flag(self, name: str, default: bool) -> bool:
+        """True or false; `default` where there is none of that name."""
+        value = self._value.get(name, default)
+        if not isinstance(value, bool):
+            raise CacheCorruptError(f"{self._origin}: {name} is {_kind(value)}, expected true or false")
+        return value
+
     def optional_texts(self, name: str) -> list[str] | None:
         """A list of strings, or null."""
         value = self._value.get(name)

@@ -8,13 +8,12 @@ from __future__ import annotations
 import hashlib
 import zlib
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
+from kdkit.cache.types import Array
 from kdkit.errors import CacheCorruptError, CacheMismatchError, DatasetError
 
-Array = np.ndarray[Any, Any]
 _SEPARATOR = "\0"
 _NAMED = 3  # how many samples an error names
 _MAX_KEYS_BYTES, _MAX_MEAN_KEY_BYTES = 4 << 30, 4096  # of all keys and the mean one: what a reader makes room for
@@ -29,6 +28,18 @@ def key_digests(keys: Sequence[str]) -> Array:
 def keys_sha256(keys: Sequence[str]) -> str:
     """SHA-256 of all keys in their order."""
     return hashlib.sha256(_encode(_SEPARATOR.join(keys))).hexdigest()
+
+
+def check_unique_keys(keys: Sequence[str]) -> None:
+    """Checks that no key occurs twice, since a dataset's samples are matched with rows by their keys.
+
+    Raises:
+        DatasetError: names the keys that do.
+    """
+    if len(set(keys)) < len(keys):
+        seen: set[str] = set()
+        twice = [key for key in keys if key in seen or seen.add(key)]  # type: ignore[func-returns-value]
+        raise DatasetError(f"{len(twice)} sample keys occur twice ({list_keys(twice)}): give each sample a key alone")
 
 
 def pack_keys(keys: Sequence[str]) -> Array:

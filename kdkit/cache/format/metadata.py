@@ -62,7 +62,8 @@ class CacheMetadata:
     recipe: Mapping[str, Any]
     """The replay recipe's dict form."""
     dataset: Mapping[str, Any]
-    """{"keys_sha256": of the keys in row order, "class_names": list or null}."""
+    """{"keys_sha256": of the keys in row order, "class_names": list or null, and where there are any "versions" of the
+    libraries that drew the pixels, "has_pixels": false where the cache was made without them}."""
     fidelity: Mapping[str, Mapping[str, float]] = dataclasses.field(default_factory=dict)
     """Stream name -> what its codec keeps of the teacher in view 0, and "each": the rows 0, each, 2 each, ... of every
     view were measured. Caches from before every view was lack it."""
@@ -76,6 +77,12 @@ class CacheMetadata:
         """The plan of one view."""
         for start in range(0, self.num_rows, self.shard_rows):
             yield Shard(view, start, min(start + self.shard_rows, self.num_rows))
+
+    def plans(self, shard: Shard, first_view: int = 0) -> bool:
+        """Whether the plan, from a view on, holds this shard."""
+        stop = min(shard.start + self.shard_rows, self.num_rows)
+        starts = shard.start % self.shard_rows == 0 and 0 <= shard.start < self.num_rows
+        return first_view <= shard.view < self.num_views and starts and shard.stop == stop
 
     @property
     def num_shards(self) -> int:
@@ -95,6 +102,11 @@ class CacheMetadata:
         """The rows from `start` to before `stop` that are measured in every view."""
         each = int(self.fidelity[stream]["each"])
         return range(-(-start // each) * each, stop, each)
+
+    @property
+    def has_pixels(self) -> bool:
+        """Whether the pixel hashes are those of images that the teacher saw; else they are zeros that mean nothing."""
+        return bool(self.dataset.get("has_pixels", True))
 
     def row_bytes(self, stream: str) -> int:
         """Bytes of one encoded row of `stream`."""
@@ -168,6 +180,7 @@ class CacheMetadata:
         if dataset.optional_texts("class_names") == []:
             raise CacheCorruptError(f"{origin}: dataset: class_names is empty, expected names or null")
         dataset.optional_mapping("versions")
+        dataset.optional_flag("has_pixels", default=True)
 
 
 def _canonical(document: Mapping[str, Any]) -> str:

@@ -21,9 +21,9 @@ import numpy as np
 from kdkit.cache.format.constants import ARRAYS_ATTRIBUTE
 from kdkit.cache.format.json import parse_json, parse_sums
 from kdkit.cache.hdf5.inspect import inspect_dataset, read_scalar
+from kdkit.cache.types import Array
 from kdkit.errors import CacheCorruptError
 
-Array = np.ndarray[Any, Any]
 _LEARNT_DTYPES = ("|u1", "|i1", "<u2", "<i2", "<u4", "<i4", "<i8", "<f2", "<f4", "<f8")
 
 

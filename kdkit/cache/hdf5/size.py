@@ -14,7 +14,7 @@ from kdkit.cache.format.constants import ARRAYS_ATTRIBUTE, BUILD_ATTRIBUTE, payl
 from kdkit.cache.format.metadata import CacheMetadata, Shard
 from kdkit.cache.hdf5.documents import write_metadata
 from kdkit.cache.hdf5.layout import lay_out, write_document, write_text
-from kdkit.cache.hdf5.write import Array
+from kdkit.cache.types import Array
 
 _A_CHECKSUM = 0xFFFFFFFF
 _A_BUILD_RECORD = " " * 64

@@ -14,9 +14,8 @@ import numpy as np
 
 from kdkit.cache.format.constants import ARRAYS_ATTRIBUTE
 from kdkit.cache.hdf5.layout import lay_out, write_document
+from kdkit.cache.types import Array
 from kdkit.runtime import files
-
-Array = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True)

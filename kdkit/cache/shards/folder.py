@@ -24,9 +24,10 @@ from kdkit.cache.format.metadata import CacheMetadata, Shard
 from kdkit.cache.hdf5.documents import check_shard_identity, read_metadata, write_metadata, write_shard_identity
 from kdkit.cache.hdf5.open import check_no_symlink, open_hdf5
 from kdkit.cache.hdf5.segments import open_segments
-from kdkit.cache.hdf5.write import Array, Region, write_hdf5
+from kdkit.cache.hdf5.write import Region, write_hdf5
 from kdkit.cache.payload import Segment
 from kdkit.cache.shards.manifest import describe_shard, file_crc32, file_size, read_entry, write_entry
+from kdkit.cache.types import Array
 from kdkit.errors import CacheCorruptError, CacheError, CacheNotFoundError
 from kdkit.runtime import files
 

@@ -1,34 +1,30 @@
-"""ShardWriter: seals shards beside the teacher, so that it never waits for the disk."""
+"""ShardWriter: seals shards in a thread of its own, so that the teacher never waits for the disk."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
-
-import numpy as np
 
 from kdkit.cache.format.metadata import Shard
-from kdkit.cache.shards.folder import ShardFolder
+from kdkit.cache.types import Array
 from kdkit.runtime.background import Worker
 
-Array = np.ndarray[Any, Any]
 _WAITING = 2  # shards that may wait to be sealed; bounds the memory
 
 
 class ShardWriter(Worker):
-    """Seals the shards it is given in the order they come, in one thread; fails as Background does.
+    """Seals queued shards in order, in one thread; fails as Background does.
 
     Args:
-        parts: where the shards go.
+        seal: writes one shard durably; `CacheWriter.seal`.
     """
 
-    def __init__(self, parts: ShardFolder) -> None:
+    def __init__(self, seal: Callable[[Shard, Mapping[str, Array], Array, Mapping[str, Array]], None]) -> None:
         super().__init__("kdkit-writer", _WAITING)
-        self._parts = parts
+        self._seal = seal
 
     def submit(
         self, shard: Shard, payloads: Mapping[str, Array], pixel_crc32: Array, fidelity: Mapping[str, Array]
     ) -> None:
-        """Queues one shard; waits while too many do. Arguments as for `Parts.seal`; the arrays are now the writer's."""
-        self._thread.submit(partial(self._parts.seal, shard, payloads, pixel_crc32, fidelity))
+        """Queues one shard, and waits while too many are queued; the arrays belong to the thread from now on."""
+        self._thread.submit(partial(self._seal, shard, payloads, pixel_crc32, fidelity))

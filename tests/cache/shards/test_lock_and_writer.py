@@ -21,7 +21,6 @@ from support import Pixels, digits_dataset, tiny_model
 from kdkit import build_cache, create_teacher
 from kdkit.building.config import BuildConfig
 from kdkit.cache.format.metadata import Shard
-from kdkit.cache.shards.folder import ShardFolder
 from kdkit.cache.shards.lock import writer_lock
 from kdkit.cache.shards.writer import ShardWriter
 from kdkit.errors import CacheDiskFullError, CacheError, CacheLockedError
@@ -123,22 +122,20 @@ def test_a_build_that_another_process_finished_while_this_one_came_for_the_lock_
             (tmp_path / "theirs.h5").replace(tmp_path / "t.h5")
             yield
 
-    monkeypatch.setattr("kdkit.building.build.writer_lock", slow_lock)
+    monkeypatch.setattr("kdkit.cache.writer.writer_lock", slow_lock)
     assert build_cache(teacher, dataset, tmp_path / "t.h5", config).images_built == 0
     assert [path.name for path in tmp_path.iterdir()] == ["t.h5"]
     assert (tmp_path / "t.h5").read_bytes() == before
 
 
-class _FullDisk(ShardFolder):
-    """Parts on a disk that is full after the first shard."""
-
-    def seal(self, shard: Shard, payloads: object, pixel_crc32: object, fidelity: object) -> None:
-        if shard.start:
-            raise CacheDiskFullError("no room")
+def _seal_on_a_full_disk(shard: Shard, payloads: object, pixel_crc32: object, fidelity: object) -> None:
+    """There is room for the first shard alone."""
+    if shard.start:
+        raise CacheDiskFullError("no room")
 
 
 def _write(starts: Iterable[int], then: Callable[[], object] = lambda: None) -> None:
-    with ShardWriter(_FullDisk(Path(), None)) as writer:  # type: ignore[arg-type]
+    with ShardWriter(_seal_on_a_full_disk) as writer:
         for start in starts:
             writer.submit(Shard(0, start, start + 1000), {}, np.zeros(0), {})
         then()

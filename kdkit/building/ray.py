@@ -1,0 +1,159 @@
+"""Building on a Ray cluster: actors, each with a teacher, seal the shards that the driver hands them.
+
+The driver creates the cache and holds its lock; each actor joins it. Teacher and dataset go to the cluster's object
+store once, and to each actor from there; a shard is handed over as three numbers. An actor that dies, alone or with its
+node, loses the shard it was at, which goes to another one. Output and images lie on a file system that all nodes share.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
+from kdkit.building.plan import BuildPlan
+from kdkit.building.shards import fill_shards
+from kdkit.cache.format.metadata import Shard
+from kdkit.cache.writer import CacheWriter
+from kdkit.errors import CacheError, ConfigError, KdkitError, MissingDependencyError
+from kdkit.runtime.progress import progress
+
+_MAX_DEATHS = 3  # of actors at the same shard, or while they start: then it is not the node that is at fault
+
+
+class ShardBuilder:
+    """An actor: a teacher, its dataset and the cache, for as many shards as it is handed.
+
+    Args:
+        writer: of the cache; has joined.
+        plan: what the cache is made with.
+    """
+
+    def __init__(self, writer: CacheWriter, plan: BuildPlan) -> None:
+        self._writer = writer
+        self._plan = plan
+
+    def start(self) -> None:
+        """Moves the teacher to its device; returns when the actor is ready."""
+        self._plan.teacher.to(torch.device(self._plan.device))
+
+    def fill(self, shard: Shard) -> None:
+        """Builds and seals one shard."""
+        fill_shards(self._writer, [shard], self._plan, lambda images: None)
+
+
+def fill_on_actors(
+    writer: CacheWriter, missing: Sequence[Shard], plan: BuildPlan, *, actors: int, show_progress: bool
+) -> int:
+    """Builds and seals the missing shards on a Ray cluster: the one this process is in, else one of this machine.
+
+    Args:
+        writer: the one that created the cache.
+        missing: the shards to build.
+        plan: what the cache is made with; its device is that of each actor, "cuda" one GPU each.
+        actors: how many actors run at a time.
+        show_progress: whether progress is shown on standard error.
+
+    Returns:
+        Images that the teacher was run on.
+
+    Raises:
+        MissingDependencyError: Ray is not installed.
+        ConfigError: there is no actor.
+        CacheError: actors died again and again at the same shard.
+        KdkitError: what an actor raised.
+    """
+    ray = _import_ray()
+    if actors < 1:
+        raise ConfigError(f"actors must be at least 1, got {actors}")
+    if not ray.is_initialized():
+        ray.init(logging_level="warning")
+    device = torch.device(plan.device)
+    plan.teacher.to("cpu")  # so that it can be read on nodes without a GPU, and by the actor that has another one
+    try:
+        stored = ray.put((writer, replace(plan, allow_mismatch=())))
+    finally:
+        plan.teacher.to(device)
+    options = {"num_cpus": 1, "num_gpus": 1 if device.type == "cuda" else 0, "max_restarts": 0}
+    remote = ray.remote(**options)(_StoredShardBuilder)
+    pool = _Pool(ray, lambda: remote.remote(stored), deque(missing))
+    images = sum(shard.num_rows for shard in missing)
+    with progress(f"running {plan.teacher.name}", images, "images", enabled=show_progress) as advance:
+        pool.run(min(actors, len(missing)), lambda shard: advance(shard.num_rows))
+    return images
+
+
+class _StoredShardBuilder(ShardBuilder):
+    """A ShardBuilder from the object store, which Ray reads when it starts the actor."""
+
+    def __init__(self, stored: tuple[CacheWriter, BuildPlan]) -> None:
+        super().__init__(*stored)
+
+
+@dataclass
+class _Pool:
+    """The actors and what each is at; an actor that dies is replaced as soon as the cluster has room."""
+
+    ray: Any
+    create: Callable[[], Any]
+    waiting: deque[Shard]
+    running: dict[Any, tuple[Any, Shard | None]] = field(default_factory=dict)
+    """Call under way -> its actor and the shard, or None while the actor starts."""
+    deaths: Counter[Shard | None] = field(default_factory=Counter)
+
+    def run(self, actors: int, done: Callable[[Shard], None]) -> None:
+        """Fills every shard, with so many actors."""
+        try:
+            for _ in range(actors):
+                self._start()
+            while self.waiting or any(shard is not None for _, shard in self.running.values()):
+                (call,), _ = self.ray.wait(list(self.running), num_returns=1)
+                self._collect(call, done)
+        finally:
+            for actor, _ in self.running.values():
+                self.ray.kill(actor)
+
+    def _start(self) -> None:
+        actor = self.create()
+        self.running[actor.start.remote()] = (actor, None)
+
+    def _collect(self, call: Any, done: Callable[[Shard], None]) -> None:
+        """Takes the result of a call, and gives its actor, or the one in its place, the next shard."""
+        actor, shard = self.running.pop(call)
+        try:
+            self.ray.get(call)
+        except self.ray.exceptions.RayActorError as error:
+            return self._replace(shard, error)
+        except self.ray.exceptions.RayTaskError as error:
+            cause = error.cause
+            raise cause if isinstance(cause, KdkitError) else error from None
+        if shard is not None:
+            self.deaths.clear()
+            done(shard)
+        if self.waiting:
+            following = self.waiting.popleft()
+            self.running[actor.fill.remote(following)] = (actor, following)
+        return None
+
+    def _replace(self, shard: Shard | None, error: Exception) -> None:
+        self.deaths[shard] += 1
+        if self.deaths[shard] >= _MAX_DEATHS:
+            what = "while they started" if shard is None else f"at {shard}"
+            reason = " ".join(str(error).split())[:200]
+            raise CacheError(
+                f"{_MAX_DEATHS} Ray actors died {what}: see the logs of Ray; the last: {reason}"
+            ) from error
+        if shard is not None:
+            self.waiting.appendleft(shard)
+        self._start()
+
+
+def _import_ray() -> Any:
+    try:
+        import ray
+    except ImportError as error:
+        raise MissingDependencyError("the engine 'ray' needs Ray: pip install 'kdkit[ray]'") from error
+    return ray

@@ -1,0 +1,63 @@
+"""From a teacher's outputs to the encoded rows of a shard. Dimensions: B batch, R rows of a shard."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kdkit.cache.codecs import RowCodec
+from kdkit.cache.fidelity import measure_rows
+from kdkit.cache.format.constants import BLOCK_ROWS
+from kdkit.cache.format.keys import list_keys
+from kdkit.cache.types import Array
+from kdkit.errors import NonFiniteOutputError
+
+
+def check_encodable(
+    values: Tensor, codec: RowCodec, stream: str, *, teacher: str, view: int, keys: Callable[[], Sequence[str]]
+) -> None:
+    """Checks that no cache has to hold what its codec cannot.
+
+    Args:
+        values: outputs of one stream, [B, ...].
+        codec: of the stream.
+        stream: its name, for the error.
+        teacher: the teacher's name, for the error.
+        view: number of the view, for the error.
+        keys: gives the B samples' keys; called only for the error.
+
+    Raises:
+        NonFiniteOutputError: some values are NaN, infinite, or beyond the codec's range; names samples.
+    """
+    held = codec.is_encodable(values).cpu()
+    if held.all():
+        return
+    bad = [key for key, fine in zip(keys(), held.tolist(), strict=True) if not fine]
+    raise NonFiniteOutputError(
+        f"the teacher {teacher!r} has NaN, infinity or what codec {codec.name!r} cannot hold in its {stream} of "
+        f"{list_keys(bad)} in view {view}: check these samples, or use codec float32"
+    )
+
+
+@torch.no_grad()
+def encode_rows(codec: RowCodec, values: Tensor, measured: range | None) -> tuple[Array, Array | None]:
+    """Encodes the rows of a shard, a block at a time, which bounds the memory.
+
+    Args:
+        codec: fitted.
+        values: outputs, [R, ...].
+        measured: places of the rows that are measured by what the codec keeps of them; None measures none.
+
+    Returns:
+        Encoded rows, uint8 [R, row_bytes], and their measures, float32 [len(measured), M], or None.
+    """
+    encoded = torch.empty((len(values), codec.row_bytes), dtype=torch.uint8)
+    for start in range(0, len(values), BLOCK_ROWS):
+        encoded[start : start + BLOCK_ROWS] = codec.encode(values[start : start + BLOCK_ROWS]).cpu()
+    if measured is None:
+        return encoded.numpy(), None
+    places = np.asarray(measured, dtype=np.int64)
+    return encoded.numpy(), measure_rows(codec, values[places].cpu(), encoded[places])

@@ -1,0 +1,197 @@
+"""CacheSpec: what a cache will hold and what it is made with, as plain data.
+
+Dimensions: R rows, V views, C classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from kdkit.cache.codecs import Codec, FeatureCodec, RowCodec
+from kdkit.cache.format.constants import BLOCK_ROWS, DIGEST_NAME, KEYS_NAME, LOGITS, codec_array_name
+from kdkit.cache.format.keys import check_same_samples, check_unique_keys, key_digests, keys_sha256, pack_keys
+from kdkit.cache.format.limits import check_storable
+from kdkit.cache.format.metadata import CacheMetadata
+from kdkit.cache.hdf5.size import packed_num_bytes
+from kdkit.cache.lazy_arrays import stored_index_arrays, stored_keys
+from kdkit.cache.types import Array
+from kdkit.errors import CacheMismatchError, ConfigError
+from kdkit.recipe import ViewRecipe
+from kdkit.runtime.compare import check_match
+
+_MAX_SHARD_BYTES = 256 << 20  # a shard is filled in memory
+_UNKNOWN_TEACHER = {"name": "unknown", "dtype": "unknown", "weights_sha256": "unknown", "versions": {}}
+
+
+class CachePlan(Protocol):
+    """Knows what a cache will be; a `CacheSpec` is one, and a build, which must run its teacher to make the spec."""
+
+    def check_same(self, stored: CacheMetadata, origin: Path) -> None:
+        """Compares the plan with the unfinished or finished cache at `origin`.
+
+        Raises:
+            CacheMismatchError: names the first field that differs and both values.
+        """
+        ...
+
+    def make_spec(self) -> CacheSpec:
+        """The spec of the cache to be; called only where there is none yet."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheSpec:
+    """What a cache will hold and what it is made with.
+
+    An array of logits [N, C] needs `keys`, `num_views` and `codecs`. Everything else has a default that says honestly
+    that nothing is known.
+
+    Raises:
+        ConfigError: a field holds what no cache can; names it.
+        DatasetError: a key occurs twice or holds NUL.
+    """
+
+    keys: Sequence[str]
+    """The samples' keys in row order, R of them, each once: those of the dataset that students will train on."""
+
+    num_views: int
+    """Views V of each sample."""
+
+    codecs: Mapping[str, RowCodec]
+    """Stream name -> its codec, fitted where it learns something: "logits" -> a Codec, a tap -> a FeatureCodec."""
+
+    teacher: Mapping[str, Any] = field(default_factory=dict)
+    """The teacher's fingerprint, compared by a build that resumes; "name", "dtype", "weights_sha256" and "versions" are
+    completed where they are missing."""
+
+    recipe: ViewRecipe | Mapping[str, Any] = field(default_factory=ViewRecipe)
+    """What the views look like to a student; its number of views is replaced by `num_views`."""
+
+    class_names: Sequence[str] | None = None
+    """Names of the C classes in the order of the logits, compared with a dataset's; None where they are not known."""
+
+    shard_rows: int = 10_000
+    """Rows of a shard, rounded up to whole thousands; fewer where a shard would be larger than 256 MiB."""
+
+    fidelity: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """Stream name -> what its codec keeps of the teacher in view 0, as `kdkit.cache.fidelity` summarises it; with
+    "each", every view is measured. Empty: not measured."""
+
+    versions: Mapping[str, str] | None = None
+    """Library -> its version, of those that drew the pixels; None where they are not known."""
+
+    has_pixels: bool = False
+    """Whether shards are sealed with hashes of the pixels that the teacher saw. Without them, opening the cache
+    compares keys, recipe and class names, but no pixels."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.keys, str):
+            raise ConfigError(f"keys must be a sequence of sample keys, got the single text {self.keys[:80]!r}")
+        if self.num_views < 1:
+            raise ConfigError(f"num_views must be at least 1, got {self.num_views}")
+        if self.shard_rows < 1:
+            raise ConfigError(f"shard_rows must be at least 1 row, got {self.shard_rows}")
+        if not self.codecs:
+            raise ConfigError('codecs must name at least one stream, e.g. {"logits": create_codec("float16", 1000)}')
+        for stream, codec in self.codecs.items():
+            expected = Codec if stream == LOGITS else FeatureCodec
+            if not isinstance(codec, expected):
+                raise ConfigError(f"codecs[{stream!r}] must be a {expected.__name__}, got {codec!r}")
+        check_unique_keys(self.keys)
+
+    @cached_property
+    def metadata(self) -> CacheMetadata:
+        """The metadata document of the cache."""
+        recipe = self.recipe.to_dict() if isinstance(self.recipe, ViewRecipe) else dict(self.recipe)
+        return CacheMetadata(
+            num_rows=len(self.keys),
+            num_views=self.num_views,
+            shard_rows=self._whole_shard_rows,
+            streams={
+                stream: {"codec": codec.to_dict(), "row_bytes": codec.row_bytes}
+                for stream, codec in self.codecs.items()
+            },
+            teacher={**_UNKNOWN_TEACHER, **self.teacher},
+            recipe={**recipe, "num_views": self.num_views},
+            dataset={
+                "keys_sha256": keys_sha256(self.keys),
+                "class_names": None if self.class_names is None else list(self.class_names),
+                **({} if self.versions is None else {"versions": dict(self.versions)}),
+                **({} if self.has_pixels else {"has_pixels": False}),
+            },
+            fidelity=self.fidelity,
+        )
+
+    @property
+    def _whole_shard_rows(self) -> int:
+        """Rows of whole blocks, as many as `shard_rows`, but no more than a shard of bounded size holds."""
+        blocks = -(-self.shard_rows // BLOCK_ROWS)
+        row_bytes = sum(codec.row_bytes for codec in self.codecs.values())
+        return max(1, min(blocks, _MAX_SHARD_BYTES // (row_bytes * BLOCK_ROWS))) * BLOCK_ROWS
+
+    @cached_property
+    def index_arrays(self) -> dict[str, Array]:
+        """Datasets of the index: keys, their digests, and the arrays that codecs learnt.
+
+        Raises:
+            DatasetError: a key holds NUL, or the keys are longer than a cache holds.
+        """
+        return {DIGEST_NAME: key_digests(self.keys), KEYS_NAME: pack_keys(self.keys), **self._codec_arrays}
+
+    @property
+    def _codec_arrays(self) -> dict[str, Array]:
+        return {
+            codec_array_name(stream, name): array
+            for stream, codec in self.codecs.items()
+            for name, array in codec.arrays.items()
+        }
+
+    @property
+    def packed_bytes(self) -> int:
+        """Bytes of the packed file; while it is packed, twice as many are needed."""
+        return packed_num_bytes(self.metadata, self.index_arrays)
+
+    def check_storable(self) -> None:
+        """Checks that readers will take the cache, before anything is written.
+
+        Raises:
+            ConfigError: it is more than a cache holds; names the field, its value and its bound.
+            DatasetError: its keys are.
+        """
+        check_storable(self.metadata, self.index_arrays)
+
+    def make_spec(self) -> CacheSpec:
+        """This spec, with every codec ready to encode.
+
+        Raises:
+            ConfigError: a codec was not fitted.
+        """
+        for stream, codec in self.codecs.items():
+            if codec.needs_fit:
+                raise ConfigError(f"codec {codec.name!r} of stream {stream!r} was not fitted: call its fit(...) first")
+        return self
+
+    def check_same(self, stored: CacheMetadata, origin: Path) -> None:
+        """Compares the spec with the unfinished or finished cache at `origin`; only `shard_rows` may differ.
+
+        Raises:
+            CacheMismatchError: names the first field that differs and both values.
+        """
+        shown, then, now = f"the cache at {str(origin)!r}", asdict(stored), asdict(self.metadata)
+        for field_name in ("teacher", "recipe", "streams", "fidelity"):
+            check_match(field_name, then[field_name], now[field_name], shown)
+        if then["dataset"]["keys_sha256"] != now["dataset"]["keys_sha256"]:
+            check_same_samples(stored_keys(origin, stored.num_rows), self.keys, shown)
+        check_match("dataset", then["dataset"], now["dataset"], shown)
+        learnt = stored_index_arrays(origin, "codecs/")
+        for name, array in self._codec_arrays.items():
+            if not np.array_equal(learnt.get(name, np.empty(0)), array):
+                raise CacheMismatchError(
+                    f"{shown} was made with another array {name!r}: use the codec fitted for it, or build another cache"
+                )

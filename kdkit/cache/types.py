@@ -1,0 +1,10 @@
+"""Types that the whole cache shares."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+Array = np.ndarray[Any, Any]
+"""A NumPy array; its docstring tells shape and dtype."""

@@ -1,0 +1,320 @@
+"""CacheWriter: the one way to write a cache, shard by shard.
+
+    with CacheWriter.create("teacher.h5", spec) as writer:
+        for shard in writer.missing():
+            writer.write(shard, {"logits": logits[shard.start : shard.stop]})
+        writer.finish()
+
+A writer that was stopped resumes when it is created again. Dimensions: R rows of a shard.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from types import MappingProxyType, TracebackType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from typing_extensions import Self
+
+from kdkit.cache.codecs import RowCodec
+from kdkit.cache.encoding import check_encodable, encode_rows
+from kdkit.cache.extension import Extension, check_adds_views
+from kdkit.cache.file import CacheFile
+from kdkit.cache.format.constants import num_hashed_rows
+from kdkit.cache.format.metadata import CacheMetadata, Shard
+from kdkit.cache.lazy_arrays import shard_pixels, stored_keys
+from kdkit.cache.opening import open_index
+from kdkit.cache.packing import pack as pack_shards
+from kdkit.cache.places import check_writable, remove_remains
+from kdkit.cache.shards.folder import INDEX_NAME, ShardFolder, packed_path, shard_folder
+from kdkit.cache.shards.lock import writer_lock
+from kdkit.cache.spec import CachePlan, CacheSpec
+from kdkit.cache.summary import describe_content
+from kdkit.cache.types import Array
+from kdkit.errors import CacheError, CacheIncompleteError, CacheLockedError, ShapeError
+from kdkit.runtime import files
+
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
+
+
+class CacheWriter:
+    """Writes the shards of a cache, each durably and whole or not at all, and packs them into one file.
+
+    `create` and `extend` hold the writer's lock until `finish`, `close` or the end of a `with` block; `join` holds
+    none. Any number of processes and machines that share the file system may seal shards at the same time, each its
+    own. A writer pickles as one that has joined.
+
+    Attributes:
+        path: where the cache stands or will stand: the packed file, or of an extended folder of shards that folder.
+        metadata: what the cache is and what it is made with.
+    """
+
+    def __init__(self, path: Path, metadata: CacheMetadata, work: ShardFolder | Extension | None) -> None:
+        self.path = path
+        self.metadata = metadata
+        self._work = work
+        self._lock: ExitStack | None = None
+        self._codecs: Mapping[str, RowCodec] | None = None
+
+    @classmethod
+    def create(cls, path: str | Path, spec: CacheSpec | CachePlan) -> Self:
+        """Starts a cache, or resumes the one at `path`; a finished one has no missing shards.
+
+        Args:
+            path: the packed file to be; shards are kept in `path`.parts until all are sealed.
+            spec: what the cache will hold and what it is made with.
+
+        Raises:
+            CacheMismatchError: the cache at `path` was made with something else; names the first field that differs.
+            CacheLockedError: another process is writing it.
+            ConfigError: no cache can hold this, or a codec was not fitted.
+            CacheError: the folder cannot be written, or the disk is full.
+        """
+        path = Path(path)
+        with ExitStack() as held:
+            if not path.is_file():
+                check_writable(path)
+                folder = shard_folder(path)
+                files.make_folder(folder)
+                held.enter_context(writer_lock(folder))
+                if not path.is_file():
+                    parts = _resume_or_start(path, folder, spec)
+                    return cls(path, parts.metadata, parts)._holding(held)
+                held.close()  # another process packed it between the look at the path and the lock
+        stored = CacheFile(path).metadata
+        spec.check_same(stored, path)
+        remove_remains(path, stored.num_views)
+        return cls(path, stored, None)
+
+    @classmethod
+    def join(cls, path: str | Path) -> Self:
+        """Opens the cache that another process has created, or extends beside its packed file, to seal shards of it.
+
+        Args:
+            path: as it was created, or its folder of shards.
+
+        Raises:
+            CacheNotFoundError: nothing was created at `path`.
+            CacheCorruptError: its index is damaged.
+        """
+        path = packed_path(Path(path))
+        folder = shard_folder(path)
+        old = CacheFile(path).metadata if path.is_file() else None
+        if old is not None and not (folder / INDEX_NAME).is_file():
+            return cls(path, old, None)
+        parts = ShardFolder.open(folder)
+        return cls(path, parts.metadata, parts if old is None else Extension(path, old, parts))
+
+    @classmethod
+    def extend(cls, path: str | Path, num_views: int) -> Self:
+        """Starts or resumes the extension of a finished cache to more views; until `finish` it stays as it was.
+
+        Args:
+            path: the packed file, its folder of shards, or the path that it would be packed to.
+            num_views: views of each sample, those that are there included.
+
+        Raises:
+            CacheMismatchError: the cache has more views, or its folder holds the extension of another cache.
+            CacheIncompleteError: its build has not finished.
+            CacheLockedError: another process is writing it.
+            ConfigError: no cache holds so many views.
+            CacheError: the folder cannot be written, or the disk is full.
+        """
+        cache = CacheFile(path)
+        check_adds_views(cache.path, cache.metadata, num_views)
+        if num_views == cache.num_views:
+            if cache.path.is_file():
+                remove_remains(cache.path, num_views)
+            return cls(cache.path, cache.metadata, None)
+        folder = Extension.folder_of(cache.path)
+        check_writable(cache.path if cache.path.is_file() else folder / INDEX_NAME)
+        files.make_folder(folder)
+        with ExitStack() as held:
+            held.enter_context(writer_lock(folder))
+            if CacheFile(cache.path).num_views != cache.num_views:
+                raise CacheLockedError(f"the cache {str(cache.path)!r} was just extended by another process: run again")
+            files.remove_leftovers(folder)
+            extension = Extension.begin(cache.path, cache.metadata, num_views)
+            return cls(cache.path, extension.parts.metadata, extension)._holding(held)
+
+    @property
+    def codecs(self) -> Mapping[str, RowCodec]:
+        """Stream name -> its codec, fitted as the cache's index holds it."""
+        if self._codecs is None:
+            self._codecs = CacheFile(self.path).codecs if self._work is None else open_index(self._parts)
+        return self._codecs
+
+    def missing(self) -> list[Shard]:
+        """The shards that are not sealed, in order; each names its view and its rows from `start` to before `stop`."""
+        return [] if self._work is None else self._work.missing()
+
+    def sealed(self) -> list[Shard]:
+        """The shards that are sealed already and not packed yet, in order."""
+        return [] if self._work is None else [s for s in self.metadata.shards() if self._parts.is_sealed(s)]
+
+    def pixel_crc32(self, shard: Shard) -> dict[int, int]:
+        """Row -> CRC-32 of its pixels, for the hashed rows of a sealed shard; empty if the cache has no pixels."""
+        return shard_pixels(self._parts.shard_path(shard), shard) if self.metadata.has_pixels else {}
+
+    def read(self, shard: Shard) -> dict[str, Array]:
+        """Stream -> encoded rows uint8 [R, row_bytes] of a sealed shard, all of its file compared with its checksum.
+
+        Raises:
+            CacheCorruptError: it is not sealed, or not what was sealed.
+        """
+        self._parts.verify(shard)
+        return {stream: segment.rows for stream, segment in self._parts.open_shard(shard).items()}
+
+    def write(self, shard: Shard, outputs: Mapping[str, Tensor | Array], pixel_crc32: Array | None = None) -> None:
+        """Encodes the teacher's outputs on a shard, measures what codecs keep where the spec says so, and seals it.
+
+        Args:
+            shard: one of `missing()`.
+            outputs: stream -> float [R, ...], one row for each of the shard's R rows, on any device.
+            pixel_crc32: as for `seal`.
+
+        Raises:
+            ShapeError: the streams are others than the cache's, or have another number of rows.
+            NonFiniteOutputError: some values are NaN, infinite, or beyond the codec's range; names samples.
+            CacheError: the shard cannot be written, or the disk is full.
+        """
+        if set(outputs) != set(self.codecs):
+            raise ShapeError(f"{shard}: got outputs of {sorted(outputs)}, expected {sorted(self.codecs)}")
+        payloads, fidelity = {}, {}
+        for stream, codec in self.codecs.items():
+            values = torch.as_tensor(outputs[stream])
+            if values.shape[:1] != (shard.num_rows,):
+                raise ShapeError(f"{shard}: got {stream} {list(values.shape)}, expected {shard.num_rows} rows")
+            name = str(self.metadata.teacher["name"])
+            check_encodable(values, codec, stream, teacher=name, view=shard.view, keys=lambda: self._keys(shard))
+            payloads[stream], measures = encode_rows(codec, values, self._measured(stream, shard))
+            if measures is not None:
+                fidelity[stream] = measures
+        self.seal(shard, payloads, pixel_crc32, fidelity)
+
+    def seal(
+        self,
+        shard: Shard,
+        payloads: Mapping[str, Array],
+        pixel_crc32: Array | None = None,
+        fidelity: Mapping[str, Array] = _NOTHING,
+    ) -> None:
+        """Writes the encoded rows of a shard, then its manifest entry, both durably; then the shard exists.
+
+        Args:
+            shard: one of `missing()`.
+            payloads: stream -> encoded rows, uint8 [R, row_bytes].
+            pixel_crc32: CRC-32 of the pixels of `hashed_rows(shard.start, shard.stop)`, uint32, for a cache that has
+                pixels; else None.
+            fidelity: stream -> what was measured, float32 [rows, measures], where the spec says that views are.
+
+        Raises:
+            CacheError: the arrays are others than the spec says, the shard is none of the cache's, or the file system
+                refuses; the disk being full is a CacheDiskFullError.
+        """
+        first_view = self._work.old.num_views if isinstance(self._work, Extension) else 0
+        if self._work is None or not self.metadata.plans(shard, first_view):
+            raise CacheError(f"{shard}: the cache {str(self.path)!r} has no such shard to seal: take one of missing()")
+        if (pixel_crc32 is None) == self.metadata.has_pixels:
+            found, expected = ("no", "some") if pixel_crc32 is None else ("some", "none, as has_pixels is false")
+            raise CacheError(f"{shard}: got {found} pixel hashes, the spec of the cache expects {expected}")
+        hashes = np.zeros(num_hashed_rows(shard.start, shard.stop), "<u4") if pixel_crc32 is None else pixel_crc32
+        self._parts.seal(shard, payloads, hashes, fidelity)
+
+    def finish(self, *, pack: bool = True, record: Mapping[str, Any] = _NOTHING) -> Path:
+        """Verifies all shards and packs them into one file at `path`; an extension replaces the cache in one step.
+
+        Args:
+            pack: whether the shards become one file; if not, the folder of shards is the cache. An extension stays what
+                the cache was.
+            record: time and cost of the build, plain JSON; all that differs between equal caches.
+
+        Returns:
+            Where the cache is. The lock is released.
+
+        Raises:
+            CacheIncompleteError: a shard is missing.
+            CacheCorruptError: a shard is not what was sealed.
+            CacheError: this writer has joined, so that another one finishes; or the disk is full.
+        """
+        if self._work is None:
+            return self.path
+        if self._lock is None:
+            raise CacheError(f"{str(self.path)!r} is finished by the process that created it: this one has joined it")
+        if missing := self.missing():
+            raise CacheIncompleteError(f"{str(self.path)!r} cannot be finished: {len(missing)} shards are missing")
+        place, text = self.path, json.dumps(dict(record))
+        if isinstance(self._work, Extension):
+            self._work.finish(text)
+        elif pack:
+            pack_shards(self._work, self.path, text)
+        else:
+            place = self._work.folder
+        self.close()
+        return place
+
+    def close(self) -> None:
+        """Releases the lock; sealed shards stay, and `create` resumes with them."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __reduce__(self) -> tuple[Any, ...]:  # a lock belongs to one process
+        return type(self), (self.path, self.metadata, self._work)
+
+    def __repr__(self) -> str:
+        missing, planned = len(self.missing()), self.metadata.num_shards
+        return (
+            f"CacheWriter({str(self.path)!r}: {describe_content(self.metadata, self.codecs)}; "
+            f"{missing} of {planned} shards missing)"
+        )
+
+    @property
+    def _parts(self) -> ShardFolder:
+        """Where shards are sealed."""
+        if self._work is None:
+            raise CacheError(f"the cache {str(self.path)!r} is finished: no shard of it is missing")
+        return self._work.parts if isinstance(self._work, Extension) else self._work
+
+    def _holding(self, lock: ExitStack) -> Self:
+        """This writer, which releases the lock from now on."""
+        self._lock = lock.pop_all()
+        return self
+
+    def _keys(self, shard: Shard) -> list[str]:
+        return stored_keys(self._parts.folder, self.metadata.num_rows)[shard.start : shard.stop]
+
+    def _measured(self, stream: str, shard: Shard) -> range | None:
+        """Places in the shard of the rows that are measured; None where the stream is not."""
+        if not self.metadata.measures_views(stream):
+            return None
+        rows = self.metadata.measured_rows(stream, shard.start, shard.stop)
+        return range(rows.start - shard.start, rows.stop - shard.start, rows.step)
+
+
+def _resume_or_start(path: Path, folder: Path, plan: CacheSpec | CachePlan) -> ShardFolder:
+    """The shards of a cache that was stopped, or those of a new one; the folder is there and locked."""
+    files.remove_leftovers(folder)
+    files.remove_leftovers(path.parent, path.name)
+    if (folder / INDEX_NAME).is_file():
+        parts = ShardFolder.open(folder)
+        plan.check_same(parts.metadata, folder)
+        return parts
+    ShardFolder.remove_orphan_shards(folder)
+    spec = plan.make_spec()
+    spec.check_storable()
+    return ShardFolder.create(folder, spec.metadata, spec.index_arrays)
