@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from kdkit.cache import CacheSpec as CacheSpec
     from kdkit.cache import CacheWriter as CacheWriter
     from kdkit.cache import open_cache as open_cache
+    from kdkit.data import create_loader as create_loader
+    from kdkit.resolve import open_dataset as open_dataset
     from kdkit.tasks import ClassificationTask as ClassificationTask
     from kdkit.tasks import FeatureDistillationTask as FeatureDistillationTask
     from kdkit.tasks import LogitDistillationTask as LogitDistillationTask
@@ -37,10 +39,12 @@ __all__ = [
     "TrainingTask",
     "__version__",
     "build_cache",
+    "create_loader",
     "create_teacher",
     "extend_cache",
     "losses",
     "open_cache",
+    "open_dataset",
 ]
 
 __getattr__, __dir__ = lazy_exports(
@@ -57,9 +61,11 @@ __getattr__, __dir__ = lazy_exports(
         "TokenDistillationTask": "kdkit.tasks",
         "TrainingTask": "kdkit.tasks",
         "build_cache": "kdkit.building.build",
+        "create_loader": "kdkit.data",
         "create_teacher": "kdkit.teachers",
         "extend_cache": "kdkit.building.extend",
         "losses": "kdkit.losses",
         "open_cache": "kdkit.cache",
+        "open_dataset": "kdkit.resolve",
     },
 )

@@ -9,6 +9,7 @@ from typing import Any
 import timm
 import torch
 
+from kdkit.cache import CachedTeacher, open_cache
 from kdkit.config import EMA, SingleTeacherConfig, TeacherConfig
 from kdkit.data import ReplayedDataset, create_source
 from kdkit.errors import ConfigError
@@ -132,6 +133,40 @@ def _weights_name(card: TeacherCard) -> str:
     return card.timm_name if hub_id is None or hub_id == known or card.checkpoint else f"hf-hub:{hub_id}"
 
 
+def open_dataset(
+    data: Any,
+    *,
+    cache: str | Path | CachedTeacher | None = None,
+    recipe: ViewRecipe | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
+) -> ReplayedDataset:
+    """The images that `data` means, in the views of a cache or a recipe.
+
+    Args:
+        data: a name or path, as the command line takes it, a source, a datasets.Dataset or another map-style dataset:
+            see `kdkit.data.create_source`.
+        cache: a teacher cache, or its path. It gives the recipe, and is compared with the dataset: samples, class
+            names and the pixels of some views. An opened cache is matched by that, and then serves this dataset.
+        recipe: what the views look like; the cache's by default, else `ViewRecipe()`.
+        image_column: column of the images or their paths, where `data` has columns.
+        label_column: column of the labels, where `data` has columns.
+
+    Raises:
+        DatasetError: `data` cannot be read.
+        CacheMismatchError: the cache was made from other data, or with another recipe.
+        ConfigError: an option does not fit the kind of data, or the recipe needs a transform that it cannot hold.
+    """
+    if isinstance(cache, (str, Path)):
+        cache = open_cache(cache)
+    if recipe is None:
+        recipe = ViewRecipe() if cache is None else ViewRecipe.from_dict(cache.metadata.recipe)
+    dataset = ReplayedDataset(create_source(data, image_column=image_column, label_column=label_column), recipe)
+    if cache is not None:
+        cache.match(dataset)
+    return dataset
+
+
 def resolve_dataset(name: str | Path, recipe: ViewRecipe) -> ReplayedDataset:
-    """The images of a folder, an archive or a named dataset (see kdkit.data.create_source), seen through `recipe`."""
-    return ReplayedDataset(create_source(name), recipe)
+    """The images that `name` means (see kdkit.data.create_source), seen through `recipe`."""
+    return open_dataset(name, recipe=recipe)

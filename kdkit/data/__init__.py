@@ -2,6 +2,7 @@
 
 from kdkit.data.batch import PixelBatch
 from kdkit.data.dataset import ReplayedDataset, Sample
+from kdkit.data.factory import create_loader
 from kdkit.data.loader import ReplayLoader, translate_worker_errors
 from kdkit.data.sampler import EpochSampler, RangeSampler
 from kdkit.data.sources.array import ArraySource
@@ -29,6 +30,7 @@ __all__ = [
     "TarSource",
     "WebDatasetSource",
     "ZipSource",
+    "create_loader",
     "create_source",
     "translate_worker_errors",
 ]

@@ -14,7 +14,7 @@ from typing_extensions import Self
 
 from kdkit.data.sources.base import ImageSource
 from kdkit.data.views.custom import CustomTransform, check_replayable
-from kdkit.data.views.fingerprint import transform_identity
+from kdkit.data.views.identity import transform_identity
 from kdkit.data.views.mixing import NOT_MIXED, Pairing, draw_mix
 from kdkit.data.views.recorded import RecordedRenderer, RecordedViews, RecordStore, mix_recorded
 from kdkit.data.views.seed import preserve_rng_state, seed_all, view_seed

@@ -63,6 +63,7 @@ class EpochSampler(Sampler[list[Index]]):
         self.world_size = world_size
         self.epoch = 0
         self.start_batch = 0
+        self._has_begun = False
         self.partners: Callable[[int], torch.Tensor | None] | None = None
 
     def set_epoch(self, epoch: int, start_batch: int = 0) -> None:
@@ -74,6 +75,7 @@ class EpochSampler(Sampler[list[Index]]):
             raise ConfigError(f"batch {start_batch} is no place to begin an epoch of {len(self)} batches")
         self.epoch = epoch
         self.start_batch = start_batch
+        self._has_begun = False
 
     @property
     def num_valid_samples(self) -> int:
@@ -99,6 +101,9 @@ class EpochSampler(Sampler[list[Index]]):
         return math.floor(batches) if self.drop_last else math.ceil(batches)
 
     def __iter__(self) -> Iterator[list[Index]]:
+        if self._has_begun:
+            self.set_epoch(self.epoch + 1)
+        self._has_begun = True
         view = self.epoch % self.num_views
         blocks = self._order(view).view(-1, self._block)
         mine = blocks[self.rank :: self.world_size].flatten().tolist()

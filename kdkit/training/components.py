@@ -8,14 +8,14 @@ from typing import Any
 import timm
 import torch
 
+import kdkit.data
 from kdkit.cache import CacheReader
 from kdkit.cache.format.constants import LOGITS
 from kdkit.config import EMA
-from kdkit.data import EpochSampler, ReplayedDataset, ReplayLoader
+from kdkit.data import ReplayedDataset, ReplayLoader
 from kdkit.errors import ClassMismatchError, ConfigError, DatasetError, UnknownNameError, nearest
 from kdkit.recipe import ViewRecipe
 from kdkit.resolve import resolve_dataset, resolve_teacher
-from kdkit.runtime import distributed
 from kdkit.tasks import DistillationTask, TrainingTask
 from kdkit.teachers import Teacher
 from kdkit.teachers.card import find_card
@@ -23,7 +23,6 @@ from kdkit.training.config import DistillConfig
 from kdkit.training.create_task import create_task
 from kdkit.training.run import write_config
 from kdkit.training.student import Student
-from kdkit.types import Normalization
 
 _FIRST_WEIGHTS = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir")
 """Options of timm.create_model that say where a student's first weights come from: its last are in the checkpoint."""
@@ -131,20 +130,14 @@ def create_loader(
     dataset: ReplayedDataset, task: TrainingTask, config: DistillConfig, device: torch.device, *, shuffle: bool
 ) -> ReplayLoader:
     """This rank's share of the images, in the student's normalisation."""
-    drop_last = shuffle and -(-len(dataset) // distributed.world_size()) > config.train.batch_size
-    sampler = EpochSampler(
-        range(len(dataset)),
-        config.train.batch_size,
-        num_views=dataset.recipe.num_views,
+    return kdkit.data.create_loader(
+        dataset,
+        task,
+        batch_size=config.train.batch_size,
+        num_workers=config.train.num_workers,
         shuffle=shuffle,
         seed=config.train.seed,
-        drop_last=drop_last,  # one image is no batch for a batch norm
-        rank=distributed.rank(),
-        world_size=distributed.world_size(),
-    )
-    student: Any = task.get_eval_model()
-    return ReplayLoader(
-        dataset, sampler, Normalization.of(student), device=device, num_workers=config.train.num_workers
+        device=device,
     )
 
 

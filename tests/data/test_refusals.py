@@ -86,16 +86,26 @@ def test_every_other_field_is_compared_too(tmp_path: Path, field: str, value: ob
         open_cache(tmp_path / "t.h5", other)
 
 
-def test_a_changed_transform_of_ones_own_is_refused_and_named(tmp_path: Path) -> None:
-    def resized(angle: float) -> Callable[[Image.Image], Image.Image]:
-        return lambda image: image.resize((16, 16)).rotate(angle)
+@dataclasses.dataclass
+class Turned:
+    """A transform whose repr shows one of its two parameters."""
 
+    angle: float
+    hidden: float = dataclasses.field(default=0, repr=False)
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        return image.resize((16, 16)).rotate(self.angle + self.hidden)
+
+
+def test_a_changed_custom_transform_is_refused_by_its_identity_or_else_by_its_pixels(tmp_path: Path) -> None:
     recipe = ViewRecipe(size=16)
-    dataset = ReplayedDataset(digits(4), recipe, transform=resized(3))
+    dataset = ReplayedDataset(digits(4), recipe, transform=Turned(3))
     build_cache(create_teacher(tiny_model()), dataset, tmp_path / "t.h5", EXACT)
-    open_cache(tmp_path / "t.h5", ReplayedDataset(digits(4), recipe, transform=resized(3)))
-    with pytest.raises(CacheMismatchError, match=r"recipe\.transform = .*sha256.*, this run has .*sha256"):
-        open_cache(tmp_path / "t.h5", ReplayedDataset(digits(4), recipe, transform=resized(4)))
+    open_cache(tmp_path / "t.h5", ReplayedDataset(digits(4), recipe, transform=Turned(3)))
+    with pytest.raises(CacheMismatchError, match=r"recipe\.transform = .*angle=3.*, this run has .*angle=4"):
+        open_cache(tmp_path / "t.h5", ReplayedDataset(digits(4), recipe, transform=Turned(4)))
+    with pytest.raises(CacheMismatchError, match="shows other pixels for 'digit-"):
+        open_cache(tmp_path / "t.h5", ReplayedDataset(digits(4), recipe, transform=Turned(3, hidden=90)))
 
 
 @pytest.fixture

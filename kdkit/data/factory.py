@@ -1,0 +1,85 @@
+"""The loader that a training loop needs, from a dataset and a student."""
+
+from __future__ import annotations
+
+import os
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from kdkit.data.dataset import ReplayedDataset
+from kdkit.data.loader import ReplayLoader
+from kdkit.data.sampler import EpochSampler
+from kdkit.errors import ConfigError
+from kdkit.runtime import distributed
+from kdkit.types import Normalization
+
+_MOST_WORKERS = 16
+
+
+def create_loader(
+    dataset: ReplayedDataset,
+    student: nn.Module,
+    *,
+    batch_size: int,
+    views_per_decode: int = 1,
+    num_workers: int | Literal["auto"] = "auto",
+    shuffle: bool = True,
+    seed: int = 0,
+    device: torch.device | str | None = None,
+) -> ReplayLoader:
+    """A loader of normalised batches for one student; of the images of this rank alone, where torch.distributed runs.
+
+    Pass e over the loader is epoch e, counted from 0: it has its own order, and shows view e mod V. `set_epoch(e)`
+    before a pass chooses another epoch, and the passes after it continue from there. A pass counts as soon as it
+    begins, also where the loop leaves it early.
+
+    While shuffling, a last batch that is not full is left out, unless it is the only one: a batch of one image would
+    break batch normalisation. Without shuffling every image is shown.
+
+    Args:
+        dataset: what to load, e.g. from `kdkit.open_dataset`; `dataset.with_teacher_view()` where a live teacher sees
+            the views at its own size.
+        student: the model, whose `pretrained_cfg` holds the mean and standard deviation of its input, or a task that
+            trains it. ImageNet's are taken where there is none.
+        batch_size: images per batch and rank.
+        views_per_decode: how many views of an image are drawn each time it is decoded; only 1 is implemented.
+        num_workers: processes that load and augment images; 0 loads in the calling process, "auto" starts one per CPU
+            that this process may use, shared among the ranks of this machine, at most 16.
+        shuffle: whether each epoch has its own order.
+        seed: seed of the order of images; the views have the recipe's.
+        device: where batches arrive; the student's device by default.
+
+    Raises:
+        ConfigError: an argument is out of range.
+    """
+    if views_per_decode != 1:
+        raise ConfigError(f"views_per_decode is {views_per_decode}: only 1 is implemented")
+    model: Any = student
+    if hasattr(model, "get_eval_model"):
+        model = model.get_eval_model()
+    if device is None:
+        device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    sampler = EpochSampler(
+        range(len(dataset)),
+        batch_size,
+        num_views=dataset.recipe.num_views,
+        shuffle=shuffle,
+        seed=seed,
+        drop_last=shuffle and -(-len(dataset) // distributed.world_size()) > batch_size,
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
+    )
+    workers = _resolve_workers(num_workers)
+    return ReplayLoader(dataset, sampler, Normalization.of(model), device=device, num_workers=workers)
+
+
+def _resolve_workers(num_workers: int | str) -> int:
+    """The number of worker processes that `num_workers` means on this machine."""
+    if isinstance(num_workers, int) and num_workers >= 0:
+        return num_workers
+    if num_workers != "auto":
+        raise ConfigError(f"num_workers is {num_workers!r}: expected 'auto' or 0 or more")
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(_MOST_WORKERS, cpus // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
