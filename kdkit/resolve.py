@@ -12,6 +12,7 @@ import torch
 from kdkit.cache import CachedTeacher, open_cache
 from kdkit.config import EMA, SingleTeacherConfig, TeacherConfig
 from kdkit.data import ReplayedDataset, create_source
+from kdkit.data.views.recorded import RecordStore
 from kdkit.errors import ConfigError
 from kdkit.evaluation.config import TeachersCheckConfig
 from kdkit.recipe import ViewRecipe
@@ -161,12 +162,19 @@ def open_dataset(
         cache = open_cache(cache)
     if recipe is None:
         recipe = ViewRecipe() if cache is None else ViewRecipe.from_dict(cache.metadata.recipe)
-    dataset = ReplayedDataset(create_source(data, image_column=image_column, label_column=label_column), recipe)
+    source = create_source(data, image_column=image_column, label_column=label_column)
+    dataset = ReplayedDataset(source, recipe, records=cache)
     if cache is not None:
         cache.match(dataset)
     return dataset
 
 
-def resolve_dataset(name: str | Path, recipe: ViewRecipe) -> ReplayedDataset:
-    """The images that `name` means (see kdkit.data.create_source), seen through `recipe`."""
-    return open_dataset(name, recipe=recipe)
+def resolve_dataset(name: str | Path, recipe: ViewRecipe, records: RecordStore | None = None) -> ReplayedDataset:
+    """The images that `name` means (see kdkit.data.create_source), seen through `recipe`.
+
+    Args:
+        name: the data.
+        recipe: what the views look like.
+        records: the open cache, whose recorded views are replayed where the recipe says so.
+    """
+    return ReplayedDataset(create_source(name), recipe, records=records)

@@ -69,6 +69,12 @@ class CacheFile:
         return len(names)
 
     @property
+    def names_classes(self) -> bool:
+        """Whether the class names of its dataset are those of its logits; imported labels may be of other classes."""
+        codec, names = self._codecs.get(LOGITS), self.metadata.dataset["class_names"]
+        return names is None or not isinstance(codec, Codec) or codec.num_classes == len(names)
+
+    @property
     def codecs(self) -> Mapping[str, RowCodec]:
         """Stream of the teacher's outputs -> its codec."""
         return self._codecs

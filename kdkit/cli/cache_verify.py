@@ -11,12 +11,12 @@ def run(arguments: list[str]) -> None:
     config = parse_config(CacheVerifyConfig, "cache verify", arguments)
     from kdkit.building.verify import verify_cache
     from kdkit.cache import open_cache
-    from kdkit.recipe import ViewRecipe
     from kdkit.resolve import resolve_dataset, resolve_device, resolve_teacher
 
     teacher = dataset = None
     if config.teacher is not None and config.data is not None:
-        dataset = resolve_dataset(config.data, ViewRecipe.from_dict(open_cache(config.cache).metadata.recipe))
+        cache = open_cache(config.cache)
+        dataset = resolve_dataset(config.data, cache.recipe, cache)
         teacher = resolve_teacher(config.teacher, resolve_device(config.device))
     report = verify_cache(
         config.cache,

@@ -13,10 +13,11 @@ from torch.utils.data import Dataset
 from typing_extensions import Self
 
 from kdkit.data.sources.base import ImageSource
+from kdkit.data.sources.labels import Unlabelled
 from kdkit.data.views.custom import CustomTransform, check_replayable
 from kdkit.data.views.identity import transform_identity
 from kdkit.data.views.mixing import NOT_MIXED, Pairing, draw_mix
-from kdkit.data.views.recorded import RecordedRenderer, RecordedViews, RecordStore, mix_recorded
+from kdkit.data.views.recorded import RecordedRenderer, RecordStore, open_records
 from kdkit.data.views.seed import preserve_rng_state, seed_all, view_seed
 from kdkit.data.views.transform import Transform, create_view_transform
 from kdkit.errors import ConfigError, DatasetError
@@ -94,7 +95,7 @@ class ReplayedDataset(Dataset[Sample]):
         self.class_names: Sequence[str] | None = source.class_names
         self.num_classes = num_classes or (None if self.class_names is None else len(self.class_names))
         self._pairing = Pairing(self.keys, recipe.seed) if recipe.mixes else None
-        self._recorded = _open_records(self.recipe, records, self.keys)
+        self._recorded = open_records(self.recipe, records, self.keys)
         self._student = _create(self.recipe, recipe.size, transform)
         self._teacher = self._student
         if recipe.teacher_size is not None:
@@ -119,6 +120,12 @@ class ReplayedDataset(Dataset[Sample]):
         """The same views, but a sample that cannot be read is left out of its batch, and named by the loader."""
         other = copy.copy(self)
         other.skips_unreadable = True
+        return other
+
+    def without_labels(self) -> Self:
+        """The same views of unlabelled samples: target -1, no class names."""
+        other = copy.copy(self)
+        other.source, other.class_names, other.num_classes = Unlabelled(self.source), None, None
         return other
 
     def partners(self, view: int) -> Tensor | None:
@@ -208,18 +215,6 @@ def _named(recipe: ViewRecipe, transform: Callable[..., Any], name: str | None) 
     if recipe.transform not in (None, identity):
         raise ConfigError(f"the recipe is for the transform {recipe.transform!r}, this one is {identity!r}")
     return dataclasses.replace(recipe, transform=identity)
-
-
-def _open_records(recipe: ViewRecipe, records: RecordStore | None, keys: Sequence[str]) -> RecordedViews | None:
-    """The records of the views, where the recipe says that they are recorded."""
-    if recipe.recorded is None:
-        return None
-    if records is None:
-        raise ConfigError(
-            f"the views are recorded in a cache ({recipe.recorded}): open the data with it, "
-            "kdkit.open_dataset(DATA, cache=CACHE); other views than those cannot be made"
-        )
-    return RecordedViews(recipe, records, keys)
 
 
 def _create(recipe: ViewRecipe, size: int, transform: Callable[..., Any] | None) -> Transform | RecordedRenderer:

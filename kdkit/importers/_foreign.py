@@ -81,14 +81,15 @@ def check_labels(ids: Array, probs: Array, num_classes: int, origin: str) -> Non
 
 
 def to_logits(values: Array, ids: Array | None, num_classes: int) -> Tensor:
-    """Dense logits float32 [R, C]; of a sparse label [R, K] what its classes leave of 1 is spread evenly over the rest."""
+    """Dense logits float32 [R, C]; a sparse label's rest of 1 is spread evenly over its other classes."""
     if ids is None:
         return torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32))
     probs = torch.from_numpy(values).double()
     others = max(1, num_classes - ids.shape[1])
     rest = ((1 - probs.sum(dim=1, keepdim=True)) / others).log().nan_to_num(nan=_LEAST_LOG)  # NaN: more than 1 in all
-    logits = rest.clamp_min(_LEAST_LOG).float().expand(-1, num_classes).contiguous()
-    return logits.scatter_(1, torch.from_numpy(ids), probs.log().clamp_min(_LEAST_LOG).float())
+    logits: Tensor = rest.clamp_min(_LEAST_LOG).float().expand(-1, num_classes).contiguous()
+    logits.scatter_(1, torch.from_numpy(ids), probs.log().clamp_min(_LEAST_LOG).float())
+    return logits
 
 
 def torchvision_order(keys: Sequence[str]) -> list[int]:

@@ -84,7 +84,7 @@ def _of_tar(path: Path, suffix: str) -> Iterator[tuple[str, _Place]]:
             raise DatasetError(f"{str(path)!r} is compressed, so its members cannot be found: {_COMPRESSED[start]} it")
         with tarfile.open(path, "r:") as archive:
             for member in archive:
-                archive.members = []  # type: ignore[assignment]  # tarfile would keep every one of a million
+                archive.members = []  # type: ignore[attr-defined]  # tarfile would keep every one of a million
                 if member.isreg() and not member.issparse() and member.name.endswith(suffix):
                     name = member.name.removeprefix("./")
                     yield name, _Place(str(path), member.offset_data, member.size)

@@ -1,4 +1,4 @@
-"""Plain values from files of torch.save: numbers, texts, lists, tuples, dicts and numpy arrays of numbers, nothing else.
+"""Plain values from files of torch.save: numbers, texts, lists, tuples, dicts and arrays of numbers, nothing else.
 
 torch.load would need numpy's own constructors among its safe globals. Here no callable of numpy, of torch or of Python
 is ever called by a pickle: the few names that plain arrays need lead to the constructors of this module, which check

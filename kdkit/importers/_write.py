@@ -129,8 +129,7 @@ class _Range:
     def add(self, images: Sequence[ForeignViews]) -> None:
         """Takes the next images."""
         if self._arrays is None:
-            first = images[0]
-            self._arrays = ForeignViews(*(None if part is None else self._empty(part) for part in _parts(first)))
+            self._arrays = ForeignViews(*map(self._empty, _parts(images[0])))
         for views in images:
             for whole, part in zip(_parts(self._arrays), _parts(views), strict=True):
                 if whole is not None and part is not None:
@@ -140,7 +139,8 @@ class _Range:
     def outputs(self, view: int, num_classes: int, columns: Tensor | None) -> dict[str, Tensor]:
         """Stream -> its rows of one view, as a cache's writer takes them."""
         assert self._arrays is not None
-        values, ids, records = (None if part is None else part[:, view] for part in _parts(self._arrays))
+        parts: list[Any] = [None if part is None else part[:, view] for part in _parts(self._arrays)]
+        values, ids, records = parts
         logits = to_logits(values, ids, num_classes)
         outputs = {LOGITS: logits if columns is None else logits[:, columns]}
         if records is not None:
@@ -148,8 +148,8 @@ class _Range:
             outputs[RECORDS] = torch.from_numpy(raw)
         return outputs
 
-    def _empty(self, part: Array) -> Array:
-        return np.empty((self._num_rows, *part.shape), part.dtype)
+    def _empty(self, part: Array | None) -> Any:
+        return None if part is None else np.empty((self._num_rows, *part.shape), part.dtype)
 
 
 def _parts(views: ForeignViews) -> tuple[Any, Any, Any]:

@@ -54,7 +54,7 @@ class FkdCache:
         self._keys = keys
         self._label_type = label_type
         self._names = self._find_names()
-        values, ids, _, _ = self._read_file(0)
+        _, ids, _, _ = self._read_file(0)
         self.num_views, self.num_entries = ids.shape
         self.recipe = ViewRecipe(size=size, interpolation="bilinear", recorded=str(_STEPS), num_views=self.num_views)
 

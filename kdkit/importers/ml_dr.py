@@ -117,13 +117,14 @@ class MlDrCache:
         name = next((name for name in self._members.names if name.rpartition("/")[2] == _CONFIG), None)
         if name is None:
             raise DatasetError(f"{self.name} has no {_CONFIG}, which says how its views were augmented")
-        config = read_plain(self._members.read(name), self._members.describe(name))
+        config: Any = read_plain(self._members.read(name), self._members.describe(name))
         reinforce = config.get("reinforce") if isinstance(config, dict) else None
         if not isinstance(reinforce, dict) or not _holds(reinforce, ("image_augmentation", "num_samples")):
             raise DatasetError(f"{self._members.describe(name)} lacks reinforce.image_augmentation or .num_samples")
         if reinforce.get("joblib"):
             raise DatasetError(f"{self.name} was written with joblib, which is a pickle of its own kind: not imported")
-        return config
+        found: dict[str, Any] = config
+        return found
 
     def _read_views(self, row: int) -> list[dict[str, Any]]:
         """The views in the file of a row, known to be as many as there should be, and of that row."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,7 @@ from kdkit.training.student import STUDENT
 from kdkit.training.trackers import TENSORBOARD
 from kdkit.training.train import train
 
+_logger = logging.getLogger(__name__)
 _FILES = (*FILES, LAST, BEST, PREVIOUS, CONFIG, STUDENT, TENSORBOARD, SKIPPED)
 
 
@@ -69,11 +71,14 @@ def distill(config: DistillConfig, *, show_progress: bool = False) -> DistillRep
     cache = None if config.cache is None else open_cache(config.cache)
     if cache is not None and config.task != "feature":
         cache.check_exists(LOGITS)
-    dataset = resolve_dataset(config.data, choose_recipe(config, cache))
+    dataset = resolve_dataset(config.data, choose_recipe(config, cache), cache)
     if config.unreadable == "skip":
         dataset = dataset.skipping_unreadable()
     if cache is not None:
         cache.match(dataset, allow_mismatch=config.allow_mismatch)
+        if not cache.names_classes:
+            _logger.warning("the data's class folders are not the cache's classes: no label takes part in the loss")
+            dataset = dataset.without_labels()
     validation = None if config.validation is None else open_validation(config.validation, dataset)
     if validation is not None and config.unreadable == "skip":
         validation = validation.skipping_unreadable()

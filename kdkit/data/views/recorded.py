@@ -142,6 +142,23 @@ class RecordedViews:
         return Rendered([pixels for pixels, _ in mixed], target, partner_target, mixed[0][1])
 
 
+def open_records(recipe: ViewRecipe, records: RecordStore | None, keys: Sequence[str]) -> RecordedViews | None:
+    """The records of the views, where the recipe says that they are recorded; else None.
+
+    Raises:
+        ConfigError: they are, and no cache is given that holds them.
+        CacheMismatchError: the cache holds other samples.
+    """
+    if recipe.recorded is None:
+        return None
+    if records is None:
+        raise ConfigError(
+            f"the views are recorded in a cache ({recipe.recorded}): open the data with it, "
+            "kdkit.open_dataset(DATA, cache=CACHE); other views than those cannot be made"
+        )
+    return RecordedViews(recipe, records, keys)
+
+
 class RecordedRenderer:
     """Renders an image by its recorded steps.
 
