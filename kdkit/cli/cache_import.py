@@ -10,18 +10,22 @@ def run(arguments: list[str]) -> None:
     """Imports another project's cache, or arrays of labels; resumes an import that was stopped."""
     objects = {"FORMAT": "format", "SOURCE": "source", "DATA": "data"}
     config = parse_config(CacheImportConfig, "cache import", arguments, objects)
+    from importlib import import_module
+
     from kdkit.data import create_source
     from kdkit.importers import IMPORTERS
-    from kdkit.runtime.layout import wrapped
+    from kdkit.runtime.layout import print_wrapped
 
-    report = IMPORTERS[config.format](
+    module, function = IMPORTERS[config.format]
+    importer = getattr(import_module(module), function)
+    report = importer(
         config.source,
         create_source(config.data),
         config.output,
         codec=config.codec,
         num_workers=config.num_workers,
         show_progress=True,
-        **config.options,
+        **config.options_of(importer),
     )
-    print(wrapped(str(report)))
+    print_wrapped(str(report))
     print(f"next: kdkit distill {config.data} --cache {report.path} --student resnet18 -o runs/resnet18")

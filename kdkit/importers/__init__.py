@@ -1,11 +1,14 @@
-"""Importers: other projects' caches, and anyone's arrays, as kdkit caches. One importer a file, one line here."""
+"""Importers: other projects' caches, and anyone's arrays, as kdkit caches. An importer is one file and one line here."""
 
-from kdkit.importers._write import ImportReport
-from kdkit.importers.arrays import import_arrays
-from kdkit.importers.fkd import import_fkd
-from kdkit.importers.ml_dr import import_mldr
+from __future__ import annotations
 
-__all__ = ["IMPORTERS", "ImportReport", "import_arrays", "import_fkd", "import_mldr"]
+from kdkit._lazy import lazy_exports
 
-IMPORTERS = {"ml-dr": import_mldr, "fkd": import_fkd, "arrays": import_arrays}
-"""What `kdkit cache import` takes as its first argument -> the function that it calls."""
+IMPORTERS = {
+    "ml-dr": ("kdkit.importers.ml_dr", "import_mldr"),
+    "fkd": ("kdkit.importers.fkd", "import_fkd"),
+    "arrays": ("kdkit.importers.arrays", "import_arrays"),
+}
+"""Format, as `kdkit cache import` takes it -> module and function. The functions are names of this package."""
+
+__getattr__, __dir__ = lazy_exports(__name__, {function: module for module, function in IMPORTERS.values()})

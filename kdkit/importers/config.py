@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Literal
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
-from kdkit.errors import ConfigError
+from kdkit.errors import ConfigError, nearest
+from kdkit.importers import IMPORTERS
 from kdkit.recipe import ViewRecipe
-
-Format = Literal["ml-dr", "fkd", "arrays"]
-LabelType = Literal["hard", "smoothing", "marginal_smoothing_k5", "marginal_smoothing_k10", "marginal_renorm"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class CacheImportConfig:
     """Cache of another project, or arrays, to import."""
 
-    format: Format
+    format: str
     """Format of the source: ml-dr (apple/ml-dr, ImageNet+), fkd (szq0214/FKD) or arrays (.npy, .npz, .safetensors)."""
 
     source: str
@@ -35,34 +35,41 @@ class CacheImportConfig:
     num_classes: int | None = None
     """Classes of the labels, where the source does not tell: for fkd (default 1000) and for arrays with ids."""
 
-    label_type: LabelType | None = None
-    """Type of fkd's labels, by default known from their shape; only marginal_renorm has to be named."""
+    label_type: str | None = None
+    """Type of fkd's labels, known from their shape except for marginal_renorm, which has to be named."""
 
     keys_file: str | None = None
     """Text file with the key of each row of arrays, one in a line; by default the file's keys, else the sorted keys of
     the data."""
 
-    recipe: ViewRecipe = field(default_factory=lambda: ViewRecipe.evaluation(224))
-    """What the views of arrays look like, by default the evaluation view; of fkd and of arrays with boxes only the size
-    is used, of ml-dr nothing."""
+    recipe: ViewRecipe | None = None
+    """What the views of arrays look like, by default the evaluation view of 224 pixels; of fkd and of arrays with boxes
+    only the size is used."""
 
     num_workers: int = 0
     """Worker processes that read the source; 0 reads in the main process."""
 
     def __post_init__(self) -> None:
+        if self.format not in IMPORTERS:
+            known = ", ".join(IMPORTERS)
+            raise ConfigError(f"no importer reads {self.format!r}{nearest(self.format, IMPORTERS)}; known: {known}")
         if self.num_workers < 0:
             raise ConfigError(f"num_workers must be 0 or more, got {self.num_workers}")
-        if self.label_type is not None and self.format != "fkd":
-            raise ConfigError(f"label_type is an option of fkd, not of {self.format}: leave it out")
-        if self.keys_file is not None and self.format != "arrays":
-            raise ConfigError(f"keys_file is an option of arrays, not of {self.format}: leave it out")
 
-    @property
-    def options(self) -> dict[str, object]:
-        """Arguments of the importer of this format, without those that all importers take."""
-        if self.format == "ml-dr":
-            return {}
-        if self.format == "fkd":
-            classes = {} if self.num_classes is None else {"num_classes": self.num_classes}
-            return {"size": self.recipe.size, "label_type": self.label_type, **classes}
-        return {"recipe": self.recipe, "num_classes": self.num_classes, "keys_file": self.keys_file}
+    def options_of(self, importer: Callable[..., Any]) -> dict[str, Any]:
+        """The options that are given, as arguments of the importer of this format.
+
+        Raises:
+            ConfigError: the importer takes no such option.
+        """
+        taken = inspect.signature(importer).parameters
+        given: dict[str, Any] = {name: getattr(self, name) for name in ("num_classes", "label_type", "keys_file")}
+        if "size" in taken:
+            given["size"] = None if self.recipe is None else self.recipe.size
+        else:
+            given["recipe"] = self.recipe
+        options = {name: value for name, value in given.items() if value is not None}
+        for name in options:
+            if name not in taken:
+                raise ConfigError(f"{name} is no option of the format {self.format}: leave it out")
+        return options
