@@ -1,4 +1,4 @@
-"""Importers: other projects' caches, and anyone's arrays, as kdkit caches. An importer is one file and one line here."""
+"""Importers: other projects' caches, and anyone's arrays, as kdkit caches. Each is one file, and one line here."""
 
 from __future__ import annotations
 

@@ -101,8 +101,9 @@ class Augmentation:
     def _fill(self, side: Array, views: Sequence[Mapping[str, Any]]) -> None:
         """One side of V records."""
         if self.steps.crop == "crop":
-            crop = "random_resized_crop" if "random_resized_crop" in self.transforms else "random_crop"
-            boxes = [(*view[crop], self.size, self.size)[:4] for view in views]
+            boxes = [view.get("random_resized_crop") for view in views]
+            if "random_crop" in self.transforms:
+                boxes = [(*view["random_crop"], self.size, self.size) for view in views]
             side["crop"] = _within(boxes, 4, (1 << 16) - 1)
         if "random_horizontal_flip" in self.transforms:
             side["flip"] = [bool(view["random_horizontal_flip"]) for view in views]

@@ -75,7 +75,7 @@ class _RefusedError(Exception):
 
 
 class _PlainUnpickler(pickle.Unpickler):
-    """Knows four names, all of them constructors of this module."""
+    """Knows a few names, all of them constructors of this module."""
 
     def find_class(self, module: str, name: str) -> Callable[..., Any]:
         found = _CONSTRUCTORS.get(f"{module}.{name}")
@@ -145,6 +145,13 @@ def _encode(text: Any, encoding: Any) -> bytes:
     return text.encode("latin-1")
 
 
+def _no_bytes(*arguments: Any) -> bytes:
+    """How protocols before 3 write empty bytes."""
+    if arguments:
+        raise _RefusedError("a call of bytes")
+    return b""
+
+
 def _ndarray(*_: Any) -> NoReturn:
     """Stands for numpy.ndarray where a pickle names it; never called by an honest one."""
     raise _RefusedError("a call of numpy.ndarray")
@@ -154,6 +161,8 @@ _CONSTRUCTORS: dict[str, Callable[..., Any]] = {
     "numpy.ndarray": _ndarray,
     "numpy.dtype": _new_dtype,
     "_codecs.encode": _encode,
+    "__builtin__.bytes": _no_bytes,
+    "builtins.bytes": _no_bytes,
     **{f"numpy.{core}.multiarray._reconstruct": _new_array for core in ("core", "_core")},
     **{f"numpy.{core}.multiarray.scalar": _scalar for core in ("core", "_core")},
 }
