@@ -1,4 +1,4 @@
-"""What kdkit wants to reach, each a figure of a benchmark beside its limit; the summary and the README show them."""
+"""The project's targets: each is a figure of a benchmark with its limit. The summary and the README show them."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from _result import RESULTS, Spread, latest
 
 @dataclass(frozen=True)
 class Claim:
-    """A figure and what is wanted of it.
+    """A figure and its target.
 
     Attributes:
-        text: what it is.
-        benchmark: whose result holds it.
-        figure: its name there.
-        limit: the number wanted.
+        text: what the figure measures.
+        benchmark: name of the benchmark that measures it.
+        figure: its name in that benchmark's result.
+        limit: the target, in the unit of the figure.
         at_least: whether the figure should be at least the limit; else at most.
-        field: of a figure that is an object, the number meant.
+        field: the member that counts, if the figure is an object.
     """
 
     text: str
@@ -31,13 +31,13 @@ class Claim:
     field: str | None = None
 
     @property
-    def wanted(self) -> str:
+    def target(self) -> str:
         return f"{'≥' if self.at_least else '≤'} {self.limit:g}"
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """A claim, and what the newest result says; without a result that holds the figure, neither met nor missed."""
+    """A claim and its newest measurement. Without a measurement the claim is neither met nor missed."""
 
     claim: Claim
     shown: str = "not measured"
@@ -46,17 +46,17 @@ class Verdict:
 
     @property
     def result(self) -> str:
-        """Name of the result's page; empty where there is none."""
+        """Name of the result's page; empty without a result."""
         return f"{self.date}-{self.claim.benchmark}" if self.date else ""
 
 
 def _codec(row_bytes: int, limit: float) -> Claim:
-    return Claim(f"lowrank, {row_bytes} bytes a row: mean KL", "codecs", f"lowrank {row_bytes}", limit, field="kl")
+    return Claim(f"lowrank, {row_bytes} bytes per row: mean KL", "codecs", f"lowrank {row_bytes}", limit, field="kl")
 
 
 def _at_equal_bytes(row_bytes: int, other: str, figure: str, limit: float) -> Claim:
     return Claim(
-        f"lowrank's mean KL over that of {other} at {row_bytes} bytes",
+        f"mean KL of lowrank relative to {other} at {row_bytes} bytes",
         "codecs",
         f"{row_bytes} bytes: lowrank over {figure}",
         limit,
@@ -65,13 +65,13 @@ def _at_equal_bytes(row_bytes: int, other: str, figure: str, limit: float) -> Cl
 
 def _build(teacher: str, codec: str, workers: int) -> Claim:
     loads = f"{workers} loading process{'' if workers == 1 else 'es'}"
-    text = f"a build, in speeds of a bare loop of load and forward: {teacher}, {codec}, {loads}"
+    text = f"speed of a build relative to a bare loop of load and forward: {teacher}, {codec}, {loads}"
     return Claim(text, "build", f"{teacher}/{codec}/{workers} workers/build over bare loop", 0.95, at_least=True)
 
 
 def _loss(loss: str, shape: str, limit: float) -> Claim:
     return Claim(
-        f"forward and backward of {loss} at {shape}, in times of plain log_softmax and kl_div",
+        f"time of forward and backward of {loss} at {shape} relative to plain log_softmax and kl_div",
         "losses",
         f"Logits {shape}, float32: {loss}: time",
         limit,
@@ -80,7 +80,7 @@ def _loss(loss: str, shape: str, limit: float) -> Claim:
 
 def _step(student: str) -> Claim:
     return Claim(
-        f"a step from the cache, in steps of cross-entropy alone: {student}",
+        f"time of a step from the cache relative to cross-entropy alone: {student}",
         "step",
         f"{student}/cache over cross-entropy",
         1.03,
@@ -89,7 +89,7 @@ def _step(student: str) -> Claim:
 
 def _views(transform: str, workers: int) -> Claim:
     return Claim(
-        f"views/s of the replayed loader, in those of timm's create_loader: {transform}, {workers} workers",
+        f"views/s of the replayed loader relative to timm's create_loader: {transform}, {workers} workers",
         "views",
         f"{transform}, {workers} workers: kdkit over timm create_loader",
         0.95,
@@ -98,18 +98,18 @@ def _views(transform: str, workers: int) -> Claim:
 
 
 SHAPES = ("[1024, 1000]", "[256, 21841]")
-"""Of logits: ImageNet-1k's classes, and ImageNet-21k's."""
+"""Shapes of logits: the classes of ImageNet-1k and of ImageNet-21k."""
 
 CLAIMS = (
     Claim(
-        "cache.read of 256 random rows, in speeds of numpy fancy indexing in memory",
+        "speed of cache.read of 256 random rows relative to numpy fancy indexing in memory",
         "read",
         "numpy fancy indexing in memory / kdkit, time",
         0.9,
         at_least=True,
     ),
     Claim(
-        "the same, in speeds of h5py fancy indexing of a contiguous dataset",
+        "the same, relative to h5py fancy indexing of a contiguous dataset",
         "read",
         "h5py fancy indexing, contiguous / kdkit, time",
         10,
@@ -117,7 +117,7 @@ CLAIMS = (
     ),
     Claim("open_cache of 1.28 million rows x 10 views, ms", "read", "open: first, ms", 50),
     Claim(
-        "memory after 1,000 random batches of a tenth of its rows: pages of the file, over the pages touched",
+        "memory after 1,000 random batches of a tenth of the rows: resident pages of the file over touched pages",
         "read",
         "1,000 batches: pages of the file over touched ones",
         1.05,
@@ -125,7 +125,12 @@ CLAIMS = (
     Claim("the same: other memory, MiB", "read", "1,000 batches: anonymous memory, MiB", 16),
     _step("resnet18"),
     _step("vit_tiny_patch16_224"),
-    Claim("an epoch of kdkit's loop, in epochs of a loop by hand: resnet18", "step", "loop over minimal loop", 1.02),
+    Claim(
+        "time of an epoch of kdkit's loop relative to a hand-written loop: resnet18",
+        "step",
+        "loop over minimal loop",
+        1.02,
+    ),
     _views("crop and flip", 0),
     _views("crop and flip", 2),
     _views("RandAugment", 0),
@@ -150,7 +155,7 @@ CLAIMS = (
 
 
 def verdicts(folder: Path = RESULTS) -> Iterator[Verdict]:
-    """Of every claim; one that no newest result in `folder` speaks of is shown as not measured, never left out."""
+    """One verdict per claim. A claim without a figure in the newest results in `folder` is shown as not measured."""
     for claim in CLAIMS:
         try:
             result = latest(claim.benchmark, folder)

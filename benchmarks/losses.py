@@ -1,8 +1,8 @@
-"""Time and peak memory of every loss, forward and backward, beside the plainest log_softmax + kl_div expression.
+"""Time and peak memory of every loss, forward and backward, relative to the plainest log_softmax + kl_div expression.
 
     python benchmarks/losses.py [--quick] [--repeats 15] [--only kl dkd]
 
-Every contender runs beside its baseline, in turns; the time is the median over the turns, the ratio the median of the
+Every loss and its baseline run in turns; the time is the median over the turns, the ratio the median of the
 turns' own ratios. Peak memory is the largest sum of live tensor bytes that the torch profiler saw between the call and
 the end of backward, inputs and parameters not counted. About 4 minutes on 2 CPU cores.
 """
@@ -11,7 +11,7 @@ import os
 import statistics
 from collections.abc import Callable
 
-os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler's own chatter
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # silences the profiler
 
 import torch
 import torch.nn.functional as F
@@ -39,7 +39,7 @@ def logit_steps(batch: int, classes: int) -> tuple[Tensor, dict[str, Step]]:
     t = 3 * torch.randn(batch, classes)
     y = torch.randint(0, classes, (batch,))
     mixed = 0.7 * F.one_hot(y, classes).float() + 0.3 * F.one_hot(y.flip(0), classes).float()
-    sparse = losses.SparseLogProbs.from_logits(t, 16)
+    sparse = losses.SparseLogits.from_logits(t, 16)
     steps: dict[str, Step] = {"plain": lambda: plain(z, t)}
     for name in losses.available():
         if losses.is_feature_loss(name):
@@ -82,7 +82,7 @@ def vitkd_steps(batch: int = 16, tokens: int = 196) -> tuple[list[Tensor], dict[
     student = [torch.randn(batch, tokens, 192).requires_grad_() for _ in range(3)]
     wide = [torch.randn(batch, tokens, 384).requires_grad_() for _ in range(3)]
     teacher = [torch.randn(batch, tokens, 384) for _ in range(3)]
-    module = losses.ViTKD(192, 384)
+    module = losses.ViTKD([192] * 3, [384] * 3)
     steps: dict[str, Step] = {
         "plain": lambda: torch.stack([F.mse_loss(s, t) for s, t in zip(wide, teacher, strict=True)]).sum(),
         "vitkd": lambda: module(student, teacher),
@@ -128,7 +128,7 @@ def peak_bytes(leaves: list[Tensor], step: Step) -> int:
 
 
 def table(report: Report, title: str, leaves: list[Tensor], steps: dict[str, Step], repeats: int) -> None:
-    """A table of time and memory, each beside the plain expression at the same temperature."""
+    """A table of time and memory, each relative to the plain expression at the same temperature."""
     rows: list[list[object]] = []
     for name, step in steps.items():
         base = steps["plain, T=4" if name.endswith("T=4") else "plain"]

@@ -1,4 +1,4 @@
-"""What a step costs beside timm.task: cross-entropy alone, from a cache, and with live teachers of growing size.
+"""The cost of a step compared with timm.task: cross-entropy alone, from a cache, with live teachers of growing size.
 
     python benchmarks/peers.py [--quick]       (about 4 minutes on 2 CPU cores)
 
@@ -38,7 +38,7 @@ Step = Callable[[], object]
 
 
 def cached_batches(folder: Path) -> tuple[CachedTeacher, list[Batch]]:
-    """A lowrank cache of 96 bytes a row, opened for its dataset, and batches of that in memory."""
+    """A lowrank cache of 96 bytes per row, opened for its dataset, and batches of that in memory."""
     images = np.random.default_rng(0).integers(0, 256, (ROWS, SIZE, SIZE, 3), dtype=np.uint8)
     targets = np.random.default_rng(1).integers(0, NUM_CLASSES, ROWS)
     dataset = ReplayedDataset(ArraySource(images, targets), ViewRecipe(size=SIZE))
@@ -50,7 +50,7 @@ def cached_batches(folder: Path) -> tuple[CachedTeacher, list[Batch]]:
 
 
 def optimised(task: nn.Module, batches: Sequence[Batch], forward: Callable[[Batch], dict[str, Tensor]]) -> Step:
-    """One training step on the next batch, again and again."""
+    """One training step on the next batch, cyclically."""
     optimizer = timm.optim.create_optimizer_v2(task.trainable_module, "sgd", lr=1e-3)
     task.train()
     index = 0
@@ -92,9 +92,9 @@ def main() -> None:
     made.add_argument("--teachers", nargs="+", default=TEACHERS, help="timm names")
     args = made.parse_args()
     teachers, turns = (args.teachers[:1], 3) if args.quick else (args.teachers, 15)
-    report = Report("peers", "A step beside timm.task", args.quick)
+    report = Report("peers", "A step compared with timm.task", args.quick)
     report.text(
-        f"""Student {STUDENT}, {BATCH} images of {SIZE} px a step, {NUM_CLASSES:,} classes, SGD; {turns} turns. Ratios
+        f"""Student {STUDENT}, {BATCH} images of {SIZE} px per step, {NUM_CLASSES:,} classes, SGD; {turns} turns. Ratios
         are to the step with cross-entropy alone of the same turn: median (quartiles)."""
     )
     rows: list[list[object]] = []

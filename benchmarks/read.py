@@ -1,4 +1,4 @@
-"""Reading a cache: rows a second beside six other ways to keep them, bytes on disk, time to open, memory.
+"""Reading a cache: rows per second compared with six other formats, bytes on disk, time to open, memory.
 
     python benchmarks/read.py [--quick]
 
@@ -74,7 +74,7 @@ def write_cache(path: Path, num_rows: int, num_classes: int, codec_name: str, nu
 
 
 def compare_reading(report: Report, folder: Path, num_rows: int, turns: int) -> None:
-    """kdkit beside the other ways, the same rows of random bytes: int8 rows of 1,000 classes."""
+    """Compares kdkit with the other formats on the same rows of random bytes: int8 rows of 1,000 classes."""
     path = folder / CACHE
     write_cache(path, num_rows, 1000, "int8", 1)
     cache = open_cache(path)
@@ -82,11 +82,11 @@ def compare_reading(report: Report, folder: Path, num_rows: int, turns: int) -> 
     ways = {OWN: kdkit_read(path)}
     ways |= {name: make(rows, folder) for name, make in PEERS.items()}
     ways["one .pt file an image"] = pt_files(rows[: num_rows // PT_SHARE], folder)  # as many as a batch is drawn from
-    refuse_different(ways, rows)
+    check_equal(ways, rows)
     slow = {name: way for name, way in ways.items() if name not in FAST[1:]}
     times = {**gather_in_processes(folder, turns), **gather_in_turns(slow, turns // 10, SLOW_OWN)}
     report.table(
-        ["way", "rows/s", "kdkit is faster by (quartiles)", "bytes a row on disk"],
+        ["way", "rows/s", "kdkit is faster by (quartiles)", "bytes per row on disk"],
         [describe(report, name, times, ways[name]) for name in ways],
     )
 
@@ -116,7 +116,7 @@ def gather_fast(folder: Path, turns: int) -> dict[str, list[float]]:
     return gather_in_turns(dict(zip(FAST, (kdkit_read(folder / CACHE), memory, mapped), strict=True)), turns)
 
 
-def refuse_different(ways: dict[str, Way], rows: np.ndarray) -> None:
+def check_equal(ways: dict[str, Way], rows: np.ndarray) -> None:
     """Every way must give the same bytes."""
     for name, way in ways.items():
         chosen = np.random.default_rng(2).integers(0, way.num_rows, BATCH)
@@ -125,7 +125,7 @@ def refuse_different(ways: dict[str, Way], rows: np.ndarray) -> None:
 
 
 def gather_in_turns(ways: dict[str, Way], turns: int, own: str = OWN) -> dict[str, list[float]]:
-    """Seconds for one random batch each turn; `own` is what kdkit's times are called."""
+    """Seconds for one random batch each turn; `own` is the name of kdkit's times."""
     warm_up = 5
     sides = {}
     for name, way in ways.items():
@@ -135,7 +135,7 @@ def gather_in_turns(ways: dict[str, Way], turns: int, own: str = OWN) -> dict[st
 
 
 def describe(report: Report, name: str, times: dict[str, list[float]], way: Way) -> list[object]:
-    """A line of the table; its figures are kept."""
+    """A line of the table; its figures are added to the report."""
     speed = BATCH / statistics.median(times[name])
     report.figure(f"{name}: rows/s", round(speed))
     on_disk = way.num_bytes / way.num_rows
@@ -171,7 +171,7 @@ print(times[0], sorted(times)[5], after[0] - before[0], after[1] - before[1])
 
 
 def measure_opening(report: Report, folder: Path, num_rows: int) -> None:
-    """Opening many rows of 96 bytes in 10 views, and what 1,000 random batches of a tenth of them do to the memory."""
+    """Opening many rows of 96 bytes in 10 views, and memory after 1,000 random batches of a tenth of them."""
     path = folder / "large.h5"
     write_cache(path, num_rows, 48, "float16", 10)
     drawn_from = num_rows // 10 // BLOCK_ROWS * BLOCK_ROWS  # whole blocks: a block is read to compare its checksum
@@ -189,8 +189,8 @@ def measure_opening(report: Report, folder: Path, num_rows: int) -> None:
 
         - open_cache: first {first} ms, median of 11 {median} ms, imports excluded
         - after 1,000 random batches of 256 of the first {drawn_from:,} rows: anonymous memory grew by {anonymous} MiB,
-          pages of the mapped file by {mapped / 1024:,.1f} MiB, {over} of those rows' bytes (they are the page cache's,
-          and given back under pressure)"""
+          pages of the mapped file by {mapped / 1024:,.1f} MiB, {over} of those rows' bytes (they belong to the page
+          cache and are released under memory pressure)"""
     )
 
 
@@ -200,9 +200,9 @@ def main() -> None:
     report = Report("read", "Reading a cache", args.quick)
     num_rows, turns, large = (5_000, 100, 50_000) if args.quick else (200_000, 400, 1_281_167)
     report.text(
-        f"""{BATCH} random rows a batch, int8 rows of 1,000 classes (1,004 bytes), {num_rows:,} rows
+        f"""{BATCH} random rows per batch, int8 rows of 1,000 classes (1,004 bytes), {num_rows:,} rows
         ({num_rows // PT_SHARE:,} as .pt files), all in the page cache; one thread; the ways take turns in one
-        process. The first three: {turns} turns in each of {PROCESSES} processes; the others beside kdkit:
+        process. The first three: {turns} turns in each of {PROCESSES} processes; the others and kdkit:
         {turns // 10} turns. A ratio is of the two times of a turn."""
     )
     with tempfile.TemporaryDirectory() as folder:

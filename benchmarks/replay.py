@@ -1,10 +1,10 @@
-"""Why a cached answer must be about the very view: digits, three seeds, three ways to be taught.
+"""Why a cached output must belong to the exact view: digits, three seeds, three sources of the teacher's outputs.
 
     python benchmarks/replay.py            (about 3 minutes on 2 calm cores; needs the `demo` extra)
 
-A teacher learns the digits under strong augmentation. Students, without a label, learn from it on augmented images:
-from the live teacher, from a cache of the replayed views, and from a cache of one centre view of each image, which is
-what a cache without replay holds. Then they are compared with the teacher on new views of held-out images.
+A teacher is trained on the digits under strong augmentation. Students learn from it without labels on augmented images:
+from the live teacher, from a cache of the replayed views, and from a cache of one centre view of each image, as in a
+cache without replay. Then they are compared with the teacher on new views of held-out images.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Data:
 
 
 class OfTheCentre:
-    """What a cache of one view says, whichever view the student sees."""
+    """Returns the cached output of the centre view for every view of the student."""
 
     def __init__(self, cache: TeacherSource) -> None:
         self.cache = cache
@@ -95,7 +95,7 @@ def train_student(source: TeacherSource, data: Data, seed: int, epochs: int) -> 
 
 @torch.no_grad()
 def top1(model: nn.Module, source: ArraySource, recipe: ViewRecipe) -> float:
-    """Percent of the images of view 0."""
+    """Top-1 accuracy on view 0 of each image, percent."""
     right = [
         (model(batch.input).argmax(1) == batch.target) for batch in loader(ReplayedDataset(source, recipe), model, None)
     ]
@@ -104,13 +104,14 @@ def top1(model: nn.Module, source: ArraySource, recipe: ViewRecipe) -> float:
 
 @torch.no_grad()
 def divergence(student: nn.Module, teacher: Teacher, source: ArraySource) -> float:
-    """Mean KL(teacher || student), nats, on views that neither was shown."""
+    """Mean KL(teacher || student), nats, on views that neither model was trained on."""
     dataset = ReplayedDataset(source, VIEWS)
     live, sums = teacher.for_input(Normalization.of(student)), []
     for batch in loader(dataset, student, None):
-        said, says = live(batch).logits, student(batch.input)
-        assert said is not None
-        sums.append((said.softmax(1) * (said.log_softmax(1) - says.log_softmax(1))).sum(1))
+        logits = live(batch).logits
+        assert logits is not None
+        log_p, log_q = logits.log_softmax(1), student(batch.input).log_softmax(1)
+        sums.append((log_p.exp() * (log_p - log_q)).sum(1))
     return float(torch.cat(sums).mean())
 
 
@@ -123,7 +124,7 @@ def main() -> None:
     options = parser(__doc__).parse_args()
     seeds, epochs, teacher_epochs, count = (1, 2, 2, 128) if options.quick else (3, 8, 10, None)
     torch.set_num_threads(1)
-    report = Report("replay", "Replayed views beside a reused centre view", quick=options.quick)
+    report = Report("replay", "Replayed views compared with a reused centre view", quick=options.quick)
     data = Data.load(count)
     teacher = train_teacher(data, teacher_epochs)
     with tempfile.TemporaryDirectory() as name:
@@ -146,18 +147,18 @@ def main() -> None:
                 measured[way]["kl"].append(divergence(student, teacher, data.held_out))
     report.figure("measured", measured)
     model = teacher.model
-    said = [top1(model, data.held_out, recipe) for recipe in (CENTRE, VIEWS)]
-    report.figure("teacher", said)
+    accuracies = [top1(model, data.held_out, recipe) for recipe in (CENTRE, VIEWS)]
+    report.figure("teacher", accuracies)
     report.text(
-        f"""{TEACHER} teaches {STUDENT}, {epochs} epochs over {len(data.training)} images without labels, 8 views of
-        each; KL at T = 1; {len(data.held_out)} held-out images. The teacher: top-1 {said[0]:.1f} % on them,
-        {said[1]:.1f} % on augmented views of them. Mean and sample standard deviation of {seeds} seed(s)."""
+        f"""{TEACHER} as teacher of {STUDENT}, {epochs} epochs over {len(data.training)} images without labels, 8 views
+        each; KL at T = 1; {len(data.held_out)} held-out images. The teacher: top-1 {accuracies[0]:.1f} % on them,
+        {accuracies[1]:.1f} % on augmented views of them. Mean and sample standard deviation of {seeds} seed(s)."""
     )
     rows = [
         [way, mean_and_spread(m["top1"], 2), mean_and_spread(m["augmented"], 2), mean_and_spread(m["kl"], 3)]
         for way, m in measured.items()
     ]
-    report.table(["taught by", "top-1, %", "top-1 on augmented views, %", "KL(teacher \\|\\| student), nats"], rows)
+    report.table(["trained from", "top-1, %", "top-1 on augmented views, %", "KL(teacher \\|\\| student), nats"], rows)
     report.write(options.output)
 
 

@@ -1,11 +1,11 @@
-"""All benchmarks, one after the other, each in a process of its own; then the summary, the pictures and the README.
+"""All benchmarks, one after the other, each in its own process; then the summary, the pictures and the README.
 
     python benchmarks/run.py                     everything; about an hour and a half on 2 calm CPU cores
-    python benchmarks/run.py --quick             small sizes, to see that all of it runs
+    python benchmarks/run.py --quick             small sizes, a test run
     python benchmarks/run.py --only read codecs  some of them
     python benchmarks/run.py --readme            no benchmark: summary, pictures and README from the newest results
 
-Leaves DATE-NAME.md, .json and .png in benchmarks/results, DATE-summary.md with every limit and whether it was met, the
+Writes DATE-NAME.md, .json and .png in benchmarks/results, DATE-summary.md with every limit and whether it was met, the
 README's tables and docs/kl-against-bytes.png. A quick run leaves the last two alone.
 """
 
@@ -28,13 +28,13 @@ FRONT_PICTURE = HERE.parent / "docs" / "kl-against-bytes.png"
 
 
 def benchmarks() -> list[str]:
-    """Every script beside this one; the one for GPUs where there is one."""
+    """Names of all benchmarks in this folder; the one for GPUs only if CUDA is available."""
     names = {path.stem for path in HERE.glob("[!_]*.py")} - {Path(__file__).stem}
     return sorted(names - ({"gpu"} if not torch.cuda.is_available() else set()))
 
 
 def run(name: str, folder: Path, quick: bool) -> bool:
-    """Whether the benchmark ended well."""
+    """Runs a benchmark and returns whether it succeeded."""
     print(f"== {name} ==", flush=True)
     command = [sys.executable, str(HERE / f"{name}.py"), "--output", str(folder), *(["--quick"] if quick else [])]
     return subprocess.run(command, check=False).returncode == 0
@@ -50,13 +50,13 @@ def draw(folder: Path) -> None:
 
 
 def summarise(folder: Path, quick: bool, failed: Sequence[str]) -> None:
-    """One page: what was wanted, what was measured, where it stands."""
+    """Writes one page with every target, its measurement and its source."""
     report = Report("summary", "All benchmarks", quick)
-    report.text("What was wanted and what was measured: median (quartiles) of interleaved turns where there are turns.")
+    report.text("Targets and measurements: median (quartiles) of interleaved turns where there are turns.")
     met = {True: "yes", False: "no", None: ""}
     report.table(
-        ["what", "wanted", "measured", "met", "result"],
-        [[v.claim.text, v.claim.wanted, v.shown, met[v.met], v.result] for v in verdicts(folder)],
+        ["what", "target", "measured", "met", "result"],
+        [[v.claim.text, v.claim.target, v.shown, met[v.met], v.result] for v in verdicts(folder)],
     )
     if failed:
         report.text(f"These benchmarks failed: {', '.join(failed)}.")

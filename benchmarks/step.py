@@ -1,4 +1,4 @@
-"""What a student's step from the cache costs beside one with cross-entropy alone, and what the loop itself costs.
+"""The cost of a student's step from the cache relative to cross-entropy alone, and the cost of the loop itself.
 
     python benchmarks/step.py
 
@@ -64,7 +64,7 @@ def create_loader(dataset: ReplayedDataset, student: nn.Module, batch: int) -> R
 
 
 def create_cache(dataset: ReplayedDataset, folder: Path) -> CachedTeacher:
-    """A cache of the default codec; who made it does not matter for the time of reading it."""
+    """A cache of the default codec; its teacher does not affect the time of reading."""
     torch.manual_seed(1)
     teacher = kdkit.create_teacher(timm.create_model("test_resnet", num_classes=NUM_CLASSES))
     path = folder / f"{dataset.recipe.size}.h5"
@@ -73,7 +73,7 @@ def create_cache(dataset: ReplayedDataset, folder: Path) -> CachedTeacher:
 
 
 def step_of(task: TrainingTask, batches: list[Batch], cache: CachedTeacher | None) -> Callable[[], None]:
-    """One training step after the other over `batches`, again and again."""
+    """One training step after the other over `batches`, cyclically."""
     optimizer = create_optimizer_v2(task.trainable_module, "adamw", lr=1e-3, weight_decay=0.05)
     count = 0
 
@@ -156,19 +156,21 @@ def main() -> None:
             shown = (f"{setting.model}, {setting.size} px, {setting.batch} images", f"{alone:.1f}", f"{cached:.1f}")
             rows.append((*shown, found, "yes" if found.median <= LIMIT else "no"))
         loop = compare_loops(SETTINGS[0], epochs, steps, Path(name))
-    report.text(f"A step from the cache beside the same step with cross-entropy alone; at most {LIMIT} is wanted.")
+    report.text(
+        f"A step from the cache relative to the same step with cross-entropy alone; the target is at most {LIMIT}."
+    )
     header = ("student", "cross-entropy, ms", "from the cache, ms", "ratio (quartiles)", "within the limit")
     report.table(header, rows)
     report.text(
-        f"{NUM_CLASSES:,} classes; lowrank, 96 bytes a row; AdamW; KL beside cross-entropy; {turns} turns; one thread.",
+        f"{NUM_CLASSES:,} classes; lowrank, 96 bytes per row; AdamW; KL and cross-entropy; {turns} turns; one thread.",
         "The batches are loaded before; the cache is read, decoded and compared within the step, and teacher top-1,",
         "agreement and entropy are computed, as in training.",
     )
     report.figure("loop over minimal loop", loop)
     report.text(
-        f"kdkit's loop beside a hand-written minimal loop, {SETTINGS[0].model} at {SETTINGS[0].size} px, epochs of "
-        f"{steps} steps, loading included, every step logged: {loop} of its time; at most {LOOP_LIMIT} is wanted;",
-        f"{epochs} turns.",
+        f"kdkit's loop relative to a hand-written minimal loop, {SETTINGS[0].model} at {SETTINGS[0].size} px, epochs",
+        f"of {steps} steps, loading included, every step logged: {loop} of its time; the target is at most",
+        f"{LOOP_LIMIT}; {epochs} turns.",
     )
     report.write(arguments.output)
 

@@ -1,13 +1,13 @@
-"""Which cache teaches better? A small student learns ImageNet teachers from their cache, without a label.
+"""Which cache trains the better student? A small student learns from cached ImageNet teachers, without labels.
 
     python benchmarks/story.py            (needs the `test` extra; about 20 minutes on 2 cores)
 
-Teacher: the ensemble of tf_efficientnet_lite2 and lite0, ImageNet weights. Its answers about replayed crops of 19
+Teacher: the ensemble of tf_efficientnet_lite2 and lite0, ImageNet weights. Its outputs for replayed crops of 19
 photographs, which it sees at 224 pixels, are cached once by build_cache, as float16. The student, timm's
-test_efficientnet, sees the same crops at 64 pixels. It is taught from that cache, and from what smaller formats leave
-of it: kdkit's codecs, fitted as a build fits them, and two published formats, all at about 48 bytes a row. Three things
-are held out, on which nothing is taught and nothing fitted: new crops of the same left halves of photographs, the right
-halves of these, and other photographs.
+test_efficientnet, sees the same crops at 64 pixels. It is trained from that cache, and from smaller formats of the same
+outputs: kdkit's codecs, fitted as in a build, and two published formats, all at about 48 bytes per row. Three sets are
+held out from training and fitting: new crops of the same left halves of photographs, the right halves of these, and
+other photographs.
 """
 
 from __future__ import annotations
@@ -35,19 +35,19 @@ from kdkit.teachers import TeacherEnsemble, create_teacher
 from kdkit.types import Normalization, TeacherOutput
 
 VIEWS = 2
-FOLDS = 4  # a fold is held out: 4 or 5 photographs
-NEW_CROPS = 8  # one of so many crops of a taught photograph is held out as well
+FOLDS = 4  # one fold is held out: 4 or 5 photographs
+NEW_CROPS = 8  # one in this many crops of a training photograph is held out as well
 BATCH, BYTES = 64, 48
 STUDENT, RATE = "test_efficientnet", 4e-3
 
 
 @dataclass(frozen=True)
 class Data:
-    """What students see and what the teacher said: N crops, V views, C classes."""
+    """Images of the students and outputs of the teacher: N crops, V views, C classes."""
 
     images: Tensor  # uint8 [V, N, 3, 64, 64]
     log_p: Tensor  # float32 [V, N, C], from the cache
-    half: Tensor  # of which photograph, int64 [N]; even ones are left
+    half: Tensor  # index of the half photograph, int64 [N]; even ones are left
     head: Tensor | None  # [C, F], the teacher's last layer, where it has one
     names: tuple[str, ...]
     teacher: str
@@ -55,18 +55,18 @@ class Data:
 
 @dataclass(frozen=True)
 class Split:
-    """Which crops are for what: int64 indices."""
+    """Crops of each purpose: int64 indices."""
 
-    taught: Tensor
-    new_crop: Tensor  # of the taught halves
-    other_half: Tensor  # of the photographs that are taught by half
+    training: Tensor
+    new_crop: Tensor  # of the training halves
+    other_half: Tensor  # of the photographs whose left half is used
     held_out: Tensor  # of other photographs
 
 
 def load(members: Sequence[int], crops: int, folder: Path) -> Data:
     """Builds the cache, or opens the one in `folder`, and reads it and the views."""
-    asked = [create_teacher(create_imagenet_model(size)) for size in members]
-    teacher = asked[0] if len(asked) == 1 else TeacherEnsemble(asked)
+    teachers = [create_teacher(create_imagenet_model(size)) for size in members]
+    teacher = teachers[0] if len(teachers) == 1 else TeacherEnsemble(teachers)
     recipe = ViewRecipe(size=64, teacher_size=224, scale=(0.05, 1.0), num_views=VIEWS)
     source = CropSource(crops)
     dataset = ReplayedDataset(source, recipe)
@@ -108,11 +108,11 @@ def published_topk(log_p: Tensor, k: int, *, renormalise: bool) -> Tensor:
     return left.expand(log_p.shape).scatter(-1, ids, values).log()
 
 
-def targets(data: Data, taught: Tensor) -> dict[str, tuple[int, Tensor]]:
-    """Format -> bytes a row, and log-probabilities [V, N, C] as its cache would give them."""
+def targets(data: Data, training: Tensor) -> dict[str, tuple[int, Tensor]]:
+    """Format -> bytes per row, and log-probabilities [V, N, C] as decoded from it."""
     num_classes = data.log_p.shape[-1]
     widest = max(k for k in range(1, 99) if create_codec("topk", num_classes, k=k).row_bytes <= BYTES)
-    lowrank = create_codec("lowrank", num_classes, row_bytes=BYTES).fit(data.log_p[0, taught], data.head)
+    lowrank = create_codec("lowrank", num_classes, row_bytes=BYTES).fit(data.log_p[0, training], data.head)
     topk = create_codec("topk", num_classes, k=widest)
     flat = data.log_p.flatten(0, 1)
     coded = {codec.name: (codec.row_bytes, codec.decode(codec.encode(flat))) for codec in (lowrank, topk)}
@@ -139,20 +139,20 @@ def create_student(data: Data, seed: int) -> torch.nn.Module:
     return student
 
 
-def teach(data: Data, log_p: Tensor, taught: Tensor, epochs: int, seed: int) -> torch.nn.Module:
-    """A student that never sees a label: KL to the cached answers, view e mod V in epoch e."""
+def train_student(data: Data, log_p: Tensor, training: Tensor, epochs: int, seed: int) -> torch.nn.Module:
+    """Trains a student without labels: KL to the cached outputs, view e mod V in epoch e."""
     student = create_student(data, seed)
     task = LogitDistillationTask(student, task_loss_weight=0.0, verbose=False)
     optimizer = create_optimizer_v2(student, "adamw", lr=RATE, weight_decay=0.05)
-    steps = epochs * (len(taught) // BATCH)
+    steps = epochs * (len(training) // BATCH)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=steps, pct_start=0.15)
     student.train()
     for epoch in range(epochs):
-        order = taught[torch.randperm(len(taught))]
+        order = training[torch.randperm(len(training))]
         for rows in order[: len(order) // BATCH * BATCH].split(BATCH):
-            said = TeacherOutput(log_p[epoch % VIEWS, rows])
+            teacher_output = TeacherOutput(log_p[epoch % VIEWS, rows])
             image = normalised(data.images[epoch % VIEWS, rows])
-            loss = task(image, torch.full((len(rows),), -1), said)["loss"]
+            loss = task(image, torch.full((len(rows),), -1), teacher_output)["loss"]
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -168,54 +168,54 @@ def divergence(log_p: Tensor, log_q: Tensor) -> float:
 
 @torch.inference_mode()
 def score(log_p: Tensor, log_q: Tensor) -> dict[str, float]:
-    """How near log_q [R, C] is to what the teacher said."""
+    """Divergence and agreement of log_q [R, C] with the teacher's log_p."""
     agreement = (log_p.argmax(dim=-1) == log_q.argmax(dim=-1)).float().mean().item()
     return {"kl": divergence(log_p, log_q), "top1": 100 * agreement}
 
 
-Answer = Callable[[Tensor], Tensor]
+Predictor = Callable[[Tensor], Tensor]
 
 
 @torch.inference_mode()
-def evaluate(data: Data, parts: Split, answer: Answer) -> dict[str, float]:
-    """Scores on all that is held out; `answer`: rows -> log_q [V, R, C]."""
+def evaluate(data: Data, parts: Split, predict: Predictor) -> dict[str, float]:
+    """Scores on all that is held out; `predict`: rows -> log_q [V, R, C]."""
     scores = {}
     for name in ("new_crop", "other_half", "held_out"):
         rows = getattr(parts, name)
-        scores |= {f"{name}_{key}": value for key, value in score(data.log_p[:, rows], answer(rows)).items()}
+        scores |= {f"{name}_{key}": value for key, value in score(data.log_p[:, rows], predict(rows)).items()}
     return scores
 
 
-def answers_of(data: Data, student: torch.nn.Module) -> Answer:
+def predictor_of(data: Data, student: torch.nn.Module) -> Predictor:
     """A student's log-probabilities, all views."""
 
-    def answer(rows: Tensor) -> Tensor:
+    def predict(rows: Tensor) -> Tensor:
         images = data.images[:, rows].flatten(0, 1)
         log_q = torch.cat([student(normalised(batch)).log_softmax(dim=-1) for batch in images.split(256)])
         return log_q.view(VIEWS, len(rows), -1)
 
-    return answer
+    return predict
 
 
-def mean_answer(data: Data, parts: Split) -> Answer:
-    """The best answer without looking: the mean of what the teacher said about the taught crops."""
-    mean = data.log_p[:, parts.taught].flatten(0, 1).exp().mean(dim=0).log()
+def mean_predictor(data: Data, parts: Split) -> Predictor:
+    """The best constant prediction: the mean of the teacher's distributions on the training crops."""
+    mean = data.log_p[:, parts.training].flatten(0, 1).exp().mean(dim=0).log()
     return lambda rows: mean.expand(VIEWS, len(rows), -1)
 
 
 def run_seed(data: Data, seed: int, epochs: int) -> dict[str, dict[str, float]]:
     """Format -> scores, for one split and initialisation, the same for all formats."""
     parts = split(data.half, seed % FOLDS)
-    untaught = answers_of(data, create_student(data, seed).eval())
+    untaught = predictor_of(data, create_student(data, seed).eval())
     results = {
         "untaught": evaluate(data, parts, untaught),
-        "the taught crops' mean answer": evaluate(data, parts, mean_answer(data, parts)),
+        "the taught crops' mean answer": evaluate(data, parts, mean_predictor(data, parts)),
     }
-    true = data.log_p[:, parts.taught]
-    for name, (row_bytes, log_p) in targets(data, parts.taught).items():
-        kept = log_p[:, parts.taught]
-        student = teach(data, log_p, parts.taught, epochs, seed)
-        results[name] = evaluate(data, parts, answers_of(data, student)) | {
+    true = data.log_p[:, parts.training]
+    for name, (row_bytes, log_p) in targets(data, parts.training).items():
+        kept = log_p[:, parts.training]
+        student = train_student(data, log_p, parts.training, epochs, seed)
+        results[name] = evaluate(data, parts, predictor_of(data, student)) | {
             "bytes": row_bytes,
             "target_kl": divergence(true, kept),
             "target_l1": (true.exp() - kept.exp()).abs().sum(dim=-1).mean().item(),
@@ -245,10 +245,8 @@ def shown(values: list[float]) -> str:
 
 def main() -> None:
     made = parser(__doc__)
-    made.add_argument("--keep", type=Path, help="folder to keep the teacher's cache in, and to take it from")
-    made.add_argument(
-        "--members", type=int, nargs="+", default=[2, 0], help="which efficientnet lites the teacher is of"
-    )
+    made.add_argument("--keep", type=Path, help="folder in which the teacher's cache is kept and found again")
+    made.add_argument("--members", type=int, nargs="+", default=[2, 0], help="efficientnet lite models of the teacher")
     made.add_argument("--crops", type=int, default=48, help="crops of each half and view")
     made.add_argument("--epochs", type=int, default=24)
     made.add_argument("--seeds", type=int, default=3)
@@ -258,11 +256,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         data = load(args.members, crops, args.keep or Path(temporary))
     report.text(
-        f"""A {STUDENT} of timm, 1,000 classes, 64 px, is taught label-free for {epochs} epochs from what the teacher
-        ({data.teacher}; ImageNet weights, 224 px) said about {VIEWS} views of {crops} crops of the left half of each of
-        {len(data.names)} photographs, but for what is held out: one in {NEW_CROPS} of these crops, as many crops of the
-        right halves, and every {FOLDS}th photograph, others for each of {seeds} seed(s). KL(teacher || student) in nats
-        and top-1 agreement with the teacher (its float16 answers), mean over seeds ± half the range."""
+        f"""A {STUDENT} of timm, 1,000 classes, 64 px, is trained without labels for {epochs} epochs from the
+        outputs of the teacher ({data.teacher}; ImageNet weights, 224 px) for {VIEWS} views of {crops} crops of the
+        left half of each of {len(data.names)} photographs, except for the held-out crops: one in {NEW_CROPS} of
+        these crops, as many crops of the right halves, and every {FOLDS}th photograph, different ones for each of
+        {seeds} seed(s). KL(teacher || student) in nats and top-1 agreement with the teacher (its float16 outputs),
+        mean over seeds ± half the range."""
     )
     runs = [run_seed(data, seed, epochs) for seed in range(seeds)]
     rows = []
@@ -270,11 +269,11 @@ def main() -> None:
         values = {key: [run[name][key] for run in runs] for key in COLUMNS if key in runs[0][name]}
         report.figure(name, {key: statistics.mean(value) for key, value in values.items()})
         rows.append([name, *(shown(values[key]) if key in values else "" for key in COLUMNS)])
-    report.table(["taught from", *COLUMNS.values()], rows)
+    report.table(["trained from", *COLUMNS.values()], rows)
     report.text(
-        """"KL of the cache" is KL(teacher || decoded) over the taught rows. FKD leaves classes out, which counts as
-        e^-30 each; the number would be infinite otherwise. L1 is the sum of |p - q|: what the format does to the
-        gradient of the student's logits."""
+        """"KL of the cache" is KL(teacher || decoded) over the training rows. FKD omits classes, which count as
+        e^-30 each; the number would be infinite otherwise. L1 is the sum of |p - q|: the error of the gradient
+        with respect to the student's logits."""
     )
     report.write(args.output)
 

@@ -1,4 +1,4 @@
-"""Views a second of the replayed loader, beside timm's create_loader and torch's DataLoader with the same transform.
+"""Views per second of the replayed loader, timm's create_loader and torch's DataLoader with the same transform.
 
     python benchmarks/views.py            (about 4 minutes on 2 calm cores)
 
@@ -39,7 +39,7 @@ MIXED = ViewRecipe.preset("rrc", size=SIZE, num_views=4, mixup_alpha=0.8, cutmix
 
 
 def write_folder(root: Path, count: int) -> Path:
-    """`count` JPEG crops of photographs, up to 400 by 320 pixels, in one class folder a photograph."""
+    """`count` JPEG crops of photographs, up to 400 by 320 pixels, in one class folder per photograph."""
     images = list(photographs())
     for index in range(count):
         name, image = images[index % len(images)]
@@ -63,7 +63,7 @@ def timm_options(recipe: ViewRecipe) -> dict[str, Any]:
 
 
 def drain(batches: Iterable[Any]) -> int:
-    """Images of an epoch, each batch looked at."""
+    """Number of images of an epoch, with each batch accessed."""
     count = 0
     for batch in batches:
         images = batch[0] if isinstance(batch, (list, tuple)) else batch.input
@@ -73,7 +73,7 @@ def drain(batches: Iterable[Any]) -> int:
 
 
 def sides(root: Path, recipe: ViewRecipe, workers: int) -> dict[str, Callable[[], object]]:
-    """One epoch of each, with workers that live on."""
+    """One epoch of each, with persistent workers."""
     dataset = ReplayedDataset(FolderSource(root), recipe)
     sampler = EpochSampler(range(len(dataset)), BATCH, num_views=recipe.num_views)
     replayed = ReplayLoader(dataset, sampler, Normalization(), num_workers=workers)
@@ -105,7 +105,7 @@ def sides(root: Path, recipe: ViewRecipe, workers: int) -> dict[str, Callable[[]
 
 
 def counted(side: Callable[[], object], seconds: list[float]) -> Callable[[], object]:
-    """`side`, which then adds to `seconds` what this process's processor time grew by."""
+    """Wraps `side` so that it adds the processor time of this process to `seconds`."""
 
     def run() -> None:
         begun = time.process_time()
@@ -127,7 +127,7 @@ def compare_plain(report: Report, root: Path, count: int, turns: int) -> None:
             for side in OTHERS:
                 title, speed = f"{name}, {workers} workers: kdkit over {side}", count / statistics.median(times[side])
                 over = report.figure(title, ratio(times[side], mine))
-                effort: object = "workers' not taken"
+                effort: object = "not measured for workers"
                 if workers == 0:
                     effort = ratio(used[side][1:], used["kdkit ReplayLoader"][1:])
                     report.figure(f"{title}, processor time", effort)
@@ -138,7 +138,7 @@ def compare_plain(report: Report, root: Path, count: int, turns: int) -> None:
 
 
 def compare_mixed(report: Report, root: Path, count: int, turns: int) -> None:
-    """Mixing in the worker, in a training epoch and in a build's order, beside timm's Mixup on the batch."""
+    """Mixing in the worker, in a training epoch and in a build's order, compared with timm's Mixup on the batch."""
     dataset = ReplayedDataset(FolderSource(root), MIXED)
     training = ReplayLoader(dataset, EpochSampler(range(len(dataset)), BATCH, num_views=4), Normalization())
     build = ReplayLoader(dataset, RangeSampler([(0, 0, len(dataset))], BATCH), Normalization())
@@ -167,7 +167,7 @@ def main() -> None:
     options = parser(__doc__).parse_args()
     count, turns = (64, 1) if options.quick else (192, 21)
     torch.set_num_threads(1)
-    report = Report("views", "Views a second", quick=options.quick)
+    report = Report("views", "Views per second", quick=options.quick)
     report.text(
         f"""{count} JPEG files, at most 400 by 320 pixels, to {SIZE} pixels in batches of {BATCH}; {turns} turns of one
         epoch each; ratios are of the two epochs of a turn, above 1 where kdkit is faster. Mean {IMAGENET_MEAN}, std

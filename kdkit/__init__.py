@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from kdkit.cache import CacheWriter as CacheWriter
     from kdkit.cache import open_cache as open_cache
     from kdkit.data import create_loader as create_loader
-    from kdkit.resolve import open_dataset as open_dataset
+    from kdkit.dataset import open_dataset as open_dataset
     from kdkit.tasks import ClassificationTask as ClassificationTask
     from kdkit.tasks import FeatureDistillationTask as FeatureDistillationTask
     from kdkit.tasks import LogitDistillationTask as LogitDistillationTask
@@ -66,6 +66,6 @@ __getattr__, __dir__ = lazy_exports(
         "extend_cache": "kdkit.building.extend",
         "losses": "kdkit.losses",
         "open_cache": "kdkit.cache",
-        "open_dataset": "kdkit.resolve",
+        "open_dataset": "kdkit.dataset",
     },
 )

@@ -21,6 +21,10 @@ class ConfigError(KdkitError, ValueError):
     """A setting, argument or combination of them that cannot work."""
 
 
+class UsageError(ConfigError):
+    """A command line with a flag, value or object that the command does not take; its exit code is 2."""
+
+
 class ShapeError(KdkitError, ValueError):
     """A tensor whose shape or dtype does not fit the call."""
 
@@ -30,7 +34,7 @@ class MissingTeacherError(KdkitError, RuntimeError):
 
 
 class TeacherMemoryError(KdkitError, MemoryError):
-    """A teacher that has not enough memory for a single image."""
+    """The device has too little memory to run the teacher on a single image."""
 
 
 class UnknownNameError(KdkitError, LookupError):
@@ -38,7 +42,15 @@ class UnknownNameError(KdkitError, LookupError):
 
 
 class ClassMismatchError(KdkitError, ValueError):
-    """Two parties of a run that count or order the classes differently."""
+    """Teacher, student, data or cache disagree on the number or the order of the classes."""
+
+
+class NonFiniteLossError(KdkitError, ArithmeticError):
+    """The loss became NaN or infinite; names the step and its terms."""
+
+
+class OtherRankError(KdkitError, RuntimeError):
+    """Another rank of a distributed run failed; its message is repeated."""
 
 
 class CheckpointError(KdkitError, ValueError):
@@ -46,7 +58,19 @@ class CheckpointError(KdkitError, ValueError):
 
 
 class DatasetError(KdkitError, ValueError):
-    """A dataset that is missing, empty, or without the identity that replay needs."""
+    """A dataset that is missing, empty, or without the sample keys that replay needs."""
+
+
+class WriteError(KdkitError, OSError):
+    """A file or folder that the file system refused to write."""
+
+
+class DiskFullError(WriteError):
+    """The file system had no room for a file; the temporary file is gone."""
+
+
+class OutputError(WriteError):
+    """An output folder that cannot be made or written."""
 
 
 class OutputExistsError(KdkitError, FileExistsError):
@@ -54,7 +78,7 @@ class OutputExistsError(KdkitError, FileExistsError):
 
 
 class MissingDependencyError(KdkitError, ImportError):
-    """An optional package that the called feature needs."""
+    """An optional package that the called feature needs is not installed."""
 
 
 class CacheError(KdkitError, OSError):
@@ -78,23 +102,27 @@ class CacheIncompleteError(CacheError):
 
 
 class CacheMismatchError(CacheError, ValueError):
-    """A cache made with something else than what the run is about to use; names the field and both values."""
+    """A cache that was made with another setting than this run uses; names the field and both values."""
 
 
 class CacheStreamError(CacheError, LookupError):
-    """A stream that a cache does not hold; names those that it does, and how to build one that has it."""
+    """A stream that a cache does not hold; names the streams that it holds, and how to build a cache with this one."""
 
 
-class CacheDiskFullError(CacheError):
-    """The file system had no room for a shard; the temporary file is gone."""
+class CacheWriteError(CacheError, WriteError):
+    """A file of a cache that the file system refused to write."""
+
+
+class CacheDiskFullError(CacheWriteError, DiskFullError):
+    """The file system had no room for a file of a cache; the temporary file is gone."""
 
 
 class CacheLockedError(CacheError):
-    """Another process is writing this cache; names its owner and host."""
+    """Another process is writing this cache; names the process and its host."""
 
 
 class NonFiniteOutputError(CacheError, ValueError):
-    """The teacher said NaN or infinity, or a value that the codec cannot hold; lists sample keys."""
+    """The teacher's output holds NaN, infinity or a value that the codec cannot hold; lists sample keys."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -1,7 +1,7 @@
-"""The replay recipe: what a replayed view looks like, and how many there are.
+"""The view recipe: what a view looks like, and how many views of each image there are.
 
 Needs nothing but the standard library. Every field takes part when a cache is compared with a run. A field added later
-must have a default that means "as before", so that older caches stay usable.
+must have a default that changes nothing, so that older caches stay usable.
 """
 
 from __future__ import annotations
@@ -9,34 +9,34 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 from typing_extensions import Self
 
 from kdkit.errors import ConfigError, UnknownNameError, nearest
 
-INTERPOLATIONS = ("bilinear", "bicubic", "random")
-ERASING_MODES = ("const", "rand", "pixel")
+Interpolation = Literal["bilinear", "bicubic", "random"]
+ErasingMode = Literal["const", "rand", "pixel"]
 
 
 @dataclass(frozen=True)
 class ViewRecipe:
-    """What a replayed view looks like: every knob of the augmentation, and how many views there are.
+    """What a view looks like: every setting of the augmentation, and how many views there are.
 
-    View v of a sample depends on this recipe, the sample's key and v alone; where views are mixed, on its partner's key
-    as well. `ViewRecipe.preset` knows some published recipes.
+    View v of a sample depends only on this recipe, the sample's key and v; where views are mixed, also on its partner's
+    key. `ViewRecipe.preset` makes published recipes.
     """
 
     size: int = 224
-    """Side of the square image that the student sees, pixels."""
+    """Side of the views in pixels."""
 
     scale: tuple[float, float] = (0.08, 1.0)
-    """Random resized crop: least and greatest share of the image's area."""
+    """Random resized crop: smallest and largest share of the image's area."""
 
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    """Random resized crop: least and greatest ratio of width to height."""
+    """Random resized crop: smallest and largest ratio of width to height."""
 
-    interpolation: str = "bicubic"
+    interpolation: Interpolation = "bicubic"
     """How crops are resized: bilinear, bicubic, or random (drawn for each view)."""
 
     hflip: float = 0.5
@@ -46,22 +46,22 @@ class ViewRecipe:
     """timm's RandAugment, AutoAugment, AugMix or 3-augment string, e.g. rand-m9-mstd0.5-inc1 or 3a; none by default."""
 
     color_jitter: float | None = None
-    """Strength of brightness, contrast and saturation jitter; none by default, and beside auto_augment only with 3a."""
+    """Strength of brightness, contrast and saturation jitter; none by default; with auto_augment only if that is 3a."""
 
     erasing: float = 0.0
-    """Probability that rectangles of a view are erased, on its uint8 pixels; before views are mixed."""
+    """Probability that rectangles of a view are erased, in its uint8 pixels, before views are mixed."""
 
-    erasing_mode: str = "const"
-    """What erased pixels become: const (ImageNet's mean), rand (one random colour a rectangle) or pixel (noise)."""
+    erasing_mode: ErasingMode = "const"
+    """What erased pixels become: const (ImageNet's mean), rand (one random colour per rectangle) or pixel (noise)."""
 
     erasing_count: int = 1
-    """Greatest number of erased rectangles; between 1 and this many are drawn, which share the area."""
+    """Largest number of erased rectangles; a number from 1 to this one is drawn, and they share the area."""
 
     mixup_alpha: float = 0.0
-    """Mixup: two views are blended, the share drawn from Beta(alpha, alpha); 0 for no mixup."""
+    """Mixup: two views are blended, with a share drawn from Beta(alpha, alpha); 0 for no mixup."""
 
     cutmix_alpha: float = 0.0
-    """CutMix: two views swap a rectangle, its area drawn from Beta(alpha, alpha); 0 for no cutmix."""
+    """CutMix: two views swap a rectangle, with an area drawn from Beta(alpha, alpha); 0 for no cutmix."""
 
     mix_prob: float = 1.0
     """Probability that a pair is mixed at all, where mixup or cutmix is on."""
@@ -70,24 +70,24 @@ class ViewRecipe:
     """Probability of cutmix, rather than mixup, for a pair that is mixed, where both are on."""
 
     teacher_size: int | None = None
-    """Side of the view that the teacher sees, pixels: the same draws, rendered at its size; else the student's."""
+    """Side in pixels of the teacher's views: the same random draws, rendered at this size; size by default."""
 
     transform: str | None = None
-    """Identity of a transform of your own, which takes the place of crop, flip, colours and erasing; set by
+    """Identity of a custom transform, which replaces crop, flip, colours and erasing; set by
     ReplayedDataset(..., transform=...)."""
 
     recorded: str | None = None
-    """Steps whose parameters a cache holds for each view, e.g. crop+ops2+erasing+mixing, in place of random ones;
-    set by an importer. The crop is resized to size by interpolation."""
+    """Steps that a cache holds the parameters of for each view, in place of random ones, e.g. crop+ops2+erasing+mixing;
+    set by an importer."""
 
     num_views: int = 1
-    """How many different views V of each sample there are; epoch e shows view e mod V."""
+    """Number V of different views per image; epoch e shows view e mod V."""
 
     seed: int = 0
     """Seed that all views are drawn from."""
 
     augment: bool = True
-    """Whether views are random; if not, the one view is resized and centre-cropped as for evaluation."""
+    """Random views; without it, one view, resized and centre-cropped as for evaluation."""
 
     crop_pct: float = 0.875
     """Evaluation view: share of the resized image's side that the centre crop keeps."""
@@ -119,7 +119,7 @@ class ViewRecipe:
             raise ConfigError(f"crop_pct is a share above 0 and up to 1, got {self.crop_pct}")
 
     def _check_names(self) -> None:
-        for name, known in (("interpolation", INTERPOLATIONS), ("erasing_mode", ERASING_MODES)):
+        for name, known in (("interpolation", get_args(Interpolation)), ("erasing_mode", get_args(ErasingMode))):
             if getattr(self, name) not in known:
                 raise ConfigError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
 
@@ -129,33 +129,31 @@ class ViewRecipe:
         if not self.augment:
             self._check_evaluation()
         if self.transform is not None:
-            self._check_own_transform()
+            self._check_custom_transform()
         if self.recorded is not None:
             self._check_recorded()
 
     def _check_evaluation(self) -> None:
         if self.interpolation == "random":
-            raise ConfigError("the evaluation view draws nothing: interpolation must be bilinear or bicubic")
+            raise ConfigError("the evaluation view has no randomness: interpolation must be bilinear or bicubic")
         if self.num_views != 1:
             raise ConfigError(f"the evaluation view is the same each time: num_views must be 1, got {self.num_views}")
         if self.erasing or self.mixes:
-            raise ConfigError("the evaluation view draws nothing: erasing, mixup_alpha and cutmix_alpha must be 0")
+            raise ConfigError("the evaluation view has no randomness: erasing, mixup_alpha and cutmix_alpha must be 0")
 
-    def _check_own_transform(self) -> None:
+    def _check_custom_transform(self) -> None:
         for name in _DRAWN_BY_TIMM:
             if getattr(self, name) != _default(name):
-                raise ConfigError(f"a transform of your own takes the place of {name}: leave it at its default")
+                raise ConfigError(f"a custom transform replaces {name}: leave it at its default")
         if self.teacher_size is not None:
-            raise ConfigError(
-                "teacher_size needs a transform that can be rendered at two sizes; one of your own cannot"
-            )
+            raise ConfigError("teacher_size needs a transform that can be rendered at two sizes; a custom one cannot")
 
     def _check_recorded(self) -> None:
-        for name in (*_DRAWN_BY_TIMM, *_DRAWN_FOR_PAIRS, "transform"):
+        for name in (*_DRAWN_BY_TIMM, "mixup_alpha", "cutmix_alpha", "transform"):
             if name != "interpolation" and getattr(self, name) != _default(name):
-                raise ConfigError(f"recorded views draw nothing: leave {name} at its default")
+                raise ConfigError(f"recorded views have no randomness: leave {name} at its default")
         if self.interpolation == "random":
-            raise ConfigError("recorded views draw nothing: interpolation must be bilinear or bicubic")
+            raise ConfigError("recorded views have no randomness: interpolation must be bilinear or bicubic")
 
     @property
     def mixes(self) -> bool:
@@ -163,8 +161,8 @@ class ViewRecipe:
         return self.mix_prob > 0 and (self.mixup_alpha > 0 or self.cutmix_alpha > 0)
 
     @classmethod
-    def evaluation(cls, size: int, *, crop_pct: float = 0.875, interpolation: str = "bicubic") -> Self:
-        """The one view that evaluation shows: resize the shorter side to size / crop_pct, crop the centre."""
+    def evaluation(cls, size: int, *, crop_pct: float = 0.875, interpolation: Interpolation = "bicubic") -> Self:
+        """The one view of an evaluation: resize the shorter side to size / crop_pct, crop the centre."""
         return cls(size=size, augment=False, crop_pct=crop_pct, interpolation=interpolation)
 
     @classmethod
@@ -192,17 +190,16 @@ class ViewRecipe:
                 raise ConfigError(f"a recipe has no field {name!r}{nearest(name, known)}")
         try:
             return cls(**values)
-        except (TypeError, LookupError) as error:  # a document that nobody vouches for
+        except (TypeError, LookupError) as error:  # a document of unknown origin
             raise ConfigError(f"a recipe's field has another type than expected: {error}") from error
 
     @classmethod
     def completed(cls, values: Mapping[str, Any]) -> dict[str, Any]:
-        """What `to_dict` wrote, perhaps before a field was added, with the defaults of the fields it lacks."""
+        """A recipe that `to_dict` wrote, with defaults for the fields that were added since."""
         return {**cls().to_dict(), **values}
 
 
 _DRAWN_BY_TIMM = ("scale", "ratio", "interpolation", "hflip", "auto_augment", "color_jitter", "erasing", "augment")
-_DRAWN_FOR_PAIRS = ("mixup_alpha", "cutmix_alpha")
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     # timm's transforms_imagenet_eval at its default crop_pct.
@@ -228,7 +225,17 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     # configs/proj/distill/bit_i1k.py: inception_crop (area 5 to 100 %), flip_lr, mixup with p = 1.
     "funmatch": {"scale": (0.05, 1.0), "interpolation": "bilinear", "mixup_alpha": 1.0},
 }
-"""Fields in which a published recipe differs from the defaults. Repeated augmentation is a sampler's matter."""
+"""Fields in which a published recipe differs from the defaults. Repeated augmentation belongs to the sampler."""
+
+
+def describe_recipe(recipe: ViewRecipe) -> str:
+    """The fields of a recipe that differ from their defaults, and always its size and number of views."""
+    plain = ViewRecipe()
+    changed = [
+        field.name for field in dataclasses.fields(recipe) if getattr(recipe, field.name) != getattr(plain, field.name)
+    ]
+    shown = ["size", "num_views", *(name for name in changed if name not in ("size", "num_views"))]
+    return ", ".join(f"{name}={getattr(recipe, name)!r}" for name in shown)
 
 
 def _default(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""For every test: one thread a process, set before torch is imported, and signals as they were before it."""
+"""For every test: one thread per process, set before torch is imported, and the signal handlers restored after it."""
 
 import os
 import signal
@@ -12,7 +12,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 @pytest.fixture(autouse=True)
 def _keep_signal_handler() -> Iterator[None]:
-    """A command that runs in the test's own process answers SIGTERM from then on."""
+    """A command that runs in the test's own process leaves its handler for SIGTERM behind."""
     before = signal.getsignal(signal.SIGTERM)
     yield
     signal.signal(signal.SIGTERM, before)

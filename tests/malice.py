@@ -276,7 +276,7 @@ PACKED: dict[str, Change] = {
 
 
 def make_packed(folder: Path, bait: Path, *only: str) -> dict[str, Path]:
-    """One file for each change, or for those asked for."""
+    """One file for each change, or for the changes that are named."""
     good = CACHE.build(folder / "good.h5").read_bytes()
     made = {}
     for number, name in enumerate(only or PACKED):

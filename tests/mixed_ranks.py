@@ -40,7 +40,7 @@ def gathered(mine: Any) -> list[Any]:
 
 
 def taught(count: int, view: int) -> dict[int, torch.Tensor]:
-    """What a teacher is asked about each row, by the rank whose range of rows it is."""
+    """The teacher's input for each row, by the rank whose range contains the row."""
     rank, world_size = dist.get_rank(), dist.get_world_size()
     bounds = [count * part // world_size for part in range(world_size + 1)]
     dataset = ReplayedDataset(digits(count), MIXED)

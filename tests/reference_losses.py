@@ -1,7 +1,7 @@
 """Every loss again, in numpy, from the papers' formulas: plain loops over samples and classes, no kdkit, no torch.
 
 All functions also take complex arrays, so that `gradient` can differentiate them by the complex step, which is exact to
-rounding: f(x + ih).imag / h. Hence comparisons look at real parts, and norms are sqrt(sum x^2) without conjugates.
+rounding: f(x + ih).imag / h. Hence comparisons use real parts, and norms are sqrt(sum x^2) without conjugates.
 Dimensions: B batch, C classes, D width, H W height and width, N tokens.
 """
 

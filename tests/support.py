@@ -31,7 +31,7 @@ def tiny_model(name: str = "test_resnet", *, seed: int = 0, num_classes: int = 1
 
 
 class Pixels(nn.Module):
-    """A teacher's model that costs nothing: its logits are pixels."""
+    """A teacher's model without cost: its logits are pixels."""
 
     num_classes = 10
 
@@ -40,18 +40,18 @@ class Pixels(nn.Module):
 
 
 class Watched(Teacher):
-    """Costs nothing as well; calls `after` with the number of the batch and its logits before it gives them."""
+    """A teacher without cost that calls `after` with the number of the batch and its logits before it returns them."""
 
     def __init__(self, after: Callable[[int, torch.Tensor], None]) -> None:
         super().__init__(Pixels())
-        self.after, self.asked = after, 0
+        self.after, self.batches = after, 0
 
     def forward(self, batch: Batch) -> TeacherOutput:
-        said = super().forward(batch)
-        assert said.logits is not None
-        self.after(self.asked, said.logits)
-        self.asked += 1
-        return said
+        output = super().forward(batch)
+        assert output.logits is not None
+        self.after(self.batches, output.logits)
+        self.batches += 1
+        return output
 
 
 def digits(count: int = 200) -> ArraySource:

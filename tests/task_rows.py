@@ -64,7 +64,7 @@ COMPARING_SAMPLES = ("dist", "similarity", "pkt", "rkd_distance", "rkd_angle")
 DRAWING = ("vitkd",)
 """Losses that draw random numbers."""
 IDLE_HEADS = [
-    Row("feature", "hint_mse", VIT, CNN, task_loss_weight=0.0),  # no loss looks at the logits
+    Row("feature", "hint_mse", VIT, CNN, task_loss_weight=0.0),  # no loss uses the logits
     Row("token", "soft", VIT, CNN, task_loss_weight=0.0),  # the main head learns from labels alone
 ]
 """Rows in which a head has no gradient that DistributedDataParallel could wait for."""
@@ -92,7 +92,7 @@ def feature_options(loss: Any, student: str, teacher: str) -> dict[str, Any]:
 
 
 def every_loss(kind: str, student: str, teacher: str) -> list[LossTerm]:
-    """All losses that a kind of task takes, as the terms of one: each says in the result what it says alone."""
+    """All losses that a kind of task accepts, as terms of one task: each term has the same value as alone."""
     if kind != "feature":
         return [LossTerm(loss) for loss in LOGIT]
     chosen = [feature_options(loss, student, teacher) for loss in FEATURE if (student, teacher) in pairs(kind, loss)]
@@ -110,13 +110,13 @@ def make(
     cache: CachedTeacher | None = None,
 ) -> DistillationTask:
     """The task of a row in float64, with its live teacher, or for what a cache will say."""
-    said = tiny_model(teacher, seed=TEACHER_SEED) if cache is None else None
+    live = tiny_model(teacher, seed=TEACHER_SEED) if cache is None else None
     options: Any = {"task_loss_weight": task_loss_weight, "distill_loss_weight": 2.0}
     torch.manual_seed(seed)
     if kind == "feature":
         options |= feature_options(loss, student, teacher)
         options |= {} if cache is None else {"teacher_widths": cache.feature_widths}
-        return FeatureDistillationTask(tiny_model(student, seed=seed), said, **options).double()
+        return FeatureDistillationTask(tiny_model(student, seed=seed), live, **options).double()
     if kind == "token":
-        return TokenDistillationTask(distilled_student(seed), said, distill_loss=loss, **options).double()
-    return LogitDistillationTask(tiny_model(student, seed=seed), said, distill_loss=loss, **options).double()
+        return TokenDistillationTask(distilled_student(seed), live, distill_loss=loss, **options).double()
+    return LogitDistillationTask(tiny_model(student, seed=seed), live, distill_loss=loss, **options).double()

@@ -1,4 +1,4 @@
-"""What the benchmarks share: turns that are fair, results that are found again, peers that give the very same bytes."""
+"""Shared parts of the benchmarks: fair turns, results that are found again, peers that return the same bytes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def result(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return importlib.import_module("_result")
 
 
-def test_each_side_begins_equally_often_and_warm_ups_do_not_count(result: ModuleType) -> None:
+def test_each_side_is_first_equally_often_and_warm_ups_do_not_count(result: ModuleType) -> None:
     called: list[str] = []
     times = result.take_turns({"a": lambda: called.append("a"), "b": lambda: called.append("b")}, turns=4, warm_up=2)
     assert [len(times[side]) for side in "ab"] == [4, 4]
@@ -44,7 +44,7 @@ def test_a_report_is_found_again_as_the_latest(result: ModuleType, tmp_path: Pat
     assert json.loads(page.with_suffix(".json").read_text()) == found
 
 
-def test_all_peers_give_the_bytes_they_were_given(result: ModuleType, tmp_path: Path) -> None:
+def test_all_peers_return_the_bytes_they_stored(result: ModuleType, tmp_path: Path) -> None:
     ways = importlib.import_module("_ways")
     rows = np.random.default_rng(0).integers(0, 256, (50, 12), dtype=np.uint8)
     chosen = np.array([3, 49, 3, 0])  # unsorted, with a repeat

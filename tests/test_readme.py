@@ -1,4 +1,4 @@
-"""The README's figures are those of the newest results, which nobody types; and its loop runs."""
+"""The README's figures are those of the newest results, and its training loop runs."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_the_newest_of_two_results_counts_and_is_judged_by_its_limit(front: Modu
     assert "| ≤ 50 | 7 | yes | 2020-01-02-read |" in front.ratios(tmp_path)
 
 
-def test_a_claim_that_no_result_speaks_of_is_shown_as_not_measured(front: ModuleType, tmp_path: Path) -> None:
+def test_a_claim_without_a_result_is_shown_as_not_measured(front: ModuleType, tmp_path: Path) -> None:
     claims = importlib.import_module("_claims").CLAIMS
     assert front.ratios(tmp_path).count("| not measured |") == len(claims)
     write_result(tmp_path, "2020-01-01", "step", {"loop over minimal loop": {"median": 1.5, "low": 1, "high": 2}})

@@ -1,4 +1,4 @@
-"""The built wheel, away from the checkout: everything that an installed kdkit needs is in it."""
+"""The built wheel, outside the source tree: it contains everything that an installed kdkit needs."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Writes the golden files of format version 1: `python cache/golden/make.py`; a file that is there is left alone.
 
-A later version must read these files as they are. The JSON beside each holds its keys and, as numbers, what its rows
+A later version must read these files as they are. The JSON next to each holds its keys and, as numbers, what its rows
 must decode to: for float32, float16 and int8 what plain NumPy computes from the logits; for topk and lowrank, which
 lose more, what the codec decoded when the file was made. tests/faults/test_versions.py reads all of them, and
 tests/parity/test_codecs_page.py the last two from their page alone.

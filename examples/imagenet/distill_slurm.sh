@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Caches a teacher and trains a student from it on a Slurm cluster; after a preemption or the end of its time the job is
-# queued again and goes on. A process that crashes is started again by torchrun, three times at most; then the job ends as failed:
-# submit it again, and it goes on. The nodes share a file system.
+# Caches a teacher and trains a student from the cache on a Slurm cluster. After a preemption or at the end of its time limit
+# the job is requeued and continues. torchrun restarts a crashed process at most three times; then the job ends as failed:
+# submit it again to continue. The nodes share a file system.
 #
 #   DATA=/data/imagenet AMP=bfloat16 BUILD_OPTIONS="--preset resnet50_a2_kl" DISTILL_OPTIONS="--preset resnet50_a2_kl" \
 #       sbatch --nodes=2 examples/imagenet/distill_slurm.sh
@@ -17,7 +17,7 @@
 #SBATCH --signal=B:TERM@300
 set -euo pipefail
 : "${DATA:=imagenet}" "${CACHE:=teacher.h5}" "${OUTPUT:=runs/student}"
-# Only where they are set do these stand above a --preset in both OPTIONS, or above kdkit's own defaults:
+# If set, these override a --preset in both OPTIONS and kdkit's defaults:
 # TEACHER, SIZE, VIEWS of cache_teacher.sh and STUDENT, EPOCHS, BATCH, AMP of distill.sh
 : "${PROCESSES:=8}" "${DEVICE:=cuda}" "${WORKERS:=8}" "${BUILD_OPTIONS:=}" "${DISTILL_OPTIONS:=}" "${PYTHON:=python}"
 
@@ -26,7 +26,7 @@ export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT="${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-240}" # seconds to write a checkpoint after SIGTERM
 
 on_all_nodes() {
-    # Slurm tells this script of the end, not its steps: pass it on, and wait for the checkpoint.
+    # Slurm signals this script, not its steps: forward the signal, and wait for the checkpoint.
     srun "$PYTHON" -m torch.distributed.run --nnodes="$SLURM_JOB_NUM_NODES" --nproc-per-node="$PROCESSES" \
         --max-restarts=3 --rdzv-backend=c10d --rdzv-id="$SLURM_JOB_ID" --rdzv-endpoint="$head:29500" -m kdkit "$@" &
     step=$!
@@ -41,6 +41,6 @@ on_all_nodes cache build --data "$DATA/train" --output "$CACHE" --device "$DEVIC
     $BUILD_OPTIONS
 # shellcheck disable=SC2086
 on_all_nodes distill --data "$DATA/train" --validation "$DATA/val" --cache "$CACHE" --output "$OUTPUT" \
-    --train.num_workers "$WORKERS" --device "$DEVICE" --resume true \
+    --train.num_workers "$WORKERS" --device "$DEVICE" --resume \
     ${STUDENT:+--student "$STUDENT"} ${EPOCHS:+--train.epochs "$EPOCHS"} ${BATCH:+--train.batch_size "$BATCH"} \
     ${AMP:+--train.amp "$AMP"} $DISTILL_OPTIONS

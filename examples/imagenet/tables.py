@@ -1,9 +1,9 @@
-"""What caching a teacher over ImageNet takes: the tables of README.md beside this file.
+"""Costs of caching a teacher on ImageNet: the tables of README.md in this folder.
 
     python examples/imagenet/tables.py
 
-Prints them; with --write it puts them into README.md. Bytes are what `kdkit cache estimate` says: it lays the file out
-in memory, and so does this, for ImageNet's 1,281,167 training images. Takes half a minute on 2 CPU cores.
+Prints the tables; --write inserts them into README.md. Bytes are computed as in `kdkit cache estimate`, from the layout
+of the file in memory, for ImageNet's 1,281,167 training images. Takes 10 s on 2 CPU cores.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ CODECS = {
     "int8": {"name": "int8"},
     "float16": {"name": "float16"},
 }
-SPEEDS = (500, 2_000, 8_000)  # images a second of all GPUs together
+SPEEDS = (500, 2_000, 8_000)  # images per second of all GPUs together
 BEGIN, END = "<!-- tables.py begins -->", "<!-- tables.py ends -->"
 
 
@@ -44,7 +44,7 @@ def num_bytes(codec_options: dict[str, object], num_views: int) -> int:
     codec = create_codec(str(options.pop("name")), CLASSES, **options)
     if codec.needs_fit:
         torch.manual_seed(0)
-        codec = codec.fit(torch.randn(2048, CLASSES))  # how large what it learns is does not depend on what it is
+        codec = codec.fit(torch.randn(2048, CLASSES))  # the size of the fitted arrays does not depend on the data
     return CacheSpec(
         keys=keys(),
         num_views=num_views,
@@ -56,7 +56,7 @@ def num_bytes(codec_options: dict[str, object], num_views: int) -> int:
 
 
 def table(header: list[str], rows: list[list[str]]) -> str:
-    """Markdown."""
+    """A Markdown table."""
     return "\n".join("| " + " | ".join(cells) + " |" for cells in (header, ["---"] * len(header), *rows))
 
 
@@ -65,7 +65,7 @@ def tables() -> str:
     views = [f"{count} view{'s' if count > 1 else ''}" for count in VIEWS]
     storage = []
     for label, options in CODECS.items():
-        one, two = num_bytes(options, 1), num_bytes(options, 2)  # every view takes the same
+        one, two = num_bytes(options, 1), num_bytes(options, 2)  # every view takes the same number of bytes
         storage.append([label, *(f"{(one + (count - 1) * (two - one)) / 1e9:,.2f} GB" for count in VIEWS)])
     time = [
         [f"{speed:,} images/s", *(f"{IMAGES * count / speed / 3600:,.1f} h" for count in VIEWS)] for speed in SPEEDS
@@ -74,7 +74,7 @@ def tables() -> str:
     largest = BuildConfig.shard_rows * create_codec("float16", CLASSES).row_bytes
     memory = [
         [
-            "a build, in each process, beside teacher and loader",
+            "a build, per process, in addition to teacher and loader",
             f"up to {3 * largest / 1e6:,.0f} MB, three shards of float16 rows",
         ],
         [
@@ -84,14 +84,14 @@ def tables() -> str:
         ["training: index and keys of the samples", f"{IMAGES * 58 / 1e6:,.0f} MB"],
         [
             "training: the payload",
-            "mapped, not loaded: pages of the file, which the system takes back when it needs them",
+            "memory-mapped: pages of the file, which the system can reclaim at any time",
         ],
     ]
     return "\n\n".join(
         [
             "Storage, the packed file (twice as much while it is packed):",
             table(["codec", *views], storage),
-            "Time to ask the teacher, by its speed on all GPUs together:",
+            "Time to run the teacher, by its total speed on all GPUs:",
             table(["speed", *views], time),
             "Memory:",
             table(["what", "how much"], memory),
@@ -100,9 +100,9 @@ def tables() -> str:
 
 
 def main() -> None:
-    """Prints the tables, or puts them into the page."""
+    """Prints the tables, and writes them into the page if requested."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--write", action="store_true", help="put them into README.md")
+    parser.add_argument("--write", action="store_true", help="insert the tables into README.md")
     made = tables()
     print(made)
     if parser.parse_args().write:

@@ -1,4 +1,4 @@
-"""What a cache will cost, before it is built: bytes from its layout, time from a short probe."""
+"""The cost of a cache before it is built: bytes from its layout, time from a short probe."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from kdkit.data import EpochSampler, ReplayedDataset, ReplayLoader, translate_wo
 from kdkit.teachers import Teacher
 
 ESTIMATE_FIT_ROWS = 2_048
-"""Rows that a codec is fitted to, at most: an eighth of a build's, to have an answer soon."""
+"""Rows that a codec is fitted to, at most: an eighth of a build's, to be quick."""
 _PROBE_BATCHES = 4
 _PREFETCHED = 2  # batches that each of torch's workers loads ahead
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a build will take."""
+    """The cost of a build."""
 
     num_bytes: int
     """Bytes of the packed cache; while it is packed, twice as many are needed."""
@@ -78,9 +78,9 @@ def _measure_speed(
     Images that workers have loaded before the first batch cost no time; they do not count where there are others.
     """
     sampler = EpochSampler(range(len(dataset)), config.batch_size)
-    loader = ReplayLoader(dataset, sampler, teacher.input_normalization, device=device, num_workers=config.num_workers)
-    ahead = 1 + _PREFETCHED * config.num_workers
-    counted = max(_PROBE_BATCHES, _PREFETCHED * config.num_workers)
+    loader = ReplayLoader(dataset, sampler, teacher.input_normalization, device=device, num_workers=config.workers)
+    ahead = 1 + _PREFETCHED * config.workers
+    counted = max(_PROBE_BATCHES, _PREFETCHED * config.workers)
     if len(loader) < ahead + counted:
         ahead = 0  # of few images all are loaded ahead: the time that workers take to start counts too, to be cautious
     images, begun = 0, time.perf_counter()

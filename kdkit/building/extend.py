@@ -6,6 +6,7 @@ import time
 from collections.abc import Collection
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -31,7 +32,7 @@ def extend_cache(
     path: str | Path,
     *,
     batch_size: int = BuildConfig.batch_size,
-    num_workers: int = BuildConfig.num_workers,
+    num_workers: int | Literal["auto"] = BuildConfig.num_workers,
     device: torch.device | str = "cpu",
     allow_mismatch: Collection[str] = (),
     show_progress: bool = False,
@@ -89,7 +90,7 @@ def _check_same_build(cache: CachedTeacher, plan: BuildPlan) -> None:
     check_pixels(dataset, np.arange(len(dataset)), hashes, made_with, f"the cache {str(cache.path)!r}")
 
 
-def _config_of(metadata: CacheMetadata, batch_size: int, num_workers: int) -> BuildConfig:
+def _config_of(metadata: CacheMetadata, batch_size: int, num_workers: int | Literal["auto"]) -> BuildConfig:
     """The configuration by which the cache was built, as far as it changes what the cache holds."""
     codecs = {stream: dict(described["codec"]) for stream, described in metadata.streams.items()}
     logits = codecs.pop(LOGITS, {})

@@ -124,7 +124,7 @@ def _run_on(
     Adds to `codecs` those of features, whose shape is known with the first batch.
     """
     sampler = EpochSampler(rows, config.batch_size, shuffle=False)
-    loader = ReplayLoader(dataset, sampler, teacher.input_normalization, device=device, num_workers=config.num_workers)
+    loader = ReplayLoader(dataset, sampler, teacher.input_normalization, device=device, num_workers=config.workers)
     for pixels in loader.pixel_batches():
         for stream, values in run_teacher(teacher, loader, pixels, config.streams).items():
             if stream not in codecs:

@@ -12,7 +12,7 @@ import torch
 
 from kdkit.building.config import BuildConfig
 from kdkit.building.fit import FIT_ROWS, fit_and_measure
-from kdkit.cache.codecs import Codec, RowCodec, create_codec, create_feature_codec, default_codec
+from kdkit.cache.codecs import Codec, RowCodec, codec_of_size, create_codec, create_feature_codec, default_codec
 from kdkit.cache.format.constants import LOGITS
 from kdkit.cache.format.keys import check_same_samples, keys_sha256
 from kdkit.cache.format.metadata import CacheMetadata
@@ -101,8 +101,10 @@ class BuildPlan:
                 f"the teacher {name!r} has {num_classes} classes, the dataset {len(names)}: give the teacher a "
                 "class_map, or use a teacher trained on those classes"
             )
-        codec = self.config.codec or default_codec(num_classes).name
-        return create_codec(codec, num_classes, **self.config.codec_options)
+        config = self.config
+        if config.row_bytes is not None:
+            return codec_of_size(config.codec, num_classes, config.row_bytes, **config.codec_options)
+        return create_codec(config.codec or default_codec(num_classes).name, num_classes, **config.codec_options)
 
     def check_same(self, stored: CacheMetadata, origin: Path) -> None:
         """Compares what the cache at `origin` was made with to what this build would make it with.

@@ -7,6 +7,7 @@ node, loses the shard it was at, which goes to another one. Output and images li
 
 from __future__ import annotations
 
+import logging
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -21,6 +22,7 @@ from kdkit.cache.writer import CacheWriter
 from kdkit.errors import CacheError, ConfigError, KdkitError, MissingDependencyError
 from kdkit.runtime.progress import progress
 
+_logger = logging.getLogger(__name__)
 _MAX_DEATHS = 3  # of actors at the same shard, or while they start: then it is not the node that is at fault
 
 
@@ -79,7 +81,7 @@ def fill_on_actors(
         plan.teacher.to(device)
     options = {"num_cpus": 1, "num_gpus": 1 if device.type == "cuda" else 0, "max_restarts": 0}
     remote = ray.remote(**options)(_StoredShardBuilder)
-    pool = _Pool(ray, lambda: remote.remote(stored), deque(missing))
+    pool = Pool(ray, lambda: remote.remote(stored), deque(missing))
     images = sum(shard.num_rows for shard in missing)
     with progress(f"running {plan.teacher.name}", images, "images", enabled=show_progress) as advance:
         pool.run(min(actors, len(missing)), lambda shard: advance(shard.num_rows))
@@ -94,7 +96,7 @@ class _StoredShardBuilder(ShardBuilder):
 
 
 @dataclass
-class _Pool:
+class Pool:
     """The actors and what each is at; an actor that dies is replaced as soon as the cluster has room."""
 
     ray: Any
@@ -143,10 +145,9 @@ class _Pool:
         if self.deaths[shard] >= _MAX_DEATHS:
             what = "while they started" if shard is None else f"at {shard}"
             reason = " ".join(str(error).split())[:200]
-            raise CacheError(
-                f"{_MAX_DEATHS} Ray actors died {what}: see the logs of Ray; the last: {reason}"
-            ) from error
+            raise CacheError(f"{_MAX_DEATHS} Ray actors died {what}: see Ray's logs; the last: {reason}") from error
         if shard is not None:
+            _logger.warning("a Ray actor died at %s: another one builds it", shard)
             self.waiting.appendleft(shard)
         self._start()
 

@@ -68,7 +68,7 @@ def fill_shards(writer: CacheWriter, shards: Sequence[Shard], plan: BuildPlan, a
         RangeSampler([(shard.view, shard.start, shard.stop) for shard in shards], plan.config.batch_size),
         teacher.input_normalization,
         device=device,
-        num_workers=plan.config.num_workers if shards else 0,
+        num_workers=plan.config.workers if shards else 0,
     )
     batches = loader.pixel_batches()
     with (

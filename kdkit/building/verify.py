@@ -1,4 +1,4 @@
-"""Verifying a cache: its structure, all its checksums, and rows that the teacher is asked about again."""
+"""Verifying a cache: its structure, all its checksums, and rows on which the teacher is run again."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ _SLACK, _EXACT = 0.05, 1e-6  # of the divergence of a row encoded afresh, and na
 
 @dataclass(frozen=True)
 class VerifyReport:
-    """What was compared, all of it right."""
+    """The result of a verification that found no difference."""
 
     num_rows: int
     """Samples whose checksums were compared, in every view."""
     num_views: int
     """Views of each."""
-    rows_asked: int
-    """Rows that the teacher was asked about again."""
+    rows_compared: int
+    """Rows on which the teacher was run again."""
     differences: Mapping[str, float]
     """Stream -> largest mean absolute difference of such a row: of log-probabilities in nats, of features as a share of
     their mean size."""
@@ -53,22 +53,22 @@ def verify_cache(
     seed: int | None = None,
     allow_mismatch: Collection[str] = (),
 ) -> VerifyReport:
-    """Compares every checksum, and with a teacher and its dataset, random rows with what it says now.
+    """Compares every checksum, and with a teacher and its dataset, random rows with its outputs now.
 
     Args:
         path: the cache.
-        teacher: who made it; None compares checksums alone.
-        dataset: what it was made from; needed with a teacher.
-        num_rows: how many rows the teacher is asked about again, in all; of as many views as that is enough for.
+        teacher: the model that it was made with; None compares checksums alone.
+        dataset: the samples that it was made from; needed with a teacher.
+        num_rows: rows on which the teacher is run again, in all, spread over as many views as possible.
         batch_size: images it is given at once.
         device: where it runs; it is moved there.
         seed: of the choice of views and rows; by default each call chooses others.
         allow_mismatch: fields, as an error names them, in which teacher or dataset may differ from what the cache was
-            made with; what the teacher says is compared all the same.
+            made with; the outputs are compared all the same.
 
     Raises:
         CacheCorruptError: a checksum differs; names file, view and rows.
-        CacheMismatchError: the teacher is another one, or says something else about a row; names the sample.
+        CacheMismatchError: the teacher is another one, or its output on a row differs; names the sample.
     """
     cache = open_cache(path, dataset, allow_mismatch=allow_mismatch)
     cache.verify()
@@ -78,7 +78,7 @@ def verify_cache(
         return VerifyReport(cache.num_rows, cache.num_views, 0, {})
     check_match("teacher", cache.metadata.teacher, teacher.fingerprint(), f"the cache {str(path)!r}", allow_mismatch)
     teacher = with_streams(teacher, cache.codecs).to(torch.device(device))
-    differences, asked, kept = dict.fromkeys(cache.codecs, 0.0), 0, {}
+    differences, compared_rows, kept = dict.fromkeys(cache.codecs, 0.0), 0, {}
     for view, rows in _choose(dataset, num_rows, seed).items():
         loader, divergences = _loader(view, rows, teacher, dataset, batch_size, device), []
         for pixels in loader.pixel_batches():
@@ -87,14 +87,14 @@ def verify_cache(
                 _check_same_output(compared, cache, stream, loader.dataset.keys, pixels)
                 differences[stream] = max(differences[stream], float(compared.difference.max()))
                 divergences += [] if compared.divergence is None else compared.divergence.tolist()
-            asked += len(pixels.row)
+            compared_rows += len(pixels.row)
         if divergences:
             kept[view] = sum(divergences) / len(divergences)
-    return VerifyReport(cache.num_rows, cache.num_views, asked, differences, kept)
+    return VerifyReport(cache.num_rows, cache.num_views, compared_rows, differences, kept)
 
 
 def _choose(dataset: ReplayedDataset, num_rows: int, seed: int | None) -> dict[int, list[int]]:
-    """View -> rows to ask about, at random; the dataset may know fewer views than the cache."""
+    """View -> rows to compare, at random; the dataset may know fewer views than the cache."""
     draw, num_views = random.Random(seed), dataset.recipe.num_views
     views = sorted(draw.sample(range(num_views), min(num_views, num_rows)))
     each = min(len(dataset), num_rows // len(views))
@@ -117,18 +117,18 @@ def _loader(
 
 @dataclass(frozen=True)
 class _Compared:
-    """A batch of one stream, as the cache holds it and as the teacher says it now; each [B]."""
+    """A batch of one stream, as the cache holds it and as the teacher's output is now; each [B]."""
 
     difference: Tensor
     """Mean absolute difference of a row, encoded afresh, from the cached one; of features as a share of their size."""
     divergence: Tensor | None
     """KL(teacher now || cached) in nats; None for features."""
     agrees: Tensor
-    """Whether the row counts as what the teacher says."""
+    """Whether the row counts as the teacher's output."""
 
 
 def _compare(cache: CachedTeacher, stream: str, values: Tensor, pixels: PixelBatch) -> _Compared:
-    """What the teacher says now, [B, ...], beside what the cache holds of it."""
+    """The teacher's outputs now, [B, ...], compared with the cached ones."""
     codec = cache.codecs[stream]
     now = codec.decode(codec.encode(values))
     then = codec.decode(cache.read(cache.rows_of(pixels.row), pixels.view, stream)).to(now.device)
@@ -148,7 +148,7 @@ def _check_same_output(
         return
     worst = int(compared.difference.masked_fill(compared.agrees, -1).argmax())
     raise CacheMismatchError(
-        f"the cache {str(cache.path)!r} does not hold what the teacher says now about {keys[int(pixels.row[worst])]!r} "
+        f"the cache {str(cache.path)!r} differs from the teacher's output now on {keys[int(pixels.row[worst])]!r} "
         f"(view {pixels.view}): its {stream} differ by {float(compared.difference[worst]):.3g} "
         f"{'nats' if stream == LOGITS else 'of their size'} on average: build it again"
     )

@@ -1,36 +1,43 @@
-"""Configuration of the commands that describe and export a cache."""
+"""Configuration of the commands that describe, pack and export a cache."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from kdkit.config import OverwriteConfig
+
 
 @dataclass(frozen=True, kw_only=True)
 class CacheInfoConfig:
-    """Which cache is described."""
+    """Cache to describe."""
 
     cache: str
-    """The cache: its file or its folder of shards."""
+    """Cache: its file or its folder of shards."""
 
     plot: str | None = None
-    """PNG to draw: the teacher's confidence and entropy, view by view; none by default."""
+    """PNG file to draw the teacher's confidence and entropy to, view by view; none by default."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class CacheExportConfig:
-    """Which rows of which cache are written for other tools."""
+class CachePackConfig:
+    """Cache to pack."""
 
     cache: str
-    """The cache: its file or its folder of shards."""
+    """Packed file to write, whose shards are in FILE.parts; or that folder."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheExportConfig(OverwriteConfig):
+    """Rows of a cache to write for other tools."""
+
+    cache: str
+    """Cache: its file or its folder of shards."""
 
     output: str
-    """A file that ends in .npz or .safetensors."""
+    """File to write; ends in .npz or .safetensors."""
 
     view: int = 0
     """Number of the view."""
 
     stream: str = "logits"
-    """Which stream: logits, or the name of a feature that the cache holds."""
-
-    overwrite: bool = False
-    """Whether a file at the output is replaced."""
+    """Stream: logits, or the name of a feature that the cache holds."""

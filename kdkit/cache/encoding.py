@@ -16,6 +16,11 @@ from kdkit.cache.types import Array
 from kdkit.errors import NonFiniteOutputError
 
 
+def as_tensor(values: Tensor | Array) -> Tensor:
+    """The values as a tensor; of an array that is read-only, such as a memory map, a copy, as torch wants to write."""
+    return values if isinstance(values, Tensor) else torch.from_numpy(np.require(values, requirements=["C", "W"]))
+
+
 def check_encodable(
     values: Tensor, codec: RowCodec, stream: str, *, teacher: str, view: int, keys: Callable[[], Sequence[str]]
 ) -> None:

@@ -38,13 +38,13 @@ def export_cache(
         ConfigError: `output` ends in neither.
         CacheStreamError: the cache holds no such stream.
         OutputExistsError: there is a file at `output`.
-        CacheError: `output` cannot be written, or the disk is full.
+        WriteError, DiskFullError: `output` cannot be written, or the disk is full.
     """
     output = Path(output)
     if output.suffix not in FORMATS:
         raise ConfigError(f"cannot export to {str(output)!r}: expected a name that ends in {' or '.join(FORMATS)}")
     if output.exists() and not overwrite:
-        raise OutputExistsError(f"{str(output)!r} exists: pass --overwrite true to replace it")
+        raise OutputExistsError(f"{str(output)!r} exists: pass --overwrite to replace it")
     cache = open_cache(path, streams=[stream])
     name, rows = "log_probabilities" if stream == LOGITS else stream, _decode(cache, view, stream)
     with files.atomic_write(output) as temporary:

@@ -1,8 +1,8 @@
 """Extension: further views for a finished cache, which stays readable as it is until all of them are sealed.
 
-A packed cache gets a parts folder beside it, with an index that counts all views and with the further views' shards; at
-the end a new file is packed from both and renamed over the old. The shards of an unpacked cache go beside its others,
-where readers do not look for them; at the end its index is replaced by one that counts them. Either is one rename.
+A packed cache gets a parts folder, with an index that counts all views and with the further views' shards; at
+the end a new file is packed from both and renamed over the old. The shards of an unpacked cache go into its folder,
+where readers ignore them; at the end its index is replaced by one that counts them. Either is one rename.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Extension:
 
     Attributes:
         path: a packed file, or a parts folder.
-        old: what is there.
+        old: the metadata of the finished cache.
         parts: where the further views' shards are; its metadata counts all views.
     """
 

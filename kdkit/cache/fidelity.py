@@ -1,4 +1,5 @@
-"""What a codec keeps of a teacher: measured on rows of every view at build, stored, printed by `kdkit cache info`.
+"""Fidelity: how much of a teacher a codec keeps. It is measured on rows of every view at build, stored, and printed by
+`kdkit cache info`.
 
 Dimensions: R rows, C classes, M measures of a row. Of logits they are KL(teacher || decoded) in nats at T = 1, 2, 4,
 both softened by temperature T, and whether the likeliest class is kept (1) or not (0); of features the length of the
@@ -19,11 +20,11 @@ from kdkit.cache.types import Array
 
 @torch.no_grad()
 def measure_rows(codec: RowCodec, values: Tensor, encoded: Tensor) -> Array:
-    """How far each decoded row is from what was encoded, float32 [R, M].
+    """How far each decoded row is from its original, float32 [R, M].
 
     Args:
         codec: fitted, on rows other than these.
-        values: what the teacher said, [R, ...].
+        values: the teacher's outputs, [R, ...].
         encoded: by the codec, uint8 [R, row_bytes].
     """
     decoded = codec.decode(encoded)

@@ -146,7 +146,7 @@ class CacheFile:
             self._check_rows(indices)
         try:
             return from_numpy(payload.read(indices))
-        except IndexError:  # numpy looks at the upper bound anyway
+        except IndexError:  # numpy checks the upper bound anyway
             self._check_rows(indices)
 
     def read_records(self, rows: Array | Tensor, view: int) -> Tensor:

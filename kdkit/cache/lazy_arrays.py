@@ -1,4 +1,4 @@
-"""The small arrays of a cache that are read when they are asked for: sample keys, pixel hashes, fidelity by view.
+"""The small arrays of a cache that are read on request: sample keys, pixel hashes, fidelity by view.
 
 A path is that of a packed file or of a parts folder, finished or not.
 """

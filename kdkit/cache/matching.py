@@ -24,7 +24,7 @@ SAMPLES_FIELD = "dataset.samples"
 
 
 class Replayable(Protocol):
-    """What a cache must know of a dataset: kdkit.data.ReplayedDataset is one."""
+    """The part of a dataset that a cache needs; kdkit.data.ReplayedDataset has it."""
 
     keys: Sequence[str]
     class_names: Sequence[str] | None

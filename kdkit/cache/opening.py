@@ -1,4 +1,4 @@
-"""Opening a cache, packed or in parts: nothing in the file is trusted before it was checked."""
+"""Opening a cache, packed or in shards: nothing in the file is trusted before it was checked."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def open_parts(folder: Path, verify: bool) -> Opened:
 
 
 def open_index(parts: ShardFolder) -> dict[str, RowCodec]:
-    """Stream name -> its codec, fitted as the index of a parts folder says."""
+    """Stream name -> its codec, fitted as the index of a parts folder holds it."""
     with open_hdf5(parts.index) as file:
         file.expect_members("", _index_groups(file))
         codecs = _open_codecs(file, parts.metadata)
@@ -98,22 +98,22 @@ def _check_budget(file: CheckedHDF5File, metadata: CacheMetadata) -> None:
 
 
 def _index_groups(file: CheckedHDF5File) -> list[str]:
-    """Root members of an index: `codecs` is there only where a codec learnt something."""
+    """Root members of an index: `codecs` exists only if a codec was fitted."""
     return ["rows", *({"codecs"} if any(name.startswith("codecs/") for name in file.checksums()) else ())]
 
 
 def _open_codecs(file: CheckedHDF5File, metadata: CacheMetadata) -> dict[str, RowCodec]:
-    """The codecs with what they learnt, and a look at where the keys lie."""
+    """The codecs with their fitted arrays; checks where the keys lie."""
     file.expect_members("rows", [name.removeprefix("rows/") for name in (DIGEST_NAME, KEYS_NAME)])
     file.map(DIGEST_NAME, "u1", (metadata.num_rows, DIGEST_BYTES))
     file.map_flat(KEYS_NAME, "u1")
-    read_array = {stream: _learnt_names(file.checksums(), stream) for stream in metadata.streams}
+    read_array = {stream: _fitted_names(file.checksums(), stream) for stream in metadata.streams}
     if any(read_array.values()):
         file.expect_members("codecs", [stream for stream, names in read_array.items() if names])
     return {stream: _open_codec(file, metadata, stream, names) for stream, names in read_array.items()}
 
 
-def _learnt_names(checksums: Collection[str], stream: str) -> list[str]:
+def _fitted_names(checksums: Collection[str], stream: str) -> list[str]:
     prefix = codec_array_name(stream, "")
     return [name.removeprefix(prefix) for name in checksums if name.startswith(prefix)]
 

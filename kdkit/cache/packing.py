@@ -19,10 +19,12 @@ from kdkit.cache.hdf5.write import Region, write_hdf5
 from kdkit.cache.opening import open_index, open_packed
 from kdkit.cache.shards.folder import ShardFolder
 from kdkit.cache.types import Array
+from kdkit.cache.write_errors import cache_write_errors
 from kdkit.errors import CacheIncompleteError
 from kdkit.runtime import files
 
 
+@cache_write_errors()
 def pack(parts: ShardFolder, path: Path, build: str = "{}", packed_views: int = 0) -> None:
     """Writes all shards of `parts` as one file at `path`, and removes the parts folder.
 
@@ -37,7 +39,7 @@ def pack(parts: ShardFolder, path: Path, build: str = "{}", packed_views: int = 
 
     Raises:
         CacheIncompleteError: a shard is missing.
-        CacheCorruptError: a shard, or what was packed before, is not what was sealed.
+        CacheCorruptError: a shard or a packed view is not as it was sealed.
     """
     if missing := parts.missing(packed_views):
         raise CacheIncompleteError(f"{str(parts.folder)!r} cannot be packed: {len(missing)} shards are missing")
@@ -74,7 +76,11 @@ def index_arrays(parts: ShardFolder) -> dict[str, Array]:
 
 
 def check_no_further_views(parts: ShardFolder) -> None:
-    """What an extension of the unpacked cache has left must not be removed with its folder."""
+    """Checks that no shards of an unfinished extension would be removed with the folder.
+
+    Raises:
+        CacheIncompleteError: there are some.
+    """
     views = parts.metadata.num_views
     further = [file for file in parts.folder.glob("v[0-9][0-9][0-9][0-9]-*.json") if int(file.name[1:5]) >= views]
     if further:

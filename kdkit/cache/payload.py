@@ -34,7 +34,7 @@ class Segment:
     def check_not_truncated(self) -> None:
         """Refuses a file that was cut since it was opened: touching what is gone would end the process (SIGBUS).
 
-        One fstat, about a microsecond. A cut between this look and the read that follows cannot be excluded: nothing
+        One fstat, about a microsecond. A cut between this check and the read that follows cannot be excluded: nothing
         that maps a file can; kdkit itself never changes a file that has its name.
         """
         if self.mapping.size() < self.num_bytes:
@@ -66,7 +66,7 @@ class Payload:
         self._num_unverified = num_blocks if verify else 0
 
     def read(self, rows: Array) -> Array:
-        """The encoded rows, uint8 [B, row_bytes], in the order asked for; `rows` int64 [B], repeats allowed."""
+        """The encoded rows, uint8 [B, row_bytes], in the order of `rows`; `rows` int64 [B], repeats allowed."""
         if self._num_unverified:
             self._verify(rows)
         only = self._only

@@ -1,4 +1,4 @@
-"""What stands at a cache's path: whether it can be written, what a writer that died has left, and shards to pack."""
+"""The path of a cache: whether it can be written, remains of a writer that died, and finished shards to pack."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def check_writable(path: str | Path) -> None:
 
 
 def remove_remains(path: Path, num_views: int) -> None:
-    """Removes what packing the cache at `path` left if it died before the end; what cannot be removed is left.
+    """Removes the shards that packing the cache at `path` left if it died before the end; failures are ignored.
 
     The shards of an unfinished extension, which count more than these views, stay.
     """

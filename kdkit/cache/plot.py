@@ -1,4 +1,4 @@
-"""A picture of what a teacher said: how sure it was, and how much of it is kept, view by view."""
+"""A picture of a teacher's outputs: how confident they are, and how much of them is kept, view by view."""
 
 from __future__ import annotations
 

@@ -49,8 +49,8 @@ class CachePlan(Protocol):
 class CacheSpec:
     """What a cache will hold and what it is made with.
 
-    An array of logits [N, C] needs `keys`, `num_views` and `codecs`. Everything else has a default that says honestly
-    that nothing is known.
+    An array of logits [N, C] needs `keys`, `num_views` and `codecs`. Every other field has a default that
+    means: not known.
 
     Raises:
         ConfigError: a field holds what no cache can; names it.
@@ -64,7 +64,7 @@ class CacheSpec:
     """Views V of each sample."""
 
     codecs: Mapping[str, RowCodec]
-    """Stream name -> its codec, fitted where it learns something: "logits" -> a Codec, a tap -> a FeatureCodec."""
+    """Stream name -> its codec, fitted where it has a fit: "logits" -> a Codec, a tap -> a FeatureCodec."""
 
     teacher: Mapping[str, Any] = field(default_factory=dict)
     """The teacher's fingerprint, compared by a build that resumes; "name", "dtype", "weights_sha256" and "versions" are
@@ -137,7 +137,7 @@ class CacheSpec:
 
     @cached_property
     def index_arrays(self) -> dict[str, Array]:
-        """Datasets of the index: keys, their digests, and the arrays that codecs learnt.
+        """Datasets of the index: keys, their digests, and the arrays of fitted codecs.
 
         Raises:
             DatasetError: a key holds NUL, or the keys are longer than a cache holds.
@@ -189,9 +189,9 @@ class CacheSpec:
         if then["dataset"]["keys_sha256"] != now["dataset"]["keys_sha256"]:
             check_same_samples(stored_keys(origin, stored.num_rows), self.keys, shown)
         check_match("dataset", then["dataset"], now["dataset"], shown)
-        learnt = stored_index_arrays(origin, "codecs/")
+        fitted = stored_index_arrays(origin, "codecs/")
         for name, array in self._codec_arrays.items():
-            if not np.array_equal(learnt.get(name, np.empty(0)), array):
+            if not np.array_equal(fitted.get(name, np.empty(0)), array):
                 raise CacheMismatchError(
                     f"{shown} was made with another array {name!r}: use the codec fitted for it, or build another cache"
                 )

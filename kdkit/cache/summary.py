@@ -1,4 +1,4 @@
-"""What a cache holds and what it was made with, as text for people."""
+"""A cache's contents and origin, as text for people."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def describe_content(metadata: CacheMetadata, codecs: Mapping[str, RowCodec]) ->
 
 def describe_bytes(rows: int) -> str:
     """What a cache's bytes are, `rows` of them encoded rows."""
-    return f"{rows:,} of rows; the rest is what codecs learnt, keys and checks"
+    return f"{rows:,} of rows; the rest is fitted codecs, keys and checksums"
 
 
 def _describe_codec(codec: RowCodec) -> str:

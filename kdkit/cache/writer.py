@@ -18,12 +18,11 @@ from types import MappingProxyType, TracebackType
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 from typing_extensions import Self
 
 from kdkit.cache.codecs import RowCodec
-from kdkit.cache.encoding import check_encodable, encode_rows
+from kdkit.cache.encoding import as_tensor, check_encodable, encode_rows
 from kdkit.cache.extension import Extension, check_adds_views
 from kdkit.cache.file import CacheFile
 from kdkit.cache.format.constants import num_hashed_rows
@@ -37,6 +36,7 @@ from kdkit.cache.shards.lock import writer_lock
 from kdkit.cache.spec import CachePlan, CacheSpec
 from kdkit.cache.summary import describe_content
 from kdkit.cache.types import Array
+from kdkit.cache.write_errors import cache_write_errors
 from kdkit.errors import CacheError, CacheIncompleteError, CacheLockedError, ShapeError
 from kdkit.runtime import files
 
@@ -63,6 +63,7 @@ class CacheWriter:
         self._codecs: Mapping[str, RowCodec] | None = None
 
     @classmethod
+    @cache_write_errors()
     def create(cls, path: str | Path, spec: CacheSpec | CachePlan) -> Self:
         """Starts a cache, or resumes the one at `path`; a finished one has no missing shards.
 
@@ -86,15 +87,16 @@ class CacheWriter:
                 if not path.is_file():
                     parts = _resume_or_start(path, folder, spec)
                     return cls(path, parts.metadata, parts)._holding(held)
-                held.close()  # another process packed it between the look at the path and the lock
+                held.close()  # another process packed it before this one had the lock
         stored = CacheFile(path).metadata
         spec.check_same(stored, path)
         remove_remains(path, stored.num_views)
         return cls(path, stored, None)
 
     @classmethod
+    @cache_write_errors()
     def join(cls, path: str | Path) -> Self:
-        """Opens the cache that another process has created, or extends beside its packed file, to seal shards of it.
+        """Opens the cache that another process has created, or extends next to its packed file, to seal shards of it.
 
         Args:
             path: as it was created, or its folder of shards.
@@ -112,6 +114,7 @@ class CacheWriter:
         return cls(path, parts.metadata, parts if old is None else Extension(path, old, parts))
 
     @classmethod
+    @cache_write_errors()
     def extend(cls, path: str | Path, num_views: int) -> Self:
         """Starts or resumes the extension of a finished cache to more views; until `finish` it stays as it was.
 
@@ -172,7 +175,7 @@ class CacheWriter:
         return {stream: segment.rows for stream, segment in self._parts.open_shard(shard).items()}
 
     def write(self, shard: Shard, outputs: Mapping[str, Tensor | Array], pixel_crc32: Array | None = None) -> None:
-        """Encodes the teacher's outputs on a shard, measures what codecs keep where the spec says so, and seals it.
+        """Encodes the teacher's outputs on a shard and seals it; measures what codecs keep if the spec measures views.
 
         Args:
             shard: one of `missing()`.
@@ -188,7 +191,7 @@ class CacheWriter:
             raise ShapeError(f"{shard}: got outputs of {sorted(outputs)}, expected {sorted(self.codecs)}")
         payloads, fidelity = {}, {}
         for stream, codec in self.codecs.items():
-            values = torch.as_tensor(outputs[stream])
+            values = as_tensor(outputs[stream])
             if values.shape[:1] != (shard.num_rows,):
                 raise ShapeError(f"{shard}: got {stream} {list(values.shape)}, expected {shard.num_rows} rows")
             name = str(self.metadata.teacher["name"])
@@ -212,11 +215,11 @@ class CacheWriter:
             payloads: stream -> encoded rows, uint8 [R, row_bytes].
             pixel_crc32: CRC-32 of the pixels of `hashed_rows(shard.start, shard.stop)`, uint32, for a cache that has
                 pixels; else None.
-            fidelity: stream -> what was measured, float32 [rows, measures], where the spec says that views are.
+            fidelity: stream -> what was measured, float32 [rows, measures], if the spec has views measured.
 
         Raises:
-            CacheError: the arrays are others than the spec says, the shard is none of the cache's, or the file system
-                refuses; the disk being full is a CacheDiskFullError.
+            CacheError: the arrays do not fit the spec, the shard is none of the cache's, or the file system refuses;
+                a CacheDiskFullError if the disk is full.
         """
         first_view = self._work.old.num_views if isinstance(self._work, Extension) else 0
         if self._work is None or not self.metadata.plans(shard, first_view):

@@ -9,29 +9,31 @@ import importlib
 import os
 import signal
 import sys
+import textwrap
 from collections.abc import Sequence
 
 from kdkit._version import __version__
-from kdkit.errors import KdkitError, nearest
+from kdkit.errors import KdkitError, UsageError, nearest
 
 COMMANDS = {
-    "demo": "the whole story on real digits, a few minutes of CPU, no download",
-    "distill": "train a student from a cache or a live teacher",
-    "evaluate": "a student's top-1, top-5 and speed on a validation folder",
-    "export": "a student as a folder that timm.create_model loads, and as ONNX",
-    "presets list": "published settings to begin from",
-    "presets show": "one of them, with its sources",
-    "teachers list": "the teacher cards",
-    "teachers show": "one card with its sources",
-    "teachers check": "a teacher's top-1 on your images beside its card's",
-    "cache estimate": "bytes and time of a cache, and what it would keep of the teacher, from a short look",
-    "cache build": "ask a teacher about every view of every image, and keep what it says",
+    "demo": "train students on scikit-learn's digits with and without a cached teacher",
+    "distill": "train a student from a cache, from a live teacher, or from labels alone",
+    "evaluate": "measure a student's top-1, top-5 and speed on validation images",
+    "export": "write a student as a folder for timm.create_model, and as ONNX",
+    "presets list": "list the published settings that --preset takes",
+    "presets show": "show a published setting with its sources",
+    "teachers list": "list the teacher cards",
+    "teachers show": "show a teacher card with its sources",
+    "teachers check": "compare a teacher's top-1 on your images with its card",
+    "cache estimate": "estimate the size, time and fidelity of a cache from a short sample",
+    "cache build": "run a teacher over every view of every image and store its outputs",
     "cache extend": "add views to a finished cache",
-    "cache info": "what a cache holds and what it was made with",
-    "cache verify": "compare every checksum, and rows with what the teacher says now",
-    "cache pack": "make one file of a finished folder of shards",
-    "cache export": "decoded rows as npz or safetensors",
-    "doctor": "versions, devices, and what is missing",
+    "cache info": "show what a cache holds and how it was made",
+    "cache verify": "compare all checksums, and rows with the teacher's outputs",
+    "cache import": "import a cache of ml-dr or FKD, or arrays of logits or probabilities",
+    "cache pack": "pack a finished folder of shards into one file",
+    "cache export": "write decoded rows as npz or safetensors",
+    "doctor": "show versions and devices, and which packages are missing",
 }
 """Command -> what it does; each is a module of this package with a function `run(arguments)`."""
 
@@ -57,14 +59,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         if debug:
             raise
         print(f"kdkit: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
+        return 2 if isinstance(error, UsageError) else 1
     except KeyboardInterrupt:
         print("kdkit: stopped", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of our output has gone, e.g. head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
-    except SystemExit as stop:  # jsonargparse ends this way after --help and after wrong usage
+    except SystemExit as stop:  # --help and --print_config end this way, and SIGTERM
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
 
 
@@ -79,27 +81,29 @@ def _dispatch(arguments: list[str]) -> int:
             module.run(arguments[length:])
             return 0
     group = arguments[0] if arguments and any(name.startswith(f"{arguments[0]} ") for name in COMMANDS) else ""
-    if arguments in ([_HELP[0]], [_HELP[1]], [group], [group, _HELP[0]], [group, _HELP[1]]):
+    if arguments in ([], [_HELP[0]], [_HELP[1]], [group], [group, _HELP[0]], [group, _HELP[1]]):
         print(_usage(group))
         return 0
     unknown = " ".join(argument for argument in arguments[:2] if not argument.startswith("-"))
-    hint = f"no command {unknown!r}{nearest(unknown, COMMANDS)}" if unknown else "a command is needed"
-    print(f"kdkit: {hint} (see kdkit --help)", file=sys.stderr)
-    return 2
+    raise UsageError(f"no command {unknown or arguments[0]!r}{nearest(unknown, COMMANDS)} (see kdkit --help)")
 
 
 def _usage(group: str) -> str:
     """The list of commands, or of those of one group."""
     shown = {name: text for name, text in COMMANDS.items() if name.startswith(group)}
     width = max(map(len, shown))
-    lines = [f"  kdkit {name:<{width}}  {text}" for name, text in shown.items()]
+    indent = " " * (len("  kdkit   ") + width)
+    lines = [
+        textwrap.fill(text, 80, initial_indent=f"  kdkit {name:<{width}}  ", subsequent_indent=indent)
+        for name, text in shown.items()
+    ]
     return "\n".join(
         [
             "Knowledge distillation with teacher caching for timm image models.",
             "",
             *lines,
             "",
-            "kdkit COMMAND --help lists a command's options; --debug shows tracebacks; --version.",
+            "kdkit COMMAND --help lists its flags; --debug shows tracebacks; --version.",
         ]
     )
 

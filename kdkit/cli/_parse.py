@@ -2,68 +2,71 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterator
-from typing import Any, TypeVar, get_type_hints
+import re
+from argparse import ArgumentError
+from collections.abc import Mapping
+from typing import Any, TypeVar
 
-from jsonargparse import ArgumentParser, set_parsing_settings
+from jsonargparse import ArgumentParser
 
-from kdkit.cli._preset import COMMANDS as PRESET_COMMANDS
-from kdkit.cli._preset import begin_with_preset, spell_out_recipe
-from kdkit.errors import KdkitError
+from kdkit.cli import COMMANDS
+from kdkit.cli._flags import Grammar
+from kdkit.cli._help import describe_command
+from kdkit.errors import KdkitError, UsageError, nearest
 
 Config = TypeVar("Config")
 
-set_parsing_settings(docstring_parse_attribute_docstrings=True)
+_REQUIRED = re.compile(r"following arguments are required: (.+)")
+_KEY = re.compile(r'Parser key "([\w.]+)"')
+_UNKNOWN = re.compile(r"Option '([\w.]+)' is not accepted")
 
 
-def parse_config(config_class: type[Config], command: str, arguments: list[str]) -> Config:
-    """The `config_class` that the command line describes; exits with 2 on wrong usage."""
-    arguments = spell_out_recipe(begin_with_preset(command, arguments))
-    description = (config_class.__doc__ or "").splitlines()[0]
-    if command in PRESET_COMMANDS:
-        description += " With --preset NAME it begins from a published setting: see kdkit presets list."
-    parser = ArgumentParser(prog=f"kdkit {command}", description=description)
-    parser.add_argument("--config", action="config", help="YAML file of these options")
+def parse_config(
+    config_class: type[Config], command: str, arguments: list[str], objects: Mapping[str, str] | None = None
+) -> Config:
+    """The `config_class` that the command line describes.
+
+    Args:
+        config_class: the dataclass that the flags fill.
+        command: the command's name, e.g. "cache build".
+        arguments: what stands behind it.
+        objects: what stands first, without a flag: metavar -> field; a metavar in brackets may be left out.
+
+    Raises:
+        UsageError: the command takes no such flag or value, or something is missing.
+        ConfigError: the values cannot work together.
+        SystemExit: help or the configuration was printed.
+    """
+    grammar = Grammar(command, config_class, objects or {})
+    if "-h" in arguments or "--help" in arguments:
+        print(describe_command(grammar, COMMANDS[command]))
+        raise SystemExit(0)
+    parser = ArgumentParser(prog=f"kdkit {command}", exit_on_error=False)
+    parser.add_argument("--config", action="config")
     parser.add_class_arguments(config_class)
-    parsed = parser.parse_args(_gather(arguments, config_class))
     try:
-        values: dict[str, Any] = vars(parser.instantiate(parsed))
-    except ValueError as error:  # of a part that may be left out; the parser says so at length
+        values: dict[str, Any] = vars(parser.instantiate(parser.parse_args(grammar.to_long_forms(arguments))))
+    except (ArgumentError, TypeError) as error:
+        raise UsageError(_reason(str(error), grammar)) from error
+    except ValueError as error:  # of a part that may be left out, about which the parser writes many lines
         raise error.__cause__ if isinstance(error.__cause__, KdkitError) else error from None
     return config_class(**{name: value for name, value in values.items() if name != "config"})
 
 
-def parse_argument(name: str, command: str, meaning: str, arguments: list[str]) -> str:
-    """The one positional argument of a command; exits with 2 if it is missing."""
-    parser = ArgumentParser(prog=f"kdkit {command}")
-    parser.add_argument(name, type=str, help=meaning)
-    return str(vars(parser.parse_args(arguments))[name])
-
-
-def parse_nothing(command: str, description: str, arguments: list[str]) -> None:
-    """Refuses every argument but --help."""
-    ArgumentParser(prog=f"kdkit {command}", description=description).parse_args(arguments)
-
-
-def _gather(arguments: list[str], config_class: type) -> list[str]:
-    """Lists of names as people type them, `--list a --list b,c`, as the one `--list=[a,b,c]` that the parser takes."""
-    lists: dict[str, list[str]] = {f"--{name}": [] for name in _name_lists(config_class)}
-    ensemble, rest = [], iter(arguments)
-    for argument in rest:
-        flag, equals, value = argument.partition("=")
-        flag = flag.replace("-", "_").replace("__", "--", 1)
-        if flag not in lists or not (equals or (value := next(rest, ""))):
-            ensemble.append(argument)
-        else:
-            lists[flag] += [name.strip(" '\"") for name in value.strip("[]()").split(",") if name.strip()]
-    return [*ensemble, *(f"{flag}=[{','.join(names)}]" for flag, names in lists.items() if names)]
-
-
-def _name_lists(config_class: type, prefix: str = "") -> Iterator[str]:
-    """The options of a configuration that are lists of names, with dots before those of its parts."""
-    for name, kind in get_type_hints(config_class).items():
-        if kind in (tuple[str, ...], tuple[str, ...] | None):
-            yield prefix + name
-        elif dataclasses.is_dataclass(kind) and isinstance(kind, type):
-            yield from _name_lists(kind, f"{prefix}{name}.")
+def _reason(text: str, grammar: Grammar) -> str:
+    """jsonargparse's message in one line, in the words of this command line."""
+    if found := _REQUIRED.search(text):
+        part = f"{_KEY.findall(text)[0]}." if _KEY.search(text) else ""
+        names = [grammar.shortest(f"{part}{name}") for name in found[1].split(", ")]
+        listed = " and ".join([", ".join(names[:-1])] * (len(names) > 1) + names[-1:])
+        return f"{listed} {'is' if len(names) == 1 else 'are'} missing (see kdkit {grammar.command} --help)"
+    if found := _UNKNOWN.search(text):
+        return f"the configuration has no field {found[1]!r}{nearest(found[1], grammar.fields)}"
+    if keys := _KEY.findall(text):
+        values = re.findall(r"(?:Given value|Got value): (.+)", text)
+        path = next(
+            (".".join(keys[:n]) for n in range(len(keys), 0, -1) if ".".join(keys[:n]) in grammar.fields), keys[0]
+        )
+        expected = grammar.fields[path].expected if path in grammar.fields else ""
+        return f"{path} cannot be {values[0] if values else 'that'}" + (f": it takes {expected}" if expected else "")
+    return " ".join(text.split())

@@ -1,50 +1,37 @@
-"""--preset NAME: a published setting's options, before those that are given beside it; --recipe NAME: a recipe's."""
+"""--preset NAME: a published setting's options, which flags replace; --recipe NAME: a published recipe's fields."""
 
 from __future__ import annotations
 
 import json
 
+from kdkit.errors import UsageError, nearest
 from kdkit.recipe import PRESETS
 
-_FLAG = "--preset"
 COMMANDS = ("cache build", "cache estimate", "distill")
-"""The commands that take it."""
+"""The commands that take --preset."""
 
 
-def begin_with_preset(command: str, arguments: list[str]) -> list[str]:
-    """`arguments` with `--preset NAME` replaced by that preset's options, as a configuration that comes first."""
-    if command not in COMMANDS:
-        return arguments
-    names, rest = [], iter(arguments)
-    ensemble = []
-    for argument in rest:
-        flag, equals, value = argument.partition("=")
-        if flag == _FLAG:
-            names.append(value if equals else next(rest, ""))
-        else:
-            ensemble.append(argument)
-    if not names:
-        return ensemble
+def as_yaml(command: str, name: str, *, from_cache: bool) -> str:
+    """The options that the preset called `name` gives a command, as YAML text.
+
+    Raises:
+        UnknownNameError: there is no such preset.
+    """
     import yaml
 
     from kdkit.presets import load_preset
 
-    from_cache = any(argument.partition("=")[0] == "--cache" for argument in ensemble)
-    options = load_preset(names[-1]).options(command, from_cache=from_cache)
-    return [f"--config={yaml.safe_dump(options)}", *ensemble]
+    return yaml.safe_dump(load_preset(name).options(command, from_cache=from_cache))
 
 
-def spell_out_recipe(arguments: list[str]) -> list[str]:
-    """`arguments` with `--recipe NAME`, a preset of ViewRecipe, replaced by its fields, which later flags replace."""
-    spelt_out: list[str] = []
-    for argument in arguments:
-        if spelt_out[-1:] == ["--recipe"]:
-            argument = f"{spelt_out.pop()}={argument}"
-        name = argument.removeprefix("--recipe=")
-        spelt_out += _recipe_flags(name) if name != argument and name in PRESETS else [argument]
-    return spelt_out
+def recipe_flags(name: str) -> list[str]:
+    """The long flags of the fields that the recipe called `name` sets.
 
-
-def _recipe_flags(name: str) -> list[str]:
+    Raises:
+        UsageError: there is no such recipe.
+    """
+    if name not in PRESETS:
+        raise UsageError(f"--recipe takes {', '.join(PRESETS)}, got {name!r}{nearest(name, PRESETS)}")
     texts = {field: value if isinstance(value, str) else json.dumps(value) for field, value in PRESETS[name].items()}
+    texts = texts or {"size": "224"}  # a recipe of defaults alone is still a recipe that was given
     return [f"--recipe.{field}={text}" for field, text in texts.items()]

@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+import sys
+
 from kdkit.building.config import CacheBuildConfig
 from kdkit.cli._parse import parse_config
 
 
 def run(arguments: list[str]) -> None:
-    """Builds a cache, or resumes one that was stopped."""
-    config = parse_config(CacheBuildConfig, "cache build", arguments)
-    from kdkit.building.build import build_cache, describe_report
+    """Builds a cache, or resumes a build that was stopped."""
+    config = parse_config(CacheBuildConfig, "cache build", arguments, {"DATA": "data"})
+    from kdkit.building.build import build_cache
     from kdkit.building.shards import RANK_TIMEOUT
     from kdkit.cache.places import check_writable
-    from kdkit.resolve import resolve_dataset, resolve_device, resolve_teacher
+    from kdkit.cli._header import describe_build, describe_built
+    from kdkit.dataset import open_dataset
+    from kdkit.resolve import resolve_device, resolve_teacher
     from kdkit.runtime import distributed
+    from kdkit.runtime.layout import print_labelled
 
-    with distributed.joined(config.device, timeout=RANK_TIMEOUT):
+    with distributed.process_group(config.device, timeout=RANK_TIMEOUT):
         device = resolve_device(config.device)
         check_writable(config.output)  # before the teacher is loaded
-        dataset = resolve_dataset(config.data, config.recipe)
-        teacher = resolve_teacher(config.teacher, device)
+        dataset = open_dataset(config.data, recipe=config.recipe)
+        teacher = resolve_teacher(config.teacher, device, dataset.class_names)
+        if distributed.rank() == 0:
+            header = describe_build(teacher, dataset, config.data, config.build, device, config.output)
+            print_labelled(header, file=sys.stderr)
         report = build_cache(
             teacher,
             dataset,
@@ -33,4 +41,5 @@ def run(arguments: list[str]) -> None:
         )
         if distributed.rank() != 0:
             return
-    print(describe_report(report))
+    print_labelled(describe_built(report))
+    print(f"next: kdkit distill {config.data} --cache {report.path} --student resnet18 -o runs/r18")

@@ -8,17 +8,21 @@ from kdkit.cli._parse import parse_config
 
 def run(arguments: list[str]) -> None:
     """Prints what a cache would cost."""
-    config = parse_config(CacheEstimateConfig, "cache estimate", arguments)
+    config = parse_config(CacheEstimateConfig, "cache estimate", arguments, {"DATA": "data"})
     from kdkit.building.estimate import estimate_cache
     from kdkit.cache.summary import describe_bytes, describe_fidelity
-    from kdkit.resolve import resolve_dataset, resolve_device, resolve_teacher
+    from kdkit.dataset import open_dataset
+    from kdkit.resolve import resolve_device, resolve_teacher
+    from kdkit.runtime.layout import print_labelled
 
     device = resolve_device(config.device)
-    dataset = resolve_dataset(config.data, config.recipe)
-    found = estimate_cache(resolve_teacher(config.teacher, device), dataset, config.build, device=device)
+    dataset = open_dataset(config.data, recipe=config.recipe)
+    teacher = resolve_teacher(config.teacher, device, dataset.class_names)
+    found = estimate_cache(teacher, dataset, config.build, device=device)
     made_of = describe_bytes(found.images * found.row_bytes)
-    print(f"bytes        {found.num_bytes:,} ({made_of}; twice as many while it is packed)")
-    print(f"images       {found.images:,} ({len(dataset):,} samples x {dataset.recipe.num_views} views)")
-    print(f"time         {found.seconds:,.0f} s at {found.images_per_second:,.0f} images/s")
-    for stream, kept in found.fidelity.items():
-        print(f"{stream:<12} {describe_fidelity(kept)}")
+    lines = {
+        "bytes": f"{found.num_bytes:,} ({made_of}; twice as many while it is packed)",
+        "images": f"{found.images:,} ({len(dataset):,} samples x {dataset.recipe.num_views} views)",
+        "time": f"{found.seconds:,.0f} s at {found.images_per_second:,.0f} images/s",
+    }
+    print_labelled(lines | {stream: describe_fidelity(kept) for stream, kept in found.fidelity.items()})

@@ -8,21 +8,26 @@ from kdkit.cli._parse import parse_config
 
 def run(arguments: list[str]) -> None:
     """Adds views to a finished cache, or resumes an extension that was stopped."""
-    config = parse_config(CacheExtendConfig, "cache extend", arguments)
-    from kdkit.building.build import describe_report
+    config = parse_config(CacheExtendConfig, "cache extend", arguments, {"FILE": "cache", "DATA": "data"})
     from kdkit.building.extend import extend_cache
     from kdkit.building.shards import RANK_TIMEOUT
     from kdkit.cache import open_cache
+    from kdkit.cli._header import describe_built
+    from kdkit.dataset import open_dataset
     from kdkit.recipe import ViewRecipe
-    from kdkit.resolve import resolve_dataset, resolve_device, resolve_teacher
+    from kdkit.resolve import resolve_device, resolve_teacher, teacher_of_cache
     from kdkit.runtime import distributed
+    from kdkit.runtime.layout import print_labelled
 
-    with distributed.joined(config.device, timeout=RANK_TIMEOUT):
+    with distributed.process_group(config.device, timeout=RANK_TIMEOUT):
         device = resolve_device(config.device)
-        recipe = open_cache(config.cache).metadata.recipe
-        dataset = resolve_dataset(config.data, ViewRecipe.from_dict({**recipe, "num_views": config.num_views}))
+        metadata = open_cache(config.cache).metadata
+        dataset = open_dataset(
+            config.data, recipe=ViewRecipe.from_dict({**metadata.recipe, "num_views": config.num_views})
+        )
+        teacher = config.teacher or teacher_of_cache(metadata.teacher)
         report = extend_cache(
-            resolve_teacher(config.teacher, device),
+            resolve_teacher(teacher, device, dataset.class_names),
             dataset,
             config.cache,
             batch_size=config.batch_size,
@@ -33,4 +38,4 @@ def run(arguments: list[str]) -> None:
         )
         if distributed.rank() != 0:
             return
-    print(describe_report(report))
+    print_labelled(describe_built(report))

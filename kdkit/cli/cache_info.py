@@ -7,14 +7,14 @@ from kdkit.cli._parse import parse_config
 
 
 def run(arguments: list[str]) -> None:
-    """Prints what a cache holds and what it was made with, and draws what the teacher said."""
-    config = parse_config(CacheInfoConfig, "cache info", arguments)
+    """Prints what a cache holds and how it was made, and draws the teacher's confidence."""
+    config = parse_config(CacheInfoConfig, "cache info", arguments, {"FILE": "cache"})
     from kdkit.cache import open_cache
+    from kdkit.runtime.layout import print_labelled
 
     cache = open_cache(config.cache)
-    for name, value in cache.summary().items():
-        print(f"{name:<12} {value}")
+    print_labelled(cache.summary())
     if config.plot is not None:
         from kdkit.cache.plot import plot_cache
 
-        print(f"{'plot':<12} {plot_cache(cache, config.plot)}")
+        print_labelled({"plot": str(plot_cache(cache, config.plot))})

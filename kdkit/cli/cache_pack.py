@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from kdkit.cli._parse import parse_argument
+from kdkit.cache.config import CachePackConfig
+from kdkit.cli._parse import parse_config
 
 
 def run(arguments: list[str]) -> None:
-    """Makes one file of a finished folder of shards."""
-    path = parse_argument(
-        "path", "cache pack", "the packed file to be, whose shards are in PATH.parts; or that folder", arguments
-    )
+    """Packs a finished folder of shards into one file."""
+    config = parse_config(CachePackConfig, "cache pack", arguments, {"FILE": "cache"})
     from kdkit.cache.places import pack_cache
 
-    packed = pack_cache(path)
+    packed = pack_cache(config.cache)
     print(f"{packed}: {packed.stat().st_size:,} bytes")

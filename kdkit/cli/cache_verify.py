@@ -7,30 +7,29 @@ from kdkit.cli._parse import parse_config
 
 
 def run(arguments: list[str]) -> None:
-    """Compares every checksum, and rows with what the teacher says now."""
-    config = parse_config(CacheVerifyConfig, "cache verify", arguments)
+    """Compares every checksum, and rows with the teacher's outputs."""
+    config = parse_config(CacheVerifyConfig, "cache verify", arguments, {"FILE": "cache", "[DATA]": "data"})
     from kdkit.building.verify import verify_cache
     from kdkit.cache import open_cache
-    from kdkit.resolve import resolve_dataset, resolve_device, resolve_teacher
+    from kdkit.dataset import open_dataset
+    from kdkit.resolve import resolve_device, resolve_teacher, teacher_of_cache
+    from kdkit.runtime.layout import print_wrapped
 
-    teacher = dataset = None
-    if config.teacher is not None and config.data is not None:
+    teacher, dataset, device = None, None, resolve_device(config.device)
+    if config.data is not None:
         cache = open_cache(config.cache)
-        dataset = resolve_dataset(config.data, cache.recipe, cache)
-        teacher = resolve_teacher(config.teacher, resolve_device(config.device))
+        dataset = open_dataset(config.data, recipe=cache.recipe, records=cache)
+        made_by = config.teacher or teacher_of_cache(cache.teacher)
+        teacher = resolve_teacher(made_by, device, dataset.class_names)
     report = verify_cache(
-        config.cache,
-        teacher,
-        dataset,
-        num_rows=config.rows,
-        device=config.device,
-        allow_mismatch=config.allow_mismatch,
+        config.cache, teacher, dataset, num_rows=config.rows, device=device, allow_mismatch=config.allow_mismatch
     )
-    print(f"{config.cache}: all checksums of {report.num_rows:,} rows x {report.num_views} views are right")
+    print_wrapped(f"{config.cache}: all checksums of {report.num_rows:,} rows x {report.num_views} views match")
     for stream, difference in report.differences.items():
-        print(
-            f"{stream}: {report.rows_asked} random rows are what the teacher says now, within {difference:.2g} "
-            f"{'nats' if stream == 'logits' else 'of their size'} on average"
+        unit = "nats" if stream == "logits" else "of their size"
+        text = (
+            f"{report.rows_compared} random rows match the teacher's outputs within {difference:.2g} {unit} on average"
         )
+        print_wrapped(f"{stream}: {text}")
     for view, divergence in report.divergence.items():
         print(f"view {view}: mean KL(teacher || cache) {divergence:.2g} nats")

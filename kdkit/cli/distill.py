@@ -7,18 +7,20 @@ from kdkit.training.config import DistillConfig
 
 
 def run(arguments: list[str]) -> None:
-    """Trains a student and prints what came out."""
-    config = parse_config(DistillConfig, "distill", arguments)
+    """Trains a student, and prints its accuracy, its weights and the next command."""
+    config = parse_config(DistillConfig, "distill", arguments, {"DATA": "data"})
     from kdkit.runtime import distributed
+    from kdkit.runtime.layout import print_wrapped
     from kdkit.training.distill import distill
 
-    with distributed.joined(config.device):
+    with distributed.process_group(config.device):
         report = distill(config, show_progress=True)
         if distributed.rank() != 0:
             return
-    training = report.training
-    top1 = "not validated" if training.top1 is None else f"top-1 {training.top1:.2f} %"
-    print(
-        f"{config.student}: {top1}, loss {training.epochs[-1]['loss']:.4f}, "
-        f"{training.images_per_second:,.0f} images/s; weights in {report.checkpoint}"
-    )
+    training, best = report.training, report.training.best
+    top1 = "not validated" if best is None else f"best top-1 {best[1]:.2f} % in epoch {best[0]}"
+    speed = f"{training.images_per_second:,.0f} images/s"
+    print_wrapped(f"{config.student}: {top1}, last loss {training.epochs[-1]['loss']:.4f}, {speed}")
+    print(f"weights: {report.weights}")
+    command = f"evaluate {report.output} {config.validation}" if config.validation else f"export {report.output} -o DIR"
+    print(f"next: kdkit {command}")

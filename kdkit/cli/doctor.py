@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
-from kdkit.cli._parse import parse_nothing
+import json
+from dataclasses import dataclass
+
+from kdkit.cli._parse import parse_config
+
+
+@dataclass(frozen=True)
+class _DoctorConfig:
+    """How the findings are printed."""
+
+    json: bool = False
+    """Print the findings as one JSON object."""
 
 
 def run(arguments: list[str]) -> None:
-    """Prints versions, devices, and which optional packages are missing."""
-    parse_nothing("doctor", "Versions, devices, and what is missing.", arguments)
+    """Prints versions and devices, and which optional packages are missing."""
+    config = parse_config(_DoctorConfig, "doctor", arguments)
     from kdkit.runtime.doctor import doctor
+    from kdkit.runtime.layout import print_labelled
 
-    for name, value in doctor().items():
-        print(f"{name:<14} {value}")
+    findings = doctor()
+    if config.json:
+        print(json.dumps(findings, indent=2))
+    else:
+        print_labelled(findings)

@@ -7,12 +7,12 @@ from kdkit.evaluation.config import EvaluateConfig
 
 
 def run(arguments: list[str]) -> None:
-    """Prints how good and how fast a student is."""
-    config = parse_config(EvaluateConfig, "evaluate", arguments)
+    """Prints the accuracy and the speed of a student."""
+    config = parse_config(EvaluateConfig, "evaluate", arguments, {"RUN": "student", "DATA": "data"})
     from kdkit.evaluation.student import evaluate_student
+    from kdkit.runtime.layout import print_wrapped
 
     report = evaluate_student(config, show_progress=True)
-    print(
-        f"{report.student}: top-1 {report.top1:.2f} %, top-5 {report.top5:.2f} %, loss {report.loss:.4f} over "
-        f"{report.num_images:,} images; {report.images_per_second:,.0f} images/s"
-    )
+    figures = f"top-1 {report.top1:.2f} %, top-5 {report.top5:.2f} %, loss {report.loss:.4f}"
+    size = f"{report.num_images:,} images, {report.images_per_second:,.0f} images/s"
+    print_wrapped(f"{report.student}: {figures}, {size}")

@@ -7,11 +7,11 @@ from kdkit.training.config import ExportConfig
 
 
 def run(arguments: list[str]) -> None:
-    """Writes a student as timm's hub has its models."""
-    config = parse_config(ExportConfig, "export", arguments)
+    """Writes a student in the layout of timm's hub."""
+    config = parse_config(ExportConfig, "export", arguments, {"RUN": "student"})
     from kdkit.training.export import export_student
 
     report = export_student(config)
     for file in report.files:
         print(f"{file}: {file.stat().st_size:,} bytes")
-    print(f'load it with timm.create_model("local-dir:{report.folder}", pretrained=True)')
+    print(f'timm.create_model("local-dir:{report.folder}", pretrained=True) loads it')

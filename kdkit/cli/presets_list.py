@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from kdkit.cli._parse import parse_nothing
+from dataclasses import dataclass
+
+from kdkit.cli._parse import parse_config
+
+
+@dataclass(frozen=True)
+class _NoOptions:
+    """The command has no options."""
 
 
 def run(arguments: list[str]) -> None:
     """Prints a line for each preset."""
-    parse_nothing("presets list", "The published settings that --preset begins from.", arguments)
+    parse_config(_NoOptions, "presets list", arguments)
     from kdkit.presets import list_presets, load_preset
+    from kdkit.runtime.layout import print_labelled
 
     names = list_presets()
-    width = max(map(len, names))
-    for name in names:
-        print(f"{name:<{width}}  {load_preset(name).summary}")
+    print_labelled({name: load_preset(name).summary for name in names}, label_width=max(map(len, names)) + 1)

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
-from kdkit.cli._parse import parse_argument
+from dataclasses import dataclass
+
+from kdkit.cli._parse import parse_config
+
+
+@dataclass(frozen=True)
+class _ShowConfig:
+    """Preset to show."""
+
+    name: str
+    """Name of a preset; see kdkit presets list."""
 
 
 def run(arguments: list[str]) -> None:
     """Prints a preset with its sources, as YAML."""
-    name = parse_argument("name", "presets show", "a preset's name", arguments)
+    config = parse_config(_ShowConfig, "presets show", arguments, {"NAME": "name"})
     from kdkit.presets import preset_text
 
-    print(preset_text(name), end="")
+    print(preset_text(config.name), end="")

@@ -9,31 +9,16 @@ from kdkit.evaluation.config import TeachersCheckConfig
 
 
 def run(arguments: list[str]) -> None:
-    """Prints a teacher's top-1 on labelled images beside its card's."""
-    config = parse_config(TeachersCheckConfig, "teachers check", arguments)
-    from kdkit.evaluation.teacher import check_recipe, check_teacher
-    from kdkit.resolve import card_of, resolve_card, resolve_dataset, resolve_device, resolve_teacher
+    """Prints a teacher's top-1 on labelled images beside the figure on its card."""
+    config = parse_config(TeachersCheckConfig, "teachers check", arguments, {"NAME": "teacher.model", "DATA": "data"})
+    from kdkit.evaluation.teacher import check_named_teacher
+    from kdkit.runtime.layout import print_labelled
 
-    card, device = card_of(config), resolve_device(config.device)
-    if config.teacher is not None:
-        teacher, input_size = resolve_teacher(config.teacher, device), config.teacher.input_size
-    else:
-        assert card is not None
-        teacher, input_size = resolve_card(card, device, checkpoint=config.checkpoint), None
-    dataset = resolve_dataset(config.data, check_recipe(card, teacher, input_size))
-    report = check_teacher(
-        teacher,
-        dataset,
-        card,
-        limit=config.limit,
-        batch_size=config.batch_size,
-        num_workers=config.num_workers,
-        device=device,
-    )
-    print(f"teacher      {report.teacher}")
-    print(f"images       {report.num_images:,} of {len(dataset):,}, {dataset.recipe.size} pixels")
-    print(f"top-1        {report.top1:.2f} %")
+    report = check_named_teacher(config)
+    size = f"{report.num_images:,} of {report.num_available:,}, {report.input_size} pixels"
+    lines = {"teacher": report.teacher, "images": size, "top-1": f"{report.top1:.2f} %"}
     if report.published is not None:
-        print(f"published    {report.published.percent:.2f} % at {report.published.input_size} pixels")
+        lines["published"] = f"{report.published.percent:.2f} % at {report.published.input_size} pixels"
+    print_labelled(lines)
     if report.warning is not None:
         print(f"kdkit: warning: {report.warning}", file=sys.stderr)

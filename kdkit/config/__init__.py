@@ -1,10 +1,20 @@
 """Configuration that several commands share: frozen dataclasses, serialisable as they stand.
 
 What one command alone needs lives beside that command: kdkit/building/config.py, kdkit/training/config.py and so on.
-Each field says what it means and in what unit; each default is stated here and nowhere else.
+Each field states its meaning and unit; each default is stated here and nowhere else.
 """
 
+from kdkit.config.shared import DeviceConfig, LoadingConfig, MismatchConfig, OverwriteConfig
 from kdkit.config.student import StudentConfig
-from kdkit.config.teacher import AMP_DTYPES, EMA, SingleTeacherConfig, TeacherConfig
+from kdkit.config.teacher import EMA, SingleTeacherConfig, TeacherConfig
 
-__all__ = ["AMP_DTYPES", "EMA", "SingleTeacherConfig", "StudentConfig", "TeacherConfig"]
+__all__ = [
+    "EMA",
+    "DeviceConfig",
+    "LoadingConfig",
+    "MismatchConfig",
+    "OverwriteConfig",
+    "SingleTeacherConfig",
+    "StudentConfig",
+    "TeacherConfig",
+]

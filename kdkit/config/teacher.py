@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import Literal
 
+from kdkit.config.choices import check_choices
 from kdkit.errors import ConfigError
 
-AMP_DTYPES = ("bfloat16", "float16")
 EMA = "ema"
 """As a teacher: the moving average of the student that is trained."""
 
@@ -16,54 +17,53 @@ class SingleTeacherConfig:
     """One teacher, alone or of an ensemble."""
 
     model: str
-    """timm name, with or without tag, e.g. resnet50.a1_in1k; or the path of a teacher card; or, of a training alone,
-    ema for the moving average of the student itself."""
+    """Teacher: a timm name with or without tag (resnet50.a1_in1k), a folder that `kdkit distill` or `kdkit export`
+    wrote, a weights file (with --arch), the path of a teacher card, or, for distill, ema (the student's moving
+    average)."""
+
+    arch: str | None = None
+    """timm architecture of the teacher, where the teacher is a weights file, e.g. resnet50."""
 
     checkpoint: str | None = None
-    """Weights file (safetensors or torch) to load in place of timm's pretrained weights."""
+    """Weights file (safetensors or torch) in place of timm's pretrained weights."""
 
     input_size: int | None = None
-    """Side in pixels that the teacher is given; by default what arrives, or the only size it accepts."""
+    """Side of the teacher's input in pixels; by default the views' size, or the only size that the model accepts."""
 
-    dtype: str | None = None
-    """Precision of the weights: float32, bfloat16 or float16; float32 by default."""
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    """Precision of the weights; float32 by default."""
 
-    autocast: str | None = None
-    """Autocast dtype, bfloat16 or float16, over the weights as they are; none by default."""
+    autocast: Literal["bfloat16", "float16"] | None = None
+    """Autocast dtype, with the weights as they are; none by default."""
 
     class_map: str | None = None
-    """For each class asked for the teacher's class: a JSON file with a list of indices or of synsets, or the name of an
-    ImageNet family, e.g. imagenet-1k; all of the teacher's classes by default."""
+    """The teacher's class for each class of the data: a JSON file with a list of indices or of class names, or an
+    ImageNet family, e.g. imagenet-1k; by default the teacher's own classes."""
 
-    missing: str = "error"
-    """About a class of the map that the teacher does not have: error, or least for the least logit."""
+    missing_classes: Literal["error", "min_logit"] = "error"
+    """For a class of the map that the teacher does not have: error, or min_logit for the smallest logit of the row."""
 
     weight: float = 1.0
-    """How much its probabilities count in an ensemble, in proportion to the others' weights."""
+    """Weight of the teacher's probabilities in an ensemble, relative to the other weights."""
 
     def __post_init__(self) -> None:
-        known = (
-            ("dtype", (None, "float32", *AMP_DTYPES)),
-            ("autocast", (None, *AMP_DTYPES)),
-            ("missing", ("error", "least")),
-        )
-        for name, values in known:
-            if getattr(self, name) not in values:
-                raise ConfigError(f"{name} must be one of {', '.join(map(str, values))}, got {getattr(self, name)!r}")
+        check_choices(self)
         if self.input_size is not None and self.input_size < 1:
             raise ConfigError(f"input_size must be at least 1 pixel, got {self.input_size}")
-        if self.missing != "error" and self.class_map is None:
-            raise ConfigError(f"missing {self.missing!r} is about classes of a class_map, and there is none")
+        if self.missing_classes != "error" and self.class_map is None:
+            raise ConfigError(f"missing_classes={self.missing_classes!r} needs a class_map, and there is none")
+        if self.arch is not None and self.checkpoint is not None:
+            raise ConfigError("a teacher with arch is a weights file itself: leave out checkpoint")
         if not 0 <= self.weight < float("inf"):
             raise ConfigError(f"weight must be a number of 0 or more, got {self.weight}")
 
 
 @dataclass(frozen=True)
 class TeacherConfig(SingleTeacherConfig):
-    """Which teacher is asked."""
+    """The teacher model, or an ensemble of several."""
 
     ensemble: tuple[SingleTeacherConfig, ...] = ()
-    """Further teachers, of an ensemble whose probabilities are averaged, each with the options of this one, e.g.
+    """Further teachers of an ensemble whose probabilities are averaged, each with the options of this one, e.g.
     [{model: resnet50, input_size: 288, weight: 2}]."""
 
     def __post_init__(self) -> None:

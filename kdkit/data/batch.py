@@ -1,4 +1,4 @@
-"""A batch as a loader's workers leave it: pixels, not yet normalised, on the CPU."""
+"""A batch as the workers of a loader return it: pixels on the CPU, not yet normalised."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from kdkit.errors import DatasetError
 
 @dataclass(frozen=True, eq=False)
 class PixelBatch:
-    """A batch as the workers leave it: images uint8 [B, 3, H, W], target [B] and row [B] int64, one view.
+    """A batch as the workers return it: images uint8 [B, 3, H, W], target [B] and row [B] int64, one view.
 
-    Where views are mixed, `partner_target` [B] and `share` [B] float32 say of what; `teacher_images` are uint8
-    [B, 3, T, T] where the teacher's view has a size T of its own; `skipped` are the row and the reason of each sample
-    that was left out.
+    Of mixed views, `partner_target` [B] holds the partner's class index and `share` [B] float32 the share of the
+    sample's own label. `teacher_images` uint8 [B, 3, T, T] are the same views at the teacher's size T, if it differs.
+    `skipped` holds the row and the reason of each sample that was left out.
     """
 
     images: Tensor
@@ -44,7 +44,7 @@ class PixelBatch:
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        """For another process: a tensor costs it a file and a connection, which a few numbers are not worth."""
+        """For another process: a tensor would take a file and a connection, too much for a few numbers."""
         return {name: value.numpy() if _is_numbers(value) else value for name, value in self.__dict__.items()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -53,12 +53,12 @@ class PixelBatch:
 
 
 def _is_numbers(value: Any) -> bool:
-    """Whether this is one number a sample, and no pixels."""
+    """Whether this is one number per sample, not pixels."""
     return isinstance(value, Tensor) and value.ndim == 1
 
 
 def collate(found: list[Sample | Unreadable]) -> PixelBatch:
-    """One batch of what a dataset returned.
+    """Collates the samples that a dataset returned into one batch.
 
     Raises:
         DatasetError: no sample could be read, or the samples show several views.

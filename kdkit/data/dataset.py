@@ -1,4 +1,4 @@
-"""ReplayedDataset: a source seen through a recipe, indexed by (row, view)."""
+"""ReplayedDataset: the images of a source in the views of a recipe, indexed by (row, view)."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from kdkit.data.views.recorded import RecordedRenderer, RecordStore, open_record
 from kdkit.data.views.seed import preserve_rng_state, seed_all, view_seed
 from kdkit.data.views.transform import Transform, create_view_transform
 from kdkit.errors import ConfigError, DatasetError
-from kdkit.recipe import ViewRecipe
+from kdkit.recipe import ViewRecipe, describe_recipe
 
 Index = tuple[int, int]
 
 
 class Sample(NamedTuple):
-    """One view of one sample, as a loader's worker returns it."""
+    """One view of one sample, as a worker process of a loader returns it."""
 
     image: Tensor
-    """Pixels, uint8 [3, H, W]; mixed, where the recipe mixes."""
+    """Pixels, uint8 [3, H, W]; mixed with those of the partner if the recipe mixes views."""
     target: int
     """Class index; -1 where the sample has no label."""
     row: int
@@ -38,15 +38,15 @@ class Sample(NamedTuple):
     view: int
     """Number of the view."""
     partner_target: int | None = None
-    """Class index of the sample that it is mixed with, itself where it is alone; None where the recipe does not mix."""
+    """Class index of the partner that the sample is mixed with, or its own without a partner; None without mixing."""
     share: float = 1.0
     """Share of `target` in the mixed label; 1 where nothing is mixed."""
     teacher_image: Tensor | None = None
-    """The same view at the teacher's size, where it was asked for."""
+    """The same view at the teacher's size, uint8 [3, T, T], from a dataset `with_teacher_view()`; else None."""
 
 
 class Unreadable(NamedTuple):
-    """In the place of a sample that could not be made, where such are skipped."""
+    """Stands in a batch for a sample that could not be loaded, in a dataset that skips such samples."""
 
     row: int
     """Index of the sample in the dataset."""
@@ -55,21 +55,27 @@ class Unreadable(NamedTuple):
 
 
 class ReplayedDataset(Dataset[Sample]):
-    """View v of sample i depends on the recipe, the sample's key and v alone; mixed, on its partner's key as well.
+    """The images of a source in reproducible views.
+
+    View v of a sample depends only on the recipe, the sample's key and v; a mixed view depends also on the key of the
+    partner.
 
     Args:
         source: where the images come from.
         recipe: what the views look like.
-        transform: a callable of your own in place of the recipe's crop, flip, colours and erasing: torchvision, timm or
-            albumentations-like, from an RGB image to uint8 pixels of the recipe's size. It must draw from `random`,
-            numpy.random or torch's default generator, or have a method set_random_seed(seed).
-        transform_id: names that transform in place of its digest; change the name as the transform changes.
-        num_classes: how many classes mixed labels have; by default as many as the source names.
-        records: the open cache that holds the parameters of the views, where the recipe says that they are recorded.
+        transform: a custom transform in place of the recipe's crop, flip, colours and erasing: a callable as those of
+            torchvision, timm or albumentations, from an RGB image to uint8 pixels of the recipe's size. It must draw
+            from `random`, numpy.random or torch's default generator, or have a method set_random_seed(seed).
+        transform_id: identifies the transform in the recipe, in place of its name and repr; change it when the
+            transform changes. It is required where the repr holds a memory address, as that of a function does. A
+            change that neither shows is found by the pixel hashes of a cache (see
+            `kdkit.data.views.identity.transform_identity`).
+        num_classes: number of classes of mixed labels; the number of the source's class names by default.
+        records: the open cache with the parameters of the views, where the recipe says that they are recorded.
 
     Raises:
         DatasetError: the source is empty, or two samples have one key.
-        ConfigError: the recipe was made for a transform that was not given, or the transform cannot be replayed.
+        ConfigError: the recipe was made for another transform, or the transform cannot be replayed or identified.
     """
 
     def __init__(
@@ -84,7 +90,7 @@ class ReplayedDataset(Dataset[Sample]):
     ) -> None:
         if len(source) == 0:
             raise DatasetError("the dataset holds no samples")
-        keys: Sequence[object] = source.keys  # a source of the user's may hold anything
+        keys: Sequence[object] = source.keys  # a custom source may hold anything
         for other in (key for key in keys if not isinstance(key, str)):
             raise DatasetError(f"a sample has the key {other!r}, a {type(other).__name__}: keys must be strings")
         if len(set(source.keys)) != len(source.keys):
@@ -109,15 +115,15 @@ class ReplayedDataset(Dataset[Sample]):
                 check_replayable(lambda view: self._views(0, view)[0])
 
     def for_teacher(self) -> Self:
-        """The same views as the teacher sees them: at the recipe's teacher_size."""
+        """The same views at the recipe's teacher_size, as the teacher sees them."""
         return self._showing(self._teacher)
 
     def with_teacher_view(self) -> Self:
-        """The same views as the student sees them, each with `teacher_image`, the teacher's, beside it."""
+        """The same views at the student's size, each with the teacher's in `teacher_image`."""
         return self if self.recipe.teacher_size is None else self._showing(self._student, self._teacher)
 
     def skipping_unreadable(self) -> Self:
-        """The same views, but a sample that cannot be read is left out of its batch, and named by the loader."""
+        """The same views; a sample that cannot be read is left out of its batch, and the loader reports its key."""
         other = copy.copy(self)
         other.skips_unreadable = True
         return other
@@ -129,17 +135,21 @@ class ReplayedDataset(Dataset[Sample]):
         return other
 
     def partners(self, view: int) -> Tensor | None:
-        """For each sample the row it is mixed with in `view`, int64 [N], its own where alone; None without mixing."""
+        """The row of each sample's partner in `view`, int64 [N], its own without a partner; None without mixing."""
         return None if self._pairing is None else self._pairing.partners(view)
 
     def __len__(self) -> int:
         return len(self.keys)
 
+    def __repr__(self) -> str:
+        source = repr(self.source) if type(self.source).__repr__ is not object.__repr__ else type(self.source).__name__
+        return f"ReplayedDataset({source}, {describe_recipe(self.recipe)})"
+
     def __getitem__(self, index: Index) -> Sample:
         """The sample at `index` = (row, view), as in dataset[0, 3].
 
         Raises:
-            DatasetError: the index names no view, or the sample cannot be made; names it.
+            DatasetError: the index names no view, or the sample cannot be loaded; names it.
         """
         sample = self.__getitems__([index])[0]
         if isinstance(sample, Unreadable):
@@ -147,10 +157,10 @@ class ReplayedDataset(Dataset[Sample]):
         return sample
 
     def __getitems__(self, indices: Sequence[Index]) -> list[Sample | Unreadable]:
-        """The samples of a batch. An image is decoded once, also where it is shown and another is mixed with it.
+        """The samples of a batch. An image that is shown and also mixed into another is decoded once.
 
         Raises:
-            DatasetError: an index names no view; or a sample cannot be made, and such are not skipped; names it.
+            DatasetError: an index names no view, or a sample cannot be loaded and such samples are not skipped.
         """
         self._check_indices(indices)
         drawn = lru_cache(maxsize=None)(self._views if self._recorded is None else self.source.__getitem__)
@@ -158,24 +168,24 @@ class ReplayedDataset(Dataset[Sample]):
             return [self._sample_or_reason(row, view, drawn) for row, view in indices]
 
     def _check_indices(self, indices: Sequence[Any]) -> None:
-        """Refuses what names no view of a sample here; that is no unreadable image, which may be skipped."""
+        """Raises DatasetError for an index without a view; it is not an unreadable image, so it is never skipped."""
         for index in indices:
             if not (isinstance(index, (tuple, list)) and len(index) == 2):
                 raise DatasetError(f"index {index!r} names no view: dataset[row, view], or in a loader an EpochSampler")
             row, view = index
             if not 0 <= row < len(self.keys):  # a negative one would be another sample's partner
-                raise DatasetError(f"row {row} was asked for, but the dataset has rows 0 to {len(self.keys) - 1}")
+                raise DatasetError(f"row {row} is out of range: the dataset has rows 0 to {len(self.keys) - 1}")
             if not 0 <= view < self.recipe.num_views:
                 views = self.recipe.num_views - 1
-                raise DatasetError(f"view {view} was asked for, but the recipe has views 0 to {views}")
+                raise DatasetError(f"view {view} is out of range: the recipe has views 0 to {views}")
 
     def _sample_or_reason(self, row: int, view: int, drawn: Callable[..., tuple[Any, ...]]) -> Sample | Unreadable:
         try:
             return self._sample(row, view, drawn)
-        except Exception as error:  # whatever a reader or a transform of the user's raises
+        except Exception as error:  # a custom source or transform may raise anything
             reason = str(error)
             if not isinstance(error, DatasetError):
-                reason = f"view {view} of {self.keys[row]!r} could not be made: {type(error).__name__}: {error}"
+                reason = f"view {view} of {self.keys[row]!r} could not be loaded: {type(error).__name__}: {error}"
             if self.skips_unreadable:
                 return Unreadable(row, reason)
             raise DatasetError(reason) from error
@@ -194,7 +204,7 @@ class ReplayedDataset(Dataset[Sample]):
         return Sample(mixed[0], target, row, view, partner_target, mix.share, *mixed[1:])
 
     def _views(self, row: int, view: int) -> tuple[Any, ...]:
-        """What is shown of a sample before mixing, uint8 [3, H, W] at each size, and its target."""
+        """A view before mixing, uint8 [3, H, W] at each size, and the sample's target."""
         image, target = self.source[row]
         seed = view_seed(self.recipe.seed, self.keys[row], view)
         images = []
@@ -213,7 +223,7 @@ def _named(recipe: ViewRecipe, transform: Callable[..., Any], name: str | None) 
     """The recipe with the transform's identity in it."""
     identity = name or transform_identity(transform)
     if recipe.transform not in (None, identity):
-        raise ConfigError(f"the recipe is for the transform {recipe.transform!r}, this one is {identity!r}")
+        raise ConfigError(f"the recipe is for the transform {recipe.transform!r}, but this one is {identity!r}")
     return dataclasses.replace(recipe, transform=identity)
 
 

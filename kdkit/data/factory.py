@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any, Literal
 
 import torch
@@ -13,9 +12,8 @@ from kdkit.data.loader import ReplayLoader
 from kdkit.data.sampler import EpochSampler
 from kdkit.errors import ConfigError
 from kdkit.runtime import distributed
+from kdkit.runtime.hardware import choose_workers
 from kdkit.types import Normalization
-
-_MOST_WORKERS = 16
 
 
 def create_loader(
@@ -45,8 +43,8 @@ def create_loader(
             trains it. ImageNet's are taken where there is none.
         batch_size: images per batch and rank.
         views_per_decode: how many views of an image are drawn each time it is decoded; only 1 is implemented.
-        num_workers: processes that load and augment images; 0 loads in the calling process, "auto" starts one per CPU
-            that this process may use, shared among the ranks of this machine, at most 16.
+        num_workers: processes that load and augment images; 0 loads in the calling process, "auto" takes this
+            rank's share of the CPUs that this process may use, 1 to 8.
         shuffle: whether each epoch has its own order.
         seed: seed of the order of images; the views have the recipe's.
         device: where batches arrive; the student's device by default.
@@ -71,15 +69,5 @@ def create_loader(
         rank=distributed.rank(),
         world_size=distributed.world_size(),
     )
-    workers = _resolve_workers(num_workers)
+    workers = choose_workers(num_workers)
     return ReplayLoader(dataset, sampler, Normalization.of(model), device=device, num_workers=workers)
-
-
-def _resolve_workers(num_workers: int | str) -> int:
-    """The number of worker processes that `num_workers` means on this machine."""
-    if isinstance(num_workers, int) and num_workers >= 0:
-        return num_workers
-    if num_workers != "auto":
-        raise ConfigError(f"num_workers is {num_workers!r}: expected 'auto' or 0 or more")
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(_MOST_WORKERS, cpus // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))

@@ -26,7 +26,7 @@ _RAISED_IN_WORKER = "in DataLoader worker process"  # in torch's text of what a 
 
 @contextmanager
 def translate_worker_errors() -> Iterator[None]:
-    """Within the context, a worker's death is a DatasetError; torch reports it from whatever statement is running."""
+    """Within the context, a worker's death raises DatasetError; torch reports it from any statement that runs then."""
     try:
         yield
     except RuntimeError as error:
@@ -37,7 +37,7 @@ def translate_worker_errors() -> Iterator[None]:
 
 @contextmanager
 def _naming_lost_workers(num_workers: int) -> Iterator[None]:
-    """The same, of a worker that dies while a batch is fetched from it: torch may not know yet, and says what broke."""
+    """The same for a worker that dies while a batch is fetched: torch may report only the broken connection."""
     try:
         yield
     except (ConnectionError, EOFError, FileNotFoundError) as error:
@@ -55,22 +55,23 @@ def _death(error: Exception) -> DatasetError:
 
 
 class ReplayLoader:
-    """Iterates over Batches on `device`, made of the (row, view) pairs that `sampler` names.
+    """Iterates over Batches on `device`, loaded from the (row, view) pairs of `sampler`.
 
-    Workers live on from epoch to epoch. On a CUDA device the next batch is copied and normalised on a stream of its own
-    while the current one is worked on. Where the recipe mixes, the sampler is told the pairs, and targets are soft
-    labels [B, C] float32, in which a sample without a label (-1) has no share.
+    Worker processes persist across epochs. On a CUDA device the next batch is copied and normalised on a separate
+    stream while the current one is used. If the recipe mixes views, the sampler keeps pairs together, and targets are
+    soft labels [B, C] float32, in which a sample without a label (-1) has no share. Each pass without `set_epoch` is
+    the next epoch.
 
     Args:
         dataset: what to load.
-        sampler: names the (row, view) pairs of each batch, all of one view.
-        normalization: what the images are normalised by: `Normalization.of(student)`.
-        device: where batches end up.
-        num_workers: worker processes; 0 loads in this one.
+        sampler: yields the (row, view) pairs of each batch, all of one view.
+        normalization: mean and standard deviation of the student's input: `Normalization.of(student)`.
+        device: device of the batches.
+        num_workers: worker processes; 0 loads in the calling process.
         loader_kwargs: further arguments of torch's DataLoader, e.g. multiprocessing_context.
 
     Attributes:
-        on_skip: called with key and reason for each sample that was skipped, where the dataset does so; logs a warning.
+        on_skip: called with the key and the reason for each skipped sample; logs a warning by default.
     """
 
     def __init__(
@@ -100,20 +101,26 @@ class ReplayLoader:
             pin_memory=self.device.type == "cuda",
             persistent_workers=num_workers > 0,
             worker_init_fn=leave_signals_to_parent,
-            generator=torch.Generator(),  # else each epoch would draw from, and so disturb, the global one
+            generator=torch.Generator(),  # otherwise each epoch would draw from the global one
             **loader_kwargs,
         )
 
     def __len__(self) -> int:
         return len(self._loader)
 
+    def __repr__(self) -> str:
+        return (
+            f"ReplayLoader({len(self)} batches of {self.sampler.batch_size}, {self._loader.num_workers} workers, "
+            f"on {self.device}: {self.dataset!r})"
+        )
+
     @property
     def num_images(self) -> int:
-        """Images of one pass."""
+        """Number of images in one pass."""
         return self.sampler.num_images
 
     def set_epoch(self, epoch: int, start_batch: int = 0) -> None:
-        """Makes the next pass that of `epoch`, counted from 0 (its order, and its view e mod V), from a batch on."""
+        """Makes the next pass that of `epoch`, counted from 0, with its order and view e mod V, from `start_batch`."""
         self.sampler.set_epoch(epoch, start_batch)
 
     def __iter__(self) -> Iterator[Batch]:
@@ -123,14 +130,14 @@ class ReplayLoader:
             yield from map(self.to_batch, self.pixel_batches())
 
     def pixel_batches(self) -> Iterator[PixelBatch]:
-        """The batches as the workers leave them, on the CPU."""
+        """Iterates over the batches as the workers return them: uint8, on the CPU."""
         try:
             with translate_worker_errors(), _naming_lost_workers(self._loader.num_workers):
                 for batch in self._loader:
                     for row, reason in batch.skipped:
                         self.on_skip(self.dataset.keys[row], reason)
                     yield batch
-        except DatasetError as error:  # from a worker its text comes wrapped in that of a traceback
+        except DatasetError as error:  # a worker's error arrives with its traceback as text
             raise DatasetError(str(error).rsplit("DatasetError: ", 1)[-1].strip()) from error
 
     def to_batch(self, pixels: PixelBatch) -> Batch:

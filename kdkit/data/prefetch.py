@@ -1,4 +1,4 @@
-"""The next batch on its way to a CUDA device while the current one is worked on."""
+"""Copies the next batch to a CUDA device while the current one is used."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ Pixels = TypeVar("Pixels")
 def prefetch_to_device(
     batches: Iterator[Pixels], to_batch: Callable[[Pixels], Batch], device: torch.device
 ) -> Iterator[Batch]:
-    """Each batch on `device`, made by `to_batch` on a stream of its own one batch ahead of the consumer.
+    """Yields each batch on `device`; `to_batch` runs on a separate stream, one batch ahead of the consumer.
 
     Args:
-        batches: what the workers left, in page-locked memory.
-        to_batch: copies and normalises; called within the stream.
+        batches: batches from the workers, in page-locked memory.
+        to_batch: copies and normalises a batch; called on the stream.
         device: a CUDA device.
     """
     stream = torch.cuda.Stream(device)
-    stream.wait_stream(torch.cuda.current_stream(device))  # what `to_batch` holds was made there
+    stream.wait_stream(torch.cuda.current_stream(device))  # the constants of `to_batch` were made on it
     coming: tuple[Batch, torch.cuda.Event] | None = None
     for pixels in batches:
         with torch.cuda.stream(stream):
@@ -36,7 +36,7 @@ def prefetch_to_device(
 
 
 def _handed_over(batch: Batch, ready: torch.cuda.Event) -> Batch:
-    """The batch, for use on the current stream: that waits for it, and its memory is not given away before."""
+    """The batch on the current stream. The stream waits for the copy; `record_stream` keeps the memory alive."""
     current = torch.cuda.current_stream(batch.input.device)
     current.wait_event(ready)
     for tensor in (batch.input, batch.target, batch.teacher_input):

@@ -1,4 +1,4 @@
-"""Which (row, view) pairs make up a batch."""
+"""Samplers: which (row, view) pairs make up each batch."""
 
 from __future__ import annotations
 
@@ -17,24 +17,25 @@ Index = tuple[int, int]
 class EpochSampler(Sampler[list[Index]]):
     """Batches of one training epoch: every row once, all in view e mod V.
 
-    The order depends on seed and epoch alone. Each rank takes every world_size-th row; so that all ranks make the same
-    number of steps, the order is padded with its own beginning to a multiple of world_size.
+    Pass e over the sampler is epoch e; `set_epoch` before a pass chooses another, and later passes continue from there.
+    The order depends only on seed and epoch. Each rank takes every world_size-th row. The order is padded with its
+    first rows to a multiple of world_size, so that all ranks make the same number of steps.
 
-    Where views are mixed, partners stand side by side, so that a batch of even size holds whole pairs and no image is
-    decoded twice. Rows whose partner is not among `rows`, or who have none, stand last. Several ranks take every
-    world_size-th pair: the last row of an odd number is doubled, then the pairs are padded with the first ones.
+    If views are mixed, partners are adjacent, so that a batch of even size holds whole pairs and no image is decoded
+    twice. Rows without a partner among `rows` come last. Several ranks take every world_size-th pair: the last row of
+    an odd number is repeated, then the pairs are padded with the first ones.
 
     Args:
-        rows: dataset indices to draw from; all of `range(n)` for the whole of it.
-        batch_size: samples a batch and rank.
-        num_views: how many views V the recipe has.
-        shuffle: whether each epoch has an order of its own; else that of `rows`.
-        seed: seed of the order.
-        drop_last: whether a last batch that is not full is left out.
+        rows: dataset indices to draw from; `range(n)` for all n samples.
+        batch_size: samples per batch and rank.
+        num_views: number of views V of the recipe.
+        shuffle: whether each epoch has its own order, rather than the order of `rows`.
+        seed: seed of the order of rows.
+        drop_last: whether a last batch that is not full is dropped.
         rank, world_size: which share of the rows this process takes.
 
     Attributes:
-        partners: ReplayedDataset.partners of a dataset that mixes, else None; ReplayLoader sets it.
+        partners: `ReplayedDataset.partners` of a dataset that mixes views, else None; ReplayLoader sets it.
     """
 
     def __init__(
@@ -67,29 +68,33 @@ class EpochSampler(Sampler[list[Index]]):
         self.partners: Callable[[int], torch.Tensor | None] | None = None
 
     def set_epoch(self, epoch: int, start_batch: int = 0) -> None:
-        """Makes the next iteration that of `epoch`, counted from 0, and begin at batch `start_batch` of it.
+        """Makes the next pass that of `epoch`, counted from 0, beginning at batch `start_batch`.
 
-        This is the position of a stopped run: what follows is what would have followed. The length stays the epoch's.
+        A run that resumes at this position sees the batches that the stopped run would have seen. The length remains
+        that of a whole epoch.
+
+        Raises:
+            ConfigError: `start_batch` is out of range.
         """
         if not 0 <= start_batch <= len(self):
-            raise ConfigError(f"batch {start_batch} is no place to begin an epoch of {len(self)} batches")
+            raise ConfigError(f"start_batch {start_batch} is not within an epoch of {len(self)} batches")
         self.epoch = epoch
         self.start_batch = start_batch
         self._has_begun = False
 
     @property
     def num_valid_samples(self) -> int:
-        """Rows of this rank that are no padding; evaluators count no others (timm's evaluation_sample_limit)."""
+        """Rows of this rank without padding; evaluators count only these (timm's evaluation_sample_limit)."""
         return len(range(self.rank, len(self.rows), self.world_size))
 
     @property
     def num_images(self) -> int:
-        """Images of one epoch on this rank."""
+        """Number of images of one epoch on this rank."""
         return len(self) * self.batch_size if self.drop_last else self._rows_per_rank
 
     @property
     def _block(self) -> int:
-        """How many rows are dealt to a rank at once: pairs, where there are pairs and ranks."""
+        """Number of rows that a rank takes at once: 2 for pairs on several ranks, else 1."""
         return 1 if self.partners is None or self.world_size == 1 else 2
 
     @property
@@ -126,7 +131,7 @@ class EpochSampler(Sampler[list[Index]]):
 
 
 def _side_by_side(order: torch.Tensor, partners: torch.Tensor) -> torch.Tensor:
-    """`order` with each row's partner behind it, where it is there too, and the rows without one at the end."""
+    """`order` with each row followed by its partner, and the rows without one at the end."""
     place = torch.full((len(partners),), len(order))
     place[order] = torch.arange(len(order))
     own, others = place[order], place[partners[order]]
@@ -136,14 +141,14 @@ def _side_by_side(order: torch.Tensor, partners: torch.Tensor) -> torch.Tensor:
 
 
 class RangeSampler(Sampler[list[Index]]):
-    """Batches of a cache build: (view, start, stop) ranges in turn, no batch across two of them.
+    """Batches of a cache build: (view, start, stop) ranges in turn; no batch spans two ranges.
 
-    The batches of a range depend on that range alone, so that a range built again after a crash is computed in the very
-    same batches.
+    The batches of a range depend only on that range, so that a range that is built again after a crash is computed in
+    the same batches.
 
     Args:
         ranges: (view, start, stop) triples.
-        batch_size: samples a batch; the last of a range may be smaller.
+        batch_size: samples per batch; the last batch of a range may be smaller.
     """
 
     def __init__(self, ranges: Sequence[tuple[int, int, int]], batch_size: int) -> None:
@@ -154,11 +159,11 @@ class RangeSampler(Sampler[list[Index]]):
 
     @property
     def num_images(self) -> int:
-        """Images of all ranges."""
+        """Number of images of all ranges."""
         return sum(stop - start for _, start, stop in self.ranges)
 
     def set_epoch(self, epoch: int, start_batch: int = 0) -> None:
-        """Nothing: a build has no epochs."""
+        """Does nothing: a build has no epochs."""
 
     def __len__(self) -> int:
         return sum(math.ceil((stop - start) / self.batch_size) for _, start, stop in self.ranges)

@@ -4,33 +4,31 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from kdkit.config import OverwriteConfig
 from kdkit.errors import ConfigError
 
 
 @dataclass(frozen=True)
-class DemoConfig:
+class DemoConfig(OverwriteConfig):
     """The demonstration on scikit-learn's digits."""
 
     output: str = "kdkit-demo"
     """Folder for the cache, metrics.jsonl, summary.csv and the learning curves."""
 
     seeds: int = 3
-    """Students trained each way."""
+    """Students trained in each way, one per seed."""
 
     epochs: int = 8
-    """Passes over the 1,347 training images, for each student."""
+    """Epochs of each student, over 1,347 training images."""
 
     teacher_epochs: int = 6
-    """Passes over the 1,347 training images, for the teacher."""
+    """Epochs of the teacher, over 1,347 training images."""
 
     num_views: int = 8
-    """Replayed views of each image that the teacher is asked about."""
+    """Views of each image that the teacher is run on."""
 
     num_workers: int = 1
-    """Processes that augment images; 0 augments in the main process."""
-
-    overwrite: bool = False
-    """Whether what an earlier run left in the output folder is replaced; a folder with anything else is refused."""
+    """Worker processes that augment images; 0 augments in the main process."""
 
     def __post_init__(self) -> None:
         if self.seeds < 1:

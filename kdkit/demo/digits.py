@@ -1,4 +1,4 @@
-"""scikit-learn's digits as the demonstration uses them."""
+"""scikit-learn's digits, split for the demonstration."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from kdkit.errors import MissingDependencyError
 
 NUM_CLASSES = 10
 LABELS_PER_CLASS = 10
-"""Labels of each class that students may see."""
+"""Labels of each class that students get."""
 
 
 @dataclass(frozen=True)
@@ -29,10 +29,10 @@ class Digits:
     held_out: Sequence[int]
     """Rows of the held-out quarter."""
     labelled: Sequence[int]
-    """Rows, among `train`, whose label the students may see."""
+    """Rows, among `train`, whose label the students get."""
 
     def source(self, rows: Sequence[int], *, visible: Sequence[int] | None = None, copies: int = 1) -> ArraySource:
-        """The images of `rows`; only `visible` ones keep their label. Copies have keys, and so views, of their own."""
+        """The images of `rows`; only the rows in `visible` keep their label. Each copy has its own key and views."""
         repeated = list(rows) * copies
         kept = set(rows if visible is None else visible)
         return ArraySource(
@@ -44,7 +44,7 @@ class Digits:
 
 
 def load_digits() -> Digits:
-    """The digits, split alike each time.
+    """Loads the digits; the split is always the same.
 
     Raises:
         MissingDependencyError: scikit-learn is not installed.

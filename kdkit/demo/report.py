@@ -1,4 +1,4 @@
-"""What the demonstration measured, as a report, a table and learning curves."""
+"""The measurements of the demonstration, as a report, a table and learning curves."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ COLUMNS = ("", "labels", "held-out top-1 %", "seconds", "images/s", "bytes")
 
 @dataclass(frozen=True)
 class DemoReport:
-    """What the demonstration measured."""
+    """The measurements of the demonstration."""
 
     teacher_top1: float
     """Top-1 of the teacher on the held-out quarter, percent."""
     build: BuildReport
-    """The build of the cache."""
+    """Report on the build of the cache."""
     students: dict[str, list[TrainReport]]
-    """Way of training -> one report a seed."""
+    """Way of training -> one report per seed."""
     seconds: float
     """Wall time of everything."""
     output: Path
@@ -37,7 +37,7 @@ class DemoReport:
         return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
 
     def images_per_second(self, way: str) -> float:
-        """Training images a second over all seeds."""
+        """Training images per second over all seeds."""
         return float(np.mean([report.images_per_second for report in self.students[way]]))
 
     def seconds_each(self, way: str) -> float:
@@ -46,17 +46,17 @@ class DemoReport:
 
 
 def table_rows(report: DemoReport) -> list[Row]:
-    """The rows of the table, as text, under COLUMNS."""
+    """The rows of the table, as text, one cell per name in COLUMNS."""
     build = report.build
-    asked = build.num_rows * build.num_views
+    num_images = build.num_rows * build.num_views
     rows: list[Row] = [
         ("teacher", "1,347", f"{report.teacher_top1:.1f}", "", "", ""),
         (
-            f"asking it once, {build.num_views} views",
+            f"cache, {build.num_views} views",
             "",
             "",
             f"{build.seconds:.1f}",
-            f"{asked / build.seconds:,.0f}",
+            f"{num_images / build.seconds:,.0f}",
             f"{build.num_bytes:,}",
         ),
     ]

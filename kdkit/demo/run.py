@@ -1,7 +1,7 @@
-"""The whole story on real digits: ask a teacher once, train students from what it said.
+"""The demonstration: a teacher, its cache, and students trained with and without it, on scikit-learn's digits.
 
-A teacher learns all 1,347 training labels of scikit-learn's digits. Small students get 100 of the labels, and learn
-from the labels alone, from the live teacher, or from its cache, on one schedule.
+The teacher is trained on all 1,347 training labels. Small students get 100 of the labels, and are trained from the
+labels alone, with the live teacher, or from its cache, on one schedule.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import nn
 
 from kdkit.building.build import build_cache
 from kdkit.building.config import BuildConfig
-from kdkit.cache import CachedTeacher, open_cache
+from kdkit.cache import open_cache
 from kdkit.data import EpochSampler, ReplayedDataset, ReplayLoader
 from kdkit.demo.config import DemoConfig
 from kdkit.demo.digits import NUM_CLASSES, Digits, load_digits
@@ -31,7 +31,7 @@ from kdkit.training.config import TrainConfig
 from kdkit.training.logger import FILES, RunLogger
 from kdkit.training.report import TrainReport
 from kdkit.training.train import train
-from kdkit.types import Normalization
+from kdkit.types import Normalization, TeacherSource
 
 SIZE = 32
 TEACHER = "resnet18"
@@ -55,7 +55,7 @@ def demo(config: DemoConfig | None = None, *, show_progress: bool = False) -> De
         OutputExistsError: the output folder is not empty.
     """
     config = config or DemoConfig()
-    begun = time.monotonic()
+    start = time.monotonic()
     digits = load_digits()
     output = prepare_output(config.output, _FILES, overwrite=config.overwrite)
     run = _Demo(config, digits, RunLogger(output), show_progress)
@@ -68,13 +68,13 @@ def demo(config: DemoConfig | None = None, *, show_progress: bool = False) -> De
         show_progress=show_progress,
     )
     students = run.train_students(teacher, open_cache(build.path, run.unlabelled))
-    report = DemoReport(teacher_top1, build, students, time.monotonic() - begun, output)
+    report = DemoReport(teacher_top1, build, students, time.monotonic() - start, output)
     draw_curves(students, output / "curves.png")
     return report
 
 
 class _Demo:
-    """The datasets of the demonstration and the two kinds of training it does on them."""
+    """The datasets of the demonstration, and the trainings of its teacher and students."""
 
     def __init__(self, config: DemoConfig, digits: Digits, logger: RunLogger, show_progress: bool) -> None:
         self.config = config
@@ -88,7 +88,7 @@ class _Demo:
         self.held_out = ReplayedDataset(digits.source(digits.held_out), ViewRecipe.evaluation(SIZE, crop_pct=1.0))
 
     def train_teacher(self) -> tuple[Teacher, float]:
-        """The teacher, trained on every label, and its held-out top-1 in percent."""
+        """Trains the teacher on every label; returns it and its held-out top-1 in percent."""
         torch.manual_seed(0)
         model = timm.create_model(TEACHER, num_classes=NUM_CLASSES)
         config = replace(_TEACHER_TRAINING, epochs=self.config.teacher_epochs)
@@ -98,8 +98,8 @@ class _Demo:
             report = self._train(task, self.labelled, config, "teacher", 0, display, num_workers=0)
         return create_teacher(model, num_classes=NUM_CLASSES), report.top1 or 0.0
 
-    def train_students(self, teacher: Teacher, cache: CachedTeacher) -> dict[str, list[TrainReport]]:
-        """One student for each way and seed, on one schedule; the ways take turns."""
+    def train_students(self, teacher: Teacher, cache: TeacherSource) -> dict[str, list[TrainReport]]:
+        """Trains one student for each way and seed, on one schedule; the ways alternate."""
         tasks: dict[str, Callable[[nn.Module], TrainingTask]] = {
             "labels alone": ClassificationTask,
             "live teacher": lambda student: _distillation(student, teacher),
@@ -115,7 +115,7 @@ class _Demo:
                 label = f"student {seed + 1} of {self.config.seeds}, {way}"
                 with progress(label, config.epochs * len(dataset), "images", enabled=self.show_progress) as display:
                     source = cache if way == "cached teacher" else None
-                    with _leaving_cores(self.config.num_workers):
+                    with _cores_for_workers(self.config.num_workers):
                         reports[way].append(
                             self._train(task, dataset, config, way, seed, display, source, self.config.num_workers)
                         )
@@ -129,7 +129,7 @@ class _Demo:
         way: str,
         seed: int,
         display: Display,
-        source: CachedTeacher | None = None,
+        source: TeacherSource | None = None,
         num_workers: int = 0,
     ) -> TrainReport:
         sampler = EpochSampler(
@@ -149,8 +149,8 @@ class _Demo:
 
 
 @contextmanager
-def _leaving_cores(num_workers: int) -> Iterator[None]:
-    """Small models lose more to a core that a loader's worker takes from them than they gain from it."""
+def _cores_for_workers(num_workers: int) -> Iterator[None]:
+    """Leaves a core to each loader worker: small models lose more by sharing theirs than by doing without."""
     threads = torch.get_num_threads()
     torch.set_num_threads(max(1, threads - num_workers))
     try:

@@ -11,24 +11,25 @@ from pathlib import Path
 from torch import nn
 
 from kdkit.data import EpochSampler, ReplayedDataset, ReplayLoader, translate_worker_errors
+from kdkit.dataset import open_dataset
 from kdkit.errors import ClassMismatchError, OutputExistsError
 from kdkit.evaluation.config import EvaluateConfig
 from kdkit.recipe import ViewRecipe
-from kdkit.resolve import resolve_dataset, resolve_device
+from kdkit.resolve import resolve_device
 from kdkit.runtime import files
 from kdkit.runtime.progress import progress
+from kdkit.student import Student, load_student
 from kdkit.tasks import ClassificationTask
 from kdkit.training.evaluate import evaluate
-from kdkit.training.student import Student, load_student
 from kdkit.types import Normalization
 
 
 @dataclass(frozen=True)
 class EvaluateReport:
-    """How good and how fast a student is."""
+    """The accuracy and the speed of a student."""
 
     student: str
-    """What was evaluated, as it was named."""
+    """Name of the student: its folder, or its timm name."""
     top1: float
     """Top-1, percent."""
     top5: float
@@ -36,37 +37,37 @@ class EvaluateReport:
     loss: float
     """Cross-entropy, nats."""
     num_images: int
-    """Images that it was asked about."""
+    """Number of images."""
     images_per_second: float
-    """Images a second, loading included."""
+    """Images per second, loading included."""
 
 
 @translate_worker_errors()
 def evaluate_student(config: EvaluateConfig, *, show_progress: bool = False) -> EvaluateReport:
-    """Asks the student that `config` names about every image of a folder.
+    """Runs the student that `config` names on every image of a folder.
 
     Args:
-        config: student, folder and device.
+        config: student, images and device.
         show_progress: whether progress is shown on standard error.
 
     Raises:
         CheckpointError: there are no such weights, or they do not fit.
         ClassMismatchError: the folder's classes are not the student's.
-        OutputExistsError: there is a file at the output already.
+        OutputExistsError: the output file exists.
     """
     output = None if config.output is None else Path(config.output)
     if output is not None and output.exists() and not config.overwrite:
-        raise OutputExistsError(f"{str(output)!r} exists: pass --overwrite true to replace it")
+        raise OutputExistsError(f"{str(output)!r} exists: pass --overwrite to replace it")
     device = resolve_device(config.device)
     model, student = load_student(config)
-    dataset = resolve_dataset(config.data, _recipe(config, student))
+    dataset = open_dataset(config.data, recipe=_recipe(config, student))
     _check_same_classes(config, model, student, dataset)
     loader = ReplayLoader(
         dataset,
         EpochSampler(range(len(dataset)), config.batch_size, shuffle=False),
         Normalization.of(model),
         device=device,
-        num_workers=config.num_workers,
+        num_workers=config.workers,
     )
     task = ClassificationTask(model.to(device), device=device)
     begun = time.perf_counter()
@@ -83,12 +84,12 @@ def evaluate_student(config: EvaluateConfig, *, show_progress: bool = False) -> 
 
 
 def _recipe(config: EvaluateConfig, student: Student) -> ViewRecipe:
-    """The student's evaluation view, changed as the configuration says."""
-    shown = student.recipe
+    """The student's evaluation view, with the size and crop of the configuration where it names them."""
+    recipe = student.recipe
     return dataclasses.replace(
-        shown,
-        size=shown.size if config.input_size is None else config.input_size,
-        crop_pct=shown.crop_pct if config.crop_pct is None else config.crop_pct,
+        recipe,
+        size=recipe.size if config.input_size is None else config.input_size,
+        crop_pct=recipe.crop_pct if config.crop_pct is None else config.crop_pct,
     )
 
 
@@ -97,11 +98,11 @@ def _check_same_classes(config: EvaluateConfig, model: nn.Module, student: Stude
     if count != len(names):
         raise ClassMismatchError(
             f"the student {config.student!r} has {count} classes, the folder {config.data!r} has {len(names)}: "
-            "name a folder of the classes that it was made for"
+            "give images of its classes"
         )
     if student.class_names is not None and tuple(names) != student.class_names:
         first = next(i for i, pair in enumerate(zip(names, student.class_names, strict=True)) if pair[0] != pair[1])
         raise ClassMismatchError(
             f"class {first} is {names[first]!r} in the folder {config.data!r}, but "
-            f"{student.class_names[first]!r} for the student {config.student!r}: give the folders its class names"
+            f"{student.class_names[first]!r} for the student {config.student!r}: name the class folders as its classes"
         )

@@ -1,6 +1,6 @@
-"""Checking a teacher: its top-1 on labelled images beside the published one, and whether its classes are in order.
+"""Checking a teacher: its top-1 on labelled images beside the published one, and the order of its classes.
 
-Dimensions: C classes of the folder, K classes that the teacher answers with.
+Dimensions: C classes of the images, K classes of the teacher.
 """
 
 from __future__ import annotations
@@ -13,39 +13,66 @@ import torch
 from timm.data import infer_imagenet_subset
 from torch import Tensor
 
-from kdkit.data import EpochSampler, ReplayedDataset, ReplayLoader, translate_worker_errors
+from kdkit.data import EpochSampler, ReplayedDataset, ReplayLoader, create_source, translate_worker_errors
 from kdkit.errors import ClassMismatchError, DatasetError
-from kdkit.recipe import ViewRecipe
+from kdkit.evaluation.config import TeachersCheckConfig
+from kdkit.recipe import Interpolation, ViewRecipe
+from kdkit.resolve import card_of, resolve_device, resolve_teacher
 from kdkit.teachers import Teacher, TeacherCard, TeacherEnsemble
 from kdkit.teachers.card import PublishedTop1
 from kdkit.teachers.class_map import are_synsets, map_names, synsets
 from kdkit.teachers.model_config import model_config
 
 SLACK = 2.0
-"""Percentage points that a top-1 may lie below the published one, beside three standard errors of the sample: decoders
-and resizing differ that much."""
+"""Percentage points that a top-1 may lie below the published one, in addition to three standard errors of the sample:
+decoders and resizing differ by that much."""
 _CONSISTENT = 50.0
-"""Percent of answers that must agree under another order of classes, and more than twice as many as are right."""
+"""Percent of predictions that must agree under another order of classes, and more than twice the correct ones."""
 _IMAGES_A_CLASS = 4
-"""Images a class, on average, below which agreement may be chance."""
+"""Images per class, on average, below which agreement may be chance."""
 
 
 @dataclass(frozen=True)
 class CheckReport:
-    """What a teacher said about labelled images."""
+    """A teacher's predictions on labelled images, compared with its card."""
 
     teacher: str
-    """Its name."""
+    """Name of the teacher."""
     num_images: int
-    """Images that it was asked about."""
+    """Labelled images that the teacher was run on."""
+    num_available: int
+    """Images of the dataset."""
+    input_size: int
+    """Side of the images, pixels."""
     top1: float
-    """Percent of them whose label it chose."""
+    """Top-1, percent."""
     consistency: float
-    """Percent of them for which it chose what it most often chooses for that label: as large as top1, or larger."""
+    """Percent of images whose prediction is the most frequent one for their label: at least top1."""
     published: PublishedTop1 | None
     """The card's figure that is compared, or None."""
     warning: str | None
     """What is wrong, in a sentence, or None."""
+
+
+def check_named_teacher(config: TeachersCheckConfig) -> CheckReport:
+    """Checks the teacher that `config` names, as `check_teacher` does, in the view of its card or of its model.
+
+    A name that has a card is loaded as the card describes it, unless it is an ensemble.
+    """
+    card, device = card_of(config.teacher, config.card), resolve_device(config.device)
+    source = create_source(config.data)
+    own_card = None if config.teacher.ensemble or config.card is not None else card
+    teacher = resolve_teacher(config.teacher, device, source.class_names, card=own_card)
+    dataset = ReplayedDataset(source, check_recipe(card, teacher, config.teacher.input_size))
+    return check_teacher(
+        teacher,
+        dataset,
+        card,
+        limit=config.limit,
+        batch_size=config.batch_size,
+        num_workers=config.workers,
+        device=device,
+    )
 
 
 @torch.no_grad()
@@ -60,17 +87,17 @@ def check_teacher(
     num_workers: int = 0,
     device: torch.device | str = "cpu",
 ) -> CheckReport:
-    """Asks `teacher` about labelled images, which finds a wrong normalisation, class order or head.
+    """Runs `teacher` on labelled images, which finds a wrong normalisation, class order or head.
 
     Args:
-        teacher: who is checked.
-        dataset: labelled images in an evaluation view; `check_recipe` makes the one that a card's figure was taken at.
-            Class folders called by their synset are matched with the classes of an ImageNet teacher by these.
-        card: whose published top-1 is compared; without it, only the order of the classes is judged.
-        limit: images that are drawn from the dataset; all of them when None.
-        batch_size: images that the teacher is given at once.
-        num_workers: processes that load images.
-        device: where it runs; it is moved there.
+        teacher: the teacher to check.
+        dataset: labelled images in an evaluation view; `check_recipe` makes the view of a card's figure. Class folders
+            that are named by synset are matched with the classes of an ImageNet teacher.
+        card: the card whose published top-1 is compared; without one, only the order of the classes is judged.
+        limit: number of images drawn from the dataset; all of them when None.
+        batch_size: images per batch.
+        num_workers: worker processes that load images.
+        device: where the teacher runs; it is moved there.
 
     Raises:
         ClassMismatchError: the images have other classes than the teacher.
@@ -97,22 +124,23 @@ def check_teacher(
     if len(label) == 0:
         raise DatasetError("no image to check the teacher on has a label: give a folder of class folders")
     top1, consistency = _percent(label == choice), _consistency(label, choice)
-    asked_otherwise = card is not None and teacher.class_map is not None and card.num_classes != teacher.num_classes
-    published = None if card is None or asked_otherwise else card.top1_at(dataset.recipe.size)
+    has_other_classes = card is not None and teacher.class_map is not None and card.num_classes != teacher.num_classes
+    published = None if card is None or has_other_classes else card.top1_at(dataset.recipe.size)
     judged = consistency if len(label) >= _IMAGES_A_CLASS * len(label.unique()) else 0.0
     warning = _warning(teacher, top1, judged, len(label), published)
-    return CheckReport(teacher.name, len(label), top1, consistency, published, warning)
+    size = dataset.recipe.size
+    return CheckReport(teacher.name, len(label), len(dataset), size, top1, consistency, published, warning)
 
 
 def check_recipe(
     card: TeacherCard | None = None, teacher: Teacher | None = None, input_size: int | None = None
 ) -> ViewRecipe:
-    """The evaluation view of a card's own input, at which its first figure of that size was taken.
+    """The evaluation view of a card's own input, in which its first figure of that size was measured.
 
     Args:
-        card: whose; where there is none, what timm says of `teacher`'s model.
-        teacher: who is checked, an ensemble as its first member is.
-        input_size: side in pixels in place of that.
+        card: the card; without one, timm's configuration of the teacher's model decides.
+        teacher: the teacher to check; of an ensemble, its first member decides.
+        input_size: side in pixels, in place of the card's.
     """
     if card is None:
         return _recipe_of(teacher, input_size)
@@ -131,7 +159,7 @@ def _recipe_of(teacher: Teacher | None, input_size: int | None) -> ViewRecipe:
 
 
 def _evaluation(size: int, crop_pct: float, interpolation: str) -> ViewRecipe:
-    known = interpolation if interpolation in ("bilinear", "bicubic") else "bicubic"
+    known: Interpolation = "bilinear" if interpolation == "bilinear" else "bicubic"
     return ViewRecipe.evaluation(size, crop_pct=min(crop_pct, 1.0), interpolation=known)
 
 
@@ -143,14 +171,14 @@ def _class_numbers(teacher: Teacher, dataset: ReplayedDataset) -> list[int]:
         return list(map_names(names, synsets(family), f"the teacher {teacher.name!r}"))
     if teacher.num_classes is not None and names and len(names) != teacher.num_classes:
         raise ClassMismatchError(
-            f"the teacher {teacher.name!r} answers with {teacher.num_classes} classes, the images have {len(names)}: "
+            f"the teacher {teacher.name!r} has {teacher.num_classes} classes, the images have {len(names)}: "
             "give images of its classes, or name their folders by synset if it is an ImageNet teacher"
         )
     return list(range(teacher.num_classes or len(names)))
 
 
 def _consistency(label: Tensor, choice: Tensor) -> float:
-    """Percent of images whose choice is the commonest one for their label, no two labels sharing one."""
+    """Percent of images with the most frequent choice for their label, where no two labels share a choice."""
     pairs = Counter(zip(label.tolist(), choice.tolist(), strict=True))
     named: dict[int, int] = {}
     taken: set[int] = set()
@@ -171,9 +199,9 @@ def _warning(
         return None
     if consistency > max(_CONSISTENT, 2 * top1):
         return (
-            f"the teacher {teacher.name!r} has top-1 {top1:.1f} %, but its answers fit the images under another order "
-            f"of classes ({consistency:.1f} %): its class map, or the order of the class folders, is not what it was "
-            "trained with"
+            f"the teacher {teacher.name!r} has top-1 {top1:.1f} %, but its predictions fit the images under another "
+            f"order of classes ({consistency:.1f} %): its class map, or the order of the class folders, is not that "
+            "of its training"
         )
     if expected is None:
         return None

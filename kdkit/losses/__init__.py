@@ -1,56 +1,44 @@
-"""Distillation losses: pure functions f(student, teacher, ...), and a registry of them by name."""
+"""Distillation losses: pure functions f(student, teacher, ...), and a registry of them by name.
 
-from kdkit.losses._checks import to_compute_dtype
-from kdkit.losses.attention import attention
-from kdkit.losses.correlation import dist
-from kdkit.losses.decoupled import dkd, nkd
-from kdkit.losses.hint import hint_cosine, hint_mse
-from kdkit.losses.kl import deit_soft, kl, soft_ce
-from kdkit.losses.multi_teacher import mean_teacher, multi_teacher
-from kdkit.losses.ofa import ofa
-from kdkit.losses.power import ttm, wttm
-from kdkit.losses.projection import Projected, Projection
-from kdkit.losses.pseudo_label import bce, hard
-from kdkit.losses.registry import available, create, is_feature_loss, needs_target
-from kdkit.losses.relation import pkt, rkd_angle, rkd_distance, similarity
-from kdkit.losses.review import ReviewKD, review
-from kdkit.losses.sparse import SparseLogProbs
-from kdkit.losses.standardize import standardize, standardized
-from kdkit.losses.vitkd import ViTKD, vitkd
+A new loss is one file with its declaration, and one line here.
+"""
 
-__all__ = [
-    "Projected",
-    "Projection",
-    "ReviewKD",
-    "SparseLogProbs",
-    "ViTKD",
-    "attention",
-    "available",
-    "bce",
-    "create",
-    "deit_soft",
-    "dist",
-    "dkd",
-    "hard",
-    "hint_cosine",
-    "hint_mse",
-    "is_feature_loss",
-    "kl",
-    "mean_teacher",
-    "multi_teacher",
-    "needs_target",
-    "nkd",
-    "ofa",
-    "pkt",
-    "review",
-    "rkd_angle",
-    "rkd_distance",
-    "similarity",
-    "soft_ce",
-    "standardize",
-    "standardized",
-    "to_compute_dtype",
-    "ttm",
-    "vitkd",
-    "wttm",
-]
+from kdkit.losses.attention import attention as attention
+from kdkit.losses.correlation import dist as dist
+from kdkit.losses.decoupled import dkd as dkd
+from kdkit.losses.decoupled import nkd as nkd
+from kdkit.losses.hint import hint_cosine as hint_cosine
+from kdkit.losses.hint import hint_mse as hint_mse
+from kdkit.losses.kl import deit_soft as deit_soft
+from kdkit.losses.kl import kl as kl
+from kdkit.losses.kl import soft_ce as soft_ce
+from kdkit.losses.multi_teacher import mean_teacher as mean_teacher
+from kdkit.losses.multi_teacher import multi_teacher as multi_teacher
+from kdkit.losses.ofa import ofa as ofa
+from kdkit.losses.power import ttm as ttm
+from kdkit.losses.power import wttm as wttm
+from kdkit.losses.projection import Projected as Projected
+from kdkit.losses.projection import Projection as Projection
+from kdkit.losses.pseudo_label import bce as bce
+from kdkit.losses.pseudo_label import hard as hard
+from kdkit.losses.registry import Aligns as Aligns
+from kdkit.losses.registry import LossSpec as LossSpec
+from kdkit.losses.registry import available as available
+from kdkit.losses.registry import create as create
+from kdkit.losses.registry import feature_loss as feature_loss
+from kdkit.losses.registry import is_feature_loss as is_feature_loss
+from kdkit.losses.registry import logit_loss as logit_loss
+from kdkit.losses.registry import loss_spec as loss_spec
+from kdkit.losses.registry import needs_target as needs_target
+from kdkit.losses.relation import pkt as pkt
+from kdkit.losses.relation import rkd_angle as rkd_angle
+from kdkit.losses.relation import rkd_distance as rkd_distance
+from kdkit.losses.relation import similarity as similarity
+from kdkit.losses.review import ReviewKD as ReviewKD
+from kdkit.losses.review import review as review
+from kdkit.losses.standardize import standardize as standardize
+from kdkit.losses.standardize import standardized as standardized
+from kdkit.losses.vitkd import ViTKD as ViTKD
+from kdkit.losses.vitkd import vitkd as vitkd
+from kdkit.types import SparseLogits as SparseLogits
+from kdkit.types import to_compute_dtype as to_compute_dtype

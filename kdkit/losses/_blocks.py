@@ -1,4 +1,4 @@
-"""Parts of a matrix that fit a CPU's cache, so that many passes over each cost little.
+"""Blocks of a matrix that fit a CPU's cache, so that many passes over a block cost little.
 
 Dimensions: B batch, C classes.
 """
@@ -12,7 +12,7 @@ _ELEMENTS = 2**17  # half a dozen tensors of so many float32 stay within 4 MiB
 
 
 def blocks(matrix: Tensor, dim: int) -> list[slice]:
-    """Slices of `matrix` [B, C] along `dim` that cover it; a single one where a cache is no matter.
+    """Returns slices of `matrix` [B, C] along `dim` that cover it; a single one where a CPU cache plays no role.
 
     An accelerator gains nothing from them, and the compiler fuses the passes itself.
     """

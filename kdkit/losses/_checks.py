@@ -1,4 +1,4 @@
-"""What every loss asks of its arguments, and the dtype it computes in.
+"""The checks that every loss makes of its arguments, and the dtype that it computes in.
 
 Dimensions: B batch, C classes.
 """
@@ -6,29 +6,27 @@ Dimensions: B batch, C classes.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
+from numbers import Real
 from typing import ParamSpec
 
 import torch
 from torch import Tensor
 
 from kdkit.errors import ClassMismatchError, ConfigError, ShapeError
+from kdkit.types import to_compute_dtype
 
 P = ParamSpec("P")
 
 
-def to_compute_dtype(tensor: Tensor) -> Tensor:
-    """`tensor` in float32, or in float64 when it is float64 already."""
-    return tensor if tensor.dtype == torch.float64 else tensor.float()
-
-
 def to_double(tensor: Tensor) -> Tensor:
-    """`tensor` in float64, or in float32 where its device has no float64."""
+    """Returns `tensor` in float64, or in float32 where its device has no float64."""
     return tensor.float() if tensor.device.type == "mps" else tensor.double()
 
 
 def full_precision(loss: Callable[P, Tensor]) -> Callable[P, Tensor]:
-    """`loss` with autocast switched off: a matrix product would otherwise fall back to half precision."""
+    """Returns `loss` with autocast switched off: a matrix product would otherwise fall back to half precision."""
 
     @functools.wraps(loss)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> Tensor:
@@ -40,11 +38,11 @@ def full_precision(loss: Callable[P, Tensor]) -> Callable[P, Tensor]:
 
 
 def to_logit_pair(student_logits: Tensor, teacher_logits: object) -> tuple[Tensor, Tensor]:
-    """Both logits [B, C] in at least float32, the teacher's without gradient; raises if they do not pair."""
+    """Returns both logits [B, C] in at least float32, the teacher's without gradient; raises if they do not pair."""
     if not isinstance(teacher_logits, Tensor):
         raise ShapeError(
             f"teacher_logits must be a tensor [B, C] here, got {type(teacher_logits).__name__}; only kl, soft_ce and "
-            "dkd take sparse log-probabilities, the others their .to_dense()"
+            "dkd take SparseLogits, the others its .to_dense()"
         )
     check_logits(student_logits, list(teacher_logits.shape), teacher_logits.dtype)
     return to_compute_dtype(student_logits), to_compute_dtype(teacher_logits.detach())
@@ -69,15 +67,15 @@ def check_logits(student_logits: Tensor, teacher_shape: list[int], teacher_dtype
 
 
 def soften(logits: Tensor, temperature: float | Tensor) -> Tensor:
-    """`logits` / T; the same tensor at T = 1, which saves two passes over it."""
+    """Returns `logits` / T; the same tensor at T = 1, which saves two passes over it."""
     check_positive("temperature", temperature)
     return logits if isinstance(temperature, int | float) and temperature == 1 else logits / temperature
 
 
-def check_positive(name: str, value: float | Tensor) -> None:
-    """Raises ConfigError unless the option called `name` is above 0; a learnt tensor is not looked into."""
-    if not isinstance(value, Tensor) and not value > 0:
-        raise ConfigError(f"{name} must be above 0, got {value}")
+def check_positive(name: str, value: object) -> None:
+    """Raises ConfigError unless the option called `name` is a finite number above 0; a tensor is not inspected."""
+    if not isinstance(value, Tensor) and not (isinstance(value, Real) and 0 < float(value) < math.inf):
+        raise ConfigError(f"{name} must be a finite number above 0, got {value!r}")
 
 
 def check_classes(loss: str, logits: Tensor, at_least: int = 2) -> None:

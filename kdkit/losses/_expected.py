@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from kdkit.losses._blocks import blocks
-from kdkit.losses._rest import MASKED
+from kdkit.types import LOG_ZERO
 
 
 class Expected(torch.autograd.Function):
@@ -88,7 +88,7 @@ class _Rows:
 
     def __init__(self, logits: Tensor) -> None:
         largest, self.top = logits.max(dim=1, keepdim=True)
-        shifted = (logits - largest).scatter_(1, self.top, MASKED)
+        shifted = (logits - largest).scatter_(1, self.top, LOG_ZERO)
         self.others = F.softmax(shifted, dim=1)
         # Their largest probability is at least 1 / C: its logarithm gives their logsumexp without another pass.
         log_odds = shifted.amax(dim=1, keepdim=True) - self.others.amax(dim=1, keepdim=True).log()

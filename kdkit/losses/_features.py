@@ -1,4 +1,4 @@
-"""What feature losses ask of their two arguments.
+"""The checks that feature losses make of their two arguments.
 
 Dimensions: B batch, D width, H W height and width, N tokens.
 """
@@ -11,11 +11,11 @@ from einops import rearrange
 from torch import Tensor
 
 from kdkit.errors import ShapeError
-from kdkit.losses._checks import to_compute_dtype
+from kdkit.types import to_compute_dtype
 
 
 def to_feature_pair(student_feature: Tensor, teacher_feature: Tensor) -> tuple[Tensor, Tensor]:
-    """Both features in at least float32, the teacher's without gradient; raises unless they share kind and batch."""
+    """Returns both features in at least float32, the teacher's without gradient; raises if kind or batch differ."""
     shapes = f"{list(student_feature.shape)} and {list(teacher_feature.shape)}"
     if student_feature.ndim != teacher_feature.ndim or student_feature.ndim not in (2, 3, 4):
         raise ShapeError(

@@ -1,4 +1,4 @@
-"""The distribution without one class: what decoupled losses are made of, exact for confident rows too.
+"""The distribution without one class, of which decoupled losses are made; exact for confident rows too.
 
 log(1 - p_c) is never taken from a rounded p_c: for the most probable class it comes from the logsumexp of the others.
 Dimensions: B batch, C classes.
@@ -10,26 +10,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Stands for log 0. Finite, so that 0 * (MASKED - MASKED) is 0 and no NaN reaches a gradient, and small enough to stay
-# finite in float32 when summed over a row.
-MASKED = -1e30
+from kdkit.types import LOG_ZERO
 
 
 def split_target(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The logits with MASKED at the target [B, C], their logsumexp [B], and the target's log-odds [B].
+    """Returns the logits with LOG_ZERO at the target [B, C], their logsumexp [B], and the target's log-odds [B].
 
     Args:
         logits: [B, C], already softened.
         target: index labels [B].
     """
     index = target.unsqueeze(1)
-    others = logits.scatter(1, index, MASKED)
+    others = logits.scatter(1, index, LOG_ZERO)
     log_sum = torch.logsumexp(others, dim=1)
     return others, log_sum, logits.gather(1, index).squeeze(1) - log_sum
 
 
 def binary_kl(student_odds: Tensor, teacher_odds: Tensor) -> Tensor:
-    """KL divergence of two Bernoulli distributions given by their log-odds, elementwise."""
+    """Returns the KL divergence of two Bernoulli distributions given by their log-odds, elementwise."""
     yes = F.logsigmoid(teacher_odds) - F.logsigmoid(student_odds)
     no = F.logsigmoid(-teacher_odds) - F.logsigmoid(-student_odds)
     return torch.sigmoid(teacher_odds) * yes + torch.sigmoid(-teacher_odds) * no

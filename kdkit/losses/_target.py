@@ -1,4 +1,4 @@
-"""The third argument of a loss that is defined on labels, and what soft labels mean to it.
+"""The labels of a loss that needs them, and the policies for soft labels.
 
 Dimensions: B batch, C classes.
 """
@@ -16,10 +16,10 @@ SoftLabels = Literal["error", "argmax", "expected"]
 
 
 def resolve_target(loss: str, logits: Tensor, target: Tensor | None, soft_labels: SoftLabels) -> Tensor:
-    """Index labels [B], or soft-label weights [B, C] whose rows sum to 1.
+    """Returns index labels [B], or soft-label weights [B, C] whose rows sum to 1.
 
-    The policy `soft_labels` speaks only when `target` is [B, C]: 'error' refuses it, 'argmax' takes each row's
-    largest label (the index form then ignores a mixed label's second class), 'expected' asks the caller for the
+    The policy `soft_labels` applies only when `target` is [B, C]: 'error' refuses it; 'argmax' takes each row's
+    largest label (the index form then ignores a mixed label's second class); 'expected' returns the weights, for the
     label-weighted mean of the index form.
     """
     if soft_labels not in ("error", "argmax", "expected"):
@@ -52,7 +52,7 @@ def _check_index(logits: Tensor, target: Tensor) -> None:
         raise ShapeError(_wrong_shape(logits, target))
     if target.is_floating_point() or target.dtype == torch.bool:
         raise ShapeError(f"target [B] must hold integer labels, got {target.dtype} in {shapes}")
-    # Looking at values would wait for an accelerator, whose own bounds check catches a wrong label there.
+    # Reading values would wait for an accelerator, whose own bounds check catches a wrong label there.
     if target.device.type == "cpu" and not torch.compiler.is_compiling():
         low, high = int(target.min()), int(target.max())
         if low < 0 or high >= logits.shape[1]:

@@ -1,4 +1,4 @@
-"""Attention transfer: where a feature is large, not what it is."""
+"""Attention transfer: the positions where a feature is large."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from torch import Tensor
 
 from kdkit.errors import ShapeError
 from kdkit.losses._features import check_same_tokens, to_feature_pair
+from kdkit.losses.registry import feature_loss
 
 
+@feature_loss()
 def attention(student_feature: Tensor, teacher_feature: Tensor) -> Tensor:
     """Squared difference of the normalised attention maps of one tap.
 

@@ -11,8 +11,10 @@ from torch.autograd.function import once_differentiable
 
 from kdkit.losses._blocks import blocks
 from kdkit.losses._checks import soften, to_double, to_logit_pair
+from kdkit.losses.registry import logit_loss
 
 
+@logit_loss()
 def dist(
     student_logits: Tensor,
     teacher_logits: Tensor,
@@ -35,7 +37,7 @@ def dist(
         gamma: weight of the relation within classes (intra-class).
         temperature: T > 0.
         eps: added to the product of the two norms in r. 0 is the paper's formula; 1e-8, as in the published code, mutes
-            classes that no sample of the batch finds probable.
+            classes that are improbable for every sample of the batch.
 
     Returns:
         Scalar of shape [], float32 (float64 for float64 inputs).

@@ -1,4 +1,4 @@
-"""Losses that treat the labelled class and the others apart."""
+"""Losses that treat the labelled class apart from the others."""
 
 from __future__ import annotations
 
@@ -10,12 +10,15 @@ from kdkit.losses._checks import check_classes, check_positive, soften, to_logit
 from kdkit.losses._expected import Expected
 from kdkit.losses._rest import binary_kl, split_target
 from kdkit.losses._target import SoftLabels, resolve_target
-from kdkit.losses.sparse import SparseLogProbs, sparse_dkd
+from kdkit.losses.registry import logit_loss
+from kdkit.losses.sparse import sparse_dkd
+from kdkit.types import SparseLogits
 
 
+@logit_loss(needs_target=True)
 def dkd(
     student_logits: Tensor,
-    teacher_logits: Tensor | SparseLogProbs,
+    teacher_logits: Tensor | SparseLogits,
     target: Tensor | None = None,
     *,
     alpha: float = 1.0,
@@ -46,7 +49,7 @@ def dkd(
     """
     check_classes("dkd", student_logits)
     check_positive("temperature", temperature)
-    if isinstance(teacher_logits, SparseLogProbs):
+    if isinstance(teacher_logits, SparseLogits):
         policy: SoftLabels = "error" if soft_labels == "expected" else soft_labels
         labels = resolve_target("dkd with a sparse teacher", student_logits, target, policy)
         return sparse_dkd(student_logits, teacher_logits, labels, alpha=alpha, beta=beta, temperature=temperature)
@@ -63,6 +66,7 @@ def dkd(
     return (alpha * binary_kl(student_odds, teacher_odds) + beta * nckd).mean() * temperature**2
 
 
+@logit_loss(needs_target=True)
 def nkd(
     student_logits: Tensor,
     teacher_logits: Tensor,

@@ -7,8 +7,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdkit.losses._features import check_same_width, resize_map, to_feature_pair, width_dim
+from kdkit.losses.registry import feature_loss
 
 
+@feature_loss(projects=True)
 def hint_mse(student_feature: Tensor, teacher_feature: Tensor) -> Tensor:
     """Mean squared error of one tap.
 
@@ -30,6 +32,7 @@ def hint_mse(student_feature: Tensor, teacher_feature: Tensor) -> Tensor:
     return F.mse_loss(resize_map(student, teacher), teacher)
 
 
+@feature_loss(projects=True)
 def hint_cosine(student_feature: Tensor, teacher_feature: Tensor) -> Tensor:
     """One minus the cosine between the features of one tap, at every position.
 

@@ -1,4 +1,4 @@
-"""Several teachers at once."""
+"""Losses against several teachers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdkit.errors import ConfigError, ShapeError
-from kdkit.losses._checks import to_compute_dtype
+from kdkit.types import to_compute_dtype
 
 Combine = Literal["probabilities", "losses"]
 
@@ -23,8 +23,8 @@ def mean_teacher(teacher_logits: Sequence[Tensor], weights: Sequence[float] | No
     log sum_i w_i softmax(z_i), with the weights scaled to sum 1.
 
     Args:
-        teacher_logits: one [B, C] a teacher; no gradient flows into them.
-        weights: one number >= 0 a teacher; equal when None.
+        teacher_logits: [B, C] per teacher; no gradient flows into them.
+        weights: one number >= 0 per teacher; equal when None.
 
     Returns:
         [B, C], float32 (float64 for float64 inputs).
@@ -49,7 +49,7 @@ def multi_teacher(
     Args:
         loss: any logit loss.
         combine: 'probabilities' calls it once, on `mean_teacher`; 'losses' sums it over the teachers.
-        weights: one number >= 0 a teacher. Under 'probabilities' they are scaled to sum 1; under 'losses' each
+        weights: one number >= 0 per teacher. Under 'probabilities' they are scaled to sum 1; under 'losses' each
             multiplies its teacher's loss as it stands (1 each when None).
     """
     if combine not in ("probabilities", "losses"):
@@ -70,7 +70,7 @@ def multi_teacher(
 
 def _check_weights(teacher_logits: Tensor | Sequence[object], weights: Sequence[float] | None) -> list[float]:
     if isinstance(teacher_logits, Tensor) or len(teacher_logits) == 0:
-        raise ShapeError("teacher_logits must be a non-empty sequence of tensors [B, C], one a teacher")
+        raise ShapeError("teacher_logits must be a non-empty sequence of tensors [B, C], one per teacher")
     shapes = []
     for logits in teacher_logits:
         if not isinstance(logits, Tensor):

@@ -8,8 +8,10 @@ from torch import Tensor
 
 from kdkit.losses._checks import check_positive, soften, to_logit_pair
 from kdkit.losses._target import SoftLabels, resolve_target
+from kdkit.losses.registry import logit_loss
 
 
+@logit_loss(needs_target=True)
 def ofa(
     student_logits: Tensor,
     teacher_logits: Tensor,

@@ -7,8 +7,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdkit.losses._checks import check_positive, to_logit_pair
+from kdkit.losses.registry import logit_loss
 
 
+@logit_loss()
 def ttm(student_logits: Tensor, teacher_logits: Tensor, *, power: float = 0.1) -> Tensor:
     """KL divergence of the student from the renormalised power of the teacher's distribution.
 
@@ -32,6 +34,7 @@ def ttm(student_logits: Tensor, teacher_logits: Tensor, *, power: float = 0.1) -
     return F.kl_div(F.log_softmax(student, dim=1), log_w, reduction="batchmean", log_target=True)
 
 
+@logit_loss()
 def wttm(student_logits: Tensor, teacher_logits: Tensor, *, power: float = 0.1) -> Tensor:
     """ttm with each sample weighted by its power sum, so that flat teacher rows count more.
 

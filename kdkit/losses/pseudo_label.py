@@ -1,4 +1,4 @@
-"""The teacher's answer in a label's place."""
+"""Losses that use the teacher's prediction as the label."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdkit.losses._checks import to_logit_pair
+from kdkit.losses.registry import logit_loss
 
 
+@logit_loss()
 def bce(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
     """Binary cross-entropy of every class against the teacher's softmax probability of it.
 
@@ -28,6 +30,7 @@ def bce(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
     return F.binary_cross_entropy_with_logits(student, F.softmax(teacher, dim=1))
 
 
+@logit_loss()
 def hard(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
     """Cross-entropy against the class that the teacher finds most probable.
 

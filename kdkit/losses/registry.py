@@ -1,98 +1,189 @@
-"""Losses by name, with their options bound: what a configuration file can say."""
+"""The registry of losses: each declares at its definition what it needs, and is created by name with options bound."""
 
 from __future__ import annotations
 
 import functools
 import inspect
+import math
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from kdkit.errors import ConfigError, UnknownNameError, nearest
-from kdkit.losses.attention import attention
-from kdkit.losses.correlation import dist
-from kdkit.losses.decoupled import dkd, nkd
-from kdkit.losses.hint import hint_cosine, hint_mse
-from kdkit.losses.kl import deit_soft, kl, soft_ce
-from kdkit.losses.ofa import ofa
-from kdkit.losses.power import ttm, wttm
 from kdkit.losses.projection import Projected
-from kdkit.losses.pseudo_label import bce, hard
-from kdkit.losses.relation import pkt, rkd_angle, rkd_distance, similarity
-from kdkit.losses.review import ReviewKD
 from kdkit.losses.standardize import standardized
-from kdkit.losses.vitkd import ViTKD
 
-_LOGIT: dict[str, Callable[..., Tensor]] = {
-    loss.__name__: loss for loss in (kl, soft_ce, bce, hard, deit_soft, dkd, nkd, dist, ttm, wttm, ofa)
-}
-_FEATURE: dict[str, Callable[..., Tensor]] = {
-    loss.__name__: loss for loss in (hint_mse, hint_cosine, attention, similarity, pkt, rkd_distance, rkd_angle)
-}
-_MODULE: dict[str, type[nn.Module]] = {"vitkd": ViTKD, "review": ReviewKD}
+Aligns = Literal["unlike", "maps", "tokens"]
+"""How a pair of features is brought to one form. "unlike": as maps where one is tokens and the other a map, or where
+their token counts differ, else as they are; "maps": always as maps; "tokens": as tokens on the teacher's grid."""
+
 _WIDTHS = ("student_width", "teacher_width")
 
 
+@dataclass(frozen=True)
+class LossSpec:
+    """A loss and what it needs: the definition of each loss declares this once."""
+
+    name: str
+    """Name in `create`, in configurations and in a task's result."""
+
+    loss: Callable[..., Any]
+    """The function, or the class of a module that is called as the function."""
+
+    is_feature: bool = False
+    """Whether it compares features rather than logits."""
+
+    needs_target: bool = False
+    """Whether its third argument is the labels."""
+
+    taps: Literal["single", "several"] = "single"
+    """Whether it compares one pair of features, or lists of them, shallow to deep."""
+
+    projects: bool = False
+    """Whether it trains a projection, for which it is given the widths of its features: as `student_width` and
+    `teacher_width`, or with several taps as lists, `student_widths` and `teacher_widths`."""
+
+    aligns: Aligns = "unlike"
+    """How its pairs of features are brought to one form before it is called."""
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """Names of the options that `create` takes."""
+        parameters = inspect.signature(self.loss).parameters.values()
+        own = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY or isinstance(self.loss, type)]
+        return (*own, *self._added_options)
+
+    @property
+    def _added_options(self) -> tuple[str, ...]:
+        if not self.is_feature:
+            return ("standardize",)
+        return () if isinstance(self.loss, type) or self.taps == "several" else _WIDTHS
+
+
+_LOSSES: dict[str, LossSpec] = {}
+_Loss = TypeVar("_Loss", bound=Callable[..., Any])
+
+
+def logit_loss(*, needs_target: bool = False) -> Callable[[_Loss], _Loss]:
+    """Registers a function of (student_logits, teacher_logits) under its own name.
+
+    Args:
+        needs_target: whether the labels, [B] or [B, C], are its third argument, `target`.
+    """
+
+    def register(loss: _Loss) -> _Loss:
+        return _register(LossSpec(loss.__name__, loss, needs_target=needs_target), loss)
+
+    return register
+
+
+def feature_loss(
+    name: str | None = None,
+    *,
+    taps: Literal["single", "several"] = "single",
+    projects: bool = False,
+    aligns: Aligns = "unlike",
+) -> Callable[[_Loss], _Loss]:
+    """Registers a function of (student_feature, teacher_feature), or a class of modules that are called so.
+
+    Args:
+        name: the loss's name; the function's own by default.
+        taps, projects, aligns: see LossSpec.
+    """
+
+    def register(loss: _Loss) -> _Loss:
+        spec = LossSpec(name or loss.__name__, loss, is_feature=True, taps=taps, projects=projects, aligns=aligns)
+        return _register(spec, loss)
+
+    return register
+
+
+def _register(spec: LossSpec, loss: _Loss) -> _Loss:
+    if spec.name in _LOSSES:
+        raise ConfigError(f"two losses are called {spec.name!r}: give one of them another name")
+    _LOSSES[spec.name] = spec
+    return loss
+
+
 def available() -> list[str]:
-    """The names that `create` takes, sorted."""
-    return sorted([*_LOGIT, *_FEATURE, *_MODULE])
+    """Returns the names that `create` takes, sorted."""
+    return sorted(_LOSSES)
 
 
-def create(name: str, **options: Any) -> Callable[..., Tensor]:
-    """The loss called `name` with its options bound, e.g. `create("kl", temperature=4.0)`.
-
-    A logit loss is called f(student_logits, teacher_logits), with `target` third where `needs_target` says so;
-    `standardize=True` puts logit standardisation before it. A feature loss is called f(student_feature,
-    teacher_feature); `student_width` and `teacher_width` put a trainable projection before it. `vitkd` and `review`
-    take lists of features on both sides. What has parameters (projection, vitkd, review) comes as an nn.Module.
+def loss_spec(name: str) -> LossSpec:
+    """Returns what the loss called `name` declares.
 
     Raises:
         UnknownNameError: no loss has this name.
-        ConfigError: the loss has no such option.
     """
-    if name in _MODULE:
-        _check_options(name, _MODULE[name], options)
-        module: nn.Module = _build(name, _MODULE[name], options)
+    if name not in _LOSSES:
+        known = ", ".join(available())
+        raise UnknownNameError(f"no loss is called {name!r}; known: {known}{nearest(name, available())}")
+    return _LOSSES[name]
+
+
+def create(name: str, **options: Any) -> Callable[..., Tensor]:
+    """Returns the loss called `name` with its options bound, e.g. `create("kl", temperature=4.0)`.
+
+    A logit loss is called f(student_logits, teacher_logits), with `target` third where it needs labels;
+    `standardize=True` puts logit standardisation before it. A feature loss is called f(student_feature,
+    teacher_feature); `student_width` and `teacher_width` put a trainable projection before it. A loss of several taps
+    takes lists of features on both sides. A loss with parameters comes as an nn.Module.
+
+    Raises:
+        UnknownNameError: no loss has this name.
+        ConfigError: the loss has no such option, needs one that is missing, or cannot work with a value.
+    """
+    spec = loss_spec(name)
+    _check_options(spec, options)
+    if isinstance(spec.loss, type):
+        module: nn.Module = _build(name, spec.loss, options)
         return module
-    if name in _LOGIT:
-        _check_options(name, _LOGIT[name], options, ("standardize",))
-        wanted = options.pop("standardize", False)
-        bound = functools.partial(_LOGIT[name], **options)
-        return standardized(bound) if wanted else bound
-    if name in _FEATURE:
-        _check_options(name, _FEATURE[name], options, _WIDTHS)
-        widths = {key: options.pop(key) for key in _WIDTHS if key in options}
-        feature_loss = functools.partial(_FEATURE[name], **options)
-        if not widths:
-            return feature_loss
-        projected: Projected = _build(name, functools.partial(Projected, feature_loss), widths)
-        return projected
-    raise UnknownNameError(f"no loss is called {name!r}; known: {', '.join(available())}{nearest(name, available())}")
+    if not spec.is_feature:
+        is_standardized = options.pop("standardize", False)
+        bound = functools.partial(spec.loss, **options)
+        if options:
+            _try(spec, bound)
+        return standardized(bound) if is_standardized else bound
+    widths = {key: options.pop(key) for key in _WIDTHS if key in options}
+    bound = functools.partial(spec.loss, **options)
+    return _build(name, functools.partial(Projected, bound), widths) if widths else bound
 
 
 def needs_target(loss: str | Callable[..., Tensor]) -> bool:
-    """Whether a loss, by name or as `create` made it, takes labels `target` as its third argument."""
-    if isinstance(loss, str):
-        loss = create(loss) if loss not in _MODULE else _MODULE[loss].forward
-    return "target" in inspect.signature(loss).parameters
+    """Returns whether a loss, by name or as `create` made it, takes the labels `target` as its third argument."""
+    return loss_spec(loss).needs_target if isinstance(loss, str) else "target" in inspect.signature(loss).parameters
 
 
 def is_feature_loss(name: str) -> bool:
-    """Whether the loss called `name` compares features and not logits."""
-    if name not in available():
-        create(name)  # raises, with suggestions
-    return name not in _LOGIT
+    """Returns whether the loss called `name` compares features rather than logits."""
+    return loss_spec(name).is_feature
 
 
-def _check_options(name: str, loss: Callable[..., Any], options: dict[str, Any], extra: tuple[str, ...] = ()) -> None:
-    parameters = inspect.signature(loss).parameters.values()
-    keyword_only = inspect.isfunction(loss)
-    known = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY or not keyword_only]
-    for option in options:
-        if option not in (*known, *extra):
-            accepted = ", ".join((*known, *extra)) or "none"
-            raise ConfigError(f"loss {name!r} has no option {option!r}; it takes {accepted}")
+def _check_options(spec: LossSpec, options: dict[str, Any]) -> None:
+    for option, value in options.items():
+        if option not in spec.options:
+            accepted = ", ".join(spec.options) or "none"
+            raise ConfigError(f"loss {spec.name!r} has no option {option!r}; it takes {accepted}")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"loss {spec.name!r}: {option} must be a finite number, got {value}")
+
+
+def _try(spec: LossSpec, loss: Callable[..., Tensor]) -> None:
+    """Calls a logit loss on two rows, so that a wrong option fails before the first step of a training."""
+    logits = torch.zeros(2, 3, device="cpu", dtype=torch.float32)
+    target = (torch.zeros(2, device="cpu", dtype=torch.int64),) if spec.needs_target else ()
+    try:
+        with torch.no_grad():
+            loss(logits, logits, *target)
+    except ConfigError as error:
+        raise ConfigError(f"loss {spec.name!r}: {error}") from error
+    except TypeError as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"loss {spec.name!r} cannot work with these options ({reason}): expected numbers") from error
 
 
 def _build(name: str, build: Callable[..., Any], options: dict[str, Any]) -> Any:

@@ -17,8 +17,10 @@ from torch.autograd.function import once_differentiable
 from kdkit.losses._blocks import blocks
 from kdkit.losses._checks import full_precision, to_double
 from kdkit.losses._features import to_row_pair, unit
+from kdkit.losses.registry import feature_loss
 
 
+@feature_loss()
 @full_precision
 def similarity(student_feature: Tensor, teacher_feature: Tensor) -> Tensor:
     """Similarity-preserving loss: the batch's Gram matrices, row by row.
@@ -39,6 +41,7 @@ def similarity(student_feature: Tensor, teacher_feature: Tensor) -> Tensor:
     return F.mse_loss(F.normalize(student @ student.T, dim=1), F.normalize(teacher @ teacher.T, dim=1))
 
 
+@feature_loss()
 @full_precision
 def pkt(student_feature: Tensor, teacher_feature: Tensor, *, eps: float = 1e-7) -> Tensor:
     """Probabilistic knowledge transfer: each sample's distribution over the batch, by cosine similarity.
@@ -64,6 +67,7 @@ def pkt(student_feature: Tensor, teacher_feature: Tensor, *, eps: float = 1e-7) 
     return divergence.to(student.dtype)
 
 
+@feature_loss()
 @full_precision
 def rkd_distance(student_feature: Tensor, teacher_feature: Tensor) -> Tensor:
     """Relational distillation by distances: the pairwise distances in units of their mean.
@@ -84,6 +88,7 @@ def rkd_distance(student_feature: Tensor, teacher_feature: Tensor) -> Tensor:
     return F.smooth_l1_loss(_relative_distances(student), _relative_distances(teacher))
 
 
+@feature_loss()
 @full_precision
 def rkd_angle(student_feature: Tensor, teacher_feature: Tensor) -> Tensor:
     """Relational distillation by angles: the cosine of the angle at j between i and k, for all triples.

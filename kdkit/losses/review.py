@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from kdkit.errors import ConfigError, ShapeError
 from kdkit.losses._features import check_same_width, to_feature_pair
+from kdkit.losses.registry import feature_loss
 
 _LEVELS = (4, 2, 1)  # heights and widths of the pooled maps, weighing 1/2, 1/4 and 1/8
 
@@ -60,6 +61,7 @@ def _context(student_feature: Tensor, teacher_feature: Tensor) -> Tensor:
     return loss / total
 
 
+@feature_loss("review", taps="several", projects=True, aligns="maps")
 class ReviewKD(nn.Module):
     """`review` after its trainable fusion; the parameters train with the student's.
 
@@ -88,7 +90,7 @@ class ReviewKD(nn.Module):
         return review(self.fuse(student_features, teacher_features), teacher_features)
 
     def fuse(self, student_features: Sequence[Tensor], teacher_features: Sequence[Tensor]) -> list[Tensor]:
-        """The student's K features, each holding what the deeper ones say, in the teacher's shapes."""
+        """Returns the student's K features, each fused with the deeper ones, in the teacher's shapes."""
         if not len(student_features) == len(teacher_features) == len(self.fusions):
             raise ShapeError(
                 f"review was built for {len(self.fusions)} stages, got {len(student_features)} student_features "
@@ -130,7 +132,7 @@ class _Fusion(nn.Module):
 
 
 class _BatchNorm(nn.BatchNorm2d):
-    """Batch normalisation that, given a single value a channel (B = 1 on a 1 x 1 map), uses its running statistics."""
+    """Batch normalisation that uses its running statistics for a single value per channel (B = 1, a 1 x 1 map)."""
 
     def forward(self, input: Tensor) -> Tensor:
         if self.training and input.numel() == input.shape[1]:

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kdkit.losses._checks import check_classes, to_compute_dtype, to_logit_pair
+from kdkit.losses._checks import check_classes, to_logit_pair
+from kdkit.types import to_compute_dtype
 
 
 def standardize(logits: Tensor) -> Tensor:

@@ -13,8 +13,9 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from kdkit.errors import ConfigError, ShapeError
-from kdkit.losses._checks import to_compute_dtype
 from kdkit.losses.projection import Projection
+from kdkit.losses.registry import feature_loss
+from kdkit.types import to_compute_dtype
 
 
 def vitkd(
@@ -61,34 +62,42 @@ def vitkd(
     return alpha * of_low + beta * of_high / masked.mean().clamp_min(torch.finfo(masked.dtype).tiny)
 
 
+@feature_loss("vitkd", taps="several", projects=True, aligns="tokens")
 class ViTKD(nn.Module):
     """`vitkd` with its parameters: projections, mask token and generation; they train with the student's.
 
     Args:
-        student_width: D of the student's tokens.
-        teacher_width: D of the teacher's tokens.
+        student_widths: D of each of the student's features: the L first blocks, then the last one.
+        teacher_widths: D of each of the teacher's features, all of them equal.
         alpha: weight of mimicking the first blocks.
         beta: weight of generating the last block.
-        mask_ratio: share of the tokens that are masked, drawn anew for every sample and step; in (0, 1].
-        low_layers: L, how many first blocks are mimicked.
+        mask_ratio: share of the tokens that are masked, drawn for every sample and step; in (0, 1].
+
+    Raises:
+        ConfigError: the lists do not pair, have fewer than two widths, or the teacher's widths differ.
     """
 
     def __init__(
         self,
-        student_width: int,
-        teacher_width: int,
+        student_widths: Sequence[int],
+        teacher_widths: Sequence[int],
         *,
         alpha: float = 3e-5,
         beta: float = 3e-6,
         mask_ratio: float = 0.5,
-        low_layers: int = 2,
     ) -> None:
         super().__init__()
         if not 0 < mask_ratio <= 1:
             raise ConfigError(f"mask_ratio must be in (0, 1], got {mask_ratio}")
+        widths = f"{list(student_widths)} of the student and {list(teacher_widths)} of the teacher"
+        if len(student_widths) != len(teacher_widths) or len(student_widths) < 2:
+            raise ConfigError(f"vitkd compares one or more first blocks and the last one, got the widths {widths}")
+        if len(set(teacher_widths)) > 1:
+            raise ConfigError(f"vitkd takes blocks of one width from the teacher, got {widths}")
+        teacher_width = teacher_widths[0]
         self.alpha, self.beta, self.mask_ratio = alpha, beta, mask_ratio
-        self.low_projections = nn.ModuleList(Projection(student_width, teacher_width) for _ in range(low_layers))
-        self.high_projection = Projection(student_width, teacher_width)
+        self.low_projections = nn.ModuleList(Projection(width, teacher_width) for width in student_widths[:-1])
+        self.high_projection = Projection(student_widths[-1], teacher_width)
         self.mask_token = nn.Parameter(torch.zeros(teacher_width))
         self.generation = nn.Sequential(
             nn.Conv2d(teacher_width, teacher_width, kernel_size=3, padding=1),

@@ -1,6 +1,6 @@
 """Recipe presets: published settings as YAML, each with its source and with what differs from it.
 
-A preset is no promise of the published number; it is a place to begin from. Options given beside it go before it.
+A preset does not promise the published number; it is a starting point. Flags on the command line override the preset.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ _SUFFIX = ".yaml"
 
 @dataclass(frozen=True)
 class Source:
-    """Who says so."""
+    """A publication of a setting."""
 
     cite: str
-    """What the source is and what it says."""
+    """Citation, with the figures that were taken from it."""
     url: str
-    """Where to read it."""
+    """Address of the source."""
 
 
 @dataclass(frozen=True)
@@ -32,28 +32,28 @@ class Preset:
     """One published setting."""
 
     name: str
-    """Its file's name."""
+    """Name of its file."""
     summary: str
-    """One line."""
+    """Description in one line."""
     processes: int
-    """Processes of which each takes `train.batch_size` images."""
+    """Number of processes, each with batches of `train.batch_size` images."""
     sources: tuple[Source, ...]
-    """Where its numbers are from."""
+    """Sources of its numbers."""
     differs: tuple[str, ...]
-    """In what it is not the source's setting."""
+    """Differences from the source's setting."""
     teacher: Mapping[str, Any]
     """Fields of TeacherConfig."""
     recipe: Mapping[str, Any]
     """Fields of ViewRecipe."""
     distill: Mapping[str, Any]
-    """Fields of DistillConfig beside these."""
+    """Further fields of DistillConfig."""
 
     def options(self, command: str, *, from_cache: bool = False) -> dict[str, Any]:
-        """What `command` is given: teacher and recipe, unless they are a cache's, and the training."""
-        asked = {"teacher": dict(self.teacher), "recipe": dict(self.recipe)}
+        """The options for `command`: teacher and recipe, unless a cache has them, and the training."""
+        shared = {"teacher": dict(self.teacher), "recipe": dict(self.recipe)}
         if command != "distill":
-            return asked
-        return dict(self.distill) if from_cache else {**asked, **self.distill}
+            return shared
+        return dict(self.distill) if from_cache else {**shared, **self.distill}
 
 
 def list_presets() -> list[str]:

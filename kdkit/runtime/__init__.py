@@ -1,1 +1,10 @@
-"""Runtime: what every room above shares, such as ranks, durable files, progress and output folders."""
+"""Runtime, the ground floor that every room above shares.
+
+distributed.py   ranks and their collective operations
+files.py         atomic, durable writes
+output.py        output folders
+progress.py      the progress display
+compare.py       two documents, field by field
+background.py    a single-thread executor
+doctor.py        versions and devices
+"""

@@ -1,4 +1,4 @@
-"""Background: one thread that does what it is given, in order, so that whoever gives it need not wait."""
+"""Background work: a bounded, ordered single-thread executor."""
 
 from __future__ import annotations
 
@@ -11,30 +11,30 @@ from typing_extensions import Self
 
 
 class Background:
-    """Runs calls in the order they come, in one thread.
+    """A bounded, ordered single-thread executor.
 
-    A failure is raised by the next `submit`, or at the end of the `with` block; no call after it is run. When the block
-    is left by an error, calls that still wait are dropped.
+    A failure is raised by the next `submit`, or at the end of the `with` block; no call after it runs. When the block
+    ends with an error, pending calls are dropped.
 
     Args:
-        name: of the thread, for those who look at it.
-        waiting: how many calls may wait or run before `submit` waits itself; bounds the memory that they hold.
+        name: prefix of the thread's name, as debuggers show it.
+        max_pending: calls that may be queued or running before `submit` blocks; bounds the memory that they hold.
     """
 
-    def __init__(self, name: str, waiting: int) -> None:
+    def __init__(self, name: str, max_pending: int) -> None:
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
-        self._waiting = waiting
+        self._max_pending = max_pending
         self._pending: deque[Future[None]] = deque()
         self._failed = False
 
     def submit(self, call: Callable[[], None]) -> None:
-        """Queues `call`; waits while too many do."""
-        while self._pending and (self._pending[0].done() or len(self._pending) >= self._waiting):
+        """Queues `call`; blocks while `max_pending` calls are pending."""
+        while self._pending and (self._pending[0].done() or len(self._pending) >= self._max_pending):
             self._pending.popleft().result()
         self._pending.append(self._pool.submit(self._run, call))
 
     def _run(self, call: Callable[[], None]) -> None:
-        if self._failed:  # what follows a failure may rest on what was not done
+        if self._failed:  # later calls may depend on the one that failed
             return
         try:
             call()
@@ -55,10 +55,10 @@ class Background:
 
 
 class Worker:
-    """Something that works in a Background, and is entered and left with it."""
+    """Base of objects that work in a Background; a context that starts and ends with it."""
 
-    def __init__(self, name: str, waiting: int) -> None:
-        self._thread = Background(name, waiting)
+    def __init__(self, name: str, max_pending: int) -> None:
+        self._thread = Background(name, max_pending)
 
     def __enter__(self) -> Self:
         self._thread.__enter__()

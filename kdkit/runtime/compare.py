@@ -1,4 +1,4 @@
-"""What a run is about to use, compared with what the cache was made with."""
+"""Comparing the settings that a cache was made with to the settings of a run, field by field."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Any
 
 from kdkit.errors import CacheMismatchError
 
-_UNCOMPARED = {"versions"}  # a changed library is judged by what it changes: the pixels, the weights
+_UNCOMPARED = {"versions"}  # a changed library matters only if it changes pixels or weights, which are compared
 _SHOWN = 80
-_ADVICE = {"recipe.num_views": "add views with `kdkit cache extend`, or use as many as there are"}
+_ADVICE = {"recipe.num_views": "add views with `kdkit cache extend`, or use as many as the cache has"}
 
 
 def check_match(
@@ -18,10 +18,10 @@ def check_match(
     """Compares two documents field by field.
 
     Args:
-        what: which document it is: "teacher", "recipe" or the like; prefixes the field's name.
-        cached: as the cache holds it.
-        current: as the run has it.
-        origin: the cache's path, for the message.
+        what: name of the documents, e.g. "teacher" or "recipe"; the prefix of field names.
+        cached: the cache's document.
+        current: the run's document.
+        origin: the cache and its path, for the message.
         allow: fields, such as "recipe.seed", whose difference is accepted.
 
     Raises:
@@ -48,7 +48,7 @@ def differences(what: str, cached: Mapping[str, Any], current: Mapping[str, Any]
 
 
 def _numbered(value: Any) -> Any:
-    """A list of documents, the members of an ensemble say, as a document of them."""
+    """A list of documents, such as the members of an ensemble, as a document with their numbers as names."""
     if isinstance(value, list) and value and all(isinstance(part, Mapping) for part in value):
         return {str(number): part for number, part in enumerate(value)}
     return value

@@ -1,4 +1,8 @@
-"""The few things that several processes must agree on; each does nothing special in a run of one."""
+"""Ranks: the few collective operations that kdkit needs on torch.distributed; each is trivial in a run of one process.
+
+Every function with `all`, `on_rank_zero` or `broadcast` in its name is a collective call: all ranks make it, in the
+same order.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +16,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from kdkit.errors import KdkitError
+from kdkit.errors import KdkitError, OtherRankError
+from kdkit.runtime.hardware import choose_device
 
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store
@@ -24,28 +29,25 @@ _RESTARTS = "TORCHELASTIC_RESTART_COUNT"
 _LOST = ("gloo", "nccl", "connection closed", "connection reset", "processgroup", "timed out", "heartbeat")
 
 
-class OtherRankError(KdkitError, RuntimeError):
-    """Another rank failed; its message is repeated."""
-
-
 @contextmanager
-def joined(device: str, *, timeout: timedelta = timedelta(minutes=30)) -> Iterator[None]:
-    """Joins the processes that torchrun started, and leaves them at the end; nothing where there is only this one.
+def process_group(device: str, *, timeout: timedelta = timedelta(minutes=30)) -> Iterator[None]:
+    """The process group of the ranks that torchrun started, destroyed at exit; nothing where this process is alone.
 
     Args:
-        device: of the run, e.g. cuda; its kind decides on nccl or gloo.
+        device: device of the run, e.g. cuda or auto; its type decides between nccl and gloo.
         timeout: after which a rank that waits for another gives up.
 
     Raises:
-        OtherRankError: another rank died or stopped answering.
+        OtherRankError: another rank died or no longer responds.
     """
     if dist.is_initialized() or not all(name in os.environ for name in _ENVIRONMENT):
         yield
         return
+    device = choose_device(device)
     is_cuda = torch.device(device).type == "cuda"
     if is_cuda:
         torch.cuda.set_device(local_device(device))
-    store, number, count = _meeting_place(timeout)
+    store, number, count = _rendezvous(timeout)
     backend = "cpu:gloo,cuda:nccl" if is_cuda else "gloo"
     dist.init_process_group(backend, store=store, rank=number, world_size=count, timeout=timeout)
     try:
@@ -56,18 +58,18 @@ def joined(device: str, *, timeout: timedelta = timedelta(minutes=30)) -> Iterat
         reason = str(error).splitlines()[0].split(". ")[0]
         raise OtherRankError(
             f"rank {rank()} lost another one ({reason}): see its message above, and start the run again, which then "
-            "goes on"
+            "resumes"
         ) from error
     finally:
         dist.destroy_process_group()
 
 
-def _meeting_place(timeout: timedelta) -> tuple[Store, int, int]:
-    """Where the ranks find each other's addresses, this one's number, and how many there are.
+def _rendezvous(timeout: timedelta) -> tuple[Store, int, int]:
+    """The store with the addresses of the ranks, this process's rank, and the number of ranks.
 
-    torchrun keeps its store when it starts processes again, and with it the addresses of those that died: a rank that
-    looks before another has come would wait for a dead one. Its agents on several nodes count starts differently, so
-    that only the processes of one node can tell their start from the one before.
+    torchrun keeps its store when it restarts processes, and with it the addresses of the processes that died: a rank
+    that reads an address before the new process has written its own would wait for a dead one. A prefix for each start
+    prevents that. Agents on several nodes count restarts differently, so only the processes of one node use it.
     """
     from torch._C._distributed_c10d import PrefixStore  # only where torch was built with it
     from torch.distributed.rendezvous import rendezvous
@@ -79,30 +81,30 @@ def _meeting_place(timeout: timedelta) -> tuple[Store, int, int]:
 
 
 def local_device(name: str) -> str:
-    """The device of this process: `name`, and for cuda without an index, the one of its local rank."""
+    """The device of this process: `name`, and for cuda without an index, the device of its local rank."""
     return f"cuda:{os.environ['LOCAL_RANK']}" if name == "cuda" and "LOCAL_RANK" in os.environ else name
 
 
-def restarted() -> bool:
-    """Whether torchrun has started this process again after a failure."""
+def is_restarted() -> bool:
+    """Whether torchrun has restarted this process after a failure."""
     return os.environ.get(_RESTARTS, "0") not in ("", "0")
 
 
 def rank() -> int:
-    """This process's number, from 0."""
-    return dist.get_rank() if _distributed() else 0
+    """This process's rank, from 0."""
+    return dist.get_rank() if _is_initialized() else 0
 
 
 def world_size() -> int:
-    """How many processes take part."""
-    return dist.get_world_size() if _distributed() else 1
+    """Number of ranks."""
+    return dist.get_world_size() if _is_initialized() else 1
 
 
 def run_on_all_ranks(function: Callable[[], None]) -> None:
     """Calls `function` on every rank and waits for all; if it fails on one, every rank fails.
 
     Raises:
-        OtherRankError: on ranks where it did not fail, with the first message of those where it did.
+        OtherRankError: on ranks where it did not fail, with the first message of the ranks where it did.
     """
     if world_size() == 1:
         return function()
@@ -112,8 +114,8 @@ def run_on_all_ranks(function: Callable[[], None]) -> None:
     except BaseException as caught:
         error = caught
     messages: list[str | None] = []
-    with _raising(error):
-        messages = gather(None if error is None else _said(error))
+    with _raised_after(error):
+        messages = all_gather(None if error is None else _message(error))
     for number, message in enumerate(messages):
         if message is not None:
             raise OtherRankError(f"rank {number} failed: {message}")
@@ -128,22 +130,22 @@ def on_rank_zero(function: Callable[[], Result]) -> Result:
     """
     if world_size() == 1:
         return function()
-    message: list[Any] = [None, None]
+    outcome: list[Any] = [None, None]  # result and error message
     error: BaseException | None = None
     if rank() == 0:
         try:
-            message[0] = function()
+            outcome[0] = function()
         except BaseException as caught:
-            error, message[1] = caught, _said(caught)
-    with _raising(error):
-        dist.broadcast_object_list(message, src=0)
-    if message[1] is not None:
-        raise OtherRankError(f"rank 0 failed: {message[1]}")
-    return cast(Result, message[0])
+            error, outcome[1] = caught, _message(caught)
+    with _raised_after(error):
+        dist.broadcast_object_list(outcome, src=0)
+    if outcome[1] is not None:
+        raise OtherRankError(f"rank 0 failed: {outcome[1]}")
+    return cast(Result, outcome[0])
 
 
-def gather(value: Result) -> list[Result]:
-    """Every rank's value, in the order of ranks, on every rank."""
+def all_gather(value: Result) -> list[Result]:
+    """Every rank's value, a picklable object, in the order of ranks, on every rank."""
     if world_size() == 1:
         return [value]
     values: list[Any] = [None] * world_size()
@@ -151,8 +153,8 @@ def gather(value: Result) -> list[Result]:
     return cast(list[Result], values)
 
 
-def mean(values: Tensor) -> Tensor:
-    """The mean of a tensor over the ranks; on its device."""
+def all_reduce_mean(values: Tensor) -> Tensor:
+    """The mean of a tensor over the ranks, of its shape and on its device."""
     if world_size() == 1:
         return values
     total = values.clone()
@@ -160,7 +162,7 @@ def mean(values: Tensor) -> Tensor:
     return total / world_size()
 
 
-def share_buffers(module: nn.Module) -> None:
+def broadcast_buffers(module: nn.Module) -> None:
     """Gives every rank rank 0's buffers, such as the running statistics of batch norms."""
     if world_size() > 1:
         for buffer in module.buffers():
@@ -168,8 +170,8 @@ def share_buffers(module: nn.Module) -> None:
 
 
 @contextmanager
-def _raising(error: BaseException | None) -> Iterator[None]:
-    """Tells the others; then raises this rank's own error, if it has one, also where the others are gone."""
+def _raised_after(error: BaseException | None) -> Iterator[None]:
+    """Raises this rank's own error, if it has one, after the other ranks were informed, or were found to be gone."""
     try:
         yield
     except RuntimeError:
@@ -179,9 +181,9 @@ def _raising(error: BaseException | None) -> Iterator[None]:
         raise error
 
 
-def _said(error: BaseException) -> str:
+def _message(error: BaseException) -> str:
     return str(error) or type(error).__name__
 
 
-def _distributed() -> bool:
+def _is_initialized() -> bool:
     return dist.is_available() and dist.is_initialized()

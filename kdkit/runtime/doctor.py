@@ -1,4 +1,4 @@
-"""What this installation has: for bug reports, and before a long run."""
+"""Versions and devices of this installation, for bug reports and before a long run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _OPTIONAL = {"sklearn": "kdkit demo", "matplotlib": "learning curves", "tensorbo
 
 
 def doctor() -> dict[str, str]:
-    """Name -> finding, in reading order."""
+    """Returns name -> finding: versions, CPU cores, CUDA devices, and optional packages that are missing."""
     findings = {"kdkit": __version__, "python": platform.python_version(), "system": platform.platform()}
     findings |= {name: version(name) for name in _REQUIRED}
     findings["hdf5"] = h5py.version.hdf5_version

@@ -1,7 +1,7 @@
 """Files that are either wholly there or not there at all, also after a crash.
 
-A file is written under a private temporary name, fsynced, renamed into place, and its folder fsynced. Everything that a
-cache writes goes through these few calls, so that a test can record them and lose any of them.
+A file is written under a private temporary name, fsynced, renamed into place, and its folder fsynced. Checkpoints,
+caches and reports go through these few calls, so that a test can record the calls and lose any of them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from kdkit.errors import CacheDiskFullError, CacheError
+from kdkit.errors import DiskFullError, KdkitError, WriteError
 
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _CANNOT_RESERVE = {errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS}
@@ -29,44 +29,44 @@ def atomic_write(path: Path) -> Iterator[Path]:
     Where a file is replaced there is always a whole one: the new one stays even if its folder could not be fsynced.
 
     Raises:
-        CacheDiskFullError: there was no room; the temporary file is removed.
-        CacheError: the file system refused; the temporary file is removed.
+        DiskFullError: there was no room; the temporary file is removed.
+        WriteError: the file system refused; the temporary file is removed.
     """
     temporary = _temporary_name(path)
     try:
         yield temporary
         _sync(temporary)
         replaces = os.path.lexists(path)
-        os.replace(temporary, path)  # noqa: PTH105 -- the calls of the system, by their names: see the module's docstring
+        os.replace(temporary, path)  # noqa: PTH105 -- the system calls by their names: see the module's docstring
         try:
             _sync(path.parent)
         except OSError as error:
-            if replaces:  # either file is whole, so whichever a power loss leaves will do; the old one is gone by now
-                raise failure(path, error, "the new file stands, but a power loss may undo it") from error
-            remove_file(path)  # it may not survive a power loss, so nobody may build on it
+            if replaces:  # either file is whole, so whichever a power loss leaves will do; the old one is gone
+                raise write_error(path, error, "the new file stands, but a power loss may undo it") from error
+            remove_file(path)  # it may not survive a power loss, so nothing may build on it
             raise
-    except CacheError:
+    except KdkitError:
         raise
     except OSError as error:
-        raise failure(path, error) from error
+        raise write_error(path, error) from error
     finally:
-        with suppress(OSError):  # what went wrong before says more; the next writer removes leftovers
+        with suppress(OSError):  # the first error says more; the next writer removes leftovers
             remove_file(temporary)
 
 
-def failure(path: Path, error: OSError, left: str = "nothing of it was kept") -> CacheError:
-    """The typed error for a write to `path` that the file system refused; `left` says what stands there now."""
+def write_error(path: Path, error: OSError, state: str = "nothing of it was kept") -> WriteError:
+    """The typed error for a write to `path` that the file system refused; `state` tells what stands there now."""
     if error.errno in _NO_ROOM:
-        return CacheDiskFullError(f"no room for {str(path)!r}: {os.strerror(error.errno)}; free space and run again")
-    return CacheError(f"{str(path)!r} could not be written: {error.strerror or error}; {left}")
+        return DiskFullError(f"no room for {str(path)!r}: {os.strerror(error.errno)}; free space and run again")
+    return WriteError(f"{str(path)!r} could not be written: {error.strerror or error}; {state}")
 
 
 @contextmanager
 def new_file(path: Path, num_bytes: int) -> Iterator[int]:
-    """Yields the descriptor of a new file whose room on the disk is taken at once, so that a full disk shows; fsynced.
+    """Yields the descriptor of a new file whose space is reserved at once, so that a full disk shows; fsynced at exit.
 
     Raises:
-        OSError: there is no such room, or something stands at `path`.
+        OSError: there is no such room, or a file stands at `path`.
     """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
     try:
@@ -77,13 +77,13 @@ def new_file(path: Path, num_bytes: int) -> Iterator[int]:
                 raise
             os.ftruncate(descriptor, num_bytes)
         yield descriptor
-        os.fsync(descriptor)  # by the descriptor that wrote, which is sure to be told of every error
+        os.fsync(descriptor)  # the descriptor that wrote is sure to see every write error
     finally:
         os.close(descriptor)
 
 
 def write_at(descriptor: int, content: bytes | memoryview, offset: int) -> int:
-    """Writes all of `content` at `offset` and returns its number of bytes; a short write is gone on with."""
+    """Writes all of `content` at `offset`, repeating short writes, and returns the number of bytes."""
     view = memoryview(content)
     done = 0
     while done < len(view):
@@ -92,17 +92,21 @@ def write_at(descriptor: int, content: bytes | memoryview, offset: int) -> int:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes `text` to `path`, durably and atomically."""
+    """Writes `text` to `path`, durably and atomically.
+
+    Raises:
+        WriteError: as for `atomic_write`.
+    """
     content = text.encode()
     with atomic_write(path) as temporary, new_file(temporary, len(content)) as descriptor:
         write_at(descriptor, content, 0)
 
 
 def make_folder(folder: Path) -> None:
-    """Makes `folder` and what it lies in, each entered durably.
+    """Makes `folder` and its missing parents, each durably.
 
     Raises:
-        CacheError: it cannot be made.
+        WriteError: it cannot be made.
     """
     try:
         missing = [place for place in (folder, *folder.parents) if not place.is_dir()]
@@ -111,32 +115,32 @@ def make_folder(folder: Path) -> None:
                 os.mkdir(place)  # noqa: PTH102
             _sync(place.parent)
     except OSError as error:
-        raise failure(folder, error) from error
+        raise write_error(folder, error) from error
 
 
 def remove_folder(folder: Path) -> None:
-    """Removes a folder of files, the index first: what is left of it is then no cache, whenever it stops.
+    """Removes a folder of files, a cache's index first: if the removal stops midway, the rest is no cache.
 
     Raises:
-        CacheError: something in it cannot be removed.
+        WriteError: a file in it cannot be removed.
     """
     try:
         for file in sorted(folder.iterdir(), key=lambda file: (file.suffix != ".h5", file.name)):
             remove_file(file)
         os.rmdir(folder)  # noqa: PTH106
     except OSError as error:
-        raise CacheError(f"{str(folder)!r} could not be removed: {error.strerror}; remove it by hand") from error
+        raise WriteError(f"{str(folder)!r} could not be removed: {error.strerror}; remove it by hand") from error
 
 
 def remove_leftovers(folder: Path, name: str = "") -> None:
     """Removes temporary files of writers that died: those of the file called `name`, or all."""
-    mine = f".{glob.escape(name)}.{'[0-9a-f]' * 12}" if name else ".*"
-    for leftover in folder.glob(f"{mine}{TEMPORARY_SUFFIX}"):
+    pattern = f".{glob.escape(name)}.{'[0-9a-f]' * 12}" if name else ".*"
+    for leftover in folder.glob(f"{pattern}{TEMPORARY_SUFFIX}"):
         remove_file(leftover)
 
 
 def check_writable(folder: Path) -> None:
-    """Writes a file and removes it.
+    """Writes a file into `folder` and removes it.
 
     Raises:
         OSError: `folder` cannot be written.
@@ -146,17 +150,17 @@ def check_writable(folder: Path) -> None:
     place.unlink()
 
 
-def _temporary_name(path: Path) -> Path:
-    """A private name beside `path` that tells whose it is, and is no longer than a name may be."""
-    ending = f".{secrets.token_hex(6)}{TEMPORARY_SUFFIX}"
-    name = os.fsencode(path.name)[: _MAX_NAME_BYTES - 1 - len(ending)]
-    return path.with_name("." + name.decode("utf-8", "ignore") + ending)
-
-
 def remove_file(path: Path) -> None:
     """Removes a file, if it is there."""
     with suppress(FileNotFoundError):
         os.unlink(path)  # noqa: PTH108
+
+
+def _temporary_name(path: Path) -> Path:
+    """A private name in the same folder that holds the name of `path`, cut to the length that a name may have."""
+    ending = f".{secrets.token_hex(6)}{TEMPORARY_SUFFIX}"
+    name = os.fsencode(path.name)[: _MAX_NAME_BYTES - 1 - len(ending)]
+    return path.with_name("." + name.decode("utf-8", "ignore") + ending)
 
 
 def _sync(path: Path) -> None:

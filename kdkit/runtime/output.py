@@ -1,4 +1,4 @@
-"""Output folders: never written over by accident."""
+"""Output folders: never overwritten by accident."""
 
 from __future__ import annotations
 
@@ -6,12 +6,8 @@ import shutil
 from collections.abc import Collection
 from pathlib import Path
 
-from kdkit.errors import KdkitError, OutputExistsError
+from kdkit.errors import KdkitError, OutputError, OutputExistsError
 from kdkit.runtime import files
-
-
-class OutputError(KdkitError, OSError):
-    """An output folder that cannot be made or written."""
 
 
 def prepare_output(
@@ -20,14 +16,14 @@ def prepare_output(
     """Makes a folder for the output, before any work is done.
 
     Args:
-        folder: where it will be.
-        names: names of the files that the caller writes there; nothing else is ever removed.
+        folder: the folder to make.
+        names: names of the files that the caller writes there; no other file is ever removed.
         overwrite: whether such files of an earlier run are removed.
-        checkpoints: files of which a run that is gone on with has left one; where all are missing, that run has come
-            to nothing yet, and its other files are removed. None where nothing is gone on with.
+        checkpoints: names of checkpoints, to resume the run that left at least one of them. If all are missing, that
+            run did not get as far as a checkpoint, and its other files are removed. None without resuming.
 
     Raises:
-        OutputExistsError: it holds something, and `overwrite` is False or not all of it is the caller's.
+        OutputExistsError: it holds a file, and `overwrite` is False or the file is not one of `names`.
         OutputError: it cannot be made or written.
     """
     folder = Path(folder)
@@ -42,8 +38,8 @@ def prepare_output(
             return folder
         if found and not overwrite and checkpoints is None:
             raise OutputExistsError(
-                f"the output folder {str(folder)!r} is not empty: pass --overwrite true to replace what an earlier run "
-                "left, --resume true to go on with a distillation there, or choose another folder"
+                f"the output folder {str(folder)!r} is not empty: pass --overwrite to replace what an earlier run "
+                "left, --resume to resume a training run there, or choose another folder"
             )
         if foreign := [name for name in found if name not in names]:
             raise OutputExistsError(

@@ -1,4 +1,4 @@
-"""Progress for people: a bar on a terminal, a plain line now and then in a pipe, nothing on other ranks."""
+"""Progress for people: rich's bar on a terminal, a plain line every ten seconds in a pipe, nothing on other ranks."""
 
 from __future__ import annotations
 
@@ -7,25 +7,31 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.table import Column
+from rich.text import Text
 
 _SECONDS_BETWEEN_LINES = 10.0
-_SHOWN = ("loss", "task_loss", "kd_loss", "agreement_top1", "teacher_top1")
+_TERMS = ("loss", "task_loss", "kd_loss", "agreement_top1", "teacher_top1")
+_METRICS = ("loss", "kd_loss")  # what fits beside a bar
+_WIDTH_FOR_SPEED, _WIDTH_FOR_LOSS, _WIDTH_FOR_METRICS = 70, 80, 100  # columns of the terminal
 
 Advance = Callable[[int], None]
 
 
 class Display:
-    """How far a piece of work is; called with the number of units done since the last call. This one shows nothing."""
+    """Progress of a piece of work; called with the number of units done since the last call. This one shows nothing."""
 
     def __call__(self, count: int) -> None:
         """Counts `count` more units as done."""
 
     def set_completed(self, count: int) -> None:
-        """Counts units that an earlier run has done, and that say nothing about speed."""
+        """Counts the units that an earlier run has done; the speed leaves them out."""
 
     def set_postfix(self, values: Mapping[str, float]) -> None:
-        """Shows the latest terms beside the progress."""
+        """Shows the latest metrics beside the progress."""
 
     def write(self, text: str) -> None:
         """Prints one line that stays."""
@@ -36,23 +42,26 @@ def progress(description: str, total: int, unit: str, *, enabled: bool = True) -
     """Yields a display to call with the number of units done since its last call.
 
     Args:
-        description: what is going on.
-        total: how many units there are.
-        unit: what is counted, e.g. "images"; the display shows them per second.
+        description: the work and the run that it belongs to; every line in a pipe starts with it.
+        total: number of units.
+        unit: name of the units, e.g. "images"; the display shows them per second.
         enabled: False shows nothing.
     """
     if not enabled:
         yield Display()
-    elif sys.stderr.isatty():
-        with _bar(description, total, unit) as display:
-            yield display
+        return
+    console = Console(stderr=True)
+    bar = Progress(*_columns(console, unit), console=console, expand=True, get_time=time.monotonic)
+    if sys.stderr.isatty():
+        with bar:
+            yield _Bar(bar, description, total, unit)
     else:
-        yield _Lines(description, total, unit)
+        yield _Lines(bar, description, total, unit)
 
 
-def format_terms(values: Mapping[str, float]) -> str:
-    """The terms worth a look, short: "loss 1.234, kd loss 0.567, agreement 81 %"."""
-    return ", ".join(_format_term(name, values[name]) for name in _SHOWN if name in values)
+def format_terms(values: Mapping[str, float], names: tuple[str, ...] = _TERMS) -> str:
+    """The terms of `names`, short: "loss 1.234, kd loss 0.567, agreement 81 %"."""
+    return ", ".join(_format_term(name, values[name]) for name in names if name in values)
 
 
 def _format_term(name: str, value: float) -> str:
@@ -61,82 +70,69 @@ def _format_term(name: str, value: float) -> str:
     return f"{name.replace('_', ' ')} {value:.4g}"
 
 
-@contextmanager
-def _bar(description: str, total: int, unit: str) -> Iterator[Display]:
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        ProgressColumn,
-        Task,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-    from rich.text import Text
+def _columns(console: Console, unit: str) -> tuple[ProgressColumn, ...]:
+    """Description, bar, count, speed, time left and metrics; speed and metrics only where the terminal is wide."""
 
     class Speed(ProgressColumn):
         def render(self, task: Task) -> Text:
-            return Text(f"{task.finished_speed or task.speed or 0:,.0f} {unit}/s", style="progress.data.speed")
+            speed = task.finished_speed or task.speed or 0.0
+            return Text(f"{speed:,.0f} {unit}/s" if console.width >= _WIDTH_FOR_SPEED else "")
 
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        Speed(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[terms]}"),
+    class Metrics(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            shown = sum(console.width >= width for width in (_WIDTH_FOR_LOSS, _WIDTH_FOR_METRICS))
+            return Text(format_terms(task.fields["values"], _METRICS[:shown]))
+
+    return (
+        TextColumn("{task.description}", markup=False, table_column=Column(ratio=1, no_wrap=True)),
+        BarColumn(bar_width=None, table_column=Column(ratio=1)),
+        MofNCompleteColumn(table_column=Column(no_wrap=True)),
+        Speed(Column(no_wrap=True)),
+        TimeRemainingColumn(table_column=Column(no_wrap=True)),
+        Metrics(Column(no_wrap=True)),
     )
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        yield _Bar(bar, bar.add_task(description, total=total, terms=""))
 
 
 class _Bar(Display):
-    """rich's bar."""
+    """One task of rich's Progress."""
 
-    def __init__(self, bar: Any, task: Any) -> None:
-        self._bar, self._task = bar, task
-
-    def __call__(self, count: int) -> None:
-        self._bar.advance(self._task, count)
-
-    def set_completed(self, count: int) -> None:
-        self._bar.reset(self._task, completed=count)
-
-    def set_postfix(self, values: Mapping[str, float]) -> None:
-        self._bar.update(self._task, terms=format_terms(values))
-
-    def write(self, text: str) -> None:
-        self._bar.console.print(text, highlight=False, markup=False)
-
-
-class _Lines(Display):
-    """Lines for a file, one every ten seconds."""
-
-    def __init__(self, description: str, total: int, unit: str) -> None:
-        self._description, self._total, self._unit = description, total, unit
-        self._done = self._skipped = 0
-        self._begun = self._shown = time.monotonic()
-        self._terms = ""
+    def __init__(self, bar: Progress, description: str, total: int, unit: str) -> None:
+        self._bar, self._unit = bar, unit
+        self._id = bar.add_task(description, total=total, values={})
+        self._task = bar.tasks[0]
 
     def __call__(self, count: int) -> None:
-        self._done += count
-        now = time.monotonic()
-        if self._done >= self._total or now - self._shown > _SECONDS_BETWEEN_LINES:
-            self._shown = now
-            rate = (self._done - self._skipped) / max(now - self._begun, 1e-9)
-            left = timedelta(seconds=round(max(0, self._total - self._done) / max(rate, 1e-9)))
-            self.write(
-                f"{self._description}: {self._done:,} of {self._total:,} {self._unit}, {rate:,.0f} {self._unit}/s, "
-                f"{left} left{self._terms}"
-            )
+        self._bar.advance(self._id, count)
 
     def set_completed(self, count: int) -> None:
-        self._done += count
-        self._skipped += count
+        self._bar.reset(self._id, completed=count)
 
     def set_postfix(self, values: Mapping[str, float]) -> None:
-        self._terms = f", {format_terms(values)}"
+        self._bar.update(self._id, values=values)
 
     def write(self, text: str) -> None:
-        print(text, file=sys.stderr, flush=True)
+        self._bar.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+class _Lines(_Bar):
+    """The same without the bar: a line every ten seconds; every line starts with the description."""
+
+    def __init__(self, bar: Progress, description: str, total: int, unit: str) -> None:
+        super().__init__(bar, description, total, unit)
+        self._written = time.monotonic()
+
+    def __call__(self, count: int) -> None:
+        super().__call__(count)
+        now, task = time.monotonic(), self._task
+        if not task.finished and now - self._written < _SECONDS_BETWEEN_LINES:
+            return
+        self._written = now
+        speed = task.finished_speed or task.speed or 0.0
+        left = timedelta(seconds=task.time_remaining or 0)
+        self.write(
+            f"{task.completed:,} of {task.total:,} {self._unit}, {speed:,.0f} {self._unit}/s, {left} left"
+            + (f", {terms}" if (terms := format_terms(task.fields["values"])) else "")
+        )
+
+    def write(self, text: str) -> None:
+        super().write(f"{self._task.description}: {text}")

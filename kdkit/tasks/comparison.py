@@ -1,4 +1,4 @@
-"""A loss on features as a module: the taps it compares, brought to one shape, and what it learns.
+"""A loss on features as a module: the taps that it compares, brought to one form, and its trainable parameters.
 
 Dimensions: B batch, D width, H W height and width, N tokens.
 """
@@ -19,66 +19,68 @@ from kdkit.tasks.term import LossTerm, bound_loss
 
 Widths = Callable[[str], int]
 
-_PROJECTED = ("hint_mse", "hint_cosine")
-
 
 class Comparison(nn.Module):
     """One term on features.
 
-    Tokens [B, N, D] and maps [B, D, H, W] are compared as maps, tokens in a square grid; so are tokens of two grids.
-    What the losses then do with maps of two sizes is theirs to say.
+    Features of unlike form, such as tokens [B, N, D] and a map [B, D, H, W], or tokens of two grids, are compared as
+    maps, the tokens in a square grid. A loss may declare another alignment. Maps of two sizes are left to the loss.
 
     Args:
         term: with its taps named.
         student_width: tap of the student -> its width D.
         teacher_width: tap of the teacher -> its width D.
+
+    Raises:
+        ConfigError: the taps do not pair, or are several for a loss that compares one pair.
     """
 
     def __init__(self, term: LossTerm, student_width: Widths, teacher_width: Widths) -> None:
         super().__init__()
         self.term = term
+        self.takes_several, self.aligns = term.takes_several, term.aligns
+        _check_taps(term)
         self.loss = bound_loss(term, **_width_options(term, student_width, teacher_width))
 
     def forward(self, student: Mapping[str, Tensor], teacher: Mapping[str, Tensor]) -> Tensor:
-        """The loss [] of features by tap, unweighted."""
+        """The unweighted loss [] of features by tap."""
         pairs = [
-            self._align(student[mine], teacher[theirs])
-            for mine, theirs in zip(self.term.student_taps, self.term.teacher_taps, strict=True)
+            self._align(student[student_tap], teacher[teacher_tap])
+            for student_tap, teacher_tap in zip(self.term.student_taps, self.term.teacher_taps, strict=True)
         ]
         with torch.autocast(pairs[0][0].device.type, enabled=False):
-            if self.term.name in ("vitkd", "review"):
-                return self.loss([mine for mine, _ in pairs], [theirs for _, theirs in pairs])
+            if self.takes_several:
+                return self.loss([student for student, _ in pairs], [teacher for _, teacher in pairs])
             return self.loss(*pairs[0])
 
-    def _align(self, mine: Tensor, theirs: Tensor) -> tuple[Tensor, Tensor]:
-        if self.term.name == "vitkd":
-            return _as_tokens(mine, theirs), _as_tokens(theirs, theirs)
-        one_kind = mine.ndim == theirs.ndim and (mine.ndim != 3 or mine.shape[1] == theirs.shape[1])
-        if (one_kind and self.term.name != "review") or 2 in (mine.ndim, theirs.ndim):
-            return mine, theirs
-        return _as_map(mine), _as_map(theirs)
+    def _align(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+        if self.aligns == "tokens":
+            return _as_tokens(student, teacher), _as_tokens(teacher, teacher)
+        is_alike = student.ndim == teacher.ndim and (student.ndim != 3 or student.shape[1] == teacher.shape[1])
+        if 2 in (student.ndim, teacher.ndim) or (is_alike and self.aligns == "unlike"):
+            return student, teacher
+        return _as_map(student), _as_map(teacher)
 
 
-def _width_options(term: LossTerm, student_width: Widths, teacher_width: Widths) -> dict[str, Any]:
-    """The options in which a loss is told the widths of its taps."""
-    if not len(term.student_taps) == len(term.teacher_taps) >= 1:
+def _check_taps(term: LossTerm) -> None:
+    count = len(term.student_taps)
+    if not count == len(term.teacher_taps) >= 1:
         raise ConfigError(
             f"term {term.name!r} compares pairs of taps, got {list(term.student_taps)} of the student and "
             f"{list(term.teacher_taps)} of the teacher"
         )
-    several = term.loss is None and term.name in ("vitkd", "review")
-    if len(term.student_taps) > 1 and not several:
-        raise ConfigError(f"term {term.name!r} compares one pair of taps, got {len(term.student_taps)}: one term each")
-    if term.loss is not None or (term.name not in _PROJECTED and not several):
+    if count > 1 and not term.takes_several:
+        raise ConfigError(f"term {term.name!r} compares one pair of taps, got {count}: make one term of each pair")
+
+
+def _width_options(term: LossTerm, student_width: Widths, teacher_width: Widths) -> dict[str, Any]:
+    """The options that tell a loss the widths of its features, where it declares that it needs them."""
+    if not term.projects:
         return {}
-    mine = [student_width(tap) for tap in term.student_taps]
-    theirs = [teacher_width(tap) for tap in term.teacher_taps]
-    if term.name == "review":
-        return {"student_widths": mine, "teacher_widths": theirs}
-    if len(set(mine)) > 1 or len(set(theirs)) > 1:
-        raise ConfigError(f"vitkd compares blocks of one width, got {mine} of the student and {theirs} of the teacher")
-    layers = {"low_layers": len(mine) - 1} if term.name == "vitkd" else {}
-    return {"student_width": mine[0], "teacher_width": theirs[0], **layers}
+    widths = [student_width(tap) for tap in term.student_taps], [teacher_width(tap) for tap in term.teacher_taps]
+    if term.takes_several:
+        return {"student_widths": widths[0], "teacher_widths": widths[1]}
+    return {"student_width": widths[0][0], "teacher_width": widths[1][0]}
 
 
 def _as_map(feature: Tensor) -> Tensor:

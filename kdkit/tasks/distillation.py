@@ -1,4 +1,4 @@
-"""What all distillation tasks share: who the teacher is, what it said, and the sum of the losses."""
+"""What all distillation tasks share: the teacher, its outputs, and the sum of the losses."""
 
 from __future__ import annotations
 
@@ -12,57 +12,58 @@ from typing_extensions import Self
 from kdkit import losses
 from kdkit.config import EMA
 from kdkit.errors import ConfigError, MissingTeacherError
-from kdkit.losses import to_compute_dtype
-from kdkit.tasks.classification import Criterion
-from kdkit.tasks.observation import TeacherLogits, observe
-from kdkit.tasks.source import check_student, logits_of, resolve_teacher
-from kdkit.tasks.task import TrainingTask
-from kdkit.tasks.term import DistillLosses, as_terms, bound_loss
+from kdkit.tasks.observation import TeacherLogits, num_classes_of, observe
+from kdkit.tasks.student_task import Criterion, StudentTask
+from kdkit.tasks.teacher import check_same_classes, resolve_teacher
+from kdkit.tasks.term import DistillLosses, as_terms, bound_loss, check_weight
 from kdkit.teachers import Teacher
-from kdkit.types import Batch, TeacherOutput
+from kdkit.types import Batch, TeacherOutput, TeacherSource, to_compute_dtype
 
 
 class TaskOptions(TypedDict, total=False):
-    """What a task with more arguments of its own passes on to DistillationTask, where the defaults are."""
+    """Arguments that a task with more arguments of its own passes on to DistillationTask, where the defaults are."""
 
     temperature: float | None
     standardize: bool
     task_loss_weight: float
     distill_loss_weight: float
-    device: torch.device | str | None
+    device: torch.device | str | int | None
     dtype: torch.dtype | None
     verbose: bool
 
 
-class DistillationTask(TrainingTask):
+class DistillationTask(StudentTask):
     """Base of the tasks with a teacher: subclasses define `_forward_student`, and may wrap `trainable_module`.
 
     loss = task_loss_weight * task_loss + distill_loss_weight * kd_loss
 
-    kd_loss is the weighted sum of the terms. The teacher is frozen, stays in eval mode, outside DistributedDataParallel
-    and out of every state dict. A cached output reaches `forward` as a TeacherOutput; the task cannot tell it from a
-    live one.
+    kd_loss is the weighted sum of the terms. The teacher is frozen on construction, stays in eval mode, outside
+    DistributedDataParallel and out of every state dict. A cached output reaches `forward` as a TeacherOutput; the task
+    cannot tell it from a live one.
 
     Args:
         student_model: the model to train.
-        teacher: a timm name, an nn.Module, a Teacher or TeacherEnsemble, None when every output comes from a cache, or
-            "ema" for the moving average of the student itself, which `setup_ema` makes. What is not a Teacher yet is
-            made one that takes its input in the student's normalisation.
+        teacher: a timm name, an nn.Module, a timm.task.DistillationTeacher, a Teacher or TeacherEnsemble; None when
+            every output comes from a cache; or "ema" for the moving average of the student itself, which `setup_ema`
+            makes. A teacher takes its input in the student's normalisation and brings it to its own.
         criterion: task loss of (logits [B, C], target); cross-entropy by default. With task_loss_weight 0 it is not
             called, and `target` may be None.
         distill_loss: name of a loss in kdkit.losses; a function of (student_logits, teacher_logits), with a third
             argument `target` if it needs the labels; several as {name: weight}; or names and LossTerms in a list.
         temperature: of each logit loss given by name; that loss's own default when None.
         standardize: whether the logits of each loss given by name are standardised first.
-        task_loss_weight, distill_loss_weight: weights of the sum above.
+        task_loss_weight, distill_loss_weight: finite weights of the sum above.
         device, dtype, verbose: as for TrainingTask.
 
     Raises:
-        ClassMismatchError: teacher and student count classes differently.
+        ConfigError: a weight, a temperature or another option that cannot work, or one that is given twice.
+        ClassMismatchError: teacher and student differ in their number of classes, and a term compares logits.
     """
 
     takes_features: ClassVar[bool] = False
-    """Whether losses on features are terms of this task."""
+    """Whether losses on features can be terms of this task."""
+
+    distill_loss_weight: float
 
     def __init__(
         self,
@@ -75,13 +76,13 @@ class DistillationTask(TrainingTask):
         standardize: bool = False,
         task_loss_weight: float = 1.0,
         distill_loss_weight: float = 1.0,
-        device: torch.device | str | None = None,
+        device: torch.device | str | int | None = None,
         dtype: torch.dtype | None = None,
         verbose: bool = True,
     ) -> None:
-        super().__init__(device=device, dtype=dtype, verbose=verbose)
-        self.trainable_module = check_student(student_model)
-        self.criterion = criterion if criterion is not None else nn.CrossEntropyLoss()
+        super().__init__(student_model, criterion, device=device, dtype=dtype, verbose=verbose)
+        self.task_loss_weight = check_weight("task_loss_weight", task_loss_weight)
+        self.distill_loss_weight = check_weight("distill_loss_weight", distill_loss_weight)
         self.terms = as_terms(distill_loss, temperature=temperature, standardize=standardize)
         if not self.takes_features and (wrong := [term.name for term in self.terms if term.is_feature]):
             raise ConfigError(
@@ -93,43 +94,52 @@ class DistillationTask(TrainingTask):
             for term, loss in ((term, bound_loss(term)) for term in self.terms if not term.is_feature)
         )
         self._names_terms = not (isinstance(distill_loss, str) or callable(distill_loss))
-        self.task_loss_weight = task_loss_weight
-        self.distill_loss_weight = distill_loss_weight
         self.taps: tuple[str, ...] = ()
         self.is_own_teacher = isinstance(teacher, str) and teacher == EMA
         self.teacher = None if self.is_own_teacher else resolve_teacher(teacher, student_model, device, dtype)
+        if self._logit_losses and self.teacher is not None:
+            check_same_classes(self.teacher, student_model)
+
+    @property
+    def live_teacher(self) -> TeacherSource | None:
+        """The task's own teacher, unless that is the student's moving average, which `forward` runs itself."""
+        return None if self.is_own_teacher else self.teacher
 
     def forward(
         self, input: Tensor, target: Tensor | None, teacher_output: TeacherOutput | None = None
     ) -> dict[str, Tensor]:
-        """One step's forward pass and losses.
+        """Computes one step's forward pass and losses.
 
         Args:
             input: images [B, 3, H, W] in the student's normalisation.
             target: class indices [B] or soft labels [B, C]; may be None when task_loss_weight is 0.
-            teacher_output: what a teacher said about this very input; the task's own teacher is asked when None.
+            teacher_output: a teacher's outputs for this very input; when None, the task's own teacher runs.
 
         Returns:
             'loss' [], 'output' [B, C], and unweighted 'task_loss' [] (0 when trained without labels), 'kd_loss' [].
-            Where several losses or LossTerms were given, each term [] under its key. For the log: all of these again as
-            they count in the loss, e.g. ``weighted_kd_loss``; and what `observe` sees.
+            Where several losses or LossTerms were given, each term [] under its key. For the log: all of these again,
+            multiplied by their weights in the loss, e.g. ``weighted_kd_loss``; and the scalars of `observe`.
 
         Raises:
             MissingTeacherError: neither a teacher nor a teacher output, or one without what this task needs.
         """
-        said = self._ask(input) if teacher_output is None else teacher_output
-        if not isinstance(said, TeacherOutput):
-            raise ConfigError(f"teacher_output is a TeacherOutput, got {type(said).__name__}: wrap logits in one")
-        teacher_logits = self._teacher_logits(said) if self._logit_losses else logits_of(said)
-        output, distilled, terms = self._forward_student(input, said)
+        teacher_output = self._run_teacher(input) if teacher_output is None else teacher_output
+        if not isinstance(teacher_output, TeacherOutput):
+            raise ConfigError(
+                f"teacher_output is a TeacherOutput, got {type(teacher_output).__name__}: wrap logits in one"
+            )
+        teacher_logits = self._teacher_logits(teacher_output)
+        output, distilled, terms = self._forward_student(input, teacher_output)
         task_loss = self._task_loss(to_compute_dtype(output), target)
         terms |= self._logit_terms(to_compute_dtype(distilled), teacher_logits, target)
         result = self._sum(task_loss, terms) | {"output": output}
-        if teacher_logits is not None:
+        if teacher_logits is not None and num_classes_of(teacher_logits) == output.shape[1]:
             result |= observe(output, teacher_logits, target)
         return result
 
-    def _forward_student(self, input: Tensor, said: TeacherOutput) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    def _forward_student(
+        self, input: Tensor, teacher_output: TeacherOutput
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Logits for the labels [B, C], logits for the teacher [B, C], and the terms on features."""
         raise NotImplementedError
 
@@ -150,7 +160,7 @@ class DistillationTask(TrainingTask):
             }
 
     def _sum(self, task_loss: Tensor, terms: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The loss, its parts, and the parts as they count."""
+        """The loss, its parts, and the parts multiplied by their weights."""
         weights = {term.result_key: term.weight for term in self.terms}
         kd_loss = sum((weights[key] * value for key, value in terms.items()), start=task_loss.new_zeros(()))
         result = {"task_loss": task_loss, "kd_loss": kd_loss}
@@ -161,8 +171,8 @@ class DistillationTask(TrainingTask):
             weighted |= {key: self.distill_loss_weight * weights[key] * value for key, value in terms.items()}
         return {"loss": loss} | result | {f"weighted_{key}": value for key, value in weighted.items()}
 
-    def _ask(self, input: Tensor) -> TeacherOutput:
-        """What the task's own teacher says about images [B, 3, H, W]."""
+    def _run_teacher(self, input: Tensor) -> TeacherOutput:
+        """The outputs of the task's own teacher for images [B, 3, H, W]."""
         if self.teacher is None and self.is_own_teacher:
             raise MissingTeacherError("the teacher is the student's moving average: call task.setup_ema() first")
         if self.teacher is None:
@@ -170,35 +180,42 @@ class DistillationTask(TrainingTask):
                 f"{type(self).__name__} was made without a teacher and got no teacher_output: "
                 "pass teacher=... to the task, or teacher_output=cache(batch) to the call"
             )
-        said: TeacherOutput = self.teacher(Batch(input, input.new_zeros(0)))  # a live teacher looks at no label
-        return said
+        outputs: TeacherOutput = self.teacher(Batch(input, input.new_zeros(0)))  # a live teacher needs no label
+        return outputs
 
-    def _teacher_logits(self, said: TeacherOutput) -> TeacherLogits:
-        logits = logits_of(said)
-        if logits is None:
+    def _teacher_logits(self, teacher_output: TeacherOutput) -> TeacherLogits | None:
+        """The teacher's logits, dense or sparse; None where there are none."""
+        logits = teacher_output.any_logits
+        if logits is None and self._logit_losses:
             raise MissingTeacherError(
-                f"teacher_output holds no logits, only features {sorted(said.features)}: "
+                f"teacher_output holds no logits, only features {sorted(teacher_output.features)}: "
                 "build the cache with its 'logits' stream"
             )
         return logits
 
     def _has_idle_head(self) -> bool:
-        """Whether a head of the student gets no gradient, as no loss looks at it."""
+        """Whether a head of the student gets no gradient, because no loss depends on it."""
         return False
 
     def prepare_distributed(self, device_ids: list[int] | None = None, **ddp_kwargs: Any) -> Self:
-        """As for TrainingTask; a head that no loss looks at is not waited for."""
+        """As for StudentTask; a head on which no loss depends is not waited for."""
         if self._has_idle_head():
             ddp_kwargs.setdefault("find_unused_parameters", True)
         return super().prepare_distributed(device_ids, **ddp_kwargs)
 
     def compile(  # type: ignore[override]  # timm's protocol: returns the module to evaluate with
         self, backend: str = "inductor", mode: str | None = None, **compile_kwargs: Any
-    ) -> nn.Module:
+    ) -> nn.Module | None:
         """As for TrainingTask, and the live teacher's forward pass."""
         if self.teacher is not None:
             self.teacher.compile(backend=backend, mode=mode, **compile_kwargs)
         return super().compile(backend=backend, mode=mode, **compile_kwargs)
+
+    def _describe(self) -> list[str]:
+        teacher = "ema" if self.is_own_teacher else None if self.teacher is None else self.teacher.name
+        terms = " + ".join(f"{term.weight:g} * {term.result_key}" for term in self.terms)
+        total = f"{self.task_loss_weight:g} * task_loss + {self.distill_loss_weight:g} * ({terms})"
+        return [f"teacher={teacher!r}", f"loss={total}"]
 
     def setup_ema(self, *args: Any, **kwargs: Any) -> nn.Module:
         """As for TrainingTask; where the teacher is "ema", this makes it."""

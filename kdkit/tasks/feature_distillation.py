@@ -11,36 +11,39 @@ from torch import Tensor, nn
 from typing_extensions import Unpack
 
 from kdkit.errors import CheckpointError, ConfigError, MissingTeacherError
-from kdkit.tasks.classification import Criterion
 from kdkit.tasks.comparison import Comparison
 from kdkit.tasks.distillation import DistillationTask, TaskOptions
 from kdkit.tasks.feature_student import FeatureStudent
+from kdkit.tasks.student_task import Criterion
 from kdkit.tasks.term import DistillLosses, LossTerm
 from kdkit.teachers import Teacher
 from kdkit.teachers.tap import check_taps, tap_width
 from kdkit.types import TeacherOutput
 
 _STATE = "comparisons"
+_TIMM_STATE = "projection"
 
 
 class FeatureDistillationTask(DistillationTask):
-    """A student against its labels and its teacher's features, and logits where a term compares those.
+    """A student that learns from labels and from its teacher's features, and from logits where a term compares them.
 
-    What the losses learn, such as projections, is trained inside `trainable_module` beside the student, and kept in
-    checkpoints as task state: the student's own weights stay those of a plain timm model.
+    Parameters of the losses, such as projections, train inside `trainable_module` together with the student, and are
+    kept in checkpoints as task state: the student's own weights stay those of a plain timm model. A teacher without a
+    head (num_classes=0) serves terms on features.
 
     Args:
         student_model: a timm model.
         teacher, criterion, options: as for DistillationTask. A teacher is given the taps that the terms need.
         distill_loss: as for DistillationTask, at least one term a feature loss.
-        student_taps: where the student is tapped by terms that do not say it themselves, see kdkit.teachers.tap.
-        teacher_taps: the same for the teacher; the student's when None.
-        teacher_widths: tap of the teacher -> its width D, for losses that project, where there is no live teacher:
-            a cache's feature_widths.
+        student_taps: where the student is tapped, for terms that name no taps; see kdkit.teachers.tap.
+        teacher_taps: the same for the teacher; the student's taps when None.
+        teacher_widths: tap of the teacher -> its width D, for losses that project features where there is no live
+            teacher: the feature_widths of a cache.
 
     Raises:
-        ConfigError: no term compares features, or a width is not known.
-        UnknownNameError: a tap that student or teacher do not have.
+        ConfigError: no term compares features, a width is not known, or as for DistillationTask.
+        ClassMismatchError: as for DistillationTask.
+        UnknownNameError: student or teacher have no such tap.
     """
 
     takes_features: ClassVar[bool] = True
@@ -96,37 +99,39 @@ class FeatureDistillationTask(DistillationTask):
 
         return width
 
-    def _forward_student(self, input: Tensor, said: TeacherOutput) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        logits, terms = self.trainable_module(input, {tap: self._feature(said, tap) for tap in self.taps})
+    def _forward_student(
+        self, input: Tensor, teacher_output: TeacherOutput
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        logits, terms = self.trainable_module(input, {tap: self._feature(teacher_output, tap) for tap in self.taps})
         return logits, logits, terms
 
-    def _feature(self, said: TeacherOutput, tap: str) -> Tensor:
-        if tap not in said.features:
+    def _feature(self, teacher_output: TeacherOutput, tap: str) -> Tensor:
+        if tap not in teacher_output.features:
             streams = ["logits", *self.taps]
-            held = ["logits"] * (said.logits is not None or said.sparse is not None) + sorted(said.features)
+            held = ["logits"] * (teacher_output.any_logits is not None) + sorted(teacher_output.features)
             raise MissingTeacherError(
                 f"teacher_output holds no {tap!r}, only {held}: build the cache with it, "
                 f"kdkit cache build ... --build.streams '[{', '.join(streams)}]'"
             )
-        return said.features[tap]
+        return teacher_output.features[tap]
 
     def _has_idle_head(self) -> bool:
         return self._parts().has_idle_head
 
     def get_eval_model(self, module: nn.Module | None = None, ema: bool = False) -> nn.Module | None:
-        """The student alone, or its EMA."""
+        """Returns the student alone, or its EMA."""
         found = super().get_eval_model(module, ema)
         plain = None if found is None else unwrap_model(found)
         return plain.student if isinstance(plain, FeatureStudent) else found
 
     def get_clip_parameters(self, exclude_head: bool = False) -> Iterable[nn.Parameter]:
-        """As for TrainingTask: the head is the student's, and what compares is always clipped."""
+        """As for TrainingTask: the head is the student's, and parameters of the losses are always clipped."""
         parts = self._parts()
         student = list(parts.student.parameters())
         return [*(student[:-2] if exclude_head else student), *parts.comparisons.parameters()]
 
     def get_task_state(self, module: nn.Module | None = None, ema: bool = False) -> dict[str, Any]:
-        """What the losses learn; empty where they learn nothing."""
+        """Returns the parameters of the losses; empty where they have none."""
         found = module if module is not None else self.get_trainable_module(ema=ema)
         state = {} if found is None else self._parts(found).comparisons.state_dict()
         return {_STATE: state} if state else {}
@@ -138,7 +143,7 @@ class FeatureDistillationTask(DistillationTask):
         module: nn.Module | None = None,
         ema: bool = False,
     ) -> None:
-        """Inverse of `get_task_state`.
+        """Loads what `get_task_state` returned, or the projection of a checkpoint of timm's FeatureDistillationTask.
 
         Raises:
             CheckpointError: it is the state of other losses, or of none, and `strict`.
@@ -146,10 +151,11 @@ class FeatureDistillationTask(DistillationTask):
         found = module if module is not None else self.get_trainable_module(ema=ema)
         if found is None:
             raise CheckpointError("the checkpoint's EMA weights need task.setup_ema() first")
-        comparisons, held = self._parts(found).comparisons, dict(state or {}).get(_STATE, {})
-        if strict and set(held) != set(comparisons.state_dict()):
+        comparisons = self._parts(found).comparisons
+        held, others = _comparisons_in(dict(state or {}), comparisons.state_dict())
+        if strict and (others or set(held) != set(comparisons.state_dict())):
             raise CheckpointError(
-                f"the checkpoint's task state holds {_shorten(held)}, this task's losses learn "
+                f"the checkpoint's task state holds {_shorten([*others, *held])}, this task's losses learn "
                 f"{_shorten(comparisons.state_dict())}: resume with the task that wrote it, or pass strict=False"
             )
         try:
@@ -165,8 +171,22 @@ class FeatureDistillationTask(DistillationTask):
         return parts
 
 
+def _comparisons_in(state: dict[str, Any], learnt: Mapping[str, Tensor]) -> tuple[dict[str, Any], list[str]]:
+    """The comparisons' state in a task state, and the names of what else it holds.
+
+    timm's task keeps one linear projection, {'projection': {'weight', 'bias'}}; it is that of the one projection here.
+    """
+    held = dict(state.pop(_STATE, {}))
+    theirs = state.get(_TIMM_STATE)
+    prefixes = {name.rpartition(".")[0] for name in learnt}
+    if isinstance(theirs, Mapping) and not held and len(prefixes) == 1:
+        state.pop(_TIMM_STATE)
+        held = {f"{prefix}.{name}": value for prefix in prefixes for name, value in theirs.items()}
+    return held, sorted(state)
+
+
 def _with_taps(term: LossTerm, student_taps: str | Sequence[str], teacher_taps: str | Sequence[str]) -> LossTerm:
-    """The term with its taps named; a term that names one side alone means the same taps on the other."""
+    """The term with its taps named; where it names those of one side alone, they are those of the other side too."""
     if not term.is_feature:
         return term
     if not (term.student_taps or term.teacher_taps):

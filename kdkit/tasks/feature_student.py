@@ -1,4 +1,4 @@
-"""All that learns in feature distillation: the student, and what compares its features with the teacher's."""
+"""The trainable module of feature distillation: the student, and the losses on features with their parameters."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ _PREFIX = "student."
 
 
 class FeatureStudent(nn.Module):
-    """One module, so that DistributedDataParallel, an optimizer and an EMA see projections as they see the student.
+    """One module, so that DistributedDataParallel, an optimizer and an EMA include projections with the student.
 
-    timm's `group_matcher` and `no_weight_decay` are the student's, under its prefix; what compares is the last layer's.
+    timm's `group_matcher` and `no_weight_decay` are the student's, under its prefix; the losses' parameters belong to
+    the last layer.
 
     Args:
         student: the model to train.
         comparisons: the terms on features, by key.
-        has_idle_head: whether no loss looks at the logits, so that the head is not to take part in the backward pass.
+        has_idle_head: whether no loss depends on the logits, so that the head takes no part in the backward pass.
     """
 
     def __init__(self, student: nn.Module, comparisons: Mapping[str, Comparison], *, has_idle_head: bool) -> None:
@@ -35,19 +36,19 @@ class FeatureStudent(nn.Module):
         self.taps: Sequence[str] = tuple(dict.fromkeys(taps))
 
     def forward(self, input: Tensor, teacher_features: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Images [B, 3, H, W] and the teacher's features by tap -> logits [B, C] and terms [] by key."""
+        """Returns logits [B, C] and terms [] by key, from images [B, 3, H, W] and the teacher's features by tap."""
         logits, features = forward_with_taps(self.student, input, self.taps)
         terms = {key: comparison(features, teacher_features) for key, comparison in self.comparisons.items()}
         return (logits.detach() if self.has_idle_head else logits), terms
 
     def no_weight_decay(self) -> set[str]:
-        """Parameters without weight decay, as timm's optimizer factory asks."""
+        """Returns the names of parameters without weight decay, for timm's optimizer factory."""
         student: Any = unwrap_model(self.student)
         names = student.no_weight_decay() if hasattr(student, "no_weight_decay") else ()
         return {_PREFIX + name for name in names}
 
     def group_matcher(self, coarse: bool = False) -> Callable[[str], int] | dict[str, Any]:
-        """Parameter name -> number of its layer, as timm's layer-wise learning rates ask."""
+        """Returns a map from parameter names to the number of their layer, for timm's layer-wise learning rates."""
         student: Any = unwrap_model(self.student)
         if not hasattr(student, "group_matcher"):
             return {}

@@ -1,4 +1,4 @@
-"""How strongly each term of a loss pulls at the student's head: what weights are tuned by."""
+"""Gradient norms of the terms of a loss, by which their weights are tuned."""
 
 from __future__ import annotations
 
@@ -18,24 +18,25 @@ _WEIGHTED = "weighted_"
 def gradient_norms(
     task: TrainingTask, result: Mapping[str, Tensor], parameters: Iterable[nn.Parameter] | None = None
 ) -> dict[str, Tensor]:
-    """L2 norm of each weighted term's gradient, to be called now and then between a task's forward and backward pass.
+    """Returns the L2 norm of each weighted term's gradient; call it between a task's forward and backward pass.
 
-    It walks back through the graph once a term and leaves it, and every .grad, as they were. Under
-    DistributedDataParallel it is that of this rank's images. What inductor compiled gives its graph away at once, and
-    cannot be asked.
+    Each term costs one backward pass through the graph; the graph and every .grad stay as they were. Under
+    DistributedDataParallel the norms are those of this rank's images. A student that inductor compiled frees its graph
+    after one pass, so that it has no such norms.
 
     Args:
-        task: whose student it is.
+        task: the task that computed `result`.
         result: what `task(...)` returned.
-        parameters: with respect to which; the student's classifier by default. A term that does not reach them, as one
-            on features does not reach the classifier, has norm 0: give a layer that all terms share.
+        parameters: the parameters of the gradients; those of the student's classifier by default. A term that does not
+            depend on them, as one on features does not depend on the classifier, has norm 0: give a layer that all
+            terms share.
 
     Returns:
-        'gradient_<term>' [] for each weighted term, and 'gradient_ratio' [], that of kd_loss over that of task_loss;
-        infinite where the latter is 0.
+        'gradient_<term>' [] for each weighted term, and 'gradient_ratio' [], the norm of kd_loss over that of
+        task_loss; infinite where the latter is 0.
 
     Raises:
-        ConfigError: the result is no distillation's, the student has no classifier, or its graph is gone.
+        ConfigError: the result is not of a distillation task, the student has no classifier, or its graph is freed.
     """
     wanted = list(_classifier(task) if parameters is None else parameters)
     norms = {
@@ -44,7 +45,9 @@ def gradient_norms(
         if key.startswith(_WEIGHTED)
     }
     if not norms:
-        raise ConfigError(f"the result holds no weighted term, only {', '.join(result)}: pass that of a distillation")
+        raise ConfigError(
+            f"the result holds no weighted term, only {', '.join(result)}: pass that of a distillation task"
+        )
     return norms | {"gradient_ratio": norms["gradient_kd_loss"] / norms["gradient_task_loss"]}
 
 
@@ -56,7 +59,9 @@ def _norm(term: Tensor, parameters: list[nn.Parameter]) -> Tensor:
     except RuntimeError as error:
         if "donated buffers" not in str(error):
             raise
-        raise ConfigError("a compiled student gives its graph away after one walk: ask one that is not") from error
+        raise ConfigError(
+            "a compiled student frees its graph after one backward pass: take gradient norms of one that is not"
+        ) from error
     reached = [torch.linalg.vector_norm(gradient.float()) for gradient in found if gradient is not None]
     return torch.linalg.vector_norm(torch.stack(reached)) if reached else torch.zeros((), device=term.device)
 

@@ -9,8 +9,10 @@ from kdkit.types import TeacherOutput
 
 
 class LogitDistillationTask(DistillationTask):
-    """A student against its labels and its teacher's logits; the arguments are those of DistillationTask."""
+    """A student that learns from labels and from its teacher's logits; the arguments are those of DistillationTask."""
 
-    def _forward_student(self, input: Tensor, said: TeacherOutput) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    def _forward_student(
+        self, input: Tensor, teacher_output: TeacherOutput
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         output = self.trainable_module(input)
         return output, output, {}

@@ -1,4 +1,4 @@
-"""What is logged about teacher and student at every step: tensors on their device, so that no step waits for it.
+"""Observations of teacher and student that are logged at every step: tensors on their device, which no step awaits.
 
 Dimensions: B batch, C classes, k classes kept.
 """
@@ -9,18 +9,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdkit.losses import SparseLogProbs, to_compute_dtype
+from kdkit.types import SparseLogits, to_compute_dtype
 
-TeacherLogits = Tensor | SparseLogProbs
+TeacherLogits = Tensor | SparseLogits
 
 
 @torch.no_grad()
 def observe(student_logits: Tensor, teacher_logits: TeacherLogits, target: Tensor | None) -> dict[str, Tensor]:
-    """Scalars [] of one batch.
+    """Returns scalars [] of one batch for the log.
 
-    'agreement_top1': how often student and teacher choose one class, percent. 'teacher_entropy': mean entropy of the
-    teacher at temperature 1, nats. 'teacher_top1', with labels: how often the teacher's choice is the label, percent of
-    the samples that have one (-1 is none); of a soft label, the share that it gives to the teacher's choice.
+    'agreement_top1': samples for which student and teacher predict the same class, percent. 'teacher_entropy': mean
+    entropy of the teacher's distribution at temperature 1, nats. 'teacher_top1', where there are labels: labelled
+    samples for which the teacher predicts the label, percent (-1 is no label); for a soft label, the share that it
+    gives to the teacher's prediction.
 
     Args:
         student_logits: [B, C].
@@ -28,18 +29,23 @@ def observe(student_logits: Tensor, teacher_logits: TeacherLogits, target: Tenso
         target: class indices [B], soft labels [B, C], or None.
     """
     choice, entropy = _choice_and_entropy(teacher_logits)
-    seen = {
+    observed = {
         "agreement_top1": _percent(student_logits.argmax(dim=1) == choice),
         "teacher_entropy": entropy,
     }
     if target is not None:
-        seen["teacher_top1"] = _top1(choice, target)
-    return seen
+        observed["teacher_top1"] = _top1(choice, target)
+    return observed
+
+
+def num_classes_of(teacher_logits: TeacherLogits) -> int:
+    """Returns the number of classes C of dense or sparse logits."""
+    return teacher_logits.num_classes if isinstance(teacher_logits, SparseLogits) else teacher_logits.shape[1]
 
 
 def _choice_and_entropy(teacher: TeacherLogits) -> tuple[Tensor, Tensor]:
-    """The class that the teacher finds likeliest [B], and its mean entropy []."""
-    if isinstance(teacher, SparseLogProbs):
+    """The teacher's most probable class [B], and its mean entropy []."""
+    if isinstance(teacher, SparseLogits):
         top, each = teacher.soften(1.0)
         others = teacher.num_classes - top.shape[1]
         entropy = -(top.exp() * top).sum(dim=1) - others * each.exp() * each

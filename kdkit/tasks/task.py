@@ -14,60 +14,59 @@ import torch
 from timm.utils import ModelEmaV3, unwrap_model
 from timm.utils.model import get_state_dict
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 from typing_extensions import Self
 
 from kdkit.errors import CheckpointError
+from kdkit.tasks.placement import PlacedModule
+from kdkit.types import TeacherSource
 
 
-class TrainingTask(nn.Module):
-    """Base of all tasks: subclasses set `trainable_module` and define `forward`.
+class TrainingTask(PlacedModule):
+    """Base of all tasks, and of your own: a subclass defines `forward`, and may set `trainable_module`.
 
-    `trainable_module` holds everything that learns (the student; projections, learnt temperatures where a task has
-    them) and nothing else; it alone is wrapped by `prepare_distributed`. `forward(input, target)` returns a dict with
-    'loss' (required), 'output' (recommended) and further scalars for the log.
+    `forward(input, target)` returns a dict with 'loss' (required), 'output' (recommended) and further scalars for the
+    log. `trainable_module` holds everything that learns (the student; projections where a task has them) and nothing
+    else. A subclass that sets none is itself what trains, as in timm.task.
 
     Args:
-        device: where the task's own tensors live; the CPU by default.
-        dtype: their floating dtype; torch's default dtype by default.
-        verbose: taken as timm's tasks take it; kdkit's log nothing by themselves.
+        device: device of the task's own tensors: a torch.device, a name such as "meta", or the index of an accelerator.
+            The CPU by default. The modules that a subclass is given stay where they are.
+        dtype: floating dtype of the task's own tensors; torch's default dtype by default.
+        verbose: accepted as timm's tasks accept it. kdkit's tasks log nothing by themselves.
+
+    Raises:
+        ConfigError: this machine has no such device, or the dtype is not a floating dtype.
     """
 
-    trainable_module: nn.Module
     trainable_module_ema: ModelEmaV3 | None
     eval_model: nn.Module | None
     eval_model_ema: nn.Module | None
 
+    distill_loss_weight: float | None = None
+    """Weight of the loss that comes from a teacher, which a warm-up may change; None where a task has no such loss."""
+
+    is_own_teacher: bool = False
+    """Whether the teacher is the moving average of the student itself."""
+
     def __init__(
         self,
-        device: torch.device | str | None = None,
+        device: torch.device | str | int | None = None,
         dtype: torch.dtype | None = None,
         verbose: bool = True,
     ) -> None:
-        super().__init__()
-        # An empty buffer takes part in every conversion, of this module or of a parent, so it always knows where
-        # and what the task is. Not persistent: it is no state.
-        anchor = torch.empty(0, device=torch.device(device or "cpu"), dtype=dtype or torch.get_default_dtype())
-        self.register_buffer("_anchor", anchor, persistent=False)
+        super().__init__(device, dtype)
         self.verbose = verbose
         self.trainable_module_ema = None
         self.eval_model = None
         self.eval_model_ema = None
 
-    _anchor: Tensor
-
     @property
-    def device(self) -> torch.device:
-        """Where the task is, whatever moved it there."""
-        return self._anchor.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The floating dtype of the task, whatever converted it."""
-        return self._anchor.dtype
+    def live_teacher(self) -> TeacherSource | None:
+        """The teacher that a loop runs on each batch for `forward`'s teacher_output; None where there is none."""
+        return None
 
     def forward(self, input: Tensor, target: Tensor) -> dict[str, Tensor]:
-        """One step's forward pass and loss.
+        """Computes one step's forward pass and loss.
 
         Args:
             input: images [B, 3, H, W].
@@ -79,22 +78,27 @@ class TrainingTask(nn.Module):
         raise NotImplementedError
 
     def prepare_distributed(self, device_ids: list[int] | None = None, **ddp_kwargs: Any) -> Self:
-        """Wraps the trainable module alone in DistributedDataParallel; call after `compile`, before the loop.
+        """Does nothing and returns the task; a task that trains on several ranks overrides it.
 
         Args:
             device_ids: as DistributedDataParallel takes them, e.g. [local_rank]; None on the CPU.
             ddp_kwargs: further arguments of DistributedDataParallel.
         """
-        self.trainable_module = DistributedDataParallel(self.trainable_module, device_ids=device_ids, **ddp_kwargs)
         return self
 
     def compile(  # type: ignore[override]  # timm's protocol: returns the module to evaluate with
         self, backend: str = "inductor", mode: str | None = None, **compile_kwargs: Any
-    ) -> nn.Module:
-        """Compiles what trains and what is evaluated; call before `prepare_distributed`. Returns the eval model."""
-        student = self.get_eval_model()
-        compiled = _compiled(self.trainable_module, backend=backend, mode=mode, **compile_kwargs)
-        same = student is None or student is self.trainable_module
+    ) -> nn.Module | None:
+        """Compiles what trains and what is evaluated; call it before `prepare_distributed`. Returns the eval model.
+
+        A task without `trainable_module` is compiled in place.
+        """
+        student, trainable = self.get_eval_model(), self.get_trainable_module()
+        if trainable is self:
+            super().compile(backend=backend, mode=mode, **compile_kwargs)
+            return student
+        compiled = _compiled(trainable, backend=backend, mode=mode, **compile_kwargs)
+        same = student is None or student is trainable
         self.eval_model = compiled if same else _compiled(student, backend=backend, mode=mode, **compile_kwargs)
         self.trainable_module = compiled
         return self.eval_model
@@ -105,15 +109,18 @@ class TrainingTask(nn.Module):
         """Compiles the EMA's eval model, if there is an EMA, and returns it."""
         ema = self.get_eval_model(ema=True)
         if ema is not None:
-            self.eval_model_ema = _compiled(ema, backend=backend, mode=mode, **compile_kwargs)
+            self._keep("eval_model_ema", _compiled(ema, backend=backend, mode=mode, **compile_kwargs))
         return self.eval_model_ema
 
     def get_trainable_module(self, ema: bool = False) -> nn.Module | None:
-        """The module that owns what trains, or its EMA (None before `setup_ema`)."""
-        return self.trainable_module_ema if ema else self.trainable_module
+        """Returns the module that trains, the task itself by default, or its EMA (None before `setup_ema`)."""
+        if ema:
+            return self.trainable_module_ema
+        found: nn.Module = getattr(self, "trainable_module", self)
+        return found
 
     def get_eval_model(self, module: nn.Module | None = None, ema: bool = False) -> nn.Module | None:
-        """The student (or its EMA) to evaluate and to export, compiled where it was compiled."""
+        """Returns the student (or its EMA) to evaluate and to export, compiled where it was compiled."""
         if module is not None:
             return module
         compiled = self.eval_model_ema if ema else self.eval_model
@@ -127,33 +134,51 @@ class TrainingTask(nn.Module):
         **kwargs: Any,
     ) -> nn.Module:
         """Makes timm's ModelEmaV3 of the trainable module."""
-        ema: nn.Module = ModelEmaV3(
-            unwrap_model(self.trainable_module), decay=decay, use_warmup=use_warmup, device=device, **kwargs
-        )
-        self.trainable_module_ema = ema
+        self.trainable_module_ema = None  # or a second average would hold a copy of the first
+        ema: nn.Module = ModelEmaV3(self._trained(), decay=decay, use_warmup=use_warmup, device=device, **kwargs)
+        self._keep("trainable_module_ema", ema)
         return ema
 
     def has_ema(self) -> bool:
-        """Whether `setup_ema` was called."""
+        """Returns whether `setup_ema` was called."""
         return self.trainable_module_ema is not None
 
     def update_ema(self, step: int | None = None) -> None:
         """Moves the EMA towards the trainable module; nothing without an EMA."""
         if self.trainable_module_ema is not None:
-            self.trainable_module_ema.update(unwrap_model(self.trainable_module), step=step)
+            self.trainable_module_ema.update(self._trained(), step=step)
 
     def get_clip_parameters(self, exclude_head: bool = False) -> Iterable[nn.Parameter]:
-        """The parameters whose gradients are clipped; without the last two (the head's) for AGC, as timm does."""
-        parameters = list(self.trainable_module.parameters())
+        """Returns the parameters to clip the gradients of; for AGC without the last two (the head's), as timm does."""
+        parameters = list(self._trained().parameters())
         return parameters[:-2] if exclude_head else parameters
 
     def no_sync(self) -> AbstractContextManager[Any]:
         """DistributedDataParallel's no_sync for gradient accumulation; without it, a context that does nothing."""
-        module = self.trainable_module
-        return module.no_sync() if isinstance(module, DistributedDataParallel) else nullcontext()
+        module: Any = self.get_trainable_module()
+        return module.no_sync() if module is not self and hasattr(module, "no_sync") else nullcontext()
+
+    def _trained(self) -> nn.Module:
+        """The trainable module without its wrappers."""
+        module: nn.Module = unwrap_model(self.get_trainable_module())
+        return module
+
+    def _keep(self, name: str, module: nn.Module) -> None:
+        """Sets an attribute; of a task that itself trains not as a child, because its EMA must not train with it."""
+        if self.get_trainable_module() is self:
+            object.__setattr__(self, name, module)
+        else:
+            setattr(self, name, module)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name in ("trainable_module_ema", "eval_model_ema"):
+            if isinstance(hidden := vars(self).get(name), nn.Module):
+                hidden._apply(fn)
+        return self
 
     def get_task_state(self, module: nn.Module | None = None, ema: bool = False) -> dict[str, Any]:
-        """What trains beside the student; empty where nothing does."""
+        """Returns the state of what trains beside the student; empty where nothing does."""
         return {}
 
     def load_task_state(
@@ -163,7 +188,7 @@ class TrainingTask(nn.Module):
         module: nn.Module | None = None,
         ema: bool = False,
     ) -> None:
-        """Inverse of `get_task_state`."""
+        """Loads what `get_task_state` returned."""
         if state and strict:
             raise CheckpointError(
                 f"the checkpoint holds task state {sorted(state)}, but {type(self).__name__} has none: "
@@ -173,7 +198,7 @@ class TrainingTask(nn.Module):
     def get_checkpoint_state(
         self, ema: bool = False, unwrap_fn: Callable[[nn.Module], nn.Module] = unwrap_model
     ) -> dict[str, Any]:
-        """What a checkpoint keeps of this task: the student under timm's keys, and the task state if there is any."""
+        """Returns what a checkpoint keeps: the student under timm's keys, and the task state if there is any."""
         model = self.get_eval_model(ema=ema)
         if model is None:
             return {}
@@ -190,10 +215,10 @@ class TrainingTask(nn.Module):
         ema: bool = False,
         strict: bool = True,
     ) -> None:
-        """Inverse of `get_checkpoint_state`.
+        """Loads what `get_checkpoint_state` returned.
 
         Raises:
-            CheckpointError: EMA weights are to be loaded before `setup_ema`.
+            CheckpointError: EMA weights are loaded before `setup_ema`.
         """
         model = self.get_eval_model(ema=ema)
         if model is None:
@@ -202,12 +227,11 @@ class TrainingTask(nn.Module):
         self.load_task_state(task_state, strict=strict, ema=ema)
 
     def create_evaluator(self, **kwargs: Any) -> Any:
-        """A fresh timm ClassificationEvaluator (loss, top-1 and top-5 in percent), on the task's device by default."""
+        """Makes a timm ClassificationEvaluator (loss, top-1 and top-5 in percent), on the task's device by default."""
         from timm.task.evaluator import ClassificationEvaluator
 
         return ClassificationEvaluator(**{"device": self.device, **kwargs})
 
 
 def _compiled(module: nn.Module | None, **options: Any) -> nn.Module:
-    """torch.compile of a module, which is a module."""
     return cast(nn.Module, torch.compile(module, **options))

@@ -1,11 +1,11 @@
-"""The terms of a distillation loss: which losses, with which weights and options, on which taps."""
+"""The terms of a distillation loss: losses with their weights, options and taps."""
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from numbers import Real
 from typing import Any
 
 from torch import Tensor
@@ -16,7 +16,7 @@ from kdkit.errors import ConfigError
 DistillLoss = Callable[..., Tensor]
 
 RESULT_KEYS = ("loss", "output", "task_loss", "kd_loss", "teacher_top1", "agreement_top1", "teacher_entropy")
-"""What a task's result holds besides its terms."""
+"""Keys of a task's result that are not those of its terms."""
 
 
 @dataclass(frozen=True)
@@ -24,33 +24,32 @@ class LossTerm:
     """One term of a distillation loss: kd_loss is the weighted sum of all of them."""
 
     name: str
-    """A loss of kdkit.losses, or what to call `loss`; also the term's key in a task's result."""
+    """A loss of kdkit.losses, or a name for `loss`; also the term's key in a task's result."""
 
     weight: float = 1.0
-    """What the term is multiplied by."""
+    """The factor of the term in kd_loss."""
 
     options: Mapping[str, Any] = field(default_factory=dict)
     """Options of the loss, as kdkit.losses.create takes them, e.g. {"temperature": 4.0}."""
 
     student_taps: str | Sequence[str] = ()
-    """Of a loss on features: where the student is tapped, see kdkit.teachers.tap; by default as the task says."""
+    """Of a loss on features: where the student is tapped, see kdkit.teachers.tap; by default the task's taps."""
 
     teacher_taps: str | Sequence[str] = ()
-    """Where the teacher is tapped; by default as the task says."""
+    """Where the teacher is tapped; by default the task's taps."""
 
     loss: DistillLoss | None = None
     """A function in the place of a named loss: of logits, or of features where taps are given."""
 
     key: str | None = None
-    """The term's key in a task's result, where its name alone would be another term's too."""
+    """The term's key in a task's result, where its name alone would also be that of another term."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "options", dict(self.options))
         for name in ("student_taps", "teacher_taps"):
             taps = getattr(self, name)
             object.__setattr__(self, name, (taps,) if isinstance(taps, str) else tuple(taps))
-        if not math.isfinite(self.weight):
-            raise ConfigError(f"the weight of term {self.name!r} must be a finite number, got {self.weight}")
+        object.__setattr__(self, "weight", check_weight(f"the weight of term {self.name!r}", self.weight))
         if self.loss is not None and self.options:
             raise ConfigError(f"term {self.name!r}: bind options into your own function instead")
         if not self.result_key.isidentifier() or self.result_key in RESULT_KEYS:
@@ -66,29 +65,47 @@ class LossTerm:
 
     @property
     def is_feature(self) -> bool:
-        """Whether the term compares features and not logits."""
-        if self.loss is not None:
-            return bool(self.student_taps or self.teacher_taps)
-        return losses.is_feature_loss(self.name)
+        """Whether the term compares features rather than logits."""
+        return bool(self.student_taps or self.teacher_taps) if self.loss is not None else self._spec.is_feature
+
+    @property
+    def takes_several(self) -> bool:
+        """Whether the loss takes lists of features, several taps of each side."""
+        return self.loss is None and self._spec.taps == "several"
+
+    @property
+    def projects(self) -> bool:
+        """Whether the loss trains a projection, and needs the widths of its features for it."""
+        return self.loss is None and self._spec.projects
+
+    @property
+    def aligns(self) -> losses.Aligns:
+        """How pairs of features are brought to one form."""
+        return "unlike" if self.loss is not None else self._spec.aligns
+
+    @property
+    def _spec(self) -> losses.LossSpec:
+        return losses.loss_spec(self.name)
 
 
 DistillLosses = str | DistillLoss | LossTerm | Mapping[str, float | Mapping[str, Any]] | Sequence[str | LossTerm]
-"""What a task takes as its distillation loss: one, or several with weights."""
+"""The distillation loss of a task: one, or several with weights."""
 
 
 def as_terms(
     distill_loss: DistillLosses, *, temperature: float | None = None, standardize: bool = False
 ) -> tuple[LossTerm, ...]:
-    """Whatever says which losses, as terms.
+    """Returns the terms of a distillation loss.
 
     Args:
-        distill_loss: a name, a function, a term, a sequence of names and terms, or {name: weight}, where in place of a
-            weight may stand options of the loss, with "weight" among them unless it is 1.
-        temperature: bound into each loss on logits that is given by name, takes one, and has none in its options.
+        distill_loss: a name, a function, a term, a sequence of names and terms, or {name: weight}. In place of a weight
+            a mapping may hold options of the loss, with "weight" among them unless it is 1.
+        temperature: bound into each loss on logits that is given by name and takes a temperature.
         standardize: whether the logits of each loss that is given by name are standardised first.
 
     Raises:
-        ConfigError: two terms have one key, or temperature or standardize have no loss to go to.
+        ConfigError: two terms have one key, no loss takes temperature or standardize, or a term's own options already
+            hold it.
         UnknownNameError: no loss has this name.
     """
     if isinstance(distill_loss, Mapping):
@@ -107,14 +124,33 @@ def as_terms(
 
 
 def bound_loss(term: LossTerm, **extra: Any) -> DistillLoss:
-    """The term's loss as a function, its options and `extra` bound."""
-    return losses.create(term.name, **term.options, **extra) if term.loss is None else term.loss
+    """Returns the term's loss as a function, its options and `extra` bound.
+
+    Raises:
+        ConfigError: an option is unknown, given twice, or cannot work.
+    """
+    if term.loss is not None:
+        return term.loss
+    if twice := sorted({*term.options} & {*extra}):
+        raise ConfigError(f"term {term.name!r}: {twice[0]} follows from the taps, leave it out of the term's options")
+    return losses.create(term.name, **term.options, **extra)
+
+
+def check_weight(name: str, value: object) -> float:
+    """Returns a weight as it is, called `name` in errors.
+
+    Raises:
+        ConfigError: it is not a finite number.
+    """
+    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
+        raise ConfigError(f"{name} must be a finite number, got {value!r}")
+    return float(value)
 
 
 def _weighted(name: str, given: float | Mapping[str, Any]) -> LossTerm:
     """`given` is the term's weight, or its options and perhaps its weight."""
     options = dict(given) if isinstance(given, Mapping) else {"weight": given}
-    return LossTerm(name, float(options.pop("weight", 1.0)), options)
+    return LossTerm(name, options.pop("weight", 1.0), options)
 
 
 def _term(item: str | DistillLoss | LossTerm) -> LossTerm:
@@ -134,11 +170,9 @@ def _with_option(terms: list[LossTerm], option: str, value: Any) -> list[LossTer
     named = [term for term in terms if term.loss is None and not term.is_feature]
     if not named:
         raise ConfigError(f"{option} is for a loss on logits given by name; bind it into your own function instead")
-    takers = named if len(named) == 1 else [term for term in named if _takes(term.name, option)]
+    takers = named if len(named) == 1 else [t for t in named if option in losses.loss_spec(t.name).options]
     if not takers:
         raise ConfigError(f"none of the losses {', '.join(term.name for term in named)} takes {option}")
-    return [replace(term, options={option: value, **term.options}) if term in takers else term for term in terms]
-
-
-def _takes(name: str, option: str) -> bool:
-    return option == "standardize" or option in inspect.signature(getattr(losses, name)).parameters
+    if twice := [term.name for term in takers if option in term.options]:
+        raise ConfigError(f"{option} is given twice, for all losses and in the options of {twice[0]!r}: leave one out")
+    return [replace(term, options={**term.options, option: value}) if term in takers else term for term in terms]

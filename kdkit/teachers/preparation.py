@@ -16,19 +16,19 @@ from kdkit.errors import ConfigError, ShapeError
 from kdkit.types import Normalization
 
 Resize = Literal["bicubic", "bilinear", "error"]
-"""How images of another size are taken."""
+"""Interpolation to the model's input size; "error" refuses images of another size."""
 
 
 class Preparation(nn.Module):
-    """One multiply-add from the arriving normalisation to the model's, none where both agree; no device is waited for.
+    """Resizes images, and brings them to the model's normalisation with one multiply-add; it waits for no device.
 
     Args:
-        model: whose dtype and device are those of the result; it stays unregistered.
-        own: what the model expects.
-        arriving: what images arrive in.
-        size: (height, width) in pixels that the model is given; None takes them as they are.
-        resize: how images of another size become so.
-        who: how errors call the model.
+        model: gives dtype and device of the result; it stays unregistered.
+        own: normalisation of the model's input.
+        arriving: normalisation of the images that arrive.
+        size: (height, width) in pixels of the model's input; None takes images as they are.
+        resize: interpolation of images of another size.
+        who: the model's name in errors.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class Preparation(nn.Module):
     _shift: Tensor | None
 
     def _refresh_constants(self) -> None:
-        """Makes the constants anew from their exact values, which a conversion to half precision would round."""
+        """Computes the constants from their exact values, because a conversion to half precision rounds them."""
         reference = next(self._model[0].parameters(), torch.empty(0))
         mean, std, input_mean, input_std = (
             torch.tensor(values, dtype=torch.float64).view(1, -1, 1, 1)
@@ -68,7 +68,7 @@ class Preparation(nn.Module):
         self.register_buffer("_shift", shift, persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images [B, 3, H, W] at the model's size, dtype and normalisation."""
+        """Returns images [B, 3, H, W] at the model's size, dtype and normalisation."""
         parameter = next(self._model[0].parameters(), images)
         images = images.to(torch.promote_types(images.dtype, torch.float32))  # rounded to the model's dtype at the end
         if self.size is not None and tuple(images.shape[-2:]) != tuple(self.size):
@@ -79,5 +79,5 @@ class Preparation(nn.Module):
 
     def _resize(self, images: Tensor, size: tuple[int, int]) -> Tensor:
         if self.resize == "error":
-            raise ShapeError(f"{self.who} is to see {list(size)} pixels, got images of {list(images.shape[-2:])}")
+            raise ShapeError(f"{self.who} takes images of {list(size)} pixels, got images of {list(images.shape[-2:])}")
         return F.interpolate(images, size, mode=self.resize, antialias=True, align_corners=False)

@@ -1,4 +1,4 @@
-"""A batch that is too large for the teacher's memory is asked about in parts."""
+"""A batch that is too large for the teacher's memory runs in parts."""
 
 from __future__ import annotations
 
@@ -11,48 +11,48 @@ from torch import Tensor
 
 from kdkit.errors import TeacherMemoryError
 
-Answer = tuple[Any, dict[str, Tensor]]
+Outputs = tuple[Any, dict[str, Tensor]]
 """Logits [B, C] and features by tap."""
 
 _log = logging.getLogger(__name__)
 
 
 class Splitter:
-    """Asks about a batch, in halves where the device has not enough memory; the size that fits is kept for the next.
+    """Runs a model on a batch, in parts where the device has too little memory; the size that fits is kept.
 
     Args:
-        who: how messages call the teacher.
+        who: the teacher's name in messages.
     """
 
     def __init__(self, who: str) -> None:
         self.who = who
         self.max_batch_size: int | None = None
-        """Images that are asked about at once; None while any number went well."""
+        """Largest number of images in one forward pass; None while every batch fits."""
 
-    def __call__(self, ask: Callable[[Tensor], Answer], images: Tensor) -> Answer:
-        """What `ask` answers about images [B, 3, H, W].
+    def __call__(self, forward: Callable[[Tensor], Outputs], images: Tensor) -> Outputs:
+        """Returns the outputs of `forward` for images [B, 3, H, W].
 
         Raises:
-            TeacherMemoryError: a single image is too much.
+            TeacherMemoryError: there is too little memory for a single image.
         """
         if torch.compiler.is_compiling():  # errors are no part of a graph
-            return ask(images)
-        parts: list[Answer] = []
+            return forward(images)
+        parts: list[Outputs] = []
         done = 0
         while done < len(images) or not parts:
             part = images[done:] if self.max_batch_size is None else images[done : done + self.max_batch_size]
-            answer = self._ask(ask, part)
-            if answer is None:
+            outputs = self._try(forward, part)
+            if outputs is None:
                 self._halve(part)
                 continue
-            parts.append(answer)
+            parts.append(outputs)
             done += len(part)
         return parts[0] if len(parts) == 1 else _joined(parts)
 
-    def _ask(self, ask: Callable[[Tensor], Answer], images: Tensor) -> Answer | None:
-        """What `ask` answers, or None where memory was not enough: what then held it is gone with the error."""
+    def _try(self, forward: Callable[[Tensor], Outputs], images: Tensor) -> Outputs | None:
+        """The outputs, or None where memory was too little; the error's references to tensors are gone by then."""
         try:
-            return ask(images)
+            return forward(images)
         except torch.OutOfMemoryError as error:
             if len(images) > 1:
                 return None
@@ -64,12 +64,12 @@ class Splitter:
     def _halve(self, images: Tensor) -> None:
         self.max_batch_size = -(-len(images) // 2)
         _log.warning(
-            "%s: not enough memory for %d images at once, asking about %d", self.who, len(images), self.max_batch_size
+            "%s: not enough memory for %d images at once, trying %d", self.who, len(images), self.max_batch_size
         )
         if images.device.type == "cuda":
             torch.cuda.empty_cache()
 
 
-def _joined(parts: Sequence[Answer]) -> Answer:
+def _joined(parts: Sequence[Outputs]) -> Outputs:
     logits, features = zip(*parts, strict=True)
     return torch.cat(logits), {tap: torch.cat([found[tap] for found in features]) for tap in features[0]}

@@ -1,4 +1,4 @@
-"""How a model is put together: what its weights do not tell, such as the kind of pooling, strides, activations."""
+"""The structure of a model: what its weights do not determine, such as the kind of pooling, strides, activations."""
 
 from __future__ import annotations
 
@@ -13,13 +13,16 @@ from timm.utils import unwrap_model
 from torch import Tensor, nn
 
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
-_OF_THE_RUN = {"training", "fused_attn", "grad_checkpointing"}  # they change speed and memory, no answer
+_OF_THE_RUN = {"training", "fused_attn", "grad_checkpointing"}  # they change speed and memory, no output
 _WEIGHTS_SHOWN = (nn.ParameterList, nn.ParameterDict)  # by device and dtype, where others show their settings
 
 
 def structure_sha256(model: nn.Module) -> str:
-    """SHA-256 over the tree of modules: names, classes, what each prints of itself, its plain settings, and the bytes
-    of buffers that the state dict leaves out. Neither device, address nor compilation count."""
+    """Returns the SHA-256 of the tree of modules.
+
+    It covers names, classes, the printed arguments and plain settings of each module, and the bytes of buffers that the
+    state dict leaves out. Device, address and compilation have no part in it.
+    """
     model = unwrap_model(model)
     digest = hashlib.sha256()
     for line in _lines(model):
@@ -33,7 +36,7 @@ def structure_sha256(model: nn.Module) -> str:
 
 
 def tensor_bytes(tensor: Tensor) -> memoryview:
-    """A tensor's bytes, row by row."""
+    """Returns a tensor's bytes, row by row."""
     flat = tensor.detach().cpu().contiguous().reshape(-1)
     return flat.view(torch.uint8).numpy().data
 
@@ -52,7 +55,7 @@ def _settings(module: nn.Module) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> str | None:
-    """A value that is written alike in every process; None where there is no such text."""
+    """Text of a value that is equal in every process; None where there is no such text."""
     if isinstance(value, (bool, int, float, str)):
         return repr(value)
     if isinstance(value, (list, tuple)):

@@ -1,10 +1,11 @@
 """Taps: named features of a timm model, read in the forward pass that makes its logits, without any edit of the model.
 
-'pooled' [B, D] is what the classifier gets (timm's pre-logits). 'tokens' [B, N, D] is what `forward_features` ends
-with: the patch tokens after the last norm, without class or register tokens; of a model with maps, its final map with
-the positions in rows, N = H * W. 'blocks.i' [B, N, D] are the patch tokens after block i of a plain transformer,
-'stages.i' [B, D, H, W] the map after stage i of any other model; i is timm's own number, that of `features_only`'s
-out_indices, so a stem counts where timm counts it.
+- 'pooled' [B, D]: the input of the classifier, timm's pre-logits.
+- 'tokens' [B, N, D]: the output of `forward_features`. Of a transformer, the patch tokens after the last norm, without
+  class or register tokens; of a model with maps, its final map with the positions in rows, N = H * W.
+- 'blocks.i' [B, N, D]: the patch tokens after block i of a plain transformer.
+- 'stages.i' [B, D, H, W]: the map after stage i of any other model. i is timm's own number, that of `features_only`'s
+  out_indices, so a stem counts where timm counts it.
 
 Dimensions: B batch, C classes, D width, H W height and width, N tokens.
 """
@@ -24,7 +25,7 @@ POOLED, TOKENS = "pooled", "tokens"
 
 
 def available_taps(model: nn.Module) -> tuple[str, ...]:
-    """The taps that `model` has; none where it does not follow timm's interface."""
+    """Returns the taps that `model` has; none where it does not follow timm's interface."""
     plain: Any = unwrap_model(model)
     if not (hasattr(plain, "forward_features") and hasattr(plain, "forward_head")):
         return ()
@@ -34,15 +35,15 @@ def available_taps(model: nn.Module) -> tuple[str, ...]:
 
 
 def check_taps(model: nn.Module, taps: Sequence[str], who: str) -> tuple[str, ...]:
-    """`taps` as a tuple.
+    """Returns `taps` as a tuple.
 
     Args:
-        model: whose taps they are to be.
+        model: the model that must have the taps.
         taps: names.
-        who: how the error calls the model.
+        who: the model's name in errors.
 
     Raises:
-        UnknownNameError: the model has no such tap; names those that it has.
+        UnknownNameError: the model has no such tap; the error names its taps.
         ConfigError: a tap is named twice, or one text was given in place of a list.
     """
     if isinstance(taps, str):
@@ -58,7 +59,7 @@ def check_taps(model: nn.Module, taps: Sequence[str], who: str) -> tuple[str, ..
 
 
 def tap_width(model: nn.Module, tap: str) -> int:
-    """Width D of a tap, known without a forward pass."""
+    """Returns the width D of a tap, which is known without a forward pass."""
     plain: Any = unwrap_model(model)
     if tap == POOLED:
         return int(getattr(plain, "head_hidden_size", None) or plain.num_features)
@@ -68,12 +69,12 @@ def tap_width(model: nn.Module, tap: str) -> int:
 
 
 def forward_with_taps(model: nn.Module, images: Tensor, taps: Sequence[str]) -> tuple[Any, dict[str, Tensor]]:
-    """The model's own answer and the features at `taps`, from one forward pass.
+    """Returns the model's own output and the features at `taps`, from one forward pass.
 
     Args:
         model: a timm model; without taps, any module.
         images: [B, 3, H, W] as the model takes them.
-        taps: names that `check_taps` let through.
+        taps: names that `check_taps` accepted.
     """
     if not taps:
         return model(images), {}
@@ -87,10 +88,10 @@ def forward_with_taps(model: nn.Module, images: Tensor, taps: Sequence[str]) -> 
 
 
 def _forward_features(plain: Any, images: Tensor, inner: Sequence[str]) -> tuple[Tensor, dict[str, Tensor]]:
-    """What the head takes, and the taps of blocks or stages; `forward_intermediates` only where there are such."""
+    """The input of the head, and the taps of blocks or stages, for which alone `forward_intermediates` is called."""
     if not inner:
         return plain.forward_features(images), {}
-    order = sorted(inner, key=_index)  # timm answers in the order of the model
+    order = sorted(inner, key=_index)  # timm returns them in the order of the model
     final, maps = plain.forward_intermediates(images, indices=[_index(tap) for tap in order], output_fmt="NCHW")
     found: Mapping[str, Tensor] = dict(zip(order, maps, strict=True))
     return final, {
@@ -100,7 +101,7 @@ def _forward_features(plain: Any, images: Tensor, inner: Sequence[str]) -> tuple
 
 
 def _as_tokens(plain: Any, final: Tensor) -> Tensor:
-    """What `forward_features` ends with as patch tokens [B, N, D]."""
+    """The output of `forward_features` as patch tokens [B, N, D]."""
     if final.ndim == 4:
         is_last = getattr(plain, "output_fmt", "NCHW") == "NHWC"
         return rearrange(final, "b h w d -> b (h w) d" if is_last else "b d h w -> b (h w) d")

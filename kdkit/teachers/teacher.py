@@ -1,6 +1,6 @@
-"""Teacher: a frozen timm model that normalises for itself and says what it thinks of a batch.
+"""Teacher: a frozen model that normalises its input for itself.
 
-Dimensions: B batch, C classes, H W height and width.
+Dimensions: B batch, C classes, H W height and width, K classes of the model.
 """
 
 from __future__ import annotations
@@ -14,44 +14,46 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from kdkit.errors import ConfigError
-from kdkit.teachers.class_map import MISSING, ClassMap, Missing, class_index, pick_classes, resolve_class_map
+from kdkit.teachers.class_map import MISSING, ClassMap, MissingClasses, class_index, pick_classes, resolve_class_map
 from kdkit.teachers.fingerprint import fingerprint
-from kdkit.teachers.model_config import model_config, only_input_size
+from kdkit.teachers.model_config import model_config, only_input_size, unwrap_timm_teacher
 from kdkit.teachers.preparation import Preparation, Resize
-from kdkit.teachers.split import Answer, Splitter
+from kdkit.teachers.split import Outputs, Splitter
 from kdkit.teachers.tap import check_taps, forward_with_taps
 from kdkit.types import Batch, Normalization, TeacherOutput
 
 
 class Teacher(nn.Module):
-    """A frozen model, asked for its logits, and for features where taps are named, without gradient.
+    """A frozen model that returns logits, and features where taps are named, without gradient.
 
-    Teachers made from one model share it (`for_input` and `with_taps` make such): converting one converts all.
+    Teachers made from one model share it (`for_input` and `with_taps` make such teachers): converting one converts all.
 
     The model is kept out of this module's registered children: it follows `.to()` and the like, but no state dict,
     optimizer, DistributedDataParallel or `train()` call of a parent ever reaches it. Autocast of the surrounding
-    training step does not reach it either, so that a live teacher says what a cached one said.
+    training step does not reach it either, so that a live teacher has the outputs of a cached one.
 
     Args:
-        model: maps images [B, 3, H, W] in its own normalisation to logits [B, K]. It is frozen here: eval mode,
-            no parameter requires grad.
-        class_map: for each of the C classes asked for, the index or the name of the model's class [C]; or an ImageNet
+        model: maps images [B, 3, H, W] in its own normalisation to logits [B, K]; one without a head (num_classes=0)
+            has features alone. It is frozen here: eval mode, no parameter requires grad. A
+            timm.task.DistillationTeacher is unwrapped, and keeps its normalisation.
+        class_map: for each of the data's C classes, the index or the name of the model's class [C]; or an ImageNet
             family such as "imagenet-1k", by synset; None keeps all K.
-        class_names: of the model's K classes, for a class_map of names; an ImageNet model's are known.
-        missing: about a class in class_map that the model does not have: "error", or "least" for the least logit.
-        input_size: (height, width) in pixels that the model is given; images of another size are resized, antialiased,
+        class_names: names of the model's K classes, for a class_map of names; those of ImageNet models are known.
+        missing_classes: for a class in class_map that the model does not have: "error", or "min_logit" to give it the
+            row's smallest logit.
+        input_size: (height, width) in pixels of the model's input; images of another size are resized, antialiased,
             on their device. By default the model's own size where it accepts no other, else none.
-        normalization: what the model expects; by default what its pretrained_cfg says.
-        input_normalization: that of the images that arrive; the model's own by default.
-        name: how errors and fingerprints call it.
-        taps: names of the features that each answer holds beside the logits, e.g. ["pooled"]; see kdkit.teachers.tap.
-            They change no logit, so they are no part of the fingerprint.
-        resize: how images of another size become those of `input_size`; "error" refuses them.
-        autocast: floating dtype that the model computes in where autocast says so, its weights as they are; none.
+        normalization: normalisation of the model's input; by default that of its pretrained_cfg.
+        input_normalization: normalisation of the images that arrive; the model's own by default.
+        name: the teacher's name in errors and fingerprints.
+        taps: names of the features to return with the logits, e.g. ["pooled"]; see kdkit.teachers.tap. They change no
+            logit, so they are no part of the fingerprint.
+        resize: interpolation to `input_size`; "error" refuses images of another size.
+        autocast: floating dtype of autocast around the model, whose weights stay as they are; None for no autocast.
 
     Raises:
         UnknownNameError: the model has no such tap.
-        ClassMismatchError: the class map names classes that the model has not.
+        ClassMismatchError: the class map names classes that the model does not have.
     """
 
     def __init__(
@@ -60,7 +62,7 @@ class Teacher(nn.Module):
         *,
         class_map: ClassMap | None = None,
         class_names: Sequence[str] | None = None,
-        missing: Missing = "error",
+        missing_classes: MissingClasses = "error",
         input_size: tuple[int, int] | None = None,
         normalization: Normalization | None = None,
         input_normalization: Normalization | None = None,
@@ -70,17 +72,18 @@ class Teacher(nn.Module):
         autocast: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        model, own_normalization = unwrap_timm_teacher(model)
         self._frozen = (_freeze(model),)  # a tuple hides the model from nn.Module's registry
         config = model_config(model)
         self.name = name or str(config.get("architecture") or type(unwrap_model(model)).__name__)
         self.input_size = input_size or only_input_size(model)
-        self.normalization = normalization or Normalization.of(model)
+        self.normalization = normalization or own_normalization or Normalization.of(model)
         self.input_normalization = input_normalization or self.normalization
-        self.class_map = resolve_class_map(class_map, model, self._who, class_names, missing)
+        self.class_map = resolve_class_map(class_map, model, self._who, class_names, missing_classes)
         self.taps = check_taps(model, taps, self._who)
         self.resize = resize
         self.autocast = autocast
-        self._forward_fn: Callable[..., Answer] = forward_with_taps
+        self._forward_fn: Callable[..., Outputs] = forward_with_taps
         self._compile_options: dict[str, Any] | None = None
         self._split = Splitter(self._who)
         self._prepare = Preparation(
@@ -99,7 +102,7 @@ class Teacher(nn.Module):
 
     @property
     def num_classes(self) -> int | None:
-        """Width C of the logits, after the class map; None where the model does not tell."""
+        """Width C of the logits, after the class map; 0 without a head, None where the model does not tell."""
         if self.class_map is not None:
             return len(self.class_map)
         return getattr(unwrap_model(self.model), "num_classes", None)
@@ -113,17 +116,17 @@ class Teacher(nn.Module):
         return self._mapped(classifier.weight.detach().T).T
 
     def for_input(self, normalization: Normalization) -> Teacher:
-        """The same frozen model behind a Teacher whose images arrive in `normalization`, the student's."""
+        """Returns a Teacher of the same frozen model whose images arrive in `normalization`, the student's."""
         return self._with(input_normalization=normalization)
 
     def with_taps(self, taps: Sequence[str]) -> Teacher:
-        """The same frozen model behind a Teacher whose answers hold the features at `taps`."""
+        """Returns a Teacher of the same frozen model that returns the features at `taps`."""
         return self._with(taps=taps)
 
     def _with(self, **changes: Any) -> Teacher:
         settings = {
             "class_map": self.class_map,
-            "missing": "least" if MISSING in (self.class_map or ()) else "error",
+            "missing_classes": "min_logit" if MISSING in (self.class_map or ()) else "error",
             "input_size": self.input_size,
             "normalization": self.normalization,
             "input_normalization": self.input_normalization,
@@ -143,23 +146,23 @@ class Teacher(nn.Module):
 
     @torch.no_grad()
     def forward(self, batch: Batch) -> TeacherOutput:
-        """What the model says about `batch.input` [B, 3, H, W]: logits [B, C] and features, in the model's dtype."""
-        if self.model.training:  # someone reached the model by another name
+        """Returns logits [B, C] and features for `batch.input` [B, 3, H, W], in the model's dtype."""
+        if self.model.training:  # other code has a reference to the model
             self.model.eval()
         images = batch.input if batch.teacher_input is None else batch.teacher_input
         logits, features = self._split(self._forward, images)
         if not isinstance(logits, Tensor):
-            raise ConfigError(f"{self._who} answers with {type(logits).__name__}, expected logits [B, C]")
-        return TeacherOutput(self._mapped(logits), features)
+            raise ConfigError(f"{self._who} returns {type(logits).__name__}, expected logits [B, C]")
+        return TeacherOutput(None if self.num_classes == 0 else self._mapped(logits), features)
 
     def _mapped(self, logits: Tensor) -> Tensor:
-        """[B, K] of the model's classes -> [B, C] of those asked for."""
+        """Logits [B, K] of the model's classes -> [B, C] of the data's."""
         if self._class_index is None or self.class_map is None:
             return logits
         return pick_classes(logits, self._class_index) if MISSING in self.class_map else logits[:, self._class_index]
 
-    def _forward(self, images: Tensor) -> Answer:
-        """Logits and features about images [B, 3, H, W] as they arrive."""
+    def _forward(self, images: Tensor) -> Outputs:
+        """Logits and features of images [B, 3, H, W] as they arrive."""
         device = images.device.type
         with torch.autocast(device, enabled=False):
             images = self._prepare(images)
@@ -167,15 +170,38 @@ class Teacher(nn.Module):
             return self._forward_fn(self.model, images, self.taps)
 
     def fingerprint(self) -> dict[str, Any]:
-        """What makes this teacher this teacher, as plain JSON values; see kdkit.teachers.fingerprint."""
-        return fingerprint(self)
+        """Returns what identifies this teacher, as plain JSON values; see kdkit.teachers.fingerprint."""
+        return fingerprint(
+            self.model,
+            name=self.name,
+            normalization=self.normalization,
+            input_size=self.input_size,
+            num_classes=self.num_classes,
+            class_map=self.class_map,
+            autocast=self.autocast,
+            resize=self.resize,
+        )
+
+    def __repr__(self) -> str:
+        """One line: the model, its classes, input, features, precision and device."""
+        parameter = next(self.model.parameters(), None)
+        facts = [
+            repr(self.name),
+            f"{sum(p.numel() for p in self.model.parameters()) / 1e6:.2f} M parameters",
+            f"num_classes={self.num_classes}",
+            *([] if self.input_size is None else [f"input_size={'x'.join(map(str, self.input_size))}"]),
+            *([] if not self.taps else [f"taps={list(self.taps)}"]),
+            *([] if self.autocast is None else [f"autocast={str(self.autocast).removeprefix('torch.')}"]),
+            *([] if parameter is None else [f"{str(parameter.dtype).removeprefix('torch.')} on {parameter.device}"]),
+        ]
+        return f"{type(self).__name__}({', '.join(facts)})"
 
     def train(self, mode: bool = True) -> Self:
-        """Stays in eval mode, whatever `mode` says."""
+        """Stays in eval mode, whatever `mode` is."""
         return super().train(False)
 
     def requires_grad_(self, requires_grad: bool = True) -> Self:
-        """Stays frozen, whatever `requires_grad` says."""
+        """Stays frozen, whatever `requires_grad` is."""
         return self
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
@@ -187,7 +213,7 @@ class Teacher(nn.Module):
 
     def _register_class_index(self) -> None:
         reference = next(self.model.parameters(), torch.empty(0))
-        index = None if self.class_map is None else class_index(self.class_map, self.model, self._who, "least")
+        index = None if self.class_map is None else class_index(self.class_map, self.model, self._who, "min_logit")
         self.register_buffer("_class_index", None if index is None else index.to(reference.device), persistent=False)
 
     _class_index: Tensor | None

@@ -1,14 +1,19 @@
-"""Checkpoints: all of a run's state in one file, in timm's layout, so that a stopped run goes on bit for bit.
+"""Checkpoints: where a run's state is written, kept and read again.
+
+`Checkpoints.save` writes; `Checkpoints.restore` reads. A folder keeps the last two: `last.pth.tar` and, before it,
+`previous.pth.tar`; beside them `model_best.pth.tar`. A run resumes bit for bit from the newest one that loads.
 
 `state_dict`, `state_dict_ema`, `optimizer`, `amp_scaler`, `epoch`, `version` and `task_state` lie where timm's
-CheckpointSaver puts them, so timm loads the file as its own; what timm has no place for is under `kdkit`. The file
-holds tensors and plain values alone and is read with weights_only=True.
+CheckpointSaver puts them, so timm loads the file as its own; the state that timm has no place for is under `kdkit`. The
+file holds tensors and plain values alone and is read with weights_only=True.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
+import sys
+import zipfile
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -16,24 +21,27 @@ from typing import Any
 
 import torch
 
-from kdkit.errors import CheckpointError, ConfigError
+from kdkit.errors import CheckpointError, ConfigError, DiskFullError
 from kdkit.runtime import distributed, files
 from kdkit.runtime.compare import differences
+from kdkit.student import BEST, LAST
 from kdkit.training.state import RunState
 
-LAST, BEST, PREVIOUS = "last.pth.tar", "model_best.pth.tar", "previous.pth.tar"
-"""Names of the newest checkpoint and of that with the best metric, as timm calls them; and of the one before the
-newest, which is there until the newest has shown a finite loss."""
+PREVIOUS = "previous.pth.tar"
+"""Name of the checkpoint before the newest."""
 
 
 class Checkpoints:
-    """The checkpoints of one run in one folder, each there whole or not at all.
+    """The checkpoints of one run in one folder; each is there whole or not at all.
+
+    Two are kept, because weights whose loss turns out to be NaN may be in the newest one: a step's loss is known before
+    the checkpoint after it is written, so the one before the newest has always had a finite loss.
 
     Args:
         folder: where they lie.
-        config: what the run is; a checkpoint of another one is refused.
-        resume: whether the newest one is gone on from.
-        describe: called on rank 0 before the first checkpoint, to leave beside it what tells what it is.
+        config: the run's identity, plain values; `restore` refuses the checkpoint of another run.
+        resume: whether `restore` reads the newest checkpoint; otherwise it does nothing.
+        describe: called on rank 0 before the first checkpoint is written, e.g. to write the configuration.
     """
 
     def __init__(
@@ -45,97 +53,108 @@ class Checkpoints:
         describe: Callable[[], None] = lambda: None,
     ) -> None:
         self.folder = Path(folder)
-        self._describe: Callable[[], None] | None = describe
+        self.last, self.previous, self.best = (self.folder / name for name in (LAST, PREVIOUS, BEST))
         self.config = dict(config or {}) | {"world_size": distributed.world_size()}
         self.resume = resume
-
-    @property
-    def last(self) -> Path:
-        """The newest checkpoint."""
-        return self.folder / LAST
-
-    @property
-    def best(self) -> Path:
-        """The checkpoint with the best metric."""
-        return self.folder / BEST
-
-    @property
-    def previous(self) -> Path:
-        """The one before the newest."""
-        return self.folder / PREVIOUS
+        self._describe: Callable[[], None] | None = describe
+        self._last_update: int | None = None  # of the checkpoint at `last`; None where that is none to keep
 
     def exists(self) -> bool:
-        """Whether there is one to go on from; the one before the newest is made the newest where that is lost."""
-        if not self.last.exists():
-            self.withdraw()
-        return self.last.exists()
+        """Whether there is a checkpoint to resume from."""
+        return self.last.exists() or self.previous.exists()
 
-    def confirm(self) -> None:
-        """Says that the newest checkpoint's weights have a finite loss: the one before is not needed any more."""
-        if distributed.rank() == 0:
-            self.previous.unlink(missing_ok=True)
-
-    def withdraw(self) -> None:
-        """Says that they have not: the one before is the newest again."""
-        if distributed.rank() == 0 and self.previous.exists():
-            self.previous.replace(self.last)
+    def before_update(self, update: int) -> Path:
+        """Path of the newest checkpoint that was written after fewer than `update` updates of the weights."""
+        return self.last if self._last_update is not None and self._last_update < update else self.previous
 
     def save(self, state: RunState, *, is_best: bool = False, metric: float | None = None) -> None:
         """Writes the newest checkpoint, and the best one if it is that. A collective call.
 
         Raises:
             CheckpointError: a weight is NaN or infinite; the checkpoints stay as they are.
+            DiskFullError, WriteError: it could not be written; the last good checkpoint stays.
         """
         content = {**state.to_dict(), "metric": metric}
         content["kdkit"]["config"] = self.config
-        distributed.on_rank_zero(lambda: self._write(content, is_best))
+        distributed.on_rank_zero(lambda: self._write(content, state.position.update, is_best))
+        self._last_update = state.position.update
 
-    def _write(self, content: Mapping[str, Any], is_best: bool) -> None:
-        bad = [name for name, weight in content["state_dict"].items() if not torch.isfinite(weight).all()]
-        if bad:
+    def _write(self, content: Mapping[str, Any], update: int, is_best: bool) -> None:
+        if bad := _non_finite_weight(content):
             raise CheckpointError(
-                f"the weight {bad[0]!r} is not finite: nothing was saved, {str(self.last)!r} stays as it was; "
+                f"the weight {bad!r} is not finite: nothing was saved, {str(self.last)!r} stays as it was; "
                 "lower the learning rate, or clip the gradients"
             )
         if self._describe is not None:
             self._describe()
             self._describe = None
-        # Where there is one before already, the newest has not shown a finite loss yet: the older one stays.
-        if self.last.exists() and not self.previous.exists():
-            with files.atomic_write(self.previous) as previous:
-                _link_or_copy(self.last, previous)
+        try:
+            self._replace(content, is_best=is_best, keep_last=self._last_update not in (None, update))
+        except DiskFullError as error:
+            kept = next((path.name for path in (self.last, self.previous) if path.exists()), None)
+            state = "there is none yet" if kept is None else f"the last good checkpoint, {kept}, stays"
+            raise DiskFullError(
+                f"the disk is full: no room for a checkpoint in {str(self.folder)!r}; {state}: free space and resume"
+            ) from error
+
+    def _replace(self, content: Mapping[str, Any], *, is_best: bool, keep_last: bool) -> None:
+        """Each step leaves a whole checkpoint at `last`, once there is one; a run that dies in between repeats them."""
         with files.atomic_write(self.last) as temporary:
             _save(content, temporary)
-            if is_best:  # before the newest: a run stopped in between goes on from the old one, and does both again
+            if keep_last:  # not where the newest has the same weights, or could not be read
+                with files.atomic_write(self.previous) as previous:
+                    _link_or_copy(self.last, previous)
+            if is_best:
                 with files.atomic_write(self.best) as best:
                     _link_or_copy(temporary, best)
 
     def restore(self, state: RunState) -> bool:
-        """Puts `state` where the newest checkpoint left it; False if the run starts. A collective call.
+        """Sets `state` to the newest usable checkpoint; returns False if there is none. A collective call.
 
         Raises:
-            ConfigError: that checkpoint is of another configuration; names the field and both values.
-            CheckpointError: it cannot be read, or is none of kdkit's.
+            ConfigError: the checkpoint is of another configuration; names the field and both values.
+            CheckpointError: no checkpoint can be read, or the checkpoint is not one of kdkit's.
         """
-        if not self.resume or not distributed.on_rank_zero(self.exists):
+        path = distributed.on_rank_zero(self._newest_usable) if self.resume else None
+        if path is None:
             return False
-        distributed.run_on_all_ranks(lambda: self._load(state))
+        distributed.run_on_all_ranks(lambda: self._load(path, state))
+        self._last_update = state.position.update if path == self.last else None
         return True
 
-    def _load(self, state: RunState) -> None:
-        content = load_checkpoint(self.last)
+    def _newest_usable(self) -> Path | None:
+        """The newest checkpoint that is usable; prints a line where it is not the last one."""
+        problem: CheckpointError | None = None
+        for path in (self.last, self.previous):
+            if not path.exists():
+                continue
+            try:
+                _check_usable(path)
+            except CheckpointError as error:
+                problem = problem or error
+                continue
+            if path == self.previous:
+                reason = problem or f"{str(self.last)!r} is missing"
+                print(f"kdkit: {reason}; resuming from the one before, {PREVIOUS}", file=sys.stderr, flush=True)
+            return path
+        if problem is not None:
+            raise problem
+        return None
+
+    def _load(self, path: Path, state: RunState) -> None:
+        content = load_checkpoint(path)
         if "kdkit" not in content:
-            raise CheckpointError(f"{str(self.last)!r} is no checkpoint of a kdkit run: it holds {sorted(content)[:5]}")
-        check_same_config(content["kdkit"]["config"], self.config, self.last)
+            raise CheckpointError(f"{str(path)!r} is no checkpoint of a kdkit run: it holds {sorted(content)[:5]}")
+        check_same_config(content["kdkit"]["config"], self.config, path)
         try:
             state.load_dict(content)
         except (KeyError, RuntimeError, ValueError) as error:
             reason = str(error).splitlines()[0]
-            raise CheckpointError(f"{str(self.last)!r} does not fit this run ({reason}): start another one") from error
+            raise CheckpointError(f"{str(path)!r} does not fit this run ({reason}): start another one") from error
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """What a checkpoint holds, on the CPU.
+    """Contents of a checkpoint, on the CPU.
 
     Raises:
         CheckpointError: it cannot be read, or holds more than tensors and plain values.
@@ -143,12 +162,13 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     try:
         content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises whatever the unpickler and the zip reader do
-        raise CheckpointError(f"{str(path)!r} cannot be read: {str(error).splitlines()[0]}") from error
+        reason = str(error).splitlines()[0].split(". ")[0]  # torch adds advice that runs code
+        raise CheckpointError(f"{str(path)!r} cannot be read: {reason}") from error
     return content
 
 
 def check_same_config(then: Mapping[str, Any], now: Mapping[str, Any], path: Path) -> None:
-    """Compares the configuration of a checkpoint with that of the run which is to go on from it.
+    """Compares the configuration of a checkpoint with that of the run that resumes from it.
 
     Raises:
         ConfigError: names the first field that differs, and both values.
@@ -160,11 +180,41 @@ def check_same_config(then: Mapping[str, Any], now: Mapping[str, Any], path: Pat
         )
 
 
-def _save(content: Mapping[str, Any], path: Path) -> None:
+def _check_usable(path: Path) -> None:
+    """Loads the checkpoint once, and compares its checksums, which torch writes but does not read.
+
+    Raises:
+        CheckpointError: it cannot be read, is damaged, or a weight is not finite.
+    """
+    content = load_checkpoint(path)
     try:
-        with open(path, "xb") as file:  # so that a full disk is the file's OSError
+        with zipfile.ZipFile(path) as file:
+            damaged = file.testzip()
+    except (zipfile.BadZipFile, OSError) as error:
+        raise CheckpointError(f"{str(path)!r} is damaged: {error}") from error
+    if damaged is not None:
+        raise CheckpointError(f"{str(path)!r} is damaged: the checksum of {damaged!r} in it is wrong")
+    if bad := _non_finite_weight(content):
+        raise CheckpointError(f"{str(path)!r} cannot be used: its weight {bad!r} is not finite")
+
+
+def _non_finite_weight(content: Mapping[str, Any]) -> str | None:
+    """Name of the first weight that holds NaN or infinity."""
+    weights = content.get("state_dict", {})
+    return next((name for name, weight in weights.items() if not torch.isfinite(weight).all()), None)
+
+
+def _save(content: Mapping[str, Any], path: Path) -> None:
+    """torch.save, with the file's own error: torch's zip writer hides that a disk is full."""
+    try:
+        with open(path, "xb") as file:
             torch.save(content, file)
     except RuntimeError as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, OSError):
+            cause = cause.__context__
+        if cause is not None:
+            raise cause from error
         raise CheckpointError(f"no checkpoint could be written: {str(error).splitlines()[0]}") from error
 
 

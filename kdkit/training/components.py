@@ -1,4 +1,4 @@
-"""The parts of a distillation, made from its configuration: recipe, datasets, student, task, loaders."""
+"""The parts of a training run, made from its configuration: recipe, datasets, student, task, loaders."""
 
 from __future__ import annotations
 
@@ -7,25 +7,27 @@ from typing import Any
 
 import timm
 import torch
+from torch import nn
 
 import kdkit.data
 from kdkit.cache import CacheReader
 from kdkit.cache.format.constants import LOGITS
 from kdkit.config import EMA
 from kdkit.data import ReplayedDataset, ReplayLoader
-from kdkit.errors import ClassMismatchError, ConfigError, DatasetError, UnknownNameError, nearest
+from kdkit.dataset import open_dataset
+from kdkit.errors import CheckpointError, ClassMismatchError, ConfigError, DatasetError, UnknownNameError, nearest
 from kdkit.recipe import ViewRecipe
-from kdkit.resolve import resolve_dataset, resolve_teacher
+from kdkit.resolve import resolve_teacher
+from kdkit.student import Student
 from kdkit.tasks import DistillationTask, TrainingTask
 from kdkit.teachers import Teacher
 from kdkit.teachers.card import find_card
 from kdkit.training.config import DistillConfig
 from kdkit.training.create_task import create_task
 from kdkit.training.run import write_config
-from kdkit.training.student import Student
 
 _FIRST_WEIGHTS = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir")
-"""Options of timm.create_model that say where a student's first weights come from: its last are in the checkpoint."""
+"""Arguments of timm.create_model about the initial weights: the trained ones are in the checkpoint."""
 
 
 def choose_recipe(config: DistillConfig, cache: CacheReader | None) -> ViewRecipe:
@@ -37,7 +39,7 @@ def choose_recipe(config: DistillConfig, cache: CacheReader | None) -> ViewRecip
 
 def open_validation(folder: str, training: ReplayedDataset) -> ReplayedDataset:
     """The validation images; the same classes as the training images, or an error."""
-    dataset = resolve_dataset(folder, ViewRecipe.evaluation(training.recipe.size))
+    dataset = open_dataset(folder, recipe=ViewRecipe.evaluation(training.recipe.size))
     if dataset.class_names != training.class_names:
         raise DatasetError(
             f"the validation folder {folder!r} has the classes {_shorten(dataset.class_names)}, "
@@ -48,23 +50,14 @@ def open_validation(folder: str, training: ReplayedDataset) -> ReplayedDataset:
 
 def make_task(
     config: DistillConfig, dataset: ReplayedDataset, cache: CacheReader | None, device: torch.device
-) -> DistillationTask:
+) -> TrainingTask:
     """The student with its teacher and losses, on the device; the student's weights are drawn from the seed."""
     names = dataset.class_names
     if names is not None and cache is not None and cache.num_classes != len(names):
         raise ClassMismatchError(f"the cache has {cache.num_classes} classes, the data {len(names)}")
-    teacher = _live_teacher(config, device)
+    teacher = _live_teacher(config, dataset, device)
     num_classes = _num_classes(config, dataset, cache, teacher)
-    if not timm.is_model(config.student.partition(".")[0]):
-        raise UnknownNameError(
-            f"timm {timm.__version__} has no student {config.student!r}{nearest(config.student, timm.list_models())}"
-        )
-    torch.manual_seed(config.train.seed)  # just before the student, so that it starts alike with and without a teacher
-    try:
-        student = timm.create_model(config.student, **_model_args(config, dataset, num_classes))
-    except TypeError as error:
-        raise ConfigError(f"the student {config.student!r} does not take these student_options: {error}") from error
-    return create_task(config, student, teacher, cache).to(device)
+    return create_task(config, _create_student(config, dataset, num_classes), teacher, cache).to(device)
 
 
 def num_classes_of(task: TrainingTask) -> int:
@@ -73,45 +66,76 @@ def num_classes_of(task: TrainingTask) -> int:
     return int(student.num_classes)
 
 
+def live_teacher_of(task: TrainingTask) -> Teacher | None:
+    """The task's own teacher; None for labels alone, for a cache, and where the student's average teaches."""
+    return task.teacher if isinstance(task, DistillationTask) else None
+
+
+def _create_student(config: DistillConfig, dataset: ReplayedDataset, num_classes: int) -> nn.Module:
+    """The student, its random weights drawn from the seed."""
+    if not timm.is_model(config.student.partition(".")[0]):
+        raise UnknownNameError(
+            f"timm {timm.__version__} has no student {config.student!r}{nearest(config.student, timm.list_models())}"
+        )
+    torch.manual_seed(config.train.seed)  # just before the student, so that it starts alike with and without a teacher
+    arguments = {"pretrained": config.pretrained, **_model_args(config, dataset, num_classes)}
+    try:
+        student: nn.Module = timm.create_model(config.student, **arguments)
+        return student
+    except TypeError as error:
+        raise ConfigError(f"the student {config.student!r} does not take these student_options: {error}") from error
+    except Exception as error:
+        if not config.pretrained:
+            raise
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)  # whatever the hub client raises
+        raise CheckpointError(
+            f"the pretrained weights of the student {config.student!r} could not be loaded ({reason}): check the "
+            "network, or leave out pretrained"
+        ) from error
+
+
 def _num_classes(
     config: DistillConfig, dataset: ReplayedDataset, cache: CacheReader | None, teacher: Teacher | str | None
 ) -> int:
-    """Classes of the student: as many as the data names, or else as the teacher answers with."""
+    """Classes of the student: those that the data names, or else those of the teacher."""
     if dataset.class_names is not None:
         return len(dataset.class_names)
     if cache is not None and LOGITS in cache.codecs:
         return cache.num_classes
     if isinstance(teacher, Teacher) and teacher.num_classes is not None:
         return teacher.num_classes
-    if (told := config.student_options.get("num_classes")) is not None:
-        return int(told)
+    if (given := config.student_options.get("num_classes")) is not None:
+        return int(given)
     raise ConfigError("the data does not name its classes: give their number, --student_options '{num_classes: N}'")
 
 
-def _live_teacher(config: DistillConfig, device: torch.device) -> Teacher | str | None:
+def _live_teacher(config: DistillConfig, dataset: ReplayedDataset, device: torch.device) -> Teacher | str | None:
     if config.teacher is None:
         return None
-    return EMA if config.is_own_teacher else resolve_teacher(config.teacher, device)
+    return EMA if config.is_own_teacher else resolve_teacher(config.teacher, device, dataset.class_names)
 
 
 def _model_args(config: DistillConfig, dataset: ReplayedDataset, num_classes: int) -> dict[str, Any]:
-    """What timm.create_model is given for the student."""
+    """The arguments of timm.create_model for the student."""
     return {"num_classes": num_classes, **_image_size(config.student, dataset), **config.student_options}
 
 
 def describe(config: DistillConfig, dataset: ReplayedDataset, num_classes: int, output: Path) -> None:
-    """Leaves the configuration, and what `kdkit evaluate` and `export` need beside the weights."""
+    """Writes the configuration, and the description of the student that `kdkit evaluate` and `export` need."""
     write_config(config, output)
-    shown = ViewRecipe.evaluation(dataset.recipe.size)
+    evaluated = ViewRecipe.evaluation(dataset.recipe.size)
     names = None if dataset.class_names is None else tuple(dataset.class_names)
     model_args = _model_args(config, dataset, num_classes)
     model_args = {name: value for name, value in model_args.items() if name not in _FIRST_WEIGHTS}
-    Student(config.student, model_args, shown.size, shown.crop_pct, shown.interpolation, names).write(output)
+    Student(config.student, model_args, evaluated.size, evaluated.crop_pct, evaluated.interpolation, names).write(
+        output
+    )
 
 
-def card_top1(task: DistillationTask, cache: CacheReader | None, num_classes: int) -> float | None:
-    """What the teacher's card cites, if it has one for so many classes, percent."""
-    name = task.teacher.name if cache is None and task.teacher is not None else None
+def card_top1(task: TrainingTask, cache: CacheReader | None, num_classes: int) -> float | None:
+    """The best top-1 that the teacher's card cites, percent; None without a card for so many classes."""
+    teacher = live_teacher_of(task)
+    name = None if teacher is None else teacher.name
     if cache is not None:
         name = cache.teacher.get("name")
     card = None if name is None else find_card(name)
@@ -134,7 +158,7 @@ def create_loader(
         dataset,
         task,
         batch_size=config.train.batch_size,
-        num_workers=config.train.num_workers,
+        num_workers=config.train.workers,
         shuffle=shuffle,
         seed=config.train.seed,
         device=device,

@@ -5,7 +5,13 @@ from __future__ import annotations
 from torch import nn
 
 from kdkit.cache import CacheReader
-from kdkit.tasks import DistillationTask, FeatureDistillationTask, LogitDistillationTask, TokenDistillationTask
+from kdkit.tasks import (
+    ClassificationTask,
+    FeatureDistillationTask,
+    LogitDistillationTask,
+    TokenDistillationTask,
+    TrainingTask,
+)
 from kdkit.tasks.distillation import TaskOptions
 from kdkit.teachers import Teacher
 from kdkit.training.config import DistillConfig
@@ -13,16 +19,25 @@ from kdkit.training.config import DistillConfig
 
 def create_task(
     config: DistillConfig, student: nn.Module, teacher: Teacher | str | None, cache: CacheReader | None
-) -> DistillationTask:
-    """The task that `config.task` names, with a live teacher ("ema" is one) or for what a cache will say."""
+) -> TrainingTask:
+    """The task that the configuration needs: with a live teacher ("ema" is one), for a cache's outputs, or for labels.
+
+    Args:
+        config: the run.
+        student: the model to train.
+        teacher: the live teacher, or None.
+        cache: the cache whose features the task is for, or None.
+    """
     criterion = nn.CrossEntropyLoss(label_smoothing=config.label_smoothing)
+    if config.task_kind == "labels":
+        return ClassificationTask(student, criterion)
     options: TaskOptions = {
         "temperature": config.temperature,
         "standardize": config.standardize,
         "task_loss_weight": config.task_loss_weight,
         "distill_loss_weight": config.distill_loss_weight,
     }
-    if config.task == "feature":
+    if config.task_kind == "feature":
         return FeatureDistillationTask(
             student,
             teacher,
@@ -33,5 +48,5 @@ def create_task(
             teacher_widths=None if cache is None else cache.feature_widths,
             **options,
         )
-    kind = TokenDistillationTask if config.task == "token" else LogitDistillationTask
+    kind = TokenDistillationTask if config.task_kind == "token" else LogitDistillationTask
     return kind(student, teacher, criterion, distill_loss=config.distill_loss, **options)

@@ -1,4 +1,4 @@
-"""Distilling a student by configuration: from a cache, or from a live teacher."""
+"""Training a student by configuration: from a cache, from a live teacher, or from labels alone."""
 
 from __future__ import annotations
 
@@ -8,33 +8,41 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from timm.utils import random_seed
 
-from kdkit.cache import open_cache
+from kdkit.cache import CachedTeacher, open_cache
 from kdkit.cache.format.constants import LOGITS
-from kdkit.resolve import resolve_dataset, resolve_device
+from kdkit.data import ReplayedDataset, ReplayLoader
+from kdkit.dataset import open_dataset
+from kdkit.resolve import resolve_device
 from kdkit.runtime import distributed
+from kdkit.runtime.layout import print_labelled, print_wrapped
 from kdkit.runtime.output import prepare_output
 from kdkit.runtime.progress import progress
-from kdkit.training.checkpoint import BEST, LAST, PREVIOUS, Checkpoints
+from kdkit.student import BEST, LAST, STUDENT
+from kdkit.tasks import DistillationTask, TrainingTask
+from kdkit.training.checkpoint import PREVIOUS, Checkpoints
 from kdkit.training.components import (
     card_top1,
     choose_recipe,
     create_loader,
     describe,
+    live_teacher_of,
     make_task,
     num_classes_of,
     open_validation,
 )
 from kdkit.training.config import DistillConfig
+from kdkit.training.header import describe_run
 from kdkit.training.logger import FILES
 from kdkit.training.preflight import PreflightReport, preflight
 from kdkit.training.report import TrainReport
 from kdkit.training.run import CONFIG, SKIPPED, SkipRecord, create_logger, run_identity
 from kdkit.training.setup import start_average
-from kdkit.training.student import STUDENT
 from kdkit.training.trackers import TENSORBOARD
 from kdkit.training.train import train
+from kdkit.types import TeacherSource
 
 _logger = logging.getLogger(__name__)
 _FILES = (*FILES, LAST, BEST, PREVIOUS, CONFIG, STUDENT, TENSORBOARD, SKIPPED)
@@ -42,36 +50,83 @@ _FILES = (*FILES, LAST, BEST, PREVIOUS, CONFIG, STUDENT, TENSORBOARD, SKIPPED)
 
 @dataclass(frozen=True)
 class DistillReport:
-    """What a distillation left."""
+    """The result of a training run."""
 
     output: Path
     """Folder of the checkpoints and the metrics."""
     checkpoint: Path
     """The newest checkpoint, with the student's weights in the layout of timm's checkpoints."""
+    weights: Path
+    """The checkpoint with the best top-1; the newest without validation images."""
     training: TrainReport
     """Accuracy, time and terms."""
     preflight: PreflightReport | None
-    """What was seen before the first step; None for a run that went on, or was told not to look."""
+    """Measurements before the first step; None for a resumed run, or without the preflight check."""
+
+
+@dataclass(frozen=True)
+class _Run:
+    """The parts of a run that its configuration names."""
+
+    config: DistillConfig
+    device: torch.device
+    cache: CachedTeacher | None
+    dataset: ReplayedDataset
+    validation: ReplayedDataset | None
+    task: TrainingTask
+
+    @property
+    def source(self) -> TeacherSource | None:
+        """Where the teacher's outputs come from."""
+        return live_teacher_of(self.task) if self.cache is None else self.cache
 
 
 def distill(config: DistillConfig, *, show_progress: bool = False) -> DistillReport:
-    """Trains a student as `config` says; in a run of several ranks, every rank calls this.
+    """Trains the student of `config`; in a run of several ranks, every rank calls this.
 
     Args:
-        config: data, student, and a cache or a live teacher.
-        show_progress: whether progress is shown on standard error, by rank 0.
+        config: data, student, and a cache, a live teacher or neither.
+        show_progress: whether rank 0 shows the run's description and its progress on standard error.
 
     Raises:
         KdkitError: a child of it for each thing that does not fit; see kdkit.errors.
-        SystemExit, KeyboardInterrupt: SIGTERM or SIGINT came; a checkpoint is there.
+        SystemExit, KeyboardInterrupt: SIGTERM or SIGINT came; a checkpoint was written.
     """
-    if distributed.restarted():  # what an earlier start left is this run's own: it is gone on with, not replaced
+    if distributed.is_restarted():  # an earlier start's output is this run's own: resume it
         config = dataclasses.replace(config, resume=True, overwrite=False)
+    run = _open(config)
+    output = distributed.on_rank_zero(
+        lambda: prepare_output(
+            config.output, _FILES, overwrite=config.overwrite, checkpoints=(LAST, PREVIOUS) if config.resume else None
+        )
+    )
+    num_classes = num_classes_of(run.task)
+    checkpoints = Checkpoints(
+        output,
+        run_identity(config, run.dataset, run.cache, live_teacher_of(run.task)),
+        resume=config.resume,
+        describe=lambda: describe(config, run.dataset, num_classes, output),
+    )
+    loader, held_out = _create_loaders(run, output)
+    shown = show_progress and distributed.rank() == 0
+    if shown:
+        header = describe_run(config, run.task, run.dataset, run.validation, run.cache, run.device)
+        print_labelled(header, file=sys.stderr)
+    start_average(run.task, config.train)
+    resumes = config.resume and (checkpoints.last.exists() or checkpoints.previous.exists())
+    seen = None if resumes or not config.preflight else _check_first_step(run, loader, shown)
+    training = _train(run, loader, held_out, checkpoints, shown)
+    weights = checkpoints.best if checkpoints.best.exists() else checkpoints.last
+    return DistillReport(output, checkpoints.last, weights, training, seen)
+
+
+def _open(config: DistillConfig) -> _Run:
+    """Cache, images and task, each checked against the others."""
     device = resolve_device(config.device)
     cache = None if config.cache is None else open_cache(config.cache)
-    if cache is not None and config.task != "feature":
+    if cache is not None and config.task_kind != "feature":
         cache.check_exists(LOGITS)
-    dataset = resolve_dataset(config.data, choose_recipe(config, cache), cache)
+    dataset = open_dataset(config.data, recipe=choose_recipe(config, cache), records=cache)
     if config.unreadable == "skip":
         dataset = dataset.skipping_unreadable()
     if cache is not None:
@@ -83,48 +138,47 @@ def distill(config: DistillConfig, *, show_progress: bool = False) -> DistillRep
     if validation is not None and config.unreadable == "skip":
         validation = validation.skipping_unreadable()
     task = make_task(config, dataset, cache, device)
-    num_classes = num_classes_of(task)
     if cache is not None:
-        cache.streams = tuple(stream for stream in cache.streams if stream in (LOGITS, *task.taps))
-    live = task.teacher  # None where the student's average will teach, which sees what the student sees
-    shown_views = dataset if live is None else dataset.with_teacher_view()
-    loader = create_loader(shown_views, task, config, device, shuffle=True)
-    output = distributed.on_rank_zero(
-        lambda: prepare_output(
-            config.output, _FILES, overwrite=config.overwrite, checkpoints=(LAST, PREVIOUS) if config.resume else None
-        )
-    )
-    checkpoints = Checkpoints(
-        output,
-        run_identity(config, dataset, cache, live),
-        resume=config.resume,
-        describe=lambda: describe(config, dataset, num_classes, output),
-    )
+        taps = task.taps if isinstance(task, DistillationTask) else ()
+        cache.streams = tuple(stream for stream in cache.streams if stream in (LOGITS, *taps))
+    return _Run(config, device, cache, dataset, validation, task)
+
+
+def _create_loaders(run: _Run, output: Path) -> tuple[ReplayLoader, ReplayLoader | None]:
+    """The loaders of the training and of the validation images, which record what they skip."""
+    has_live_teacher = live_teacher_of(run.task) is not None  # the student's average sees the student's views
+    dataset = run.dataset.with_teacher_view() if has_live_teacher else run.dataset
+    loader = create_loader(dataset, run.task, run.config, run.device, shuffle=True)
     loader.on_skip = SkipRecord(output)
-    held_out = None if validation is None else create_loader(validation, task, config, device, shuffle=False)
-    if held_out is not None:
-        held_out.on_skip = loader.on_skip
-    source = live if cache is None else cache
-    resumes = config.resume and (checkpoints.last.exists() or checkpoints.previous.exists())
-    shown = show_progress and distributed.rank() == 0
-    seen = None
-    start_average(task, config.train)
-    if config.preflight and not resumes:
-        seen = preflight(task, loader, source, config.train, card_top1=card_top1(task, cache, num_classes))
-        if shown:
-            print(seen, file=sys.stderr, flush=True)
+    if run.validation is None:
+        return loader, None
+    held_out = create_loader(run.validation, run.task, run.config, run.device, shuffle=False)
+    held_out.on_skip = loader.on_skip
+    return loader, held_out
+
+
+def _check_first_step(run: _Run, loader: ReplayLoader, shown: bool) -> PreflightReport:
+    cited = card_top1(run.task, run.cache, num_classes_of(run.task))
+    seen = preflight(run.task, loader, run.source, run.config.train, card_top1=cited)
+    if shown:
+        print_wrapped(str(seen), file=sys.stderr)
+    return seen
+
+
+def _train(
+    run: _Run, loader: ReplayLoader, held_out: ReplayLoader | None, checkpoints: Checkpoints, shown: bool
+) -> TrainReport:
+    config = run.config
     total = config.train.epochs * loader.num_images * distributed.world_size()
-    logger = create_logger(config, output) if distributed.rank() == 0 else None
-    random_seed(
-        config.train.seed, distributed.rank()
-    )  # what a student draws, such as dropout, differs from rank to rank
+    logger = create_logger(config, checkpoints.folder) if distributed.rank() == 0 else None
+    random_seed(config.train.seed, distributed.rank())  # a student's draws, such as dropout, differ from rank to rank
     try:
-        with progress(f"distilling {config.student}", total, "images", enabled=shown) as display:
-            training = train(
-                task,
+        with progress(f"training {config.student} in {checkpoints.folder}", total, "images", enabled=shown) as display:
+            return train(
+                run.task,
                 loader,
                 config.train,
-                teacher_source=source,
+                teacher_source=run.source,
                 validation=held_out,
                 logger=logger,
                 display=display,
@@ -133,4 +187,3 @@ def distill(config: DistillConfig, *, show_progress: bool = False) -> DistillRep
     finally:
         if logger is not None:
             logger.close()
-    return DistillReport(output, checkpoints.last, training, seen)

@@ -14,7 +14,7 @@ from kdkit.runtime import distributed
 from kdkit.tasks import TrainingTask
 
 Between = Callable[[], None]
-"""Called after each batch on every rank; what it raises ends the evaluation."""
+"""Called after each batch on every rank; an exception that it raises ends the evaluation."""
 
 
 def _nothing() -> None: ...
@@ -23,7 +23,7 @@ def _nothing() -> None: ...
 def evaluate_each(
     task: TrainingTask, loader: ReplayLoader, *, amp: torch.dtype | None = None, between: Between = _nothing
 ) -> dict[str, float]:
-    """The metrics of the student as val_NAME, and of its EMA, where there is one, as val_ema_NAME."""
+    """Evaluates the student, as val_NAME, and its EMA where there is one, as val_ema_NAME; see `evaluate`."""
     record: dict[str, float] = {}
     for prefix, ema in {"val_": False, "val_ema_": True}.items():
         if not ema or task.has_ema():
@@ -42,15 +42,18 @@ def evaluate(
 ) -> dict[str, float]:
     """Loss (cross-entropy, nats), top1 and top5 (percent) of the task's student, or of its EMA, over `loader`.
 
-    In a run of several ranks each takes the share that its loader's sampler names, and all get the whole's metrics, by
-    rank 0's running statistics.
+    In a run of several ranks each evaluates the share that its loader's sampler names, with rank 0's running
+    statistics, and every rank gets the metrics over all images.
 
     Args:
-        task: whose student is evaluated; as it was afterwards, also where `between` ends the evaluation.
+        task: the task whose student is evaluated; its training mode is restored, also where `between` raises.
         loader: labelled images.
-        ema: whether the moving average is evaluated in its place.
+        ema: whether the moving average is evaluated instead.
         amp: autocast dtype; None for none.
-        between: called after each batch on every rank, e.g. to leave.
+        between: called after each batch on every rank, e.g. to stop.
+
+    Raises:
+        ConfigError: `ema` is True and the task has no EMA.
     """
     model = task.get_eval_model(ema=ema)
     if model is None:
@@ -58,7 +61,7 @@ def evaluate(
     was_training = model.training
     model.eval()
     try:
-        distributed.share_buffers(model)
+        distributed.broadcast_buffers(model)
         return _metrics(task, model, loader, amp, between)
     finally:
         model.train(was_training)

@@ -13,8 +13,8 @@ from torch import nn
 
 from kdkit.errors import MissingDependencyError
 from kdkit.runtime.output import prepare_output
+from kdkit.student import load_student
 from kdkit.training.config import ExportConfig
-from kdkit.training.student import load_student
 from kdkit.types import Normalization
 
 WEIGHTS, CONFIG, ONNX = "model.safetensors", "config.json", "model.onnx"
@@ -22,16 +22,16 @@ WEIGHTS, CONFIG, ONNX = "model.safetensors", "config.json", "model.onnx"
 
 @dataclass(frozen=True)
 class ExportReport:
-    """What an export left."""
+    """The files of an export."""
 
     folder: Path
-    """For timm.create_model("local-dir:FOLDER", pretrained=True)."""
+    """The folder, for timm.create_model("local-dir:FOLDER", pretrained=True)."""
     files: tuple[Path, ...]
-    """What was written there."""
+    """The files that were written."""
 
 
 def export_student(config: ExportConfig) -> ExportReport:
-    """Writes a student's weights as safetensors, with config.json in the layout of timm's hub; ONNX where asked for.
+    """Writes a student's weights as safetensors, config.json in the layout of timm's hub, and ONNX if `config` has it.
 
     The configuration holds the size, crop, interpolation, mean and standard deviation of its images, and the names of
     its classes, so that timm.data.resolve_model_data_config and the like find them.
@@ -39,7 +39,7 @@ def export_student(config: ExportConfig) -> ExportReport:
     Raises:
         CheckpointError: there are no such weights, or they do not fit.
         OutputExistsError: the output folder is not empty.
-        MissingDependencyError: ONNX is asked for and onnx is not installed.
+        MissingDependencyError: `config` has ONNX and the package onnx is not installed.
     """
     if config.onnx and importlib.util.find_spec("onnx") is None:
         raise MissingDependencyError('an ONNX export needs onnx: pip install "kdkit[onnx]"')
@@ -66,9 +66,9 @@ def export_student(config: ExportConfig) -> ExportReport:
 
 
 def _write_onnx(model: nn.Module, size: int, path: Path) -> None:
-    """images [B, 3, size, size], normalised, to logits [B, C]; B is free."""
+    """images [B, 3, size, size], normalised, to logits [B, C]; B is dynamic."""
     with warnings.catch_warnings():
-        # That shapes become constants is meant: the size is fixed, and B is declared free.
+        # Shapes become constants on purpose: the size is fixed, and B is declared dynamic.
         warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)  # type: ignore[attr-defined]
         torch.onnx.export(
             model,

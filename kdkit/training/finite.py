@@ -1,4 +1,4 @@
-"""A loss that is NaN or infinite: found, and said so that one knows at which step and by which term."""
+"""Non-finite losses: finding the first NaN or infinity, and the error that names its step and terms."""
 
 from __future__ import annotations
 
@@ -6,24 +6,20 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from kdkit.errors import KdkitError
+from kdkit.errors import NonFiniteLossError
 from kdkit.training.meter import Record
 
 
-class NonFiniteLossError(KdkitError, ArithmeticError):
-    """The loss became NaN or infinite; names step and terms."""
-
-    @classmethod
-    def at(cls, record: Record, kept: Path | None) -> NonFiniteLossError:
-        """The error of the step with this record; `kept` is the checkpoint from before it, where there is one."""
-        terms = ", ".join(f"{name} {value:g}" for name, value in record.items() if name not in ("epoch", "step"))
-        older = f"; {str(kept)!r} is from before" if kept is not None and kept.exists() else ""
-        return cls(
-            f"the loss is not finite at step {record['step']:g}, in epoch {record['epoch']:g} ({terms}): lower the "
-            f"learning rate, or clip the gradients{older}"
-        )
-
-
-def first_bad(records: Sequence[Record]) -> int | None:
+def first_non_finite(records: Sequence[Record]) -> int | None:
     """Index of the first record whose loss is NaN or infinite."""
     return next((index for index, record in enumerate(records) if not math.isfinite(record["loss"])), None)
+
+
+def non_finite_loss(record: Record, checkpoint: Path | None) -> NonFiniteLossError:
+    """The error for the step with this record; `checkpoint` is the newest one whose weights had a finite loss."""
+    terms = ", ".join(f"{name} {value:g}" for name, value in record.items() if name not in ("epoch", "step"))
+    good = f"; {str(checkpoint)!r} is from before" if checkpoint is not None and checkpoint.exists() else ""
+    return NonFiniteLossError(
+        f"the loss is not finite at step {record['step']:g}, in epoch {record['epoch']:g} ({terms}): lower the "
+        f"learning rate, or clip the gradients{good}"
+    )

@@ -1,4 +1,4 @@
-"""Stopping at the end of a step: a first signal asks for it, a second SIGINT does not ask."""
+"""Stopping on SIGINT and SIGTERM: the first signal stops the run after its step, a second SIGINT at once."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from kdkit.runtime import distributed
 
 
 class StopRequest:
-    """Whether a signal has asked for the run to stop, and how the run then ends."""
+    """The signal that requests a stop, if one has arrived, and how the run then ends."""
 
     def __init__(self) -> None:
         self.signal: int | None = None
@@ -34,7 +34,7 @@ class StopRequest:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and self.signal == signal.SIGINT:
-            os._exit(128 + number)  # at once: not even a lock is waited for; what is on the disk is whole anyway
+            os._exit(128 + number)  # at once, without waiting for any lock; every file on the disk is whole
         self.signal = number
         print("kdkit: stopping after this step, with a checkpoint", file=sys.stderr, flush=True)
 
@@ -43,40 +43,40 @@ _SECONDS = 2.0  # well below the 30 s that torchrun leaves between SIGTERM and S
 
 
 class StopAgreement:
-    """Whether some rank was told to stop, asked by all of them after the same steps, about every two seconds.
+    """Whether any rank has received a signal: an agreement of all ranks after the same steps, about every two seconds.
 
-    A signal reaches ranks at different steps, and asking at each would make them wait for each other; so how many
-    updates go by until the next question is agreed on with the answer.
+    A signal reaches ranks at different steps, and an exchange at each step would make them wait for each other. So each
+    exchange also fixes the number of calls until the next one.
     """
 
     def __init__(self, stop: StopRequest) -> None:
         self._stop = stop
         self._interval = self._left = 1
-        self._asked = time.monotonic()
+        self._last_exchange = time.monotonic()
 
     def __call__(self, *, now: bool = False) -> bool:
-        """The same answer on each rank; every rank calls this after each update, and each batch of a validation.
+        """Returns the same on each rank; every rank calls this after each update and each batch of a validation.
 
         Args:
-            now: whether all are asked now, however long ago they were, and again at the next call: what follows may
-                take longer than what went before.
+            now: whether the ranks exchange their state in this call and the next one, however recent the last
+                exchange is: the next call may come much later than the last one did.
         """
         if distributed.world_size() == 1:
             return self._stop.requested
         self._left -= 1
         if self._left > 0 and not now:
             return False
-        told = distributed.gather((self._stop.requested, time.monotonic() - self._asked))
-        pace = max(seconds for _, seconds in told) / max(1, self._interval - self._left)
+        states = distributed.all_gather((self._stop.requested, time.monotonic() - self._last_exchange))
+        pace = max(seconds for _, seconds in states) / max(1, self._interval - self._left)
         self._interval = 1 if now else max(1, min(2 * self._interval, int(_SECONDS / max(pace, 1e-6))))
         self._left = self._interval
-        self._asked = time.monotonic()
-        return any(requested for requested, _ in told)
+        self._last_exchange = time.monotonic()
+        return any(requested for requested, _ in states)
 
 
 @contextmanager
 def stop_request(*, enabled: bool = True) -> Iterator[StopRequest]:
-    """Within the context, SIGINT and SIGTERM are requests; Python allows that in the main thread alone."""
+    """Within the context, SIGINT and SIGTERM request a stop; in the main thread alone, where Python allows it."""
     stop = StopRequest()
     if not enabled or threading.current_thread() is not threading.main_thread():
         yield stop
@@ -85,7 +85,7 @@ def stop_request(*, enabled: bool = True) -> Iterator[StopRequest]:
     try:
         yield stop
     except Exception as error:
-        # Another rank, told to stop too, has left already. What kdkit itself refuses (a full disk) is no such thing.
+        # A rank that received the signal may have left, and this error be its absence; kdkit's own errors are not.
         if stop.requested and distributed.world_size() > 1 and not isinstance(error, KdkitError):
             stop.exit()
         raise

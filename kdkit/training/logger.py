@@ -1,4 +1,4 @@
-"""Metrics on disk: metrics.jsonl holds every record, summary.csv one row an epoch; others may listen."""
+"""Metrics on disk: metrics.jsonl holds every record, summary.csv one row per epoch; trackers get the same."""
 
 from __future__ import annotations
 
@@ -8,33 +8,16 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from kdkit.errors import CheckpointError
-
-Record = Mapping[str, Any]
+from kdkit.training.trackers.tracker import Record, Tracker
 
 METRICS, SUMMARY = "metrics.jsonl", "summary.csv"
 FILES = (METRICS, SUMMARY)
-"""What a logger writes."""
+"""Files that a logger writes."""
 EPOCH, STEP = "epoch", "step"
 """The two kinds of records, in their field `kind`."""
-
-
-class Listener(Protocol):
-    """Something else that takes metrics, such as TensorBoard."""
-
-    def log(self, record: Record, step: int) -> None:
-        """Takes one record; `step` counts batches over the whole run."""
-        ...
-
-    def rewind(self, step: int) -> None:
-        """Steps from this one on are done again."""
-        ...
-
-    def close(self) -> None:
-        """No more will come."""
-        ...
 
 
 class RunLogger:
@@ -42,35 +25,35 @@ class RunLogger:
 
     Args:
         folder: made if it does not exist.
-        context: fields that every record gets, such as which of several runs it is about.
-        listeners: who else is told.
+        context: fields that every record gets, such as the name of one of several runs.
+        trackers: get every record too.
     """
 
-    def __init__(self, folder: str | Path, context: Record | None = None, listeners: Sequence[Listener] = ()) -> None:
+    def __init__(self, folder: str | Path, context: Record | None = None, trackers: Sequence[Tracker] = ()) -> None:
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         self._context = dict(context or {})
-        self._listeners = tuple(listeners)
+        self._trackers = tuple(trackers)
         self._next_step = 0
 
     def with_context(self, **fields: Any) -> RunLogger:
         """Another logger of the same folder whose records get `fields` as well."""
-        return RunLogger(self.folder, {**self._context, **fields}, self._listeners)
+        return RunLogger(self.folder, {**self._context, **fields}, self._trackers)
 
     def log_steps(self, records: Sequence[Record]) -> None:
-        """Appends the records of some steps to metrics.jsonl."""
+        """Appends one record per step to metrics.jsonl."""
         self._append([{"kind": STEP, **self._context, **record} for record in records])
         for record in records:
             self._next_step = int(record["step"]) + 1
-            for listener in self._listeners:
-                listener.log(record, int(record["step"]))
+            for tracker in self._trackers:
+                tracker.log(record, int(record["step"]))
 
     def log_epoch(self, record: Record, *, step: int = 0) -> None:
         """Appends one record to both files; a field that summary.csv has no column for yet gets one.
 
         Args:
-            record: what is known of the epoch.
-            step: number of the last step, for the listeners.
+            record: means and metrics of the epoch.
+            step: number of its last step, for the trackers.
         """
         full = _finite({**self._context, **record})
         self._append([{"kind": EPOCH, **full}])
@@ -82,18 +65,18 @@ class RunLogger:
                 csv.DictWriter(file, columns).writerow(full)
         else:
             _write_rows(path, [*rows, full])
-        for listener in self._listeners:
-            listener.log({f"epoch/{name}": value for name, value in record.items()}, step)
+        for tracker in self._trackers:
+            tracker.log({f"epoch/{name}": value for name, value in record.items()}, step)
 
     def position(self) -> dict[str, int]:
-        """Where the files end; what is before that is on the disk."""
+        """Where metrics.jsonl ends, in bytes, and the next step; everything before is on the disk."""
         path = self.folder / METRICS
         with open(path, "ab") as file:
             os.fsync(file.fileno())
             return {"bytes": file.tell(), "step": self._next_step}
 
     def rewind(self, position: Mapping[str, int]) -> None:
-        """Cuts the files back to a position, so that steps which are done again are not logged twice.
+        """Cuts the files back to a position, so that repeated steps are not logged twice.
 
         Raises:
             CheckpointError: metrics.jsonl is shorter than it was.
@@ -107,8 +90,8 @@ class RunLogger:
             )
         os.truncate(path, position["bytes"])
         self._next_step = position["step"]
-        for listener in self._listeners:
-            listener.rewind(position["step"])
+        for tracker in self._trackers:
+            tracker.rewind(position["step"])
         with open(path, encoding="utf-8") as file:
             records = [json.loads(line) for line in file]
         epochs = [record for record in records if record.pop("kind") == EPOCH]
@@ -118,9 +101,9 @@ class RunLogger:
             (self.folder / SUMMARY).unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Tells the listeners that no more will come."""
-        for listener in self._listeners:
-            listener.close()
+        """Ends the run in every tracker."""
+        for tracker in self._trackers:
+            tracker.close()
 
     def _append(self, records: Sequence[Record]) -> None:
         with open(self.folder / METRICS, "a", encoding="utf-8") as file:
@@ -128,7 +111,7 @@ class RunLogger:
 
 
 def _finite(record: Record) -> dict[str, Any]:
-    """The same with None for a number that is not finite, such as a ratio to nothing: JSON has no word for it."""
+    """The record with None for a number that is not finite, such as a ratio to zero: JSON cannot hold it."""
     return {
         name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in record.items()
     }

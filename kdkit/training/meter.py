@@ -1,4 +1,4 @@
-"""What each step said, collected on its device and brought over now and then, so that no step waits for it.
+"""The terms of each step, collected on their device and copied to the host now and then, so that no step waits.
 
 Dimensions: K terms, S steps.
 """
@@ -21,63 +21,63 @@ class Meter:
     """The terms of the steps since the last flush, and their sums over the epoch.
 
     Args:
-        sums: what `sums` held when a checkpoint was made, to go on from there.
+        sums: the `sums` of an earlier meter, as a checkpoint holds them, to continue from.
     """
 
     def __init__(self, sums: Mapping[str, float] | None = None) -> None:
         self.sums = dict(sums or {})
         self._names: tuple[str, ...] = ()
-        self._waiting: list[tuple[Tensor, Record, int]] = []
-        self._begun = time.perf_counter()
+        self._pending: list[tuple[Tensor, Record, int]] = []
+        self._start = time.perf_counter()
 
     def __len__(self) -> int:
-        return len(self._waiting)
+        return len(self._pending)
 
     def restart_clock(self) -> None:
-        """Leaves out of images/s what happened since the last flush."""
-        self._begun = time.perf_counter()
+        """Excludes the time since the last flush from images/s."""
+        self._start = time.perf_counter()
 
     def add(self, result: Mapping[str, Tensor], num_images: int, at: Record) -> None:
         """Takes one step's result, without waiting for the device.
 
         Args:
-            result: what the task returned; its scalars [] are kept, the same ones in each step.
+            result: the task's result; its scalars [] are kept, the same ones in each step.
             num_images: images of the step on this rank.
-            at: what the host knows of the step: its number, learning rate and the like.
+            at: values that the host knows: epoch, step and learning rate.
         """
         dtype = result["loss"].dtype
         terms = {name: value.detach().to(dtype).reshape(()) for name, value in result.items() if value.numel() == 1}
         self._names = tuple(terms)
-        self._waiting.append((torch.stack(list(terms.values())), at, num_images))
+        self._pending.append((torch.stack(list(terms.values())), at, num_images))
 
     def flush(self) -> list[Record]:
-        """The records of the steps since the last flush, means over all ranks; waits for the device, once.
+        """Returns the records of the steps since the last flush, means over all ranks; waits for the device once.
 
         A collective call: every rank makes it after the same step.
         """
-        if not self._waiting:
+        if not self._pending:
             return []
-        table = distributed.mean(torch.stack([row for row, _, _ in self._waiting])).tolist()  # [S, K]
-        seconds = time.perf_counter() - self._begun
+        table = distributed.all_reduce_mean(torch.stack([row for row, _, _ in self._pending])).tolist()  # [S, K]
+        seconds = time.perf_counter() - self._start
         records, images_before = [], self.sums.get(_IMAGES, 0.0)
-        for values, (_, at, count) in zip(table, self._waiting, strict=True):
+        for values, (_, at, count) in zip(table, self._pending, strict=True):
             terms = dict(zip(self._names, values, strict=True))
             num_images = count * distributed.world_size()
             for name, value in terms.items():
-                self._sum(name, value * num_images)
-            self._sum(_IMAGES, num_images)
+                self._add_to_sum(name, value * num_images)
+            self._add_to_sum(_IMAGES, num_images)
             records.append(dict(at) | terms)
-        self._sum(_SECONDS, seconds)
-        self._waiting.clear()
-        self._begun = time.perf_counter()
+        self._add_to_sum(_SECONDS, seconds)
+        self._pending.clear()
+        self._start = time.perf_counter()
         speed = (self.sums[_IMAGES] - images_before) / seconds
         return [{**record, "images_per_second": speed} for record in records]
 
-    def _sum(self, name: str, value: float) -> None:
+    def _add_to_sum(self, name: str, value: float) -> None:
         self.sums[name] = self.sums.get(name, 0.0) + value
 
     def mean(self) -> Record:
-        """Means over the epoch's images; how many those were, the seconds that their steps took, and images/s."""
+        """Means over the epoch's images, their number, the seconds of their steps, and images/s."""
         images, seconds = self.sums[_IMAGES], self.sums[_SECONDS]
         means = {name: total / images for name, total in self.sums.items() if name not in (_IMAGES, _SECONDS)}
         return means | {_IMAGES: images, _SECONDS: seconds, "images_per_second": images / seconds}

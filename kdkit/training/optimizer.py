@@ -1,4 +1,4 @@
-"""timm's optimisers and schedules, made from a configuration."""
+"""timm's optimisers and schedules, created from a configuration."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def create_schedule(optimizer: Optimizer, config: TrainConfig, updates_per_epoch
 
 
 def schedule_state(schedule: Scheduler) -> dict[str, Any]:
-    """All that the schedule's next step depends on; of `plateau`, timm's own state leaves out the patience."""
+    """The schedule's state; for `plateau` with the patience, which timm's own state leaves out."""
     state: dict[str, Any] = schedule.state_dict()
     if isinstance(schedule, PlateauLRScheduler):
         state |= {_PATIENCE: schedule.lr_scheduler.state_dict(), "restore_lr": schedule.restore_lr}

@@ -1,4 +1,4 @@
-"""A look at a run before its first step: does the teacher know these classes, and does a step fit into memory?
+"""A check before the first step: does the teacher know these classes, and does a step fit into memory?
 
 Dimensions: B batch, C classes.
 """
@@ -20,40 +20,42 @@ from kdkit.data import ReplayLoader
 from kdkit.errors import ClassMismatchError
 from kdkit.tasks import TrainingTask
 from kdkit.training.config import TrainConfig
+from kdkit.training.setup import autocast_dtype
+from kdkit.training.step import forward
 from kdkit.types import Batch, TeacherOutput, TeacherSource
 
 IMAGES = 256
-"""Labelled images that the teacher is looked at with, at least; in whole batches."""
+"""Labelled images that the teacher's top-1 is measured on, at least; in whole batches."""
 _CHANCES = 3.0  # a teacher that knows the classes is right far more often than by chance, also on hard crops
 _KIBIBYTE = 1024
 
 
 @dataclass(frozen=True)
 class PreflightReport:
-    """What was seen before the first step."""
+    """What the check before the first step measured."""
 
     teacher_top1: float | None
-    """Top-1 of the teacher on the first batches of training views, percent; None without a label or a teacher."""
+    """Top-1 of the teacher on the first batches of training views, percent; None without labels or a teacher."""
     images: int
-    """Labelled images that this was measured on."""
+    """Labelled images that the top-1 was measured on."""
     card_top1: float | None
     """Top-1 that the teacher's card cites, on ImageNet's validation images, percent; None without a card."""
     step_bytes: int
-    """Greatest memory of one training step, bytes: on a CUDA device what was allocated there, else what the process
-    held; the optimiser's own state comes on top."""
+    """Peak memory of one training step, bytes: allocated on the CUDA device, or else resident in the process; the
+    optimiser's state comes on top."""
     num_classes: int | None
     """Classes C that teacher and student agree on; None without a teacher."""
 
     def __str__(self) -> str:
         card = "" if self.card_top1 is None else f" (its card cites {self.card_top1:.1f} % on ImageNet)"
         known = self.num_classes is not None and self.teacher_top1 is not None
-        said = f"teacher top-1 {self.teacher_top1:.1f} % on {self.images} training views{card}, " if known else ""
+        accuracy = f"teacher top-1 {self.teacher_top1:.1f} % on {self.images} training views{card}, " if known else ""
         low = ": little better than chance, are these its classes and its normalisation?" if self.is_suspicious else ""
-        return f"before the first step: {said}a step takes {self.step_bytes / 2**20:,.0f} MiB of memory{low}"
+        return f"before the first step: {accuracy}a step takes {self.step_bytes / 2**20:,.0f} MiB of memory{low}"
 
     @property
     def is_suspicious(self) -> bool:
-        """Whether the teacher is right so rarely that its classes are probably others."""
+        """Whether the teacher's top-1 is so near to chance that its classes are probably others."""
         if self.teacher_top1 is None or not self.num_classes:
             return False
         return self.teacher_top1 < 100 * _CHANCES / (self.num_classes + _CHANCES)
@@ -67,33 +69,33 @@ def preflight(
     *,
     card_top1: float | None = None,
 ) -> PreflightReport:
-    """Asks the teacher about the first batches and runs one training step, of which nothing stays behind.
+    """Runs the teacher on the first batches, and one training step whose effects are undone.
 
     Args:
         task: what a step computes, not yet distributed.
-        loader: that of the training; a loader of its own in this process reads the same first batches.
-        source: who is asked; None where the task has no teacher.
-        config: how it trains.
-        card_top1: what the teacher's card cites, percent.
+        loader: the training loader; another loader, in this process, reads the same first batches.
+        source: the teacher or cache; None where the task has no teacher.
+        config: the training configuration.
+        card_top1: top-1 that the teacher's card cites, percent.
 
     Raises:
-        ClassMismatchError: teacher and student answer with different numbers of classes.
+        ClassMismatchError: teacher and student have different numbers of classes.
     """
-    amp = None if config.amp is None else getattr(torch, config.amp)
+    amp = autocast_dtype(config)
     sampler = copy.copy(loader.sampler)
     sampler.set_epoch(0)
-    own = ReplayLoader(loader.dataset, sampler, loader.normalization, device=loader.device)
+    first_batches = ReplayLoader(loader.dataset, sampler, loader.normalization, device=loader.device)
     hits = labelled = 0
     step_bytes, num_classes = 0, None
-    for number, batch in enumerate(own):
-        said = None if source is None else source(batch)
+    for number, batch in enumerate(first_batches):
+        teacher_output = None if source is None else source(batch)
         if number == 0:
-            step_bytes, output = _step(task, batch, said, amp)
-            num_classes = _compare_classes(output, said)
-        if said is None or said.logits is None or batch.target.ndim != 1:
+            step_bytes, output = _step(task, batch, teacher_output, amp)
+            num_classes = _compare_classes(output, teacher_output)
+        if teacher_output is None or teacher_output.logits is None or batch.target.ndim != 1:
             break
         known = batch.target >= 0
-        hits += int((said.logits.argmax(dim=1) == batch.target)[known].sum())
+        hits += int((teacher_output.logits.argmax(dim=1) == batch.target)[known].sum())
         labelled += int(known.sum())
         if (number + 1) * len(batch.target) >= IMAGES:
             break
@@ -101,7 +103,7 @@ def preflight(
 
 
 def _step(
-    task: TrainingTask, batch: Batch, said: TeacherOutput | None, amp: torch.dtype | None
+    task: TrainingTask, batch: Batch, teacher_output: TeacherOutput | None, amp: torch.dtype | None
 ) -> tuple[int, Tensor | None]:
     """Bytes of one forward and backward pass, and the student's output [B, C]."""
     device = batch.input.device
@@ -109,8 +111,7 @@ def _step(
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         task.train()
-        with torch.autocast(device.type, dtype=amp, enabled=amp is not None):
-            result = task(batch.input, batch.target, *(() if said is None else (said,)))
+        result = forward(task, batch, teacher_output, amp)
         result["loss"].backward()
         if device.type == "cuda":
             return torch.cuda.max_memory_allocated(device), result.get("output")
@@ -120,8 +121,8 @@ def _step(
 
 @contextmanager
 def _undone(task: TrainingTask, device: torch.device) -> Iterator[None]:
-    """Puts back what a step changes: buffers (running statistics), gradients, random generators."""
-    module: Any = task.trainable_module
+    """Restores at exit what a step changes: buffers (running statistics), gradients, random generators."""
+    module: Any = task.get_trainable_module()
     buffers = [(buffer, buffer.clone()) for buffer in module.buffers()]
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         yield
@@ -130,12 +131,12 @@ def _undone(task: TrainingTask, device: torch.device) -> Iterator[None]:
     module.zero_grad(set_to_none=True)
 
 
-def _compare_classes(output: Tensor | None, said: TeacherOutput | None) -> int | None:
-    if output is None or said is None or said.logits is None:
+def _compare_classes(output: Tensor | None, teacher_output: TeacherOutput | None) -> int | None:
+    if output is None or teacher_output is None or teacher_output.logits is None:
         return None
-    student, teacher = output.shape[-1], said.logits.shape[-1]
+    student, teacher = output.shape[-1], teacher_output.logits.shape[-1]
     if student != teacher:
         raise ClassMismatchError(
-            f"the teacher answers with {teacher} classes, the student with {student}: give the teacher a class_map"
+            f"the teacher has {teacher} classes, the student {student}: give the teacher a class_map"
         )
     return teacher

@@ -1,4 +1,4 @@
-"""The random generators of this process, as a checkpoint keeps them: tensors and plain values alone."""
+"""The random generators of this process, as a checkpoint holds them: tensors and plain values alone."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 
 def rng_state(device: torch.device) -> dict[str, Any]:
-    """The states of Python's, NumPy's and torch's generators, and of that of `device` if it is a CUDA device."""
+    """The states of Python's, NumPy's and torch's generators, and of the CUDA generator if `device` is one."""
     name, keys, *rest = np.random.get_state()  # noqa: NPY002  transforms draw from the legacy generator
     return {
         "python": random.getstate(),

@@ -1,4 +1,4 @@
-"""What a run is: its configuration on the disk, what makes it the same run, and who is told its metrics."""
+"""A run in its output folder: its configuration file, its identity, its logger, and the samples it skipped."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from kdkit.data import ReplayedDataset
 from kdkit.runtime import files
 from kdkit.teachers import Teacher
 from kdkit.training.config import DistillConfig
-from kdkit.training.logger import Listener, RunLogger
-from kdkit.training.trackers import TENSORBOARD, TensorBoard, Tracker
+from kdkit.training.logger import RunLogger
+from kdkit.training.trackers import TENSORBOARD, Run, create_tracker
 
 CONFIG = "config.yaml"
-"""The run's resolved configuration, which --config takes again."""
+"""The run's resolved configuration, which --config accepts."""
 SKIPPED = "skipped.jsonl"
 """Samples that could not be read: key and reason."""
 
 _FREE = {
-    *("output", "data", "cache", "teacher", "validation", "device"),  # where things lie; what they are is compared
+    *("output", "data", "cache", "teacher", "validation", "device"),  # where things lie; their contents are compared
     *("resume", "overwrite", "preflight", "tensorboard", "tracker", "project", "allow_mismatch"),
 }
 _FREE_TRAIN = {"num_workers", "log_every", "checkpoint_every"}
-"""Fields in which a run that goes on may differ from the one that stopped: they change no weight."""
+"""Fields in which a resumed run may differ from the one that stopped: they change no weight."""
 
 
 def write_config(config: DistillConfig, folder: Path) -> None:
-    """Leaves `folder`/config.yaml."""
+    """Writes `folder`/config.yaml."""
     values = _plain(dataclasses.asdict(dataclasses.replace(config, resume=False, overwrite=False)))
     files.write_text(folder / CONFIG, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
 
@@ -41,7 +41,7 @@ def write_config(config: DistillConfig, folder: Path) -> None:
 def run_identity(
     config: DistillConfig, dataset: ReplayedDataset, cache: CacheReader | None, teacher: Teacher | None
 ) -> dict[str, Any]:
-    """What a run that goes on must have in common with the one that stopped, as plain values."""
+    """What a resumed run must have in common with the one that stopped, as plain values."""
     values = {name: value for name, value in dataclasses.asdict(config).items() if name not in _FREE}
     values["train"] = {name: value for name, value in values["train"].items() if name not in _FREE_TRAIN}
     identity: dict[str, Any] = _plain(values)
@@ -54,23 +54,20 @@ def run_identity(
 
 
 def create_logger(config: DistillConfig, folder: Path) -> RunLogger:
-    """The logger of a run, with the listeners that its configuration asks for.
+    """The logger of a run, with the trackers that its configuration names.
 
     Raises:
-        MissingDependencyError: one of them is not installed.
+        UnknownNameError: there is no such tracker.
+        MissingDependencyError: a tracker is not installed.
     """
-    listeners: list[Listener] = []
-    if config.tensorboard:
-        listeners.append(TensorBoard(folder / TENSORBOARD))
-    if config.tracker is not None:
-        listeners.append(
-            Tracker(config.tracker, project=config.project, folder=folder, config=_plain(dataclasses.asdict(config)))
-        )
-    return RunLogger(folder, listeners=listeners)
+    run = Run(folder, config.project, _plain(dataclasses.asdict(config)))
+    names = [TENSORBOARD] if config.tensorboard else []
+    names += [] if config.tracker is None else [config.tracker]
+    return RunLogger(folder, trackers=[create_tracker(name, run) for name in names])
 
 
 class SkipRecord:
-    """Writes which samples were skipped, each once: `folder`/skipped.jsonl."""
+    """Writes the samples that were skipped, each once, to `folder`/skipped.jsonl."""
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / SKIPPED
@@ -87,7 +84,7 @@ class SkipRecord:
 
 
 def _plain(value: Any) -> Any:
-    """The same with lists for tuples, as YAML and a checkpoint hold it."""
+    """The same value with lists for tuples, as YAML and a checkpoint hold it."""
     if isinstance(value, dict):
         return {name: _plain(item) for name, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, (tuple, list)) else value

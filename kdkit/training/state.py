@@ -1,4 +1,4 @@
-"""All that a run's next step depends on, as a checkpoint holds it."""
+"""The state of a run: everything that its next step depends on, as a checkpoint holds it."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from kdkit.training.rng import rng_state, set_rng_state
 
 @dataclass
 class Position:
-    """How far a run has come."""
+    """Progress of a run."""
 
     epoch: int = 0
-    """Epoch under way, counted from 0."""
+    """Current epoch, counted from 0."""
     batch: int = 0
-    """Batches of it that are done; always whole updates."""
+    """Finished batches of that epoch; always whole updates."""
     update: int = 0
-    """Updates of the weights that are done, over all epochs."""
+    """Finished updates of the weights, over all epochs."""
 
 
 @dataclass
 class RunState:
-    """Everything that a step depends on, and what the run has said so far."""
+    """Everything that a step depends on, and the records of the run so far."""
 
     task: TrainingTask
     optimizer: Optimizer
@@ -39,20 +39,20 @@ class RunState:
     device: torch.device
     position: Position = field(default_factory=Position)
     sums: dict[str, float] = field(default_factory=dict)
-    """The meter's sums over the epoch under way."""
+    """The meter's sums over the current epoch."""
     records: list[dict[str, float]] = field(default_factory=list)
-    """Records of the epochs that are done."""
+    """Records of the finished epochs."""
     best: float | None = None
     """Best metric so far."""
     log: dict[str, Any] = field(default_factory=dict)
     """The logger's position."""
 
     def to_dict(self) -> dict[str, Any]:
-        """What a checkpoint holds. A collective call: each rank adds its random generators."""
-        random = distributed.gather(rng_state(self.device))
+        """The contents of a checkpoint. A collective call: each rank adds its random generators."""
+        random = distributed.all_gather(rng_state(self.device))
         position = self.position
         state = {
-            "epoch": position.epoch - 1,  # the last whole one: timm would go on with the next
+            "epoch": position.epoch - 1,  # the last finished one: timm resumes with the next
             "arch": type(self.task).__name__.lower(),
             "version": 2,
             "optimizer": self.optimizer.state_dict(),

@@ -1,35 +1,37 @@
-"""The training loop: one file, read from top to bottom."""
+"""The training loop: epochs, steps, logs, checkpoints and stops, in the order in which they happen.
+
+What one step computes is in step.py, where checkpoints are written in checkpoint.py.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from contextlib import nullcontext
-from typing import Any
+from pathlib import Path
 
 import torch
-from timm.utils import dispatch_clip_grad, unwrap_model
+from timm.utils import unwrap_model
 from torch import Tensor
 
 from kdkit.data import ReplayLoader, translate_worker_errors
 from kdkit.errors import ConfigError
 from kdkit.runtime import distributed
 from kdkit.runtime.progress import Display
-from kdkit.tasks import TrainingTask, gradient_norms
-from kdkit.teachers import Teacher
+from kdkit.tasks import TrainingTask
 from kdkit.training.checkpoint import Checkpoints
 from kdkit.training.config import TrainConfig
 from kdkit.training.evaluate import evaluate_each
-from kdkit.training.finite import NonFiniteLossError, first_bad
-from kdkit.training.interrupt import StopAgreement, stop_request
+from kdkit.training.finite import first_non_finite, non_finite_loss
+from kdkit.training.interrupt import StopAgreement, StopRequest, stop_request
 from kdkit.training.logger import RunLogger
-from kdkit.training.meter import Meter
+from kdkit.training.meter import Meter, Record
 from kdkit.training.optimizer import create_optimizer, create_schedule
 from kdkit.training.report import TrainReport, epoch_line
-from kdkit.training.setup import prepare, to_memory_format
+from kdkit.training.setup import autocast_dtype, prepare
 from kdkit.training.state import Position, RunState
+from kdkit.training.step import TrainingStep, choose_source
 from kdkit.training.warmup import DistillWarmup
-from kdkit.types import TeacherSource
+from kdkit.types import Batch, TeacherSource
 
 
 def train(
@@ -51,167 +53,192 @@ def train(
         task: what a step computes; its trainable module must be on the loader's device.
         loader: training batches, from an EpochSampler.
         config: optimiser, schedule and loop.
-        teacher_source: whose outputs are handed to the task, e.g. a cache; by default the task's own teacher, if any.
+        teacher_source: a live teacher or a cache, whose outputs the task gets; by default the task's own teacher.
         validation: batches to evaluate the student on after each epoch.
-        logger: where the terms of every step and epoch go; rank 0's.
-        display: who is shown how far the run is.
-        checkpoints: where checkpoints go, and what to go on from. With it, SIGTERM and SIGINT end the run after a step,
-            or a batch of the validation, with a checkpoint: SystemExit(143), KeyboardInterrupt.
+        logger: takes the terms of every step and epoch; on rank 0 alone.
+        display: shows the progress.
+        checkpoints: where checkpoints are written, and whether the run resumes from one. With it, SIGTERM and SIGINT
+            end the run after a step, or a batch of the validation, with a checkpoint: SystemExit(143) or
+            KeyboardInterrupt.
 
     Raises:
-        NonFiniteLossError: the loss is NaN or infinite; names the step and its terms. Checkpoints are older than it.
+        NonFiniteLossError: the loss is NaN or infinite; names the step, its terms and the checkpoint from before.
         ConfigError, UnknownNameError: a setting that cannot work; before the first step.
         CheckpointError: the checkpoint cannot be read, or is another run's.
+        DiskFullError, WriteError: a checkpoint cannot be written.
     """
-    num_batches, world_size = len(loader), distributed.world_size()
-    _check_trainable(config, num_batches, validation)
-    display = display or Display()
-    optimizer = create_optimizer(unwrap_model(task.trainable_module), config)
-    updates_per_epoch = math.ceil(num_batches / config.accumulate)
-    scheduler = create_schedule(optimizer, config, updates_per_epoch)
-    amp = None if config.amp is None else getattr(torch, config.amp)
-    scaler = torch.amp.GradScaler(loader.device.type, enabled=amp == torch.float16)
-    distill_weight = DistillWarmup(task, config.distill_warmup_epochs * updates_per_epoch)
-    prepare(task, config, loader.device)
-    if teacher_source is None and not getattr(task, "is_own_teacher", False):
-        teacher_source = getattr(task, "teacher", None)  # asked here, it also sees a view of its own in the batch
-    if isinstance(teacher_source, Teacher):  # as the task does with its own: the images are in the student's terms
-        teacher_source = teacher_source.for_input(loader.normalization)  # only now, so that it is compiled too
-    state = RunState(task, optimizer, scheduler, scaler, loader.device)
-    if checkpoints is not None and checkpoints.restore(state):
-        display.set_completed(
-            (state.position.epoch * num_batches + state.position.batch) * config.batch_size * world_size
-        )
-        if logger is not None:
-            logger.rewind(state.log)
+    return _Loop(task, loader, config, teacher_source, validation, logger, display or Display(), checkpoints).run()
 
-    def save(**how: Any) -> None:
-        if checkpoints is not None:
-            state.log = {} if logger is None else logger.position()
-            checkpoints.save(state, **how)
 
-    def flush_metrics(meter: Meter, norms: Mapping[str, Tensor]) -> None:
+class _Loop:
+    """One run of the loop, with the objects that its epochs share."""
+
+    def __init__(
+        self,
+        task: TrainingTask,
+        loader: ReplayLoader,
+        config: TrainConfig,
+        source: TeacherSource | None,
+        validation: ReplayLoader | None,
+        logger: RunLogger | None,
+        display: Display,
+        checkpoints: Checkpoints | None,
+    ) -> None:
+        _check_trainable(config, len(loader), validation)
+        self.task, self.loader, self.config, self.validation = task, loader, config, validation
+        self.logger, self.display, self.checkpoints = logger, display, checkpoints
+        self.num_batches = len(loader)
+        self.updates_per_epoch = math.ceil(self.num_batches / config.accumulate)
+        optimizer = create_optimizer(unwrap_model(task.get_trainable_module()), config)
+        scheduler = create_schedule(optimizer, config, self.updates_per_epoch)
+        scaler = torch.amp.GradScaler(loader.device.type, enabled=autocast_dtype(config) == torch.float16)
+        self.distill_weight = DistillWarmup(task, config.distill_warmup_epochs * self.updates_per_epoch)
+        prepare(task, config, loader.device)
+        self.state = RunState(task, optimizer, scheduler, scaler, loader.device)
+        self.step = TrainingStep(self.state, config, choose_source(task, source, loader.normalization))
+        self.meter: Meter  # of the current epoch
+        self.stop: StopRequest
+        self.should_stop: StopAgreement
+
+    def run(self) -> TrainReport:
+        """Resumes where a checkpoint says so, and trains the remaining epochs."""
+        self._restore()
+        with (
+            stop_request(enabled=self.checkpoints is not None) as self.stop,
+            translate_worker_errors(),
+            self.distill_weight,
+        ):
+            self.should_stop = StopAgreement(self.stop)
+            for epoch in range(self.state.position.epoch, self.config.epochs):
+                self._train_epoch(epoch)
+                self._finish_epoch(epoch, self._epoch_record())
+        return TrainReport.of(self.state.records)
+
+    def _train_epoch(self, epoch: int) -> None:
+        """Every step of an epoch, or those that a resumed run has left."""
+        state, config = self.state, self.config
+        self.loader.set_epoch(epoch, state.position.batch)
+        self.task.train()
+        self.meter = Meter(state.sums)
+        for number, batch in enumerate(self.loader, start=state.position.batch):
+            first_of_group = number - number % config.accumulate
+            group_size = min(config.accumulate, self.num_batches - first_of_group)
+            is_update = number == first_of_group + group_size - 1
+            is_due = is_update and _is_due(number + 1, first_of_group, self.num_batches, config.log_every)
+            self.distill_weight.set(state.position.update)
+            result, norms = self.step.backward(
+                batch, group_size=group_size, is_update=is_update, log_gradients=config.log_gradients and is_due
+            )
+            self._record_step(epoch, number, batch, result)
+            if is_update:
+                self.step.update()
+                state.position = Position(epoch, number + 1, state.position.update)
+                self._finish_update(norms, is_due=is_due, is_last=number == self.num_batches - 1)
+
+    def _record_step(self, epoch: int, number: int, batch: Batch, result: Mapping[str, Tensor]) -> None:
+        """Adds a step's terms to the meter, without waiting for the device."""
+        num_images = len(batch.input)
+        at = {"epoch": epoch, "step": epoch * self.num_batches + number, "lr": self._learning_rate()}
+        self.meter.add(result, num_images, at)
+        self.display(num_images * distributed.world_size())
+
+    def _finish_update(self, norms: Mapping[str, Tensor], *, is_due: bool, is_last: bool) -> None:
+        """After an update of the weights: logs where that is due, writes a checkpoint, stops where a signal came."""
+        every = self.config.checkpoint_every
+        stopping = self.should_stop(now=is_last)  # before the validation, which may take long
+        saving = stopping or (every > 0 and self.state.position.update % every == 0)
+        if is_due or saving:
+            self._flush_metrics(norms)
+        if saving:
+            self.state.sums = self.meter.sums
+            self._save()
+            self.meter.restart_clock()
+        if stopping:
+            self.stop.exit()
+
+    def _flush_metrics(self, norms: Mapping[str, Tensor]) -> None:
         """Copies pending step metrics to the host, logs them, and raises on a non-finite loss."""
-        records = meter.flush()
-        bad = first_bad(records)
+        records = self.meter.flush()
+        bad = first_non_finite(records)
         good = records[:bad]
         if bad is None and good:
             good[-1] |= {name: float(value) for name, value in norms.items()}
-        if logger is not None:
-            logger.log_steps(good)
+        if self.logger is not None:
+            self.logger.log_steps(good)
         if good:
-            display.set_postfix(good[-1])
-        if checkpoints is not None and records:
-            if bad == 0:  # the first step of the newest checkpoint's weights
-                checkpoints.withdraw()
-            else:
-                checkpoints.confirm()
+            self.display.set_postfix(good[-1])
         if bad is not None:
-            raise NonFiniteLossError.at(records[bad], None if checkpoints is None else checkpoints.last)
+            raise non_finite_loss(records[bad], self._checkpoint_before(records[bad]))
 
-    with stop_request(enabled=checkpoints is not None) as stop, translate_worker_errors(), distill_weight:
-        should_stop = StopAgreement(stop)
+    def _epoch_record(self) -> Record:
+        """Means of the epoch's terms, and the metrics of the validation."""
+        record = self.meter.mean() | {"lr": self._learning_rate()}
+        if self.validation is not None:
+            self.state.sums = self.meter.sums
+            amp = autocast_dtype(self.config)
+            record |= evaluate_each(self.task, self.validation, amp=amp, between=self._stop_if_requested)
+        return record
 
-        def leave_if_told() -> None:
-            """During a validation; the run that goes on begins it again."""
-            if should_stop():
-                save()
-                stop.exit()
+    def _finish_epoch(self, epoch: int, record: Record) -> None:
+        """Logs the epoch and writes its checkpoint, the best one where the metric is."""
+        state = self.state
+        metric = record.get("val_ema_top1", record.get("val_top1"))
+        if state.scheduler is not None:
+            state.scheduler.step(epoch + 1, metric)
+        if self.logger is not None:
+            self.logger.log_epoch({"epoch": epoch, **record}, step=(epoch + 1) * self.num_batches - 1)
+        self.display.write(epoch_line(epoch, self.config.epochs, record))
+        state.records.append(record)
+        is_best = metric is not None and (state.best is None or metric > state.best)
+        state.best = metric if is_best else state.best
+        state.position, state.sums = Position(epoch + 1, 0, state.position.update), {}
+        self._save(is_best=is_best, metric=metric)
+        if self.should_stop(now=True):
+            self.stop.exit()
 
-        for epoch in range(state.position.epoch, config.epochs):
-            loader.set_epoch(epoch, state.position.batch)
-            task.train()
-            meter = Meter(state.sums)
-            for number, batch in enumerate(loader, start=state.position.batch):
-                first_of_group = number - number % config.accumulate
-                group = min(config.accumulate, num_batches - first_of_group)
-                is_update = number == first_of_group + group - 1
-                distill_weight.set(state.position.update)
-                batch = to_memory_format(batch, config)
-                with nullcontext() if is_update else task.no_sync():
-                    said = () if teacher_source is None else (teacher_source(batch),)
-                    with torch.autocast(loader.device.type, dtype=amp, enabled=amp is not None):
-                        result = task(batch.input, batch.target, *said)
-                    is_due = is_update and _is_due(number + 1, first_of_group, num_batches, config.log_every)
-                    norms = gradient_norms(task, result) if config.log_gradients and is_due else {}
-                    scaler.scale(result["loss"] / group).backward()
-                at = {"epoch": epoch, "step": epoch * num_batches + number, "lr": _learning_rate(optimizer)}
-                meter.add(result, len(batch.input), at)
-                display(len(batch.input) * world_size)
-                if not is_update:
-                    continue
+    def _stop_if_requested(self) -> None:
+        """Between batches of a validation; the resumed run repeats the validation."""
+        if self.should_stop():
+            self._save()
+            self.stop.exit()
 
-                if config.clip_grad is not None:
-                    scaler.unscale_(optimizer)
-                    parameters = task.get_clip_parameters(exclude_head=config.clip_mode == "agc")
-                    dispatch_clip_grad(parameters, config.clip_grad, mode=config.clip_mode)
-                scaler.step(optimizer)
-                scaler.update()
-                optimizer.zero_grad()
-                state.position = Position(epoch, number + 1, state.position.update + 1)
-                _update_ema(task, state.position.update)
-                if scheduler is not None:
-                    scheduler.step_update(state.position.update)
+    def _save(self, *, is_best: bool = False, metric: float | None = None) -> None:
+        if self.checkpoints is not None:
+            self.state.log = {} if self.logger is None else self.logger.position()
+            self.checkpoints.save(self.state, is_best=is_best, metric=metric)
 
-                stopping = should_stop(now=number == num_batches - 1)  # then, before the validation
-                saving = stopping or (config.checkpoint_every and state.position.update % config.checkpoint_every == 0)
-                if is_due or saving:
-                    flush_metrics(meter, norms)
-                if saving:
-                    state.sums = meter.sums
-                    save()
-                    meter.restart_clock()
-                if stopping:
-                    stop.exit()
+    def _restore(self) -> None:
+        if self.checkpoints is None or not self.checkpoints.restore(self.state):
+            return
+        batches = self.state.position.epoch * self.num_batches + self.state.position.batch
+        self.display.set_completed(batches * self.config.batch_size * distributed.world_size())
+        if self.logger is not None:
+            self.logger.rewind(self.state.log)
 
-            record = meter.mean() | {"lr": _learning_rate(optimizer)}
-            if validation is not None:
-                state.sums = meter.sums
-                record |= evaluate_each(task, validation, amp=amp, between=leave_if_told)
-            metric = record.get("val_ema_top1", record.get("val_top1"))
-            if scheduler is not None:
-                scheduler.step(epoch + 1, metric)
-            if logger is not None:
-                logger.log_epoch({"epoch": epoch, **record}, step=(epoch + 1) * num_batches - 1)
-            display.write(epoch_line(epoch, config.epochs, record))
-            state.records.append(record)
-            is_best = metric is not None and (state.best is None or metric > state.best)
-            state.best = metric if is_best else state.best
-            state.position, state.sums = Position(epoch + 1, 0, state.position.update), {}
-            save(is_best=is_best, metric=metric)
-            if should_stop(now=True):
-                stop.exit()
-    if checkpoints is not None:
-        checkpoints.confirm()
-    return TrainReport.of(state.records)
+    def _checkpoint_before(self, record: Record) -> Path | None:
+        """The newest checkpoint with a finite loss, where this record's step is the first without."""
+        epoch, step = int(record["epoch"]), int(record["step"])
+        updates = epoch * self.updates_per_epoch + (step - epoch * self.num_batches) // self.config.accumulate
+        return None if self.checkpoints is None else self.checkpoints.before_update(updates)
+
+    def _learning_rate(self) -> float:
+        """The greatest of all parameter groups."""
+        return max(float(group["lr"]) for group in self.state.optimizer.param_groups)
 
 
 def _check_trainable(config: TrainConfig, num_batches: int, validation: ReplayLoader | None) -> None:
     if num_batches == 0:
         raise ConfigError(f"there is no batch of {config.batch_size} images to train on: lower the batch size")
-    counts = distributed.gather(0 if validation is None else len(validation))
-    if len(set(counts)) > 1:  # the ranks ask each other between batches whether to stop
+    counts = distributed.all_gather(0 if validation is None else len(validation))
+    if len(set(counts)) > 1:  # between batches the ranks agree on whether to stop
         raise ConfigError(f"ranks validate on equally many batches, got {counts}: EpochSampler pads to that")
     if config.sched == "plateau" and validation is None:
         raise ConfigError("the schedule 'plateau' waits for a metric to stand still: give validation images")
 
 
-def _update_ema(task: TrainingTask, update: int) -> None:
-    """Moves the average; where it teaches, each rank's would else have the running statistics of its own images."""
-    task.update_ema(step=update)
-    ema = task.get_trainable_module(ema=True)
-    if ema is not None and getattr(task, "is_own_teacher", False):
-        distributed.share_buffers(ema)
-
-
 def _is_due(done: int, before: int, num_batches: int, log_every: int) -> bool:
-    """Whether an update that brings the epoch's batches from `before` to `done` ends with a look.
+    """Whether metrics are logged after an update that brings the epoch's finished batches from `before` to `done`.
 
-    It depends on nothing else: a run that was stopped looks after the same updates as one that was not.
+    It depends on nothing else: a resumed run logs after the same updates as an undisturbed one.
     """
     return done == num_batches or done // log_every > before // log_every
-
-
-def _learning_rate(optimizer: torch.optim.Optimizer) -> float:
-    """That of the layers which learn fastest."""
-    return max(float(group["lr"]) for group in optimizer.param_groups)

@@ -1,8 +1,6 @@
-"""The weight of the distillation loss, which may begin at nothing."""
+"""Warm-up of the weight of the distillation loss."""
 
 from __future__ import annotations
-
-from typing import Any
 
 from typing_extensions import Self
 
@@ -11,14 +9,20 @@ from kdkit.tasks import TrainingTask
 
 
 class DistillWarmup:
-    """The weight of the distillation loss, rising linearly from 0 over the first updates."""
+    """Raises a task's distill_loss_weight linearly from 0 over the first updates; a context that restores it at exit.
+
+    Args:
+        task: its weight is changed in place.
+        warmup_updates: updates of the weights until the full weight; 0 changes nothing.
+
+    Raises:
+        ConfigError: the task has no distill_loss_weight.
+    """
 
     def __init__(self, task: TrainingTask, warmup_updates: int) -> None:
-        self._task: Any = task
-        self._updates = warmup_updates
-        if warmup_updates and not hasattr(task, "distill_loss_weight"):
+        if warmup_updates and task.distill_loss_weight is None:
             raise ConfigError(f"{type(task).__name__} has no distill_loss_weight to warm up: leave the warm-up out")
-        self._full = getattr(task, "distill_loss_weight", 1.0)
+        self._task, self._updates, self._full = task, warmup_updates, task.distill_loss_weight or 0.0
 
     def set(self, update: int) -> None:
         """Sets the task's weight for the update with this number, counted from 0."""
@@ -29,6 +33,6 @@ class DistillWarmup:
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Leaves the task as it was, however the run ended."""
+        """Restores the full weight, however the run ended."""
         if self._updates:
             self._task.distill_loss_weight = self._full

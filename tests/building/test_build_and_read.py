@@ -295,9 +295,9 @@ def test_rows_views_and_streams_that_are_not_there_are_refused(tmp_path: Path, p
     build_cache(teacher(), digits_dataset(8), tmp_path / "t.h5", dataclasses.replace(EXACT, pack=pack))
     cache = open_cache(tmp_path / "t.h5")
     for rows, view, stream, said in (
-        ([8], 0, "logits", "rows 0 to 7, asked for 8"),
-        ([3, 5_000, -9], 0, "logits", "rows 0 to 7, asked for 5000"),
-        ([-1], 0, "logits", "rows 0 to 7, asked for -1"),
+        ([8], 0, "logits", "rows 0 to 7, got row 8"),
+        ([3, 5_000, -9], 0, "logits", "rows 0 to 7, got row 5000"),
+        ([-1], 0, "logits", "rows 0 to 7, got row -1"),
         ([0], 2, "logits", "views 0 to 1"),
         ([0], 0, "pooled", "streams logits"),
     ):
@@ -375,7 +375,7 @@ def test_fault_21_an_unwritable_folder_is_refused(tmp_path: Path) -> None:
         build_cache(teacher(), digits_dataset(8), tmp_path / "file" / "t.h5", EXACT)
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.parametrize("method", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
 def test_a_cache_goes_to_other_processes(tmp_path: Path, method: str) -> None:
     build_cache(teacher(), digits_dataset(8), tmp_path / "t.h5", EXACT)
     cache = open_cache(tmp_path / "t.h5", digits_dataset(8))

@@ -127,6 +127,7 @@ def test_an_extension_that_was_stopped_may_go_on_to_another_number_of_views(
     assert cache_contents(path) == plain
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pack", [True, False])
 def test_a_crash_or_power_loss_at_any_call_of_an_extension_leaves_the_old_views_or_all(
     tmp_path: Path, pack: bool

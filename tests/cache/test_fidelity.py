@@ -118,6 +118,7 @@ def test_what_the_metadata_says_is_view_0_s_and_views_differ(built: tuple[Cached
         assert views[0] != views[1] != views[2]
 
 
+@pytest.mark.slow
 def test_the_fidelity_of_a_packed_and_of_an_extended_cache_is_that_of_one_in_parts(
     built: tuple[CachedTeacher, list[int]], tmp_path: Path
 ) -> None:
@@ -249,10 +250,10 @@ def test_an_estimate_looks_at_fewer_images_than_a_build_whose_look_is_in_its_tim
     dataset = digits_dataset(700, ViewRecipe(size=16, hflip=0.0))
     estimated = Watched(lambda number, logits: None)
     estimate = estimate_cache(estimated, dataset, config)
-    assert estimated.asked < 27  # 18 batches to measure on, 3 to fit to, and the timed ones
+    assert estimated.batches < 27  # 18 batches to measure on, 3 to fit to, and the timed ones
     built = Watched(lambda number, logits: None)
     build_cache(built, dataset, tmp_path / "t.h5", config)
-    assert built.asked == 53 + 18 + 70  # 525 images to fit to, 175 to measure on, and all
+    assert built.batches == 53 + 18 + 70  # 525 images to fit to, 175 to measure on, and all
     assert estimate.seconds * estimate.images_per_second == pytest.approx(525 + 175 + 700)
     assert (tmp_path / "t.h5").stat().st_size == pytest.approx(estimate.num_bytes, rel=0.03)
 

@@ -167,8 +167,8 @@ class _Louder(Teacher):
 def test_verify_asks_about_features_again(cached: CachedTeacher, dataset: ReplayedDataset) -> None:
     report = verify_cache(cached.path, create_teacher(tiny_model()), dataset, num_rows=8)
     assert set(report.differences) == set(STREAMS)
-    assert report.rows_asked == 8
-    with pytest.raises(CacheMismatchError, match=r"says now about 'digit-\d+' \(view 0\): its pooled differ by .* of"):
+    assert report.rows_compared == 8
+    with pytest.raises(CacheMismatchError, match=r"output now on 'digit-\d+' \(view 0\): its pooled differ by .* of"):
         verify_cache(cached.path, _Louder(tiny_model(), taps=STREAMS[1:]), dataset, num_rows=8)
 
 
@@ -179,7 +179,7 @@ def test_verify_asks_about_any_view_that_the_dataset_knows(tmp_path: Path) -> No
     for recipe in recipes:
         dataset = digits_dataset(20, recipe)
         reports = [verify_cache(tmp_path / "t.h5", teacher, dataset, num_rows=2, seed=seed) for seed in range(8)]
-        assert [report.rows_asked for report in reports] == [2] * 8
+        assert [report.rows_compared for report in reports] == [2] * 8
         assert {view for report in reports for view in report.divergence} == set(range(recipe.num_views))
 
 
@@ -225,7 +225,7 @@ def test_features_alone_make_a_cache(tmp_path: Path, dataset: ReplayedDataset, f
     assert (cache(batch([1])).logits, cache.streams) == (None, ("pooled",))
     with pytest.raises(CacheStreamError, match="no stream 'logits', it has streams pooled"):
         cache.read(np.array([1]), 0)
-    with pytest.raises(ConfigError, match="no logits: only topk answers sparsely"):
+    with pytest.raises(ConfigError, match="no logits: only topk can be read sparsely"):
         open_cache(tmp_path / "t.h5", sparse=True)
 
 

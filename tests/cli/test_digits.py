@@ -25,7 +25,7 @@ RECIPE = ["--recipe.size", "32", "--recipe.scale", "[0.8, 1.0]", "--recipe.hflip
 
 
 def write_parts(folder: Path) -> None:
-    """600 digits to learn from, ten labelled ones of each class among them once more, and 300 others to be asked."""
+    """600 digits to learn from, ten labelled ones of each class among them once more, and 300 others to evaluate on."""
     data = load_digits()
     written = dict.fromkeys(range(10), 0)
     for index, target in enumerate(data.target[:900]):
@@ -40,11 +40,11 @@ def write_parts(folder: Path) -> None:
 
 def distill(folder: Path, name: str, part: str, epochs: int, *more: str) -> float:
     """Held-out top-1, percent, of a student that learnt from the images of `part`."""
-    train = ["--train.epochs", f"{epochs}", "--train.num_workers", "0", "--preflight", "false"]
+    train = ["--train.epochs", f"{epochs}", "--train.num_workers", "0", "--no-preflight"]
     images = ["--data", str(folder / part), "--output", str(folder / name)]
     assert main(["distill", *images, *train, *more]) == 0
-    asked = ["--student", str(folder / name), "--data", str(folder / "held out"), "--num_workers", "0"]
-    assert main(["evaluate", *asked, "--output", str(folder / f"{name}.json")]) == 0
+    evaluated = ["--student", str(folder / name), "--data", str(folder / "held out"), "--num_workers", "0"]
+    assert main(["evaluate", *evaluated, "--output", str(folder / f"{name}.json")]) == 0
     return float(json.loads((folder / f"{name}.json").read_text())["top1"])
 
 

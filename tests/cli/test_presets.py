@@ -17,7 +17,7 @@ from kdkit.training.config import DistillConfig
 from kdkit.training.optimizer import create_optimizer, create_schedule
 
 NAMES = list_presets()
-FOLDERS = ["--data", "imagenet/train", "--output", "out"]
+FOLDERS = ["--data", "imagenet/train", "-o", "out"]
 
 
 def test_the_five_settings_of_the_plan_are_there() -> None:
@@ -66,8 +66,8 @@ def test_options_beside_a_preset_go_before_it(capsys: pytest.CaptureFixture[str]
 
 def test_presets_are_listed_shown_and_guessed_at(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["presets", "list"]) == 0
-    said = capsys.readouterr().out
-    assert all(name in said for name in NAMES)
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in NAMES)
     assert main(["presets", "show", "funmatch_resnet50"]) == 0
     assert "bit_i1k.py" in capsys.readouterr().out
     with pytest.raises(UnknownNameError, match="'resnet18_kd'"):

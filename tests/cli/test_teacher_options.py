@@ -1,4 +1,4 @@
-"""Teachers on the command line: ensembles, a student's own moving average, and a check of whoever builds a cache."""
+"""Teachers on the command line: ensembles, a student's own moving average, and the check of a teacher."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def distill(folder: Path, output: Path, *more: str) -> list[str]:
     ]  # fmt: skip
 
 
-def says(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:
+def error_of(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:
     """The error of a command that must fail."""
     capsys.readouterr()
     assert main(arguments) == 1
@@ -73,10 +73,10 @@ def test_an_ensemble_builds_a_cache_of_its_mean_and_is_in_its_fingerprint(
 
     verify = ["cache", "verify", "--cache", str(folder / "t.h5"), *data]
     assert main([*verify, *ensemble(folder)]) == 0
-    assert "teacher.member_weights" in says(capsys, [*verify, *ensemble(folder, weight=1.0)])
+    assert "teacher.member_weights" in error_of(capsys, [*verify, *ensemble(folder, weight=1.0)])
     alone = ["--teacher.model", "test_resnet", "--teacher.checkpoint", str(folder / "test_resnet.safetensors")]
-    assert "made with teacher." in says(capsys, [*verify, *alone])
-    assert "weight is that of a teacher in an ensemble" in says(capsys, [*verify, *alone, "--teacher.weight", "2"])
+    assert "made with teacher." in error_of(capsys, [*verify, *alone])
+    assert "weight is that of a teacher in an ensemble" in error_of(capsys, [*verify, *alone, "--teacher.weight", "2"])
 
 
 def test_an_ensemble_teaches_live_and_its_configuration_is_accepted_again(
@@ -85,10 +85,10 @@ def test_an_ensemble_teaches_live_and_its_configuration_is_accepted_again(
     assert main(distill(folder, tmp_path / "run", *ensemble(folder))) == 0
     saved = yaml.safe_load((tmp_path / "run/config.yaml").read_text())
     assert [other["model"] for other in saved["teacher"]["ensemble"]] == ["test_vit"]
-    again = ["distill", "--config", str(tmp_path / "run/config.yaml"), "--resume", "true"]
+    again = ["distill", "--config", str(tmp_path / "run/config.yaml"), "--resume"]
     assert main(again) == 0
-    said = says(capsys, [*distill(folder, tmp_path / "run", *ensemble(folder, weight=1.0)), "--resume", "true"])
-    assert "teacher.member_weights" in said
+    found = error_of(capsys, [*distill(folder, tmp_path / "run", *ensemble(folder, weight=1.0)), "--resume"])
+    assert "teacher.member_weights" in found
 
 
 def test_a_student_learns_from_its_own_moving_average(
@@ -98,18 +98,18 @@ def test_a_student_learns_from_its_own_moving_average(
     assert main(distill(folder, tmp_path / "run", *own)) == 0
     steps = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     losses = [record["kd_loss"] for record in steps if record["kind"] == "step"]
-    assert losses[0] > 0  # the average is asked in eval mode
-    assert main([*distill(folder, tmp_path / "run", *own), "--resume", "true"]) == 0
+    assert losses[0] > 0  # the average runs in eval mode
+    assert main([*distill(folder, tmp_path / "run", *own), "--resume"]) == 0
     assert main(distill(folder, tmp_path / "features", *own, "--task", "feature", "--distill_loss", "hint_mse")) == 0
     for refused, reason in (
         (distill(folder, tmp_path / "no", "--teacher.model", "ema"), "--train.ema_decay"),
         (distill(folder, tmp_path / "no", *own, "--teacher.dtype", "bfloat16"), "leave out dtype"),
         (["cache", "build", "--data", str(folder / "images"), "--output", "x.h5", *own[:2]], "in kdkit distill"),
     ):
-        assert reason in says(capsys, refused)
+        assert reason in error_of(capsys, refused)
 
 
-def test_check_asks_the_very_teacher_that_builds_a_cache(
+def test_check_runs_the_very_teacher_that_builds_a_cache(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     check = ["teachers", "check", "--data", str(folder / "images"), "--num_workers", "0"]
@@ -138,7 +138,8 @@ def test_check_asks_the_very_teacher_that_builds_a_cache(
     assert found["larger"]["published"] == "98.00 % at 64 pixels"
     assert found["larger"]["images"] == "40 of 40, 64 pixels"
     assert found["turned"]["top-1"] != found["plain"]["top-1"]
-    assert main([*check, "--card", str(tmp_path / "mine.yaml")]) == 0
+    by_name = ["teachers", "check", str(tmp_path / "mine.yaml"), str(folder / "images"), "--workers", "0"]
+    assert main(by_name) == 0
     assert dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines()) == found["plain"]
-    assert "--card NAME or --teacher.model NAME" in says(capsys, check)
-    assert "--teacher.checkpoint instead" in says(capsys, [*mine, "--checkpoint", "x"])
+    assert main(check) == 2
+    assert "NAME is missing" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Recipes: presets, erasing, and transforms of the user's own."""
+"""Recipes: presets, erasing, and custom transforms."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def test_erasing_leaves_the_rest_of_the_view_as_it_was() -> None:
 
 
 @pytest.mark.parametrize(
-    ("fields", "said"),
+    ("fields", "message"),
     [
         ({"erasing": 1.5}, "erasing"),
         ({"erasing_mode": "noise"}, "erasing_mode"),
@@ -119,12 +119,12 @@ def test_erasing_leaves_the_rest_of_the_view_as_it_was() -> None:
         ({"transform": "mine", "teacher_size": 300}, "teacher_size"),
     ],
 )
-def test_a_recipe_refuses_what_cannot_work(fields: dict[str, Any], said: str) -> None:
-    with pytest.raises(ConfigError, match=said):
+def test_a_recipe_refuses_what_cannot_work(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         ViewRecipe(**fields)
 
 
-# Transforms of the user's own.
+# Custom transforms.
 
 
 def torchvision_transform(flip: float = 0.5) -> v2.Compose:
@@ -132,7 +132,7 @@ def torchvision_transform(flip: float = 0.5) -> v2.Compose:
 
 
 class Rotates(nn.Module):
-    """A module of the user's own, on tensors."""
+    """A module with a parameter that its repr does not show."""
 
     def __init__(self, degrees: float) -> None:
         super().__init__()
@@ -159,7 +159,7 @@ class Keywords:
 
 
 class Unseeded(Keywords):
-    """Draws from a generator that nobody seeds."""
+    """Draws from a generator that cannot be seeded."""
 
     set_random_seed = None  # type: ignore[assignment]
 
@@ -172,7 +172,7 @@ def jitter(image: Image.Image, *, amount: float) -> torch.Tensor:
 @pytest.mark.parametrize(
     "transform", [torchvision_transform(), Rotates(30), Keywords(), functools.partial(jitter, amount=0.5)]
 )
-def test_a_transform_of_ones_own_is_replayed(transform: Any) -> None:
+def test_a_custom_transform_is_replayed(transform: Any) -> None:
     dataset = ReplayedDataset(digits(12), OWN, transform=transform, transform_id="mine")
     views = {(row, view): dataset[row, view].image for row in range(12) for view in range(2)}
     for (row, view), image in reversed(views.items()):
@@ -199,15 +199,15 @@ def test_a_transform_that_draws_from_elsewhere_once_in_twenty_views_is_refused(s
 
 
 @pytest.mark.parametrize(
-    ("transform", "said"),
+    ("transform", "message"),
     [
         (v2.Compose([v2.Resize((24, 24)), v2.ToImage(), v2.ToDtype(torch.float32)]), "torch.float32"),
         (v2.Compose([v2.Resize((20, 24)), v2.PILToTensor()]), r"\[3, 20, 24\]"),
         (lambda image: "text", "returned a str"),
     ],
 )
-def test_a_transform_that_returns_no_view_is_refused(transform: Any, said: str) -> None:
-    with pytest.raises(ShapeError, match=said):
+def test_a_transform_that_returns_no_view_is_refused(transform: Any, message: str) -> None:
+    with pytest.raises(ShapeError, match=message):
         ReplayedDataset(digits(4), OWN, transform=transform, transform_id="mine")
 
 
@@ -254,15 +254,15 @@ def test_a_recipe_and_its_transform_must_belong_together() -> None:
     assert recipe.transform == transform_identity(Turns(30))
     again = ReplayedDataset(digits(4), ViewRecipe.from_dict(recipe.to_dict()), transform=Turns(30))
     assert again.recipe == recipe
-    with pytest.raises(ConfigError, match=r"Turns\(degrees=30\).*this one is.*Turns\(degrees=31\)"):
+    with pytest.raises(ConfigError, match=r"Turns\(degrees=30\).*but this one is.*Turns\(degrees=31\)"):
         ReplayedDataset(digits(4), recipe, transform=Turns(31))
     with pytest.raises(ConfigError, match=r"transform=\.\.\."):
         ReplayedDataset(digits(4), recipe)
-    with pytest.raises(ConfigError, match="takes the place of hflip"):
+    with pytest.raises(ConfigError, match="replaces hflip"):
         ReplayedDataset(digits(4), dataclasses.replace(OWN, hflip=0.1), transform=Turns(30))
 
 
-def test_own_transforms_are_mixed_too() -> None:
+def test_custom_transforms_are_mixed_too() -> None:
     plain = digits(6)
     source = ArraySource(plain.images, plain.targets, class_names=CLASSES)
     recipe = dataclasses.replace(OWN, mixup_alpha=1.0)

@@ -152,8 +152,8 @@ def test_other_pixels_name_the_libraries_that_changed(tmp_path: Path, monkeypatc
     open_cache(tmp_path / "t.h5", digits_dataset(6))  # another version alone harms nothing
     changed = digits(6)
     changed.images = changed.images ^ 0x10
-    said = f"pillow 9.9 has become {now['pillow']}, timm 0.1 has become {now['timm']}; use what"
-    with pytest.raises(CacheMismatchError, match=said):
+    message = f"pillow 9.9 has become {now['pillow']}, timm 0.1 has become {now['timm']}; use what"
+    with pytest.raises(CacheMismatchError, match=message):
         open_cache(tmp_path / "t.h5", ReplayedDataset(changed, digits_dataset(6).recipe))
 
 
@@ -168,7 +168,9 @@ def test_a_transform_library_that_draws_otherwise_is_refused(tmp_path: Path, mon
         open_cache(tmp_path / "t.h5", digits_dataset(6, recipe))
 
 
-@pytest.mark.parametrize("num_views", [1, 40, 64, 100])
+@pytest.mark.parametrize(
+    "num_views", [1, 40, pytest.param(64, marks=pytest.mark.slow), pytest.param(100, marks=pytest.mark.slow)]
+)
 def test_a_change_of_the_last_rows_alone_is_found_however_many_views_there_are(num_views: int) -> None:
     recipe = ViewRecipe(size=8, num_views=num_views)
     plain = digits(100)

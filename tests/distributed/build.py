@@ -25,19 +25,19 @@ from kdkit.recipe import ViewRecipe
 def main(path: str, batch_size: int, die_after: int) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
-    run_teacher, asked, at_first = engine.run_teacher, 0, num_sealed(path)
+    run_teacher, num_images, at_first = engine.run_teacher, 0, num_sealed(path)
 
-    def counting_ask(teacher, loader, pixels, streams):  # type: ignore[no-untyped-def]
-        nonlocal asked
-        asked += len(pixels.row)
-        if die_after and asked > die_after:
+    def counting(teacher, loader, pixels, streams):  # type: ignore[no-untyped-def]
+        nonlocal num_images
+        num_images += len(pixels.row)
+        if die_after and num_images > die_after:
             deadline = time.monotonic() + 60
             while num_sealed(path) == at_first and time.monotonic() < deadline:
                 time.sleep(0.01)
             os.kill(os.getpid(), signal.SIGKILL)
         return run_teacher(teacher, loader, pixels, streams)
 
-    engine.run_teacher = counting_ask
+    engine.run_teacher = counting
     dataset = ReplayedDataset(digits(1797), ViewRecipe(size=16, num_views=2, hflip=0.0))
     config = BuildConfig(codec="float32", num_workers=0, batch_size=batch_size, shard_rows=1000)
     build_cache(create_teacher(tiny_model()), dataset, path, config)

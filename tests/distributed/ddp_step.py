@@ -1,4 +1,4 @@
-"""Run by torchrun: a step on this rank's half of a batch, and a run that stops; rank 0 saves what the test looks at."""
+"""Run by torchrun: a step on this rank's half of a batch, and a run that stops; rank 0 saves what the test checks."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from kdkit.training.train import train
 from kdkit.types import Normalization
 
 
-class TellRankOne(Display):
+class SignalRankOne(Display):
     """Sends this process SIGTERM in its second step, if it is rank 1."""
 
     def __init__(self) -> None:
@@ -36,7 +36,7 @@ class TellRankOne(Display):
 
 
 def stopped(folder: Path) -> dict[str, Any]:
-    """A run of 40 steps, one rank of which is told to stop; its teacher is its average, with batch norms."""
+    """A run of 40 steps, one rank of which gets a signal; its teacher is its average, with batch norms."""
     task = LogitDistillationTask(tiny_model("test_efficientnet"), "ema")
     dataset = digits_dataset(320)
     sampler = EpochSampler(range(320), 4, num_views=1, shuffle=False, rank=dist.get_rank(), world_size=2)
@@ -44,15 +44,15 @@ def stopped(folder: Path) -> dict[str, Any]:
     config = TrainConfig(epochs=1, lr=1e-3, ema_decay=0.5, log_every=50)
     code = None
     try:
-        train(task, loader, config, checkpoints=Checkpoints(folder), display=TellRankOne())
+        train(task, loader, config, checkpoints=Checkpoints(folder), display=SignalRankOne())
     except SystemExit as left:
         code = left.code
     buffers = {name: value.clone() for name, value in task.get_trainable_module(ema=True).named_buffers()}
-    told = distributed.gather((code, buffers))
+    ends = distributed.all_gather((code, buffers))
     return {
-        "exit_codes": [code for code, _ in told],
+        "exit_codes": [code for code, _ in ends],
         "steps": load_checkpoint(folder / "last.pth.tar")["kdkit"]["position"]["batch"],
-        "teachers_differ": [name for name, value in told[0][1].items() if not torch.equal(value, told[1][1][name])],
+        "teachers_differ": [name for name, value in ends[0][1].items() if not torch.equal(value, ends[1][1][name])],
     }
 
 

@@ -21,19 +21,19 @@ from kdkit.types import Batch, TeacherOutput
 
 Gradients = dict[str, Tensor]
 Part = tuple[Tensor, Tensor]
-Says = Callable[[Tensor], TeacherOutput | None]
+Output = Callable[[Tensor], TeacherOutput | None]
 
 
-def step(task: DistillationTask, part: Part, said: Says, share: float = 1.0) -> None:
+def step(task: DistillationTask, part: Part, output_of: Output, share: float = 1.0) -> None:
     torch.manual_seed(17)
-    (share * task(*part, said(part[0]))["loss"]).backward()
+    (share * task(*part, output_of(part[0]))["loss"]).backward()
 
 
-def gradients(task: DistillationTask, parts: Iterable[Part], share: float, said: Says) -> Gradients:
+def gradients(task: DistillationTask, parts: Iterable[Part], share: float, output_of: Output) -> Gradients:
     """What one process gets that takes parts of a batch one by one, each counting by its share."""
     task.trainable_module.zero_grad()
     for part in parts:
-        step(task, part, said, share)
+        step(task, part, output_of, share)
     return taken(task.trainable_module)
 
 

@@ -12,6 +12,8 @@ from task_rows import IDLE_HEADS, ROWS
 
 from kdkit import LogitDistillationTask
 
+pytestmark = pytest.mark.slow
+
 
 def saved_by(script: str, output: Path, *, ranks: int) -> Any:
     """What rank 0 of the script saved."""
@@ -20,18 +22,18 @@ def saved_by(script: str, output: Path, *, ranks: int) -> Any:
 
 
 @pytest.fixture(scope="module")
-def said(tmp_path_factory: pytest.TempPathFactory) -> Any:
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """What rank 0 of ddp_step.py saved."""
-    return saved_by("ddp_step.py", tmp_path_factory.mktemp("ddp") / "said.pt", ranks=2)
+    return saved_by("ddp_step.py", tmp_path_factory.mktemp("ddp") / "saved.pt", ranks=2)
 
 
-def test_a_signal_to_one_rank_stops_all_long_before_the_next_look_and_their_teachers_are_one(said: Any) -> None:
-    assert said["stop"]["exit_codes"] == [143, 143]
-    assert 2 <= said["stop"]["steps"] < 20  # of 40; they look at the losses after the last
-    assert said["stop"]["teachers_differ"] == []
+def test_a_signal_to_one_rank_stops_all_long_before_the_next_flush_and_their_teachers_are_equal(saved: Any) -> None:
+    assert saved["stop"]["exit_codes"] == [143, 143]
+    assert 2 <= saved["stop"]["steps"] < 20  # of 40; metrics are flushed after the last
+    assert saved["stop"]["teachers_differ"] == []
 
 
-def test_two_ranks_make_the_gradients_of_one_process_and_leave_the_teacher_alone(said: Any) -> None:
+def test_two_ranks_make_the_gradients_of_one_process_and_leave_the_teacher_alone(saved: Any) -> None:
     task = LogitDistillationTask(
         tiny_model("test_efficientnet").eval(), tiny_model("test_resnet", seed=1), temperature=2.0
     )
@@ -40,28 +42,26 @@ def test_two_ranks_make_the_gradients_of_one_process_and_leave_the_teacher_alone
     target = torch.randint(10, (8,), generator=generator)
     task(images, target)["loss"].backward()
     expected = {name: parameter.grad for name, parameter in task.trainable_module.named_parameters()}
-    assert set(said["gradients"]) == set(expected)
+    assert set(saved["gradients"]) == set(expected)
     for name, gradient in expected.items():
-        torch.testing.assert_close(said["gradients"][name], gradient, rtol=1e-5, atol=1e-5)
-    assert any(not torch.allclose(said["unsynced"][name], expected[name], atol=1e-5) for name in expected)
-    assert said["wrapped"]
-    assert not said["teacher_in_buckets"]
-    assert not said["teacher_requires_grad"]
-    assert not said["teacher_training"]
-    assert not said["teacher_changed"]
-    assert not [key for key in said["state_keys"] if "teacher" in key]
-    assert said["checkpoint_keys"] == list(task.trainable_module.state_dict())
+        torch.testing.assert_close(saved["gradients"][name], gradient, rtol=1e-5, atol=1e-5)
+    assert any(not torch.allclose(saved["unsynced"][name], expected[name], atol=1e-5) for name in expected)
+    assert saved["wrapped"]
+    assert not saved["teacher_in_buckets"]
+    assert not saved["teacher_requires_grad"]
+    assert not saved["teacher_training"]
+    assert not saved["teacher_changed"]
+    assert not [key for key in saved["state_keys"] if "teacher" in key]
+    assert saved["checkpoint_keys"] == list(task.trainable_module.state_dict())
 
 
-@pytest.mark.slow
 def test_compiling_around_ddp_gives_the_eager_loss(tmp_path: Path) -> None:
     eager, *compiled = saved_by("ddp_compile.py", tmp_path / "losses.pt", ranks=1)
     assert compiled == pytest.approx([eager, eager], abs=1e-4)
 
 
-@pytest.mark.slow
 def test_every_row_of_the_table_makes_the_gradients_of_one_process(tmp_path: Path) -> None:
-    """Each row in float64, with the live teacher and with what it said; ddp_tasks.py tells what is compared."""
+    """Each row in float64, with the live teacher and with its output given; see ddp_tasks.py for the comparisons."""
     rows = [*ROWS, *IDLE_HEADS]
     distances = saved_by("ddp_tasks.py", tmp_path / "distances.pt", ranks=2)
     assert len(distances) == len(rows)

@@ -1,7 +1,7 @@
-"""Every command on the pages of docs/ runs as it stands, on a small folder; options "on ImageNet" are read.
+"""Every command on the pages of docs/ runs unchanged on a small folder; options "on ImageNet" are parsed.
 
-A `sh` block is run line by line through the command line's own entry, in the page's order; a `bash` block needs weights
-and images that no test has, so its options are read and nothing more.
+A `sh` block runs line by line through the entry point of the command line, in the order of the page. A `bash` block
+needs weights and images that no test has, so only its options are parsed.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def run(line: str, capsys: pytest.CaptureFixture[str], *more: str) -> None:
     capsys.readouterr()
     assert main([*arguments, *more]) == 0, line
     out = capsys.readouterr().out
-    assert out.strip(), f"it says nothing: {line}"
+    assert out.strip(), f"it prints nothing: {line}"
     if file:
         Path(file.strip()).write_text(out)
 

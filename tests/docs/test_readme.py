@@ -10,24 +10,24 @@ import torch
 from commands import blocks, run_script
 
 from kdkit.config import StudentConfig
-from kdkit.training.student import load_student
+from kdkit.student import load_student
 
 
 @pytest.mark.slow
 def test_a_newcomer_gets_from_a_teacher_to_a_model_that_timm_loads(tmp_path: Path) -> None:
     (script,) = blocks("README.md", below="## From a teacher to a model that timm loads")
     out = run_script(script, tmp_path)
-    for said in (
+    for printed in (
         "published_top1",  # teachers show
         "images       2,000 (1,000 samples x 2 views)",  # cache estimate
         "lite0.h5: 1,000 images x 2 views",  # cache build
-        "lowrank, 96 bytes a row",  # cache info
+        "lowrank, 96 bytes per row",  # cache info
         "weights in runs/small/",  # distill
         "runs/small: top-1 ",  # evaluate
         "exported/model.safetensors",  # export
         "1000 classes",  # timm
     ):
-        assert said in out
+        assert printed in out
     student, described = load_student(StudentConfig(student=str(tmp_path / "runs/small")))
     exported = timm.create_model(f"local-dir:{tmp_path / 'exported'}", pretrained=True).eval()
     pictures = torch.randn(2, 3, 32, 32)

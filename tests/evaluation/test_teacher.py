@@ -161,14 +161,13 @@ def test_the_command_checks_real_weights_and_catches_a_permuted_head(
     fields["published_top1"] = [{"percent": 74.83, "input_size": 224}]
     Path("teachers/mine.yaml").write_text(yaml.safe_dump(fields))
     options = ["--data", str(images), "--num_workers", "0"]
-    assert main(["teachers", "check", "--card", "mine", *options]) == 0
+    assert main(["teachers", "check", "mine", *options]) == 0
     out, err = capsys.readouterr()
     assert "published    74.83 % at 224 pixels" in out
     assert "images       24 of 24, 224 pixels" in out
     assert float(out.split("top-1")[1].split("%")[0]) > 74
     assert err == ""
     assert (
-        main(["teachers", "check", "--card", "teachers/mine.yaml", "--checkpoint", "permuted.safetensors", *options])
-        == 0
+        main(["teachers", "check", "teachers/mine.yaml", "--teacher.checkpoint", "permuted.safetensors", *options]) == 0
     )
     assert "another order of classes" in capsys.readouterr().err

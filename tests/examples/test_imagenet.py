@@ -57,7 +57,7 @@ def test_a_teacher_is_cached_and_a_student_trained_by_two_processes(folder: Path
     cache = open_cache(folder / "teacher.h5")
     assert (cache.num_rows, cache.num_views, cache.num_classes) == (1000, 1, 1000)
     assert cache.metadata.dataset["class_names"][0] == "n01440764"
-    run("distill.sh", folder, "--preflight", "false")
+    run("distill.sh", folder, "--no-preflight")
     state = torch.load(folder / "runs/student/last.pth.tar", weights_only=True)["state_dict"]
     assert all(value.isfinite().all() for value in state.values())
     report = evaluate_student(
@@ -104,7 +104,7 @@ def test_a_slurm_job_whose_time_ends_leaves_a_checkpoint_and_is_queued_again(fol
     process = start(
         "distill_slurm.sh", folder, PATH=f"{tmp_path}:{os.environ['PATH']}", SLURM_JOB_NODELIST="localhost",
         SLURM_JOB_NUM_NODES="1", SLURM_JOB_ID="7", PROCESSES="1", OUTPUT="runs/slurm", EPOCHS="500",
-        BUILD_OPTIONS=f"{' '.join(WEIGHTS)} --build.codec topk", DISTILL_OPTIONS="--preflight false",
+        BUILD_OPTIONS=f"{' '.join(WEIGHTS)} --build.codec topk", DISTILL_OPTIONS="--no-preflight",
     )  # fmt: skip
     summary = folder / "runs/slurm/summary.csv"
     deadline = time.monotonic() + 200

@@ -1,4 +1,4 @@
-"""Run by test_fault_20_30: forks trainings, kills each at random moments, and goes on until one comes to its end.
+"""Run by test_fault_20_30: forks trainings, kills each at random moments, and resumes until one finishes.
 
 Prints a line a run: how it was ended. Ends with an error if metrics or weights differ from the undisturbed run's by one
 bit. A process of its own, since forking wants one without threads.
@@ -51,7 +51,7 @@ def distill(folder: Path, output: Path, way: str) -> list[str]:
         "--student", "test_vit", "--student_options", "{drop_rate: 0.1, drop_path_rate: 0.1}",
         "--train.epochs", "2", "--train.batch_size", "8", "--train.accumulate", "2", "--train.num_workers", "0",
         "--train.ema_decay", "0.9", "--train.warmup_epochs", "1", "--train.distill_warmup_epochs", "1",
-        "--train.clip_grad", "1.0", "--train.log_every", "3", "--train.checkpoint_every", "1", "--resume", "true",
+        "--train.clip_grad", "1.0", "--train.log_every", "3", "--train.checkpoint_every", "1", "--resume",
     ]  # fmt: skip
 
 
@@ -78,7 +78,7 @@ def start(arguments: list[str], ranks: int, log: Path) -> list[int]:
 def wait(processes: list[int]) -> list[int]:
     """The exit codes; negative for a signal's. As under torchrun, no rank outlives one that failed by more than GRACE.
 
-    A rank that looks for one which died before they ever met would look for the whole time-out of a process group.
+    A rank that waits for another which died before they met would wait for the whole timeout of a process group.
     """
     codes: dict[int, int] = {}
     deadline = math.inf
@@ -103,13 +103,13 @@ def wait_for(file: Path, seconds: float = 60.0) -> None:
 
 
 def updates(output: Path) -> int:
-    """Updates after which the run that is begun next goes on."""
+    """Updates after which the next run resumes."""
     content = torch.load(output / "last.pth.tar", weights_only=True)
     return int(content["kdkit"]["position"]["update"])
 
 
 def result(output: Path) -> tuple[list[dict[str, Any]], dict[str, Any], str]:
-    """What a run has said and left, timings aside."""
+    """Metrics and checkpoint of a run, without timings."""
     records = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
     summary = [line.split(",") for line in (output / "summary.csv").read_text().splitlines()]
     timed = [summary[0].index(name) for name in TIMINGS]
@@ -130,7 +130,7 @@ def assert_equal(mine: Path, plain: Path) -> None:
 
 
 def disturb(folder: Path, way: str, ranks: int, seed: int, duration: float) -> None:
-    """Ends a run a few times, then lets it come to its end."""
+    """Ends a run a few times, then lets it finish."""
     draw = random.Random(seed)
     output, log = folder / f"{way}-{ranks}-{seed}", folder / f"{way}-{ranks}-{seed}.log"
     for attempt in range(ENDS + 1):
@@ -138,11 +138,11 @@ def disturb(folder: Path, way: str, ranks: int, seed: int, duration: float) -> N
         kinds = [signal.SIGKILL, signal.SIGTERM, signal.SIGINT]
         kind = None if attempt == ENDS else draw.choice(kinds) if attempt else kinds[seed % 3]
         if attempt == 0:
-            wait_for(output / "last.pth.tar")  # within the first epoch: what goes on begins in its middle
+            wait_for(output / "last.pth.tar")  # within the first epoch: the resumed run starts in its middle
         elif kind is not None:
             time.sleep(draw.uniform(0.2, 0.8) * duration)
         if kind is not None:
-            hit = [draw.choice(processes)] if kind == signal.SIGKILL else processes  # torchrun tells all of a SIGTERM
+            hit = [draw.choice(processes)] if kind == signal.SIGKILL else processes  # torchrun sends SIGTERM to all
             for process in hit:
                 os.kill(process, kind)
         codes = wait(processes)
@@ -150,7 +150,7 @@ def disturb(folder: Path, way: str, ranks: int, seed: int, duration: float) -> N
         if set(codes) == {0}:
             break
         allowed = {signal.SIGTERM: {143, 0}, signal.SIGINT: {130, 0}, signal.SIGKILL: {-9, 1, 0}, None: {0}}[kind]
-        if attempt and kind is not None:  # two ranks that were told before they met: one looks for the other
+        if attempt and kind is not None:  # two ranks that got the signal before they met: one waits for the other
             allowed |= {-9}
         assert set(codes) <= allowed, log.read_text()[-3000:]
     assert_equal(output, folder / f"{way}-{ranks}")

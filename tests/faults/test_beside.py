@@ -74,7 +74,10 @@ def _look(cache: Synthetic, path: Path, committed: set[object]) -> int:
     return -1 if path.is_file() else len(sealed)
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+@pytest.mark.parametrize(
+    "method",
+    ["fork", pytest.param("spawn", marks=pytest.mark.slow), pytest.param("forkserver", marks=pytest.mark.slow)],
+)
 @pytest.mark.parametrize("packed", [True, False])
 def test_fault_25_workers_of_every_start_method_get_identical_pixels_and_values(
     tmp_path: Path, method: str, packed: bool

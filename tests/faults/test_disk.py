@@ -1,8 +1,11 @@
-"""Faults 5 and 6: a full disk in each phase, and a file system that refuses."""
+"""Faults 5, 6 and 21: a full disk in each phase, a file system that refuses, and places that cannot be written."""
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import errno
+import functools
 import os
 import resource
 import shutil
@@ -13,19 +16,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import Pixels, digits_dataset
+import torch
+from support import Pixels, digits_dataset, tiny_model
 from synthetic import Synthetic
 
-from kdkit import CacheWriter, build_cache, extend_cache, open_cache
+from kdkit import CacheWriter, ClassificationTask, build_cache, extend_cache, open_cache
 from kdkit.building.config import BuildConfig
 from kdkit.cache.export import export_cache
 from kdkit.cache.format.metadata import Shard
 from kdkit.cache.shards.folder import shard_folder
-from kdkit.errors import CacheDiskFullError, CacheError
+from kdkit.errors import CacheDiskFullError, CacheError, DiskFullError, OutputError, WriteError
 from kdkit.recipe import ViewRecipe
-from kdkit.runtime.output import OutputError, prepare_output
+from kdkit.runtime.output import prepare_output
 from kdkit.teachers import Teacher
 from kdkit.training.checkpoint import BEST, LAST, PREVIOUS, Checkpoints, load_checkpoint
+from kdkit.training.state import Position, RunState
 
 CACHE = Synthetic(num_rows=1100, num_views=2)
 EXACT = BuildConfig(codec="float32", num_workers=0)
@@ -118,6 +123,7 @@ for phase in sys.argv[1:]:
 """
 
 
+@pytest.mark.slow
 def test_fault_05_a_file_size_limit_in_each_phase_ends_the_command_with_1_and_no_signal(tmp_path: Path) -> None:
     whole = CACHE.build(tmp_path / "whole.h5").stat().st_size
     phases = {"index": (1000, 0), "shard": (24_000, 0), "pack": (whole - 1, 4)}
@@ -142,66 +148,110 @@ def test_fault_05_a_file_size_limit_in_each_phase_ends_the_command_with_1_and_no
         CACHE.assert_exact(root / "t.h5")
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
-    """Mounts a tmpfs of so many bytes."""
-    mounted: list[Path] = []
-
-    def mount(size: int) -> Path:
-        place = tmp_path / f"disk-{size}"
-        place.mkdir()
-        done = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "none", str(place)], capture_output=True)
-        if done.returncode:
-            pytest.skip("needs the right to mount a tmpfs; other tests of the same fault need none")
-        mounted.append(place)
-        return place
-
-    yield mount
-    for place in mounted:
-        subprocess.run(["umount", str(place)], check=True)
+NAMESPACE = ("unshare", "--user", "--map-root-user", "--mount")
+Test = Callable[..., None]
 
 
-def test_fault_05_a_really_full_disk_is_met_in_each_phase_and_survived(small_disk: Callable[[int], Path]) -> None:
+def _succeeds(*command: str) -> bool:
+    return subprocess.run(command, capture_output=True).returncode == 0
+
+
+def mounts(test: Test) -> Test:
+    """Runs a test where a file system can be mounted: here, or else in a child process in a user namespace."""
+
+    @functools.wraps(test)
+    def run(**arguments: Any) -> None:
+        if _succeeds("unshare", "--mount", "true"):
+            test(**arguments)
+            return
+        if not _succeeds(*NAMESPACE, "true"):
+            pytest.skip("needs the right to mount a tmpfs, or user namespaces; other tests of this fault need neither")
+        name = os.environ["PYTEST_CURRENT_TEST"].removesuffix(" (call)")
+        command = [*NAMESPACE, sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", name]
+        child = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True)
+        assert child.returncode == 0, child.stdout
+        assert "1 passed" in child.stdout
+
+    return run
+
+
+@contextlib.contextmanager
+def small_disk(folder: Path, size: int) -> Iterator[Path]:
+    """An empty file system of `size` bytes."""
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "none", str(folder)], check=True)
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+@mounts
+def test_fault_05_a_really_full_disk_is_met_in_each_phase_and_survived(tmp_path: Path) -> None:
     sealed = set()
     for size in range(8 << 10, 264 << 10, 16 << 10):
-        root = small_disk(size)
-        try:
-            CACHE.build(root / "t.h5")
-            sealed.add("all")
-        except CacheDiskFullError:
-            sealed.add(len(list(root.rglob("*.json"))))
-        _assert_only_committed(root)
+        with small_disk(tmp_path / f"disk-{size}", size) as root:
+            try:
+                CACHE.build(root / "t.h5")
+                sealed.add("all")
+            except CacheDiskFullError:
+                sealed.add(len(list(root.rglob("*.json"))))
+            _assert_only_committed(root)
     assert {0, 4, "all"} <= sealed  # the index or first shard, the pack, and nothing
     assert len(sealed) > 3
 
 
-@pytest.fixture(params=["a disk that is mounted so", "a folder without the right"])
-def read_only(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
-    """A folder with a cache of 8 digits, where nothing can be written."""
-    mounts = request.param == "a disk that is mounted so"
-    if not mounts and os.geteuid() == 0:
-        pytest.skip("root writes wherever the disk can be written")
-    root = request.getfixturevalue("small_disk")(4 << 20) if mounts else tmp_path / "root"
-    build_cache(Teacher(Pixels()), digits_dataset(8), root / "t.h5", EXACT)
-    if mounts:
+def _assert_reads_work_and_writes_are_refused(root: Path) -> None:
+    open_cache(root / "t.h5", digits_dataset(8)).verify()
+    with pytest.raises(CacheError, match="no cache can be written"):
+        build_cache(Teacher(Pixels()), digits_dataset(8), root / "u.h5", EXACT)
+    with pytest.raises(OutputError, match="cannot be written"):
+        prepare_output(root / "run", (), overwrite=False)
+
+
+@mounts
+def test_fault_21_a_cache_is_read_from_a_read_only_disk_and_none_is_begun_there(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", 4 << 20) as root:
+        build_cache(Teacher(Pixels()), digits_dataset(8), root / "t.h5", EXACT)
         subprocess.run(["mount", "-o", "remount,ro", str(root)], check=True)
-    else:
-        (root / "t.h5").chmod(0o444)
-        root.chmod(0o555)
-    yield root
-    if not mounts:
+        _assert_reads_work_and_writes_are_refused(root)
+
+
+@contextlib.contextmanager
+def permissions_hold() -> Iterator[None]:
+    """Permission bits bind root as well: this thread gives up CAP_DAC_OVERRIDE. Nothing changes for other users."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    header, before = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()  # _LINUX_CAPABILITY_VERSION_3
+    assert libc.capget(header, before) == 0
+    without = (ctypes.c_uint32 * 6)(*before)
+    without[0] &= ~(1 << 1)  # the effective capabilities 0 to 31; CAP_DAC_OVERRIDE is 1
+    assert libc.capset(header, without) == 0
+    try:
+        yield
+    finally:
+        assert libc.capset(header, before) == 0
+
+
+def test_fault_21_a_cache_is_read_from_a_folder_without_write_permission_and_none_is_begun_there(
+    tmp_path: Path,
+) -> None:
+    root = tmp_path / "root"
+    build_cache(Teacher(Pixels()), digits_dataset(8), root / "t.h5", EXACT)
+    (root / "t.h5").chmod(0o444)
+    root.chmod(0o555)
+    try:
+        with permissions_hold():
+            with pytest.raises(PermissionError):
+                (root / "probe").touch()
+            _assert_reads_work_and_writes_are_refused(root)
+    finally:
         root.chmod(0o755)
 
 
-def test_fault_21_a_cache_is_read_where_nothing_can_be_written_and_none_is_begun_there(read_only: Path) -> None:
-    open_cache(read_only / "t.h5", digits_dataset(8)).verify()
-    with pytest.raises(CacheError, match="no cache can be written"):
-        build_cache(Teacher(Pixels()), digits_dataset(8), read_only / "u.h5", EXACT)
-    with pytest.raises(OutputError, match="cannot be written"):
-        prepare_output(read_only / "run", (), overwrite=False)
-
-
-@pytest.mark.parametrize("call", ["fsync", "replace", "pwrite", "mkdir"])
+@pytest.mark.parametrize(
+    "call",
+    [pytest.param("fsync", marks=pytest.mark.slow), "replace", pytest.param("pwrite", marks=pytest.mark.slow), "mkdir"],
+)
 def test_fault_06_an_error_of_the_file_system_at_any_call_commits_nothing_more_and_is_clear(
     tmp_path: Path, call: str
 ) -> None:
@@ -252,7 +302,7 @@ def test_fault_05_an_export_that_does_not_fit_is_said_so_and_leaves_nothing(tmp_
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
     try:
-        with pytest.raises(CacheError, match=rf"(no room for )?'.*/{name}'( could not be written)?"):
+        with pytest.raises(WriteError, match=rf"(no room for )?'.*/{name}'( could not be written)?"):
             export_cache(tmp_path / "t.h5", tmp_path / name)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -301,22 +351,98 @@ def test_fault_06_an_extension_whose_folder_cannot_be_fsynced_keeps_the_old_view
     assert failed > 5
 
 
-def test_fault_06_a_checkpoint_whose_folder_cannot_be_fsynced_leaves_one_to_go_on_from(tmp_path: Path) -> None:
-    checkpoints, failed = Checkpoints(tmp_path), 0
-    checkpoints._write({"state_dict": {}, "number": 0}, True)
+class Saving:
+    """A run that has come so far, and its checkpoints."""
+
+    def __init__(self, folder: Path) -> None:
+        self.checkpoints = Checkpoints(folder, resume=True)
+        task = ClassificationTask(tiny_model("test_vit"))
+        optimizer = torch.optim.SGD(task.parameters(), lr=0.1)
+        self.state = RunState(task, optimizer, None, torch.amp.GradScaler(enabled=False), torch.device("cpu"))
+
+    def save(self, update: int) -> None:
+        self.state.position = Position(0, update, update)
+        self.checkpoints.save(self.state, is_best=True)
+
+
+def saved_updates(folder: Path) -> list[int]:
+    """Updates of the checkpoints before the newest and of the newest."""
+    return [load_checkpoint(folder / name)["kdkit"]["position"]["update"] for name in (PREVIOUS, LAST)]
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_fault_06_a_checkpoint_that_fails_at_any_call_leaves_one_to_resume_from(tmp_path: Path, call: str) -> None:
+    saving, failed = Saving(tmp_path), 0
+    saving.save(1)
+    saving.save(2)
     while True:
-        checkpoints.confirm()  # what lies there has shown a finite loss: the next one keeps it as the one before
         with pytest.MonkeyPatch.context() as patch:
-            Failing(patch, "fsync", failed + 1, errno.EIO)
+            Failing(patch, call, failed + 1, errno.EIO)
             try:
-                checkpoints._write({"state_dict": {}, "number": failed}, True)
-            except CacheError:
+                saving.save(3 + failed)
+            except WriteError:
                 failed += 1
             else:
                 break
-        assert "number" in load_checkpoint(checkpoints.last)
-    assert failed == 6
-    checkpoints.last.unlink()
+        assert Saving(tmp_path).checkpoints.restore(saving.state)
+        assert saving.state.position.update in (
+            2,
+            1 + failed,
+            2 + failed,
+        )  # the one before, or the one that was written
+        assert saved_updates(tmp_path)[0] >= 1
+    assert failed == {"fsync": 6, "replace": 3}[call]
+    assert saved_updates(tmp_path)[1] == 3 + failed
+    (tmp_path / LAST).unlink()
     prepare_output(tmp_path, [LAST, PREVIOUS, BEST], overwrite=False, checkpoints=(LAST, PREVIOUS))
-    assert checkpoints.exists()
-    assert "number" in load_checkpoint(checkpoints.last)
+    assert Saving(tmp_path).checkpoints.restore(saving.state)
+
+
+def test_fault_05_a_checkpoint_on_a_full_disk_is_told_as_such_and_the_last_good_one_stays(tmp_path: Path) -> None:
+    saving = Saving(tmp_path)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def save_below(limit: int, update: int) -> str:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limits[1]))
+        try:
+            with pytest.raises(DiskFullError) as raised:
+                saving.save(update)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert not isinstance(raised.value, CacheError)
+        return str(raised.value)
+
+    full = f"the disk is full: no room for a checkpoint in '{tmp_path}'; "
+    assert save_below(4096, 1) == f"{full}there is none yet: free space and resume"
+    saving.save(1)
+    saving.save(2)
+    size = (tmp_path / LAST).stat().st_size
+    for limit in (0, 1, 4096, size // 2, size - 100, size - 1):
+        assert save_below(limit, 3) == f"{full}the last good checkpoint, last.pth.tar, stays: free space and resume"
+        assert saved_updates(tmp_path) == [1, 2]
+        assert sorted(path.name for path in tmp_path.iterdir()) == [LAST, BEST, PREVIOUS]
+    saving.save(3)
+    assert saved_updates(tmp_path) == [2, 3]
+
+
+def test_fault_05_a_checkpoint_on_a_really_full_disk_leaves_the_last_good_one(
+    small_disk: Callable[[int], Path],
+) -> None:
+    saving = Saving(Path("/nowhere"))
+    saving.checkpoints = Checkpoints(small_disk(5 << 20), resume=True)
+
+    def fill() -> None:
+        for update in range(1, 10):
+            saving.save(update)
+            (saving.checkpoints.folder / f"other-{update}").write_bytes(bytes(1 << 20))
+
+    with pytest.raises(DiskFullError, match=r"the disk is full.*last good checkpoint, last.pth.tar, stays"):
+        fill()
+    assert saving.checkpoints.restore(saving.state)
+
+
+def test_checkpoints_of_the_same_weights_count_as_one(tmp_path: Path) -> None:
+    saving = Saving(tmp_path)
+    for update in (4, 5, 5, 5):  # the last update of an epoch, its end, and a signal
+        saving.save(update)
+    assert saved_updates(tmp_path) == [4, 5]

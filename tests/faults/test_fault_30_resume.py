@@ -1,4 +1,4 @@
-"""Faults 20 and 30: a training is ended at random moments, and what goes on from there is the same training."""
+"""Faults 20 and 30: a training is ended at random moments, and the resumed one equals an undisturbed one."""
 
 from __future__ import annotations
 

@@ -82,6 +82,7 @@ def bait(tmp_path: Path) -> Path:
     return tmp_path / "bait.h5"
 
 
+@pytest.mark.slow
 def test_fault_26_every_malicious_packed_file_is_refused_and_no_other_file_is_opened(
     tmp_path: Path, bait: Path
 ) -> None:
@@ -99,6 +100,7 @@ def test_fault_26_every_malicious_packed_file_is_refused_and_no_other_file_is_op
         assert traced == {str(tmp_path / "good.h5"), *map(str, made.values())}
 
 
+@pytest.mark.slow
 def test_fault_26_every_malicious_parts_folder_is_refused_and_no_other_file_is_opened(
     tmp_path: Path, bait: Path
 ) -> None:
@@ -175,6 +177,7 @@ READERS = {
 }
 
 
+@pytest.mark.slow
 def test_fault_27_a_plugin_in_the_plugin_path_is_never_loaded(tmp_path: Path, bait: Path) -> None:
     compiler = shutil.which("cc") or shutil.which("gcc")
     if compiler is None:

@@ -21,13 +21,12 @@ from torch import nn
 from kdkit import FeatureDistillationTask, LogitDistillationTask, TrainingTask, build_cache, create_teacher, open_cache
 from kdkit.building.config import BuildConfig
 from kdkit.data import EpochSampler, ReplayLoader
-from kdkit.errors import CacheDiskFullError, ConfigError
+from kdkit.errors import CacheDiskFullError, CheckpointError, ConfigError, NonFiniteLossError
 from kdkit.recipe import ViewRecipe
 from kdkit.runtime import distributed
 from kdkit.runtime.progress import Display
-from kdkit.training.checkpoint import Checkpoints, load_checkpoint
+from kdkit.training.checkpoint import LAST, PREVIOUS, Checkpoints, load_checkpoint
 from kdkit.training.config import TrainConfig
-from kdkit.training.finite import NonFiniteLossError
 from kdkit.training.interrupt import stop_request
 from kdkit.training.logger import RunLogger
 from kdkit.training.optimizer import create_optimizer, create_schedule
@@ -52,7 +51,7 @@ class At(Display):
 
 
 class Held(ReplayLoader):
-    """40 images to be asked about in batches of 8; does something before it gives one of them."""
+    """40 images in batches of 8; calls `action` before it yields one of them."""
 
     def __init__(self, student: nn.Module, number: int = 0, action: Callable[[], None] = lambda: None) -> None:
         sampler = EpochSampler(range(40), 8, shuffle=False)
@@ -86,7 +85,7 @@ def run(
     return task.trainable_module
 
 
-def said(folder: Path) -> list[dict[str, Any]]:
+def logged(folder: Path) -> list[dict[str, Any]]:
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [{name: value for name, value in record.items() if name not in TIMINGS} for record in records]
 
@@ -99,13 +98,13 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, nn.Module]:
 
 
 def assert_equal(folder: Path, model: nn.Module, plain: tuple[Path, nn.Module]) -> None:
-    assert said(folder) == said(plain[0])
+    assert logged(folder) == logged(plain[0])
     for ours, theirs in zip(model.parameters(), plain[1].parameters(), strict=True):
         assert torch.equal(ours, theirs)
 
 
 @pytest.mark.parametrize(("number", "error"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])
-def test_fault_20_a_signal_ends_training_after_the_step_with_a_checkpoint_to_go_on_from(
+def test_fault_20_a_signal_ends_training_after_the_step_with_a_checkpoint_to_resume_from(
     tmp_path: Path, plain: tuple[Path, nn.Module], number: int, error: type[BaseException]
 ) -> None:
     before = signal.getsignal(number)
@@ -114,7 +113,7 @@ def test_fault_20_a_signal_ends_training_after_the_step_with_a_checkpoint_to_go_
     assert number == signal.SIGINT or raised.value.code == 143
     assert signal.getsignal(number) is before
     assert load_checkpoint(tmp_path / "last.pth.tar")["kdkit"]["position"] == {"epoch": 0, "batch": 4, "update": 4}
-    assert len(said(tmp_path)) == 4
+    assert len(logged(tmp_path)) == 4
     assert_equal(tmp_path, run(tmp_path, resume=True), plain)
 
 
@@ -135,10 +134,9 @@ def test_fault_20_a_signal_sent_to_every_process_of_a_run_leaves_a_checkpoint_to
     assert_equal(tmp_path, run(tmp_path, resume=True, num_workers=2), plain)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [2, 5 + 2, 10 + 4])
-def test_fault_20_a_signal_ends_a_validation_too_which_the_run_that_goes_on_does_again(
-    tmp_path: Path, number: int
-) -> None:
+def test_fault_20_a_signal_ends_a_validation_too_which_the_resumed_run_repeats(tmp_path: Path, number: int) -> None:
     """In the student's, in its average's, and in the second epoch."""
     config = TrainConfig(**{**vars(CONFIG), "checkpoint_every": 0, "ema_decay": 0.9})
     student = tiny_model("test_vit")
@@ -147,16 +145,17 @@ def test_fault_20_a_signal_ends_a_validation_too_which_the_run_that_goes_on_does
     with pytest.raises(SystemExit) as raised:
         run(tmp_path / "stopped", config, validation=stopped)
     assert raised.value.code == 143
-    assert stopped.left == 0  # no further batch was asked for
+    assert stopped.left == 0  # no further batch was loaded
     done = number // 10
     position = load_checkpoint(tmp_path / "stopped" / "last.pth.tar")["kdkit"]["position"]
     assert position == {"epoch": done, "batch": 6, "update": 6 * (done + 1)}
-    assert [record["kind"] for record in said(tmp_path / "stopped")].count("epoch") == done
+    assert [record["kind"] for record in logged(tmp_path / "stopped")].count("epoch") == done
     model = run(tmp_path / "stopped", config, validation=Held(student), resume=True)
     assert_equal(tmp_path / "stopped", model, (tmp_path / "plain", plain))
-    assert {"val_top1", "val_ema_top1"} <= set(said(tmp_path / "plain")[-1])
+    assert {"val_top1", "val_ema_top1"} <= set(logged(tmp_path / "plain")[-1])
 
 
+@pytest.mark.slow
 def test_fault_30_what_losses_learn_scaler_and_schedules_by_epoch_resume_too(tmp_path: Path) -> None:
     config = TrainConfig(
         **{**vars(CONFIG), "amp": "float16", "ema_decay": 0.9, "accumulate": 2, "sched": "step", "sched_unit": "epoch"}
@@ -182,7 +181,7 @@ def test_fault_30_what_losses_learn_scaler_and_schedules_by_epoch_resume_too(tmp
     ]:
         assert plain
         assert all(torch.equal(mine[name], value) for name, value in plain.items())
-    assert said(tmp_path / "stopped") == said(tmp_path / "plain")
+    assert logged(tmp_path / "stopped") == logged(tmp_path / "plain")
 
 
 @pytest.mark.filterwarnings("ignore:PlateauLRScheduler")  # timm's, as its own checkpoints leave the patience out
@@ -209,10 +208,10 @@ def test_fault_30_a_plateaus_patience_is_resumed_too(tmp_path: Path) -> None:
         run(tmp_path, config)
 
 
-def test_fault_30_looks_fall_on_the_same_steps_whatever_is_saved_in_between(tmp_path: Path) -> None:
+def test_fault_30_metrics_are_flushed_after_the_same_steps_whatever_is_saved_in_between(tmp_path: Path) -> None:
     config = TrainConfig(**{**vars(CONFIG), "epochs": 1, "log_every": 2, "log_gradients": True})
     run(tmp_path, config)
-    assert [record["step"] for record in said(tmp_path) if "gradient_ratio" in record] == [1, 3, 5]
+    assert [record["step"] for record in logged(tmp_path) if "gradient_ratio" in record] == [1, 3, 5]
 
 
 def test_fault_20_a_second_interrupt_leaves_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -241,34 +240,90 @@ def test_fault_31_a_learning_rate_that_makes_the_loss_nan_leaves_the_last_good_c
             "sched_options": {"decay_milestones": [1], "decay_rate": 1e30},
         }
     )
-    with pytest.raises(NonFiniteLossError, match=r"step 7, in epoch 1 \(.*task_loss nan.*last.pth.tar") as raised:
+    with pytest.raises(
+        NonFiniteLossError, match=r"step 7, in epoch 1 \(.*task_loss nan.*previous.pth.tar' is"
+    ) as raised:
         run(tmp_path, config)
     assert "kd_loss" in str(raised.value)
-    kept = load_checkpoint(tmp_path / "last.pth.tar")
+    kept = load_checkpoint(tmp_path / "previous.pth.tar")
     assert kept["kdkit"]["position"]["update"] == 6  # the seventh made weights of 1e28: finite, but their loss is not
-    assert not (tmp_path / "previous.pth.tar").exists()
     model = tiny_model("test_vit")
     model.load_state_dict(kept["state_dict"])
     assert all(torch.isfinite(model(torch.randn(2, 3, 32, 32))).flatten())
-    assert all(np.isfinite(record["loss"]) for record in said(tmp_path))
-    with pytest.raises(NonFiniteLossError, match="step 7"):
+    assert all(np.isfinite(record["loss"]) for record in logged(tmp_path))
+    with pytest.raises(NonFiniteLossError, match=r"step 7.*previous.pth.tar' is from before"):
         run(tmp_path, config, resume=True)
+    assert load_checkpoint(tmp_path / "previous.pth.tar")["kdkit"]["position"]["update"] == 6
 
 
-def test_fault_31_two_checkpoints_of_weights_that_were_never_seen_to_work_leave_the_one_before(tmp_path: Path) -> None:
+def test_fault_31_two_checkpoints_of_the_same_bad_weights_leave_the_one_before(tmp_path: Path) -> None:
     # At the epoch's last update, after which one is written, as at the epoch's end.
     options = {"decay_milestones": [1], "decay_rate": 1e30}
     config = TrainConfig(**{**vars(CONFIG), "sched": "multistep", "sched_options": options})
-    with pytest.raises(NonFiniteLossError, match="step 6, in epoch 1"):
+    with pytest.raises(NonFiniteLossError, match=r"step 6, in epoch 1.*previous.pth.tar' is from before"):
         run(tmp_path, config)
-    assert load_checkpoint(tmp_path / "last.pth.tar")["kdkit"]["position"]["update"] == 5
-    assert not (tmp_path / "previous.pth.tar").exists()
+    assert load_checkpoint(tmp_path / "previous.pth.tar")["kdkit"]["position"]["update"] == 5
+
+
+def test_fault_31_a_nan_long_after_the_newest_checkpoint_names_that_one(tmp_path: Path) -> None:
+    options = {"decay_milestones": [1], "decay_rate": 1e30}
+    config = TrainConfig(
+        **{**vars(CONFIG), "sched": "multistep", "sched_unit": "epoch", "sched_options": options, "checkpoint_every": 0}
+    )
+    with pytest.raises(NonFiniteLossError, match=r"step 7, .*last.pth.tar' is from before"):
+        run(tmp_path, config)
+    assert load_checkpoint(tmp_path / "last.pth.tar")["kdkit"]["position"]["update"] == 6
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "not finite", "missing"])
+def test_fault_30_a_newest_checkpoint_that_is_damaged_gives_way_to_the_one_before_with_one_line(
+    tmp_path: Path, plain: tuple[Path, nn.Module], capsys: pytest.CaptureFixture[str], damage: str
+) -> None:
+    with pytest.raises(SystemExit):
+        run(tmp_path, display=At(4 * 16, lambda: os.kill(os.getpid(), signal.SIGTERM)))
+    last = tmp_path / LAST
+    content, middle = last.read_bytes(), last.stat().st_size // 2
+    if damage == "cut":
+        last.write_bytes(content[:middle])
+    elif damage == "flipped":
+        flipped = bytes(byte ^ 0xFF for byte in content[middle : middle + 64])
+        last.write_bytes(content[:middle] + flipped + content[middle + 64 :])
+    elif damage == "not finite":
+        loaded = load_checkpoint(last)
+        next(iter(loaded["state_dict"].values())).fill_(torch.nan)
+        torch.save(loaded, last)
+    else:
+        last.unlink()
+    capsys.readouterr()
+    model = run(tmp_path, resume=True)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"kdkit: '{last}' ")
+    assert line.endswith("; resuming from the one before, previous.pth.tar")
+    assert_equal(tmp_path, model, plain)
+
+
+def test_fault_30_a_damaged_checkpoint_never_replaces_the_good_one_before_it(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit):
+        run(tmp_path, display=At(4 * 16, lambda: os.kill(os.getpid(), signal.SIGTERM)))
+    (tmp_path / LAST).write_bytes(b"damaged")
+    with pytest.raises(SystemExit):  # in the first step, which writes a checkpoint
+        run(tmp_path, resume=True, display=At(16, lambda: os.kill(os.getpid(), signal.SIGTERM)))
+    updates = [load_checkpoint(tmp_path / name)["kdkit"]["position"]["update"] for name in (PREVIOUS, LAST)]
+    assert updates == [3, 4]
+
+
+def test_fault_30_two_damaged_checkpoints_end_the_run_with_the_newest_ones_error(tmp_path: Path) -> None:
+    run(tmp_path)
+    for name in (LAST, PREVIOUS):
+        (tmp_path / name).write_bytes(b"damaged")
+    with pytest.raises(CheckpointError, match=r"last.pth.tar' cannot be read"):
+        run(tmp_path, resume=True)
 
 
 def test_ranks_that_validate_on_other_numbers_of_batches_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("kdkit.runtime.distributed.gather", lambda count: [count, count + 1])
+    monkeypatch.setattr("kdkit.runtime.distributed.all_gather", lambda count: [count, count + 1])
     with pytest.raises(ConfigError, match=r"equally many batches, got \[5, 6\]"):
         run(tmp_path, validation=Held(tiny_model("test_vit")))
 
@@ -313,7 +368,7 @@ class Small(nn.Module):
         return self.model(images)
 
 
-def test_fault_19_a_build_goes_on_with_halved_batches_when_the_teacher_has_no_memory(tmp_path: Path) -> None:
+def test_fault_19_a_build_continues_with_halved_batches_when_the_teacher_has_no_memory(tmp_path: Path) -> None:
     dataset, config = digits_dataset(96), BuildConfig(codec="float32", num_workers=0, batch_size=64)
     build_cache(create_teacher(tiny_model(seed=1)), dataset, tmp_path / "plain.h5", config)
     small = Small(room=20)
@@ -326,7 +381,7 @@ def test_fault_19_a_build_goes_on_with_halved_batches_when_the_teacher_has_no_me
         torch.testing.assert_close(decoded[0], decoded[1], rtol=1e-4, atol=1e-5)
 
 
-def test_fault_20_a_full_disk_after_a_signal_is_told_and_no_clean_end(
+def test_fault_20_a_full_disk_after_a_signal_is_an_error_and_no_clean_end(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """On several ranks, where an error after a signal is mostly the other ranks' having left."""
@@ -336,11 +391,11 @@ def test_fault_20_a_full_disk_after_a_signal_is_told_and_no_clean_end(
         (RuntimeError("Connection closed by peer"), SystemExit),
     ]
 
-    def told_and_failed(error: Exception) -> None:
+    def stop_and_fail(error: Exception) -> None:
         with stop_request() as stop:
             stop._handle(signal.SIGTERM, None)
             raise error
 
     for error, end in ends:
         with pytest.raises(end):
-            told_and_failed(error)
+            stop_and_fail(error)

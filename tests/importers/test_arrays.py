@@ -13,10 +13,10 @@ from foreign_caches import TRAIN, Keys, photographs
 from safetensors.numpy import save_file
 
 from kdkit.cache import open_cache
+from kdkit.dataset import open_dataset
 from kdkit.errors import ConfigError, DatasetError
 from kdkit.importers import import_arrays
 from kdkit.recipe import ViewRecipe
-from kdkit.resolve import open_dataset
 
 KEYS = ["b/2.png", "b/10.png", "a/1.png", "c/0.png"]
 CLASSES, VIEWS = 7, 3

@@ -24,15 +24,16 @@ from kdkit.data.views.record import (
     unpack_rectangle,
 )
 from kdkit.data.views.recorded import RecordedRenderer
+from kdkit.dataset import open_dataset
 from kdkit.errors import CacheMismatchError, ConfigError, DatasetError
 from kdkit.recipe import ViewRecipe
-from kdkit.resolve import open_dataset
 from kdkit.types import Normalization
 
 MAGNITUDES = {
     **dict.fromkeys(("ShearX", "ShearY", "Brightness", "Color", "Contrast", "Sharpness"), (0.27, -0.27)),
     **dict.fromkeys(("TranslateX", "TranslateY", "Rotate"), (8.7, -8.7)),
-    "Posterize": (7.0, 1.0), "Solarize": (178.5, 0.0),
+    "Posterize": (7.0, 1.0),
+    "Solarize": (178.5, 0.0),
 }
 
 

@@ -13,8 +13,8 @@ from foreign_caches import CLASSES, DATA, SAMPLES, TRAIN, import_sample, normali
 from kdkit.cache import CachedTeacher, open_cache
 from kdkit.data import ReplayedDataset
 from kdkit.data.views.record import RecordedSteps
+from kdkit.dataset import open_dataset
 from kdkit.importers import import_mldr
-from kdkit.resolve import open_dataset
 from kdkit.types import Batch
 
 RECORD_BYTES = {"ml-dr/cropflip_plain": 9, "ml-dr/randaug": 24, "ml-dr/randaug_mixing": 64, "fkd/hard": 17}

@@ -175,7 +175,7 @@ def make_vit(batch=2, tokens=9, width=4, layers=2):
 
 def test_vitkd_trains_all_its_parameters_and_masks_the_share_it_was_asked_to():
     torch.manual_seed(0)
-    module = losses.create("vitkd", student_width=4, teacher_width=5, mask_ratio=0.4)
+    module = losses.create("vitkd", student_widths=[4] * 3, teacher_widths=[5] * 3, mask_ratio=0.4)
     student = [f.requires_grad_() for f in make_vit()]
     module(student, make_vit(width=5)).backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in module.parameters())
@@ -186,7 +186,7 @@ def test_vitkd_trains_all_its_parameters_and_masks_the_share_it_was_asked_to():
 
 
 def test_vitkd_hides_the_students_masked_tokens_from_the_generation():
-    module = losses.ViTKD(4, 4)
+    module = losses.ViTKD([4] * 3, [4] * 3)
     student, teacher = make_vit(), make_vit(width=4)
     mask = torch.tensor([[1, 0, 1, 0, 0, 0, 0, 0, 1]] * 2)
     changed = [*student[:-1], torch.where(mask[..., None] > 0, 100.0, student[-1])]
@@ -194,7 +194,7 @@ def test_vitkd_hides_the_students_masked_tokens_from_the_generation():
 
 
 def test_vitkd_names_what_does_not_fit():
-    module = losses.ViTKD(4, 4)
+    module = losses.ViTKD([4] * 3, [4] * 3)
     with pytest.raises(
         ShapeError, match="needs 2 low features and a high one of each side, got 2 of the student and 3"
     ):
@@ -204,7 +204,11 @@ def test_vitkd_names_what_does_not_fit():
     with pytest.raises(ShapeError, match=r"low tokens must have one shape, got \[2, 2, 9, 4\] and \[2, 2, 9, 5\]"):
         module(make_vit(), make_vit(width=5))
     with pytest.raises(ConfigError, match=r"mask_ratio must be in \(0, 1\], got 0"):
-        losses.ViTKD(4, 4, mask_ratio=0)
+        losses.ViTKD([4] * 3, [4] * 3, mask_ratio=0)
+    with pytest.raises(ConfigError, match=r"one or more first blocks and the last one, got the widths \[4\] .*\[5\]"):
+        losses.ViTKD([4], [5])
+    with pytest.raises(ConfigError, match=r"blocks of one width from the teacher, got .* and \[4, 5\] of the teacher"):
+        losses.ViTKD([4, 4], [4, 5])
 
 
 def make_stages(widths, batch=2):
@@ -234,7 +238,7 @@ def test_review_of_one_sample_trains():
 def test_modules_compute_in_float32_under_autocast():
     torch.manual_seed(0)
     review = losses.ReviewKD([3, 4, 5], [4, 5, 6]).eval()
-    vitkd = losses.ViTKD(4, 5)
+    vitkd = losses.ViTKD([4] * 3, [5] * 3)
     mask = torch.ones(2, 9)
     review_args, vitkd_args = (make_stages([3, 4, 5]), make_stages([4, 5, 6])), (make_vit(), make_vit(width=5), mask)
     expected = review(*review_args), vitkd(*vitkd_args)

@@ -14,7 +14,7 @@ def make_cases():
     student, teacher = torch.randn(2, 4, 10, generator=generator)
     target = torch.randint(0, 10, (4,), generator=generator)
     soft = 0.8 * F.one_hot(target, 10) + 0.02
-    sparse = losses.SparseLogProbs.from_logits(teacher, 3)
+    sparse = losses.SparseLogits.from_logits(teacher, 3)
     maps_s, maps_t = torch.randn(2, 4, 6, 4, 4, generator=generator)
     cases = {}
     for name in losses.available():
@@ -71,7 +71,7 @@ def test_a_loss_with_parameters_is_one_graph_too(name):
         module = losses.ReviewKD([3, 4], [4, 5])
         sides = [[torch.randn(2, w, n, n) for w, n in zip(widths, (4, 2), strict=True)] for widths in ([3, 4], [4, 5])]
     else:
-        module = losses.ViTKD(3, 4)
+        module = losses.ViTKD([3] * 3, [4] * 3)
         sides = [*([torch.randn(2, 9, w) for _ in range(3)] for w in (3, 4)), torch.ones(2, 9)]
     compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(*sides), module(*sides))

@@ -35,8 +35,24 @@ def test_the_losses_that_need_labels_say_so():
     assert not losses.needs_target(losses.create("hint_mse", student_width=2, teacher_width=3))
 
 
+def test_what_a_loss_declares_is_what_its_definition_takes():
+    for name in losses.available():
+        spec = losses.loss_spec(name)
+        call = spec.loss.forward if isinstance(spec.loss, type) else spec.loss
+        parameters = list(inspect.signature(call).parameters)
+        assert spec.needs_target == ("target" in parameters), name
+        assert (spec.taps == "several") == ("student_features" in parameters), name
+        if isinstance(spec.loss, type):
+            assert spec.projects == ("teacher_widths" in inspect.signature(spec.loss).parameters), name
+
+
+def test_a_name_is_declared_once():
+    with pytest.raises(ConfigError, match="two losses are called 'kl'"):
+        losses.logit_loss()(losses.kl)
+
+
 def test_what_has_parameters_comes_as_a_module():
-    assert isinstance(losses.create("vitkd", student_width=2, teacher_width=3), nn.Module)
+    assert isinstance(losses.create("vitkd", student_widths=[2, 2], teacher_widths=[3, 3]), nn.Module)
     assert isinstance(losses.create("review", student_widths=[2, 4], teacher_widths=[3, 5]), nn.Module)
     projected = losses.create("hint_mse", student_width=2, teacher_width=3)
     assert sorted(name for name, _ in projected.named_parameters()) == [
@@ -62,11 +78,11 @@ def test_unknown_names_and_options_are_answered_with_known_ones():
     ):
         losses.create("attention", eps=1.0)
     with pytest.raises(
-        ConfigError, match="loss 'vitkd' has no option 'widths'; it takes student_width, teacher_width, alpha"
+        ConfigError, match="loss 'vitkd' has no option 'widths'; it takes student_widths, teacher_widths, alpha"
     ):
         losses.create("vitkd", widths=3)
-    with pytest.raises(ConfigError, match="loss 'vitkd' needs the option 'teacher_width', got student_width"):
-        losses.create("vitkd", student_width=3)
+    with pytest.raises(ConfigError, match="loss 'vitkd' needs the option 'teacher_widths', got student_widths"):
+        losses.create("vitkd", student_widths=[3, 3])
     with pytest.raises(ConfigError, match="loss 'hint_mse' needs the option 'teacher_width', got student_width"):
         losses.create("hint_mse", student_width=3)
 

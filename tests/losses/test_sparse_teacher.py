@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from kdkit import losses
 from kdkit.errors import ClassMismatchError, ConfigError, ShapeError
-from kdkit.losses import SparseLogProbs
+from kdkit.losses import SparseLogits
 
 LOSSES = ["kl", "soft_ce", "dkd"]
 
@@ -16,7 +16,7 @@ def make(k, batch=7, classes=12, dtype=torch.float64, gap=0.0):
     student, teacher = torch.randn(2, batch, classes, generator=generator, dtype=dtype) * 2
     teacher[:, 0] += gap
     target = torch.arange(batch) % classes  # some kept by the top-k, some not
-    return student, SparseLogProbs.from_logits(teacher, k), target
+    return student, SparseLogits.from_logits(teacher, k), target
 
 
 def value_and_slope(name, student, teacher, target, **options):
@@ -52,17 +52,17 @@ def test_the_dense_form_keeps_the_top_k_and_spreads_the_rest_evenly():
     p = F.softmax(logits, 1)
     rest = (p[0, 1] + p[0, 3] + p[0, 4]) / 3
     expected = torch.stack([p[0, 0], rest, p[0, 2], rest, rest])[None]
-    torch.testing.assert_close(SparseLogProbs.from_logits(logits, 2).to_dense().exp(), expected)
+    torch.testing.assert_close(SparseLogits.from_logits(logits, 2).to_dense().exp(), expected)
 
 
 def test_with_every_class_kept_the_dense_form_is_the_teacher():
     logits = torch.randn(4, 6, dtype=torch.float64)
-    torch.testing.assert_close(SparseLogProbs.from_logits(logits, 6).to_dense(), F.log_softmax(logits, 1))
+    torch.testing.assert_close(SparseLogits.from_logits(logits, 6).to_dense(), F.log_softmax(logits, 1))
 
 
 def test_the_rest_is_what_the_top_k_leave_when_it_is_not_given():
     student, known, target = make(3)
-    unknown = SparseLogProbs(known.ids, known.log_probs, known.num_classes)
+    unknown = SparseLogits(known.ids, known.log_probs, known.num_classes)
     for name in LOSSES:
         got = value_and_slope(name, student, unknown, target)
         torch.testing.assert_close(got, value_and_slope(name, student, known, target))
@@ -72,7 +72,7 @@ def test_the_rest_is_what_the_top_k_leave_when_it_is_not_given():
 @pytest.mark.parametrize("name", LOSSES)
 def test_top_k_that_hold_all_the_mass_stay_finite(name, log_rest):
     student, sparse, target = make(2, dtype=torch.float32)
-    certain = SparseLogProbs(sparse.ids, torch.tensor([[0.0, -90.0]]).expand(7, 2), 12, log_rest)
+    certain = SparseLogits(sparse.ids, torch.tensor([[0.0, -90.0]]).expand(7, 2), 12, log_rest)
     value, slope = value_and_slope(name, student, certain, target)
     assert value.isfinite()
     assert slope.isfinite().all()
@@ -82,7 +82,7 @@ def test_top_k_that_hold_all_the_mass_stay_finite(name, log_rest):
 def test_no_gradient_reaches_a_sparse_teacher(name):
     student, sparse, target = make(3)
     log_probs = sparse.log_probs.clone().requires_grad_()
-    value_and_slope(name, student, SparseLogProbs(sparse.ids, log_probs, 12), target)
+    value_and_slope(name, student, SparseLogits(sparse.ids, log_probs, 12), target)
     assert log_probs.grad is None
 
 
@@ -115,14 +115,14 @@ def test_what_does_not_fit_a_sparse_teacher_is_named():
     with pytest.raises(ShapeError, match=r"\[6, 12\] and \[7, 12\]"):
         losses.soft_ce(student[:6], sparse)
     with pytest.raises(ShapeError, match=r"ids and log_probs must have one shape \[B, k\], got \[7, 3\] and \[7, 2\]"):
-        losses.kl(student, SparseLogProbs(sparse.ids, sparse.log_probs[:, :2], 12))
-    with pytest.raises(ShapeError, match=r"must be a tensor \[B, C\] here, got SparseLogProbs; .*to_dense"):
+        losses.kl(student, SparseLogits(sparse.ids, sparse.log_probs[:, :2], 12))
+    with pytest.raises(ShapeError, match=r"must be a tensor \[B, C\] here, got SparseLogits; .*to_dense"):
         losses.dist(student, sparse)
-    with pytest.raises(ShapeError, match=r"must be tensors \[B, C\], got SparseLogProbs; pass its .to_dense"):
+    with pytest.raises(ShapeError, match=r"must be tensors \[B, C\], got SparseLogits; pass its .to_dense"):
         losses.multi_teacher(losses.kl)(student, [sparse, sparse])
     with pytest.raises(ShapeError, match=r"sparse teacher takes index labels"):
         losses.dkd(student, sparse, F.one_hot(target, 12).double())
     with pytest.raises(ConfigError, match=r"k must be in 1..12 for logits \[7, 12\], got 13"):
-        SparseLogProbs.from_logits(student, 13)
-    with pytest.raises(ConfigError, match="temperature must be above 0, got -1"):
+        SparseLogits.from_logits(student, 13)
+    with pytest.raises(ConfigError, match="temperature must be a finite number above 0, got -1"):
         losses.kl(student, sparse, temperature=-1)

@@ -189,7 +189,7 @@ def test_review_with_its_fusion_equals_a_plain_one(dtype):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 def test_vitkd_equals_a_plain_one(dtype):
     torch.manual_seed(0)
-    module = losses.ViTKD(3, 4).to(dtype)
+    module = losses.ViTKD([3] * 3, [4] * 3).to(dtype)
     rng = np.random.default_rng(6)
     low_s, low_t = rng.normal(size=(2, 2, 9, 3)), rng.normal(size=(2, 2, 9, 4))  # 2 layers, B = 2
     high_s, high_t = rng.normal(size=(2, 9, 3)), rng.normal(size=(2, 9, 4))

@@ -15,8 +15,9 @@ from support import tiny_model, write_digits
 from kdkit import build_cache
 from kdkit.building.config import BuildConfig
 from kdkit.config import TeacherConfig
+from kdkit.dataset import open_dataset
 from kdkit.recipe import ViewRecipe
-from kdkit.resolve import resolve_dataset, resolve_device, resolve_teacher
+from kdkit.resolve import resolve_device, resolve_teacher
 from kdkit.training.config import DistillConfig, TrainConfig
 from kdkit.training.distill import distill
 
@@ -37,7 +38,7 @@ def test_a_live_teacher_and_its_cache_teach_alike(folder: Path, teacher_size: in
     )
     teacher = resolve_teacher(asked, resolve_device("cpu"))
     build = BuildConfig(codec="float32", num_workers=0, batch_size=20)
-    build_cache(teacher, resolve_dataset(data, recipe), folder / "t.h5", build)
+    build_cache(teacher, open_dataset(data, recipe=recipe), folder / "t.h5", build)
     training = TrainConfig(epochs=2, batch_size=10, opt="sgd", lr=1e-3, weight_decay=0.0, num_workers=0)
     losses = {}
     for way in ("live", "cached"):

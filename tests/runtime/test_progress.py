@@ -1,8 +1,9 @@
-"""Progress: lines in a pipe, a bar on a terminal."""
+"""Progress: lines in a pipe, a bar on a terminal of any width."""
 
 from __future__ import annotations
 
 import io
+import re
 import sys
 
 import pytest
@@ -13,35 +14,53 @@ from kdkit.runtime.progress import progress
 TERMS = {"loss": 1.5, "kd_loss": 0.5, "agreement_top1": 81.4, "teacher_top1": 92.0, "lr": 0.1}
 
 
-def test_a_pipe_gets_plain_lines_with_speed_time_left_and_terms(
+class Terminal(io.StringIO):
+    """Keeps what is written to it."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def open_terminal(monkeypatch: pytest.MonkeyPatch, width: int) -> Terminal:
+    """Puts a terminal in the place of standard error; called in the test, as pytest's capture sets its own before."""
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", str(width))
+    return terminal
+
+
+def test_a_pipe_gets_plain_lines_with_the_run_speed_time_left_and_terms(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = [0.0]
     monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
-    with progress("distilling", 1000, "images") as display:
-        display.set_completed(200)  # a run that goes on: no part of the speed
+    with progress("distilling resnet18 to runs/a", 1000, "images") as display:
+        display.set_completed(200)  # a resumed run: no part of the speed
         display.set_postfix(TERMS)
         for _ in range(4):
             now[0] += 6.0
             display(100)
-        display.write("epoch 1 of 2")
+        display.write("epoch 1 of 2, as long a line as it may be: it is not wrapped, whatever the width of a pipe is")
     terms = "loss 1.5, kd loss 0.5, agreement 81 %, teacher 92 %"
+    run = "distilling resnet18 to runs/a"
     assert capsys.readouterr().err.splitlines() == [
-        f"distilling: 400 of 1,000 images, 17 images/s, 0:00:36 left, {terms}",
-        f"distilling: 600 of 1,000 images, 17 images/s, 0:00:24 left, {terms}",
-        "epoch 1 of 2",
+        f"{run}: 400 of 1,000 images, 17 images/s, 0:00:36 left, {terms}",
+        f"{run}: 600 of 1,000 images, 17 images/s, 0:00:24 left, {terms}",
+        f"{run}: epoch 1 of 2, as long a line as it may be: it is not wrapped, whatever the width of a pipe is",
     ]
 
 
-def test_a_terminal_gets_a_bar_with_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
+def test_a_pipe_is_told_of_the_end(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress("building t.h5", 20, "images") as display:
+        display(10)
+        display(10)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.fullmatch(r"building t.h5: 20 of 20 images, [\d,]+ images/s, 0:00:00 left", line)
 
-    terminal = Terminal()
-    monkeypatch.setattr(sys, "stderr", terminal)
-    monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.setenv("TERM", "xterm")
+
+def test_a_terminal_gets_a_bar_with_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = open_terminal(monkeypatch, 200)
     with progress("distilling", 1000, "images") as display:
         display.set_completed(200)
         display(300)
@@ -49,8 +68,38 @@ def test_a_terminal_gets_a_bar_with_the_same(monkeypatch: pytest.MonkeyPatch) ->
         display.write("epoch 1 of 2 [100 %]")
         display(500)
     shown = terminal.getvalue()
-    for text in ("distilling", "1000/1000", "images/s", "kd loss 0.5", "agreement 81 %", "epoch 1 of 2 [100 %]"):
+    for text in ("distilling", "1000/1000", "images/s", "loss 1.5, kd loss 0.5", "epoch 1 of 2 [100 %]"):
         assert text in shown, text
+
+
+@pytest.mark.parametrize("total", [2000, 128_116_700])
+@pytest.mark.parametrize(
+    ("width", "shown"),
+    [
+        (60, []),
+        (80, ["images/s", "loss"]),
+        (100, ["images/s", "loss", "kd loss"]),
+        (140, ["images/s", "loss", "kd loss"]),
+    ],
+)
+def test_a_bar_fits_on_one_line_of_a_terminal_of_any_width(
+    monkeypatch: pytest.MonkeyPatch, width: int, total: int, shown: list[str]
+) -> None:
+    terminal = open_terminal(monkeypatch, width)
+    with progress("distilling vit_base_patch16_224 to runs/vit", total, "images") as display:
+        display.set_postfix({"loss": 1.2345, "kd_loss": 0.56789})
+        display(total // 2)
+        display(1)
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", terminal.getvalue())
+    frame = re.split(r"[\r\n]+", text.strip())[-1]
+    assert len(frame) <= width
+    assert frame.startswith("distill")
+    assert frame.count("━") + frame.count("╸") + frame.count("╺") >= 8
+    assert f"{total // 2 + 1}/{total}" in frame
+    assert re.search(r"\d:\d\d:\d\d", frame)
+    found = [word for word in ("images/s", "kd loss", "loss") if word in frame]
+    assert sorted(found) == sorted(shown), frame
+    assert "…" in frame or "runs/vit" in frame  # a description that does not fit is seen to be cut
 
 
 def test_other_ranks_show_nothing(capsys: pytest.CaptureFixture[str]) -> None:

@@ -65,7 +65,7 @@ def test_a_given_output_stands_in_for_the_teacher() -> None:
     torch.testing.assert_close(result["kd_loss"].double(), plain_kl(student(images), logits, 1.0), rtol=1e-4, atol=1e-6)
 
 
-def test_without_teacher_and_output_the_error_says_what_to_pass() -> None:
+def test_without_teacher_and_output_the_error_names_what_to_pass() -> None:
     with pytest.raises(MissingTeacherError, match="teacher_output=cache"):
         LogitDistillationTask(tiny_model())(*batch())
 
@@ -75,7 +75,7 @@ def test_an_output_without_logits_is_refused() -> None:
         LogitDistillationTask(tiny_model())(*batch(), TeacherOutput(None, {"pooled": torch.zeros(6, 8)}))
 
 
-def test_training_without_labels_looks_at_none() -> None:
+def test_training_without_labels_needs_none() -> None:
     task = LogitDistillationTask(tiny_model("test_efficientnet"), tiny_model(), task_loss_weight=0.0)
     result = task(batch()[0], None)
     assert float(result["task_loss"].detach()) == 0.0
@@ -111,7 +111,7 @@ def test_a_callable_loss_gets_the_target_if_it_takes_one() -> None:
     assert torch.equal(seen[0], target)
 
 
-def test_the_teacher_is_frozen_from_birth_and_stays_so() -> None:
+def test_the_teacher_is_frozen_on_construction_and_stays_so() -> None:
     model = tiny_model().train()
     task = LogitDistillationTask(tiny_model("test_efficientnet"), model)
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -144,10 +144,10 @@ def test_losses_are_float32_under_autocast_and_the_teacher_is_not_touched_by_it(
     expected = task.teacher(_batch_of(images)).logits
     with torch.autocast("cpu", torch.bfloat16):
         result = task(images, target)
-        said = task.teacher(_batch_of(images)).logits
+        outputs = task.teacher(_batch_of(images)).logits
     assert result["kd_loss"].dtype == result["task_loss"].dtype == result["loss"].dtype == torch.float32
     assert result["output"].dtype == torch.bfloat16
-    assert torch.equal(said, expected)
+    assert torch.equal(outputs, expected)
 
 
 def test_one_teacher_serves_students_of_different_normalisation() -> None:
@@ -160,12 +160,12 @@ def test_one_teacher_serves_students_of_different_normalisation() -> None:
 
 
 def test_a_teacher_output_is_a_value_that_can_be_copied_and_pickled() -> None:
-    said = TeacherOutput(torch.randn(2, 3), {"pooled": torch.randn(2, 4)})
-    for twin in (pickle.loads(pickle.dumps(said)), copy.deepcopy(said)):
-        assert torch.equal(twin.logits, said.logits)
-        assert torch.equal(twin.features["pooled"], said.features["pooled"])
-    assert said == said
-    assert len({said, said}) == 1
+    outputs = TeacherOutput(torch.randn(2, 3), {"pooled": torch.randn(2, 4)})
+    for twin in (pickle.loads(pickle.dumps(outputs)), copy.deepcopy(outputs)):
+        assert torch.equal(twin.logits, outputs.logits)
+        assert torch.equal(twin.features["pooled"], outputs.features["pooled"])
+    assert outputs == outputs
+    assert len({outputs, outputs}) == 1
 
 
 def test_a_student_that_is_its_own_frozen_teacher_is_refused_before_it_is_frozen() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import timm.task
 import torch
-from support import tiny_model
+from support import digits_dataset, loader_for, tiny_model
 from task_rows import distilled_student
 from timm.optim import create_optimizer_v2
 from timm.task._helpers import load_task_ema_checkpoint, resume_task_checkpoint
@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 import kdkit
 from kdkit import FeatureDistillationTask, LogitDistillationTask, TeacherOutput, TokenDistillationTask
-from kdkit.errors import CheckpointError, ConfigError, MissingTeacherError, UnknownNameError
+from kdkit.building.config import BuildConfig
+from kdkit.errors import CheckpointError, ClassMismatchError, ConfigError, MissingTeacherError, UnknownNameError
 from kdkit.tasks import LossTerm
 
 STUDENT, TEACHER = "test_efficientnet", "test_resnet"  # pooled widths 256 and 96
@@ -88,7 +89,7 @@ def test_a_student_with_one_head_is_no_token_student() -> None:
         TokenDistillationTask(tiny_model(), tiny_model())
 
 
-def test_a_two_headed_student_in_eval_mode_answers_with_one() -> None:
+def test_a_two_headed_student_in_eval_mode_returns_one_output() -> None:
     task = TokenDistillationTask(distilled_student(), tiny_model(TEACHER)).eval()
     images, target = batch()
     torch.testing.assert_close(task(images, target)["output"], task.get_eval_model()(images))
@@ -190,10 +191,10 @@ def test_without_a_live_teacher_widths_are_given() -> None:
     live, images = make(), batch()[0]
     cached = FeatureDistillationTask(tiny_model(STUDENT), teacher_widths={"pooled": 96})
     cached.load_task_state(live.get_task_state())
-    said = live.teacher(kdkit.types.Batch(images, torch.zeros(0)))
+    outputs = live.teacher(kdkit.types.Batch(images, torch.zeros(0)))
     for task in (live, cached):
         task.eval()
-    torch.testing.assert_close(cached(*batch(), said)["loss"], live(*batch())["loss"])
+    torch.testing.assert_close(cached(*batch(), outputs)["loss"], live(*batch())["loss"])
 
 
 def test_taps_that_are_not_there_and_tasks_without_features_are_refused() -> None:
@@ -240,3 +241,36 @@ def test_a_copy_of_a_task_is_a_task_of_its_own() -> None:
         twin = copy.deepcopy(task).eval()
         torch.testing.assert_close(twin(*batch())["loss"], task.eval()(*batch())["loss"])
         assert twin.teacher.model is not task.teacher.model
+
+
+def test_a_teacher_without_a_head_serves_terms_on_features_live_and_cached(tmp_path: Path) -> None:
+    headless = tiny_model("test_vit", seed=5, num_classes=0)
+    live = FeatureDistillationTask(tiny_model("test_resnet"), headless).eval()
+    result = live(*batch())
+    assert result["kd_loss"].requires_grad
+    assert not {"teacher_top1", "agreement_top1", "teacher_entropy"} & set(result)
+    teacher = kdkit.create_teacher(headless, taps=["pooled"])
+    assert teacher.num_classes == 0
+    assert teacher(kdkit.types.Batch(*batch())).logits is None
+    dataset = digits_dataset(6)
+    kdkit.build_cache(teacher, dataset, tmp_path / "c.h5", BuildConfig(streams=("pooled",), num_workers=0))
+    cache = kdkit.open_cache(tmp_path / "c.h5", dataset)
+    cached = FeatureDistillationTask(tiny_model("test_resnet"), teacher_widths=cache.feature_widths)
+    cached.load_task_state(live.get_task_state())
+    images = next(iter(loader_for(dataset, cached.get_eval_model())))
+    cached.eval()
+    expected = live(images.input, images.target)
+    torch.testing.assert_close(
+        cached(images.input, images.target, cache(images))["loss"], expected["loss"], rtol=1e-3, atol=1e-3
+    )
+
+
+def test_class_counts_are_compared_only_where_a_term_compares_logits() -> None:
+    teacher = tiny_model(TEACHER, seed=5, num_classes=12)
+    result = FeatureDistillationTask(tiny_model(STUDENT), teacher)(*batch())
+    assert "agreement_top1" not in result
+    for classes in (12, 0):
+        with pytest.raises(ClassMismatchError, match=f"{classes} classes, the student 10"):
+            FeatureDistillationTask(
+                tiny_model(STUDENT), tiny_model(TEACHER, num_classes=classes), distill_loss=["hint_mse", "kl"]
+            )

@@ -36,7 +36,7 @@ def dataset() -> ReplayedDataset:
 
 @pytest.fixture(scope="module", params=list(TEACHERS))
 def cached(request: pytest.FixtureRequest, dataset: ReplayedDataset, tmp_path_factory: pytest.TempPathFactory):  # type: ignore[no-untyped-def]
-    """A teacher, one of its inner taps, and a cache of all that it says."""
+    """A teacher, one of its inner taps, and a cache of its outputs."""
     name, tap = request.param, TEACHERS[request.param]
     path = tmp_path_factory.mktemp(name) / "t.h5"
     streams = ("logits", "pooled", "tokens", tap)
@@ -54,11 +54,11 @@ def assert_the_same(live: TrainingTask, task: TrainingTask, cache: CachedTeacher
     task.load_state_dict(live.state_dict())
     for batch in loader_for(dataset, live.get_eval_model(), batch_size=24):
         torch.manual_seed(3)
-        asked = live(batch.input, batch.target)
+        from_live = live(batch.input, batch.target)
         torch.manual_seed(3)
         read = task(batch.input, batch.target, cache(batch))
-        assert list(asked) == list(read)
-        for name, value in asked.items():
+        assert list(from_live) == list(read)
+        for name, value in from_live.items():
             torch.testing.assert_close(read[name], value, rtol=3e-3, atol=1e-4, msg=name)
 
 

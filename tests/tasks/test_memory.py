@@ -35,9 +35,9 @@ def peak_bytes(make: Callable[[], TrainingTask], batches: list[Batch], cache: Ca
         task = make()
         optimizer = torch.optim.SGD(task.trainable_module.parameters(), lr=0.01, momentum=0.9)
         for batch in batches:
-            said = () if cache is None else (cache(batch),)
+            outputs = () if cache is None else (cache(batch),)
             optimizer.zero_grad()
-            task(batch.input, batch.target, *said)["loss"].backward()
+            task(batch.input, batch.target, *outputs)["loss"].backward()
             optimizer.step()
     events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
     alive = np.cumsum([event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())])

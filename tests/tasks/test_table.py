@@ -1,9 +1,9 @@
 """Every task with every loss: what one step does, for convolutional and transformer students and teachers.
 
-For each row, in float64, from a live teacher and from a cache: the step goes down the loss by as much as its gradient
-says, and gradients reach every parameter that trains and none of the teacher's. Both say the same, as far as a cache is
-exact: logits are kept as float32, features as float16. A checkpoint brings the very same task back. What several ranks
-do is in tests/distributed.
+For each row, in float64, from a live teacher and from a cache: a step lowers the loss by as much as its gradient
+predicts, and gradients reach every parameter that trains and none of the teacher's. Live and cached give the same
+result, as far as a cache is exact: logits are kept as float32, features as float16. A checkpoint brings the very same
+task back. What several ranks do is in tests/distributed.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def dataset() -> ReplayedDataset:
 
 @pytest.fixture(scope="module")
 def caches(dataset: ReplayedDataset, tmp_path_factory: pytest.TempPathFactory) -> dict[str, CachedTeacher]:
-    """All that each kind of teacher says about six images, at every tap that a row compares."""
+    """The outputs of each kind of teacher for six images, at every tap that a row compares."""
     folder, opened = tmp_path_factory.mktemp("caches"), {}
     for name in (CNN, VIT):
         config = BuildConfig(streams=("logits", "pooled", *INNER[name]), codec="float32", num_workers=0)
@@ -50,9 +50,9 @@ def steps(dataset: ReplayedDataset, student: nn.Module, cache: CachedTeacher) ->
     """One forward pass on the same images, with the same random numbers: with the live teacher, and from the cache."""
     images = next(iter(loader_for(dataset, student)))
 
-    def step(task: DistillationTask, said: TeacherOutput | None = None) -> Result:
+    def step(task: DistillationTask, outputs: TeacherOutput | None = None) -> Result:
         torch.manual_seed(17)
-        return task(images.input.double(), images.target, said)
+        return task(images.input.double(), images.target, outputs)
 
     return step, lambda task: step(task, cache(images))
 
@@ -96,11 +96,11 @@ def test_one_step_of_every_task(
         task = make(kind, loss, student, teacher)
         from_cache = make(kind, loss, student, teacher, cache=caches[teacher])
         live, cached = steps(dataset, task.get_eval_model(), caches[teacher])
-        asked, read = live(task), cached(from_cache)
-        assert list(asked) == list(read)
-        for name, value in asked.items():
+        from_live, read = live(task), cached(from_cache)
+        assert list(from_live) == list(read)
+        for name, value in from_live.items():
             torch.testing.assert_close(read[name], value, rtol=3e-3, atol=1e-4, check_dtype=False, msg=name)
-        after = step_down(task, asked, live)
+        after = step_down(task, from_live, live)
         step_down(from_cache, read, cached)
         for trained in (task, from_cache):
             assert_gradients_are_where_they_belong(trained)
@@ -115,8 +115,8 @@ def slopes(task: DistillationTask, result: Result) -> Result:
     found = {}
     for name, value in result.items():
         if name.startswith("weighted_") and value.requires_grad:
-            asked = torch.autograd.grad(value, parameters, retain_graph=True, materialize_grads=True)
-            found[name] = torch.cat([gradient.flatten() for gradient in asked])
+            from_live = torch.autograd.grad(value, parameters, retain_graph=True, materialize_grads=True)
+            found[name] = torch.cat([gradient.flatten() for gradient in from_live])
     return found
 
 
@@ -126,9 +126,7 @@ PAIRS = [(kind, *pair) for kind, loss in KINDS.items() for pair in pairs(kind, l
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("kind", "student", "teacher"), PAIRS)
-def test_each_task_with_every_loss_is_one_graph_that_says_what_it_says_eager(
-    kind: str, student: str, teacher: str
-) -> None:
+def test_each_task_with_every_loss_is_one_graph_with_the_eager_result(kind: str, student: str, teacher: str) -> None:
     """Values and gradients of every term. Autograd's compiler, which takes long, sees a pair of each task."""
     task = make(kind, every_loss(kind, student, teacher), student, teacher).float()
     images, target = batch()[0].float(), batch()[1]
@@ -136,8 +134,8 @@ def test_each_task_with_every_loss_is_one_graph_that_says_what_it_says_eager(
     ways: list[tuple[TeacherOutput | None, str]] = [(None, "eager")]
     if (student, teacher) == (VIT, CNN):
         ways = [(None, "aot_eager"), (task.teacher(Batch(images, torch.zeros(0))), "eager")]
-    for said, backend in ways:
-        assert_compiles_to_the_same(task, (images, target, said), backend)
+    for outputs, backend in ways:
+        assert_compiles_to_the_same(task, (images, target, outputs), backend)
 
 
 def assert_compiles_to_the_same(
@@ -160,7 +158,7 @@ def assert_compiles_to_the_same(
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch's own compiler needs g++")
 @pytest.mark.filterwarnings("ignore:.*torch._prims_common.check.* is deprecated:FutureWarning")  # torch's own
 @pytest.mark.parametrize("kind", KINDS)
-def test_each_task_compiled_to_machine_code_says_what_it_says_eager(kind: str) -> None:
+def test_each_task_compiled_to_machine_code_has_the_eager_result(kind: str) -> None:
     task = make(kind, KINDS[kind], VIT, CNN).float()
     assert_compiles_to_the_same(task, (batch()[0].float(), batch()[1], None), "inductor")
 

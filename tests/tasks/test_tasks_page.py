@@ -1,4 +1,4 @@
-"""The Python of docs/tasks.md runs as it stands, after what its readers have already."""
+"""The Python code of docs/tasks.md runs unchanged, given a student, a teacher and a batch."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ def test_the_python_of_the_page_runs_in_its_order() -> None:
     images, target = batch()
     images = images.float()
     teacher = tiny_model("test_resnet", seed=1)
-    said = create_teacher(teacher)(Batch(images, torch.zeros(0)))
+    teacher_output = create_teacher(teacher)(Batch(images, torch.zeros(0)))
     names = {
         "student": tiny_model("test_efficientnet"),
         "teacher": teacher,
         "other": tiny_model("test_vit", seed=2),
         "images": images,
         "target": target,
-        "said": said,
+        "teacher_output": teacher_output,
     }
     code = blocks("docs/tasks.md", language="python")
     assert len(code) == 5

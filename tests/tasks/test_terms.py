@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
 from support import tiny_model
 from torch import Tensor
 
-from kdkit import ClassificationTask, LogitDistillationTask, TeacherOutput, losses
+from kdkit import ClassificationTask, FeatureDistillationTask, LogitDistillationTask, TeacherOutput, losses
 from kdkit.errors import ConfigError, MissingTeacherError, UnknownNameError
 from kdkit.tasks import LossTerm, gradient_norms
 from kdkit.tasks.observation import observe
 from kdkit.tasks.term import as_terms
-from kdkit.types import SparseLogits
 
 
 def batch(count: int = 6) -> tuple[Tensor, Tensor]:
@@ -48,16 +49,46 @@ def test_several_losses_add_up_and_each_is_there_raw_and_weighted() -> None:
     torch.testing.assert_close(result["weighted_task_loss"], 0.3 * F.cross_entropy(student(images), target))
 
 
-def test_a_mapping_gives_weights_and_temperature_goes_to_whom_it_concerns() -> None:
+def test_a_mapping_gives_weights_and_the_temperature_goes_to_each_loss_that_takes_one() -> None:
     terms = as_terms({"kl": 1.0, "bce": 2.0}, temperature=3.0)
     assert [(term.name, term.weight, dict(term.options)) for term in terms] == [
         ("kl", 1.0, {"temperature": 3.0}),
         ("bce", 2.0, {}),
     ]
-    [dkd, kl] = as_terms({"dkd": {"weight": 2, "beta": 0.5}, "kl": {"temperature": 1.0}}, temperature=3.0)
+    [dkd, kl] = as_terms({"dkd": {"weight": 2, "beta": 0.5}, "kl": 1.0}, temperature=3.0)
     assert dkd == LossTerm("dkd", 2.0, {"beta": 0.5, "temperature": 3.0})
-    assert kl == LossTerm("kl", 1.0, {"temperature": 1.0})
-    assert as_terms([LossTerm("kl", options={"temperature": 1.0})], temperature=3.0)[0].options["temperature"] == 1.0
+    assert kl == LossTerm("kl", 1.0, {"temperature": 3.0})
+    [dkd, kl] = as_terms({"dkd": 1.0, "kl": {"temperature": 1.0}})
+    assert (dict(dkd.options), dict(kl.options)) == ({}, {"temperature": 1.0})
+
+
+def test_an_option_that_is_given_twice_is_refused() -> None:
+    with pytest.raises(ConfigError, match="temperature is given twice, for all losses and in the options of 'kl'"):
+        as_terms({"dkd": 1.0, "kl": {"temperature": 1.0}}, temperature=3.0)
+    with pytest.raises(ConfigError, match="standardize is given twice"):
+        LogitDistillationTask(
+            tiny_model(), distill_loss=LossTerm("kl", options={"standardize": True}), standardize=True
+        )
+    with pytest.raises(ConfigError, match="'hint_mse': student_width follows from the taps"):
+        FeatureDistillationTask(
+            tiny_model(), tiny_model(seed=1), distill_loss=LossTerm("hint_mse", options={"student_width": 3})
+        )
+
+
+@pytest.mark.parametrize("wrong", [None, float("nan"), float("inf"), "1", True])
+def test_a_weight_that_is_no_finite_number_is_refused_in_the_constructor(wrong: Any) -> None:
+    for name in ("task_loss_weight", "distill_loss_weight"):
+        with pytest.raises(ConfigError, match=f"{name} must be a finite number, got"):
+            LogitDistillationTask(tiny_model(), **{name: wrong})
+    with pytest.raises(ConfigError, match="weight of term 'kl' must be a finite number, got"):
+        LogitDistillationTask(tiny_model(), distill_loss={"kl": wrong})
+
+
+@pytest.mark.parametrize("wrong", [0, -1.0, float("nan"), float("inf"), "4"])
+def test_a_temperature_that_cannot_work_is_refused_in_the_constructor(wrong: Any) -> None:
+    for options in ({"temperature": wrong}, {"distill_loss": {"kl": {"temperature": wrong}}}):
+        with pytest.raises(ConfigError, match="loss 'kl': temperature must be a finite number"):
+            LogitDistillationTask(tiny_model(), **options)
 
 
 def test_standardised_logits_go_through_every_named_loss() -> None:
@@ -102,14 +133,14 @@ def test_what_is_observed_is_what_a_plain_count_finds() -> None:
 
 
 def test_a_sparse_teacher_is_observed_as_its_dense_twin() -> None:
-    sparse = losses.SparseLogProbs.from_logits(logits(2), 3)
+    sparse = losses.SparseLogits.from_logits(logits(2), 3)
     for target in (torch.arange(6), None):
         mine, dense = observe(logits(1), sparse, target), observe(logits(1), sparse.to_dense(), target)
         assert list(mine) == list(dense)
         for name, value in mine.items():
             torch.testing.assert_close(value, dense[name])
-    said = TeacherOutput(None, {}, SparseLogits(sparse.ids, sparse.log_probs, sparse.log_rest, 10))
-    result = LogitDistillationTask(tiny_model())(*batch(), said)
+    outputs = TeacherOutput(None, {}, sparse)
+    result = LogitDistillationTask(tiny_model())(*batch(), outputs)
     torch.testing.assert_close(result["teacher_entropy"], observe(logits(1), sparse, None)["teacher_entropy"])
 
 

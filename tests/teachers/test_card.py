@@ -104,7 +104,7 @@ def test_the_card_in_the_readme_is_read_as_it_stands():
     assert card.checkpoint == Path("birds.safetensors")
 
 
-def test_a_card_holds_what_the_file_says_in_immutable_values():
+def test_a_card_holds_the_values_of_the_file_and_is_immutable():
     card = load_card(
         write(
             BIRDS
@@ -269,7 +269,7 @@ def test_a_card_of_ones_own_stands_in_for_the_shipped_one_of_its_name():
     assert [card.name for card in list_cards()] == NAMES
 
 
-def test_a_card_in_the_teachers_folder_must_be_called_what_it_says():
+def test_a_card_in_the_teachers_folder_must_have_the_name_of_its_file():
     write(BIRDS, "teachers/fish.yaml")
     for look in (list_cards, lambda: load_card("fish")):
         with pytest.raises(ConfigError, match=r"fish\.yaml: name: is 'birds', but the file is called 'fish'"):

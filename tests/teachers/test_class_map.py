@@ -33,7 +33,7 @@ class Head(torch.nn.Module):
         return torch.arange(self.num_classes).float().expand(len(images), -1)
 
 
-def ask(**options: object) -> torch.Tensor:
+def run_teacher(**options: object) -> torch.Tensor:
     teacher = create_teacher(Head(int(options.pop("width", 4))), **options)  # type: ignore[arg-type,call-overload]
     logits = teacher(Batch(torch.zeros(2, 3, 8, 8), torch.zeros(2))).logits
     assert logits is not None
@@ -49,7 +49,7 @@ def test_every_synset_of_1k_is_found_in_a_family_or_named_as_missing(family: str
     if missing:
         with pytest.raises(ClassMismatchError, match=f"{len(missing)} of the 1000.*{missing[0]}"):
             map_names(wanted, names, "the teacher")
-    found = map_names(wanted, names, "the teacher", "least")
+    found = map_names(wanted, names, "the teacher", "min_logit")
     assert [names[number] if number >= 0 else "none" for number in found] == [
         "none" if name in missing else name for name in wanted
     ]
@@ -57,21 +57,24 @@ def test_every_synset_of_1k_is_found_in_a_family_or_named_as_missing(family: str
 
 def test_22k_lacks_one_synset_of_1k_and_its_microsoft_order_none() -> None:
     with pytest.raises(
-        ClassMismatchError, match=r"no class for 1 of the 1000 asked for: n04399382; .*missing=\"least\""
+        ClassMismatchError,
+        match=r"no class for 1 of the 1000 classes of the map: n04399382; .*missing_classes=\"min_logit\"",
     ):
-        ask(width=21841, class_map="imagenet-1k")
-    assert ask(width=21842, class_map="imagenet-1k").tolist() == list(range(1000))
+        run_teacher(width=21841, class_map="imagenet-1k")
+    assert run_teacher(width=21842, class_map="imagenet-1k").tolist() == list(range(1000))
 
 
 def test_a_missing_class_is_the_teachers_least_likely() -> None:
-    said = ask(width=21841, class_map="imagenet-1k", missing="least")
+    outputs = run_teacher(width=21841, class_map="imagenet-1k", missing_classes="min_logit")
     at = synsets("imagenet-1k").index("n04399382")
     others = [synsets("imagenet-22k").index(name) for name in synsets("imagenet-1k") if name != "n04399382"]
-    assert said.tolist() == [*others[:at], min(others), *others[at:]]
+    assert outputs.tolist() == [*others[:at], min(others), *others[at:]]
 
 
 def test_missing_survives_for_input_and_counts_in_the_fingerprint() -> None:
-    teacher = create_teacher(Head(4), class_map=["a", "x"], class_names=["d", "a", "b", "c"], missing="least")
+    teacher = create_teacher(
+        Head(4), class_map=["a", "x"], class_names=["d", "a", "b", "c"], missing_classes="min_logit"
+    )
     assert teacher.class_map == teacher.for_input(teacher.normalization).class_map == (1, -1)
     other = create_teacher(Head(4), class_map=["a", "b"], class_names=["d", "a", "b", "c"])
     assert teacher.fingerprint()["class_map_sha256"] != other.fingerprint()["class_map_sha256"]
@@ -79,25 +82,25 @@ def test_missing_survives_for_input_and_counts_in_the_fingerprint() -> None:
 
 def test_names_are_looked_up_in_the_order_asked_for() -> None:
     names = ["cat", "dog", "owl", "fox"]
-    assert ask(class_names=names, class_map=["fox", "cat"]).tolist() == [3, 0]
-    with pytest.raises(ClassMismatchError, match="1 of the 2 asked for: cow"):
-        ask(class_names=names, class_map=["fox", "cow"])
-    with pytest.raises(ClassMismatchError, match="2 of the 2 asked for: cow, ant"):
-        ask(class_names=names, class_map=["cow", "ant"], missing="least")
+    assert run_teacher(class_names=names, class_map=["fox", "cat"]).tolist() == [3, 0]
+    with pytest.raises(ClassMismatchError, match="1 of the 2 classes of the map: cow"):
+        run_teacher(class_names=names, class_map=["fox", "cow"])
+    with pytest.raises(ClassMismatchError, match="2 of the 2 classes of the map: cow, ant"):
+        run_teacher(class_names=names, class_map=["cow", "ant"], missing_classes="min_logit")
     with pytest.raises(ClassMismatchError, match="several classes crane"):
-        ask(class_names=["crane", "dog", "crane", "fox"], class_map=["crane", "dog"])
+        run_teacher(class_names=["crane", "dog", "crane", "fox"], class_map=["crane", "dog"])
     with pytest.raises(ClassMismatchError, match="4 classes, class_names names 2"):
-        ask(class_names=names[:2], class_map=["cat", "dog"])
+        run_teacher(class_names=names[:2], class_map=["cat", "dog"])
 
 
 def test_synsets_of_a_few_classes_pick_them_from_a_1k_model() -> None:
     wanted = ["n02123045", "n01440764"]
-    assert ask(width=1000, class_map=wanted).tolist() == [synsets("imagenet-1k").index(name) for name in wanted]
+    assert run_teacher(width=1000, class_map=wanted).tolist() == [synsets("imagenet-1k").index(name) for name in wanted]
 
 
 def test_what_timm_does_not_list_is_refused() -> None:
     with pytest.raises(UnknownNameError, match="imagenet-1k"):
-        ask(width=1000, class_map="imagenet-1kk")
+        run_teacher(width=1000, class_map="imagenet-1kk")
     with pytest.raises(ConfigError, match="no ImageNet family has 10; pass class_names"):
         resolve_class_map("imagenet-1k", tiny_model(), "the teacher")
 

@@ -26,7 +26,7 @@ def images(count: int = 4, size: int = 32) -> Tensor:
     return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(0))
 
 
-def ask(teacher: Teacher, count: int = 4, size: int = 32) -> Tensor:
+def run_teacher(teacher: Teacher, count: int = 4, size: int = 32) -> Tensor:
     logits = teacher(Batch(images(count, size), torch.zeros(count))).logits
     assert logits is not None
     return logits
@@ -42,10 +42,10 @@ def test_an_ensemble_is_the_weighted_mean_of_probabilities_each_member_fed_as_it
         create_teacher(tiny_model("test_resnet", num_classes=12), class_map=range(10), input_size=48),
         create_teacher(tiny_model("test_efficientnet", seed=2), class_map=list(range(9, -1, -1))),
     ]
-    said = ask(TeacherEnsemble(members, [3.0, 1.0]).for_input(normalization))
-    p = [ask(member.for_input(normalization)).double().softmax(1) for member in members]
-    torch.testing.assert_close(said.double(), (0.75 * p[0] + 0.25 * p[1]).log(), rtol=1e-5, atol=1e-5)
-    assert said.exp().sum(1) == pytest.approx(torch.ones(4), abs=1e-5)
+    outputs = run_teacher(TeacherEnsemble(members, [3.0, 1.0]).for_input(normalization))
+    p = [run_teacher(member.for_input(normalization)).double().softmax(1) for member in members]
+    torch.testing.assert_close(outputs.double(), (0.75 * p[0] + 0.25 * p[1]).log(), rtol=1e-5, atol=1e-5)
+    assert outputs.exp().sum(1) == pytest.approx(torch.ones(4), abs=1e-5)
 
 
 def test_an_ensemble_is_frozen_and_can_teach_wherever_a_teacher_can() -> None:
@@ -53,7 +53,7 @@ def test_an_ensemble_is_frozen_and_can_teach_wherever_a_teacher_can() -> None:
     task = LogitDistillationTask(tiny_model("test_efficientnet"), ensemble)
     result = task(images(), torch.arange(4))
     result["loss"].backward()
-    expected = ask(ensemble.for_input(Normalization.of(task.trainable_module)))
+    expected = run_teacher(ensemble.for_input(Normalization.of(task.trainable_module)))
     torch.testing.assert_close(result["kd_loss"], losses.kl(result["output"], expected))
     assert {id(p) for p in task.parameters()} == {id(p) for p in task.trainable_module.parameters()}
     assert all(p.grad is None and not p.requires_grad for member in ensemble.members for p in member.model.parameters())
@@ -104,7 +104,7 @@ def test_members_of_one_name_are_compared_all_the_same() -> None:
         TeacherEnsemble([tiny_model("test_resnet")])  # type: ignore[list-item]
 
 
-def test_a_cache_of_an_ensemble_says_what_it_says(tmp_path: Path) -> None:
+def test_a_cache_of_an_ensemble_holds_its_outputs(tmp_path: Path) -> None:
     ensemble, dataset = TeacherEnsemble(pair()), digits_dataset(40)
     build_cache(ensemble, dataset, tmp_path / "e.h5", BuildConfig(codec="float32", num_workers=0))
     cache = open_cache(tmp_path / "e.h5", dataset)
@@ -142,8 +142,8 @@ def test_two_real_teachers_at_224_and_260_pixels_teach_alike_live_and_from_a_cac
         live, cached = task(batch.input, batch.target), task(batch.input, batch.target, cache(batch))
         for name, value in live.items():
             torch.testing.assert_close(cached[name], value, rtol=1e-4, atol=1e-4, msg=name)
-        said = task.teacher(batch).logits
-        assert said.argmax(1)[[0, 1, 3]].tolist() == [285, 967, 657]  # Egyptian cat, espresso, missile
+        outputs = task.teacher(batch).logits
+        assert outputs.argmax(1)[[0, 1, 3]].tolist() == [285, 967, 657]  # Egyptian cat, espresso, missile
 
 
 class Hungry(nn.Module):
@@ -151,11 +151,11 @@ class Hungry(nn.Module):
 
     def __init__(self, model: nn.Module, most: int) -> None:
         super().__init__()
-        self.model, self.most, self.asked = model, most, []
+        self.model, self.most, self.sizes = model, most, []
         self.num_classes = 10
 
     def forward(self, images: Tensor) -> Tensor:
-        self.asked.append(len(images))
+        self.sizes.append(len(images))
         if len(images) > self.most:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return self.model(images)
@@ -167,18 +167,18 @@ def test_fault_19_a_batch_beyond_the_teachers_memory_is_halved_until_it_fits(
     plain = tiny_model().eval()
     teacher = create_teacher(Hungry(plain, 3))
     with caplog.at_level(logging.WARNING):
-        said = ask(teacher, 10)
-    torch.testing.assert_close(said, ask(create_teacher(plain), 10))
-    assert teacher.model.asked == [10, 5, 3, 3, 3, 1]
-    assert "asking about 3" in caplog.text
-    teacher.model.asked.clear()
-    ask(teacher, 7)
-    assert teacher.model.asked == [3, 3, 1]  # what fits is remembered
+        outputs = run_teacher(teacher, 10)
+    torch.testing.assert_close(outputs, run_teacher(create_teacher(plain), 10))
+    assert teacher.model.sizes == [10, 5, 3, 3, 3, 1]
+    assert "trying 3" in caplog.text
+    teacher.model.sizes.clear()
+    run_teacher(teacher, 7)
+    assert teacher.model.sizes == [3, 3, 1]  # what fits is remembered
 
 
 def test_fault_19_one_image_too_many_is_an_error_of_its_own() -> None:
     with pytest.raises(TeacherMemoryError, match="one image of 32 x 32 pixels") as caught:
-        ask(create_teacher(Hungry(tiny_model(), 0)))
+        run_teacher(create_teacher(Hungry(tiny_model(), 0)))
     assert isinstance(caught.value, KdkitError)
     assert isinstance(caught.value, MemoryError)
 
@@ -197,33 +197,33 @@ def test_autocast_is_the_teachers_own_and_part_of_its_fingerprint() -> None:
     teacher = create_teacher(model, autocast=torch.bfloat16)
     with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
         expected = model(images())
-    assert torch.equal(ask(teacher), expected)
-    assert torch.equal(ask(teacher.for_input(teacher.normalization)), expected)
+    assert torch.equal(run_teacher(teacher), expected)
+    assert torch.equal(run_teacher(teacher.for_input(teacher.normalization)), expected)
     assert next(model.parameters()).dtype == torch.float32
     assert (teacher.fingerprint()["autocast"], create_teacher(model).fingerprint()["autocast"]) == ("bfloat16", None)
 
 
-def test_another_way_to_resize_says_so_in_the_fingerprint_and_none_is_an_error() -> None:
+def test_another_way_to_resize_changes_the_fingerprint_and_none_is_an_error() -> None:
     model = tiny_model()
     bilinear = create_teacher(model, input_size=48, resize="bilinear")
     resized = nn.functional.interpolate(images(), (48, 48), mode="bilinear", antialias=True)
-    torch.testing.assert_close(ask(bilinear), model(resized))
+    torch.testing.assert_close(run_teacher(bilinear), model(resized))
     assert bilinear.fingerprint()["resize"] == "bilinear"
     assert "resize" not in create_teacher(model, input_size=48).fingerprint()
     with pytest.raises(ShapeError, match=r"\[48, 48\] pixels, got images of \[32, 32\]"):
-        ask(create_teacher(model, input_size=48, resize="error"))
+        run_teacher(create_teacher(model, input_size=48, resize="error"))
     with pytest.raises(ConfigError, match="nearest"):
         create_teacher(model, resize="nearest")  # type: ignore[arg-type]
 
 
 @pytest.mark.slow
-def test_a_compiled_teacher_says_the_same_and_stays_compiled() -> None:
+def test_a_compiled_teacher_has_the_same_outputs_and_stays_compiled() -> None:
     teacher = create_teacher(tiny_model(), taps=["pooled"])
     expected = teacher(Batch(images(), torch.zeros(4)))
     twin = teacher.compile(backend="aot_eager").for_input(teacher.normalization)
     assert twin._compile_options == {"backend": "aot_eager"}
-    said = twin(Batch(images(), torch.zeros(4)))
-    torch.testing.assert_close(said.logits, expected.logits, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(said.features["pooled"], expected.features["pooled"], rtol=1e-4, atol=1e-4)
+    outputs = twin(Batch(images(), torch.zeros(4)))
+    torch.testing.assert_close(outputs.logits, expected.logits, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(outputs.features["pooled"], expected.features["pooled"], rtol=1e-4, atol=1e-4)
     ensemble = TeacherEnsemble(pair()).compile(backend="aot_eager")
     assert all(member._compile_options for member in ensemble.for_input(Normalization()).members)

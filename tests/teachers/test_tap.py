@@ -20,7 +20,7 @@ def images(size: int = 64) -> torch.Tensor:
     return torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
 
 
-def ask(teacher: Teacher, size: int = 64) -> TeacherOutput:
+def run_teacher(teacher: Teacher, size: int = 64) -> TeacherOutput:
     return teacher(Batch(images(size), torch.zeros(2, dtype=torch.int64)))
 
 
@@ -33,11 +33,11 @@ def test_every_tap_of_a_family_has_its_width_and_leaves_the_logits_alone(name: s
     model = tiny_model(name)
     taps = available_taps(model)
     size = 160 if name == "test_vit_relpos" else 64
-    said = ask(create_teacher(model, taps=taps), size)
-    assert said.logits is not None
-    assert torch.equal(said.logits, model(images(size)))
-    assert tuple(said.features) == taps
-    for tap, feature in said.features.items():
+    outputs = run_teacher(create_teacher(model, taps=taps), size)
+    assert outputs.logits is not None
+    assert torch.equal(outputs.logits, model(images(size)))
+    assert tuple(outputs.features) == taps
+    for tap, feature in outputs.features.items():
         assert width_of(feature) == tap_width(model, tap), tap
         assert feature.ndim == {"p": 2, "t": 3, "b": 3, "s": 4}[tap[0]], tap
 
@@ -45,38 +45,38 @@ def test_every_tap_of_a_family_has_its_width_and_leaves_the_logits_alone(name: s
 def test_features_are_those_that_timms_own_calls_give() -> None:
     for name, inner in (("test_resnet", "stages.3"), ("test_vit", "blocks.3")):
         model = tiny_model(name)
-        said = ask(create_teacher(model, taps=["tokens", inner, "pooled"]))
+        outputs = run_teacher(create_teacher(model, taps=["tokens", inner, "pooled"]))
         final = model.forward_features(images())
-        torch.testing.assert_close(said.features["pooled"], model.forward_head(final, pre_logits=True))
+        torch.testing.assert_close(outputs.features["pooled"], model.forward_head(final, pre_logits=True))
         tokens = final[:, 1:] if name == "test_vit" else final.flatten(2).transpose(1, 2)
-        torch.testing.assert_close(said.features["tokens"], tokens)
+        torch.testing.assert_close(outputs.features["tokens"], tokens)
         feature = model.forward_intermediates(images(), indices=[3], intermediates_only=True)[0]
         expected = feature.flatten(2).transpose(1, 2) if name == "test_vit" else feature
-        torch.testing.assert_close(said.features[inner], expected)
+        torch.testing.assert_close(outputs.features[inner], expected)
 
 
 def test_channels_last_maps_and_distilled_transformers_give_patch_tokens() -> None:
     swin = timm.create_model(
         "swin_tiny_patch4_window7_224", num_classes=10, img_size=64, window_size=2, depths=(1,) * 4
     )
-    said = ask(create_teacher(swin, taps=["tokens", "stages.1"]))
-    assert said.features["tokens"].shape == (2, 4, 768)
-    assert said.features["stages.1"].shape == (2, 192, 8, 8)
+    outputs = run_teacher(create_teacher(swin, taps=["tokens", "stages.1"]))
+    assert outputs.features["tokens"].shape == (2, 4, 768)
+    assert outputs.features["stages.1"].shape == (2, 192, 8, 8)
     distilled = timm.create_model("deit_tiny_distilled_patch16_224", num_classes=10, img_size=64, depth=2)
-    assert ask(create_teacher(distilled, taps=["tokens"])).features["tokens"].shape == (2, 16, 192)
+    assert run_teacher(create_teacher(distilled, taps=["tokens"])).features["tokens"].shape == (2, 16, 192)
 
 
 def test_the_logits_come_from_the_same_single_forward_pass() -> None:
     model = tiny_model("test_vit")
     passes = []
     model.patch_embed.register_forward_hook(lambda *args: passes.append(1))
-    ask(create_teacher(model, taps=["pooled", "tokens", "blocks.0"]))
+    run_teacher(create_teacher(model, taps=["pooled", "tokens", "blocks.0"]))
     assert len(passes) == 1
 
 
 def test_taps_order_is_the_callers_and_survives_for_input() -> None:
     teacher = create_teacher(tiny_model(), taps=["stages.3", "pooled", "stages.1"]).for_input(Normalization())
-    assert teacher.taps == tuple(ask(teacher).features) == ("stages.3", "pooled", "stages.1")
+    assert teacher.taps == tuple(run_teacher(teacher).features) == ("stages.3", "pooled", "stages.1")
     assert teacher.with_taps([]).taps == ()
     assert teacher.with_taps([]).input_normalization == Normalization()
 
@@ -87,9 +87,8 @@ def test_taps_are_no_part_of_the_fingerprint() -> None:
 
 
 def test_features_carry_no_gradient() -> None:
-    assert not any(
-        feature.requires_grad for feature in ask(create_teacher(tiny_model(), taps=["pooled"])).features.values()
-    )
+    outputs = run_teacher(create_teacher(tiny_model(), taps=["pooled"]))
+    assert not any(feature.requires_grad for feature in outputs.features.values())
 
 
 def test_a_tap_that_is_not_there_is_named_with_those_that_are() -> None:

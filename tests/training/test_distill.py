@@ -1,13 +1,16 @@
-"""`distill` as a whole: what it leaves, what it looks at first, what it goes on from, and who listens."""
+"""`distill` as a whole: its files, its check before the first step, how it resumes, and its trackers."""
 
 from __future__ import annotations
 
+import importlib
 import json
+import re
 import sys
 import types
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import timm
@@ -20,11 +23,11 @@ from timm.models import load_checkpoint, resume_checkpoint
 
 from kdkit.cli import main
 from kdkit.config import TeacherConfig
-from kdkit.errors import CheckpointError, ConfigError, MissingDependencyError
+from kdkit.errors import CheckpointError, ConfigError, MissingDependencyError, NonFiniteLossError, UnknownNameError
 from kdkit.recipe import ViewRecipe
 from kdkit.training.config import DistillConfig, TrainConfig
 from kdkit.training.distill import distill
-from kdkit.training.finite import NonFiniteLossError
+from kdkit.training.trackers import TRACKERS, Run, create_tracker
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +63,8 @@ def finished(folder: Path) -> Path:
 def test_a_finished_run_leaves_checkpoints_that_timm_loads_and_resumes(finished: Path) -> None:
     left = {path.name for path in finished.iterdir()}
     assert left == {
-        "last.pth.tar", "model_best.pth.tar", "config.yaml", "student.json", "metrics.jsonl", "summary.csv",
+        "last.pth.tar", "previous.pth.tar", "model_best.pth.tar", "config.yaml", "student.json",
+        "metrics.jsonl", "summary.csv",
     }  # fmt: skip
     content = torch.load(finished / "last.pth.tar", weights_only=True)
     assert content["epoch"] == 1
@@ -70,6 +74,7 @@ def test_a_finished_run_leaves_checkpoints_that_timm_loads_and_resumes(finished:
     assert resume_checkpoint(model, str(finished / "last.pth.tar"), optimizer, log_info=False) == 2
     assert all(torch.equal(value, content["state_dict"][name]) for name, value in model.state_dict().items())
     assert optimizer.state_dict()["state"][0]["exp_avg"].abs().sum() > 0
+    assert resume_checkpoint(model, str(finished / "previous.pth.tar"), optimizer, log_info=False) == 1
     load_checkpoint(model, str(finished / "last.pth.tar"), use_ema=True, weights_only=True)
     assert all(torch.equal(value, content["state_dict_ema"][name]) for name, value in model.state_dict().items())
 
@@ -90,7 +95,7 @@ def test_a_run_that_has_ended_and_is_resumed_reports_the_same_and_changes_nothin
     assert {path.name: path.read_bytes() for path in finished.iterdir()} == before
 
 
-def test_torchruns_restart_goes_on_with_what_a_run_that_overwrites_has_left(
+def test_a_restart_by_torchrun_resumes_a_run_even_if_it_was_started_with_overwrite(
     folder: Path, finished: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
@@ -124,7 +129,7 @@ def test_a_run_is_not_resumed_with_another_configuration(folder: Path, finished:
         config(folder, finished, resume=True, overwrite=True)
 
 
-def test_a_run_goes_on_with_the_same_teacher_wherever_its_weights_lie(folder: Path, finished: Path) -> None:
+def test_a_run_resumes_with_the_same_teacher_wherever_its_weights_lie(folder: Path, finished: Path) -> None:
     for seed, name in ((1, "moved"), (2, "other")):
         save_file(tiny_model(seed=seed).state_dict(), folder / f"{name}.safetensors")
     resumed = config(folder, finished, resume=True)
@@ -133,7 +138,7 @@ def test_a_run_goes_on_with_the_same_teacher_wherever_its_weights_lie(folder: Pa
         distill(replace(resumed, teacher=TeacherConfig("test_resnet", checkpoint=str(folder / "other.safetensors"))))
 
 
-def test_a_run_does_not_go_on_with_a_teacher_that_is_put_together_or_asked_otherwise(
+def test_a_run_does_not_resume_with_a_teacher_of_another_structure_or_precision(
     folder: Path, finished: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     resumed = config(folder, finished, resume=True)
@@ -151,7 +156,9 @@ def test_a_run_does_not_go_on_with_a_teacher_that_is_put_together_or_asked_other
         distill(resumed)
 
 
-def test_a_damaged_checkpoint_or_log_is_not_gone_on_from(folder: Path, tmp_path: Path) -> None:
+def test_a_damaged_log_is_not_resumed_from_and_a_damaged_checkpoint_gives_way_to_the_one_before(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     distill(config(folder, tmp_path))
     metrics = (tmp_path / "metrics.jsonl").read_bytes()
     (tmp_path / "metrics.jsonl").write_bytes(metrics[:-10])
@@ -159,11 +166,19 @@ def test_a_damaged_checkpoint_or_log_is_not_gone_on_from(folder: Path, tmp_path:
         distill(config(folder, tmp_path, resume=True))
     (tmp_path / "metrics.jsonl").write_bytes(metrics)
     (tmp_path / "last.pth.tar").write_bytes(b"not a checkpoint")
-    with pytest.raises(CheckpointError, match="cannot be read"):
+    capsys.readouterr()
+    report = distill(config(folder, tmp_path, resume=True))
+    assert len(report.training.epochs) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.fullmatch(r"kdkit: '.*last.pth.tar' cannot be read: .*; resuming from the one before, .*", line)
+    assert len(line) < 300
+    for name in ("last.pth.tar", "previous.pth.tar"):
+        (tmp_path / name).write_bytes(b"not a checkpoint")
+    with pytest.raises(CheckpointError, match=r"last.pth.tar' cannot be read"):
         distill(config(folder, tmp_path, resume=True))
 
 
-def test_a_run_that_came_to_nothing_is_started_anew_by_resume(folder: Path, tmp_path: Path) -> None:
+def test_resume_starts_a_run_that_has_no_checkpoint_yet(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text("{}\n")
     (tmp_path / ".last.pth.tar.0123456789ab.tmp").write_text("half")
     report = distill(config(folder, tmp_path, resume=True, train={"epochs": 1}))
@@ -172,10 +187,10 @@ def test_a_run_that_came_to_nothing_is_started_anew_by_resume(folder: Path, tmp_
     assert json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])["step"] == 0
 
 
-def test_the_preflight_sees_the_teacher_the_classes_and_the_memory_and_leaves_no_trace(folder: Path) -> None:
+def test_the_preflight_measures_teacher_classes_and_memory_and_changes_nothing(folder: Path) -> None:
     reports = [
-        distill(config(folder, folder / f"preflight {look}", preflight=look, student_options={"drop_rate": 0.2}))
-        for look in (True, False)
+        distill(config(folder, folder / f"preflight {is_on}", preflight=is_on, student_options={"drop_rate": 0.2}))
+        for is_on in (True, False)
     ]
     seen = reports[0].preflight
     assert seen is not None
@@ -193,7 +208,7 @@ class _Tracker(types.ModuleType):
     """A module of wandb's shape."""
 
     def __init__(self) -> None:
-        super().__init__("fake_tracker")
+        super().__init__("wandb")
         self.runs: list[dict[str, Any]] = []
         self.rows: list[tuple[int, dict[str, float]]] = []
         self.finished = 0
@@ -211,12 +226,12 @@ class _Tracker(types.ModuleType):
 @pytest.fixture
 def tracker(monkeypatch: pytest.MonkeyPatch) -> _Tracker:
     module = _Tracker()
-    monkeypatch.setitem(sys.modules, "fake_tracker", module)
+    monkeypatch.setitem(sys.modules, "wandb", module)
     return module
 
 
-def test_trackers_of_wandbs_shape_are_told_every_step_and_epoch(folder: Path, tracker: _Tracker) -> None:
-    distill(config(folder, folder / "tracked", tracker="fake_tracker", project="mine"))
+def test_wandb_gets_every_step_and_epoch(folder: Path, tracker: _Tracker) -> None:
+    distill(config(folder, folder / "tracked", tracker="wandb", project="mine"))
     (run,) = tracker.runs
     assert run["project"] == "mine"
     assert run["name"] == "tracked"
@@ -227,17 +242,60 @@ def test_trackers_of_wandbs_shape_are_told_every_step_and_epoch(folder: Path, tr
     logged = [json.loads(line) for line in (folder / "tracked" / "metrics.jsonl").read_text().splitlines()]
     assert [row["loss"] for _, row in steps] == [record["loss"] for record in logged if record["kind"] == "step"]
     assert tracker.finished == 1
-    with pytest.raises(MissingDependencyError, match="pip install no_such_tracker"):
-        distill(config(folder, folder / "nothing", tracker="no_such_tracker"))
+
+
+def test_a_tracker_that_cannot_be_used_is_refused_with_why(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(MissingDependencyError, match="pip install wandb"):
+        create_tracker("wandb", run)
+    monkeypatch.setitem(sys.modules, "wandb", json)
     with pytest.raises(MissingDependencyError, match="no function init"):
-        distill(config(folder, folder / "nothing", tracker="json"))
+        create_tracker("wandb", run)
+    with pytest.raises(UnknownNameError, match=r"'wandbb'; did you mean .*tensorboard, trackio, wandb, or"):
+        create_tracker("wandbb", run)
+    with pytest.raises(MissingDependencyError, match="No module named 'no_such_module'"):
+        create_tracker("no_such_module:Tracker", run)
+    with pytest.raises(ConfigError, match="'json' has no 'Tracker'"):
+        create_tracker("json:Tracker", run)
 
 
-def test_a_tracker_is_told_that_a_run_which_failed_is_over(folder: Path, tracker: _Tracker) -> None:
+class Kept:
+    """A user's own tracker."""
+
+    runs: ClassVar[list[Kept]] = []
+
+    def __init__(self, run: Run) -> None:
+        self.run, self.steps, self.closed = run, [], False
+        self.runs.append(self)
+
+    def log(self, record: Mapping[str, Any], step: int) -> None:
+        self.steps.append(step)
+
+    def rewind(self, step: int) -> None:
+        self.steps = [done for done in self.steps if done < step]
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def test_a_users_own_tracker_is_named_by_its_module_and_class(folder: Path) -> None:
+    distill(config(folder, folder / "own", tracker=f"{__name__}:Kept", project="mine"))
+    (kept,) = Kept.runs
+    assert (kept.run.project, kept.run.folder, kept.run.config["train"]["epochs"]) == ("mine", folder / "own", 2)
+    assert sorted(set(kept.steps)) == list(range(6))
+    assert kept.closed
+
+
+@pytest.mark.parametrize("name", TRACKERS)
+def test_every_tracker_of_the_table_is_there(name: str) -> None:
+    module, _, attribute = TRACKERS[name].partition(":")
+    assert callable(getattr(importlib.import_module(module), attribute))
+
+
+def test_a_tracker_is_closed_when_the_run_fails(folder: Path, tracker: _Tracker) -> None:
     with pytest.raises(NonFiniteLossError):
-        distill(
-            config(folder, folder / "failed", tracker="fake_tracker", train={"opt": "sgd", "lr": 1e30, "log_every": 1})
-        )
+        distill(config(folder, folder / "failed", tracker="wandb", train={"opt": "sgd", "lr": 1e30, "log_every": 1}))
     assert tracker.finished == 1
 
 

@@ -80,7 +80,7 @@ def test_features_from_a_cache_train_a_student_that_is_saved_as_a_plain_one(fold
     assert list(saved["task_state"]) == ["comparisons"]
 
 
-def test_each_look_logs_how_strongly_the_terms_pull_at_the_head(folder: Path, tmp_path: Path) -> None:
+def test_gradient_norms_of_the_terms_are_logged(folder: Path, tmp_path: Path) -> None:
     config = run(folder, tmp_path / "run", "all", student="test_resnet", distill_loss={"kl": 1.0, "bce": 3.0})
     distill(dataclasses.replace(config, train=dataclasses.replace(TRAIN, log_gradients=True, log_every=1)))
     records = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
@@ -118,18 +118,18 @@ def test_a_two_headed_student_learns_through_its_second_head(folder: Path, tmp_p
 
 def test_labels_are_smoothed_as_timm_smooths_them_mixed_or_not_and_the_teachers_term_stays() -> None:
     torch.manual_seed(0)
-    images, target, said = torch.randn(4, 3, 32, 32), torch.tensor([3, 1, 9, 0]), torch.randn(4, 10)
+    images, target, logits = torch.randn(4, 3, 32, 32), torch.tensor([3, 1, 9, 0]), torch.randn(4, 10)
     mixed = mixup_target(target, 10, lam=0.3, smoothing=0.1)
     plain, smooth = (
         create_task(DistillConfig(data="", output="", student="", cache="x", **more), tiny_model(), None, None).eval()
         for more in ({}, {"label_smoothing": 0.1})
     )
-    results = {task: task(images, target, TeacherOutput(said)) for task in (plain, smooth)}
+    results = {task: task(images, target, TeacherOutput(logits)) for task in (plain, smooth)}
     expected = LabelSmoothingCrossEntropy(0.1)(results[smooth]["output"], target)
     torch.testing.assert_close(results[smooth]["task_loss"], expected)
     assert not torch.isclose(results[plain]["task_loss"], expected)
     assert torch.equal(results[plain]["kd_loss"], results[smooth]["kd_loss"])
-    soft = smooth(images, mixup_target(target, 10, lam=0.3, smoothing=0.0), TeacherOutput(said))
+    soft = smooth(images, mixup_target(target, 10, lam=0.3, smoothing=0.0), TeacherOutput(logits))
     torch.testing.assert_close(soft["task_loss"], SoftTargetCrossEntropy()(soft["output"], mixed))
     with pytest.raises(ConfigError, match="label_smoothing"):
         DistillConfig(data="", output="", student="", cache="x", label_smoothing=1.0)
@@ -141,7 +141,7 @@ def test_a_task_that_does_not_exist_is_refused() -> None:
 
 
 @pytest.mark.parametrize(("task", "streams"), [("logit", ("logits",)), ("feature", ("logits", "pooled"))])
-def test_a_run_reads_the_streams_that_its_task_looks_at(
+def test_a_run_reads_the_streams_that_its_task_needs(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: str, streams: tuple[str, ...]
 ) -> None:
     read = []
@@ -161,7 +161,7 @@ def test_data_that_names_no_classes_takes_their_number_from_the_teacher(
 ) -> None:
     source = digits(40)
     source.class_names = None
-    monkeypatch.setattr(module, "resolve_dataset", lambda name, recipe: ReplayedDataset(source, recipe))
+    monkeypatch.setattr(module, "open_dataset", lambda name, recipe: ReplayedDataset(source, recipe))
     recipe = ViewRecipe(size=32, hflip=0.0)
     teacher = create_teacher(tiny_model(seed=1))
     build_cache(teacher, ReplayedDataset(source, recipe), folder / "nameless.h5", BuildConfig(num_workers=0))

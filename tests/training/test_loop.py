@@ -136,7 +136,7 @@ def test_a_compiled_student_trains_as_an_eager_one(monkeypatch: pytest.MonkeyPat
         torch.testing.assert_close(weights[name], value, rtol=1e-3, atol=1e-5)
 
 
-def test_compiling_compiles_the_live_teacher_that_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compiling_compiles_the_live_teacher_that_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     compiled: list[Any] = []
 
     def compile_(module: Any, **options: Any) -> Any:
@@ -209,7 +209,7 @@ def test_a_run_without_labels_learns_from_the_teacher_alone() -> None:
     assert not torch.equal(states[0].head.weight, student().head.weight)
 
 
-def test_every_step_is_logged_with_what_it_said_whenever_it_is_brought_over(tmp_path: Path) -> None:
+def test_every_step_is_logged_with_its_terms_however_often_they_are_flushed(tmp_path: Path) -> None:
     logs = []
     for log_every in (1, 3, 100):
         task = LogitDistillationTask(student(), tiny_model(seed=1))

@@ -18,9 +18,9 @@ from kdkit.config import StudentConfig
 from kdkit.errors import CheckpointError, ClassMismatchError, ConfigError, OutputExistsError, UnknownNameError
 from kdkit.evaluation.config import EvaluateConfig
 from kdkit.evaluation.student import evaluate_student
+from kdkit.student import Student, load_student
 from kdkit.training.config import ExportConfig
 from kdkit.training.export import export_student
-from kdkit.training.student import Student, load_student
 
 SIZE = 32
 MODELS = ("test_resnet", "test_vit")
@@ -69,7 +69,7 @@ def test_timm_loads_an_exported_student_with_equal_outputs(name: str, tmp_path: 
 
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch.onnx: the exporter that needs no onnxscript
-def test_onnxruntime_says_what_the_student_says_for_any_batch_size(name: str, tmp_path: Path) -> None:
+def test_onnxruntime_gives_the_students_logits_for_any_batch_size(name: str, tmp_path: Path) -> None:
     import onnxruntime
 
     model = run_folder(tmp_path / "run", name)
@@ -77,8 +77,8 @@ def test_onnxruntime_says_what_the_student_says_for_any_batch_size(name: str, tm
     session = onnxruntime.InferenceSession(report.files[-1], providers=["CPUExecutionProvider"])
     for count in (1, 5):
         pictures = torch.randn(count, 3, SIZE, SIZE)
-        (said,) = session.run(["logits"], {"images": pictures.numpy()})
-        assert np.allclose(said, model(pictures).detach().numpy(), atol=1e-4)
+        (logits,) = session.run(["logits"], {"images": pictures.numpy()})
+        assert np.allclose(logits, model(pictures).detach().numpy(), atol=1e-4)
 
 
 def test_evaluation_finds_what_a_plain_loop_finds_in_run_and_export(images: Path, tmp_path: Path) -> None:
@@ -103,7 +103,7 @@ def test_evaluation_finds_what_a_plain_loop_finds_in_run_and_export(images: Path
         assert report.top5 == pytest.approx(float(found.float().mean()) * 100)
 
 
-def test_ema_weights_are_taken_where_asked_for_and_refused_where_there_are_none(tmp_path: Path) -> None:
+def test_ema_weights_are_loaded_on_request_and_refused_where_there_are_none(tmp_path: Path) -> None:
     average = tiny_model(seed=5)
     model = run_folder(tmp_path / "with", "test_resnet", ema=average)
     run_folder(tmp_path / "without", "test_resnet")

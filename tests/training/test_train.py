@@ -12,13 +12,12 @@ import torch
 from support import digits_dataset, loader_for, tiny_model
 
 from kdkit import ClassificationTask, LogitDistillationTask, create_teacher
-from kdkit.errors import ConfigError, OutputExistsError, UnknownNameError
+from kdkit.errors import ConfigError, NonFiniteLossError, OutputExistsError, UnknownNameError
 from kdkit.recipe import ViewRecipe
 from kdkit.runtime.output import prepare_output
 from kdkit.runtime.progress import Display
 from kdkit.training.config import TrainConfig
 from kdkit.training.evaluate import evaluate
-from kdkit.training.finite import NonFiniteLossError
 from kdkit.training.logger import RunLogger
 from kdkit.training.train import train
 
@@ -135,7 +134,7 @@ def test_overwriting_never_removes_what_kdkit_did_not_write(tmp_path: Path) -> N
     assert (tmp_path / "precious").exists()
 
 
-def test_a_live_teacher_as_the_source_is_asked_in_the_students_normalisation() -> None:
+def test_a_live_teacher_as_the_source_gets_images_in_the_students_normalisation() -> None:
     dataset, model = digits_dataset(64), tiny_model(seed=1)  # 0.5 all over; the student has ImageNet's
     config = TrainConfig(epochs=1, opt="sgd", lr=1e-4, weight_decay=0.0)
     losses = []

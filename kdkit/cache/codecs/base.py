@@ -1,4 +1,4 @@
-"""What a codec is: a fixed number of bytes for what a teacher said about one sample.
+"""The codec interface: a fixed number of bytes for a teacher's output on one sample.
 
 Dimensions: B batch, C classes, R rows of a fitting sample; ... the sides of a row, e.g. [C] of logits.
 """
@@ -21,10 +21,10 @@ from kdkit.errors import ConfigError, ShapeError
 
 @dataclass(frozen=True)
 class RowCodec(ABC):
-    """Encodes a batch of tensors into uint8 [B, row_bytes], and decodes those.
+    """Encodes a batch of tensors into uint8 [B, row_bytes], and decodes such rows.
 
-    A frozen dataclass whose fields are the metadata that a cache file stores; what a codec learns is kept apart in
-    `arrays`, which the file stores as datasets. Encoding and decoding run on the device of their input, for a whole
+    A frozen dataclass whose fields are the metadata that a cache file stores; fitted values are kept apart in `arrays`,
+    which the file stores as datasets. Encoding and decoding run on the device of their input, for a whole
     batch at once.
     """
 
@@ -42,7 +42,7 @@ class RowCodec(ABC):
 
     @property
     def arrays(self) -> Mapping[str, np.ndarray[Any, Any]]:
-        """What `fit` learnt, by name; empty for a codec that learns nothing."""
+        """Arrays that `fit` computed, by name; empty for a codec without a fit."""
         return {}
 
     def with_arrays(self, arrays: Mapping[str, np.ndarray[Any, Any]]) -> Self:
@@ -52,7 +52,7 @@ class RowCodec(ABC):
             ConfigError: an array is missing, unknown, or has a wrong dtype, shape or value.
         """
         if arrays:
-            raise ConfigError(f"codec {self.name!r} learns nothing, but was given arrays {sorted(arrays)}")
+            raise ConfigError(f"codec {self.name!r} has no fit, but was given arrays {sorted(arrays)}")
         return self
 
     def is_encodable(self, values: Tensor) -> Tensor:
@@ -76,28 +76,31 @@ class RowCodec(ABC):
 
 @dataclass(frozen=True)
 class Codec(RowCodec):
-    """Encodes logits [B, C] and decodes them into normalised log-probabilities; `create_codec(**to_dict())` is it."""
+    """Encodes logits [B, C] and decodes them into normalised log-probabilities.
+
+    `create_codec(**codec.to_dict())` makes the codec again.
+    """
 
     num_classes: int
 
     def fit(self, sample_logits: Tensor, head: Tensor | None = None) -> Self:
-        """A codec of the same options fitted to `sample_logits` [R, C]; self where nothing is learnt.
+        """A codec of the same options fitted to `sample_logits` [R, C]; itself for a codec without a fit.
 
-        `head` is the weight [C, F] of the teacher's last linear layer over F features, where it has one: it tells how
-        logits can vary where the sample is too small to show it.
+        `head` is the weight [C, F] of the teacher's last linear layer over F features, where it has one: it shows how
+        logits can vary where the sample is too small to do so.
         """
         return self
 
 
 def check_logits(codec: Codec, logits: Tensor) -> None:
-    """Refuse what is not [B, C] floating point."""
+    """Checks that logits are [B, C] floating point."""
     if logits.ndim != 2 or logits.shape[1] != codec.num_classes or not logits.is_floating_point():
         arrived = f"{logits.dtype} {list(logits.shape)}"
         raise ShapeError(f"codec {codec.name!r} takes float logits [B, {codec.num_classes}], got {arrived}")
 
 
 def check_payload(codec: RowCodec, payload: Tensor) -> None:
-    """Refuse what is not uint8 [B, row_bytes]."""
+    """Checks that a payload is uint8 [B, row_bytes]."""
     if payload.ndim != 2 or payload.shape[1] != codec.row_bytes or payload.dtype != torch.uint8:
         arrived = f"{payload.dtype} {list(payload.shape)}"
         raise ShapeError(f"codec {codec.name!r} decodes torch.uint8 [B, {codec.row_bytes}], got {arrived}")

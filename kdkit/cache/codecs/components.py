@@ -1,4 +1,4 @@
-"""What the lowrank codec learns: a mean, principal components, and the levels of each component's coefficient.
+"""The fitted part of the lowrank codec: a mean, principal components, and the levels of each component's coefficient.
 
 Dimensions: C classes, D components.
 """
@@ -33,7 +33,7 @@ class Tables(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Components:
-    """The learnt arrays; cache/CODECS.md says what each means."""
+    """The fitted arrays; cache/CODECS.md describes each."""
 
     mean: np.ndarray[Any, Any]  # float32 [C]
     basis: np.ndarray[Any, Any]  # float16 [D, C]: half precision moves a decoded row less than its coarsest level does

@@ -26,7 +26,7 @@ _FLOAT16_LEAST = -65504.0
 
 @dataclass(frozen=True)
 class Float32Codec(Codec):
-    """The logits themselves, bit for bit: 4 C bytes a row."""
+    """The logits themselves, bit for bit: 4 C bytes per row."""
 
     name: ClassVar[str] = "float32"
 
@@ -48,7 +48,7 @@ class Float32Codec(Codec):
 
 @dataclass(frozen=True)
 class Float16Codec(Codec):
-    """Log-probabilities in half precision: 2 C bytes a row.
+    """Log-probabilities in half precision: 2 C bytes per row.
 
     Log-probabilities rather than logits, because then the likely classes, which the divergence weighs most, lie near
     zero where half precision is finest.
@@ -78,9 +78,9 @@ class Float16Codec(Codec):
 
 @dataclass(frozen=True)
 class Int8Codec(Codec):
-    """How far each class lies below the likeliest, on 256 levels that lie closest near the top: C + 4 bytes a row.
+    """How far each class lies below the likeliest, on 256 levels that lie closest near the top: C + 4 bytes per row.
 
-    Layout: float32 depth d, the least likely class's distance, at most 30 nats; then one uint8 code c a class. With
+    Layout: float32 depth d, the least likely class's distance, at most 30 nats; then one uint8 code c per class. With
     u = c / 255 the class lies d (0.4 u + 0.6 u^2) below the top. KL(teacher || decoded) <= 0.005 for every row.
     """
 

@@ -1,7 +1,7 @@
 """The likeliest classes of a row, one by one, and the mass that they leave to the rest.
 
 The k classes and the rest are k + 1 groups of a distribution. Each group's log-probability is kept as a number of
-steps below 0. The first group is the likeliest class; it decodes 1/16 of a step higher than its code says, and no
+steps below 0. The first group is the likeliest class; it decodes 1/16 of a step higher than its code tells, and no
 other group's code is smaller than its, so that the top-1 survives ties of the rounding.
 
 Dimensions: B batch, C classes, K entries.

@@ -27,7 +27,7 @@ from kdkit.errors import ConfigError, NonFiniteOutputError, ShapeError
 
 _VALUE_BITS = 7
 _GAIN_BITS = 5
-_FLAT = 0  # the gain's code that says: the rest is spread evenly
+_FLAT = 0  # the gain's code for a rest that is spread evenly
 _GAIN_ONE, _GAINS_PER_OCTAVE = 8, 4  # any other code c is a gain of 2**((c - 8) / 4)
 _RANGE_SHARE = 0.9  # of a row's coefficients that the gain brings within the range of their levels
 _DEEPEST = 40.0  # nats below the likeliest class; what lies deeper is taken to lie there, as no student can tell

@@ -12,7 +12,7 @@ from torch import Tensor
 
 _EXACT_SIDE = 2048  # rows or classes up to which exact eigenvectors take a second or two
 _POWER_ITERATIONS = 4
-_EXTRA = 16  # directions carried beyond those asked for, so that the last of those converge too
+_EXTRA = 16  # directions beyond the requested ones, so that the last of these converge too
 _NEGLIGIBLE = 1e-3  # of the greatest deviation: what lies below is rounding, or cannot be told from it
 
 

@@ -74,6 +74,38 @@ def default_codec(num_classes: int) -> Codec:
     return create_codec(LowRankCodec.name, num_classes)
 
 
+def codec_of_size(name: str | None, num_classes: int, row_bytes: int, **options: Any) -> Codec:
+    """The codec called `name` whose rows take at most `row_bytes` bytes, as many of them as its options allow.
+
+    Args:
+        name: lowrank or topk; None for float16 where its rows are small enough, else lowrank.
+        num_classes: C.
+        row_bytes: bytes per row, at most.
+        options: further options of the codec.
+
+    Raises:
+        ConfigError: the codec has no option for its size, or no row of it is so small.
+    """
+    if name is None:
+        exact = create_codec(Float16Codec.name, num_classes)
+        if exact.row_bytes <= row_bytes:
+            return exact
+        name = LowRankCodec.name
+    if name == LowRankCodec.name:
+        return create_codec(name, num_classes, **{"row_bytes": row_bytes, **options})
+    codec = create_codec(name, num_classes, **options)
+    if not isinstance(codec, TopKCodec):
+        raise ConfigError(
+            f"the codec {name!r} has no option for its size, its rows of {num_classes} classes take {codec.row_bytes} "
+            "bytes: leave out the bytes, or take lowrank or topk"
+        )
+    fitting = [k for k in range(1, num_classes + 1) if TopKCodec(num_classes, k).row_bytes <= row_bytes]
+    if not fitting:
+        least = TopKCodec(num_classes, 1).row_bytes
+        raise ConfigError(f"topk of {num_classes} classes needs at least {least} bytes per row, got {row_bytes}")
+    return TopKCodec(num_classes, fitting[-1])
+
+
 def available_feature_codecs() -> list[str]:
     """The names that `create_feature_codec` takes, the most exact first."""
     return list(_FEATURE_CODECS)

@@ -48,7 +48,7 @@ class TailObjective:
     _SOFT_SHARE: the 4 = T^2 brings both terms to the same scale.
     """
 
-    target: Tensor  # [B, C] log-probabilities of the teacher, up to a constant a row
+    target: Tensor  # [B, C] log-probabilities of the teacher, up to a constant per row
     kept: Tensor  # int64 [B, K] classes left out
     mean: Tensor  # [C] nats
     basis: Tensor  # [D, C], orthonormal rows

@@ -58,13 +58,17 @@ class TopKCodec(Codec):
 
     def decode(self, payload: Tensor) -> Tensor:
         """Uint8 [B, row_bytes] -> log-probabilities [B, C]."""
-        said = self.decode_sparse(payload)
-        each = said.log_rest - math.log(max(1, self._format.others))
-        return each.unsqueeze(1).expand(-1, self.num_classes).scatter(1, said.ids, said.log_probs)
+        ids, kept, rest = self._decode(payload)
+        each = rest - math.log(max(1, self._format.others))
+        return each.expand(-1, self.num_classes).scatter(1, ids, kept)
 
     def decode_sparse(self, payload: Tensor) -> SparseLogits:
         """Uint8 [B, row_bytes] -> the same distribution without a tensor [B, C]."""
+        ids, kept, rest = self._decode(payload)
+        return SparseLogits(ids, kept, self.num_classes, rest.squeeze(1))
+
+    def _decode(self, payload: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Class ids and their log-probabilities [B, K], and the log of the remaining mass [B, 1]."""
         check_payload(self, payload)
         entries = self._format.from_fields(self._fields.unpack(payload))
-        kept, rest = self._format.log_probabilities(entries)
-        return SparseLogits(entries.ids, kept, rest.squeeze(1), self.num_classes)
+        return entries.ids, *self._format.log_probabilities(entries)

@@ -1,6 +1,6 @@
-"""The small arrays beside the payloads of a shard, or of a view of a packed file, which is a shard of all rows.
+"""The side arrays of a shard: small arrays next to its payloads. A view of a packed file is a shard of all rows.
 
-One list for those who write, pack, size and open them.
+One list serves writing, packing, sizing and opening.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ DIGEST_BYTES = 16
 BLOCK_ROWS = 1000
 """Rows that one checksum covers."""
 TEMPERATURES = (1, 2, 4)
-"""At which the divergence of a row of logits is measured."""
+"""Temperatures at which the divergence of a row of logits is measured."""
 _HASHED_FIRST = 1024
 _HASHED_EACH = 64
 
@@ -56,7 +56,7 @@ def pixel_name(view: int) -> str:
 
 
 def fidelity_name(view: int, stream: str) -> str:
-    """Dataset of what the codec kept of each measured row, float32 [rows, columns]."""
+    """Dataset of the fidelity measures of each measured row, float32 [rows, columns]."""
     return f"views/{view:04d}/{stream}_fidelity"
 
 
@@ -66,14 +66,14 @@ def fidelity_columns(stream: str) -> int:
 
 
 def fidelity_fields(stream: str) -> list[str]:
-    """What the metadata document says of a stream's fidelity in view 0."""
+    """Fields of a stream's fidelity in view 0, in the metadata document."""
     if stream != LOGITS:
         return ["rows", "relative_error_mean", "relative_error_max"]
     return ["rows", "top1_agreement", *(f"kl_{what}_t{t}" for what in ("mean", "p99") for t in TEMPERATURES)]
 
 
 def codec_array_name(stream: str, array: str) -> str:
-    """Dataset of one array that a codec learnt."""
+    """Dataset of one array of a fitted codec."""
     return f"codecs/{stream}/{array}"
 
 

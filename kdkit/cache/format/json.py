@@ -53,7 +53,7 @@ def _check_size(value: Any) -> None:
 
 
 class Fields:
-    """A JSON object whose fields are asked for by name and type.
+    """A JSON object whose fields are read by name and checked by type.
 
     Args:
         value: the parsed document.

@@ -1,4 +1,4 @@
-"""What FORMAT.md says a cache holds at most, asked of a plan: a build must not end in a file that no reader takes."""
+"""The limits of FORMAT.md, checked for a plan: a build must not end in a file that no reader takes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from kdkit.cache.format.constants import MAX_DOCUMENT_BYTES
 from kdkit.cache.format.metadata import CacheMetadata, Shard
 from kdkit.errors import CacheCorruptError, ConfigError
 
-_ENTRY_BYTES = len('"":4294967295,')  # of an array in the list of checksums, beside its name
+_ENTRY_BYTES = len('"":4294967295,')  # of an array in the list of checksums, without its name
 
 
 def check_storable(metadata: CacheMetadata, index_arrays: Collection[str]) -> None:

@@ -1,4 +1,4 @@
-"""The metadata document of a cache: what it is, what it was made with, and with that the plan of its shards."""
+"""The metadata document of a cache: contents, origin, and with them the plan of its shards."""
 
 from __future__ import annotations
 
@@ -54,19 +54,19 @@ class CacheMetadata:
     num_views: int
     """Views V of each sample."""
     shard_rows: int
-    """Rows of a shard, but for a view's last; a multiple of BLOCK_ROWS."""
+    """Rows of each shard but a view's last; a multiple of BLOCK_ROWS."""
     streams: Mapping[str, Mapping[str, Any]]
-    """Stream name -> {"codec": its dict form, that of features with a row's shape, "row_bytes": bytes a row}."""
+    """Stream name -> {"codec": its dict form, that of features with a row's shape, "row_bytes": bytes per row}."""
     teacher: Mapping[str, Any]
     """The teacher's fingerprint."""
     recipe: Mapping[str, Any]
-    """The replay recipe's dict form."""
+    """The view recipe's dict form."""
     dataset: Mapping[str, Any]
     """{"keys_sha256": of the keys in row order, "class_names": list or null, and where there are any "versions" of the
     libraries that drew the pixels, "has_pixels": false where the cache was made without them}."""
     fidelity: Mapping[str, Mapping[str, float]] = dataclasses.field(default_factory=dict)
     """Stream name -> what its codec keeps of the teacher in view 0, and "each": the rows 0, each, 2 each, ... of every
-    view were measured. Caches from before every view was lack it."""
+    view were measured. Older caches lack it."""
 
     def shards(self, first_view: int = 0) -> Iterator[Shard]:
         """The plan: every shard, view by view."""
@@ -162,7 +162,7 @@ class CacheMetadata:
         return metadata
 
     def _check(self, origin: str) -> None:
-        """Refuses what no build writes and what the rest of kdkit relies on."""
+        """Checks the fields that the rest of kdkit relies on."""
         if self.shard_rows % BLOCK_ROWS:
             raise CacheCorruptError(f"{origin}: shard_rows is {self.shard_rows}, expected a multiple of {BLOCK_ROWS}")
         if self.num_shards > MAX_SHARDS:

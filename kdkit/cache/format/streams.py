@@ -1,4 +1,4 @@
-"""What the metadata document says about a stream: its name, its codec, what that keeps. Checked field by field."""
+"""The description of a stream in the metadata document: name, codec and fidelity, checked field by field."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from kdkit.cache.format.json import Fields
 from kdkit.errors import CacheCorruptError
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
-_TAKEN = ("_crc32", "_fidelity")  # endings of the arrays beside a stream's rows
+_TAKEN = ("_crc32", "_fidelity")  # endings of a stream's side arrays
 
 
 def check_stream_name(name: str, origin: str) -> None:
@@ -40,7 +40,7 @@ def check_fidelity(fidelity: Mapping[str, Any], streams: Mapping[str, Any], orig
     """Raises CacheCorruptError for other streams than there are, and for other numbers than a build measures."""
     for name, described in fidelity.items():
         if name not in streams:
-            raise CacheCorruptError(f"{origin}: fidelity tells of {name[:80]!r}, which is none of its streams")
+            raise CacheCorruptError(f"{origin}: fidelity has {name[:80]!r}, which is none of its streams")
         kept = Fields(described, f"{origin}: the fidelity of stream {name!r}")
         by_view = "each" in kept.names
         kept.expect_names({*fidelity_fields(name), *(["each"] if by_view else [])})

@@ -1,4 +1,4 @@
-"""What a cache file says it is: the metadata document of a whole cache, the place of a shard in one."""
+"""The identity of a cache file: the metadata document of a whole cache, or the place of a shard in one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where HDF5 says a dataset or an attribute lies, and what it is: only what a cache has gets past these two."""
+"""Place and type of a dataset or an attribute: only those that a cache has pass these two checks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The door to a cache file: what is no regular HDF5 file never reaches HDF5, and what goes wrong inside has a type."""
+"""Opening HDF5 files: only regular HDF5 files reach HDF5, and its failures become typed errors."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def open_hdf5(path: Path) -> Iterator[CheckedHDF5File]:
 
     Raises:
         CacheNotFoundError: there is none.
-        CacheCorruptError: it is no regular file, no HDF5, or whatever is asked of it goes wrong.
+        CacheCorruptError: it is no regular file, no HDF5, or reading it fails.
     """
     try:
         with _open(path) as file:
@@ -48,7 +48,7 @@ def check_no_symlink(path: Path) -> None:
 
 
 def _open(path: Path) -> h5py.File:
-    """Refuses by name and first bytes what HDF5 should not even look at: devices, pipes, pickles."""
+    """Refuses by name and first bytes files that HDF5 should not even open: devices, pipes, pickles."""
     if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for ever
         raise CacheCorruptError(f"{str(path)!r} is no regular file")
     with open(path, "rb") as raw:

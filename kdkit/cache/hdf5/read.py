@@ -1,6 +1,6 @@
-"""Opening an HDF5 file that nobody vouches for.
+"""Reading an HDF5 file that is not trusted.
 
-HDF5 is asked only where things lie. Links are followed one by one and must be hard; a dataset must be contiguous, whole
+HDF5 only tells where members lie. Links are followed one by one and must be hard; a dataset must be contiguous, whole
 inside the file, of a plain dtype and of exactly the expected shape, before one byte of it is read; and its bytes are
 read through a memory map, so that no filter, plugin, external file or conversion of HDF5 ever runs.
 """
@@ -28,7 +28,7 @@ _LEARNT_DTYPES = ("|u1", "|i1", "<u2", "<i2", "<u4", "<i4", "<i8", "<f2", "<f4",
 
 
 class CheckedHDF5File:
-    """An open HDF5 file of which only what it is asked for by name is looked at.
+    """An open HDF5 file of which only members requested by name are read.
 
     Attributes:
         path: where it is.
@@ -111,7 +111,7 @@ class CheckedHDF5File:
         return self._sums
 
     def check_no_overlap(self) -> None:
-        """Refuses the file if two of the datasets that were asked for share bytes."""
+        """Refuses the file if two of the requested datasets share bytes."""
         ordered = sorted(set(self._taken))
         for (_, stop, name), (start, _, other) in itertools.pairwise(ordered):
             if start < stop:

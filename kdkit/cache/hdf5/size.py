@@ -21,7 +21,7 @@ _A_BUILD_RECORD = " " * 64
 
 
 def packed_num_bytes(metadata: CacheMetadata, index_arrays: Mapping[str, Array]) -> int:
-    """Bytes of the packed file of a cache with this metadata and these index arrays (keys, what codecs learnt)."""
+    """Bytes of the packed file of a cache with this metadata and these index arrays (keys, fitted codecs)."""
     rows, payloads = metadata.num_rows, {}
     arrays: dict[str, tuple[tuple[int, ...], np.dtype[Any]]] = {
         name: (array.shape, array.dtype) for name, array in index_arrays.items()

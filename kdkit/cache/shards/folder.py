@@ -1,12 +1,12 @@
-"""The parts folder: the shards of a cache that is being built, and the manifest that says which are sealed.
+"""The parts folder: the shards of a cache that is being built, and the manifest of the sealed ones.
 
     t.h5.parts/
-      index.h5                    metadata, keys, what the codecs learnt: written once, first
+      index.h5                    metadata, keys, fitted codecs: written once, first
       v0000-r0000000000.h5        a shard: rows from 0 of view 0
       v0000-r0000000000.json      its manifest entry, written after it; a shard without an entry does not exist
 
-A shard's entry states the shard's size and checksum, so a file that a power loss cut or emptied is never believed.
-Ranges belong to the plan, not to processes: whoever builds the rest may have another batch size or world size.
+A shard's entry states the shard's size and checksum, so a file that a power loss cut or emptied is never trusted.
+Ranges belong to the plan, not to processes: the run that builds the rest may have another batch or world size.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from kdkit.cache.hdf5.write import Region, write_hdf5
 from kdkit.cache.payload import Segment
 from kdkit.cache.shards.manifest import describe_shard, file_crc32, file_size, read_entry, write_entry
 from kdkit.cache.types import Array
+from kdkit.cache.write_errors import cache_write_errors
 from kdkit.errors import CacheCorruptError, CacheError, CacheNotFoundError
 from kdkit.runtime import files
 
@@ -59,11 +60,12 @@ class ShardFolder:
     metadata: CacheMetadata
 
     @classmethod
+    @cache_write_errors()
     def create(cls, folder: Path, metadata: CacheMetadata, arrays: Mapping[str, Array]) -> ShardFolder:
         """Starts a parts folder; `arrays` are the datasets of its index.
 
         Raises:
-            CacheError: the folder cannot be written.
+            CacheWriteError: the folder cannot be written.
         """
         files.make_folder(folder)
         with files.atomic_write(folder / INDEX_NAME) as temporary:
@@ -87,13 +89,13 @@ class ShardFolder:
 
     @staticmethod
     def remove_orphan_shards(folder: Path) -> None:
-        """Removes the shards of a folder without an index: nothing says any more of what cache they are."""
+        """Removes the shards of a folder without an index: nothing tells any more which cache they are of."""
         for file in folder.glob("v*"):
             files.remove_file(file)
 
     @property
     def index(self) -> Path:
-        """The file of metadata, keys and learnt arrays."""
+        """The file of metadata, keys and fitted arrays."""
         return self.folder / INDEX_NAME
 
     def shard_path(self, shard: Shard) -> Path:
@@ -110,6 +112,7 @@ class ShardFolder:
         """The shards of the plan, from a view on, that are not sealed, in order."""
         return [shard for shard in self.metadata.shards(first_view) if not self.is_sealed(shard)]
 
+    @cache_write_errors()
     def seal(
         self,
         shard: Shard,
@@ -123,8 +126,8 @@ class ShardFolder:
             shard: which rows.
             payloads: stream -> encoded rows, uint8 [rows, row_bytes].
             pixel_crc32: hashes of the pixels of `hashed_rows(start, stop)`, uint32.
-            fidelity: stream -> what was measured on its `measured_rows(stream, start, stop)`, [rows, measures], where
-                the metadata says that views are measured.
+            fidelity: stream -> what was measured on its `measured_rows(stream, start, stop)`, [rows, measures], if
+                the metadata has views measured.
         """
         arrays: dict[str, Array] = {pixel_name(shard.view): pixel_crc32.astype("<u4")}
         arrays |= {fidelity_name(shard.view, stream): found.astype("<f4") for stream, found in fidelity.items()}

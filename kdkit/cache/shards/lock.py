@@ -1,4 +1,4 @@
-"""One writer a cache: a lock that its owner's death releases, and that says who owns it."""
+"""One writer per cache: a lock that its owner's death releases, and that names its owner."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def writer_lock(folder: Path) -> Iterator[None]:
     with _open(path) as file:
         _take(file, path)
         if os.fstat(file.fileno()).st_size:
-            _logger.warning("the cache in %s was left by %s, which died: going on with it", folder, _owner(path))
+            _logger.warning("the cache in %s was left by %s, which died: resuming it", folder, _owner(path))
         file.truncate(0)
         file.write(json.dumps({"process": os.getpid(), "host": platform.node()}))
         file.flush()

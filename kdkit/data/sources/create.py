@@ -1,4 +1,4 @@
-"""From DATA, as the command line or a loop of the user's names it, to a source."""
+"""From DATA, as the command line or a custom loop names it, to a source."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from kdkit.data.sources.base import Columns, ImageSource
 from kdkit.data.sources.mapped import MappedSource
 from kdkit.errors import DatasetError
 
-_KINDS = ("stream", "hugging_face", "zip", "webdataset", "tar", "table", "folder")
+_KINDS = ("stream", "hfds", "zip", "webdataset", "tar", "table", "folder")
 """Modules of this package, in the order in which they are tried. Each has `create(name, columns)`, which returns the
 source that a name means, or None where the name is of another kind. A new kind is one module and one name here."""
 
@@ -28,7 +28,7 @@ def create_source(data: Any, *, image_column: str | None = None, label_column: s
         label_column: column of the labels, where `data` has columns; of WebDataset shards, a field of the .json files.
 
     Raises:
-        DatasetError: there is no such thing, it holds no images, its classes cannot be told, or it is a stream.
+        DatasetError: there is no such thing, it holds no images, its classes are ambiguous, or it is a stream.
         MissingDependencyError: the kind of data needs a package that is not installed.
         ConfigError: a column is named for data without columns.
     """

@@ -38,6 +38,7 @@ class FolderSource:
         self.class_names: Sequence[str] | None = None
         self._targets = [-1] * len(self.keys)
         if not listing.is_flat:
+            listing.check_not_wrapped()
             self._targets, self.class_names = index_classes(listing.classes(), str(root))
 
     def __len__(self) -> int:

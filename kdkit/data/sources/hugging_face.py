@@ -1,13 +1,13 @@
-"""Hugging Face datasets: hfds/NAME on the command line, and a datasets.Dataset given in Python."""
+"""A datasets.Dataset as pairs of image and class index."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from kdkit.data.sources.base import Columns, ImageSource
+from kdkit.data.sources.base import Columns
 from kdkit.data.sources.columns import choose_column, choose_label
 from kdkit.data.sources.labels import index_labels
-from kdkit.errors import DatasetError, MissingDependencyError
+from kdkit.errors import DatasetError
 
 _ARROW_ROWS = 10_000
 
@@ -70,22 +70,3 @@ def arrow_column(dataset: Any, column: str, field: str | None = None) -> list[An
             return []
         values += (part if field is None else part.field(field)).to_pylist()
     return values
-
-
-def create(name: str, columns: Columns) -> ImageSource | None:
-    """The images of hfds/NAME or hfds/NAME:SPLIT (train by default); None for anything else."""
-    if not name.lower().startswith("hfds/"):
-        return None
-    from kdkit.data.sources.mapped import MappedSource  # which reads a table by this module
-
-    path, _, split = name[len("hfds/") :].partition(":")
-    try:
-        import datasets
-
-        dataset: Any = datasets.load_dataset(path, split=split or "train")
-    except ImportError as error:
-        raise MissingDependencyError(f'{name!r} needs the package datasets: pip install "kdkit[hfds]"') from error
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        reason = " ".join(str(error).split())
-        raise DatasetError(f"the dataset {name!r} cannot be loaded: {reason}") from error
-    return MappedSource(dataset, image_column=columns.image, label_column=columns.label)

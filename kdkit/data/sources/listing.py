@@ -15,7 +15,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple, NoReturn
 
 from kdkit.data.sources.image import UNSUPPORTED_SUFFIXES, is_image, suffix_of
 from kdkit.errors import DatasetError
@@ -47,8 +47,7 @@ def is_ignored(path: str) -> bool:
     return any(part.startswith(".") or part in _LEFT_BEHIND for part in path.split("/"))
 
 
-@dataclass(frozen=True)
-class Image:
+class Entry(NamedTuple):
     """One image of a listing."""
 
     path: str
@@ -68,8 +67,8 @@ class Listing:
 
     def __init__(self, origin: str) -> None:
         self.origin = origin
-        self.images: list[Image] = []
-        self.folders: set[str] = set()
+        self.images: list[Entry] = []
+        self._folders: set[str] = set()
         self._others: list[str] = []
 
     def add_file(self, path: str, *, key: str | None = None, member: object = None) -> None:
@@ -80,9 +79,9 @@ class Listing:
         """
         if is_ignored(path):
             return
-        self.add_folder(path.rpartition("/")[0])
+        self._folders.add(path.rpartition("/")[0])
         if is_image(path):
-            self.images.append(Image(path, path if key is None else key, member))
+            self.images.append(Entry(path, path if key is None else key, member))
         elif suffix_of(path) in UNSUPPORTED_SUFFIXES:
             raise DatasetError(
                 f"Pillow cannot decode {path!r} in {self.origin!r}: convert it, e.g. to PNG, or move it elsewhere"
@@ -92,8 +91,8 @@ class Listing:
 
     def add_folder(self, path: str) -> None:
         """Adds a folder, which must hold an image if it is a class folder."""
-        if path and not is_ignored(path):
-            self.folders.add(path.split("/", 1)[0])
+        if not is_ignored(path):
+            self._folders.add(path)
 
     def finish(self) -> None:
         """Sorts the images, and logs the files that are no images.
@@ -110,9 +109,18 @@ class Listing:
 
     def unwrap(self) -> None:
         """Removes top folders that hold nothing but one folder, in which archives are often packed."""
-        while self.images and len(self.folders) == 1 and all(image.path.count("/") > 1 for image in self.images):
-            self.images = [Image(image.path.split("/", 1)[1], image.key, image.member) for image in self.images]
-            self.folders = {image.path.split("/", 1)[0] for image in self.images}
+        while self._is_wrapped:
+            self.images = [Entry(image.path.split("/", 1)[1], image.key, image.member) for image in self.images]
+            self._folders = {folder.partition("/")[2] for folder in self._folders}
+
+    @property
+    def _top_folders(self) -> set[str]:
+        return {folder.partition("/")[0] for folder in self._folders} - {""}
+
+    @property
+    def _is_wrapped(self) -> bool:
+        """Whether all images lie in sub-folders of one top folder."""
+        return len(self._top_folders) == 1 and all(image.path.count("/") > 1 for image in self.images)
 
     @property
     def is_flat(self) -> bool:
@@ -132,7 +140,7 @@ class Listing:
                 "expected CLASS/IMAGE.jpg or the like"
             )
         names = [image.path.split("/", 1)[0] for image in self.images]
-        if empty := sorted(self.folders - set(names), key=natural_order):
+        if empty := sorted(self._top_folders - set(names), key=natural_order):
             raise DatasetError(
                 f"the class folder {empty[0]!r} in {self.origin!r} holds no image that Pillow can decode: "
                 "add its images, or remove it"
@@ -140,16 +148,19 @@ class Listing:
         self._check_no_splits(set(names))
         return names
 
+    def check_not_wrapped(self) -> None:
+        """Raises DatasetError if there is one top folder, which holds the class folders."""
+        if self._is_wrapped:
+            self._raise_for_inner(sorted(self._top_folders))
+
     def _check_no_splits(self, names: set[str]) -> None:
         splits = sorted(name for name in names if name.lower() in _SPLITS)
-        is_wrapper = len(names) == 1 and all(image.path.count("/") > 1 for image in self.images)
-        if len(splits) > 1 or is_wrapper:
-            shown = " and ".join(map(repr, splits if len(splits) > 1 else names))
-            inner = (splits or sorted(names))[0]
-            raise DatasetError(
-                f"{self.origin!r} holds {shown}, which hold the class folders: give one of them, e.g. "
-                f"'{self.origin}/{inner}'"
-            )
+        if len(splits) > 1:
+            self._raise_for_inner(splits)
+
+    def _raise_for_inner(self, names: Sequence[str]) -> NoReturn:
+        shown, inner = " and ".join(map(repr, names)), f"{self.origin}/{names[0]}"
+        raise DatasetError(f"{self.origin!r} holds {shown}, not class folders: give one alone, e.g. {inner!r}")
 
 
 def index_classes(names: Sequence[str], origin: str) -> tuple[list[int], list[str]]:

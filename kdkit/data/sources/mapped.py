@@ -1,4 +1,4 @@
-"""Any map-style dataset as a source: torchvision's, timm's, Hugging Face's, a subset, or one of the user's own."""
+"""Any map-style dataset as a source: torchvision's, timm's, Hugging Face's, a subset, or a custom one."""
 
 from __future__ import annotations
 

@@ -64,7 +64,7 @@ class TarSource:
         path: the tar file, or the folder.
 
     Raises:
-        DatasetError: there is no tar, no image in it, or a class cannot be told.
+        DatasetError: there is no tar, no image in it, or a class is ambiguous.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -132,7 +132,7 @@ def list_members(file: Path, tars: tuple[str, ...] = ()) -> Iterator[Member]:
         tars: what precedes the names of its members in their keys.
 
     Raises:
-        DatasetError: it is no tar, it is cut, or an image in it is a link.
+        DatasetError: it is no tar, it is truncated, or an image in it is a link.
     """
     try:
         with tarfile.open(file, "r:") as tar:

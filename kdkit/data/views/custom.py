@@ -1,4 +1,4 @@
-"""A transform of the user's own: how it is called, what it must return, and what tells it from another one."""
+"""A custom transform: how it is called, what it must return, and whether its views can be drawn again."""
 
 from __future__ import annotations
 
@@ -22,15 +22,16 @@ _SECONDS_DRAWN = 2.0
 
 
 class CustomTransform:
-    """Makes uint8 pixels [3, size, size] of a PIL image by a torchvision, timm or albumentations-like callable.
+    """Applies a custom transform to a PIL image, and checks that the result is uint8 [3, size, size].
 
-    A transform that takes keywords alone, as albumentations' Compose does, is called with image=[H, W, 3] uint8; any
-    other with the PIL image. One that has `set_random_seed` is seeded by it, as it draws from generators of its own.
+    A transform that takes only keywords, as albumentations' Compose does, is called with image=[H, W, 3] uint8; any
+    other with the PIL image. A transform with a method `set_random_seed` is seeded by it, since it draws from its own
+    generators.
 
     Args:
         transform: the callable; it returns a PIL image, uint8 [3, H, W], an array uint8 [H, W, 3], or a mapping with
             one of these as "image".
-        size: side of the view, pixels, which the callable must return.
+        size: side of the view in pixels, which the callable must return.
     """
 
     def __init__(self, transform: AnyTransform, size: int) -> None:
@@ -42,7 +43,7 @@ class CustomTransform:
         """The view, uint8 [3, size, size].
 
         Raises:
-            ShapeError: the callable returned something else.
+            ShapeError: the callable returned another type, dtype or shape.
         """
         seed: Any = getattr(self.transform, "set_random_seed", None)
         if seed is not None:
@@ -58,13 +59,13 @@ class CustomTransform:
 
 
 def check_replayable(draw: Callable[[int], Tensor]) -> None:
-    """Raises ConfigError if drawing one of 64 views twice gives other pixels; stops early where views take long.
+    """Raises ConfigError if one of 64 views, drawn twice, differs; stops early if drawing takes more than 2 seconds.
 
     Args:
-        draw: makes the view of a number.
+        draw: draws the view with a given number.
     """
     end = time.monotonic() + _SECONDS_DRAWN
-    for view in range(_VIEWS_DRAWN):  # what is drawn rarely, one view in ten say, would pass with a few
+    for view in range(_VIEWS_DRAWN):  # a draw that is rare, in one view of ten, would be missed with a few
         if torch.equal(draw(view), draw(view)):
             if time.monotonic() > end:
                 return

@@ -1,8 +1,8 @@
-"""Random erasing (Zhong et al. 2017, arXiv 1708.04896) of uint8 pixels, drawn alike at every size.
+"""Random erasing (Zhong et al. 2017, arXiv 1708.04896) of uint8 pixels, with the same draws at every size.
 
-timm erases after normalisation. Here teacher and student, whose normalisations may differ, must see the same pixels, so
-the same is done to the uint8 pixels, in ImageNet's normalisation, and clipped to what a pixel can be. The share of the
-area, the ratio of the sides and the place are drawn as fractions, so one draw can be rendered at two sizes.
+timm erases after normalisation. Here teacher and student must see the same pixels though their normalisations may
+differ, so the uint8 pixels are erased, with colours drawn in ImageNet's normalisation and clipped to 0 to 255. Area,
+aspect ratio and position are drawn as fractions, so one draw can be rendered at two sizes.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Erasing:
     """Erases up to `max_count` rectangles of an image with a probability, by timm's ranges.
 
     Args:
-        probability: that anything is erased.
+        probability: probability that a view is erased at all.
         mode: const fills with ImageNet's mean, rand with one normally distributed colour, pixel with such noise.
         max_count: greatest number of rectangles; the area is shared among them.
     """

@@ -28,7 +28,7 @@ def transform_identity(transform: Callable[..., Any]) -> str:
     name, shown = f"{named.__module__}.{named.__qualname__}", " ".join(repr(transform).split())
     if _ADDRESS.search(shown):
         raise ConfigError(
-            f"the repr of the transform {name} is {shown[:80]!r}, with an address that differs from process to process: "
+            f"the repr of the transform {name} is {shown[:80]!r}, with an address that differs in each process: "
             "name it by transform_id='my-transform-1' or the like, and change that name when the transform changes"
         )
     return f"{name} {shown}"

@@ -1,8 +1,8 @@
 """Mixup and CutMix that do not depend on the batch: a seeded involution over the sample keys pairs the samples.
 
 For each view, sample a has one partner b, whose partner is a; of an odd number of samples one stays alone. Whether, how
-and how much the two are mixed is drawn from the pair's own seed, so it is the same in any batch, on any rank, in build
-and training.
+and how much the two are mixed is drawn from the seed of the pair, so it is the same in any batch, on any rank, and in
+build and training.
 
 Dimensions: N samples of a dataset, H W height and width.
 """
@@ -29,11 +29,11 @@ _SHARES = 1 << 16  # shares are whole multiples of 1 / _SHARES, so that blending
 
 
 class Pairing:
-    """Who is mixed with whom, in each view: an involution that depends on the set of keys, seed and view alone.
+    """Pairs the samples of each view: an involution that depends only on the set of keys, the seed and the view.
 
     Args:
-        keys: of the samples; their order does not matter.
-        seed: the recipe's.
+        keys: keys of all samples; their order does not matter.
+        seed: seed of the recipe.
     """
 
     def __init__(self, keys: Sequence[str], seed: int) -> None:
@@ -42,7 +42,7 @@ class Pairing:
         self._partners = lru_cache(maxsize=2)(self._pair)
 
     def partners(self, view: int) -> Tensor:
-        """For each sample the row of its partner in `view`, int64 [N]; its own where it is alone."""
+        """The row of each sample's partner in `view`, int64 [N]; its own row without a partner."""
         return self._partners(view)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -56,7 +56,7 @@ class Pairing:
         return _key_words(self._keys)
 
     def _pair(self, view: int) -> Tensor:
-        """Samples in the order of a hash of key and view; each two neighbours are a pair."""
+        """Sorts the samples by a hash of key and view; two neighbours are a pair."""
         shuffled = _scramble(self._words ^ np.uint64(view_seed(self.seed, "pairing", view)))
         order = torch.from_numpy(np.argsort(shuffled, kind="stable"))
         even = len(order) // 2 * 2
@@ -71,7 +71,7 @@ class Mix:
     """How two views are mixed."""
 
     share: float
-    """Share of its own label, and in mixup of its own pixels, that a sample keeps; 1 where it is not mixed."""
+    """Share of its label, and in mixup of its pixels, that a sample keeps; 1 where it is not mixed."""
     box: tuple[float, float, float] | None = None
     """CutMix: centre (row, column) and side of the swapped square, as fractions of the view's side."""
 
@@ -93,7 +93,7 @@ NOT_MIXED = Mix(1.0)
 
 
 def draw_mix(recipe: ViewRecipe, key: str, other: str, view: int) -> Mix:
-    """How the samples `key` and `other` are mixed in `view`; the same for both."""
+    """Draws how the samples `key` and `other` are mixed in `view`; the result is the same for both."""
     draw = random.Random(view_seed(recipe.seed, "\0".join(["mix", *sorted((key, other))]), view))
     mixed, switched = draw.random() < recipe.mix_prob, draw.random() < recipe.switch_prob
     if not mixed:

@@ -1,8 +1,8 @@
-"""Replay: a random view of a sample that is the same whenever and wherever it is drawn.
+"""Seeds that make a random view of a sample the same whenever and wherever it is drawn.
 
-A 64-bit seed is hashed from the recipe's seed, the sample's key and the view's number; for the length of one view it
-seeds Python, NumPy and torch, whose states are put back afterwards. So any transform replays, and nothing is stored.
-Saving and putting back costs five times what seeding does, so it is done once for all the views of a batch.
+A 64-bit seed is hashed from the recipe's seed, the sample's key and the view's number. While one view is drawn it seeds
+Python, NumPy and torch, and their states are restored afterwards. So any transform replays, and nothing is stored.
+Saving and restoring the states takes five times as long as seeding, so it is done once for all views of a batch.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def view_seed(seed: int, key: str, view: int) -> int:
     """The 64-bit seed of view `view` of the sample `key` (BLAKE2b over the three)."""
     digest = hashlib.blake2b(digest_size=8, person=b"kdkit-view")
     digest.update((seed & _MASK_64).to_bytes(8, "little"))
-    digest.update((int(view) & _MASK_64).to_bytes(8, "little"))  # one of NumPy's would overflow
+    digest.update((int(view) & _MASK_64).to_bytes(8, "little"))  # a NumPy integer would overflow
     digest.update(key.encode("utf-8", "surrogateescape"))
     return int.from_bytes(digest.digest(), "little")
 
@@ -36,7 +36,7 @@ def seed_all(seed: int) -> None:
 
 @contextmanager
 def preserve_rng_state() -> Iterator[None]:
-    """Puts the states of the three generators back at the end, whatever was seeded and drawn within."""
+    """Restores the states of the three generators at the end of the context."""
     python_state = random.getstate()
     numpy_state = np.random.get_state()  # noqa: NPY002
     torch_state = torch.default_generator.get_state()

@@ -17,20 +17,20 @@ from kdkit.recipe import ViewRecipe
 Transform = Callable[[Image.Image], Tensor]
 
 _IN_PIXELS = {"TranslateX", "TranslateY", "GaussianBlur", "GaussianBlurRand"}
-"""timm's operations whose strength is a number of pixels, so that it means another thing at another size."""
+"""timm's operations whose strength is in pixels, so that their effect depends on the size of the image."""
 
 
 def create_view_transform(recipe: ViewRecipe, size: int | None = None) -> Transform:
-    """timm's transform for the recipe, ending in uint8 pixels [3, size, size]; normalisation is the device's work.
+    """timm's transform for the recipe, which ends in uint8 pixels [3, size, size]; normalisation follows on the device.
 
     Args:
         recipe: what a view looks like.
-        size: side in pixels; the recipe's, the student's, by default. What is drawn does not depend on it.
+        size: side of the view in pixels; the recipe's by default. The random draws do not depend on it.
 
     Raises:
         ConfigError: timm makes no such transform, or the recipe cannot be rendered at two sizes.
     """
-    options: dict[str, Any] = {"interpolation": recipe.interpolation, "use_prefetcher": True}  # timm's way to say uint8
+    options: dict[str, Any] = {"interpolation": recipe.interpolation, "use_prefetcher": True}  # timm then returns uint8
     if recipe.augment:
         options |= {
             "scale": recipe.scale,
@@ -57,7 +57,7 @@ def create_view_transform(recipe: ViewRecipe, size: int | None = None) -> Transf
 
 
 def _check_no_pixel_units(recipe: ViewRecipe, transform: Any) -> None:
-    """Names what would not look the same at the teacher's size."""
+    """Raises ConfigError for an operation whose effect would differ at the teacher's size."""
     for operation in _operations(transform):
         if operation.name in _IN_PIXELS:
             raise ConfigError(
@@ -67,7 +67,7 @@ def _check_no_pixel_units(recipe: ViewRecipe, transform: Any) -> None:
     if recipe.erasing and recipe.erasing_mode == "pixel":
         raise ConfigError(
             f"erasing_mode 'pixel' draws a colour for each pixel, so teacher_size {recipe.teacher_size} and size "
-            f"{recipe.size} would draw other ones: use const or rand, or leave teacher_size out"
+            f"{recipe.size} would draw different ones: use const or rand, or leave teacher_size out"
         )
 
 
@@ -83,7 +83,7 @@ def _operations(transform: Any) -> Iterator[AugmentOp]:
 
 
 def _posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
-    """As timm does it, also with the 0 bits that its strings draw now and then and Pillow 13 refuses."""
+    """timm's posterize, also with 0 bits, which its strings draw now and then and Pillow 13 does not accept."""
     if bits >= 8:
         return image
     return ImageOps.posterize(image, bits) if bits > 0 else Image.new(image.mode, image.size)

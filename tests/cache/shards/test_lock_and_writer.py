@@ -33,6 +33,7 @@ def _hold(folder: Path, ready: object) -> None:
         time.sleep(60)
 
 
+@pytest.mark.slow
 def test_fault_11_a_second_writer_is_refused_and_a_dead_ones_lock_is_taken_over(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

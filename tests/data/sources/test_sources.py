@@ -1,4 +1,4 @@
-"""Sources beside folders and arrays: archives, datasets of others, and names."""
+"""Archives, map-style datasets, and names of datasets as sources."""
 
 from __future__ import annotations
 
@@ -114,12 +114,12 @@ def test_workers_and_their_parent_read_one_archive_at_once(tmp_path: Path, folde
         assert torch.equal(dataset[int(pixels.row), 0].image, expected[int(pixels.row)])
 
 
-@pytest.mark.parametrize(("name", "said"), [("a.zip", "zip file"), ("a.tar", "listed in the tar")])
-def test_what_is_no_archive_or_holds_no_image_is_refused(tmp_path: Path, name: str, said: str) -> None:
-    with pytest.raises(DatasetError, match=said):
+@pytest.mark.parametrize(("name", "message"), [("a.zip", "zip file"), ("a.tar", "listed in the tar")])
+def test_what_is_no_archive_or_holds_no_image_is_refused(tmp_path: Path, name: str, message: str) -> None:
+    with pytest.raises(DatasetError, match=message):
         create_source(tmp_path / name)
     (tmp_path / name).write_bytes(b"neither of the two")
-    with pytest.raises(DatasetError, match=said):
+    with pytest.raises(DatasetError, match=message):
         create_source(tmp_path / name)
     (tmp_path / "empty").mkdir()
     write_tar(tmp_path / "a.tar", tmp_path / "empty")
@@ -150,7 +150,7 @@ def test_a_damaged_member_is_an_error_that_names_it(tmp_path: Path, folder: Path
 
 
 class Mine(Dataset[Any]):
-    """A map-style dataset of a user's own."""
+    """A custom map-style dataset."""
 
     def __init__(self, form: str = "pil") -> None:
         self.form = form
@@ -169,7 +169,7 @@ class Mine(Dataset[Any]):
 
 
 @pytest.mark.parametrize("form", ["pil", "array", "tensor", "mapping"])
-def test_a_dataset_of_ones_own_is_a_source(form: str) -> None:
+def test_a_custom_dataset_is_a_source(form: str) -> None:
     source = MappedSource(Mine(form), class_names=[str(i) for i in range(10)])
     assert list(source.keys) == [str(index) for index in range(6)]
     for index in range(6):
@@ -205,7 +205,7 @@ def test_a_subset_keeps_the_keys_of_the_whole(folder: Path) -> None:
     assert np.array_equal(np.asarray(part[0][0]), np.asarray(whole[7][0]))
 
 
-def test_timms_dataset_never_answers_with_the_next_image(tmp_path: Path, folder: Path) -> None:
+def test_timms_dataset_never_returns_the_next_image(tmp_path: Path, folder: Path) -> None:
     shutil.copytree(folder, tmp_path / "copy")
     (tmp_path / "copy" / "c2" / "1.png").write_bytes(b"no image")
     source = MappedSource(create_dataset("", root=str(tmp_path / "copy")))
@@ -242,7 +242,7 @@ def test_a_hugging_face_dataset_is_a_source(folder: Path, tmp_path: Path, monkey
         create_source(f"hfds/{folder.parent}:nosuchsplit")
 
 
-def test_hugging_faces_package_is_asked_for_by_name(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+def test_the_missing_package_of_hugging_face_is_named(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     monkeypatch.setitem(__import__("sys").modules, "datasets", None)
     monkeypatch.delitem(__import__("sys").modules, "timm.data.readers.reader_hfds", raising=False)
     with pytest.raises(MissingDependencyError, match=r"kdkit\[hfds\]"):

@@ -134,15 +134,15 @@ def test_an_unreadable_image_is_one_line_also_from_a_worker(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("fields", "said"),
+    ("fields", "message"),
     [
         ({"auto_augment": "foo"}, "auto_augment='foo'"),
         ({"auto_augment": "rand-m9", "color_jitter": 0.4}, "color_jitter"),
         ({"augment": False, "interpolation": "random"}, "interpolation"),
     ],
 )
-def test_recipes_that_timm_cannot_draw_are_refused(fields: dict[str, object], said: str) -> None:
-    with pytest.raises(ConfigError, match=said):
+def test_recipes_that_timm_cannot_draw_are_refused(fields: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         digits_dataset(4, ViewRecipe(**fields))  # type: ignore[arg-type]
 
 
@@ -153,7 +153,7 @@ def test_a_view_beyond_the_recipe_is_refused() -> None:
 
 @pytest.mark.parametrize("row", [-1, 5])
 def test_a_row_beyond_the_dataset_is_refused(row: int) -> None:
-    with pytest.raises(DatasetError, match=f"row {row} was asked for.* rows 0 to 4"):
+    with pytest.raises(DatasetError, match=f"row {row} is out of range.* rows 0 to 4"):
         digits_dataset(5)[row, 0]
 
 
@@ -287,7 +287,7 @@ def test_a_recipe_round_trips_through_its_dict_form() -> None:
 
 
 class Recorded:
-    """Stands in for CUDA's streams and events, and writes down who waits for whom."""
+    """Stands in for CUDA's streams and events, and records which waits for which."""
 
     def __init__(self, log: list[str], name: str) -> None:
         self.log, self.name = log, name

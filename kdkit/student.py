@@ -1,4 +1,4 @@
-"""A trained student, found again: what its weights alone do not tell, and how it is loaded."""
+"""A trained student on disk: its description beside its weights, and how it is loaded."""
 
 from __future__ import annotations
 
@@ -13,45 +13,48 @@ from torch import nn
 
 from kdkit.config import StudentConfig
 from kdkit.errors import CheckpointError, ConfigError
-from kdkit.recipe import ViewRecipe
+from kdkit.recipe import Interpolation, ViewRecipe
 from kdkit.runtime import files
 from kdkit.teachers.factory import build_model, load_weights, read_weights
 from kdkit.teachers.model_config import model_config
-from kdkit.training.checkpoint import BEST, LAST
 
 STUDENT = "student.json"
-"""The file of a run's folder that says how its student is made."""
+"""The file of a run's folder that describes how its student is built."""
+EXPORTED = "config.json"
+"""The file of an export's folder that describes its model, in the layout of timm's hub."""
+BEST, LAST = "model_best.pth.tar", "last.pth.tar"
+"""A run's checkpoint with the best metric and its newest, by the names that timm gives them."""
 CHECKPOINTS = (BEST, LAST)
-"""What a run's folder may hold; the first that is there is taken."""
+"""The checkpoints of a run's folder that weights are loaded from; the first that exists is used."""
 
 
 @dataclass(frozen=True)
 class Student:
-    """How a student is made and what it was shown."""
+    """How a student is built, and the images that it was evaluated on."""
 
     model: str
     """timm name."""
     model_args: dict[str, Any]
-    """What timm.create_model is given besides."""
+    """Further arguments of timm.create_model."""
     input_size: int
-    """Side of the square image that it sees, pixels."""
+    """Side of its square input, pixels."""
     crop_pct: float
     """Share of the resized image's side that the evaluation crop keeps."""
-    interpolation: str
+    interpolation: Interpolation
     """How images are resized for evaluation."""
     class_names: tuple[str, ...] | None
     """Its classes, in order."""
 
     def write(self, folder: Path) -> None:
-        """Leaves `folder`/student.json."""
+        """Writes `folder`/student.json."""
         files.write_text(folder / STUDENT, json.dumps(dataclasses.asdict(self), indent=2) + "\n")
 
     @classmethod
     def read(cls, folder: Path) -> Student:
-        """What `write` left.
+        """The student that `write` described.
 
         Raises:
-            CheckpointError: the file is not as `write` leaves it.
+            CheckpointError: the file is not as `write` writes it.
         """
         path = folder / STUDENT
         try:
@@ -67,12 +70,17 @@ class Student:
         return ViewRecipe.evaluation(self.input_size, crop_pct=self.crop_pct, interpolation=self.interpolation)
 
 
+def is_student_folder(name: str | Path) -> bool:
+    """Whether `name` is a folder that kdkit distill or kdkit export wrote."""
+    return (Path(name) / STUDENT).is_file() or (Path(name) / EXPORTED).is_file()
+
+
 def load_student(config: StudentConfig) -> tuple[nn.Module, Student]:
-    """The student that `config` names, in evaluation mode on the CPU.
+    """The student that `config` names, in evaluation mode on the CPU, and its description.
 
     Raises:
         CheckpointError: there are no such weights, or they do not fit.
-        UnknownNameError: it is neither a folder nor a name that timm knows.
+        UnknownNameError: it is neither a folder nor a timm name.
     """
     folder = Path(config.student)
     if (folder / STUDENT).is_file():
@@ -81,10 +89,10 @@ def load_student(config: StudentConfig) -> tuple[nn.Module, Student]:
         model: nn.Module = timm.create_model(student.model, **student.model_args)
         load_weights(model, read_weights(checkpoint, ema=config.ema), checkpoint)
         return model.eval(), student
-    if folder.is_dir() and not (folder / "config.json").is_file():
+    if folder.is_dir() and not (folder / EXPORTED).is_file():
         raise CheckpointError(
-            f"{str(folder)!r} holds no student: expected {STUDENT} as kdkit distill leaves it, or config.json as kdkit "
-            "export does"
+            f"{str(folder)!r} holds no student: expected {STUDENT}, which kdkit distill writes, or {EXPORTED}, which "
+            "kdkit export writes"
         )
     if config.checkpoint is None and config.ema:
         raise ConfigError(f"{config.student!r} has no EMA weights to choose from: leave out ema")
@@ -103,7 +111,7 @@ def _checkpoint(folder: Path) -> Path:
 
 
 def _described(name: str, model: nn.Module) -> Student:
-    """What a timm model's own configuration says of it."""
+    """The description that a timm model's own configuration gives."""
     config = model_config(model)
     size = config.get("test_input_size") or config.get("input_size") or (3, 224, 224)
     names = config.get("label_names")

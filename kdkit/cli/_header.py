@@ -1,0 +1,44 @@
+"""The description of a build before it, and of its cache after it."""
+
+from __future__ import annotations
+
+import torch
+
+from kdkit.building.build import BuildReport
+from kdkit.building.config import BuildConfig
+from kdkit.cache import open_cache
+from kdkit.cache.summary import describe_fidelity
+from kdkit.data import ReplayedDataset
+from kdkit.runtime import distributed
+from kdkit.teachers import Teacher, TeacherEnsemble
+
+
+def describe_build(
+    teacher: Teacher, dataset: ReplayedDataset, data: str, config: BuildConfig, device: torch.device, output: str
+) -> dict[str, str]:
+    """Label -> text, in reading order: teacher, images, views, device, output."""
+    members = teacher.members if isinstance(teacher, TeacherEnsemble) else (teacher,)
+    parameters = sum(parameter.numel() for member in members for parameter in member.model.parameters())
+    processes = "" if distributed.world_size() == 1 else f", {distributed.world_size()} processes"
+    recipe = dataset.recipe
+    return {
+        "teacher": f"{teacher.name}, {parameters / 1e6:.1f} M parameters",
+        "images": f"{len(dataset):,} of {teacher.num_classes or 'unknown'} classes, {data}",
+        "views": f"{recipe.num_views} per image, {recipe.teacher_size or recipe.size} pixels",
+        "streams": ", ".join(config.streams),
+        "device": f"{device}, {config.workers} loader workers{processes}, batches of {config.batch_size} images",
+        "output": output,
+    }
+
+
+def describe_built(report: BuildReport) -> dict[str, str]:
+    """Label -> text: a finished cache, its bytes per row, and what its codecs keep of the teacher."""
+    cache = open_cache(report.path)
+    codecs = ", ".join(f"{stream} {codec.name} {codec.row_bytes}" for stream, codec in cache.codecs.items())
+    return {
+        "cache": str(report.path),
+        "holds": f"{report.num_rows:,} images x {report.num_views} views, {report.num_bytes:,} bytes",
+        "bytes/row": f"{cache.metadata.all_row_bytes} ({codecs})",
+        **{f"{stream} kept": describe_fidelity(values) for stream, values in cache.metadata.fidelity.items()},
+        "built": f"{report.images_built:,} images in {report.seconds:.1f} s",
+    }

@@ -1,0 +1,41 @@
+"""Text for people: wrapped at 80 columns on a terminal, one line each in a pipe or a file."""
+
+from __future__ import annotations
+
+import sys
+import textwrap
+from collections.abc import Mapping
+from typing import TextIO
+
+COLUMNS = 80
+_UNBOUNDED = 1 << 30
+
+
+def print_labelled(values: Mapping[str, str], *, file: TextIO | None = None, label_width: int = 12) -> None:
+    """Prints each label with its text beside it.
+
+    Args:
+        values: label -> text, in reading order.
+        file: where to print; standard output by default.
+        label_width: columns of the labels.
+    """
+    for label, text in values.items():
+        _print(text, f"{label:<{label_width}} ", " " * (label_width + 1), file)
+
+
+def print_wrapped(text: str, *, file: TextIO | None = None) -> None:
+    """Prints a sentence, to standard output by default; paths and commands in it are never broken."""
+    _print(text, "", "  ", file)
+
+
+def _print(text: str, first: str, later: str, file: TextIO | None) -> None:
+    file = file or sys.stdout
+    lines = textwrap.wrap(
+        text,
+        COLUMNS if file.isatty() else _UNBOUNDED,
+        initial_indent=first,
+        subsequent_indent=later,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    print("\n".join(lines) or first.rstrip(), file=file, flush=True)

@@ -1,0 +1,59 @@
+"""The description of a training run that is shown before its first step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from kdkit.cache import CachedTeacher
+from kdkit.data import ReplayedDataset
+from kdkit.runtime import distributed
+from kdkit.tasks import TrainingTask
+from kdkit.training.components import live_teacher_of, num_classes_of
+from kdkit.training.config import DistillConfig
+
+
+def describe_run(
+    config: DistillConfig,
+    task: TrainingTask,
+    dataset: ReplayedDataset,
+    validation: ReplayedDataset | None,
+    cache: CachedTeacher | None,
+    device: torch.device,
+) -> dict[str, str]:
+    """Label -> text, in reading order: student, images, teacher, loss, views, epochs, device, output."""
+    student: Any = task.get_eval_model()
+    parameters = sum(parameter.numel() for parameter in student.parameters())
+    start = ", pretrained" if config.pretrained else ""
+    held_out = "none" if validation is None else f"{len(validation):,} images, {config.validation}"
+    processes = "" if distributed.world_size() == 1 else f", {distributed.world_size()} processes"
+    recipe, training = dataset.recipe, config.train
+    return {
+        "student": f"{config.student}, {parameters / 1e6:.1f} M parameters{start}",
+        "images": f"{len(dataset):,} of {num_classes_of(task)} classes, {config.data}",
+        "validation": held_out,
+        "teacher": _describe_teacher(config, task, cache),
+        "loss": _describe_loss(config),
+        "views": f"{recipe.num_views} per image, {recipe.size} pixels",
+        "epochs": f"{training.epochs}, in batches of {training.batch_size} images",
+        "device": f"{device}, {training.workers} loader workers{processes}",
+        "output": config.output,
+    }
+
+
+def _describe_teacher(config: DistillConfig, task: TrainingTask, cache: CachedTeacher | None) -> str:
+    if cache is not None:
+        return f"{cache.metadata.teacher.get('name')}, from the cache {config.cache}"
+    if config.is_own_teacher:
+        return "the student's moving average"
+    teacher = live_teacher_of(task)
+    return "none, labels alone" if teacher is None else f"{teacher.name}, live"
+
+
+def _describe_loss(config: DistillConfig) -> str:
+    labels = f"{config.task_loss_weight:g} x labels"
+    if not config.has_teacher:
+        return "labels"
+    names = [config.distill_loss] if isinstance(config.distill_loss, str) else list(config.distill_loss)
+    return f"{labels} + {config.distill_loss_weight:g} x {', '.join(names)} (task {config.task_kind})"

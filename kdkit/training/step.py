@@ -1,0 +1,98 @@
+"""One training step: the teacher's output, the task's loss, its gradients, and the update of the weights.
+
+The loss itself, the weighted sum of its terms, is computed by the task: see kdkit/tasks/distillation.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import nullcontext
+from typing import cast
+
+import torch
+from timm.utils import dispatch_clip_grad
+from torch import Tensor
+
+from kdkit.runtime import distributed
+from kdkit.tasks import TrainingTask, gradient_norms
+from kdkit.teachers import Teacher
+from kdkit.training.config import TrainConfig
+from kdkit.training.setup import autocast_dtype, to_memory_format
+from kdkit.training.state import RunState
+from kdkit.types import Batch, Normalization, TeacherOutput, TeacherSource
+
+
+class TrainingStep:
+    """Computes gradients batch by batch, and updates the weights where a group of batches ends.
+
+    Args:
+        state: task, optimiser, schedule and loss scaler.
+        config: accumulation, autocast and clipping.
+        source: the teacher outputs of each batch; None where the task runs its own teacher, or has none.
+    """
+
+    def __init__(self, state: RunState, config: TrainConfig, source: TeacherSource | None) -> None:
+        self._state, self._config, self._source = state, config, source
+        self._amp = autocast_dtype(config)
+
+    def backward(
+        self, batch: Batch, *, group_size: int, is_update: bool, log_gradients: bool
+    ) -> tuple[Mapping[str, Tensor], dict[str, Tensor]]:
+        """Adds this batch's gradients, those of its loss divided by `group_size`, to the group's.
+
+        Args:
+            batch: the images of this rank.
+            group_size: batches whose gradients are averaged for one update.
+            is_update: whether the batch is the last of its group, so that ranks synchronise their gradients.
+            log_gradients: whether the norms of the terms' gradients are computed too.
+
+        Returns:
+            The task's result, and the norms [] by name.
+        """
+        task = self._state.task
+        batch = to_memory_format(batch, self._config)
+        with nullcontext() if is_update else task.no_sync():
+            teacher_output = None if self._source is None else self._source(batch)
+            result = forward(task, batch, teacher_output, self._amp)
+            norms = gradient_norms(task, result) if log_gradients else {}
+            self._state.scaler.scale(result["loss"] / group_size).backward()
+        return result, norms
+
+    def update(self) -> None:
+        """Clips the gradients, updates the weights and their moving average, and sets the next learning rate."""
+        state, task, clip = self._state, self._state.task, self._config.clip_grad
+        if clip is not None:
+            state.scaler.unscale_(state.optimizer)
+            parameters = task.get_clip_parameters(exclude_head=self._config.clip_mode == "agc")
+            dispatch_clip_grad(parameters, clip, mode=self._config.clip_mode)
+        state.scaler.step(state.optimizer)
+        state.scaler.update()
+        state.optimizer.zero_grad()
+        state.position.update += 1
+        task.update_ema(step=state.position.update)
+        ema = task.get_trainable_module(ema=True)
+        if ema is not None and task.is_own_teacher:  # else each rank's teacher has the statistics of its own images
+            distributed.broadcast_buffers(ema)
+        if state.scheduler is not None:
+            state.scheduler.step_update(state.position.update)
+
+
+def forward(
+    task: TrainingTask, batch: Batch, teacher_output: TeacherOutput | None, amp: torch.dtype | None
+) -> Mapping[str, Tensor]:
+    """The task's result on a batch under autocast to `amp`; None as output leaves the teacher to the task."""
+    arguments = () if teacher_output is None else (teacher_output,)
+    with torch.autocast(batch.input.device.type, dtype=amp, enabled=amp is not None):
+        return cast(Mapping[str, Tensor], task(batch.input, batch.target, *arguments))
+
+
+def choose_source(
+    task: TrainingTask, source: TeacherSource | None, normalization: Normalization
+) -> TeacherSource | None:
+    """The source of teacher outputs: `source`, else the task's own teacher, which the loop runs on the whole batch.
+
+    A task whose moving average teaches runs it itself. A live teacher takes images in `normalization`, the student's.
+    """
+    if source is None:
+        source = task.live_teacher  # run by the loop, it also takes the batch's own view for the teacher
+    return source.for_input(normalization) if isinstance(source, Teacher) else source

@@ -1,0 +1,113 @@
+"""Configuration of a training run: optimiser, schedule and loop."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from kdkit.config import LoadingConfig
+from kdkit.config.choices import check_choices
+from kdkit.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(LoadingConfig):
+    """Optimiser, schedule and loop of a training run."""
+
+    epochs: int = 100
+    """Passes over the training images; epoch e shows view e mod V."""
+
+    accumulate: int = 1
+    """Steps whose gradients are averaged for one update of the weights."""
+
+    opt: str = "adamw"
+    """Optimiser, by its timm name."""
+
+    opt_options: dict[str, Any] = field(default_factory=dict)
+    """Further options of the optimiser, by their timm names, e.g. {betas: [0.9, 0.98]} or {momentum: 0.95}."""
+
+    lr: float = 1e-3
+    """Learning rate at the end of the warm-up."""
+
+    weight_decay: float = 0.05
+    """Weight decay; biases and norms are exempt, as in timm."""
+
+    layer_decay: float | None = None
+    """Factor of the learning rate from each layer to the one below it; one rate for all layers by default."""
+
+    sched: str = "cosine"
+    """Schedule of the learning rate, by its timm name."""
+
+    sched_options: dict[str, Any] = field(default_factory=dict)
+    """Further options of the schedule, by their timm names, in epochs, e.g. {decay_milestones: [30, 60, 90]}."""
+
+    sched_unit: Literal["update", "epoch"] = "update"
+    """Unit after which the learning rate changes: update or epoch."""
+
+    min_lr: float = 0.0
+    """Learning rate at the end of the schedule."""
+
+    warmup_epochs: int = 0
+    """Epochs over which the learning rate rises linearly."""
+
+    warmup_lr: float | None = None
+    """Learning rate at the start of the warm-up; a hundredth of lr by default."""
+
+    distill_warmup_epochs: int = 0
+    """Epochs over which the weight of the distillation loss rises linearly from 0."""
+
+    clip_grad: float | None = None
+    """Bound of the gradients, in the sense of clip_mode; none by default."""
+
+    clip_mode: Literal["norm", "value", "agc"] = "norm"
+    """How gradients are bounded: norm (of all together), value (of each), agc (adaptive, relative to the weights)."""
+
+    amp: Literal["bfloat16", "float16"] | None = None
+    """Autocast dtype of the student: bfloat16, or float16 with a loss scaler; none by default."""
+
+    channels_last: bool = False
+    """Lay out images and the student's weights channels last."""
+
+    compile: bool = False
+    """Compile the student with torch.compile."""
+
+    ema_decay: float | None = None
+    """Decay per update of an exponential moving average of the student's weights; none by default."""
+
+    ema_warmup: bool = False
+    """Start with a small decay of the moving average."""
+
+    seed: int = 0
+    """Seed of the student's weights, of the order of the images, and of dropout."""
+
+    log_every: int = 50
+    """Steps between two reads of the losses from the device; every step is logged."""
+
+    log_gradients: bool = False
+    """Log the norm of each weighted loss's gradient at the student's head as well, and their ratio, whenever the losses
+    are read; not with compile."""
+
+    checkpoint_every: int = 1000
+    """Updates between two checkpoints, beside the one at the end of each epoch; 0 for none."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choices(self)
+        for name in ("epochs", "accumulate", "log_every"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.checkpoint_every < 0:
+            raise ConfigError(f"checkpoint_every must be 0 or more, got {self.checkpoint_every}")
+        for name in ("warmup_epochs", "distill_warmup_epochs"):
+            if not 0 <= getattr(self, name) < self.epochs:
+                raise ConfigError(f"{name} must be below epochs = {self.epochs}, got {getattr(self, name)}")
+        if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
+            raise ConfigError(f"ema_decay must be at least 0 and below 1, got {self.ema_decay}")
+        if self.ema_warmup and self.ema_decay is None:
+            raise ConfigError("ema_warmup is of a moving average, and there is none: give it a decay, ema_decay")
+        if self.clip_mode != "norm" and self.clip_grad is None:
+            raise ConfigError(f"clip_mode {self.clip_mode!r} needs a bound, and there is none: give clip_grad")
+        if self.log_gradients and self.compile:
+            raise ConfigError("log_gradients needs a graph that compile discards: leave one of them out")
+        if self.clip_grad is not None and not self.clip_grad > 0:
+            raise ConfigError(f"clip_grad must be above 0, got {self.clip_grad}")

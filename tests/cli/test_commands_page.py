@@ -1,0 +1,329 @@
+"""Every command as people type it, over a small folder of images, in a terminal of 80 columns."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import pty
+import re
+import struct
+import subprocess
+import sys
+import termios
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import save_file
+from support import tiny_model, write_digits
+
+from kdkit.cache import open_cache
+from kdkit.cli import COMMANDS, main
+
+ROOT = Path(__file__).parents[2]
+CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """40 digits as `data`, the same as `val`, and the weights of a ten-class teacher."""
+    folder = tmp_path_factory.mktemp("page")
+    write_digits(folder / "data", 40)
+    write_digits(folder / "val", 40)
+    save_file(tiny_model(seed=1).state_dict(), folder / "teacher.safetensors")
+    card = {
+        "name": "mine", "model": "test_resnet", "num_classes": 10, "input_size": [3, 32, 32], "mean": [0.5] * 3,
+        "std": [0.5] * 3, "interpolation": "bicubic", "crop_pct": 1.0,
+        "weights": {"checkpoint": "../teacher.safetensors"},
+    }  # fmt: skip
+    (folder / "teachers").mkdir()
+    (folder / "teachers" / "mine.yaml").write_text(yaml.safe_dump(card))
+    run_in(folder, BUILD)
+    run_in(folder, f"kdkit distill data --cache teacher.h5 --student test_resnet --val val {SHORT} -o runs/r18")
+    return folder
+
+
+TEACHER = "--teacher teacher.safetensors --arch test_resnet"
+BUILD = f"kdkit cache build data {TEACHER} --views 2 --size 32 --recipe deit --bytes 96 -o teacher.h5"
+SHORT = "--epochs 2 --batch-size 20 --lr 1e-3"
+
+
+def in_terminal(folder: Path, command: str) -> tuple[int, str]:
+    """Exit code of a command line, and what a terminal of 80 columns showed, without its control sequences."""
+    main_end, other_end = pty.openpty()
+    fcntl.ioctl(other_end, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 80, 0, 0))
+    words = [sys.executable, "-m", *command.split()]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, sys.path)]), "COLUMNS": "80"}
+    process = subprocess.Popen(
+        words, cwd=folder, stdin=other_end, stdout=other_end, stderr=other_end, env={**environment, "TERM": "xterm"}
+    )
+    os.close(other_end)
+    shown = bytearray()
+    while True:
+        try:
+            piece = os.read(main_end, 1 << 16)
+        except OSError:  # Linux's end of a terminal whose other end is closed
+            break
+        if not piece:
+            break
+        shown += piece
+    os.close(main_end)
+    return process.wait(timeout=60), CONTROL.sub("", shown.decode())
+
+
+def run_in(folder: Path, command: str) -> str:
+    """What a command that must succeed showed, each line at most 80 columns wide, but for documents with addresses."""
+    code, shown = in_terminal(folder, command)
+    assert code == 0, shown
+    lines = [line for printed in shown.splitlines() for line in printed.split("\r")]
+    if " show " not in command:
+        assert [line for line in lines if len(line) > 80] == []
+    return "\n".join(lines)
+
+
+def line_of(command: Sequence[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line of a command that must be refused as wrong usage."""
+    capsys.readouterr()
+    assert main(list(command)) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("kdkit: error: ")
+    assert "usage:" not in line
+    return line
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("command", "first"),
+    [
+        ("kdkit", "Knowledge distillation"),
+        ("kdkit cache", "Knowledge distillation"),
+        ("kdkit doctor", "kdkit"),
+        ("kdkit doctor --json", "{"),
+        ("kdkit teachers list", "name "),
+        ("kdkit teachers show resnet50.a1_in1k", "name: resnet50.a1_in1k"),
+        ("kdkit teachers check mine data --workers 0", "teacher      mine"),
+        (f"kdkit cache estimate data {TEACHER} --views 10 --size 32", "bytes "),
+        (f"kdkit cache build data {TEACHER} --size 32 -o own.h5", "teacher      test_resnet, "),
+        ("kdkit cache build data --teacher runs/r18 --size 32 -o run.h5", "teacher      test_resnet, "),
+        ("kdkit cache info teacher.h5", "path         teacher.h5"),
+        ("kdkit cache verify teacher.h5", "teacher.h5: all checksums"),
+        (f"kdkit cache verify teacher.h5 data {TEACHER}", "teacher.h5: all checksums"),
+        ("kdkit cache export teacher.h5 -o rows.npz", "rows.npz: "),
+        (
+            f"kdkit distill data --teacher runs/r18 --size 32 --student test_vit {SHORT} -o runs/live",
+            "student      test_vit, ",
+        ),
+        (f"kdkit distill data --size 32 --student test_resnet {SHORT} -o runs/baseline", "student      test_resnet"),
+        ("kdkit evaluate runs/r18 val", "runs/r18: top-1 "),
+        ("kdkit export runs/r18 -o exported", "exported/model.safetensors: "),
+        ("kdkit presets list", "deit_tiny_hard "),
+        ("kdkit presets show resnet18_kd", "# ResNet-34 teaches ResNet-18"),
+    ],
+)
+def test_a_line_of_the_page_works_as_it_stands(folder: Path, command: str, first: str) -> None:
+    shown = run_in(folder, command)
+    printed = [line for line in shown.splitlines() if line.strip()]
+    assert any(line.startswith(first) for line in printed[: 1 if "evaluate" not in command else None]), shown
+
+
+@pytest.mark.slow
+def test_a_run_is_described_before_it_and_its_best_weights_are_named_after_it(folder: Path) -> None:
+    command = f"kdkit distill data --cache teacher.h5 --student test_resnet --val val {SHORT} -o runs/described"
+    shown = run_in(folder, command)
+    labels = ("student", "images", "validation", "teacher", "loss", "views", "epochs", "device", "output")
+    assert [line.split(" ")[0] for line in shown.splitlines()][: len(labels)] == list(labels)
+    assert "test_resnet, from the cache teacher.h5" in shown
+    assert "2 per image, 32 pixels" in shown
+    assert re.search(r"best top-1 \d+\.\d\d % in epoch [12]", shown)
+    assert "weights: runs/described/model_best.pth.tar" in shown
+    assert shown.splitlines()[-1] == "next: kdkit evaluate runs/described val"
+
+
+@pytest.mark.slow
+def test_a_build_is_described_before_it_and_its_next_command_is_named_after_it(folder: Path) -> None:
+    shown = run_in(folder, BUILD.replace("-o teacher.h5", "-o described.h5"))
+    labels = ("teacher", "images", "views", "streams", "device", "output")
+    assert [line.split(" ")[0] for line in shown.splitlines()][: len(labels)] == list(labels)
+    millions = sum(weight.numel() for weight in tiny_model().parameters()) / 1e6
+    assert f"test_resnet, {millions:.1f} M parameters" in shown
+    for text in ("bytes/row", "logits kept", "next: kdkit distill data --cache described.h5"):
+        assert text in shown
+
+
+@pytest.mark.slow
+def test_features_are_stored_and_their_task_follows_from_the_loss(folder: Path) -> None:
+    run_in(folder, f"kdkit cache build data {TEACHER} --size 32 --streams logits,pooled -o feats.h5")
+    loss = "--loss hint_mse --student test_vit"
+    assert "hint_mse (task feature)" in run_in(folder, f"kdkit distill data --cache feats.h5 {loss} {SHORT} -o runs/f")
+
+
+@pytest.mark.slow
+def test_a_folder_of_shards_is_packed(folder: Path) -> None:
+    run_in(folder, f"kdkit cache build data {TEACHER} --size 32 --no-pack -o shards.h5")
+    assert run_in(folder, "kdkit cache pack shards.h5").startswith("shards.h5: ")
+
+
+@pytest.mark.slow
+def test_an_extension_finds_its_data_and_adds_views(folder: Path) -> None:
+    run_in(folder, f"kdkit cache build data {TEACHER} --size 32 -o grown.h5")
+    assert "40 images x 2 views" in run_in(folder, f"kdkit cache extend grown.h5 data --views 2 {TEACHER}")
+
+
+@pytest.mark.slow
+def test_an_export_is_a_teacher_and_onnx_is_written(folder: Path) -> None:
+    assert "onnx/model.onnx: " in run_in(folder, "kdkit export runs/r18 -o onnx --onnx")
+    run_in(folder, "kdkit cache build data --teacher onnx --size 32 --codec float32 -o export.h5")
+    run_in(folder, "kdkit cache build data --teacher runs/r18 --size 32 --codec float32 -o run32.h5")
+    made_with = [open_cache(folder / name).metadata.teacher["weights_sha256"] for name in ("export.h5", "run32.h5")]
+    assert made_with[0] == made_with[1]
+
+
+@pytest.mark.slow
+def test_the_demonstration_runs_with_bare_flags(folder: Path) -> None:
+    small = "--seeds 1 --epochs 2 --teacher-epochs 2 --views 1 --workers 0 -o demo"
+    run_in(folder, f"kdkit demo {small}")
+    run_in(folder, f"kdkit demo {small} --overwrite")
+
+
+@pytest.mark.parametrize(
+    ("command", "hint"),
+    [
+        ("cache build data --viewz 3", "no flag --viewz; did you mean '--views'"),
+        ("cache build data --batch_sizes 3", "'--batch-size'"),
+        ("cache build --teacher t -o o", "DATA is missing"),
+        ("cache build data", "--teacher and --output are missing"),
+        ("cache build data more --teacher t -o o", "unexpected argument 'more': this command takes DATA"),
+        ("cache build data --teacher t -o o --views many", "--views takes a whole number, got 'many'"),
+        ("cache build data --teacher t -o o --recipe diet", "did you mean 'deit'"),
+        ("cache build data --teacher t -o o --workers some", "--workers takes a whole number or auto, got 'some'"),
+        ("cache build data --teacher t -o", "-o needs a value"),
+        ("cache build data --teacher.dtype bfloat61 --teacher t -o o", "did you mean 'bfloat16'"),
+        ("distill data --student s -o o --task logitt", "did you mean 'logit'"),
+        ("distill data --student s -o o --overwrite true", "--overwrite takes no value"),
+        ("distill data --student s -o o --teacher.arch a", "--teacher is missing"),
+        ("evaluate runs/r18", "DATA is missing"),
+        ("teachers show", "NAME is missing"),
+        ("cache inof f", "did you mean 'cache info'"),
+        ("distil", "did you mean 'distill'"),
+    ],
+)
+def test_wrong_usage_is_one_line_with_the_nearest_right_one(
+    command: str, hint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert hint in line_of(command.split(), capsys)
+
+
+def test_dashes_underscores_and_equals_signs_are_one(capsys: pytest.CaptureFixture[str]) -> None:
+    base = ["distill", "data", "--student", "s", "-o", "o", "--print_config"]
+    configs = []
+    for flags in (
+        ["--batch-size", "8", "--allow-mismatch", "a", "--no-preflight", "--train.ema-decay", "0.5"],
+        ["--batch_size=8", "--allow_mismatch=a", "--preflight=false", "--train.ema_decay=0.5"],
+        ["--train.batch_size", "8", "--allow_mismatch", "[a]", "--no_preflight", "--train.ema_decay", "0.5"],
+    ):
+        assert main([*base, *flags]) == 0
+        configs.append(yaml.safe_load(capsys.readouterr().out))
+    assert configs[0] == configs[1] == configs[2]
+    assert configs[0]["train"]["batch_size"] == 8
+    assert configs[0]["preflight"] is False
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_fits_80_columns_and_names_every_flag_once(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*command.split(), "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert all(len(line) <= 80 for line in shown.splitlines())
+    flags = re.findall(r"^  (?:-o, )?(--[\w.-]+)", shown, flags=re.MULTILINE)
+    assert len(flags) == len(set(flags))
+
+
+@pytest.mark.parametrize(
+    ("codec", "row_bytes", "expected"),
+    [
+        (None, 96, ("float16", 20)),
+        (None, 12, ("lowrank", 12)),
+        ("topk", 8, ("topk", 8)),
+        ("lowrank", 12, ("lowrank", 12)),
+    ],
+)
+def test_bytes_are_what_a_row_takes_at_most(codec: str | None, row_bytes: int, expected: tuple[str, int]) -> None:
+    from kdkit.cache.codecs import codec_of_size
+
+    found = codec_of_size(codec, 10, row_bytes)
+    assert found.name == expected[0]
+    assert found.row_bytes <= expected[1]
+
+
+def test_bytes_of_a_codec_without_a_size_are_refused() -> None:
+    from kdkit.cache.codecs import codec_of_size
+    from kdkit.errors import ConfigError
+
+    with pytest.raises(ConfigError, match="'int8' has no option for its size"):
+        codec_of_size("int8", 10, 96)
+
+
+def test_a_pretrained_student_starts_from_its_weights(folder_of_weights: Path) -> None:
+    from kdkit.dataset import open_dataset
+    from kdkit.recipe import ViewRecipe
+    from kdkit.training.components import make_task
+    from kdkit.training.config import DistillConfig
+
+    overlay = {"pretrained_cfg_overlay": {"file": str(folder_of_weights / "student.safetensors"), "num_classes": 7}}
+    config = DistillConfig(
+        data=str(folder_of_weights / "data"),
+        output="o",
+        student="test_resnet",
+        pretrained=True,
+        student_options=overlay,
+    )
+    task = make_task(config, open_dataset(config.data, recipe=ViewRecipe(size=32)), None, torch.device("cpu"))
+    expected = tiny_model(seed=3, num_classes=7).state_dict()
+    found = task.get_eval_model().state_dict()
+    first = next(iter(expected))
+    assert torch.equal(found[first], expected[first])
+    assert found["fc.weight"].shape[0] == 10
+
+
+@pytest.fixture
+def folder_of_weights(tmp_path: Path) -> Path:
+    """Ten classes of images, and the weights of a seven-class student."""
+    write_digits(tmp_path / "data", 20)
+    save_file(tiny_model(seed=3, num_classes=7).state_dict(), tmp_path / "student.safetensors")
+    return tmp_path
+
+
+def test_a_teacher_of_kdkits_own_is_matched_with_the_data_by_class_names(tmp_path: Path) -> None:
+    from kdkit.config import TeacherConfig
+    from kdkit.errors import ClassMismatchError
+    from kdkit.resolve import resolve_teacher
+
+    model = tiny_model(seed=1, num_classes=3)
+    (tmp_path / "student.json").write_text(
+        json.dumps(
+            {
+                "model": "test_resnet", "model_args": {"num_classes": 3}, "input_size": 32, "crop_pct": 1.0,
+                "interpolation": "bicubic", "class_names": ["a", "b", "c"],
+            }
+        )
+    )  # fmt: skip
+    torch.save({"state_dict": model.state_dict()}, tmp_path / "last.pth.tar")
+    config, device = TeacherConfig(str(tmp_path)), torch.device("cpu")
+    assert resolve_teacher(config, device, ["a", "b", "c"]).class_map is None
+    assert resolve_teacher(config, device, ["c", "a", "b"]).class_map == (2, 0, 1)
+    with pytest.raises(ClassMismatchError, match="d"):
+        resolve_teacher(config, device, ["a", "b", "d"])
+
+
+def test_the_list_of_commands_comes_at_once() -> None:
+    command = [sys.executable, "-m", "kdkit", "--help"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    seconds = []
+    for _ in range(3):
+        begun = time.perf_counter()
+        subprocess.run(command, env=environment, check=True, capture_output=True)
+        seconds.append(time.perf_counter() - begun)
+    assert min(seconds) < 0.3

@@ -1,0 +1,221 @@
+"""Which files are images, which folder is a class, and in which order: one table for folders, zips and tars."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tarfile
+import zipfile
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from timm.data import create_dataset
+
+from kdkit.data import FolderSource, MappedSource, create_source
+from kdkit.errors import DatasetError
+
+KINDS = ("folder", "zip", "tar")
+
+
+def write(root: Path, kind: str, files: Iterable[str]) -> Path:
+    """A folder, zip or tar of those files; a name that ends in a slash is an empty folder, .txt and .xml are texts."""
+    folder = root / "data"
+    for name in files:
+        path = folder / name
+        if name.endswith("/"):
+            path.mkdir(parents=True)
+            continue
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix in (".txt", ".xml", ".db", ".heic"):
+            path.write_text("no image")
+        else:
+            known = Image.registered_extensions().get(path.suffix.lower(), "PNG")
+            Image.new("RGB", (8, 8), (90, 60, 30)).save(path, format=known)
+    if kind == "folder":
+        return folder
+    paths = sorted(folder.rglob("*"), reverse=True)
+    if kind == "zip":
+        with zipfile.ZipFile(root / "data.zip", "w") as archive:
+            for path in paths:
+                archive.write(path, path.relative_to(folder))
+        return root / "data.zip"
+    with tarfile.open(root / "data.tar", "w") as archive:
+        for path in paths:
+            archive.add(path, arcname=str(path.relative_to(folder)), recursive=False)
+    return root / "data.tar"
+
+
+ACCEPTED = {
+    "the top folder is the class, however deep an image lies": (
+        ["cat/day/0.png", "cat/night/0.png", "dog/day/0.png", "dog/1.png"],
+        {"cat/day/0.png": "cat", "cat/night/0.png": "cat", "dog/1.png": "dog", "dog/day/0.png": "dog"},
+    ),
+    "every format that Pillow decodes": (
+        ["a/0.jpg", "b/0.webp", "c/0.BMP", "d/0.gif", "e/0.tiff", "f/0.jp2", "g/0.ppm"],
+        {
+            "a/0.jpg": "a",
+            "b/0.webp": "b",
+            "c/0.BMP": "c",
+            "d/0.gif": "d",
+            "e/0.tiff": "e",
+            "f/0.jp2": "f",
+            "g/0.ppm": "g",
+        },
+    ),
+    "hidden files and what systems leave behind are ignored": (
+        [
+            *("a/0.png", "b/0.png", "a/.ipynb_checkpoints/0.png", ".git/0.png", "__MACOSX/a/._0.png", "a/._0.png"),
+            *("a/Thumbs.db", "b/@eaDir/0.png", ".trash/"),
+        ],
+        {"a/0.png": "a", "b/0.png": "b"},
+    ),
+    "numbers by value, and ties by the exact name": (
+        ["A/0.png", "a/0.png", "10/0.png", "2/0.png", "02/0.png", "b/0.png", "B/0.png"],
+        {
+            "02/0.png": "02",
+            "2/0.png": "2",
+            "10/0.png": "10",
+            "A/0.png": "A",
+            "a/0.png": "a",
+            "B/0.png": "B",
+            "b/0.png": "b",
+        },
+    ),
+    "one class alone": (["a/0.png", "a/deep/0.png"], {"a/0.png": "a", "a/deep/0.png": "a"}),
+    "other files beside images": (["a/0.png", "a/notes.txt", "readme.txt"], {"a/0.png": "a"}),
+}
+REFUSED = {
+    "train and val": (
+        ["train/a/0.png", "train/b/0.png", "val/a/0.png", "val/b/0.png"],
+        "'train' and 'val'.* e.g. '.*/train'",
+    ),
+    "an empty class folder": (["a/0.png", "b/0.png", "e/"], "class folder 'e'"),
+    "a class folder of other files": (["a/0.png", "b/notes.xml"], "class folder 'b'"),
+    "images outside class folders": (["a/0.png", "0.png"], r"outside any class folder \('0\.png'\)"),
+    "a format that Pillow does not decode": (["a/0.png", "a/1.heic"], r"cannot decode 'a/1\.heic'"),
+    "no image": (["a/notes.txt"], "holds no images"),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("case", ACCEPTED)
+def test_images_and_classes_are(tmp_path: Path, kind: str, case: str) -> None:
+    files, expected = ACCEPTED[case]
+    source = create_source(write(tmp_path, kind, files))
+    names = source.class_names
+    assert names is not None
+    assert {key: names[source[row][1]] for row, key in enumerate(source.keys)} == expected
+    assert list(source.keys) == list(expected)
+    assert list(names) == list(dict.fromkeys(expected.values()))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("case", REFUSED)
+def test_it_is_refused_by_name(tmp_path: Path, kind: str, case: str) -> None:
+    files, message = REFUSED[case]
+    with pytest.raises(DatasetError, match=message) as caught:
+        create_source(write(tmp_path, kind, files))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_order_of_classes_and_rows_is_one_in_every_process(tmp_path: Path, kind: str) -> None:
+    path = write(tmp_path, kind, [f"{name}/{name}.png" for name in ("A", "a", "B", "b", "01", "1")])
+    code = f"from kdkit.data import create_source as c; s = c({str(path)!r}); print(list(s.class_names), list(s.keys))"
+    seen = {
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": os.pathsep.join(sys.path)},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in "13"
+    }
+    assert len(seen) == 1
+    assert "['01', '1', 'A', 'a', 'B', 'b']" in seen.pop()
+
+
+def test_a_lone_folder_of_folders_is_refused_in_a_folder_and_skipped_in_an_archive(tmp_path: Path) -> None:
+    files = ["pets/cat/0.png", "pets/dog/0.png", "__MACOSX/pets/cat/._0.png"]
+    with pytest.raises(DatasetError, match=r"holds 'pets', not class folders: .* '.*/pets'"):
+        create_source(write(tmp_path / "folder", "folder", files))
+    for kind in ("zip", "tar"):
+        source = create_source(write(tmp_path / kind, kind, files))
+        assert (list(source.keys), source.class_names) == (files[:2], ["cat", "dog"])
+        with pytest.raises(DatasetError, match="class folder 'bird'"):
+            create_source(write(tmp_path / f"{kind} empty", kind, [*files, "pets/bird/"]))
+
+
+def test_of_tars_of_classes_the_top_folder_in_each_is_the_class(tmp_path: Path) -> None:
+    for name in ("cat", "dog"):
+        tar = write(tmp_path / name, "tar", [f"{name}/day/0.png", f"{name}/night/0.png"])
+        (tmp_path / "tars").mkdir(exist_ok=True)
+        tar.rename(tmp_path / "tars" / f"{name}.tar")
+    source = create_source(tmp_path / "tars")
+    assert source.class_names == ["cat", "dog"]
+    assert {key: source[row][1] for row, key in enumerate(source.keys)} == {
+        f"{name}.tar/{name}/{time}/0.png": index
+        for index, name in enumerate(("cat", "dog"))
+        for time in ("day", "night")
+    }
+
+
+def test_files_that_are_no_images_are_counted_in_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    create_source(write(tmp_path, "folder", ["a/0.png", "a/b.txt", "a/a.txt", ".hidden/c.txt"]))
+    (record,) = caplog.records
+    assert "ignored 2 files in" in record.getMessage()
+    assert "'a/a.txt'" in record.getMessage()
+
+
+def test_a_dangling_link_to_a_class_folder_is_refused_and_one_to_an_image_named_when_read(tmp_path: Path) -> None:
+    folder = write(tmp_path, "folder", ["a/0.png", "b/0.png"])
+    (folder / "a" / "1.png").symlink_to(tmp_path / "gone.png")
+    source = FolderSource(folder)
+    with pytest.raises(DatasetError, match=r"a/1\.png"):
+        source[1]
+    (folder / "c").symlink_to(tmp_path / "gone")
+    with pytest.raises(DatasetError, match=r"'c' in .* is a link to nothing"):
+        FolderSource(folder)
+
+
+def test_linked_class_folders_are_followed_and_a_link_to_a_folder_above_is_refused(tmp_path: Path) -> None:
+    folder = write(tmp_path, "folder", ["a/0.png"])
+    elsewhere = write(tmp_path / "elsewhere", "folder", ["x/0.png"])
+    (folder / "b").symlink_to(elsewhere / "x")
+    assert list(FolderSource(folder).keys) == ["a/0.png", "b/0.png"]
+    (folder / "a" / "up").symlink_to(folder)
+    with pytest.raises(DatasetError, match="a link to a folder that it lies in"):
+        FolderSource(folder)
+
+
+def test_a_flat_folder_has_images_without_labels_and_no_class_names(tmp_path: Path) -> None:
+    source = create_source(write(tmp_path, "folder", ["10.png", "9.png", "notes/a.txt", ".hidden/1.png"]))
+    assert list(source.keys) == ["9.png", "10.png"]
+    assert source.class_names is None
+    assert [source[row][1] for row in range(2)] == [-1, -1]
+    assert repr(source).endswith("data': 2 images, no class names)")
+
+
+def test_a_tar_that_holds_a_link_to_an_image_is_refused(tmp_path: Path) -> None:
+    folder = write(tmp_path, "folder", ["a/0.png"])
+    (folder / "a" / "1.png").symlink_to("0.png")
+    with tarfile.open(tmp_path / "data.tar", "w") as archive:
+        archive.add(folder, arcname=".")
+    with pytest.raises(DatasetError, match=r"a/1\.png' in the tar .* is a link"):
+        create_source(tmp_path / "data.tar")
+
+
+@pytest.mark.parametrize("name", ["a.tar.gz", "a.tgz"])
+def test_a_compressed_tar_is_refused_with_the_remedy(tmp_path: Path, name: str) -> None:
+    with pytest.raises(DatasetError, match=r"is compressed.*unpack it to a \.tar"):
+        create_source(tmp_path / name)
+
+
+def test_timms_dataset_is_refused_where_the_order_of_its_classes_is_chance(tmp_path: Path) -> None:
+    folder = write(tmp_path, "folder", ["A/0.png", "a/0.png"])
+    with pytest.raises(DatasetError, match="orders class names by chance"):
+        MappedSource(create_dataset("", root=str(folder)))

@@ -1,0 +1,74 @@
+"""Keys, rows and classes of the kinds that caches were made from before: what they were, they remain."""
+
+from __future__ import annotations
+
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from kdkit.data import create_source
+
+NAMES = [
+    *("c2/10.png", "c2/9.png", "c2/deep/1.png", "c10/B.png", "c10/a b.jpg"),
+    *("C3/x02.png", "C3/x1.png", "é 寺/1.jpeg", "b/2.JPG"),
+]
+ROWS = [
+    *("b/2.JPG", "c2/9.png", "c2/10.png", "c2/deep/1.png", "C3/x1.png"),
+    *("C3/x02.png", "c10/a b.jpg", "c10/B.png", "é 寺/1.jpeg"),
+]
+TARS = ["b.tar/2.JPG", "c2.tar/9.png", "c2.tar/10.png", "c10.tar/a b.jpg", "c10.tar/B.png"]
+TARS += ["C3.tar/x1.png", "C3.tar/x02.png"]
+KINDS = {
+    "folder": ROWS,
+    "images.zip": ROWS,
+    "images.tar": [f"./{key}" for key in ROWS],
+    "tars": TARS,
+    "tars.tar": [f"tars/{key}" for key in TARS],
+}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same nine images in each kind; the red of an image is 20 times its place in NAMES."""
+    root = tmp_path_factory.mktemp("rows")
+    for place, name in enumerate(NAMES):
+        (root / "folder" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (place * 20, 0, 0)).save(root / "folder" / name)
+    with zipfile.ZipFile(root / "images.zip", "w") as archive:
+        for name in reversed(NAMES):
+            archive.write(root / "folder" / name, name)
+    with tarfile.open(root / "images.tar", "w") as archive:
+        for name in reversed(NAMES):
+            archive.add(root / "folder" / name, arcname=f"./{name}")
+    (root / "tars").mkdir()
+    for label in ("c2", "c10", "C3", "b"):
+        with tarfile.open(root / "tars" / f"{label}.tar", "w") as archive:
+            for file in (root / "folder" / label).glob("*.*"):
+                archive.add(file, arcname=file.name)
+    with tarfile.open(root / "tars.tar", "w") as archive:
+        archive.add(root / "tars", arcname="tars")
+    return root
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_keys_rows_and_pixels_are_those_of_version_1(root: Path, kind: str) -> None:
+    source = create_source(root / kind)
+    assert list(source.keys) == KINDS[kind]
+    classes = ["b", "c2", "C3", "c10", *(["é 寺"] if len(source) == len(NAMES) else [])]
+    assert source.class_names == classes
+    for row, key in enumerate(source.keys):
+        image, target = source[row]
+        name = key.removeprefix("./").removeprefix("tars/").replace(".tar/", "/")
+        assert round(image.getpixel((0, 0))[0] / 20) == NAMES.index(name)
+        assert classes[target] == name.split("/")[0]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_source_shows_its_kind_place_images_and_classes_in_one_line(root: Path, kind: str) -> None:
+    source = create_source(root / kind)
+    names = {"folder": "FolderSource", "images.zip": "ZipSource"}
+    images, classes = len(KINDS[kind]), len(source.class_names or ())
+    assert repr(source) == f"{names.get(kind, 'TarSource')}('{root / kind}': {images} images, {classes} classes)"
