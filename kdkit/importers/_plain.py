@@ -41,7 +41,7 @@ def read_plain(content: bytes, origin: str) -> Any:
     pickled = _pickle_of(content, origin)
     try:
         value = _PlainUnpickler(io.BytesIO(pickled)).load()
-    except _RefusedError as error:
+    except DatasetError as error:  # from one of the constructors below
         raise DatasetError(f"{origin} holds {error}, which is not read: expected plain numbers and arrays") from None
     except Exception as error:  # a pickle of an attacker's can raise anything
         raise DatasetError(f"{origin} is damaged: {type(error).__name__}: {str(error)[:200]}") from None
@@ -70,21 +70,17 @@ def _pickle_of(content: bytes, origin: str) -> bytes:
         raise DatasetError(f"{origin} is a damaged file of torch.save: {error}") from None
 
 
-class _RefusedError(Exception):
-    """Something in a pickle that is no plain value; its text names that."""
-
-
 class _PlainUnpickler(pickle.Unpickler):
     """Knows a few names, all of them constructors of this module."""
 
     def find_class(self, module: str, name: str) -> Callable[..., Any]:
         found = _CONSTRUCTORS.get(f"{module}.{name}")
         if found is None:
-            raise _RefusedError(f"the name {f'{module}.{name}'[:100]!r}")
+            raise DatasetError(f"the name {f'{module}.{name}'[:100]!r}")
         return found
 
     def persistent_load(self, identity: Any) -> NoReturn:
-        raise _RefusedError("a tensor")
+        raise DatasetError("a tensor")
 
 
 class PlainArray:
@@ -96,9 +92,9 @@ class PlainArray:
     def __setstate__(self, state: Any) -> None:
         _, shape, dtype, fortran, content = state
         if not (isinstance(dtype, _DType) and isinstance(content, bytes) and _is_shape(shape)):
-            raise _RefusedError("an array that is not made of bytes")
+            raise DatasetError("an array that is not made of bytes")
         if math.prod(shape) * dtype.dtype.itemsize != len(content):
-            raise _RefusedError(f"an array of {len(content)} bytes for the shape {list(shape)}")
+            raise DatasetError(f"an array of {len(content)} bytes for the shape {list(shape)}")
         flat = np.frombuffer(content, dtype.dtype)
         self.values = flat.reshape(shape[::-1]).T if fortran else flat.reshape(shape)
 
@@ -108,13 +104,13 @@ class _DType:
 
     def __init__(self, name: Any) -> None:
         if name not in _DTYPES:
-            raise _RefusedError(f"an array of dtype {str(name)[:40]!r}")
+            raise DatasetError(f"an array of dtype {str(name)[:40]!r}")
         self.dtype = np.dtype(name).newbyteorder("<")
 
     def __setstate__(self, state: Any) -> None:
         _, order, *structure = state
         if order not in ("<", "|", "=") or any(part is not None for part in structure[:3]):
-            raise _RefusedError("an array of structured or big-endian numbers")
+            raise DatasetError("an array of structured or big-endian numbers")
 
 
 def _is_shape(shape: Any) -> bool:
@@ -141,20 +137,20 @@ def _scalar(dtype: Any, content: Any) -> int | float | bool:
 def _encode(text: Any, encoding: Any) -> bytes:
     """How protocols before 3 write bytes."""
     if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
-        raise _RefusedError("bytes in another encoding than latin1")
+        raise DatasetError("bytes in another encoding than latin1")
     return text.encode("latin-1")
 
 
 def _no_bytes(*arguments: Any) -> bytes:
     """How protocols before 3 write empty bytes."""
     if arguments:
-        raise _RefusedError("a call of bytes")
+        raise DatasetError("a call of bytes")
     return b""
 
 
 def _ndarray(*_: Any) -> NoReturn:
     """Stands for numpy.ndarray where a pickle names it; never called by an honest one."""
-    raise _RefusedError("a call of numpy.ndarray")
+    raise DatasetError("a call of numpy.ndarray")
 
 
 _CONSTRUCTORS: dict[str, Callable[..., Any]] = {

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -92,7 +93,7 @@ class RecordedSteps:
         """Whether a view can be rendered at any size: operations, erasing and mixing are recorded in its pixels."""
         return not (self.ops or self.erasing or self.mixing)
 
-    @property
+    @cached_property
     def dtype(self) -> np.dtype[Any]:
         """The record as a packed numpy dtype; its `itemsize` is the number of bytes."""
         crops: dict[str, list[Any]] = {"crop": [("crop", "<u2", 4)], "fractions": [("crop", "<f4", 4)], "center": []}
