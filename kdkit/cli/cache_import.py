@@ -12,7 +12,6 @@ def run(arguments: list[str]) -> None:
     config = parse_config(CacheImportConfig, "cache import", arguments, objects)
     from importlib import import_module
 
-    from kdkit.data import create_source
     from kdkit.importers import IMPORTERS
     from kdkit.runtime.layout import print_wrapped
 
@@ -20,7 +19,7 @@ def run(arguments: list[str]) -> None:
     importer = getattr(import_module(module), function)
     report = importer(
         config.source,
-        create_source(config.data),
+        config.data,
         config.output,
         codec=config.codec,
         num_workers=config.num_workers,

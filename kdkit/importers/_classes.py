@@ -10,18 +10,23 @@ from timm.data import ImageNetInfo
 _IMAGENET_CLASSES = 1000
 
 
-def choose_classes(names: Sequence[str] | None, num_classes: int) -> list[int] | None:
-    """The foreign class of each of the data's class folders, where these are WNIDs and a part of ImageNet-1k.
+def choose_classes(names: Sequence[str] | None, num_classes: int, *, sorts_classes: bool) -> list[int] | None:
+    """The foreign class of each of the data's class folders.
 
     Args:
         names: the data's class folders, in the order of its labels; None where it has none.
         num_classes: classes of the foreign labels.
+        sorts_classes: whether foreign classes are numbered in the sorted order of the folders, rather than the data's.
 
     Returns:
-        Class indices, one per name; None to keep all classes as they are: where there are as many folders as classes,
-        which are then taken to be in the same order, and where the folders are no WNIDs.
+        Class indices, one per name: where the folders are WNIDs and a part of ImageNet-1k, and where there are as many
+        folders as classes, in another order. None to keep all classes as they are.
     """
-    if names is None or len(names) == num_classes or num_classes != _IMAGENET_CLASSES:
+    if names is not None and len(names) == num_classes:
+        places = {name: place for place, name in enumerate(sorted(names))}
+        order = [places[name] for name in names]
+        return order if sorts_classes and order != list(range(num_classes)) else None
+    if names is None or num_classes != _IMAGENET_CLASSES:
         return None
     indices = [_imagenet_wnids().get(name) for name in names]
     known = [index for index in indices if index is not None]

@@ -44,6 +44,9 @@ class ForeignCache(Protocol):
     """What the views look like, and how many there are."""
     num_classes: int
     """Classes C of the labels."""
+    sorts_classes: bool
+    """Whether its classes are numbered in the sorted order of class folders, as by torchvision; kdkit orders numbers in
+    names by their value."""
     num_entries: int | None
     """Entries K of a label; None for dense labels."""
 

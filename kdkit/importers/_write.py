@@ -89,7 +89,7 @@ def write_import(
         CacheError: the cache cannot be written.
     """
     begun = time.monotonic()
-    classes = choose_classes(data.class_names, foreign.num_classes)
+    classes = choose_classes(data.class_names, foreign.num_classes, sorts_classes=foreign.sorts_classes)
     columns = None if classes is None else torch.tensor(classes)
     spec = _plan(foreign, data, codec, columns)
     with CacheWriter.create(path, spec) as writer:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from kdkit.cache.codecs import Codec
-from kdkit.data.sources.base import ImageSource
+from kdkit.data import create_source
 from kdkit.data.views.record import RecordedSteps
 from kdkit.errors import ConfigError, DatasetError
 from kdkit.importers._array_file import ONLY, Array, open_arrays
@@ -48,6 +49,7 @@ class ArraysCache:
         keys_file: str | Path | None = None,
     ) -> None:
         self.name = f"arrays:{Path(source).name}"
+        self.sorts_classes = False
         arrays = open_arrays(source)
         self._is_probs, self._values = self._labels(arrays)
         self._ids = arrays.get("ids")
@@ -179,7 +181,7 @@ def _are_probabilities(values: Array) -> bool:
 
 def import_arrays(
     source: str | Path,
-    data: ImageSource,
+    data: Any,
     path: str | Path,
     *,
     recipe: ViewRecipe | None = None,
@@ -197,7 +199,8 @@ def import_arrays(
 
     Args:
         source: the file.
-        data: the images, all of which the file must name.
+        data: the images, all of which the file must name: a name or path, or a source (see
+            `kdkit.data.create_source`). Its classes are those of the file, in the same order.
         path: the cache to write; an import that was stopped resumes.
         recipe: what the views that the teacher saw look like; evaluation views of 224 pixels by default. Of recorded
             boxes only its size counts.
@@ -217,5 +220,6 @@ def import_arrays(
         CacheError: the cache cannot be written.
     """
     recipe = recipe or ViewRecipe.evaluation(224)
-    foreign = ArraysCache(source, data.keys, recipe, num_classes=num_classes, keys_file=keys_file)
-    return write_import(foreign, data, path, codec=codec, num_workers=num_workers, show_progress=show_progress)
+    images = create_source(data)
+    foreign = ArraysCache(source, images.keys, recipe, num_classes=num_classes, keys_file=keys_file)
+    return write_import(foreign, images, path, codec=codec, num_workers=num_workers, show_progress=show_progress)

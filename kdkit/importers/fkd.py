@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from kdkit.cache.codecs import Codec
-from kdkit.data.sources.base import ImageSource
+from kdkit.data import create_source
 from kdkit.data.views.record import RecordedSteps
 from kdkit.errors import ConfigError, DatasetError
 from kdkit.importers._foreign import ForeignViews, check_labels, name_some
@@ -49,6 +49,7 @@ class FkdCache:
         if label_type not in (None, *LABEL_TYPES):
             raise ConfigError(f"label_type must be one of {', '.join(LABEL_TYPES)}, got {label_type!r}")
         self.name = f"fkd:{Path(source).name}"
+        self.sorts_classes = True
         self.num_classes = num_classes
         self._members = Members(source, ".tar")
         self._keys = keys
@@ -141,7 +142,7 @@ def _entries(labels: Array, label_type: str | None, origin: str) -> tuple[Array,
 
 def import_fkd(
     source: str | Path,
-    data: ImageSource,
+    data: Any,
     path: str | Path,
     *,
     size: int = 224,
@@ -155,7 +156,8 @@ def import_fkd(
 
     Args:
         source: folder, or uncompressed tar, of CLASS/STEM.tar files.
-        data: the images that it was made from, all of them.
+        data: the images that it was made from, all of them: a name or path, or a source (see
+            `kdkit.data.create_source`).
         path: the cache to write; an import that was stopped resumes.
         size: side of the views that students see, pixels; FKD's crops have none of their own.
         num_classes: classes of the labels.
@@ -171,5 +173,6 @@ def import_fkd(
         DatasetError: an image is missing or left over, or a file is damaged or no plain data; names it.
         CacheError: the cache cannot be written.
     """
-    foreign = FkdCache(source, data.keys, size=size, num_classes=num_classes, label_type=label_type)
-    return write_import(foreign, data, path, codec=codec, num_workers=num_workers, show_progress=show_progress)
+    images = create_source(data)
+    foreign = FkdCache(source, images.keys, size=size, num_classes=num_classes, label_type=label_type)
+    return write_import(foreign, images, path, codec=codec, num_workers=num_workers, show_progress=show_progress)

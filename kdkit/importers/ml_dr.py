@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from kdkit.cache.codecs import Codec
-from kdkit.data.sources.base import ImageSource
+from kdkit.data import create_source
 from kdkit.errors import DatasetError
 from kdkit.importers._foreign import ForeignViews, check_labels, name_some, torchvision_order
 from kdkit.importers._members import Members
@@ -43,6 +43,7 @@ class MlDrCache:
 
     def __init__(self, source: str | Path, keys: Sequence[str]) -> None:
         self.name = f"ml-dr:{Path(source).name}"
+        self.sorts_classes = True
         self._members = Members(source, _SUFFIX)
         self._keys = keys
         self._index = {row: index for index, row in enumerate(torchvision_order(keys))}
@@ -68,7 +69,7 @@ class MlDrCache:
             ids = np.array([view["prob"][1] for view in views], dtype=np.int64)
             records = self._augmentation.records([view["params"] for view in views])
         except (TypeError, ValueError, KeyError, IndexError, OverflowError) as error:
-            raise DatasetError(f"{origin} does not hold what its configuration says: {error}") from error
+            raise DatasetError(f"{origin} does not fit its configuration: {error}") from error
         if ids.shape != (self.num_views, self.num_entries) or probs.shape != ids.shape:
             expected = [self.num_views, self.num_entries]
             raise DatasetError(f"{origin} has labels {list(probs.shape)} of classes {list(ids.shape)}, not {expected}")
@@ -133,10 +134,10 @@ class MlDrCache:
         if not (isinstance(found, (tuple, list)) and len(found) == 2 and isinstance(found[1], list)):
             raise DatasetError(f"{origin} is no file of ml-dr: expected (index, views)")
         if found[0] != self._index[row]:
-            raise DatasetError(f"{origin} is misnumbered: it says that it is of image {str(found[0])[:20]}")
+            raise DatasetError(f"{origin} is misnumbered: its index is {str(found[0])[:20]}")
         views = found[1]
         if len(views) != self.num_views:
-            raise DatasetError(f"{origin} has {len(views)} views, expected {self.num_views} as its configuration says")
+            raise DatasetError(f"{origin} has {len(views)} views, its configuration {self.num_views}")
         for view in views:
             if not isinstance(view, dict) or not _holds(view, ("params", "prob")) or not _is_sparse(view["prob"]):
                 raise DatasetError(f"{origin} has a view without params and (probabilities, classes)")
@@ -156,7 +157,7 @@ def _is_sparse(prob: Any) -> bool:
 
 def import_mldr(
     source: str | Path,
-    data: ImageSource,
+    data: Any,
     path: str | Path,
     *,
     codec: Codec | str | None = None,
@@ -167,7 +168,8 @@ def import_mldr(
 
     Args:
         source: folder, or uncompressed tar, of INDEX.pth.tar files and config.pth.tar.
-        data: the images that it was made from, all of them.
+        data: the images that it was made from, all of them: a name or path, or a source (see
+            `kdkit.data.create_source`).
         path: the cache to write; an import that was stopped resumes.
         codec: of the labels: a name or a codec; by default topk with as many classes as the files hold.
         num_workers: processes that read; 0 reads in this one.
@@ -180,5 +182,6 @@ def import_mldr(
         DatasetError: an image is missing, left over or misnumbered, or a file is damaged or no plain data; names it.
         CacheError: the cache cannot be written.
     """
-    foreign = MlDrCache(source, data.keys)
-    return write_import(foreign, data, path, codec=codec, num_workers=num_workers, show_progress=show_progress)
+    images = create_source(data)
+    foreign = MlDrCache(source, images.keys)
+    return write_import(foreign, images, path, codec=codec, num_workers=num_workers, show_progress=show_progress)

@@ -77,10 +77,16 @@ def test_another_import_at_the_same_path_is_refused(foreign: Path, tmp_path: Pat
 
 
 def test_wnids_that_are_a_part_of_imagenet_take_their_classes() -> None:
-    assert choose_classes(["n01440764", "n01484850", "n15075141"], 1000) == [0, 2, 999]
-    assert choose_classes(["n01440764", "n9"], 1000) is None
-    assert choose_classes(["a", "b"], 2) is None
-    assert choose_classes(None, 1000) is None
+    assert choose_classes(["n01440764", "n01484850", "n15075141"], 1000, sorts_classes=True) == [0, 2, 999]
+    assert choose_classes(["n01440764", "n9"], 1000, sorts_classes=True) is None
+    assert choose_classes(["a", "b"], 2, sorts_classes=True) is None
+    assert choose_classes(None, 1000, sorts_classes=True) is None
+
+
+def test_classes_that_torchvision_orders_otherwise_are_put_in_the_datas_order() -> None:
+    names = ["c1", "c2", "c10"]  # as kdkit lists them; torchvision has c1, c10, c2
+    assert choose_classes(names, 3, sorts_classes=True) == [0, 2, 1]
+    assert choose_classes(names, 3, sorts_classes=False) is None
 
 
 def test_a_part_of_imagenet_has_its_own_classes_alone_renormalised(tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ def test_a_file_without_image_is_named(tmp_path: Path) -> None:
 def test_a_misnumbered_file_is_named_with_its_image(tmp_path: Path) -> None:
     folder = write_ml_dr(tmp_path / "foreign", 4)
     shutil.copy(folder / "1.pth.tar", folder / "2.pth.tar")
-    refuse_mldr(folder, r"'2\.pth\.tar'.*\(image 'a/2\.png'\) is misnumbered: it says that it is of image 1")
+    refuse_mldr(folder, r"'2\.pth\.tar'.*\(image 'a/2\.png'\) is misnumbered: its index is 1")
 
 
 def test_two_files_that_were_swapped_are_found(tmp_path: Path) -> None:
@@ -70,9 +70,9 @@ def test_images_are_numbered_in_the_order_of_torchvision(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda file: (file[0], file[1][:1]), "1 views, expected 2"),
+        (lambda file: (file[0], file[1][:1]), "1 views, its configuration 2"),
         (lambda file: (file[0], [{"params": [(0, 0, 8, 8), True]}] * 2), "without params and"),
-        (lambda file: (file[0], [{**file[1][0], "params": [(0, 0, 8, 8)]}] * 2), "does not hold what its config"),
+        (lambda file: (file[0], [{**file[1][0], "params": [(0, 0, 8, 8)]}] * 2), "does not fit its configuration"),
         (lambda file: (file[0], [{**file[1][0], "params": [(0, 0, 8), True]}] * 2), "whole numbers"),
         (lambda file: (file[0], [{**file[1][0], "params": [(0, 0, 8, -8), True]}] * 2), "a parameter is -8"),
         (lambda file: (file[0], [{**file[1][0], "params": [(0, 0, 8, 70_000), True]}] * 2), "or 70000"),
