@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from kdkit.cache import CachedTeacher, open_cache
+from kdkit.cache import CacheReader, open_cache
 from kdkit.data import ReplayedDataset, create_source
 from kdkit.data.views.recorded import RecordStore
 from kdkit.recipe import ViewRecipe
@@ -14,7 +14,7 @@ from kdkit.recipe import ViewRecipe
 def open_dataset(
     data: Any,
     *,
-    cache: str | Path | CachedTeacher | None = None,
+    cache: str | Path | CacheReader | None = None,
     recipe: ViewRecipe | None = None,
     image_column: str | None = None,
     label_column: str | None = None,
@@ -41,9 +41,12 @@ def open_dataset(
     if isinstance(cache, (str, Path)):
         cache = open_cache(cache)
     if recipe is None:
-        recipe = ViewRecipe() if cache is None else ViewRecipe.from_dict(cache.metadata.recipe)
+        recipe = ViewRecipe() if cache is None else cache.recipe
     source = create_source(data, image_column=image_column, label_column=label_column)
-    dataset = ReplayedDataset(source, recipe, records=cache if records is None else records)
+    store: object = cache
+    if records is None and isinstance(store, RecordStore):
+        records = store
+    dataset = ReplayedDataset(source, recipe, records=records)
     if cache is not None:
         cache.match(dataset)
     return dataset

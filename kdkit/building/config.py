@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from kdkit.config import DeviceConfig, LoadingConfig, MismatchConfig, TeacherConfig
+from kdkit.config import ColumnsConfig, DeviceConfig, LoadingConfig, MismatchConfig, TeacherConfig
 from kdkit.config.choices import check_choices
 from kdkit.errors import ConfigError
 from kdkit.recipe import ViewRecipe
@@ -53,11 +53,12 @@ class BuildConfig(LoadingConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CacheEstimateConfig(DeviceConfig):
+class CacheEstimateConfig(ColumnsConfig, DeviceConfig):
     """What a cache would be made from."""
 
     data: str
-    """Training images: a folder of class folders, a .tar or .zip of them, a folder of tars, or hfds/NAME:SPLIT."""
+    """Training images: a folder of class folders or of images alone, a .tar or .zip, a folder of WebDataset shards,
+    hfds/NAME:SPLIT, or a .csv or .parquet of paths and labels."""
 
     teacher: TeacherConfig
     """The teacher model."""
@@ -89,7 +90,7 @@ class CacheBuildConfig(CacheEstimateConfig, MismatchConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CacheExtendConfig(DeviceConfig, LoadingConfig, MismatchConfig):
+class CacheExtendConfig(ColumnsConfig, DeviceConfig, LoadingConfig, MismatchConfig):
     """Which cache gets more views, and from what."""
 
     cache: str
@@ -106,7 +107,7 @@ class CacheExtendConfig(DeviceConfig, LoadingConfig, MismatchConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CacheVerifyConfig(DeviceConfig, MismatchConfig):
+class CacheVerifyConfig(ColumnsConfig, DeviceConfig, MismatchConfig):
     """Cache to verify, and optionally the teacher to verify it against."""
 
     cache: str

@@ -42,7 +42,7 @@ def check_encodable(
         return
     bad = [key for key, fine in zip(keys(), held.tolist(), strict=True) if not fine]
     raise NonFiniteOutputError(
-        f"the teacher {teacher!r} has NaN, infinity or what codec {codec.name!r} cannot hold in its {stream} of "
+        f"the teacher {teacher!r} has NaN, infinity or values that codec {codec.name!r} cannot hold in {stream} of "
         f"{list_keys(bad)} in view {view}: check these samples, or use codec float32"
     )
 

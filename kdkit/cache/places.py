@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 from pathlib import Path
 
+from kdkit.cache.disk import check_not_full
 from kdkit.cache.extension import Extension, is_extending
 from kdkit.cache.file import CacheFile
 from kdkit.cache.packing import pack
@@ -21,15 +22,20 @@ def check_writable(path: str | Path) -> None:
         CacheError: the folder of `path` cannot be made or written, or something is in the way.
     """
     path = Path(path)
-    if path.is_dir():
-        raise CacheError(f"no cache can be written at {str(path)!r}: it is a folder; name a file, such as teacher.h5")
-    if shard_folder(path).is_file():
-        raise CacheError(f"no cache can be written at {str(path)!r}: {str(shard_folder(path))!r} is in the way")
+    shown = f"no cache can be written at {str(path)!r}"
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir():
+            raise CacheError(f"{shown}: it is a folder; name a file, such as teacher.h5")
+        if shard_folder(path).is_file():
+            raise CacheError(f"{shown}: {str(shard_folder(path))!r} is in the way")
+        if not path.parent.is_dir():
+            path.parent.mkdir(parents=True, exist_ok=True)
         files.check_writable(path.parent)
+    except CacheError:
+        raise
     except OSError as error:
-        raise CacheError(f"no cache can be written at {str(path)!r}: {error.strerror}") from error
+        check_not_full(path, error)
+        raise CacheError(f"{shown}: {error.strerror}") from error
 
 
 def remove_remains(path: Path, num_views: int) -> None:

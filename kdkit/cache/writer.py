@@ -11,39 +11,33 @@ A writer that was stopped resumes when it is created again. Dimensions: R rows o
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Any
 
-import numpy as np
-from torch import Tensor
 from typing_extensions import Self
 
-from kdkit.cache.codecs import RowCodec
-from kdkit.cache.encoding import as_tensor, check_encodable, encode_rows
 from kdkit.cache.extension import Extension, check_adds_views
 from kdkit.cache.file import CacheFile
-from kdkit.cache.format.constants import num_hashed_rows
-from kdkit.cache.format.metadata import CacheMetadata, Shard
-from kdkit.cache.lazy_arrays import shard_pixels, stored_keys
-from kdkit.cache.opening import open_index
+from kdkit.cache.format.metadata import CacheMetadata
 from kdkit.cache.packing import pack as pack_shards
 from kdkit.cache.places import check_writable, remove_remains
+from kdkit.cache.sealing import ShardSealer
 from kdkit.cache.shards.folder import INDEX_NAME, ShardFolder, packed_path, shard_folder
 from kdkit.cache.shards.lock import writer_lock
 from kdkit.cache.spec import CachePlan, CacheSpec
 from kdkit.cache.summary import describe_content
-from kdkit.cache.types import Array
 from kdkit.cache.write_errors import cache_write_errors
-from kdkit.errors import CacheError, CacheIncompleteError, CacheLockedError, ShapeError
+from kdkit.errors import CacheError, CacheIncompleteError, CacheLockedError
 from kdkit.runtime import files
 
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
-class CacheWriter:
+class CacheWriter(ShardSealer):
     """Writes the shards of a cache, each durably and whole or not at all, and packs them into one file.
 
     `create` and `extend` hold the writer's lock until `finish`, `close` or the end of a `with` block; `join` holds
@@ -56,11 +50,8 @@ class CacheWriter:
     """
 
     def __init__(self, path: Path, metadata: CacheMetadata, work: ShardFolder | Extension | None) -> None:
-        self.path = path
-        self.metadata = metadata
-        self._work = work
+        super().__init__(path, metadata, work)
         self._lock: ExitStack | None = None
-        self._codecs: Mapping[str, RowCodec] | None = None
 
     @classmethod
     @cache_write_errors()
@@ -79,7 +70,7 @@ class CacheWriter:
         """
         path = Path(path)
         with ExitStack() as held:
-            if not path.is_file():
+            if not os.path.isfile(path):  # noqa: PTH113 -- unlike Path.is_file, false for a name that no file can have
                 check_writable(path)
                 folder = shard_folder(path)
                 files.make_folder(folder)
@@ -146,90 +137,6 @@ class CacheWriter:
             extension = Extension.begin(cache.path, cache.metadata, num_views)
             return cls(cache.path, extension.parts.metadata, extension)._holding(held)
 
-    @property
-    def codecs(self) -> Mapping[str, RowCodec]:
-        """Stream name -> its codec, fitted as the cache's index holds it."""
-        if self._codecs is None:
-            self._codecs = CacheFile(self.path).codecs if self._work is None else open_index(self._parts)
-        return self._codecs
-
-    def missing(self) -> list[Shard]:
-        """The shards that are not sealed, in order; each names its view and its rows from `start` to before `stop`."""
-        return [] if self._work is None else self._work.missing()
-
-    def sealed(self) -> list[Shard]:
-        """The shards that are sealed already and not packed yet, in order."""
-        return [] if self._work is None else [s for s in self.metadata.shards() if self._parts.is_sealed(s)]
-
-    def pixel_crc32(self, shard: Shard) -> dict[int, int]:
-        """Row -> CRC-32 of its pixels, for the hashed rows of a sealed shard; empty if the cache has no pixels."""
-        return shard_pixels(self._parts.shard_path(shard), shard) if self.metadata.has_pixels else {}
-
-    def read(self, shard: Shard) -> dict[str, Array]:
-        """Stream -> encoded rows uint8 [R, row_bytes] of a sealed shard, all of its file compared with its checksum.
-
-        Raises:
-            CacheCorruptError: it is not sealed, or not what was sealed.
-        """
-        self._parts.verify(shard)
-        return {stream: segment.rows for stream, segment in self._parts.open_shard(shard).items()}
-
-    def write(self, shard: Shard, outputs: Mapping[str, Tensor | Array], pixel_crc32: Array | None = None) -> None:
-        """Encodes the teacher's outputs on a shard and seals it; measures what codecs keep if the spec measures views.
-
-        Args:
-            shard: one of `missing()`.
-            outputs: stream -> float [R, ...], one row for each of the shard's R rows, on any device.
-            pixel_crc32: as for `seal`.
-
-        Raises:
-            ShapeError: the streams are others than the cache's, or have another number of rows.
-            NonFiniteOutputError: some values are NaN, infinite, or beyond the codec's range; names samples.
-            CacheError: the shard cannot be written, or the disk is full.
-        """
-        if set(outputs) != set(self.codecs):
-            raise ShapeError(f"{shard}: got outputs of {sorted(outputs)}, expected {sorted(self.codecs)}")
-        payloads, fidelity = {}, {}
-        for stream, codec in self.codecs.items():
-            values = as_tensor(outputs[stream])
-            if values.shape[:1] != (shard.num_rows,):
-                raise ShapeError(f"{shard}: got {stream} {list(values.shape)}, expected {shard.num_rows} rows")
-            name = str(self.metadata.teacher["name"])
-            check_encodable(values, codec, stream, teacher=name, view=shard.view, keys=lambda: self._keys(shard))
-            payloads[stream], measures = encode_rows(codec, values, self._measured(stream, shard))
-            if measures is not None:
-                fidelity[stream] = measures
-        self.seal(shard, payloads, pixel_crc32, fidelity)
-
-    def seal(
-        self,
-        shard: Shard,
-        payloads: Mapping[str, Array],
-        pixel_crc32: Array | None = None,
-        fidelity: Mapping[str, Array] = _NOTHING,
-    ) -> None:
-        """Writes the encoded rows of a shard, then its manifest entry, both durably; then the shard exists.
-
-        Args:
-            shard: one of `missing()`.
-            payloads: stream -> encoded rows, uint8 [R, row_bytes].
-            pixel_crc32: CRC-32 of the pixels of `hashed_rows(shard.start, shard.stop)`, uint32, for a cache that has
-                pixels; else None.
-            fidelity: stream -> what was measured, float32 [rows, measures], if the spec has views measured.
-
-        Raises:
-            CacheError: the arrays do not fit the spec, the shard is none of the cache's, or the file system refuses;
-                a CacheDiskFullError if the disk is full.
-        """
-        first_view = self._work.old.num_views if isinstance(self._work, Extension) else 0
-        if self._work is None or not self.metadata.plans(shard, first_view):
-            raise CacheError(f"{shard}: the cache {str(self.path)!r} has no such shard to seal: take one of missing()")
-        if (pixel_crc32 is None) == self.metadata.has_pixels:
-            found, expected = ("no", "some") if pixel_crc32 is None else ("some", "none, as has_pixels is false")
-            raise CacheError(f"{shard}: got {found} pixel hashes, the spec of the cache expects {expected}")
-        hashes = np.zeros(num_hashed_rows(shard.start, shard.stop), "<u4") if pixel_crc32 is None else pixel_crc32
-        self._parts.seal(shard, payloads, hashes, fidelity)
-
     def finish(self, *, pack: bool = True, record: Mapping[str, Any] = _NOTHING) -> Path:
         """Verifies all shards and packs them into one file at `path`; an extension replaces the cache in one step.
 
@@ -286,27 +193,10 @@ class CacheWriter:
             f"{missing} of {planned} shards missing)"
         )
 
-    @property
-    def _parts(self) -> ShardFolder:
-        """Where shards are sealed."""
-        if self._work is None:
-            raise CacheError(f"the cache {str(self.path)!r} is finished: no shard of it is missing")
-        return self._work.parts if isinstance(self._work, Extension) else self._work
-
     def _holding(self, lock: ExitStack) -> Self:
         """This writer, which releases the lock from now on."""
         self._lock = lock.pop_all()
         return self
-
-    def _keys(self, shard: Shard) -> list[str]:
-        return stored_keys(self._parts.folder, self.metadata.num_rows)[shard.start : shard.stop]
-
-    def _measured(self, stream: str, shard: Shard) -> range | None:
-        """Places in the shard of the rows that are measured; None where the stream is not."""
-        if not self.metadata.measures_views(stream):
-            return None
-        rows = self.metadata.measured_rows(stream, shard.start, shard.stop)
-        return range(rows.start - shard.start, rows.stop - shard.start, rows.step)
 
 
 def _resume_or_start(path: Path, folder: Path, plan: CacheSpec | CachePlan) -> ShardFolder:

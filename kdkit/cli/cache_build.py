@@ -23,7 +23,7 @@ def run(arguments: list[str]) -> None:
     with distributed.process_group(config.device, timeout=RANK_TIMEOUT):
         device = resolve_device(config.device)
         check_writable(config.output)  # before the teacher is loaded
-        dataset = open_dataset(config.data, recipe=config.recipe)
+        dataset = open_dataset(config.data, recipe=config.recipe, **config.columns)
         teacher = resolve_teacher(config.teacher, device, dataset.class_names)
         if distributed.rank() == 0:
             header = describe_build(teacher, dataset, config.data, config.build, device, config.output)

@@ -16,7 +16,7 @@ def run(arguments: list[str]) -> None:
     from kdkit.runtime.layout import print_labelled
 
     device = resolve_device(config.device)
-    dataset = open_dataset(config.data, recipe=config.recipe)
+    dataset = open_dataset(config.data, recipe=config.recipe, **config.columns)
     teacher = resolve_teacher(config.teacher, device, dataset.class_names)
     found = estimate_cache(teacher, dataset, config.build, device=device)
     made_of = describe_bytes(found.images * found.row_bytes)

@@ -22,9 +22,8 @@ def run(arguments: list[str]) -> None:
     with distributed.process_group(config.device, timeout=RANK_TIMEOUT):
         device = resolve_device(config.device)
         metadata = open_cache(config.cache).metadata
-        dataset = open_dataset(
-            config.data, recipe=ViewRecipe.from_dict({**metadata.recipe, "num_views": config.num_views})
-        )
+        recipe = ViewRecipe.from_dict({**metadata.recipe, "num_views": config.num_views})
+        dataset = open_dataset(config.data, recipe=recipe, **config.columns)
         teacher = config.teacher or teacher_of_cache(metadata.teacher)
         report = extend_cache(
             resolve_teacher(teacher, device, dataset.class_names),

@@ -12,17 +12,19 @@ def run(arguments: list[str]) -> None:
     config = parse_config(CacheImportConfig, "cache import", arguments, objects)
     from importlib import import_module
 
+    from kdkit.data import create_source
     from kdkit.importers import IMPORTERS
+    from kdkit.runtime.hardware import choose_workers
     from kdkit.runtime.layout import print_wrapped
 
     module, function = IMPORTERS[config.format]
     importer = getattr(import_module(module), function)
     report = importer(
         config.source,
-        config.data,
+        create_source(config.data, **config.columns),
         config.output,
         codec=config.codec,
-        num_workers=config.num_workers,
+        num_workers=choose_workers(config.num_workers),
         show_progress=True,
         **config.options_of(importer),
     )

@@ -18,7 +18,7 @@ def run(arguments: list[str]) -> None:
     teacher, dataset, device = None, None, resolve_device(config.device)
     if config.data is not None:
         cache = open_cache(config.cache)
-        dataset = open_dataset(config.data, recipe=cache.recipe, records=cache)
+        dataset = open_dataset(config.data, recipe=cache.recipe, records=cache, **config.columns)
         made_by = config.teacher or teacher_of_cache(cache.teacher)
         teacher = resolve_teacher(made_by, device, dataset.class_names)
     report = verify_cache(

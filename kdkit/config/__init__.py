@@ -4,12 +4,13 @@ What one command alone needs lives beside that command: kdkit/building/config.py
 Each field states its meaning and unit; each default is stated here and nowhere else.
 """
 
-from kdkit.config.shared import DeviceConfig, LoadingConfig, MismatchConfig, OverwriteConfig
+from kdkit.config.shared import ColumnsConfig, DeviceConfig, LoadingConfig, MismatchConfig, OverwriteConfig
 from kdkit.config.student import StudentConfig
 from kdkit.config.teacher import EMA, SingleTeacherConfig, TeacherConfig
 
 __all__ = [
     "EMA",
+    "ColumnsConfig",
     "DeviceConfig",
     "LoadingConfig",
     "MismatchConfig",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from kdkit.errors import ConfigError
 from kdkit.runtime.hardware import AUTO, choose_workers
@@ -37,6 +37,22 @@ class LoadingConfig:
     def workers(self) -> int:
         """The number of worker processes, `auto` resolved."""
         return choose_workers(self.num_workers)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ColumnsConfig:
+    """Columns of the images and labels, where the data has columns: hfds/NAME:SPLIT, a CSV or a Parquet file."""
+
+    image_column: str | None = None
+    """Column of the images or their paths, where the data has columns; image, or the only candidate, by default."""
+
+    label_column: str | None = None
+    """Column of the labels, where the data has columns; label, or the only candidate, by default."""
+
+    @property
+    def columns(self) -> dict[str, Any]:
+        """The two columns, as `kdkit.open_dataset` takes them."""
+        return {"image_column": self.image_column, "label_column": self.label_column}
 
 
 @dataclass(frozen=True, kw_only=True)

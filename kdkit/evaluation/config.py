@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from kdkit.config import DeviceConfig, LoadingConfig, OverwriteConfig, StudentConfig, TeacherConfig
+from kdkit.config import ColumnsConfig, DeviceConfig, LoadingConfig, OverwriteConfig, StudentConfig, TeacherConfig
 from kdkit.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
-class TeachersCheckConfig(DeviceConfig, LoadingConfig):
+class TeachersCheckConfig(ColumnsConfig, DeviceConfig, LoadingConfig):
     """Teacher to check, and the images to check it on."""
 
     teacher: TeacherConfig
@@ -34,7 +34,7 @@ class TeachersCheckConfig(DeviceConfig, LoadingConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateConfig(StudentConfig, DeviceConfig, LoadingConfig, OverwriteConfig):
+class EvaluateConfig(StudentConfig, ColumnsConfig, DeviceConfig, LoadingConfig, OverwriteConfig):
     """Student to evaluate, and the images to evaluate it on."""
 
     data: str

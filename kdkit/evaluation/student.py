@@ -60,7 +60,7 @@ def evaluate_student(config: EvaluateConfig, *, show_progress: bool = False) -> 
         raise OutputExistsError(f"{str(output)!r} exists: pass --overwrite to replace it")
     device = resolve_device(config.device)
     model, student = load_student(config)
-    dataset = open_dataset(config.data, recipe=_recipe(config, student))
+    dataset = open_dataset(config.data, recipe=_recipe(config, student), **config.columns)
     _check_same_classes(config, model, student, dataset)
     loader = ReplayLoader(
         dataset,

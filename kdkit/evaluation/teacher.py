@@ -60,7 +60,7 @@ def check_named_teacher(config: TeachersCheckConfig) -> CheckReport:
     A name that has a card is loaded as the card describes it, unless it is an ensemble.
     """
     card, device = card_of(config.teacher, config.card), resolve_device(config.device)
-    source = create_source(config.data)
+    source = create_source(config.data, **config.columns)
     own_card = None if config.teacher.ensemble or config.card is not None else card
     teacher = resolve_teacher(config.teacher, device, source.class_names, card=own_card)
     dataset = ReplayedDataset(source, check_recipe(card, teacher, config.teacher.input_size))

@@ -5,15 +5,17 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
+from kdkit.config import ColumnsConfig
 from kdkit.errors import ConfigError, nearest
 from kdkit.importers import IMPORTERS
 from kdkit.recipe import ViewRecipe
+from kdkit.runtime.hardware import AUTO, choose_workers
 
 
 @dataclass(frozen=True, kw_only=True)
-class CacheImportConfig:
+class CacheImportConfig(ColumnsConfig):
     """Cache of another project, or arrays, to import."""
 
     format: str
@@ -46,15 +48,14 @@ class CacheImportConfig:
     """What the views of arrays look like, by default the evaluation view of 224 pixels; of fkd and of arrays with boxes
     only the size is used."""
 
-    num_workers: int = 0
-    """Worker processes that read the source; 0 reads in the main process."""
+    num_workers: int | Literal["auto"] = AUTO
+    """Worker processes that read the source: auto (from the CPUs available), or a number; 0 reads in the main process."""
 
     def __post_init__(self) -> None:
         if self.format not in IMPORTERS:
             known = ", ".join(IMPORTERS)
             raise ConfigError(f"no importer reads {self.format!r}{nearest(self.format, IMPORTERS)}; known: {known}")
-        if self.num_workers < 0:
-            raise ConfigError(f"num_workers must be 0 or more, got {self.num_workers}")
+        choose_workers(self.num_workers)
 
     def options_of(self, importer: Callable[..., Any]) -> dict[str, Any]:
         """The options that are given, as arguments of the importer of this format.

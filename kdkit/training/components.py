@@ -37,12 +37,15 @@ def choose_recipe(config: DistillConfig, cache: CacheReader | None) -> ViewRecip
     return ViewRecipe() if cache is None else cache.recipe
 
 
-def open_validation(folder: str, training: ReplayedDataset) -> ReplayedDataset:
-    """The validation images; the same classes as the training images, or an error."""
-    dataset = open_dataset(folder, recipe=ViewRecipe.evaluation(training.recipe.size))
+def open_validation(config: DistillConfig, training: ReplayedDataset) -> ReplayedDataset | None:
+    """The validation images, if there are any; the same classes as the training images, or an error."""
+    if config.validation is None:
+        return None
+    recipe = ViewRecipe.evaluation(training.recipe.size)
+    dataset = open_dataset(config.validation, recipe=recipe, **config.columns)
     if dataset.class_names != training.class_names:
         raise DatasetError(
-            f"the validation folder {folder!r} has the classes {_shorten(dataset.class_names)}, "
+            f"the validation folder {config.validation!r} has the classes {_shorten(dataset.class_names)}, "
             f"the training folder {_shorten(training.class_names)}: both must have the same class folders"
         )
     return dataset

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from kdkit.config import EMA, DeviceConfig, MismatchConfig, OverwriteConfig, StudentConfig, TeacherConfig
+from kdkit.config import EMA, ColumnsConfig, DeviceConfig, MismatchConfig, OverwriteConfig, StudentConfig, TeacherConfig
 from kdkit.config.choices import check_choices
 from kdkit.errors import ConfigError
 from kdkit.recipe import ViewRecipe
@@ -30,11 +30,12 @@ class ExportConfig(StudentConfig, OverwriteConfig):
 
 
 @dataclass(frozen=True)
-class DistillConfig(DeviceConfig, MismatchConfig, OverwriteConfig):
+class DistillConfig(ColumnsConfig, DeviceConfig, MismatchConfig, OverwriteConfig):
     """A training run of `kdkit distill`: from a cache, from a live teacher, or from labels alone."""
 
     data: str
-    """Training images: a folder of class folders, a .tar or .zip of them, a folder of tars, or hfds/NAME:SPLIT."""
+    """Training images: a folder of class folders or of images alone, a .tar or .zip, a folder of WebDataset shards,
+    hfds/NAME:SPLIT, or a .csv or .parquet of paths and labels."""
 
     output: str
     """Folder for checkpoints, config.yaml, metrics.jsonl and summary.csv."""

@@ -126,7 +126,7 @@ def _open(config: DistillConfig) -> _Run:
     cache = None if config.cache is None else open_cache(config.cache)
     if cache is not None and config.task_kind != "feature":
         cache.check_exists(LOGITS)
-    dataset = open_dataset(config.data, recipe=choose_recipe(config, cache), records=cache)
+    dataset = open_dataset(config.data, recipe=choose_recipe(config, cache), records=cache, **config.columns)
     if config.unreadable == "skip":
         dataset = dataset.skipping_unreadable()
     if cache is not None:
@@ -134,7 +134,7 @@ def _open(config: DistillConfig) -> _Run:
         if not cache.names_classes:
             _logger.warning("the data's class folders are not the cache's classes: no label takes part in the loss")
             dataset = dataset.without_labels()
-    validation = None if config.validation is None else open_validation(config.validation, dataset)
+    validation = open_validation(config, dataset)
     if validation is not None and config.unreadable == "skip":
         validation = validation.skipping_unreadable()
     task = make_task(config, dataset, cache, device)

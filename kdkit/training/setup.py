@@ -8,6 +8,7 @@ from typing import cast
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
+from kdkit.errors import ConfigError
 from kdkit.runtime import distributed
 from kdkit.tasks import TrainingTask
 from kdkit.training.config import TrainConfig
@@ -15,7 +16,11 @@ from kdkit.types import Batch
 
 
 def prepare(task: TrainingTask, config: TrainConfig, device: torch.device) -> None:
-    """Applies memory format, moving average, compilation and DistributedDataParallel, in the order they depend on."""
+    """Applies memory format, moving average, compilation and DistributedDataParallel, in the order they depend on.
+
+    Raises:
+        ConfigError: on several ranks, the task wraps nothing that would keep their weights equal.
+    """
     if config.channels_last:
         task.to(memory_format=torch.channels_last)
     start_average(task, config)
@@ -23,7 +28,17 @@ def prepare(task: TrainingTask, config: TrainConfig, device: torch.device) -> No
         task.compile()
         task.compile_ema()
     if distributed.world_size() > 1 and not isinstance(task.get_trainable_module(), DistributedDataParallel):
-        task.prepare_distributed(device_ids=[device.index] if device.type == "cuda" else None)
+        _prepare_distributed(task, device)
+
+
+def _prepare_distributed(task: TrainingTask, device: torch.device) -> None:
+    modules = list(task.modules())
+    task.prepare_distributed(device_ids=[device.index] if device.type == "cuda" else None)
+    if list(task.modules()) == modules:
+        raise ConfigError(
+            f"{type(task).__name__}.prepare_distributed wraps nothing, so each of the {distributed.world_size()} ranks "
+            "would train a model of its own: override it, or derive the task from kdkit.tasks.StudentTask"
+        )
 
 
 def to_memory_format(batch: Batch, config: TrainConfig) -> Batch:

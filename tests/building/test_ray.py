@@ -16,7 +16,8 @@ import ray
 import ray.exceptions
 from commands import ROOT
 from ray_cluster import CONFIG, SHARDS, teacher_and_dataset
-from support import Pixels, cache_contents, digits_dataset, write_digits
+from safetensors.torch import save_file
+from support import Pixels, cache_contents, digits_dataset, tiny_model, write_digits
 
 from kdkit import build_cache
 from kdkit.building.build import BuildReport
@@ -56,8 +57,9 @@ def test_the_command_gives_engine_and_actors_to_the_build(tmp_path: Path, monkey
     given: dict[str, Any] = {}
     report = BuildReport(tmp_path / "t.h5", 20, 2, 1, 40, 1.0)
     monkeypatch.setattr("kdkit.building.build.build_cache", lambda *parts, **options: given.update(options) or report)
-    data, output = str(write_digits(tmp_path / "images", 20)), str(tmp_path / "t.h5")
-    command = ["--data", data, "--teacher.model", "test_resnet", "--output", output]
+    save_file(tiny_model().state_dict(), tmp_path / "teacher.safetensors")
+    command = ["--data", str(write_digits(tmp_path / "images", 20)), "--output", str(tmp_path / "t.h5")]
+    command += ["--teacher.model", "test_resnet", "--teacher.checkpoint", str(tmp_path / "teacher.safetensors")]
     cache_build.run([*command, "--engine", "ray", "--actors", "3"])
     assert (given["engine"], given["actors"]) == ("ray", 3)
 

@@ -281,7 +281,7 @@ class _Poisoned(Teacher):
 def test_a_feature_that_cannot_be_kept_is_named_with_its_stream_and_sample(tmp_path: Path) -> None:
     dataset = ReplayedDataset(digits(20), ViewRecipe(size=32, num_views=2, hflip=0.0))
     config = dataclasses.replace(CONFIG, streams=("logits", "pooled"))
-    with pytest.raises(NonFiniteOutputError, match="as pooled of 'digit-2' in view 1"):
+    with pytest.raises(NonFiniteOutputError, match="in pooled of 'digit-2' in view 1"):
         build_cache(_Poisoned(tiny_model(), taps=["pooled"]), dataset, tmp_path / "t.h5", config)
 
 

@@ -142,7 +142,7 @@ def test_fault_24_no_row_one_row_and_a_last_partial_shard_are_exact(
     opened = open_cache(path)
     opened.verify()
     assert opened.read(np.array([], dtype=np.int64), 1).shape == (0, 24)
-    with pytest.raises(CacheError, match=f"asked for {num_rows}"):
+    with pytest.raises(CacheError, match=f"got row {num_rows}"):
         opened.read(np.array([num_rows]), 0)
 
 

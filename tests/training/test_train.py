@@ -11,14 +11,16 @@ import pytest
 import torch
 from support import digits_dataset, loader_for, tiny_model
 
-from kdkit import ClassificationTask, LogitDistillationTask, create_teacher
+from kdkit import ClassificationTask, LogitDistillationTask, TrainingTask, create_teacher
 from kdkit.errors import ConfigError, NonFiniteLossError, OutputExistsError, UnknownNameError
 from kdkit.recipe import ViewRecipe
+from kdkit.runtime import distributed
 from kdkit.runtime.output import prepare_output
 from kdkit.runtime.progress import Display
 from kdkit.training.config import TrainConfig
 from kdkit.training.evaluate import evaluate
 from kdkit.training.logger import RunLogger
+from kdkit.training.setup import prepare
 from kdkit.training.train import train
 
 
@@ -154,6 +156,17 @@ def test_what_cannot_train_is_refused_before_the_first_step() -> None:
     loader.sampler.drop_last = True
     with pytest.raises(ConfigError, match="batch size"):
         train(task, loader, TrainConfig(epochs=1))
+
+
+def test_a_task_that_wraps_nothing_on_several_ranks_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Own(TrainingTask):
+        def __init__(self) -> None:
+            super().__init__()
+            self.trainable_module = tiny_model()
+
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    with pytest.raises(ConfigError, match=r"Own\.prepare_distributed wraps nothing.*2 ranks.*StudentTask"):
+        prepare(Own(), TrainConfig(epochs=1), torch.device("cpu"))
 
 
 @pytest.mark.parametrize(

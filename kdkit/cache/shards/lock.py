@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
+from kdkit.cache.disk import check_not_full
 from kdkit.errors import CacheError, CacheLockedError
 
 LOCK_NAME = "lock"
@@ -54,6 +55,7 @@ def _open(path: Path) -> TextIO:
     except FileNotFoundError:  # with the folder: whoever wrote it has packed, and removed both
         raise _finished(path) from None
     except OSError as error:
+        check_not_full(path, error)
         raise CacheError(f"{str(path)!r} cannot be locked: {error.strerror}; expected a file of this folder") from error
     return open(descriptor, "a+", encoding="utf-8")
 

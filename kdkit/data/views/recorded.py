@@ -7,7 +7,7 @@ the pixels are those that the projects which wrote such records show in training
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from PIL import Image
@@ -25,6 +25,7 @@ Array = np.ndarray[Any, Any]
 _MODES = {"bilinear": InterpolationMode.BILINEAR, "bicubic": InterpolationMode.BICUBIC}
 
 
+@runtime_checkable
 class RecordStore(Protocol):
     """What holds the records of views: an open cache is one."""
 

@@ -144,7 +144,7 @@ def test_the_default_is_lowrank_only_where_it_is_smaller_than_float16() -> None:
 
 
 def test_codecs_that_learn_nothing_refuse_arrays() -> None:
-    with pytest.raises(ConfigError, match="learns nothing"):
+    with pytest.raises(ConfigError, match="has no fit"):
         create_codec("int8", 10).with_arrays({"mean": np.zeros(10, np.float32)})
 
 
