@@ -49,7 +49,7 @@ class CacheImportConfig(ColumnsConfig):
     only the size is used."""
 
     num_workers: int | Literal["auto"] = AUTO
-    """Worker processes that read the source: auto (from the CPUs available) or a number; 0 reads in the main process."""
+    """Worker processes that read the source: auto (from the CPUs available) or a number; 0 reads in the main one."""
 
     def __post_init__(self) -> None:
         if self.format not in IMPORTERS:
