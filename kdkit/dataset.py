@@ -7,6 +7,7 @@ from typing import Any
 
 from kdkit.cache import CacheReader, open_cache
 from kdkit.data import ReplayedDataset, create_source
+from kdkit.data.views.recorded import RecordStore
 from kdkit.recipe import ViewRecipe
 
 
@@ -17,6 +18,7 @@ def open_dataset(
     recipe: ViewRecipe | None = None,
     image_column: str | None = None,
     label_column: str | None = None,
+    records: RecordStore | None = None,
 ) -> ReplayedDataset:
     """The images that `data` means, in the views of a cache or a recipe.
 
@@ -28,6 +30,8 @@ def open_dataset(
         recipe: what the views look like; the cache's by default, else `ViewRecipe()`.
         image_column: column of the images or their paths, where `data` has columns.
         label_column: column of the labels, where `data` has columns.
+        records: an open cache that is not matched here; its recorded views are replayed where the recipe says so.
+            `cache` by default.
 
     Raises:
         DatasetError: `data` cannot be read.
@@ -38,7 +42,11 @@ def open_dataset(
         cache = open_cache(cache)
     if recipe is None:
         recipe = ViewRecipe() if cache is None else cache.recipe
-    dataset = ReplayedDataset(create_source(data, image_column=image_column, label_column=label_column), recipe)
+    source = create_source(data, image_column=image_column, label_column=label_column)
+    store: object = cache
+    if records is None and isinstance(store, RecordStore):
+        records = store
+    dataset = ReplayedDataset(source, recipe, records=records)
     if cache is not None:
         cache.match(dataset)
     return dataset

@@ -33,6 +33,7 @@ COMMANDS = {
     "cache info": "show what a cache holds and how it was made",
     "cache show": "draw views that the teacher saw, with its predictions and the labels",
     "cache verify": "compare all checksums, and rows with the teacher's outputs",
+    "cache import": "import a cache of ml-dr or FKD, or arrays of logits or probabilities",
     "cache pack": "pack a finished folder of shards into one file",
     "cache export": "write decoded rows as npz or safetensors",
     "doctor": "show versions and devices, and which packages are missing",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +44,7 @@ from kdkit.training.trackers import TENSORBOARD
 from kdkit.training.train import train
 from kdkit.types import TeacherSource
 
+_logger = logging.getLogger(__name__)
 _FILES = (*FILES, LAST, BEST, PREVIOUS, CONFIG, STUDENT, TENSORBOARD, SKIPPED)
 
 
@@ -123,11 +125,14 @@ def _open(config: DistillConfig) -> _Run:
     cache = None if config.cache is None else open_cache(config.cache)
     if cache is not None and config.task_kind != "feature":
         cache.check_exists(LOGITS)
-    dataset = open_dataset(config.data, recipe=choose_recipe(config, cache), **config.columns)
+    dataset = open_dataset(config.data, recipe=choose_recipe(config, cache), records=cache, **config.columns)
     if config.unreadable == "skip":
         dataset = dataset.skipping_unreadable()
     if cache is not None:
         cache.match(dataset, allow_mismatch=config.allow_mismatch)
+        if not cache.names_classes:
+            _logger.warning("the data's class folders are not the cache's classes: no label takes part in the loss")
+            dataset = dataset.without_labels()
     validation = open_validation(config, dataset)
     if validation is not None and config.unreadable == "skip":
         validation = validation.skipping_unreadable()
