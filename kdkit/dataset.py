@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from kdkit.cache import CachedTeacher, open_cache
+from kdkit.cache import CacheReader, open_cache
+from kdkit.cache.open import Paths
 from kdkit.data import ReplayedDataset, create_source
 from kdkit.recipe import ViewRecipe
 
@@ -13,7 +15,7 @@ from kdkit.recipe import ViewRecipe
 def open_dataset(
     data: Any,
     *,
-    cache: str | Path | CachedTeacher | None = None,
+    cache: Paths | CacheReader | None = None,
     recipe: ViewRecipe | None = None,
     image_column: str | None = None,
     label_column: str | None = None,
@@ -23,8 +25,9 @@ def open_dataset(
     Args:
         data: a name or path, as the command line takes it, a source, a datasets.Dataset or another map-style dataset:
             see `kdkit.data.create_source`.
-        cache: a teacher cache, or its path. It gives the recipe, and is compared with the dataset: samples, class
-            names and the pixels of some views. An opened cache is matched by that, and then serves this dataset.
+        cache: a teacher cache, its path, or a list of paths. It gives the recipe, and is compared with the dataset:
+            samples, class names and the pixels of some views. An opened cache is matched by that, and then serves this
+            dataset.
         recipe: what the views look like; the cache's by default, else `ViewRecipe()`.
         image_column: column of the images or their paths, where `data` has columns.
         label_column: column of the labels, where `data` has columns.
@@ -34,11 +37,10 @@ def open_dataset(
         CacheMismatchError: the cache was made from other data, or with another recipe.
         ConfigError: an option does not fit the kind of data, or the recipe needs a transform that it cannot hold.
     """
-    if isinstance(cache, (str, Path)):
-        cache = open_cache(cache)
+    reader = open_cache(cache) if isinstance(cache, (str, Path, Sequence)) else cache
     if recipe is None:
-        recipe = ViewRecipe() if cache is None else ViewRecipe.from_dict(cache.metadata.recipe)
+        recipe = ViewRecipe() if reader is None else reader.recipe
     dataset = ReplayedDataset(create_source(data, image_column=image_column, label_column=label_column), recipe)
-    if cache is not None:
-        cache.match(dataset)
+    if reader is not None:
+        reader.match(dataset)
     return dataset
