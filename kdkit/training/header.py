@@ -61,7 +61,7 @@ def _describe_images(dataset: ReplayedDataset, num_classes: int) -> str:
 
 
 def _describe_loss(config: DistillConfig, dataset: ReplayedDataset) -> str:
-    labels = f"{config.task_loss_weight:g} x labels" + (", since there are none," if dataset.is_unlabelled else "")
+    labels = "no labels" if dataset.is_unlabelled else f"{config.task_loss_weight:g} x labels"
     if not config.has_teacher:
         return "labels"
     names = [config.distill_loss] if isinstance(config.distill_loss, str) else list(config.distill_loss)
