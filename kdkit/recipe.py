@@ -176,6 +176,14 @@ class ViewRecipe:
             raise UnknownNameError(f"there is no preset {name!r}{nearest(name, PRESETS)}; known: {', '.join(PRESETS)}")
         return cls(**{**PRESETS[name], **fields})
 
+    def describe(self) -> str:
+        """The fields that differ from their defaults, and always the size and the number of views."""
+        changed = [
+            field.name for field in dataclasses.fields(self) if getattr(self, field.name) != _default(field.name)
+        ]
+        shown = dict.fromkeys(["size", "num_views", *changed])
+        return ", ".join(f"{name}={getattr(self, name)!r}" for name in shown)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; `from_dict` is the inverse."""
         values = dataclasses.asdict(self)

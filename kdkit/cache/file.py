@@ -75,6 +75,12 @@ class CacheFile:
         return names is None or not isinstance(codec, Codec) or codec.num_classes == len(names)
 
     @property
+    def class_names(self) -> Sequence[str] | None:
+        """Names of the classes [C], in order; None where the cache does not hold them."""
+        names: Sequence[str] | None = self.metadata.dataset["class_names"]
+        return names
+
+    @property
     def codecs(self) -> Mapping[str, RowCodec]:
         """Stream of the teacher's outputs -> its codec."""
         return self._codecs

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from typing_extensions import Self
 
-from kdkit.data.sources.base import ImageSource
+from kdkit.data.sources.base import ImageSource, Targets, targets_of
 from kdkit.data.sources.labels import Unlabelled
 from kdkit.data.views.custom import CustomTransform, check_replayable
 from kdkit.data.views.identity import transform_identity
@@ -21,7 +21,7 @@ from kdkit.data.views.recorded import RecordedRenderer, RecordStore, open_record
 from kdkit.data.views.seed import preserve_rng_state, seed_all, view_seed
 from kdkit.data.views.transform import Transform, create_view_transform
 from kdkit.errors import ConfigError, DatasetError
-from kdkit.recipe import ViewRecipe, describe_recipe
+from kdkit.recipe import ViewRecipe
 
 Index = tuple[int, int]
 
@@ -108,11 +108,21 @@ class ReplayedDataset(Dataset[Sample]):
             self._teacher = _create(self.recipe, recipe.teacher_size, transform)
         self._shown: tuple[Any, ...] = (self._student,)
         self.skips_unreadable = False
-        if recipe.mixes and self.num_classes is None:
+        if recipe.mixes and self.num_classes is None and not self.is_unlabelled:
             raise DatasetError("mixed labels need to know how many classes there are: give num_classes")
         if transform is not None:
             with preserve_rng_state():
                 check_replayable(lambda view: self._views(0, view)[0])
+
+    @property
+    def targets(self) -> Targets | None:
+        """Class index of each sample [N], -1 for no label; None where only loading a sample tells its label."""
+        return targets_of(self.source)
+
+    @property
+    def is_unlabelled(self) -> bool:
+        """Whether no sample has a label, as in a folder without class folders."""
+        return self.targets is not None and bool((self.targets < 0).all())
 
     def for_teacher(self) -> Self:
         """The same views at the recipe's teacher_size, as the teacher sees them."""
@@ -143,7 +153,7 @@ class ReplayedDataset(Dataset[Sample]):
 
     def __repr__(self) -> str:
         source = repr(self.source) if type(self.source).__repr__ is not object.__repr__ else type(self.source).__name__
-        return f"ReplayedDataset({source}, {describe_recipe(self.recipe)})"
+        return f"ReplayedDataset({source}, {self.recipe.describe()})"
 
     def __getitem__(self, index: Index) -> Sample:
         """The sample at `index` = (row, view), as in dataset[0, 3].

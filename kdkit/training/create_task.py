@@ -29,7 +29,7 @@ def create_task(
         teacher: the live teacher, or None.
         cache: the cache whose features the task is for, or None.
     """
-    criterion = LabelledCrossEntropy(config.label_smoothing)
+    criterion = LabelledCrossEntropy(label_smoothing=config.label_smoothing)
     if config.task_kind == "labels":
         return ClassificationTask(student, criterion)
     options: TaskOptions = {

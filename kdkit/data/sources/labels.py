@@ -64,6 +64,7 @@ class Unlabelled:
         self.source = source
         self.keys: Sequence[str] = source.keys
         self.class_names: Sequence[str] | None = None
+        self.targets: Sequence[int] = [-1] * len(source.keys)
 
     def __len__(self) -> int:
         return len(self.keys)
