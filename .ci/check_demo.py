@@ -1,4 +1,4 @@
-"""Compares the demonstration with the README's claims: reads its summary.csv, exits with 1 and a reason if one fails."""
+"""Compares the demonstration with the README's claims: reads its summary.csv, exits with 1 if one is wrong."""
 
 from __future__ import annotations
 
