@@ -94,7 +94,7 @@ def test_what_is_not_set_is_left_to_the_preset(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_slurm_job_whose_time_ends_leaves_a_checkpoint_and_is_queued_again(folder: Path, tmp_path: Path) -> None:
-    """srun only starts its command and scontrol only writes down what it is told: there is no Slurm here."""
+    """srun only starts its command and scontrol only records its arguments, because there is no Slurm here."""
     (tmp_path / "srun").write_text('#!/usr/bin/env bash\nexec "$@"\n')
     (tmp_path / "scontrol").write_text(
         f'#!/usr/bin/env bash\n[ "$1" = show ] && echo localhost || echo "$@" >> {tmp_path}/shown\n'
