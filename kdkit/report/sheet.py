@@ -15,7 +15,7 @@ from torch import Tensor
 
 from kdkit.cache import CachedTeacher
 from kdkit.data import ReplayedDataset, Sample
-from kdkit.data.dataset import Unreadable
+from kdkit.data.sample import Unreadable
 from kdkit.report.predictions import read_log_probs
 
 TOP = 3
