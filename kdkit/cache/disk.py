@@ -1,4 +1,4 @@
-"""A full disk, wherever it shows while a cache is written."""
+"""Detection of a full disk while a cache is written."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 def check_not_full(path: Path, error: OSError) -> None:
-    """Raises the typed error if a write to `path` failed for lack of room.
+    """Raises the typed error if a write to `path` failed for lack of space.
 
     Raises:
         CacheDiskFullError: the disk or the quota is full, or the file would be too large.

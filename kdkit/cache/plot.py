@@ -1,4 +1,4 @@
-"""A picture of a teacher's outputs: how confident they are, and how much of them is kept, view by view."""
+"""A plot of a teacher's outputs: their confidence, entropy and fidelity, view by view."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def confidence_and_entropy(cache: CachedTeacher, view: int) -> tuple[torch.Tenso
 def plot_cache(cache: CachedTeacher, path: str | Path) -> Path:
     """Draws histograms of confidence and entropy, their means by view, and fidelity by view, as a PNG at `path`.
 
-    The last is left out for a cache from before it was measured in every view.
+    Fidelity is left out for an older cache, in which it was not measured in every view.
 
     Raises:
         CacheStreamError: the cache holds no logits.
@@ -54,7 +54,7 @@ def plot_cache(cache: CachedTeacher, path: str | Path) -> Path:
     axes[2].legend()
     if fidelity:
         _plot_fidelity(axes[3], fidelity)
-    figure.suptitle(f"{cache.metadata.teacher['name']}: what the cache holds")
+    figure.suptitle(f"{cache.metadata.teacher['name']}: cached outputs")
     figure.savefig(path, dpi=110)
     plt.close(figure)
     return Path(path)

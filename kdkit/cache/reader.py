@@ -24,17 +24,17 @@ from kdkit.types import Batch, TeacherOutput, TeacherSource
 
 
 class CacheReader(TeacherSource, Protocol):
-    """A TeacherSource that reads its outputs: all that training needs of a cache.
+    """A TeacherSource that reads its outputs from a cache: the interface that training needs.
 
     Attributes:
-        streams: the outputs that a batch is given: "logits" or the teacher's taps; may be set to fewer.
+        streams: the outputs that are read for a batch: "logits" or the teacher's taps; may be set to fewer.
     """
 
     streams: tuple[str, ...]
 
     @property
     def num_classes(self) -> int:
-        """Classes C of the logits; without logits, those of the dataset."""
+        """Number of classes C of the logits; without logits, that of the dataset."""
         ...
 
     @property
@@ -49,7 +49,7 @@ class CacheReader(TeacherSource, Protocol):
 
     @property
     def recipe(self) -> ViewRecipe:
-        """What its views look like, and how many there are."""
+        """Recipe of its views, with their number."""
         ...
 
     @property
@@ -59,11 +59,11 @@ class CacheReader(TeacherSource, Protocol):
 
     @property
     def identity(self) -> str:
-        """SHA-256 of what it is and was made with, without the number of views."""
+        """SHA-256 of its metadata, without the number of views."""
         ...
 
     def match(self, dataset: Replayable, *, allow_mismatch: Collection[str] = ()) -> None:
-        """Compares it with `dataset`, whose rows are those of every batch from then on.
+        """Compares it with `dataset`, to which the rows of every later batch refer.
 
         Raises:
             CacheMismatchError: recipe, samples, class names or pixels differ.
@@ -93,15 +93,15 @@ def open_cache(
             own rows, and batches are refused until `match` is called.
         streams: the outputs to read, such as ["logits", "pooled"]; None: all.
         verify: whether a block's checksum is compared when it is first touched.
-        sparse: whether a topk cache gives its k classes alone, so that no tensor [B, C] is ever built for the teacher:
+        sparse: whether a topk cache returns only its k classes, so that no tensor [B, C] is ever built for the teacher:
             for very many classes, with the losses kl, soft_ce and dkd.
-        allow_mismatch: names of fields, as an error names them, whose difference is accepted.
+        allow_mismatch: fields, named as in the error, whose difference is accepted.
 
     Raises:
         CacheNotFoundError: there is no cache at `path`.
         CacheIncompleteError: its build has not finished.
-        CacheMismatchError: it was made with something else; names the field and both values.
-        CacheStreamError: it does not hold one of the streams; names those that it does.
+        CacheMismatchError: it was made with other settings; names the field and both values.
+        CacheStreamError: it does not hold one of the streams; names the streams that it holds.
         CacheCorruptError: it is damaged.
     """
     cache = CachedTeacher(path, streams=streams, verify=verify, sparse=sparse)
@@ -114,7 +114,7 @@ class CachedTeacher(CacheFile):
     """A CacheReader over one file or folder of shards. Pickles by path; safe to use after a fork and in threads.
 
     Attributes:
-        streams: the outputs that a batch is given: "logits" or the teacher's taps.
+        streams: the outputs that are read for a batch: "logits" or the teacher's taps.
     """
 
     def __init__(
@@ -138,7 +138,7 @@ class CachedTeacher(CacheFile):
             raise ConfigError(f"the cache {str(path)!r} has {found}: only topk can be read sparsely")
 
     def match(self, dataset: Replayable, *, allow_mismatch: Collection[str] = ()) -> None:
-        """Compares the cache with `dataset`, whose rows are those of every batch from then on.
+        """Compares the cache with `dataset`, to which the rows of every later batch refer.
 
         Raises:
             CacheMismatchError: recipe, samples, class names or pixels differ.
