@@ -1,4 +1,4 @@
-"""From DATA to the views of a recipe or a cache: the one way in for the command line and for custom loops."""
+"""From DATA to the views of a recipe or a cache: the entry point for the command line and for custom loops."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ def open_dataset(
     image_column: str | None = None,
     label_column: str | None = None,
 ) -> ReplayedDataset:
-    """The images that `data` means, in the views of a cache or a recipe.
+    """Opens the images that `data` refers to, in the views of a cache or a recipe.
 
     Args:
         data: a name or path, as the command line takes it, a source, a datasets.Dataset or another map-style dataset:
             see `kdkit.data.create_source`.
         cache: a teacher cache, or its path. It gives the recipe, and is compared with the dataset: samples, class
-            names and the pixels of some views. An opened cache is matched by that, and then serves this dataset.
+            names and the pixels of some views. An open cache is thereby matched with this dataset.
         recipe: what the views look like; the cache's by default, else `ViewRecipe()`.
         image_column: column of the images or their paths, where `data` has columns.
         label_column: column of the labels, where `data` has columns.

@@ -49,7 +49,8 @@ def resolve_teacher(
     Args:
         config: the teacher's name and options.
         device: where it runs.
-        class_names: of the data [C]; the classes of a teacher that kdkit trained are matched with them by name.
+        class_names: class names of the data [C]; the classes of a teacher that kdkit trained are matched with them by
+            name.
         card: the card that describes the teacher's weights and input; by default the configuration does.
 
     Raises:
@@ -58,13 +59,15 @@ def resolve_teacher(
     """
     members = (config, *config.ensemble)
     if any(member.model == EMA for member in members):
-        raise ConfigError("the teacher 'ema' is a student's moving average: it teaches in kdkit distill, and alone")
+        raise ConfigError(
+            "the teacher 'ema' is a student's moving average: use it in kdkit distill, not in an ensemble"
+        )
     resolved = [_resolve_member(member, device, class_names, card if member is config else None) for member in members]
     return TeacherEnsemble(resolved, [member.weight for member in members]) if config.ensemble else resolved[0]
 
 
 def teacher_of_cache(made_with: Mapping[str, Any]) -> TeacherConfig:
-    """The configuration of the teacher that a cache was made with, from the cache's record of it.
+    """Returns the configuration of the teacher that a cache was made with, from the cache's record.
 
     Args:
         made_with: the teacher's fingerprint.

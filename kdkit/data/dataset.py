@@ -49,7 +49,7 @@ class Unreadable(NamedTuple):
     row: int
     """Index of the sample in the dataset."""
     reason: str
-    """What went wrong; names the sample."""
+    """Reason of the failure; names the sample."""
 
 
 class ReplayedDataset(Dataset[Sample]):
@@ -71,7 +71,7 @@ class ReplayedDataset(Dataset[Sample]):
         num_classes: number of classes of mixed labels; the number of the source's class names by default.
 
     Raises:
-        DatasetError: the source is empty, or two samples have one key.
+        DatasetError: the source is empty, or two samples share a key.
         ConfigError: the recipe was made for another transform, or the transform cannot be replayed or identified.
     """
 

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 class LabelledCrossEntropy(nn.Module):
     """Cross-entropy, averaged over the samples of a batch that have a label; 0 where none has.
 
-    For training on few labels and many images: an unlabelled sample has the target -1; its teacher alone counts.
+    For training on few labels and many images: an unlabelled sample has the target -1; only its distillation loss
+    counts.
     """
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:

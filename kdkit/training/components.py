@@ -38,7 +38,7 @@ def choose_recipe(config: DistillConfig, cache: CacheReader | None) -> ViewRecip
 
 
 def open_validation(config: DistillConfig, training: ReplayedDataset) -> ReplayedDataset | None:
-    """The validation images, if there are any; the same classes as the training images, or an error."""
+    """The validation images, if there are any; raises unless they have the classes of the training images."""
     if config.validation is None:
         return None
     recipe = ViewRecipe.evaluation(training.recipe.size)
