@@ -136,8 +136,8 @@ def _compare(cache: CachedTeacher, stream: str, values: Tensor, pixels: PixelBat
     if stream != LOGITS:
         difference /= now.flatten(1).abs().mean(dim=1).clamp_min(torch.finfo(torch.float32).tiny)
         return _Compared(difference, None, difference <= TOLERANCE)
-    divergence, least = kl_divergence(values, then), kl_divergence(values, now)
-    as_good = divergence <= least * (1 + _SLACK) + _EXACT  # lowrank's search may find another solution that is as good
+    divergence, optimum = kl_divergence(values, then), kl_divergence(values, now)
+    as_good = divergence <= optimum * (1 + _SLACK) + _EXACT  # lowrank's search may end at another good solution
     return _Compared(difference, divergence, (difference <= TOLERANCE) | as_good)
 
 

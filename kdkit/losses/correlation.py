@@ -115,8 +115,8 @@ def _is_moderate(logits: Tensor) -> bool:
     """Whether their own precision holds log-probabilities to 1e-5; False where the check costs more than it saves."""
     if len(blocks(logits, dim=1)) == 1:
         return False
-    least, greatest = torch.aminmax(logits)
-    return max(-float(least), float(greatest)) <= 64
+    low, high = torch.aminmax(logits)
+    return max(-float(low), float(high)) <= 64
 
 
 def _log_sum(logits: Tensor, p: Tensor) -> Tensor:

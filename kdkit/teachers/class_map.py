@@ -73,7 +73,8 @@ def map_names(
     if len(absent) == len(wanted) or (absent and missing_classes == "error"):
         raise ClassMismatchError(
             f"{subject} has no class for {len(absent)} of the {len(wanted)} classes of the map: {_listed(absent)}; "
-            'leave them out of class_map, pass missing_classes="min_logit" to never predict them, or take another teacher'
+            'leave them out of class_map, pass missing_classes="min_logit" to never predict them, '
+            "or take another teacher"
         )
     doubtful = {name for name in names if names.count(name) > 1} if len(index) < len(names) else set()
     if ambiguous := [name for name in wanted if name in doubtful]:
@@ -126,10 +127,10 @@ def class_index(
     width = getattr(unwrap_model(model), "num_classes", None)
     if index.ndim != 1 or index.numel() < 2:
         raise ConfigError(f"class_map must be a list of at least 2 class indices, got shape {list(index.shape)}")
-    least, greatest = int(index.min()), int(index.max())
-    is_low = least < (0 if missing_classes == "error" else MISSING)
-    if is_low or (width is not None and greatest >= width):
-        known, odd = "" if width is None else f" to {width - 1}", least if is_low else greatest
+    low, high = int(index.min()), int(index.max())
+    is_low = low < (0 if missing_classes == "error" else MISSING)
+    if is_low or (width is not None and high >= width):
+        known, odd = "" if width is None else f" to {width - 1}", low if is_low else high
         raise ClassMismatchError(f"class_map points at class {odd}, {subject} has classes 0{known}")
     return index
 

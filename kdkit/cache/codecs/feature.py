@@ -101,18 +101,18 @@ class Int8Feature(FeatureCodec):
         """[B, ...] float -> uint8 [B, row_bytes]."""
         self._check(values)
         grouped = values.float().reshape(len(values), self._groups, self.numel // self._groups)
-        least = grouped.amin(dim=2)
-        step = (grouped.amax(dim=2) - least) / _LEVELS
-        level = (grouped - least[..., None]) / step.clamp_min(torch.finfo(torch.float32).tiny)[..., None]
+        minimum = grouped.amin(dim=2)
+        step = (grouped.amax(dim=2) - minimum) / _LEVELS
+        level = (grouped - minimum[..., None]) / step.clamp_min(torch.finfo(torch.float32).tiny)[..., None]
         codes = level.round().clamp(0, _LEVELS).to(torch.uint8)
-        return torch.cat([to_bytes(torch.stack([least, step], dim=2).flatten(1)), codes.flatten(1)], dim=1)
+        return torch.cat([to_bytes(torch.stack([minimum, step], dim=2).flatten(1)), codes.flatten(1)], dim=1)
 
     def decode(self, payload: Tensor) -> Tensor:
         """Uint8 [B, row_bytes] -> float32 [B, ...]."""
         check_payload(self, payload)
         head, codes = payload.split([self._groups * _HEAD_BYTES, self.numel], dim=1)
-        least, step = from_bytes(head, torch.float32).view(len(payload), self._groups, 2, 1).unbind(dim=2)
+        minimum, step = from_bytes(head, torch.float32).view(len(payload), self._groups, 2, 1).unbind(dim=2)
         values = torch.addcmul(
-            least, step, codes.reshape(len(payload), self._groups, self.numel // self._groups).float()
+            minimum, step, codes.reshape(len(payload), self._groups, self.numel // self._groups).float()
         )
         return values.view(len(payload), *self.shape)

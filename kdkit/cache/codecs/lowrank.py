@@ -60,9 +60,9 @@ class LowRankCodec(Codec):
         if self.max_rank < 1:
             raise ConfigError(f"lowrank needs max_rank of at least 1, got {self.max_rank}")
         if self._free_bits < 1:
-            least = (8 * self.row_bytes - self._free_bits) // 8 + 1
+            min_bytes = (8 * self.row_bytes - self._free_bits) // 8 + 1
             what = f"{self.entries} entries of {self.num_classes} classes"
-            raise ConfigError(f"lowrank with {what} needs row_bytes of at least {least}, got {self.row_bytes}")
+            raise ConfigError(f"lowrank with {what} needs row_bytes of at least {min_bytes}, got {self.row_bytes}")
 
     @cached_property
     def _format(self) -> EntryFormat:

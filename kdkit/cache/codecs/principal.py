@@ -72,18 +72,18 @@ def _top_eigenvectors(matrix: Tensor, rank: int) -> Tensor:
     return top
 
 
-def allot_bits(deviation: Tensor, total: int, most: int) -> list[int]:
-    """Bits for each component, at most `most` and `total` in all: reverse water-filling, one bit at a time.
+def allot_bits(deviation: Tensor, total: int, max_bits: int) -> list[int]:
+    """Bits for each component, at most `max_bits` each and `total` in all: reverse water-filling, one bit at a time.
 
-    Each bit goes where the deviation left, halved by every bit given so far, is greatest; so that all components that
+    Each bit goes where the deviation left, halved by every bit given so far, is largest, so that all components that
     get bits end with about the same error (Cover and Thomas, "Elements of Information Theory", section 10.3.3).
     """
     bits = [0] * len(deviation)
     queue = [(-float(left), i) for i, left in enumerate(deviation)]
     heapq.heapify(queue)
-    for _ in range(min(total, most * len(bits))):
+    for _ in range(min(total, max_bits * len(bits))):
         left, i = heapq.heappop(queue)
         bits[i] += 1
-        if bits[i] < most:
+        if bits[i] < max_bits:
             heapq.heappush(queue, (left / 2, i))
     return bits

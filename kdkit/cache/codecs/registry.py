@@ -100,8 +100,8 @@ def codec_of_size(name: str | None, num_classes: int, row_bytes: int, **options:
         )
     fitting = [k for k in range(1, num_classes + 1) if TopKCodec(num_classes, k).row_bytes <= row_bytes]
     if not fitting:
-        least = TopKCodec(num_classes, 1).row_bytes
-        raise ConfigError(f"topk of {num_classes} classes needs at least {least} bytes per row, got {row_bytes}")
+        min_bytes = TopKCodec(num_classes, 1).row_bytes
+        raise ConfigError(f"topk of {num_classes} classes needs at least {min_bytes} bytes per row, got {row_bytes}")
     return TopKCodec(num_classes, fitting[-1])
 
 

@@ -122,8 +122,8 @@ class TailObjective:
         gradient = self.gradient(levels.values(codes))
         by_level = self.curvature.diagonal(dim1=1, dim2=2) * levels.step
         columns, steps, slopes = codes.T.contiguous(), levels.step.T.contiguous(), by_level.T.contiguous()
-        for i, greatest in enumerate((2 * levels.half).tolist()):
-            code = (columns[i] - gradient[:, i] / slopes[i]).round_().clamp_(0, greatest)
+        for i, max_code in enumerate((2 * levels.half).tolist()):
+            code = (columns[i] - gradient[:, i] / slopes[i]).round_().clamp_(0, max_code)
             change = (code - columns[i]) * steps[i]
             gradient.addcmul_(change[:, None], self.curvature[:, i])  # symmetric: its rows are its columns
             columns[i] = code

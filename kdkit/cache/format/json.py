@@ -79,12 +79,12 @@ class Fields:
         """Its fields."""
         return list(self._value)
 
-    def integer(self, name: str, least: int, greatest: int) -> int:
+    def integer(self, name: str, minimum: int, maximum: int) -> int:
         """A whole number within bounds; a boolean or 1.0 is not one."""
         value = self._value.get(name)
-        if type(value) is not int or not least <= value <= greatest:
+        if type(value) is not int or not minimum <= value <= maximum:
             raise CacheCorruptError(
-                f"{self._origin}: {name} is {_kind(value)}, expected a whole number from {least} to {greatest}"
+                f"{self._origin}: {name} is {_kind(value)}, expected a whole number from {minimum} to {maximum}"
             )
         return value
 
@@ -95,13 +95,14 @@ class Fields:
             raise CacheCorruptError(f"{self._origin}: {name} is {_kind(value)}, expected a number")
         return float(value)
 
-    def shape(self, name: str, most: int, greatest: int) -> tuple[int, ...]:
-        """A shape: 1 to `most` whole numbers from 1 to `greatest`."""
+    def shape(self, name: str, max_length: int, maximum: int) -> tuple[int, ...]:
+        """A shape: 1 to `max_length` whole numbers from 1 to `maximum`."""
         value = self._value.get(name)
-        fits = isinstance(value, list) and 1 <= len(value) <= most
-        if not fits or not all(type(side) is int and 1 <= side <= greatest for side in value or ()):
+        fits = isinstance(value, list) and 1 <= len(value) <= max_length
+        if not fits or not all(type(side) is int and 1 <= side <= maximum for side in value or ()):
             raise CacheCorruptError(
-                f"{self._origin}: {name} is {_kind(value)}, expected 1 to {most} whole numbers from 1 to {greatest}"
+                f"{self._origin}: {name} is {_kind(value)}, expected 1 to {max_length} whole numbers "
+                f"from 1 to {maximum}"
             )
         return tuple(value or ())
 
