@@ -1,4 +1,4 @@
-"""From DATA to the views of a recipe or a cache: the one way in for the command line and for custom loops."""
+"""From DATA to the views of a recipe or a cache: the entry point for the command line and for custom loops."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def open_dataset(
     label_column: str | None = None,
     records: RecordStore | None = None,
 ) -> ReplayedDataset:
-    """The images that `data` means, in the views of a cache or a recipe.
+    """Opens the images that `data` refers to, in the views of a cache or a recipe.
 
     Args:
         data: a name or path, as the command line takes it, a source, a datasets.Dataset or another map-style dataset:

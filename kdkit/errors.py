@@ -1,7 +1,7 @@
 """Every error a user can cause or meet, under one base.
 
 Each child is also the built-in error a caller would expect, so `except ValueError` keeps working.
-A message says what arrived, what was expected and what to do next, in one line.
+A message states what arrived, what was expected and what to do next, in one line.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class TeacherMemoryError(KdkitError, MemoryError):
 
 
 class UnknownNameError(KdkitError, LookupError):
-    """A name that no registry knows; the message suggests the nearest ones."""
+    """A name that is in no registry; the message suggests the nearest ones."""
 
 
 class ClassMismatchError(KdkitError, ValueError):
@@ -74,7 +74,7 @@ class OutputError(WriteError):
 
 
 class OutputExistsError(KdkitError, FileExistsError):
-    """An output path that holds something already."""
+    """An output path that already exists."""
 
 
 class MissingDependencyError(KdkitError, ImportError):
@@ -82,7 +82,7 @@ class MissingDependencyError(KdkitError, ImportError):
 
 
 class CacheError(KdkitError, OSError):
-    """Base of everything that can go wrong with a teacher cache."""
+    """Base of all errors of a teacher cache."""
 
 
 class CacheNotFoundError(CacheError, FileNotFoundError):

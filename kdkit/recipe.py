@@ -1,6 +1,6 @@
-"""The view recipe: what a view looks like, and how many views of each image there are.
+"""The view recipe: the augmentation of the views, and their number per image.
 
-Needs nothing but the standard library. Every field takes part when a cache is compared with a run. A field added later
+Needs only the standard library. Every field takes part when a cache is compared with a run. A field added later
 must have a default that changes nothing, so that older caches stay usable.
 """
 
@@ -21,7 +21,7 @@ ErasingMode = Literal["const", "rand", "pixel"]
 
 @dataclass(frozen=True)
 class ViewRecipe:
-    """What a view looks like: every setting of the augmentation, and how many views there are.
+    """A recipe of views: every setting of the augmentation, and the number of views.
 
     View v of a sample depends only on this recipe, the sample's key and v; where views are mixed, also on its partner's
     key. `ViewRecipe.preset` makes published recipes.
@@ -125,7 +125,7 @@ class ViewRecipe:
 
     def _check_combinations(self) -> None:
         if self.auto_augment and self.color_jitter and "3a" not in self.auto_augment:
-            raise ConfigError("timm drops color_jitter beside auto_augment: leave one of them out")
+            raise ConfigError("timm ignores color_jitter when auto_augment is set: leave one of them out")
         if not self.augment:
             self._check_evaluation()
         if self.transform is not None:
@@ -167,7 +167,7 @@ class ViewRecipe:
 
     @classmethod
     def preset(cls, name: str, **fields: Any) -> Self:
-        """A published recipe by name: eval, rrc, deit, timm-a1 or funmatch; `fields` replace some of its own.
+        """A published recipe by name: eval, rrc, deit, timm-a1 or funmatch; `fields` replace some of its fields.
 
         Raises:
             UnknownNameError: there is no such preset.

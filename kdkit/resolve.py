@@ -77,7 +77,7 @@ def describe_teacher(teacher: Teacher) -> str:
 
 
 def teacher_of_cache(made_with: Mapping[str, Any]) -> TeacherConfig:
-    """The configuration of the teacher that a cache was made with, from the cache's record of it.
+    """Returns the configuration of the teacher that a cache was made with, from the cache's record.
 
     Args:
         made_with: the teacher's fingerprint.

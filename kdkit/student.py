@@ -1,4 +1,4 @@
-"""A trained student on disk: its description beside its weights, and how it is loaded."""
+"""A trained student on disk: its description and weights, and how they are loaded."""
 
 from __future__ import annotations
 

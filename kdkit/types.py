@@ -41,7 +41,7 @@ class Normalization:
 
     @classmethod
     def of(cls, model: nn.Module) -> Normalization:
-        """Returns what a timm model expects, by its pretrained_cfg; ImageNet's where it has none."""
+        """Returns the normalisation that a timm model expects, by its pretrained_cfg; ImageNet's where it has none."""
         from timm.utils import unwrap_model  # here, so that losses need torch alone
 
         config = getattr(unwrap_model(model), "pretrained_cfg", None) or {}

@@ -26,18 +26,18 @@ from kdkit.teachers import Teacher
 
 @dataclass(frozen=True)
 class BuildReport:
-    """What a build did."""
+    """The result of a build."""
 
     path: Path
     """The packed file, or the folder of shards."""
     num_rows: int
     """Samples in the cache."""
     num_views: int
-    """Views of each."""
+    """Views of each sample."""
     num_bytes: int
     """Bytes on disk."""
     images_built: int
-    """Images that the teacher was run on in this run, by all processes; fewer than rows times views after a resume."""
+    """Images on which the teacher ran in this run, over all processes. Fewer than rows times views after a resume."""
     seconds: float
     """Wall time of this run."""
 
@@ -56,25 +56,25 @@ def build_cache(
 ) -> BuildReport:
     """Runs `teacher` on every view of every sample and stores its outputs in a cache at `path`.
 
-    A build that was stopped, in whatever way, resumes when it is called again with the same teacher, dataset and
-    recipe; finished shards are kept. A cache that is complete already is left as it is. In a run of several ranks
+    An interrupted build resumes when this function is called again with the same teacher, dataset and
+    recipe; finished shards are kept. A complete cache is left unchanged. In a run of several ranks
     (torch.distributed is initialised) each rank builds a share of the shards; the number of ranks, the engine and the
     batch size may change from run to run.
 
     Args:
         teacher: the frozen model to run.
         dataset: samples and recipe.
-        path: the packed file to be; shards are kept in `path`.parts until all are sealed.
-        config: streams, codecs, batch size and the like.
+        path: the packed file to write; shards are kept in `path`.parts until all are sealed.
+        config: streams, codecs, batch size and other settings.
         device: where the teacher runs; it is moved there.
-        allow_mismatch: fields, as an error names them, in which the cache at `path` may differ from this run, such as
+        allow_mismatch: fields, named as in the error, in which the cache at `path` may differ from this run, such as
             "teacher.weights_sha256"; its streams, views and samples must agree.
         show_progress: whether progress is shown on standard error, by rank 0.
         engine: "local" runs the teacher in this process and its ranks, "ray" in actors on a Ray cluster.
         actors: how many actors the engine "ray" starts, each with a teacher.
 
     Raises:
-        CacheMismatchError: the cache at `path` was made with something else; names the field and both values.
+        CacheMismatchError: the cache at `path` was made with other settings; names the field and both values.
         CacheLockedError: another process is building it.
         NonFiniteOutputError: an output is NaN, infinite, or beyond what the codec can hold; names samples.
         CacheError: the folder cannot be written, or the disk is full.
@@ -106,8 +106,8 @@ def fill_and_finish(
     """Builds the missing shards, finishes the cache and describes it.
 
     Args:
-        writer: of the cache; on rank 0 the one that created it.
-        plan: what the cache is made with.
+        writer: the writer of the cache; on rank 0, the writer that created it.
+        plan: the teacher, data and settings of the build.
         begun: monotonic time at which the run began, seconds.
         show_progress, engine, actors: as for build_cache.
     """
@@ -125,7 +125,7 @@ def fill_and_finish(
 
 
 def describe_report(report: BuildReport) -> str:
-    """A line for people."""
+    """Formats a report as one line of text."""
     return (
         f"{report.path}: {report.num_rows:,} images x {report.num_views} views, {report.num_bytes:,} bytes; "
         f"teacher run on {report.images_built:,} in {report.seconds:.1f} s"

@@ -15,10 +15,10 @@ Engine = Literal["local", "ray"]
 
 @dataclass(frozen=True, kw_only=True)
 class BuildConfig(LoadingConfig):
-    """How a cache is built; of these fields, only streams and codecs change what the cache holds."""
+    """How a cache is built. Of these fields, only streams and codecs change the contents of the cache."""
 
     streams: tuple[str, ...] = ("logits",)
-    """What is stored of each output: logits, and taps of the teacher, e.g. pooled, tokens or stages.3; logits may be
+    """Streams to store: logits, and taps of the teacher, e.g. pooled, tokens or stages.3; logits may be
     left out."""
 
     codec: str | None = None
@@ -26,7 +26,7 @@ class BuildConfig(LoadingConfig):
     smaller than float16's, else float16."""
 
     row_bytes: int | None = None
-    """Bytes per row of logits, at most, for the codecs lowrank and topk; without a codec, lowrank where float16 would
+    """Maximum bytes per row of logits, for the codecs lowrank and topk; without a codec, lowrank where float16 would
     take more. Default of lowrank: 96."""
 
     codec_options: dict[str, Any] = field(default_factory=dict)
@@ -36,11 +36,11 @@ class BuildConfig(LoadingConfig):
     """Codec of all other streams: float16, or int8 with a minimum and a step per row, token or channel."""
 
     shard_rows: int = 10_000
-    """Rows per shard, which is what a killed build loses at most; rounded up to whole thousands, fewer where a shard
+    """Rows per shard, the most that an interrupted build loses; rounded up to whole thousands, fewer where a shard
     would exceed 256 MiB."""
 
     pack: bool = True
-    """Packing of the finished shards into one file; without it, the folder of shards is the cache."""
+    """Pack the finished shards into one file; otherwise, the folder of shards is the cache."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -54,7 +54,7 @@ class BuildConfig(LoadingConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class CacheEstimateConfig(ColumnsConfig, DeviceConfig):
-    """What a cache would be made from."""
+    """Inputs of the cache whose cost is estimated."""
 
     data: str
     """Training images: a folder of class folders or of images alone, a .tar or .zip, a folder of WebDataset shards,
@@ -72,10 +72,10 @@ class CacheEstimateConfig(ColumnsConfig, DeviceConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class CacheBuildConfig(CacheEstimateConfig, MismatchConfig):
-    """What a cache is made from, and where it is written."""
+    """Inputs of a cache, and the file to write."""
 
     output: str
-    """Cache file to write, e.g. teacher.h5; a build that was stopped resumes there."""
+    """Cache file to write, e.g. teacher.h5; an interrupted build resumes there."""
 
     like: str | None = None
     """Cache whose recipe, samples and classes this one takes, so that one student can learn from both."""
@@ -84,7 +84,7 @@ class CacheBuildConfig(CacheEstimateConfig, MismatchConfig):
     """Where the teacher runs: local (this process and its ranks) or ray (actors on a Ray cluster)."""
 
     actors: int = 1
-    """Actors of the engine ray, each with a teacher of its own on one GPU or CPU."""
+    """Number of actors of the engine ray; each runs a copy of the teacher on one GPU or CPU."""
 
     def __post_init__(self) -> None:
         check_choices(self)
@@ -96,7 +96,7 @@ class CacheBuildConfig(CacheEstimateConfig, MismatchConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class CacheExtendConfig(ColumnsConfig, DeviceConfig, LoadingConfig, MismatchConfig):
-    """Which cache gets more views, and from what."""
+    """Cache to extend by more views, and the inputs that it was made from."""
 
     cache: str
     """Cache: its file or its folder of shards."""
@@ -108,7 +108,7 @@ class CacheExtendConfig(ColumnsConfig, DeviceConfig, LoadingConfig, MismatchConf
     """The teacher that made the cache."""
 
     num_views: int
-    """Views per image that the cache shall have, those it has included."""
+    """Total number of views per image after the extension, including existing views."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +125,7 @@ class CacheVerifyConfig(ColumnsConfig, DeviceConfig, MismatchConfig):
     """The teacher that made the cache."""
 
     rows: int = 64
-    """Random rows that the teacher is run on again."""
+    """Number of random rows on which the teacher is run again."""
 
     def __post_init__(self) -> None:
         if self.data is None and self.teacher is not None:

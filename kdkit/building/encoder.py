@@ -35,11 +35,11 @@ class ShardEncoder(Worker):
     failure left incomplete is dropped.
 
     Args:
-        metadata: tells which rows are measured by what the codec keeps of them.
+        metadata: tells on which rows fidelity is measured.
         codecs: stream -> its codec, fitted.
         writer: takes the shards.
-        teacher: its name, for errors.
-        keys: of the dataset's samples, for errors.
+        teacher: the teacher's name, for errors.
+        keys: the keys of the dataset's samples, for errors.
         device: where the outputs are.
     """
 
@@ -68,7 +68,7 @@ class ShardEncoder(Worker):
         """Queues a batch of `shard`, and waits while too many are queued.
 
         Args:
-            shard: which the batch is part of.
+            shard: the shard that the batch is part of.
             pixels: the batch.
             outputs: stream -> [B, ...]; the caller must not change them any more.
         """
@@ -106,7 +106,7 @@ class ShardEncoder(Worker):
         self._pixels, self._rows_left = [], shard.num_rows
 
     def _measure(self, stream: str, pixels: PixelBatch, values: Tensor, encoded: Tensor) -> Array:
-        """What the codec keeps of those rows of the batch that are measured, float32 [rows, measures]."""
+        """Fidelity of the measured rows of the batch, float32 [rows, measures]."""
         first = int(pixels.row[0])
         measured = self._metadata.measured_rows(stream, first, first + len(pixels.row))
         here = slice(measured.start - first, None, measured.step)
@@ -114,7 +114,7 @@ class ShardEncoder(Worker):
 
     @contextmanager
     def _after(self, ready: torch.cuda.Event | None) -> Iterator[None]:
-        """Within, work is put on the side stream, after the teacher's output is computed; does nothing on a CPU."""
+        """Puts the context's work on the side stream, after the teacher's output; does nothing on a CPU."""
         if self._side is None or ready is None:
             yield
             return

@@ -17,7 +17,7 @@ from kdkit.data import EpochSampler, ReplayedDataset, ReplayLoader, translate_wo
 from kdkit.teachers import Teacher
 
 ESTIMATE_FIT_ROWS = 2_048
-"""Rows that a codec is fitted to, at most: an eighth of a build's, to be quick."""
+"""Maximum number of rows that a codec is fitted to: an eighth of a build's, to be quick."""
 _PROBE_BATCHES = 4
 _PREFETCHED = 2  # batches that each of torch's workers loads ahead
 
@@ -27,17 +27,17 @@ class Estimate:
     """The cost of a build."""
 
     num_bytes: int
-    """Bytes of the packed cache; while it is packed, twice as many are needed."""
+    """Bytes of the packed cache; packing needs twice as many."""
     row_bytes: int
     """Bytes of one row of one view, all streams together."""
     images: int
-    """Images that the teacher will be run on."""
+    """Images on which the teacher will run."""
     images_per_second: float
     """Speed of the probe: loading, teacher, encoding."""
     seconds: float
     """Time of the build at that speed, with fitting and measuring codecs before it."""
     fidelity: Mapping[str, Mapping[str, float]]
-    """Stream -> what its codec keeps of the teacher; a build fits to more rows, and as a rule keeps no less."""
+    """Stream -> fidelity of its codec. A build fits to more rows, so its fidelity is usually at least as good."""
 
 
 @translate_worker_errors()
@@ -75,7 +75,7 @@ def _measure_speed(
 ) -> float:
     """Images per second over a few batches.
 
-    Images that workers have loaded before the first batch cost no time; they do not count where there are others.
+    Images that workers loaded before the first batch cost no time, so they are left out if there are others.
     """
     sampler = EpochSampler(range(len(dataset)), config.batch_size)
     loader = ReplayLoader(dataset, sampler, teacher.input_normalization, device=device, num_workers=config.workers)

@@ -41,23 +41,23 @@ def extend_cache(
 ) -> BuildReport:
     """Adds views to a finished cache, packed or in shards, until it has as many as the dataset's recipe.
 
-    Streams, fitted codecs and the length of shards stay the cache's. Built with the same batch size, the extended cache
-    is byte-identical to a build of all views at once, apart from the build record. Until all further views are sealed
-    the cache stays as it was; then it is replaced in one step. An extension that was stopped resumes when it is called
-    again, also on other ranks, with another batch size or to more views.
+    Streams, fitted codecs and shard length stay those of the cache. Built with the same batch size, the extended cache
+    is byte-identical to a build of all views at once, apart from the build record. Until all further views are sealed,
+    the cache stays unchanged; then it is replaced in one step. An interrupted extension resumes when this function is
+    called again, even with other ranks, another batch size or more views.
 
     Args:
         teacher: the model that the cache was made with.
-        dataset: the samples that it was made from, in the same order; its recipe has the wanted number of views.
+        dataset: the samples that the cache was made from, in the same order; its recipe has the new number of views.
         path: the packed file, the folder of shards, or the path that it would be packed to.
-        batch_size: images that the teacher is given at once.
+        batch_size: images per forward pass of the teacher.
         num_workers: processes that load and augment images.
         device: where the teacher runs; it is moved there.
-        allow_mismatch: fields, as an error names them, in which this run may differ from the cache.
+        allow_mismatch: fields, named as in the error, in which this run may differ from the cache.
         show_progress: whether progress is shown on standard error, by rank 0.
 
     Raises:
-        CacheMismatchError: the cache was made with something else, or has more views; names the field and both values.
+        CacheMismatchError: the cache was made with other settings, or has more views; names the field and both values.
         CacheIncompleteError: its build has not finished.
         CacheLockedError: another process is writing it.
         NonFiniteOutputError: an output is NaN, infinite, or beyond what the codec can hold; names samples.
@@ -83,7 +83,7 @@ def extend_cache(
 
 
 def _check_same_build(cache: CachedTeacher, plan: BuildPlan) -> None:
-    """As a resumed build does; only the number of views may be greater than the cache's."""
+    """Checks the settings as a resumed build does; only the number of views may exceed the cache's."""
     dataset = plan.dataset
     _check_no_more_images(cache, dataset)
     plan.check_same(cache.metadata.with_views(dataset.recipe.num_views), cache.path)
@@ -103,7 +103,7 @@ def _check_no_more_images(cache: CachedTeacher, dataset: ReplayedDataset) -> Non
 
 
 def _config_of(metadata: CacheMetadata, batch_size: int, num_workers: int | Literal["auto"]) -> BuildConfig:
-    """The configuration by which the cache was built, as far as it changes what the cache holds."""
+    """The configuration by which the cache was built, as far as it affects the contents of the cache."""
     codecs = {stream: dict(described["codec"]) for stream, described in metadata.streams.items()}
     logits = codecs.pop(LOGITS, {})
     logits.pop("num_classes", None)

@@ -1,6 +1,6 @@
 """The probe before a build: the teacher runs on some rows, so that codecs are fitted and measured.
 
-The shapes of features are known after it as well.
+It also determines the shapes of features.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from kdkit.data.views.seed import view_seed
 from kdkit.teachers import Teacher
 
 FIT_ROWS = 16_384
-"""Rows that a codec is fitted to, at most."""
+"""Maximum number of rows that a codec is fitted to."""
 MEASURED_ROWS = 512
-"""Other rows, on which is measured what codecs keep of each view, at most."""
+"""Maximum number of other rows, on which the fidelity of codecs is measured in each view."""
 
 
 @dataclass(frozen=True)
 class Probed:
-    """A codec, fitted where it needs that, and what it keeps of the teacher."""
+    """A codec, fitted where it needs a fit, and its fidelity."""
 
     codec: RowCodec
     fidelity: Mapping[str, float]
-    """Measures in view 0, and "each": the rows 0, each, 2 each, ... are measured, here and in every view."""
+    """Fidelity in view 0, and "each": the rows 0, each, 2 each, ... are measured in every view."""
 
 
 @translate_worker_errors()
@@ -48,15 +48,16 @@ def fit_and_measure(
     *,
     fit_rows: int = FIT_ROWS,
 ) -> dict[str, Probed]:
-    """Fits the codec of the logits, where it needs that, and measures what codecs keep of view 0.
+    """Fits the codec of the logits, where it needs a fit, and measures the fidelity of all codecs in view 0.
 
-    It is fitted on rows drawn at random over the whole dataset, since folders are sorted by class; and measured on
-    others, spread evenly: 512 of them, or of a small dataset up to a quarter. A single row serves for both.
+    The codec is fitted on rows drawn at random over the whole dataset, because folders are sorted by class. It is
+    measured on other rows, spread evenly: 512 of them, or up to a quarter of a small dataset. If there is only one row,
+    it serves for both.
 
     Args:
-        logit_codec: for the stream of logits, not fitted yet; None where that is not among the configuration's streams.
+        logit_codec: codec of the logits, not fitted yet; None where logits are not among the configuration's streams.
         teacher, dataset, config, device: as for build_cache.
-        fit_rows: rows that it is fitted on, at most.
+        fit_rows: maximum number of rows that the codec is fitted on.
     """
     each = _spacing(logit_codec, len(dataset))
     codecs: dict[str, RowCodec] = {}
@@ -74,7 +75,7 @@ def fit_and_measure(
 
 
 def num_probed(logit_codec: Codec | None, num_rows: int) -> int:
-    """Images that the teacher runs on before a build of so many rows, to fit and to measure."""
+    """Number of images that the teacher runs on, to fit and measure codecs, before a build of `num_rows` rows."""
     measured = -(-num_rows // _spacing(logit_codec, num_rows))
     return measured + (max(1, min(FIT_ROWS, num_rows - measured)) if _fits(logit_codec) else 0)
 
@@ -85,12 +86,12 @@ def _fits(logit_codec: Codec | None) -> bool:
 
 
 def _spacing(logit_codec: Codec | None, num_rows: int) -> int:
-    """From one row that is measured to the next."""
+    """The distance from one measured row to the next."""
     return -(-num_rows // max(1, min(MEASURED_ROWS, num_rows // 4 if _fits(logit_codec) else num_rows)))
 
 
 def _draw(dataset: ReplayedDataset, each: int, fit_rows: int) -> list[int]:
-    """Rows to fit on: none of those that are measured, unless there are no others."""
+    """Draws the rows to fit on; no measured row is among them, unless there are no others."""
     generator = torch.Generator().manual_seed(view_seed(dataset.recipe.seed, "probe", 0) >> 1)
     rows = torch.randperm(len(dataset), generator=generator)
     return rows[rows % each != 0][:fit_rows].tolist() or [0]

@@ -1,4 +1,4 @@
-"""BuildPlan: what a build makes its cache with, and whether a cache that is there already is that one."""
+"""BuildPlan: the teacher, data and settings of a build, and whether an existing cache was made with them."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from kdkit.runtime.compare import check_match
 from kdkit.teachers import Teacher
 
 VIEWS_FIELD, KEYS_FIELD = "recipe.num_views", "dataset.keys_sha256"
-_SHARDS_REPLAYED, _ROWS_REPLAYED = 16, 4  # of the sealed shards and of each of them, when a build resumes
+_SHARDS_REPLAYED, _ROWS_REPLAYED = 16, 4  # number of sealed shards, and of rows of each, when a build resumes
 
 
 @dataclass(frozen=True)
 class BuildPlan:
-    """What a cache is made with: a `kdkit.cache.spec.CachePlan`."""
+    """The teacher, data and settings that a cache is made with; a `kdkit.cache.spec.CachePlan`."""
 
     teacher: Teacher
     """The frozen model to run, with a tap for each stream of features."""
@@ -41,23 +41,23 @@ class BuildPlan:
     """Samples and recipe, as the teacher sees them."""
 
     config: BuildConfig
-    """Streams, codecs, batch size and the like."""
+    """Streams, codecs, batch size and other settings."""
 
     device: torch.device | str = "cpu"
     """Where the teacher runs."""
 
     allow_mismatch: Collection[str] = ()
-    """Fields, as an error names them, in which a cache that is there may differ."""
+    """Fields, named as in the error, in which an existing cache may differ."""
 
     fit_rows: int = FIT_ROWS
-    """Rows that a codec is fitted to, at most."""
+    """Maximum number of rows that a codec is fitted to."""
 
     def make_spec(self) -> CacheSpec:
-        """The spec of the cache, its codecs fitted and measured, for which the teacher is run.
+        """Returns the spec of the cache, whose codecs are fitted and measured by running the teacher.
 
         Raises:
-            ConfigError: it would be more than a cache holds; found before the teacher runs where that can be known.
-            DatasetError: its keys would.
+            ConfigError: the cache would exceed a limit of the format; raised before the teacher runs where possible.
+            DatasetError: the keys would exceed one.
         """
         codec, features = self.choose_codec(), self.config.feature_codec
         known: dict[str, RowCodec] = {stream: create_feature_codec(features, (1,)) for stream in self.config.streams}
@@ -71,7 +71,7 @@ class BuildPlan:
         )
 
     def _spec(self, codecs: Mapping[str, RowCodec]) -> CacheSpec:
-        """The spec with these codecs, but for its fidelity."""
+        """The spec with these codecs, without its fidelity."""
         return CacheSpec(
             keys=self.dataset.keys,
             num_views=self.dataset.recipe.num_views,
@@ -107,9 +107,10 @@ class BuildPlan:
         return create_codec(config.codec or default_codec(num_classes).name, num_classes, **config.codec_options)
 
     def check_same(self, stored: CacheMetadata, origin: Path) -> None:
-        """Compares what the cache at `origin` was made with to what this build would make it with.
+        """Compares the teacher, data and settings of the cache at `origin` with those of this build.
 
-        Fields in `allow_mismatch` may differ, but not those that tell what the shards hold: streams, views, samples.
+        Fields in `allow_mismatch` may differ, except those that determine what the shards hold: streams, views,
+        samples.
 
         Raises:
             CacheMismatchError: names the first field that differs and both values.
@@ -136,14 +137,14 @@ class BuildPlan:
         return self.dataset.class_names is None and self.dataset.is_unlabelled
 
     def _planned_streams(self) -> dict[str, Any]:
-        """Stream -> what its codec is to be, as far as it is known before the teacher runs."""
+        """Stream -> the description of its codec, as far as it is known before the teacher runs."""
         codec = self.choose_codec()
         logits = {} if codec is None else {LOGITS: {"codec": codec.to_dict(), "row_bytes": codec.row_bytes}}
         features = {"codec": {"name": self.config.feature_codec}}
         return {stream: logits.get(stream, features) for stream in self.config.streams}
 
     def check_same_pixels(self, writer: CacheWriter) -> None:
-        """Replays some rows of the sealed shards: a build must not resume with other images or another library.
+        """Replays some rows of the sealed shards, because a build must not resume with other images or libraries.
 
         Raises:
             CacheMismatchError: a row shows other pixels; names the sample and the library versions.
@@ -160,15 +161,15 @@ def as_built(dataset: ReplayedDataset) -> ReplayedDataset:
     """The dataset as the teacher sees it.
 
     Raises:
-        ConfigError: it skips what cannot be read.
+        ConfigError: the dataset skips unreadable samples.
     """
     if dataset.skips_unreadable:
-        raise ConfigError("a cache has a row for each sample: a build cannot skip one; remove what cannot be read")
+        raise ConfigError("a cache has a row for each sample: a build cannot skip one; remove the unreadable samples")
     return dataset.for_teacher()
 
 
 def _without_shapes(streams: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """The streams of a cache, of features the codec's name alone: their shape follows from teacher and recipe."""
+    """The streams of a cache without the shapes of features, because these follow from teacher and recipe."""
     return {
         stream: described if stream == LOGITS else {"codec": {"name": described["codec"]["name"]}}
         for stream, described in streams.items()

@@ -1,8 +1,9 @@
 """Building on a Ray cluster: actors, each with a teacher, seal the shards that the driver hands them.
 
 The driver creates the cache and holds its lock; each actor joins it. Teacher and dataset go to the cluster's object
-store once, and to each actor from there; a shard is handed over as three numbers. An actor that dies, alone or with its
-node, loses the shard it was at, which goes to another one. Output and images lie on a file system that all nodes share.
+store once, and from there to each actor; a shard is handed over as three numbers. An actor that dies, alone or with its
+node, loses its current shard, which another actor then builds. Output and images lie on a file system that all nodes
+share.
 """
 
 from __future__ import annotations
@@ -23,15 +24,15 @@ from kdkit.errors import CacheError, ConfigError, KdkitError, MissingDependencyE
 from kdkit.runtime.progress import progress
 
 _logger = logging.getLogger(__name__)
-_MAX_DEATHS = 3  # of actors at the same shard, or while they start: then it is not the node that is at fault
+_MAX_DEATHS = 3  # of actors at the same shard, or while they start: then the node is not at fault
 
 
 class ShardBuilder:
     """An actor: a teacher, its dataset and the cache, for as many shards as it is handed.
 
     Args:
-        writer: of the cache; has joined.
-        plan: what the cache is made with.
+        writer: the cache's writer, which has joined.
+        plan: the teacher, data and settings of the build.
     """
 
     def __init__(self, writer: CacheWriter, plan: BuildPlan) -> None:
@@ -50,13 +51,13 @@ class ShardBuilder:
 def fill_on_actors(
     writer: CacheWriter, missing: Sequence[Shard], plan: BuildPlan, *, actors: int, show_progress: bool
 ) -> int:
-    """Builds and seals the missing shards on a Ray cluster: the one this process is in, else one of this machine.
+    """Builds and seals the missing shards on a Ray cluster: this process's cluster, else one on this machine.
 
     Args:
-        writer: the one that created the cache.
+        writer: the writer that created the cache.
         missing: the shards to build.
-        plan: what the cache is made with; its device is that of each actor, "cuda" one GPU each.
-        actors: how many actors run at a time.
+        plan: the teacher, data and settings of the build; its device is that of each actor, "cuda" one GPU each.
+        actors: number of actors that run at a time.
         show_progress: whether progress is shown on standard error.
 
     Returns:
@@ -65,7 +66,7 @@ def fill_on_actors(
     Raises:
         MissingDependencyError: Ray is not installed.
         ConfigError: there is no actor.
-        CacheError: actors died again and again at the same shard.
+        CacheError: actors died repeatedly at the same shard.
         KdkitError: what an actor raised.
     """
     ray = _import_ray()
@@ -74,7 +75,7 @@ def fill_on_actors(
     if not ray.is_initialized():
         ray.init(logging_level="warning")
     device = torch.device(plan.device)
-    plan.teacher.to("cpu")  # so that it can be read on nodes without a GPU, and by the actor that has another one
+    plan.teacher.to("cpu")  # so that it can be read on nodes without a GPU, and by actors with another GPU
     try:
         stored = ray.put((writer, replace(plan, allow_mismatch=())))
     finally:
@@ -97,17 +98,17 @@ class _StoredShardBuilder(ShardBuilder):
 
 @dataclass
 class Pool:
-    """The actors and what each is at; an actor that dies is replaced as soon as the cluster has room."""
+    """The actors and their current shards; an actor that dies is replaced as soon as the cluster has room."""
 
     ray: Any
     create: Callable[[], Any]
     waiting: deque[Shard]
     running: dict[Any, tuple[Any, Shard | None]] = field(default_factory=dict)
-    """Call under way -> its actor and the shard, or None while the actor starts."""
+    """Pending call -> its actor and the shard, or None while the actor starts."""
     deaths: Counter[Shard | None] = field(default_factory=Counter)
 
     def run(self, actors: int, done: Callable[[Shard], None]) -> None:
-        """Fills every shard, with so many actors."""
+        """Fills every shard with a fixed number of actors."""
         try:
             for _ in range(actors):
                 self._start()
@@ -147,7 +148,7 @@ class Pool:
             reason = " ".join(str(error).split())[:200]
             raise CacheError(f"{_MAX_DEATHS} Ray actors died {what}: see Ray's logs; the last: {reason}") from error
         if shard is not None:
-            _logger.warning("a Ray actor died at %s: another one builds it", shard)
+            _logger.warning("a Ray actor died at %s: another actor builds that shard", shard)
             self.waiting.appendleft(shard)
         self._start()
 

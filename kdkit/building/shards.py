@@ -19,7 +19,7 @@ from kdkit.runtime import distributed
 from kdkit.runtime.progress import progress
 
 RANK_TIMEOUT = timedelta(days=1)
-"""How long a rank waits for others: they meet at the end alone, which a slow one may reach hours after the rest."""
+"""How long a rank waits for the others: they meet only at the end, which a slow rank may reach hours later."""
 
 
 def fill_together(writer: CacheWriter, missing: Sequence[Shard], plan: BuildPlan, *, show_progress: bool) -> int:
@@ -28,11 +28,11 @@ def fill_together(writer: CacheWriter, missing: Sequence[Shard], plan: BuildPlan
     Args:
         writer: seals the shards.
         missing: all shards to build, the same on every rank.
-        plan: what the cache is made with.
+        plan: the teacher, data and settings of the build.
         show_progress: whether rank 0 shows progress on standard error.
 
     Returns:
-        Images that the teacher was run on, by all ranks.
+        Number of images on which the teacher ran, over all ranks.
     """
     mine = missing[distributed.rank() :: distributed.world_size()]
     images = sum(shard.num_rows for shard in mine)
@@ -58,8 +58,8 @@ def fill_shards(writer: CacheWriter, shards: Sequence[Shard], plan: BuildPlan, a
 
     Args:
         writer: seals the shards.
-        shards: to build, in this process.
-        plan: what the cache is made with.
+        shards: the shards to build in this process.
+        plan: the teacher, data and settings of the build.
         advance: called with the number of images of each batch.
     """
     teacher, dataset, device = plan.teacher, plan.dataset, torch.device(plan.device)

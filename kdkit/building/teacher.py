@@ -31,7 +31,7 @@ def run_teacher(
 
 
 def with_streams(teacher: Teacher, streams: Iterable[str]) -> Teacher:
-    """A teacher whose outputs hold these streams: itself where they do.
+    """Returns a teacher whose outputs hold these streams: `teacher` itself if its outputs do.
 
     Raises:
         UnknownNameError: its model has no such tap.

@@ -53,22 +53,22 @@ def verify_cache(
     seed: int | None = None,
     allow_mismatch: Collection[str] = (),
 ) -> VerifyReport:
-    """Compares every checksum, and with a teacher and its dataset, random rows with its outputs now.
+    """Compares every checksum and, given a teacher and its dataset, random rows with the teacher's current outputs.
 
     Args:
         path: the cache.
-        teacher: the model that it was made with; None compares checksums alone.
-        dataset: the samples that it was made from; needed with a teacher.
-        num_rows: rows on which the teacher is run again, in all, spread over as many views as possible.
-        batch_size: images it is given at once.
-        device: where it runs; it is moved there.
-        seed: of the choice of views and rows; by default each call chooses others.
-        allow_mismatch: fields, as an error names them, in which teacher or dataset may differ from what the cache was
+        teacher: the model that the cache was made with; None compares checksums alone.
+        dataset: the samples that the cache was made from; needed with a teacher.
+        num_rows: total number of rows on which the teacher is run again, spread over as many views as possible.
+        batch_size: images per forward pass of the teacher.
+        device: where the teacher runs; it is moved there.
+        seed: seed of the choice of views and rows; by default, each call chooses different ones.
+        allow_mismatch: fields, named as in the error, in which teacher or dataset may differ from what the cache was
             made with; the outputs are compared all the same.
 
     Raises:
         CacheCorruptError: a checksum differs; names file, view and rows.
-        CacheMismatchError: the teacher is another one, or its output on a row differs; names the sample.
+        CacheMismatchError: the teacher is a different one, or its output on a row differs; names the sample.
     """
     cache = open_cache(path, dataset, allow_mismatch=allow_mismatch)
     cache.verify()
@@ -94,7 +94,7 @@ def verify_cache(
 
 
 def _choose(dataset: ReplayedDataset, num_rows: int, seed: int | None) -> dict[int, list[int]]:
-    """View -> rows to compare, at random; the dataset may know fewer views than the cache."""
+    """View -> random rows to compare; the dataset may have fewer views than the cache."""
     draw, num_views = random.Random(seed), dataset.recipe.num_views
     views = sorted(draw.sample(range(num_views), min(num_views, num_rows)))
     each = min(len(dataset), num_rows // len(views))
@@ -117,18 +117,18 @@ def _loader(
 
 @dataclass(frozen=True)
 class _Compared:
-    """A batch of one stream, as the cache holds it and as the teacher's output is now; each [B]."""
+    """The comparison of a batch of one stream, cached, with the teacher's current output; each field [B]."""
 
     difference: Tensor
     """Mean absolute difference of a row, encoded afresh, from the cached one; of features as a share of their size."""
     divergence: Tensor | None
-    """KL(teacher now || cached) in nats; None for features."""
+    """KL(current teacher || cache) in nats; None for features."""
     agrees: Tensor
     """Whether the row counts as the teacher's output."""
 
 
 def _compare(cache: CachedTeacher, stream: str, values: Tensor, pixels: PixelBatch) -> _Compared:
-    """The teacher's outputs now, [B, ...], compared with the cached ones."""
+    """Compares the teacher's current outputs, [B, ...], with the cached rows."""
     codec = cache.codecs[stream]
     now = codec.decode(codec.encode(values))
     then = codec.decode(cache.read(cache.rows_of(pixels.row), pixels.view, stream)).to(now.device)
@@ -136,8 +136,8 @@ def _compare(cache: CachedTeacher, stream: str, values: Tensor, pixels: PixelBat
     if stream != LOGITS:
         difference /= now.flatten(1).abs().mean(dim=1).clamp_min(torch.finfo(torch.float32).tiny)
         return _Compared(difference, None, difference <= TOLERANCE)
-    divergence, least = kl_divergence(values, then), kl_divergence(values, now)
-    as_good = divergence <= least * (1 + _SLACK) + _EXACT  # lowrank's search may end elsewhere, and as near
+    divergence, optimum = kl_divergence(values, then), kl_divergence(values, now)
+    as_good = divergence <= optimum * (1 + _SLACK) + _EXACT  # lowrank's search may end at another good solution
     return _Compared(difference, divergence, (difference <= TOLERANCE) | as_good)
 
 
@@ -148,7 +148,7 @@ def _check_same_output(
         return
     worst = int(compared.difference.masked_fill(compared.agrees, -1).argmax())
     raise CacheMismatchError(
-        f"the cache {str(cache.path)!r} differs from the teacher's output now on {keys[int(pixels.row[worst])]!r} "
+        f"the cache {str(cache.path)!r} differs from the teacher's current output on {keys[int(pixels.row[worst])]!r} "
         f"(view {pixels.view}): its {stream} differ by {float(compared.difference[worst]):.3g} "
         f"{'nats' if stream == LOGITS else 'of their size'} on average: build it again"
     )

@@ -17,19 +17,19 @@ from kdkit.errors import NonFiniteOutputError
 
 
 def as_tensor(values: Tensor | Array) -> Tensor:
-    """The values as a tensor; of an array that is read-only, such as a memory map, a copy, as torch wants to write."""
+    """The values as a tensor; a read-only array, such as a memory map, is copied, because torch needs it writable."""
     return values if isinstance(values, Tensor) else torch.from_numpy(np.require(values, requirements=["C", "W"]))
 
 
 def check_encodable(
     values: Tensor, codec: RowCodec, stream: str, *, teacher: str, view: int, keys: Callable[[], Sequence[str]]
 ) -> None:
-    """Checks that no cache has to hold what its codec cannot.
+    """Checks that the codec can encode the outputs of a stream.
 
     Args:
         values: outputs of one stream, [B, ...].
-        codec: of the stream.
-        stream: its name, for the error.
+        codec: the stream's codec.
+        stream: the stream's name, for the error.
         teacher: the teacher's name, for the error.
         view: number of the view, for the error.
         keys: gives the B samples' keys; called only for the error.
@@ -54,7 +54,7 @@ def encode_rows(codec: RowCodec, values: Tensor, measured: range | None) -> tupl
     Args:
         codec: fitted.
         values: outputs, [R, ...].
-        measured: places of the rows that are measured by what the codec keeps of them; None measures none.
+        measured: positions of the rows whose fidelity is measured; None measures none.
 
     Returns:
         Encoded rows, uint8 [R, row_bytes], and their measures, float32 [len(measured), M], or None.

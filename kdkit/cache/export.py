@@ -1,4 +1,4 @@
-"""Exporting a cache for tools that do not know it: decoded rows as npz or safetensors."""
+"""Exporting a cache for tools that do not know the format: decoded rows as npz or safetensors."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def export_cache(
     Args:
         path: the cache.
         output: a file that ends in .npz or .safetensors.
-        view: which view.
+        view: number of the view.
         stream: "logits", or the features of this name.
         overwrite: whether a file at `output` is replaced.
 
@@ -55,7 +55,7 @@ def export_cache(
         else:
             try:
                 save_file({name: rows}, temporary, {"teacher": cache.metadata.teacher["name"]})
-            except SafetensorError as error:  # which it makes of any error of the file system
+            except SafetensorError as error:  # safetensors wraps every file-system error in it
                 raise OSError(str(error)) from error
     return output
 

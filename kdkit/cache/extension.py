@@ -2,7 +2,7 @@
 
 A packed cache gets a parts folder, with an index that counts all views and with the further views' shards; at
 the end a new file is packed from both and renamed over the old. The shards of an unpacked cache go into its folder,
-where readers ignore them; at the end its index is replaced by one that counts them. Either is one rename.
+where readers ignore them; at the end its index is replaced by one that counts them. Both need only one rename.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ class Extension:
 
     @classmethod
     def begin(cls, path: Path, old: CacheMetadata, num_views: int) -> Extension:
-        """Starts or resumes an extension to `num_views` views; its folder is there and locked.
+        """Starts or resumes an extension to `num_views` views; its folder exists and is locked.
 
         Raises:
             CacheMismatchError: the folder holds an extension of another cache, or fewer views than there are.
-            ConfigError: they are more than a cache holds.
+            ConfigError: a cache cannot hold so many views.
             CacheIncompleteError: it holds shards of views beyond `num_views`.
         """
         grown, folder = old.with_views(num_views), cls.folder_of(path)
@@ -82,7 +82,7 @@ class Extension:
 
         Raises:
             CacheIncompleteError: a shard is missing.
-            CacheCorruptError: a shard is not what was sealed.
+            CacheCorruptError: a shard has changed since it was sealed.
         """
         if not self.path.is_dir():
             return pack(self.parts, self.path, build, packed_views=self.old.num_views)
@@ -96,7 +96,7 @@ class Extension:
 
 
 def check_adds_views(path: Path, old: CacheMetadata, num_views: int) -> None:
-    """Checks that the cache at `path` has no more views than it shall have.
+    """Checks that the cache at `path` has at most `num_views` views.
 
     Raises:
         CacheMismatchError: it has more.

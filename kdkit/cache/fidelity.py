@@ -1,8 +1,8 @@
-"""Fidelity: how much of a teacher a codec keeps. It is measured on rows of every view at build, stored, and printed by
-`kdkit cache info`.
+"""Fidelity: how close a codec's decoded rows are to the teacher's outputs. It is measured on rows of every view at
+build, stored, and printed by `kdkit cache info`.
 
-Dimensions: R rows, C classes, M measures of a row. Of logits they are KL(teacher || decoded) in nats at T = 1, 2, 4,
-both softened by temperature T, and whether the likeliest class is kept (1) or not (0); of features the length of the
+Dimensions: R rows, C classes, M measures of a row. For logits they are KL(teacher || decoded) in nats at T = 1, 2, 4,
+both softened by temperature T, and whether the likeliest class is kept (1) or not (0); for features the length of the
 difference divided by the length of the row, both as vectors.
 """
 
@@ -25,7 +25,7 @@ def measure_rows(codec: RowCodec, values: Tensor, encoded: Tensor) -> Array:
     Args:
         codec: fitted, on rows other than these.
         values: the teacher's outputs, [R, ...].
-        encoded: by the codec, uint8 [R, row_bytes].
+        encoded: the encoded rows, uint8 [R, row_bytes].
     """
     decoded = codec.decode(encoded)
     measures = _measure_logits(values, decoded) if isinstance(codec, Codec) else _measure_features(values, decoded)
@@ -33,11 +33,11 @@ def measure_rows(codec: RowCodec, values: Tensor, encoded: Tensor) -> Array:
 
 
 def summarise_rows(measures: Array) -> dict[str, float]:
-    """The measures of at least one row, [R, M], in a few numbers.
+    """Summarises the measures of one or more rows, [R, M].
 
     Returns:
-        "rows", their number; of logits "kl_mean_tT" and "kl_p99_tT" for T = 1, 2, 4, mean and 99th percentile over the
-        rows, and "top1_agreement", the share of rows whose likeliest class is kept; of features "relative_error_mean"
+        "rows", their number; for logits "kl_mean_tT" and "kl_p99_tT" for T = 1, 2, 4, mean and 99th percentile over the
+        rows, and "top1_agreement", the share of rows whose likeliest class is kept; for features "relative_error_mean"
         and "relative_error_max".
     """
     columns = measures.astype(np.float64).T

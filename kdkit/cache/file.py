@@ -1,4 +1,4 @@
-"""CacheFile: what a cache holds: encoded rows, keys, pixel hashes, fidelity.
+"""CacheFile: the contents of a cache: encoded rows, keys, pixel hashes, fidelity.
 
 Dimensions: B batch, C classes, N samples of a dataset, R rows of the cache.
 """
@@ -35,7 +35,7 @@ class CacheFile:
 
     Attributes:
         path: the packed file or the parts folder.
-        metadata: what the cache is and what it was made with.
+        metadata: contents and origin of the cache.
     """
 
     def __init__(self, path: str | Path, *, verify: bool = True) -> None:
@@ -56,7 +56,7 @@ class CacheFile:
 
     @property
     def num_classes(self) -> int:
-        """Classes C of the logits; where it holds none, of the dataset.
+        """Number of classes C of the logits; without logits, that of the dataset.
 
         Raises:
             CacheStreamError: it holds no logits, and the dataset named no classes.
@@ -93,7 +93,7 @@ class CacheFile:
 
     @property
     def recipe(self) -> ViewRecipe:
-        """What its views look like, and how many there are."""
+        """Recipe of its views, with their number."""
         return ViewRecipe.from_dict(self.metadata.recipe)
 
     @property
@@ -103,7 +103,7 @@ class CacheFile:
 
     @property
     def identity(self) -> str:
-        """SHA-256 of what it is and was made with, without the number of views."""
+        """SHA-256 of its metadata, without the number of views."""
         return self.metadata.identity_sha256
 
     @property
@@ -128,9 +128,9 @@ class CacheFile:
         return stored_pixels(self.path, self.metadata, view)
 
     def fidelity(self) -> dict[str, list[dict[str, float]]]:
-        """Stream -> for each view what its codec keeps of the teacher there, in the terms of `metadata.fidelity`.
+        """Stream -> for each view the fidelity of its codec, with the measures of `metadata.fidelity`.
 
-        The build measured it, on the same rows of every view. Empty for caches from before that was done.
+        The build measured it, on the same rows of every view. Empty for older caches, which lack it.
         """
         stored = stored_fidelity(self.path, self.metadata)
         return {stream: [summarise_rows(view) for view in views] for stream, views in stored.items()}
@@ -168,7 +168,7 @@ class CacheFile:
         raise CacheError(f"the cache {str(self.path)!r} has rows 0 to {self.num_rows - 1}, got row {odd}") from None
 
     def summary(self) -> dict[str, str]:
-        """What the cache holds and what it was made with, as text for people, in reading order."""
+        """Contents and origin of the cache, label -> text, in reading order."""
         return summarise(self.path, self.metadata, self._codecs, self.fidelity())
 
     def verify(self) -> None:
@@ -182,7 +182,7 @@ class CacheFile:
             payload.verify_all()
 
     def check_exists(self, stream: str) -> None:
-        """Raises CacheStreamError where the cache holds no such stream; names those that it does."""
+        """Raises CacheStreamError where the cache holds no such stream; names the streams that it holds."""
         if stream not in self._codecs:
             wanted = ",".join([*self._codecs, stream])
             raise CacheStreamError(

@@ -58,7 +58,7 @@ def shard_pixels(path: Path, shard: Shard) -> dict[int, int]:
 
 
 def stored_fidelity(path: Path, metadata: CacheMetadata) -> dict[str, list[Array]]:
-    """Stream -> for each view what its codec kept of the measured rows, float32 [rows, measures], of a finished cache.
+    """Stream -> for each view the fidelity of the measured rows, float32 [rows, measures], of a finished cache.
 
     Streams that were not measured in every view are left out.
     """
@@ -74,7 +74,7 @@ def stored_fidelity(path: Path, metadata: CacheMetadata) -> dict[str, list[Array
 
 
 def _places(path: Path, metadata: CacheMetadata) -> list[tuple[Path, list[Shard]]]:
-    """Each file with rows, and which it holds."""
+    """Each file with rows, and the shards that it holds."""
     if not path.is_dir():
         return [(path, [Shard(view, 0, metadata.num_rows) for view in range(metadata.num_views)])]
     parts = ShardFolder(path, metadata)

@@ -1,4 +1,4 @@
-"""Matching: whether a cache is that of the dataset a run trains on, and which of its rows is which sample's.
+"""Matching: whether a cache was made from the dataset of a run, and which row belongs to which sample.
 
 Dimensions: N samples of a dataset, R rows of the cache.
 """
@@ -20,7 +20,7 @@ from kdkit.recipe import ViewRecipe
 from kdkit.runtime.compare import check_match
 
 SAMPLES_FIELD = "dataset.samples"
-"""The field that stands for samples which the cache has and the dataset lacks."""
+"""The field of `allow_mismatch` for samples which the cache has and the dataset lacks."""
 
 
 class Replayable(Protocol):
@@ -47,7 +47,7 @@ class Replayable(Protocol):
 def match_dataset(path: Path, metadata: CacheMetadata, dataset: Replayable, allow: Collection[str]) -> Array:
     """Compares a cache with a dataset, and finds the cache row of each of its samples, int64 [N].
 
-    A run may use the first views of a cache alone: a view does not depend on how many there are.
+    A run may use only the first views of a cache: a view does not depend on how many there are.
 
     Raises:
         CacheMismatchError: recipe, samples, class names or pixels differ.

@@ -1,4 +1,4 @@
-"""Opening a cache, packed or in shards: nothing in the file is trusted before it was checked."""
+"""Opening a cache, packed or in shards: nothing in the file is trusted before it is checked."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Opened = tuple[CacheMetadata, dict[str, RowCodec], dict[tuple[int, str], Payload
 
 
 def locate(path: Path) -> Path:
-    """The packed file or parts folder that `path` means."""
+    """The packed file or parts folder that `path` refers to."""
     with suppress(OSError):  # a name too long to be one
         for place in (path, shard_folder(path)):
             if place.is_dir() or (place == path and place.exists()):
@@ -88,7 +88,7 @@ def verify_arrays(path: Path, metadata: CacheMetadata) -> None:
 
 
 def _check_budget(file: CheckedHDF5File, metadata: CacheMetadata) -> None:
-    """Compares the declared size with the file's before anything is made for it."""
+    """Compares the declared size with the file's before memory is allocated for it."""
     declared = metadata.num_rows * (metadata.all_row_bytes * metadata.num_views + DIGEST_BYTES)
     if declared > file.num_bytes:
         raise CacheCorruptError(

@@ -33,13 +33,14 @@ def pack(parts: ShardFolder, path: Path, build: str = "{}", packed_views: int = 
 
     Args:
         parts: a complete parts folder.
-        path: where the packed file will stand.
+        path: path of the packed file.
         build: JSON text of the build's time and cost.
-        packed_views: how many views a packed file at `path` holds already; `parts` has the shards of the others.
+        packed_views: the number of views that a packed file at `path` already holds; `parts` has the shards of the
+            others.
 
     Raises:
         CacheIncompleteError: a shard is missing.
-        CacheCorruptError: a shard or a packed view is not as it was sealed.
+        CacheCorruptError: a shard or a packed view has changed since it was sealed.
     """
     if missing := parts.missing(packed_views):
         raise CacheIncompleteError(f"{str(parts.folder)!r} cannot be packed: {len(missing)} shards are missing")

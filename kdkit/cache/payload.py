@@ -32,10 +32,10 @@ class Segment:
     """The file's size when it was opened."""
 
     def check_not_truncated(self) -> None:
-        """Refuses a file that was cut since it was opened: touching what is gone would end the process (SIGBUS).
+        """Raises CacheCorruptError if the file was cut since it was opened; touching the lost part would raise SIGBUS.
 
-        One fstat, about a microsecond. A cut between this check and the read that follows cannot be excluded: nothing
-        that maps a file can; kdkit itself never changes a file that has its name.
+        One fstat, about a microsecond. A cut between this check and the read that follows cannot be excluded: no reader
+        of a mapped file can do that. kdkit itself never changes a finished file.
         """
         if self.mapping.size() < self.num_bytes:
             raise CacheCorruptError(
@@ -48,7 +48,7 @@ class Payload:
     """One stream of one view, in one segment (packed) or several (sharded).
 
     Args:
-        view, stream: what it is, for errors.
+        view, stream: the view and the stream, for errors.
         row_bytes: bytes of one row.
         segments: in row order, without gaps; each but the last a multiple of BLOCK_ROWS long.
         verify: whether checksums are compared when a block is first touched.

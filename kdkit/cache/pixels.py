@@ -1,4 +1,4 @@
-"""The proof that a student will see the very pixels that the teacher saw."""
+"""The check that a student will see the same pixels as the teacher."""
 
 from __future__ import annotations
 
@@ -49,9 +49,9 @@ def check_pixels(
         dataset: as open_cache takes it.
         cache_rows: cache row of each dataset sample, int64 [N].
         hashes: view -> cache row -> CRC-32 of its pixels, as the teacher saw them.
-        made_with: versions of the libraries that drew them then.
+        made_with: versions of the libraries that drew the teacher's pixels.
         origin: the cache's path, for the message.
-        num_replayed: about how many samples are replayed; one a view at least.
+        num_replayed: approximate number of samples to replay; at least one per view.
 
     Raises:
         CacheMismatchError: a replayed sample looks different; names it and the library versions.
@@ -76,14 +76,14 @@ def check_pixels(
 
 def _spread(num_rows: int, count: int, place: int) -> list[int]:
     """Up to `count` of `num_rows` places, one in each equal stretch; multiples of the golden ratio move them from view
-    to view, so that all views together reach every part also where each has one place alone."""
+    to view, so that all views together reach every part even if each has only one place."""
     count = min(count, num_rows)
     offset = (place + 0.5) * _GOLDEN % 1
     return [int((stretch + offset) * num_rows / count) for stretch in range(count)]
 
 
 def _what_changed(made_with: Mapping[str, Any]) -> str:
-    """The libraries that are not what they were; if they all are, it was the image."""
+    """Names the libraries whose versions differ, or else the image."""
     now = transform_versions()
     changed = [name for name in now if name in made_with and made_with[name] != now[name]]
     if changed:

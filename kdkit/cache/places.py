@@ -19,7 +19,7 @@ def check_writable(path: str | Path) -> None:
     """Checks that a cache can be written at `path`, before any work is done.
 
     Raises:
-        CacheError: the folder of `path` cannot be made or written, or something is in the way.
+        CacheError: the folder of `path` cannot be made or written, or another file is in the way.
     """
     path = Path(path)
     shown = f"no cache can be written at {str(path)!r}"
@@ -39,9 +39,9 @@ def check_writable(path: str | Path) -> None:
 
 
 def remove_remains(path: Path, num_views: int) -> None:
-    """Removes the shards that packing the cache at `path` left if it died before the end; failures are ignored.
+    """Removes the shards that an interrupted packing of the cache at `path` left behind; ignores failures.
 
-    The shards of an unfinished extension, which count more than these views, stay.
+    The shards of an unfinished extension, whose plan has more views, stay.
     """
     folder = shard_folder(path)
     if folder.is_dir():
@@ -51,10 +51,10 @@ def remove_remains(path: Path, num_views: int) -> None:
 
 
 def pack_cache(path: str | Path) -> Path:
-    """Packs the finished shards in `path`.parts into one file at `path`, and returns that; they may be an extension's.
+    """Packs the finished shards in `path`.parts into one file at `path`, and returns its path.
 
     Args:
-        path: the packed file to be, or its folder of shards.
+        path: the packed file to write, or its folder of shards, which may be those of an extension.
 
     Raises:
         CacheNotFoundError: there are no shards.

@@ -24,17 +24,17 @@ from kdkit.types import Batch, TeacherOutput, TeacherSource
 
 
 class CacheReader(TeacherSource, Protocol):
-    """A TeacherSource that reads its outputs: all that training needs of a cache.
+    """A TeacherSource that reads its outputs from a cache: the interface that training needs.
 
     Attributes:
-        streams: the outputs that a batch is given: "logits" or the teacher's taps; may be set to fewer.
+        streams: the outputs that are read for a batch: "logits" or the teacher's taps; may be set to fewer.
     """
 
     streams: tuple[str, ...]
 
     @property
     def num_classes(self) -> int:
-        """Classes C of the logits; without logits, those of the dataset."""
+        """Number of classes C of the logits; without logits, that of the dataset."""
         ...
 
     @property
@@ -59,7 +59,7 @@ class CacheReader(TeacherSource, Protocol):
 
     @property
     def recipe(self) -> ViewRecipe:
-        """What its views look like, and how many there are."""
+        """Recipe of its views, with their number."""
         ...
 
     @property
@@ -69,11 +69,11 @@ class CacheReader(TeacherSource, Protocol):
 
     @property
     def identity(self) -> str:
-        """What it is and was made with, without the number of views: a SHA-256, or of several caches one each."""
+        """SHA-256 of its metadata, without the number of views; of several caches, one of each."""
         ...
 
     def match(self, dataset: Replayable, *, allow_mismatch: Collection[str] = ()) -> None:
-        """Compares it with `dataset`, whose rows are those of every batch from then on.
+        """Compares it with `dataset`, to which the rows of every later batch refer.
 
         Raises:
             CacheMismatchError: recipe, samples, class names or pixels differ.
@@ -89,7 +89,7 @@ class CachedTeacher(CacheFile):
     """A CacheReader over one file or folder of shards. Pickles by path; safe to use after a fork and in threads.
 
     Attributes:
-        streams: the outputs that a batch is given: "logits" or the teacher's taps.
+        streams: the outputs that are read for a batch: "logits" or the teacher's taps.
     """
 
     def __init__(
@@ -113,7 +113,7 @@ class CachedTeacher(CacheFile):
             raise ConfigError(f"the cache {str(path)!r} has {found}: only topk can be read sparsely")
 
     def match(self, dataset: Replayable, *, allow_mismatch: Collection[str] = ()) -> None:
-        """Compares the cache with `dataset`, whose rows are those of every batch from then on.
+        """Compares the cache with `dataset`, to which the rows of every later batch refer.
 
         Raises:
             CacheMismatchError: recipe, samples, class names or pixels differ.

@@ -26,11 +26,11 @@ _NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 class ShardSealer:
-    """The part of a `CacheWriter` that every process has: which shards are missing, and how one is sealed.
+    """The part of a `CacheWriter` that every process has: it lists the missing shards and seals them.
 
     Attributes:
-        path: where the cache stands or will stand: the packed file, or of an extended folder of shards that folder.
-        metadata: what the cache is and what it is made with.
+        path: path of the cache, finished or not: the packed file, or the folder where a folder of shards is extended.
+        metadata: contents and origin of the cache.
     """
 
     def __init__(self, path: Path, metadata: CacheMetadata, work: ShardFolder | Extension | None) -> None:
@@ -62,13 +62,13 @@ class ShardSealer:
         """Stream -> encoded rows uint8 [R, row_bytes] of a sealed shard, all of its file compared with its checksum.
 
         Raises:
-            CacheCorruptError: it is not sealed, or not what was sealed.
+            CacheCorruptError: it is not sealed, or has changed since.
         """
         self._parts.verify(shard)
         return {stream: segment.rows for stream, segment in self._parts.open_shard(shard).items()}
 
     def write(self, shard: Shard, outputs: Mapping[str, Tensor | Array], pixel_crc32: Array | None = None) -> None:
-        """Encodes the teacher's outputs on a shard and seals it; measures what codecs keep if the spec measures views.
+        """Encodes the teacher's outputs on a shard and seals it; measures fidelity if the spec measures views.
 
         Args:
             shard: one of `missing()`.
@@ -76,7 +76,7 @@ class ShardSealer:
             pixel_crc32: as for `seal`.
 
         Raises:
-            ShapeError: the streams are others than the cache's, or have another number of rows.
+            ShapeError: the streams differ from the cache's, or have another number of rows.
             NonFiniteOutputError: some values are NaN, infinite, or beyond the codec's range; names samples.
             CacheError: the shard cannot be written, or the disk is full.
         """
@@ -108,11 +108,11 @@ class ShardSealer:
             payloads: stream -> encoded rows, uint8 [R, row_bytes].
             pixel_crc32: CRC-32 of the pixels of `hashed_rows(shard.start, shard.stop)`, uint32, for a cache that has
                 pixels; else None.
-            fidelity: stream -> what was measured, float32 [rows, measures], if the spec has views measured.
+            fidelity: stream -> its measures, float32 [rows, measures], if the spec has views measured.
 
         Raises:
-            CacheError: the arrays do not fit the spec, the shard is none of the cache's, or the file system refuses;
-                a CacheDiskFullError if the disk is full.
+            CacheError: the arrays do not fit the spec, the cache has no such shard, or the file system refuses; a
+            CacheDiskFullError if the disk is full.
         """
         first_view = self._work.old.num_views if isinstance(self._work, Extension) else 0
         if self._work is None or not self.metadata.plans(shard, first_view):
@@ -134,7 +134,7 @@ class ShardSealer:
         return stored_keys(self._parts.folder, self.metadata.num_rows)[shard.start : shard.stop]
 
     def _measured(self, stream: str, shard: Shard) -> range | None:
-        """Places in the shard of the rows that are measured; None where the stream is not."""
+        """Positions in the shard of the measured rows; None if the stream is not measured."""
         if not self.metadata.measures_views(stream):
             return None
         rows = self.metadata.measured_rows(stream, shard.start, shard.stop)

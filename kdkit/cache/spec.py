@@ -1,4 +1,4 @@
-"""CacheSpec: what a cache will hold and what it is made with, as plain data.
+"""CacheSpec: contents and origin of a cache to write, as plain data.
 
 Dimensions: R rows, V views, C classes.
 """
@@ -30,7 +30,7 @@ _UNKNOWN_TEACHER = {"name": "unknown", "dtype": "unknown", "weights_sha256": "un
 
 
 class CachePlan(Protocol):
-    """Knows what a cache will be; a `CacheSpec` is one, and a build, which must run its teacher to make the spec."""
+    """A plan that makes a `CacheSpec`: the spec itself, or a build, which must run its teacher first."""
 
     def check_same(self, stored: CacheMetadata, origin: Path) -> None:
         """Compares the plan with the unfinished or finished cache at `origin`.
@@ -41,19 +41,19 @@ class CachePlan(Protocol):
         ...
 
     def make_spec(self) -> CacheSpec:
-        """The spec of the cache to be; called only where there is none yet."""
+        """Returns the spec of the cache to write; called only if there is no cache yet."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class CacheSpec:
-    """What a cache will hold and what it is made with.
+    """Contents and origin of a cache to write.
 
     An array of logits [N, C] needs `keys`, `num_views` and `codecs`. Every other field has a default that
     means: not known.
 
     Raises:
-        ConfigError: a field holds what no cache can; names it.
+        ConfigError: a field has a value that no cache can hold; names the field.
         DatasetError: a key occurs twice or holds NUL.
     """
 
@@ -71,7 +71,7 @@ class CacheSpec:
     completed where they are missing."""
 
     recipe: ViewRecipe | Mapping[str, Any] = field(default_factory=ViewRecipe)
-    """What the views look like to a student; its number of views is replaced by `num_views`."""
+    """Recipe of the views, as a student sees them; its number of views is replaced by `num_views`."""
 
     class_names: Sequence[str] | None = None
     """Names of the C classes in the order of the logits, compared with a dataset's; None where they are not known."""
@@ -80,7 +80,7 @@ class CacheSpec:
     """Rows of a shard, rounded up to whole thousands; fewer where a shard would be larger than 256 MiB."""
 
     fidelity: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    """Stream name -> what its codec keeps of the teacher in view 0, as `kdkit.cache.fidelity` summarises it; with
+    """Stream name -> fidelity of its codec in view 0, as `kdkit.cache.fidelity` summarises it; with
     "each", every view is measured. Empty: not measured."""
 
     versions: Mapping[str, str] | None = None
@@ -154,15 +154,15 @@ class CacheSpec:
 
     @property
     def packed_bytes(self) -> int:
-        """Bytes of the packed file; while it is packed, twice as many are needed."""
+        """Bytes of the packed file; packing needs twice as many."""
         return packed_num_bytes(self.metadata, self.index_arrays)
 
     def check_storable(self) -> None:
-        """Checks that readers will take the cache, before anything is written.
+        """Checks that readers will accept the cache, before anything is written.
 
         Raises:
-            ConfigError: it is more than a cache holds; names the field, its value and its bound.
-            DatasetError: its keys are.
+            ConfigError: it exceeds a limit of the format; names the field, its value and its bound.
+            DatasetError: its keys exceed one.
         """
         check_storable(self.metadata, self.index_arrays)
 

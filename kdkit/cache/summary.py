@@ -1,4 +1,4 @@
-"""A cache's contents and origin, as text for people."""
+"""A cache's contents and origin, as text for display."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def summarise(
     codecs: Mapping[str, RowCodec],
     by_view: Mapping[str, Sequence[Mapping[str, float]]],
 ) -> dict[str, str]:
-    """Label -> text, in reading order; `by_view`: stream -> for each view what its codec keeps."""
+    """Label -> text, in reading order; `by_view`: stream -> the fidelity in each view."""
     teacher, names = metadata.teacher, metadata.dataset["class_names"]
     rows = metadata.num_rows * metadata.num_views * metadata.all_row_bytes
     logits = codecs.get(LOGITS)
@@ -50,7 +50,7 @@ def describe_content(metadata: CacheMetadata, codecs: Mapping[str, RowCodec]) ->
 
 
 def describe_bytes(rows: int) -> str:
-    """What a cache's bytes are, `rows` of them encoded rows."""
+    """Describes a cache's bytes, `rows` of them encoded rows."""
     return f"{rows:,} of rows; the rest is fitted codecs, keys and checksums"
 
 
@@ -60,19 +60,19 @@ def _describe_codec(codec: RowCodec) -> str:
 
 
 def _describe_worst(views: Sequence[Mapping[str, float]]) -> str:
-    """The view of which least is kept."""
+    """The view with the lowest fidelity."""
     means = [main_measure(values) for values in views]
     worst = means.index(max(means))
     return describe_fidelity(views[worst], worst)
 
 
 def main_measure(values: Mapping[str, float]) -> float:
-    """What views are compared by: the mean KL in nats at T = 1, or of features the mean relative error."""
+    """The measure that views are compared by: the mean KL in nats at T = 1, or for features the mean relative error."""
     return values["kl_mean_t1" if "kl_mean_t1" in values else "relative_error_mean"]
 
 
 def describe_fidelity(values: Mapping[str, float], view: int = 0) -> str:
-    """What a codec keeps of a teacher in a view, in a line."""
+    """The fidelity of a codec in one view, as one line."""
     if "top1_agreement" not in values:
         mean, worst = values["relative_error_mean"], values["relative_error_max"]
         return f"relative error {mean:.2g}, at most {worst:.2g}, of {values['rows']:.0f} rows of view {view}"

@@ -7,4 +7,4 @@ from typing import Any
 import numpy as np
 
 Array = np.ndarray[Any, Any]
-"""A NumPy array; its docstring tells shape and dtype."""
+"""A NumPy array; the docstring of each use states shape and dtype."""

@@ -45,8 +45,8 @@ class CacheWriter(ShardSealer):
     own. A writer pickles as one that has joined.
 
     Attributes:
-        path: where the cache stands or will stand: the packed file, or of an extended folder of shards that folder.
-        metadata: what the cache is and what it is made with.
+        path: path of the cache, finished or not: the packed file, or the folder where a folder of shards is extended.
+        metadata: contents and origin of the cache.
     """
 
     def __init__(self, path: Path, metadata: CacheMetadata, work: ShardFolder | Extension | None) -> None:
@@ -59,13 +59,13 @@ class CacheWriter(ShardSealer):
         """Starts a cache, or resumes the one at `path`; a finished one has no missing shards.
 
         Args:
-            path: the packed file to be; shards are kept in `path`.parts until all are sealed.
-            spec: what the cache will hold and what it is made with.
+            path: the packed file to write; shards are kept in `path`.parts until all are sealed.
+            spec: contents and origin of the cache.
 
         Raises:
-            CacheMismatchError: the cache at `path` was made with something else; names the first field that differs.
+            CacheMismatchError: the cache at `path` was made with other settings; names the first field that differs.
             CacheLockedError: another process is writing it.
-            ConfigError: no cache can hold this, or a codec was not fitted.
+            ConfigError: the spec exceeds a limit of the format, or a codec was not fitted.
             CacheError: the folder cannot be written, or the disk is full.
         """
         path = Path(path)
@@ -90,7 +90,7 @@ class CacheWriter(ShardSealer):
         """Opens the cache that another process has created, or extends next to its packed file, to seal shards of it.
 
         Args:
-            path: as it was created, or its folder of shards.
+            path: the path that the cache was created with, or its folder of shards.
 
         Raises:
             CacheNotFoundError: nothing was created at `path`.
@@ -107,11 +107,11 @@ class CacheWriter(ShardSealer):
     @classmethod
     @cache_write_errors()
     def extend(cls, path: str | Path, num_views: int) -> Self:
-        """Starts or resumes the extension of a finished cache to more views; until `finish` it stays as it was.
+        """Starts or resumes the extension of a finished cache to more views; until `finish` it stays unchanged.
 
         Args:
             path: the packed file, its folder of shards, or the path that it would be packed to.
-            num_views: views of each sample, those that are there included.
+            num_views: total number of views of each sample, including existing views.
 
         Raises:
             CacheMismatchError: the cache has more views, or its folder holds the extension of another cache.
@@ -143,14 +143,14 @@ class CacheWriter(ShardSealer):
         Args:
             pack: whether the shards become one file; if not, the folder of shards is the cache. An extension stays what
                 the cache was.
-            record: time and cost of the build, plain JSON; all that differs between equal caches.
+            record: time and cost of the build, plain JSON; the only part that differs between equal caches.
 
         Returns:
             Where the cache is. The lock is released.
 
         Raises:
             CacheIncompleteError: a shard is missing.
-            CacheCorruptError: a shard is not what was sealed.
+            CacheCorruptError: a shard has changed since it was sealed.
             CacheError: this writer has joined, so that another one finishes; or the disk is full.
         """
         if self._work is None:
@@ -200,7 +200,7 @@ class CacheWriter(ShardSealer):
 
 
 def _resume_or_start(path: Path, folder: Path, plan: CacheSpec | CachePlan) -> ShardFolder:
-    """The shards of a cache that was stopped, or those of a new one; the folder is there and locked."""
+    """The shards of a cache that was stopped, or those of a new one; the folder exists and is locked."""
     files.remove_leftovers(folder)
     files.remove_leftovers(path.parent, path.name)
     if (folder / INDEX_NAME).is_file():

@@ -1,7 +1,7 @@
-"""Configuration that several commands share: frozen dataclasses, serialisable as they stand.
+"""Configuration that several commands share: frozen dataclasses of plain, serialisable values.
 
-What one command alone needs lives beside that command: kdkit/building/config.py, kdkit/training/config.py and so on.
-Each field states its meaning and unit; each default is stated here and nowhere else.
+Configuration of a single command lives next to that command: kdkit/building/config.py, kdkit/training/config.py and so
+on. Each field states its meaning and unit; each default is stated here and nowhere else.
 """
 
 from kdkit.config.shared import ColumnsConfig, DeviceConfig, LoadingConfig, MismatchConfig, OverwriteConfig

@@ -9,12 +9,12 @@ from kdkit.errors import ConfigError, nearest
 
 
 def alternatives(hint: Any) -> tuple[Any, ...]:
-    """The members of a union; a type that is no union alone."""
+    """The members of a union; a type that is not a union is its own only member."""
     return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
 
 
 def choices(hint: Any) -> tuple[Any, ...]:
-    """The values of all `Literal` types in a hint; none where it has no such type."""
+    """The values of all `Literal` types in a hint; empty where it has no such type."""
     return tuple(value for kind in alternatives(hint) if get_origin(kind) is Literal for value in get_args(kind))
 
 
@@ -22,7 +22,7 @@ def check_choices(config: object) -> None:
     """Checks each field of a dataclass whose type is a `Literal`, or a `Literal` or None.
 
     Raises:
-        ConfigError: a field holds a value that is none of its choices.
+        ConfigError: a field holds a value that is not one of its choices.
     """
     for name, hint in get_type_hints(type(config)).items():
         kinds = alternatives(hint)

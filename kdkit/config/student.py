@@ -1,4 +1,4 @@
-"""Which student, with which weights: shared by evaluation and export."""
+"""Configuration of a trained student, shared by evaluation and export."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which teacher runs: one, or an ensemble."""
+"""Configuration of a teacher: a single model, or an ensemble."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ EMA = "ema"
 
 @dataclass(frozen=True)
 class SingleTeacherConfig:
-    """One teacher, alone or of an ensemble."""
+    """One teacher, alone or in an ensemble."""
 
     model: str
     """Teacher: a timm name with or without tag (resnet50.a1_in1k), a folder that `kdkit distill` or `kdkit export`
@@ -34,7 +34,7 @@ class SingleTeacherConfig:
     """Precision of the weights; float32 by default."""
 
     autocast: Literal["bfloat16", "float16"] | None = None
-    """Autocast dtype, with the weights as they are; none by default."""
+    """Autocast dtype of the forward pass, which leaves the weights as they are; none by default."""
 
     class_map: str | None = None
     """The teacher's class for each class of the data: a JSON file with a list of indices or of class names, or an
@@ -69,7 +69,7 @@ class TeacherConfig(SingleTeacherConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.ensemble and self.weight != 1:
-            raise ConfigError(f"weight is that of a teacher in an ensemble, got {self.weight} for one without others")
+            raise ConfigError(f"weight is that of a teacher in an ensemble, got {self.weight} for a single teacher")
         given = [f.name for f in fields(self) if f.name != "model" and getattr(self, f.name) != f.default]
         if self.model == EMA and given:
             raise ConfigError(f"the teacher 'ema' is the student's moving average as it is: leave out {given[0]}")

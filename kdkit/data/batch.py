@@ -44,7 +44,7 @@ class PixelBatch:
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        """For another process: a tensor would take a file and a connection, too much for a few numbers."""
+        """Pickles small tensors as arrays, because torch would send each through a file and a connection."""
         return {name: value.numpy() if _is_numbers(value) else value for name, value in self.__dict__.items()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -47,7 +47,7 @@ class ReplayedDataset(Dataset[Sample]):
         records: the open cache with the parameters of the views, where the recipe says that they are recorded.
 
     Raises:
-        DatasetError: the source is empty, or two samples have one key.
+        DatasetError: the source is empty, or two samples share a key.
         ConfigError: the recipe was made for another transform, or the transform cannot be replayed or identified.
     """
 

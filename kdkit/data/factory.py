@@ -27,11 +27,11 @@ def create_loader(
     seed: int = 0,
     device: torch.device | str | None = None,
 ) -> ReplayLoader:
-    """A loader of normalised batches for one student; of the images of this rank alone, where torch.distributed runs.
+    """Creates a loader of normalised batches for one student; under torch.distributed, of this rank's images.
 
     Pass e over the loader is epoch e, counted from 0: it has its own order, and shows view e mod V. `set_epoch(e)`
     before a pass chooses another epoch, and the passes after it continue from there. A pass counts as soon as it
-    begins, also where the loop leaves it early.
+    begins, even if the loop leaves it early.
 
     While shuffling, a last batch that is not full is left out, unless it is the only one: a batch of one image would
     break batch normalisation. Without shuffling every image is shown.
@@ -40,9 +40,9 @@ def create_loader(
         dataset: what to load, e.g. from `kdkit.open_dataset`; `dataset.with_teacher_view()` where a live teacher sees
             the views at its own size.
         student: the model, whose `pretrained_cfg` holds the mean and standard deviation of its input, or a task that
-            trains it. ImageNet's are taken where there is none.
+            trains it. ImageNet's are used where there is none.
         batch_size: images per batch and rank.
-        views_per_decode: how many views of an image are drawn each time it is decoded; only 1 is implemented.
+        views_per_decode: number of views that are drawn each time an image is decoded; only 1 is implemented.
         num_workers: processes that load and augment images; 0 loads in the calling process, "auto" takes this
             rank's share of the CPUs that this process may use, 1 to 8.
         shuffle: whether each epoch has its own order.

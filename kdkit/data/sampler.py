@@ -141,7 +141,7 @@ def _side_by_side(order: torch.Tensor, partners: torch.Tensor) -> torch.Tensor:
 
 
 class RangeSampler(Sampler[list[Index]]):
-    """Batches of a cache build: (view, start, stop) ranges in turn; no batch spans two ranges.
+    """Batches of a cache build: (view, start, stop) ranges, one after another; no batch spans two ranges.
 
     The batches of a range depend only on that range, so that a range that is built again after a crash is computed in
     the same batches.

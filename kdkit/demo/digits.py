@@ -13,7 +13,7 @@ from kdkit.errors import MissingDependencyError
 
 NUM_CLASSES = 10
 LABELS_PER_CLASS = 10
-"""Labels of each class that students get."""
+"""Number of labels of each class that students get."""
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ class DemoReport:
     students: dict[str, list[TrainReport]]
     """Way of training -> one report per seed."""
     seconds: float
-    """Wall time of everything."""
+    """Total wall time, seconds."""
     output: Path
     """Folder of the files."""
 

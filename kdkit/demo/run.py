@@ -150,7 +150,7 @@ class _Demo:
 
 @contextmanager
 def _cores_for_workers(num_workers: int) -> Iterator[None]:
-    """Leaves a core to each loader worker: small models lose more by sharing theirs than by doing without."""
+    """Leaves a core to each loader worker: small models lose more by sharing a core than by having one less."""
     threads = torch.get_num_threads()
     torch.set_num_threads(max(1, threads - num_workers))
     try:

@@ -1,4 +1,4 @@
-"""Checking a teacher: its top-1 on labelled images beside the published one, and the order of its classes.
+"""Checking a teacher: its top-1 on labelled images compared with the published one, and the order of its classes.
 
 Dimensions: C classes of the images, K classes of the teacher.
 """
@@ -28,7 +28,7 @@ SLACK = 2.0
 decoders and resizing differ by that much."""
 _CONSISTENT = 50.0
 """Percent of predictions that must agree under another order of classes, and more than twice the correct ones."""
-_IMAGES_A_CLASS = 4
+_IMAGES_PER_CLASS = 4
 """Images per class, on average, below which agreement may be chance."""
 
 
@@ -128,7 +128,7 @@ def check_teacher(
     top1, consistency = _percent(label == choice), _consistency(label, choice)
     has_other_classes = card is not None and teacher.class_map is not None and card.num_classes != teacher.num_classes
     published = None if card is None or has_other_classes else card.top1_at(dataset.recipe.size)
-    judged = consistency if len(label) >= _IMAGES_A_CLASS * len(label.unique()) else 0.0
+    judged = consistency if len(label) >= _IMAGES_PER_CLASS * len(label.unique()) else 0.0
     warning = _warning(teacher, top1, judged, len(label), published)
     size = dataset.recipe.size
     is_mapped = teacher.class_map is not None
@@ -181,7 +181,7 @@ def _class_numbers(teacher: Teacher, dataset: ReplayedDataset) -> list[int]:
 
 
 def _consistency(label: Tensor, choice: Tensor) -> float:
-    """Percent of images with the most frequent choice for their label, where no two labels share a choice."""
+    """Percent of images whose prediction is the most frequent one for their label; each label has a different one."""
     pairs = Counter(zip(label.tolist(), choice.tolist(), strict=True))
     named: dict[int, int] = {}
     taken: set[int] = set()

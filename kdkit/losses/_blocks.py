@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-_ELEMENTS = 2**17  # half a dozen tensors of so many float32 stay within 4 MiB
+_ELEMENTS = 2**17  # half a dozen tensors of this many float32 stay within 4 MiB
 
 
 def blocks(matrix: Tensor, dim: int) -> list[slice]:

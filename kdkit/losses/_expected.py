@@ -1,7 +1,7 @@
 """Decoupled losses with every class in turn as the target, weighted by soft labels, in closed form.
 
-log(1 - p_c) is never taken from a rounded p_c, and every slope is written out: it follows from what the value needs.
-Dimensions: B batch, C classes, R rows of one block.
+log(1 - p_c) is never taken from a rounded p_c, and every slope is written out: it follows from intermediate values of
+the loss. Dimensions: B batch, C classes, R rows of one block.
 """
 
 from __future__ import annotations

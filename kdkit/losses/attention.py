@@ -1,4 +1,4 @@
-"""Attention transfer: the positions where a feature is large."""
+"""Attention transfer: matches the positions where a feature is large."""
 
 from __future__ import annotations
 

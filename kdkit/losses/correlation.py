@@ -54,8 +54,8 @@ def dist(
 class _MeanCorrelation(torch.autograd.Function):
     """beta * mean_b r(rows) + gamma * mean_c r(classes) of the softmax of logits [B, C].
 
-    Written out because automatic differentiation costs several times as much: r's slope follows from what r itself
-    needs.
+    Written out because automatic differentiation costs several times as much: r's slope follows from intermediate
+    values of r.
     """
 
     @staticmethod
@@ -112,11 +112,11 @@ def _of_classes(
 
 
 def _is_moderate(logits: Tensor) -> bool:
-    """Whether their own precision holds log-probabilities to 1e-5; False where looking costs more than it saves."""
+    """Whether their own precision holds log-probabilities to 1e-5; False where the check costs more than it saves."""
     if len(blocks(logits, dim=1)) == 1:
         return False
-    least, greatest = torch.aminmax(logits)
-    return max(-float(least), float(greatest)) <= 64
+    low, high = torch.aminmax(logits)
+    return max(-float(low), float(high)) <= 64
 
 
 def _log_sum(logits: Tensor, p: Tensor) -> Tensor:

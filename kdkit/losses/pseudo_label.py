@@ -17,7 +17,7 @@ def bce(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
     all B * C elements, no temperature, no T^2.
 
     Args:
-        student_logits: [B, C], read as C independent yes-or-no questions.
+        student_logits: [B, C], read as C independent binary classifications.
         teacher_logits: [B, C]; no gradient flows into them.
 
     Returns:

@@ -1,4 +1,4 @@
-"""The registry of losses: each declares at its definition what it needs, and is created by name with options bound."""
+"""The registry of losses: each declares its requirements where it is defined, and is created by name."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _WIDTHS = ("student_width", "teacher_width")
 
 @dataclass(frozen=True)
 class LossSpec:
-    """A loss and what it needs: the definition of each loss declares this once."""
+    """A loss and its requirements, declared once at its definition."""
 
     name: str
     """Name in `create`, in configurations and in a task's result."""
@@ -87,7 +87,7 @@ def feature_loss(
     projects: bool = False,
     aligns: Aligns = "unlike",
 ) -> Callable[[_Loss], _Loss]:
-    """Registers a function of (student_feature, teacher_feature), or a class of modules that are called so.
+    """Registers a function of (student_feature, teacher_feature), or a class of modules with this call.
 
     Args:
         name: the loss's name; the function's own by default.

@@ -53,7 +53,7 @@ def pkt(student_feature: Tensor, teacher_feature: Tensor, *, eps: float = 1e-7) 
     Args:
         student_feature: [B, ...], flattened to [B, D_s].
         teacher_feature: [B, ...], flattened to [B, D_t]; no gradient flows into it.
-        eps: the least probability inside the logarithm, which opposite vectors would send to 0.
+        eps: the minimum probability inside the logarithm, which opposite vectors would send to 0.
 
     Returns:
         Scalar of shape [], float32 (float64 for float64 inputs). Memory O(B^2).

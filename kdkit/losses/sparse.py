@@ -1,4 +1,4 @@
-"""The losses of a teacher that kept its top-k classes alone, without a teacher tensor [B, C].
+"""Losses against a teacher of which only the top-k classes are known, without a teacher tensor [B, C].
 
 Dimensions: B batch, C classes, k classes kept.
 """

@@ -28,7 +28,7 @@ def vitkd(
     alpha: float = 3e-5,
     beta: float = 3e-6,
 ) -> Tensor:
-    """The two terms of ViTKD on tokens that are projected and generated already (`ViTKD` does both).
+    """The two terms of ViTKD on tokens that are already projected and generated (`ViTKD` does both).
 
     alpha / B * sum (m - t_low)^2 + beta / (r B) * sum over masked tokens of (g - t_high)^2, r the masked share: sums
     over layers, tokens and width, mean over the batch.

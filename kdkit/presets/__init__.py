@@ -1,4 +1,4 @@
-"""Recipe presets: published settings as YAML, each with its source and with what differs from it.
+"""Recipe presets: published settings as YAML, each with its source and its differences from it.
 
 A preset does not promise the published number; it is a starting point. Flags on the command line override the preset.
 """

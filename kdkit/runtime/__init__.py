@@ -1,4 +1,4 @@
-"""Runtime, the ground floor that every room above shares.
+"""Runtime: utilities that all other packages share.
 
 distributed.py   ranks and their collective operations
 files.py         atomic, durable writes

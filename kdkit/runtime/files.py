@@ -1,4 +1,4 @@
-"""Files that are either wholly there or not there at all, also after a crash.
+"""Files that are either wholly there or not there at all, even after a crash.
 
 A file is written under a private temporary name, fsynced, renamed into place, and its folder fsynced. Checkpoints,
 caches and reports go through these few calls, so that a test can record the calls and lose any of them.
@@ -29,7 +29,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
     Where a file is replaced there is always a whole one: the new one stays even if its folder could not be fsynced.
 
     Raises:
-        DiskFullError: there was no room; the temporary file is removed.
+        DiskFullError: there was no space; the temporary file is removed.
         WriteError: the file system refused; the temporary file is removed.
     """
     temporary = _temporary_name(path)
@@ -54,8 +54,8 @@ def atomic_write(path: Path) -> Iterator[Path]:
             remove_file(temporary)
 
 
-def write_error(path: Path, error: OSError, state: str = "nothing of it was kept") -> WriteError:
-    """The typed error for a write to `path` that the file system refused; `state` tells what stands there now."""
+def write_error(path: Path, error: OSError, state: str = "nothing was kept") -> WriteError:
+    """The typed error for a write to `path` that the file system refused; `state` describes what is there now."""
     if error.errno in _NO_ROOM:
         return DiskFullError(f"no room for {str(path)!r}: {os.strerror(error.errno)}; free space and run again")
     return WriteError(f"{str(path)!r} could not be written: {error.strerror or error}; {state}")
@@ -66,7 +66,7 @@ def new_file(path: Path, num_bytes: int) -> Iterator[int]:
     """Yields the descriptor of a new file whose space is reserved at once, so that a full disk shows; fsynced at exit.
 
     Raises:
-        OSError: there is no such room, or a file stands at `path`.
+        OSError: there is not enough space, or a file exists at `path`.
     """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
     try:

@@ -8,9 +8,9 @@ from typing import Literal
 from kdkit.errors import ConfigError
 
 AUTO: Literal["auto"] = "auto"
-"""As a device or a number of workers: what this machine has."""
+"""As a device or a number of workers: chosen from the hardware of this machine."""
 MAX_WORKERS = 16
-"""Worker processes per rank, at most: more of them rarely load faster, and each one takes memory."""
+"""Maximum number of worker processes per rank: more rarely load faster, and each takes memory."""
 
 
 def choose_device(name: str = AUTO) -> str:

@@ -1,4 +1,4 @@
-"""Text for people: wrapped at 80 columns on a terminal, one line each in a pipe or a file."""
+"""Text output: wrapped at 80 columns on a terminal, one line each in a pipe or a file."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _UNBOUNDED = 1 << 30
 
 
 def print_labelled(values: Mapping[str, str], *, file: TextIO | None = None, label_width: int = 12) -> None:
-    """Prints each label with its text beside it.
+    """Prints each label, followed by its text.
 
     Args:
         values: label -> text, in reading order.

@@ -17,7 +17,7 @@ def prepare_output(
 
     Args:
         folder: the folder to make.
-        names: names of the files that the caller writes there; no other file is ever removed.
+        names: names of the files that the caller writes there; only these are ever removed.
         overwrite: whether such files of an earlier run are removed.
         checkpoints: names of checkpoints, to resume the run that left at least one of them. If all are missing, that
             run did not get as far as a checkpoint, and its other files are removed. None without resuming.

@@ -1,4 +1,4 @@
-"""Progress for people: rich's bar on a terminal, a plain line every ten seconds in a pipe, nothing on other ranks."""
+"""Progress display: rich's bar on a terminal, a plain line every ten seconds in a pipe, nothing on other ranks."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from rich.text import Text
 
 _SECONDS_BETWEEN_LINES = 10.0
 _TERMS = ("loss", "task_loss", "kd_loss", "agreement_top1", "teacher_top1")
-_METRICS = ("loss", "kd_loss")  # what fits beside a bar
+_METRICS = ("loss", "kd_loss")  # metrics that fit next to a bar
 _WIDTH_FOR_SPEED, _WIDTH_FOR_LOSS, _WIDTH_FOR_METRICS = 70, 80, 100  # columns of the terminal
 
 Advance = Callable[[int], None]
 
 
 class Display:
-    """Progress of a piece of work; called with the number of units done since the last call. This one shows nothing."""
+    """The progress of a task; called with the number of units done since the last call. This one shows nothing."""
 
     def __call__(self, count: int) -> None:
         """Counts `count` more units as done."""
@@ -31,7 +31,7 @@ class Display:
         """Counts the units that an earlier run has done; the speed leaves them out."""
 
     def set_postfix(self, values: Mapping[str, float]) -> None:
-        """Shows the latest metrics beside the progress."""
+        """Shows the latest metrics next to the progress."""
 
     def write(self, text: str) -> None:
         """Prints one line that stays."""

@@ -9,7 +9,7 @@ from kdkit.tasks.student_task import StudentTask
 
 
 class ClassificationTask(StudentTask):
-    """A student that learns from labels alone.
+    """Trains a student from labels alone.
 
     Args:
         student_model: the model to train.

@@ -1,4 +1,4 @@
-"""What all distillation tasks share: the teacher, its outputs, and the sum of the losses."""
+"""The base of all distillation tasks: the teacher, its outputs, and the sum of the losses."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class DistillationTask(StudentTask):
         device, dtype, verbose: as for TrainingTask.
 
     Raises:
-        ConfigError: a weight, a temperature or another option that cannot work, or one that is given twice.
+        ConfigError: a weight, a temperature or another option cannot work, or is given twice.
         ClassMismatchError: teacher and student differ in their number of classes, and a term compares logits.
     """
 
@@ -199,7 +199,7 @@ class DistillationTask(StudentTask):
         return False
 
     def prepare_distributed(self, device_ids: list[int] | None = None, **ddp_kwargs: Any) -> Self:
-        """As for StudentTask; a head on which no loss depends is not waited for."""
+        """Wraps the task as StudentTask does; does not wait for the gradient of a head on which no loss depends."""
         if self._has_idle_head():
             ddp_kwargs.setdefault("find_unused_parameters", True)
         return super().prepare_distributed(device_ids, **ddp_kwargs)
@@ -207,7 +207,7 @@ class DistillationTask(StudentTask):
     def compile(  # type: ignore[override]  # timm's protocol: returns the module to evaluate with
         self, backend: str = "inductor", mode: str | None = None, **compile_kwargs: Any
     ) -> nn.Module | None:
-        """As for TrainingTask, and the live teacher's forward pass."""
+        """Compiles the task as TrainingTask does, and the live teacher's forward pass."""
         if self.teacher is not None:
             self.teacher.compile(backend=backend, mode=mode, **compile_kwargs)
         return super().compile(backend=backend, mode=mode, **compile_kwargs)
@@ -219,7 +219,7 @@ class DistillationTask(StudentTask):
         return [f"teacher={teacher!r}", f"loss={total}"]
 
     def setup_ema(self, *args: Any, **kwargs: Any) -> nn.Module:
-        """As for TrainingTask; where the teacher is "ema", this makes it."""
+        """Makes the EMA as TrainingTask does; where the teacher is "ema", this creates it."""
         ema = super().setup_ema(*args, **kwargs)
         if self.is_own_teacher:
             student = unwrap_model(self.get_eval_model(ema=True))

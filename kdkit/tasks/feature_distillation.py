@@ -1,4 +1,4 @@
-"""Distillation from a teacher's features, live or cached; from its logits too, where such terms are named."""
+"""Distillation from a teacher's features, live or cached; from its logits too, where a term compares them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _TIMM_STATE = "projection"
 
 
 class FeatureDistillationTask(DistillationTask):
-    """A student that learns from labels and from its teacher's features, and from logits where a term compares them.
+    """Trains a student from labels and its teacher's features, and from logits where a term compares them.
 
     Parameters of the losses, such as projections, train inside `trainable_module` together with the student, and are
     kept in checkpoints as task state: the student's own weights stay those of a plain timm model. A teacher without a
@@ -125,7 +125,7 @@ class FeatureDistillationTask(DistillationTask):
         return plain.student if isinstance(plain, FeatureStudent) else found
 
     def get_clip_parameters(self, exclude_head: bool = False) -> Iterable[nn.Parameter]:
-        """As for TrainingTask: the head is the student's, and parameters of the losses are always clipped."""
+        """Returns the parameters to clip, as for TrainingTask; parameters of the losses are always clipped."""
         parts = self._parts()
         student = list(parts.student.parameters())
         return [*(student[:-2] if exclude_head else student), *parts.comparisons.parameters()]
@@ -146,7 +146,7 @@ class FeatureDistillationTask(DistillationTask):
         """Loads what `get_task_state` returned, or the projection of a checkpoint of timm's FeatureDistillationTask.
 
         Raises:
-            CheckpointError: it is the state of other losses, or of none, and `strict`.
+            CheckpointError: the state is that of other losses, or of none, and `strict` is True.
         """
         found = module if module is not None else self.get_trainable_module(ema=ema)
         if found is None:
@@ -172,9 +172,9 @@ class FeatureDistillationTask(DistillationTask):
 
 
 def _comparisons_in(state: dict[str, Any], learnt: Mapping[str, Tensor]) -> tuple[dict[str, Any], list[str]]:
-    """The comparisons' state in a task state, and the names of what else it holds.
+    """The comparisons' state in a task state, and the names of its other entries.
 
-    timm's task keeps one linear projection, {'projection': {'weight', 'bias'}}; it is that of the one projection here.
+    timm's task keeps one linear projection, {'projection': {'weight', 'bias'}}, which maps to the only projection here.
     """
     held = dict(state.pop(_STATE, {}))
     theirs = state.get(_TIMM_STATE)
@@ -186,7 +186,7 @@ def _comparisons_in(state: dict[str, Any], learnt: Mapping[str, Tensor]) -> tupl
 
 
 def _with_taps(term: LossTerm, student_taps: str | Sequence[str], teacher_taps: str | Sequence[str]) -> LossTerm:
-    """The term with its taps named; where it names those of one side alone, they are those of the other side too."""
+    """The term with its taps named; if it names the taps of one side only, the other side has the same."""
     if not term.is_feature:
         return term
     if not (term.student_taps or term.teacher_taps):

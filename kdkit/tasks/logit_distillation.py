@@ -9,7 +9,7 @@ from kdkit.types import TeacherOutput
 
 
 class LogitDistillationTask(DistillationTask):
-    """A student that learns from labels and from its teacher's logits; the arguments are those of DistillationTask."""
+    """Trains a student from labels and its teacher's logits; the arguments are those of DistillationTask."""
 
     def _forward_student(
         self, input: Tensor, teacher_output: TeacherOutput

@@ -1,4 +1,4 @@
-"""What kdkit's own tasks share: a student that trains, and a criterion on labels."""
+"""The base of kdkit's own tasks: a student that trains, and a criterion on labels."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ class StudentTask(TrainingTask):
         return f"{type(self).__name__}({', '.join(parts)})"
 
     def _describe(self) -> list[str]:
-        """What `__repr__` tells of a task beside its student."""
+        """The parts of `__repr__` other than the student."""
         return []
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:

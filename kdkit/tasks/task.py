@@ -1,7 +1,8 @@
 """TrainingTask: a forward pass with its loss, as a module that returns named tensors.
 
 The protocol around it (compile, EMA, checkpoint state, evaluator, clipping) is that of timm.task in timm 1.0.31, so
-that timm's CheckpointSaver, resume_task_checkpoint and create_optimizer_v2 take a kdkit task as they take their own.
+that timm's CheckpointSaver, resume_task_checkpoint and create_optimizer_v2 accept a kdkit task as they accept timm's
+own.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ class TrainingTask(PlacedModule):
     """Base of all tasks, and of your own: a subclass defines `forward`, and may set `trainable_module`.
 
     `forward(input, target)` returns a dict with 'loss' (required), 'output' (recommended) and further scalars for the
-    log. `trainable_module` holds everything that learns (the student; projections where a task has them) and nothing
-    else. A subclass that sets none is itself what trains, as in timm.task.
+    log. `trainable_module` holds all that is trained (the student; projections where a task has them) and nothing else.
+    A subclass that sets none is trained as a whole, as in timm.task.
 
     Args:
         device: device of the task's own tensors: a torch.device, a name such as "meta", or the index of an accelerator.
@@ -89,7 +90,8 @@ class TrainingTask(PlacedModule):
     def compile(  # type: ignore[override]  # timm's protocol: returns the module to evaluate with
         self, backend: str = "inductor", mode: str | None = None, **compile_kwargs: Any
     ) -> nn.Module | None:
-        """Compiles what trains and what is evaluated; call it before `prepare_distributed`. Returns the eval model.
+        """Compiles the trainable module and the eval model, and returns the latter; call it before
+        `prepare_distributed`.
 
         A task without `trainable_module` is compiled in place.
         """
@@ -164,7 +166,7 @@ class TrainingTask(PlacedModule):
         return module
 
     def _keep(self, name: str, module: nn.Module) -> None:
-        """Sets an attribute; of a task that itself trains not as a child, because its EMA must not train with it."""
+        """Sets an attribute; not as a child if the task trains as a whole, because its EMA must not train with it."""
         if self.get_trainable_module() is self:
             object.__setattr__(self, name, module)
         else:
@@ -178,7 +180,7 @@ class TrainingTask(PlacedModule):
         return self
 
     def get_task_state(self, module: nn.Module | None = None, ema: bool = False) -> dict[str, Any]:
-        """Returns the state of what trains beside the student; empty where nothing does."""
+        """Returns the state of the trained parts other than the student; empty where there are none."""
         return {}
 
     def load_task_state(

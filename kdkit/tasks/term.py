@@ -33,16 +33,16 @@ class LossTerm:
     """Options of the loss, as kdkit.losses.create takes them, e.g. {"temperature": 4.0}."""
 
     student_taps: str | Sequence[str] = ()
-    """Of a loss on features: where the student is tapped, see kdkit.teachers.tap; by default the task's taps."""
+    """Taps of the student, for a loss on features; see kdkit.teachers.tap. The task's taps by default."""
 
     teacher_taps: str | Sequence[str] = ()
-    """Where the teacher is tapped; by default the task's taps."""
+    """Taps of the teacher, for a loss on features; the task's taps by default."""
 
     loss: DistillLoss | None = None
-    """A function in the place of a named loss: of logits, or of features where taps are given."""
+    """A function in place of a named loss: of logits, or of features where taps are given."""
 
     key: str | None = None
-    """The term's key in a task's result, where its name alone would also be that of another term."""
+    """The term's key in a task's result, where another term has the same name."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "options", dict(self.options))
@@ -164,7 +164,7 @@ def _term(item: str | DistillLoss | LossTerm) -> LossTerm:
 
 
 def _with_option(terms: list[LossTerm], option: str, value: Any) -> list[LossTerm]:
-    """`value` as an option of each named logit loss that takes it; of the only one in any case, which may refuse it."""
+    """Adds the option to each named logit loss that takes it; to an only loss in any case, which may refuse it."""
     if value is None:
         return terms
     named = [term for term in terms if term.loss is None and not term.is_feature]

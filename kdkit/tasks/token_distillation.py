@@ -19,7 +19,7 @@ SOFT = "soft"
 
 
 class TokenDistillationTask(DistillationTask):
-    """A student with two heads: one learns from labels, the other from the teacher's logits.
+    """Trains a student with two heads: one from labels, the other from the teacher's logits.
 
     In training mode the student returns (main logits, distillation logits), each [B, C]; 'output' holds the main ones.
     In eval mode it returns their mean, which then takes the place of both.

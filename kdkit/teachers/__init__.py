@@ -1,4 +1,4 @@
-"""Teachers: frozen timm models that normalise for themselves, and the cards that describe them."""
+"""Teachers: frozen timm models that normalise their own input, and the cards that describe them."""
 
 from __future__ import annotations
 

@@ -114,7 +114,7 @@ _FACTS = tuple(f.name for f in dataclasses.fields(TeacherCard) if f.name not in 
 
 
 def load_card(name_or_path: str | Path) -> TeacherCard:
-    """Returns one card: a name is looked up in ./teachers, then among the shipped cards; a path is read as it is.
+    """Returns one card: looks a name up in ./teachers, then among the shipped cards; reads a path directly.
 
     A text that ends in .yaml or .yml or holds a slash is a path, as is a Path.
 

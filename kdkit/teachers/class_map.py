@@ -55,15 +55,15 @@ def synsets(family: str) -> tuple[str, ...]:
 
 
 def map_names(
-    wanted: Sequence[str], names: Sequence[str], who: str, missing_classes: MissingClasses = "error"
+    wanted: Sequence[str], names: Sequence[str], subject: str, missing_classes: MissingClasses = "error"
 ) -> tuple[int, ...]:
     """Returns for each class of the data its index among `names`; -1 where it is absent and may be missing.
 
     Args:
         wanted: names of the data's classes [C].
         names: names of the model's classes [K].
-        who: the model's name in errors.
-        missing_classes: what to do about a class that the model does not have.
+        subject: the model's name in errors.
+        missing_classes: "error" or "min_logit", for a class that the model does not have.
 
     Raises:
         ClassMismatchError: some are absent, or two classes of the model have one name; the error names them.
@@ -72,19 +72,20 @@ def map_names(
     absent = [name for name in wanted if name not in index]
     if len(absent) == len(wanted) or (absent and missing_classes == "error"):
         raise ClassMismatchError(
-            f"{who} has no class for {len(absent)} of the {len(wanted)} classes of the map: {_listed(absent)}; leave "
-            'them out of class_map, pass missing_classes="min_logit" to never predict them, or take another teacher'
+            f"{subject} has no class for {len(absent)} of the {len(wanted)} classes of the map: {_listed(absent)}; "
+            'leave them out of class_map, pass missing_classes="min_logit" to never predict them, '
+            "or take another teacher"
         )
     doubtful = {name for name in names if names.count(name) > 1} if len(index) < len(names) else set()
     if ambiguous := [name for name in wanted if name in doubtful]:
-        raise ClassMismatchError(f"{who} calls several classes {_listed(ambiguous)}: map them by index")
+        raise ClassMismatchError(f"{subject} calls several classes {_listed(ambiguous)}: map them by index")
     return tuple(index.get(name, MISSING) for name in wanted)
 
 
 def resolve_class_map(
     class_map: ClassMap | None,
     model: nn.Module,
-    who: str,
+    subject: str,
     class_names: Sequence[str] | None = None,
     missing_classes: MissingClasses = "error",
 ) -> tuple[int, ...] | None:
@@ -93,10 +94,10 @@ def resolve_class_map(
     Args:
         class_map: an ImageNet family, indices, or names.
         model: the model that has the classes.
-        who: the model's name in errors.
+        subject: the model's name in errors.
         class_names: of the model's classes [K]; where they are not given, the synsets of the ImageNet family that has
             as many classes as the model.
-        missing_classes: what to do about a class that the model does not have.
+        missing_classes: "error" or "min_logit", for a class that the model does not have.
     """
     if missing_classes not in get_args(MissingClasses):
         raise ConfigError(
@@ -106,17 +107,17 @@ def resolve_class_map(
         return None
     wanted = synsets(class_map) if isinstance(class_map, str) else tuple(class_map)
     if not any(isinstance(name, str) for name in wanted):
-        return tuple(class_index(class_map, model, who, missing_classes).tolist())  # type: ignore[arg-type]
+        return tuple(class_index(class_map, model, subject, missing_classes).tolist())  # type: ignore[arg-type]
     width = getattr(unwrap_model(model), "num_classes", None)
     if class_names is not None and width is not None and len(class_names) != width:
-        raise ClassMismatchError(f"{who} has {width} classes, class_names names {len(class_names)}")
-    names = tuple(class_names) if class_names is not None else _family_names(model, who)
+        raise ClassMismatchError(f"{subject} has {width} classes, class_names names {len(class_names)}")
+    names = tuple(class_names) if class_names is not None else _family_names(model, subject)
     wanted_names = [str(name) for name in wanted]
-    return map_names(wanted_names, names, who, missing_classes)
+    return map_names(wanted_names, names, subject, missing_classes)
 
 
 def class_index(
-    class_map: Sequence[int], model: nn.Module, who: str, missing_classes: MissingClasses = "error"
+    class_map: Sequence[int], model: nn.Module, subject: str, missing_classes: MissingClasses = "error"
 ) -> Tensor:
     """Returns a class map of indices as a checked tensor [C] int64, with -1 for a class that may be missing."""
     index = torch.as_tensor(class_map)
@@ -126,11 +127,11 @@ def class_index(
     width = getattr(unwrap_model(model), "num_classes", None)
     if index.ndim != 1 or index.numel() < 2:
         raise ConfigError(f"class_map must be a list of at least 2 class indices, got shape {list(index.shape)}")
-    least, greatest = int(index.min()), int(index.max())
-    is_low = least < (0 if missing_classes == "error" else MISSING)
-    if is_low or (width is not None and greatest >= width):
-        known, odd = "" if width is None else f" to {width - 1}", least if is_low else greatest
-        raise ClassMismatchError(f"class_map points at class {odd}, {who} has classes 0{known}")
+    low, high = int(index.min()), int(index.max())
+    is_low = low < (0 if missing_classes == "error" else MISSING)
+    if is_low or (width is not None and high >= width):
+        known, odd = "" if width is None else f" to {width - 1}", low if is_low else high
+        raise ClassMismatchError(f"class_map points at class {odd}, {subject} has classes 0{known}")
     return index
 
 
@@ -147,12 +148,13 @@ def are_synsets(names: Sequence[str]) -> bool:
     return bool(names) and all(_SYNSET.fullmatch(name) for name in names)
 
 
-def _family_names(model: nn.Module, who: str) -> tuple[str, ...]:
+def _family_names(model: nn.Module, subject: str) -> tuple[str, ...]:
     family = infer_imagenet_subset(unwrap_model(model))
     if family is None:
         width = getattr(unwrap_model(model), "num_classes", None)
         raise ConfigError(
-            f"the names of the classes of {who} are not known: no ImageNet family has {width}; pass class_names=[...]"
+            f"the names of the classes of {subject} are not known: no ImageNet family has {width}; "
+            "pass class_names=[...]"
         )
     return synsets(family)
 

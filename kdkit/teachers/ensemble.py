@@ -23,9 +23,9 @@ from kdkit.types import Batch, Normalization
 
 
 class TeacherEnsemble(Teacher):
-    """Teachers whose probabilities are averaged: logits = log sum_i w_i softmax(z_i), and serve as logits.
+    """Teachers whose probabilities are averaged: the log of the mean, log sum_i w_i softmax(z_i), serves as logits.
 
-    Each member resizes and normalises for itself and has its own class map; all run on the same images. An ensemble
+    Each member resizes and normalises its own input and has its own class map; all run on the same images. An ensemble
     has no features, because features of several models cannot be averaged.
 
     Args:
@@ -70,7 +70,9 @@ class TeacherEnsemble(Teacher):
             ConfigError: a tap is named.
         """
         if taps:
-            raise ConfigError(f"{self._who} has no features, got the taps {', '.join(taps)}: take one of its members")
+            raise ConfigError(
+                f"{self._subject} has no features, got the taps {', '.join(taps)}: take one of its members"
+            )
         return self
 
     def compile(self, **options: Any) -> Self:  # type: ignore[override]  # torch's own returns nothing

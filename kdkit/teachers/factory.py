@@ -63,7 +63,7 @@ def create_teacher(
         class_names: as for Teacher; by default those in the model's configuration, if it holds any.
         normalization: of the model's input; as for Teacher.
         input_size: pixels, side or (height, width), of the model's input; as for Teacher.
-        dtype, device: precision and place of the weights; as they are for a module, float32 on the CPU for a name.
+        dtype, device: dtype and device of the weights; unchanged for a module, float32 on the CPU for a name.
         taps, resize, autocast: as for Teacher.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Facts that a timm model, or timm's wrapper of a teacher, holds about itself."""
+"""Facts that a timm model, or timm's wrapper of a teacher, states about itself."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From images as they arrive to images as a model takes them: size, normalisation, dtype.
+"""Preparation of images for a model: size, normalisation, dtype.
 
 Dimensions: B batch, H W height and width.
 """
@@ -28,7 +28,7 @@ class Preparation(nn.Module):
         arriving: normalisation of the images that arrive.
         size: (height, width) in pixels of the model's input; None takes images as they are.
         resize: interpolation of images of another size.
-        who: the model's name in errors.
+        subject: the model's name in errors.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class Preparation(nn.Module):
         arriving: Normalization,
         size: tuple[int, int] | None,
         resize: Resize,
-        who: str,
+        subject: str,
     ) -> None:
         super().__init__()
         if resize not in get_args(Resize):
@@ -47,7 +47,7 @@ class Preparation(nn.Module):
         if len(sides) != 2 or min(sides) < 1:
             raise ConfigError(f"input_size is (height, width) in pixels, at least 1 each, got {size}")
         self._model = (model,)  # a tuple hides it from nn.Module's registry
-        self.own, self.arriving, self.size, self.resize, self.who = own, arriving, size, resize, who
+        self.own, self.arriving, self.size, self.resize, self.subject = own, arriving, size, resize, subject
         self._refresh_constants()
 
     _scale: Tensor | None
@@ -79,5 +79,7 @@ class Preparation(nn.Module):
 
     def _resize(self, images: Tensor, size: tuple[int, int]) -> Tensor:
         if self.resize == "error":
-            raise ShapeError(f"{self.who} takes images of {list(size)} pixels, got images of {list(images.shape[-2:])}")
+            raise ShapeError(
+                f"{self.subject} takes images of {list(size)} pixels, got images of {list(images.shape[-2:])}"
+            )
         return F.interpolate(images, size, mode=self.resize, antialias=True, align_corners=False)

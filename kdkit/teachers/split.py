@@ -18,14 +18,14 @@ _log = logging.getLogger(__name__)
 
 
 class Splitter:
-    """Runs a model on a batch, in parts where the device has too little memory; the size that fits is kept.
+    """Runs a model on a batch, in parts where the device has too little memory; keeps the batch size that fits.
 
     Args:
-        who: the teacher's name in messages.
+        subject: the teacher's name in messages.
     """
 
-    def __init__(self, who: str) -> None:
-        self.who = who
+    def __init__(self, subject: str) -> None:
+        self.subject = subject
         self.max_batch_size: int | None = None
         """Largest number of images in one forward pass; None while every batch fits."""
 
@@ -57,14 +57,14 @@ class Splitter:
             if len(images) > 1:
                 return None
             raise TeacherMemoryError(
-                f"{self.who} has not enough memory on {images.device} for one image of "
+                f"{self.subject} has not enough memory on {images.device} for one image of "
                 f"{images.shape[-2]} x {images.shape[-1]} pixels: take a smaller teacher, input size or dtype"
             ) from error
 
     def _halve(self, images: Tensor) -> None:
         self.max_batch_size = -(-len(images) // 2)
         _log.warning(
-            "%s: not enough memory for %d images at once, trying %d", self.who, len(images), self.max_batch_size
+            "%s: not enough memory for %d images at once, trying %d", self.subject, len(images), self.max_batch_size
         )
         if images.device.type == "cuda":
             torch.cuda.empty_cache()

@@ -1,4 +1,4 @@
-"""The structure of a model: what its weights do not determine, such as the kind of pooling, strides, activations."""
+"""The structure of a model: properties that its weights do not determine, such as pooling, strides, activations."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from timm.utils import unwrap_model
 from torch import Tensor, nn
 
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
-_OF_THE_RUN = {"training", "fused_attn", "grad_checkpointing"}  # they change speed and memory, no output
-_WEIGHTS_SHOWN = (nn.ParameterList, nn.ParameterDict)  # by device and dtype, where others show their settings
+_OF_THE_RUN = {"training", "fused_attn", "grad_checkpointing"}  # they change speed and memory, but no output
+_WEIGHTS_SHOWN = (nn.ParameterList, nn.ParameterDict)  # their text shows device and dtype, where others show settings
 
 
 def structure_sha256(model: nn.Module) -> str:

@@ -34,13 +34,13 @@ def available_taps(model: nn.Module) -> tuple[str, ...]:
     return (POOLED, TOKENS, *(f"{kind}.{index}" for index in range(len(info))))
 
 
-def check_taps(model: nn.Module, taps: Sequence[str], who: str) -> tuple[str, ...]:
+def check_taps(model: nn.Module, taps: Sequence[str], subject: str) -> tuple[str, ...]:
     """Returns `taps` as a tuple.
 
     Args:
         model: the model that must have the taps.
         taps: names.
-        who: the model's name in errors.
+        subject: the model's name in errors.
 
     Raises:
         UnknownNameError: the model has no such tap; the error names its taps.
@@ -52,7 +52,7 @@ def check_taps(model: nn.Module, taps: Sequence[str], who: str) -> tuple[str, ..
     for tap in taps:
         if tap not in known:
             has = f"it has {', '.join(known)}" if known else "it has none, since it is no timm model"
-            raise UnknownNameError(f"{who} has no tap {tap!r}{nearest(tap, known)}; {has}")
+            raise UnknownNameError(f"{subject} has no tap {tap!r}{nearest(tap, known)}; {has}")
     if len(set(taps)) != len(taps):
         raise ConfigError(f"taps must differ from each other, got {list(taps)}")
     return tuple(taps)

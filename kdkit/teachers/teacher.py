@@ -1,4 +1,4 @@
-"""Teacher: a frozen model that normalises its input for itself.
+"""Teacher: a frozen model that normalises its own input.
 
 Dimensions: B batch, C classes, H W height and width, K classes of the model.
 """
@@ -88,14 +88,14 @@ class Teacher(nn.Module):
         self.autocast = autocast
         self._forward_fn: Callable[..., Outputs] = forward_with_taps
         self._compile_options: dict[str, Any] | None = None
-        self._split = Splitter(self._who)
+        self._split = Splitter(self._subject)
         self._prepare = Preparation(
-            model, self.normalization, self.input_normalization, self.input_size, resize, self._who
+            model, self.normalization, self.input_normalization, self.input_size, resize, self._subject
         )
         self._register_class_index()
 
     @property
-    def _who(self) -> str:
+    def _subject(self) -> str:
         return f"the teacher {self.name!r}"
 
     @property
@@ -105,7 +105,7 @@ class Teacher(nn.Module):
 
     @property
     def num_classes(self) -> int | None:
-        """Width C of the logits, after the class map; 0 without a head, None where the model does not tell."""
+        """Width C of the logits, after the class map; 0 without a head, None where the model does not report it."""
         if self.class_map is not None:
             return len(self.class_map)
         return getattr(unwrap_model(self.model), "num_classes", None)
@@ -178,7 +178,7 @@ class Teacher(nn.Module):
         images = batch.input if batch.teacher_input is None else batch.teacher_input
         logits, features = self._split(self._forward, images)
         if not isinstance(logits, Tensor):
-            raise ConfigError(f"{self._who} returns {type(logits).__name__}, expected logits [B, C]")
+            raise ConfigError(f"{self._subject} returns {type(logits).__name__}, expected logits [B, C]")
         return TeacherOutput(None if self.num_classes == 0 else self._mapped(logits), features)
 
     def _mapped(self, logits: Tensor) -> Tensor:
@@ -239,7 +239,7 @@ class Teacher(nn.Module):
 
     def _register_class_index(self) -> None:
         reference = next(self.model.parameters(), torch.empty(0))
-        index = None if self.class_map is None else class_index(self.class_map, self.model, self._who, "min_logit")
+        index = None if self.class_map is None else class_index(self.class_map, self.model, self._subject, "min_logit")
         self.register_buffer("_class_index", None if index is None else index.to(reference.device), persistent=False)
 
     _class_index: Tensor | None

@@ -1,7 +1,8 @@
 """Checkpoints: where a run's state is written, kept and read again.
 
 `Checkpoints.save` writes; `Checkpoints.restore` reads. A folder keeps the last two: `last.pth.tar` and, before it,
-`previous.pth.tar`; beside them `model_best.pth.tar`. A run resumes bit for bit from the newest one that loads.
+`previous.pth.tar`; and, for the best metric, `model_best.pth.tar`. A run resumes bit for bit from the newest one that
+loads.
 
 `state_dict`, `state_dict_ema`, `optimizer`, `amp_scaler`, `epoch`, `version` and `task_state` lie where timm's
 CheckpointSaver puts them, so timm loads the file as its own; the state that timm has no place for is under `kdkit`. The
@@ -101,7 +102,7 @@ class Checkpoints:
         """Each step leaves a whole checkpoint at `last`, once there is one; a run that dies in between repeats them."""
         with files.atomic_write(self.last) as temporary:
             _save(content, temporary)
-            if keep_last:  # not where the newest has the same weights, or could not be read
+            if keep_last:  # skipped if the newest has the same weights, or could not be read
                 with files.atomic_write(self.previous) as previous:
                     _link_or_copy(self.last, previous)
             if is_best:

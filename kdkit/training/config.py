@@ -15,7 +15,7 @@ from kdkit.training.train_config import TrainConfig
 __all__ = ["DistillConfig", "ExportConfig", "TrainConfig"]
 
 _NEEDS_TEACHER = ("task", "distill_loss", "temperature", "standardize", "student_taps", "teacher_taps")
-"""Fields that say something about a teacher's output."""
+"""Fields that concern a teacher's output."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +44,7 @@ class DistillConfig(ColumnsConfig, DeviceConfig, MismatchConfig, OverwriteConfig
     """timm name of the student; it gets as many classes as the data has."""
 
     pretrained: bool = False
-    """Start from timm's pretrained weights of the student, with a new head where the classes are others."""
+    """Start from timm's pretrained weights of the student, with a new head where the classes differ."""
 
     student_options: dict[str, Any] = field(default_factory=dict)
     """Further arguments of timm.create_model for the student, e.g. {drop_path_rate: 0.1}."""
@@ -105,7 +105,7 @@ class DistillConfig(ColumnsConfig, DeviceConfig, MismatchConfig, OverwriteConfig
     """What to do about an image that cannot be read: stop, or skip it and name it in skipped.jsonl."""
 
     resume: bool = False
-    """Resume a stopped run from its last checkpoint; a run that has none yet starts."""
+    """Resume a stopped run from its last checkpoint; a run without a checkpoint starts from the beginning."""
 
     preflight: bool = True
     """Checks of the teacher, its classes and the memory before the first step."""

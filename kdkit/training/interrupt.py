@@ -85,7 +85,7 @@ def stop_request(*, enabled: bool = True) -> Iterator[StopRequest]:
     try:
         yield stop
     except Exception as error:
-        # A rank that received the signal may have left, and this error be its absence; kdkit's own errors are not.
+        # A rank that received the signal may have left and caused this error; kdkit's own errors have other causes.
         if stop.requested and distributed.world_size() > 1 and not isinstance(error, KdkitError):
             stop.exit()
         raise

@@ -69,7 +69,7 @@ class RunLogger:
             tracker.log({f"epoch/{name}": value for name, value in record.items()}, step)
 
     def position(self) -> dict[str, int]:
-        """Where metrics.jsonl ends, in bytes, and the next step; everything before is on the disk."""
+        """Where metrics.jsonl ends, in bytes, and the next step; all records before it are on the disk."""
         path = self.folder / METRICS
         with open(path, "ab") as file:
             os.fsync(file.fileno())

@@ -1,4 +1,4 @@
-"""The terms of each step, collected on their device and copied to the host now and then, so that no step waits.
+"""The terms of each step, collected on their device and copied to the host at intervals, so that no step waits.
 
 Dimensions: K terms, S steps.
 """

@@ -25,14 +25,14 @@ from kdkit.training.step import forward
 from kdkit.types import Batch, TeacherOutput, TeacherSource
 
 IMAGES = 256
-"""Labelled images that the teacher's top-1 is measured on, at least; in whole batches."""
+"""Minimum number of labelled images that the teacher's top-1 is measured on; rounded up to whole batches."""
 _CHANCES = 3.0  # a teacher that knows the classes is right far more often than by chance, also on hard crops
 _KIBIBYTE = 1024
 
 
 @dataclass(frozen=True)
 class PreflightReport:
-    """What the check before the first step measured."""
+    """The measurements of the check before the first step."""
 
     teacher_top1: float | None
     """Top-1 of the teacher on the first batches of training views, percent; None without labels or a teacher."""
@@ -55,7 +55,7 @@ class PreflightReport:
 
     @property
     def is_suspicious(self) -> bool:
-        """Whether the teacher's top-1 is so near to chance that its classes are probably others."""
+        """Whether the teacher's top-1 is so near to chance that its classes are probably different ones."""
         if self.teacher_top1 is None or not self.num_classes:
             return False
         return self.teacher_top1 < 100 * _CHANCES / (self.num_classes + _CHANCES)

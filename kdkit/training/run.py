@@ -25,7 +25,7 @@ SKIPPED = "skipped.jsonl"
 """Samples that could not be read: key and reason."""
 
 _FREE = {
-    *("output", "data", "cache", "teacher", "validation", "device"),  # where things lie; their contents are compared
+    *("output", "data", "cache", "teacher", "validation", "device"),  # paths; the contents of their files are compared
     *("resume", "overwrite", "preflight", "tensorboard", "tracker", "project", "allow_mismatch"),
 }
 _FREE_TRAIN = {"num_workers", "log_every", "checkpoint_every"}
@@ -41,7 +41,7 @@ def write_config(config: DistillConfig, folder: Path) -> None:
 def run_identity(
     config: DistillConfig, dataset: ReplayedDataset, cache: CacheReader | None, teacher: Teacher | None
 ) -> dict[str, Any]:
-    """What a resumed run must have in common with the one that stopped, as plain values."""
+    """The settings that a resumed run must share with the stopped run, as plain values."""
     values = {name: value for name, value in dataclasses.asdict(config).items() if name not in _FREE}
     values["train"] = {name: value for name, value in values["train"].items() if name not in _FREE_TRAIN}
     identity: dict[str, Any] = _plain(values)

@@ -16,7 +16,7 @@ from kdkit.types import Batch
 
 
 def prepare(task: TrainingTask, config: TrainConfig, device: torch.device) -> None:
-    """Applies memory format, moving average, compilation and DistributedDataParallel, in the order they depend on.
+    """Applies memory format, moving average, compilation and DistributedDataParallel, in order of dependence.
 
     Raises:
         ConfigError: on several ranks, the task wraps nothing that would keep their weights equal.

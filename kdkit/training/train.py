@@ -1,6 +1,6 @@
 """The training loop: epochs, steps, logs, checkpoints and stops, in the order in which they happen.
 
-What one step computes is in step.py, where checkpoints are written in checkpoint.py.
+One step is in step.py; checkpoints are in checkpoint.py.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ class _Loop:
         self.should_stop: StopAgreement
 
     def run(self) -> TrainReport:
-        """Resumes where a checkpoint says so, and trains the remaining epochs."""
+        """Resumes from a checkpoint if there is one, and trains the remaining epochs."""
         self._restore()
         with (
             stop_request(enabled=self.checkpoints is not None) as self.stop,
@@ -115,7 +115,7 @@ class _Loop:
         return TrainReport.of(self.state.records)
 
     def _train_epoch(self, epoch: int) -> None:
-        """Every step of an epoch, or those that a resumed run has left."""
+        """Trains every step of an epoch, or the steps that a resumed run has left."""
         state, config = self.state, self.config
         self.loader.set_epoch(epoch, state.position.batch)
         self.task.train()
@@ -216,13 +216,13 @@ class _Loop:
             self.logger.rewind(self.state.log)
 
     def _checkpoint_before(self, record: Record) -> Path | None:
-        """The newest checkpoint with a finite loss, where this record's step is the first without."""
+        """The newest checkpoint with a finite loss, where this record's step is the first with a non-finite loss."""
         epoch, step = int(record["epoch"]), int(record["step"])
         updates = epoch * self.updates_per_epoch + (step - epoch * self.num_batches) // self.config.accumulate
         return None if self.checkpoints is None else self.checkpoints.before_update(updates)
 
     def _learning_rate(self) -> float:
-        """The greatest of all parameter groups."""
+        """The largest learning rate of all parameter groups."""
         return max(float(group["lr"]) for group in self.state.optimizer.param_groups)
 
 

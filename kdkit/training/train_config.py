@@ -57,7 +57,7 @@ class TrainConfig(LoadingConfig):
     """Epochs over which the weight of the distillation loss rises linearly from 0."""
 
     clip_grad: float | None = None
-    """Bound of the gradients, in the sense of clip_mode; none by default."""
+    """Bound on the gradients, as clip_mode defines it; none by default."""
 
     clip_mode: Literal["norm", "value", "agc"] = "norm"
     """How gradients are bounded: norm (of all together), value (of each), agc (adaptive, relative to the weights)."""
@@ -88,7 +88,7 @@ class TrainConfig(LoadingConfig):
     are read; not with compile."""
 
     checkpoint_every: int = 1000
-    """Updates between two checkpoints, beside the one at the end of each epoch; 0 for none."""
+    """Updates between two checkpoints, in addition to the one at the end of each epoch; 0 for the latter alone."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -168,7 +168,9 @@ def test_verify_asks_about_features_again(cached: CachedTeacher, dataset: Replay
     report = verify_cache(cached.path, create_teacher(tiny_model()), dataset, num_rows=8)
     assert set(report.differences) == set(STREAMS)
     assert report.rows_compared == 8
-    with pytest.raises(CacheMismatchError, match=r"output now on 'digit-\d+' \(view 0\): its pooled differ by .* of"):
+    with pytest.raises(
+        CacheMismatchError, match=r"current output on 'digit-\d+' \(view 0\): its pooled differ by .* of"
+    ):
         verify_cache(cached.path, _Louder(tiny_model(), taps=STREAMS[1:]), dataset, num_rows=8)
 
 

@@ -1,6 +1,6 @@
 """The codec interface: a fixed number of bytes for a teacher's output on one sample.
 
-Dimensions: B batch, C classes, R rows of a fitting sample; ... the sides of a row, e.g. [C] of logits.
+Dimensions: B batch, C classes, R rows of a fitting sample; ... the shape of a row, e.g. [C] of logits.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class RowCodec(ABC):
 class Codec(RowCodec):
     """Encodes logits [B, C] and decodes them into normalised log-probabilities.
 
-    `create_codec(**codec.to_dict())` makes the codec again.
+    `create_codec(**codec.to_dict())` recreates the codec.
     """
 
     num_classes: int
@@ -87,7 +87,7 @@ class Codec(RowCodec):
         """A codec of the same options fitted to `sample_logits` [R, C]; itself for a codec without a fit.
 
         `head` is the weight [C, F] of the teacher's last linear layer over F features, where it has one: it shows how
-        logits can vary where the sample is too small to do so.
+        logits can vary where the sample is too small to show it.
         """
         return self
 

@@ -34,7 +34,7 @@ class BitFields:
 
     @property
     def num_bytes(self) -> int:
-        """The fewest bytes that hold all fields."""
+        """The minimum number of bytes that hold all fields."""
         return (sum(self.widths) + 7) // 8
 
     @property
@@ -52,7 +52,7 @@ class BitFields:
         return rows[:, :row_bytes].to(torch.uint8)
 
     def unpack(self, payload: Tensor) -> Tensor:
-        """Uint8 [B, N] -> integers [B, F], a transposed view: a gather of whole rows is the quicker one."""
+        """Uint8 [B, N] -> integers [B, F], a transposed view: because gathering whole rows is quicker."""
         geometry = self._geometry(payload.device)
         columns = F.pad(payload[:, : self.num_bytes], (0, self.window - 1)).T.to(geometry.mask.dtype)
         words = columns[: self.num_bytes]
@@ -71,7 +71,7 @@ class BitFields:
         return self._on[device]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"widths": self.widths, "_on": {}}  # a pickle goes to another process, whose devices are its own
+        return {"widths": self.widths, "_on": {}}  # a pickle goes to another process, which uploads to its own devices
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)

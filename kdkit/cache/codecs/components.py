@@ -65,14 +65,14 @@ class Components:
         return hash((self.step.tobytes(), self.bits.tobytes()))
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.arrays, "_tables": {}}  # a pickle goes to another process, whose devices are its own
+        return {**self.arrays, "_tables": {}}  # a pickle goes to another process, which uploads to its own devices
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
 
 
 def make_components(mean: Tensor, basis: Tensor, deviation: Tensor, bits: list[int]) -> Components:
-    """Components from a sample's mean [C], basis [D, C] and deviations [D]; those of 0 bits are dropped."""
+    """Components from a sample's mean [C], basis [D, C] and deviations [D]; components of 0 bits are dropped."""
     given = np.array(bits, dtype=np.uint8)
     used = given > 0
     step = _WIDEN * deviation.numpy(force=True)[used] * _SPACING[given[used].astype(np.int64) - 1]

@@ -20,7 +20,7 @@ _INT8_LINEAR, _INT8_SQUARE = (
     0.4,
     0.6,
 )  # levels bunch where the likely classes are; evenly spaced ones cost half as much again
-_INT8_DEEPEST = 30.0  # nats: one class far below all others must not coarsen the levels of those
+_INT8_DEEPEST = 30.0  # nats: one class far below all others must not coarsen the levels of the others
 _FLOAT16_LEAST = -65504.0
 
 
@@ -66,7 +66,7 @@ class Float16Codec(Codec):
         return F.log_softmax(logits.float(), dim=1).half().isfinite().all(dim=1)
 
     def encode(self, logits: Tensor) -> Tensor:
-        """[B, C] float -> uint8 [B, 2 C]; a log-probability below -65504 is held there, which is as good as 0."""
+        """[B, C] float -> uint8 [B, 2 C]; a log-probability below -65504 is clamped, which stands for 0."""
         check_logits(self, logits)
         return to_bytes(F.log_softmax(logits.float(), dim=1).clamp_min(_FLOAT16_LEAST).half())
 
@@ -78,7 +78,7 @@ class Float16Codec(Codec):
 
 @dataclass(frozen=True)
 class Int8Codec(Codec):
-    """How far each class lies below the likeliest, on 256 levels that lie closest near the top: C + 4 bytes per row.
+    """The distance of each class below the likeliest one, on 256 levels, finest near the top: C + 4 bytes per row.
 
     Layout: float32 depth d, the least likely class's distance, at most 30 nats; then one uint8 code c per class. With
     u = c / 255 the class lies d (0.4 u + 0.6 u^2) below the top. KL(teacher || decoded) <= 0.005 for every row.

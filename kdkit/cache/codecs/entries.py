@@ -2,7 +2,7 @@
 
 The k classes and the rest are k + 1 groups of a distribution. Each group's log-probability is kept as a number of
 steps below 0. The first group is the likeliest class; it decodes 1/16 of a step higher than its code tells, and no
-other group's code is smaller than its, so that the top-1 survives ties of the rounding.
+other group has a smaller code, so that the top-1 survives ties of the rounding.
 
 Dimensions: B batch, C classes, K entries.
 """
@@ -50,12 +50,12 @@ class EntryFormat:
 
     @property
     def step(self) -> float:
-        """Nats a code."""
+        """Nats per code."""
         return DEPTH / float(2**self.value_bits)
 
     @property
     def others(self) -> int:
-        """Classes in the rest."""
+        """Number of classes in the rest."""
         return self.num_classes - self.count
 
     def from_fields(self, fields: Tensor) -> Entries:
@@ -76,7 +76,7 @@ class EntryFormat:
         return (log_p.clamp(-DEPTH, 0) / -self.step).round().clamp_max(2**self.value_bits - 1).to(torch.int64)
 
     def _behind(self, first: Tensor, rest_code: Tensor) -> Tensor:
-        """1 where the first entry would come out below the rest spread evenly: one step up puts it ahead."""
+        """1 where the first entry would decode below an evenly spread rest: one step up puts it ahead."""
         if self.others == 0:
             return torch.zeros_like(first)
         even = -self.step * rest_code - math.log(self.others)

@@ -1,4 +1,4 @@
-"""Codecs of features: any tensor of fixed shape, as half precision or as 8 bits a number.
+"""Codecs of features: any tensor of fixed shape, as half precision or as 8 bits per number.
 
 All values are little-endian. Dimensions: B batch, G groups of N numbers in a row.
 """
@@ -18,15 +18,15 @@ from kdkit.cache.format.constants import MAX_SIDES
 from kdkit.errors import ConfigError, ShapeError
 
 _LEVELS = 255  # the largest uint8 code
-_HEAD_BYTES = 8  # float32 least value and float32 step
+_HEAD_BYTES = 8  # float32 minimum and float32 step
 
 
 @dataclass(frozen=True)
 class FeatureCodec(RowCodec):
-    """Encodes features [B, ...] and decodes them as float32; learns nothing."""
+    """Encodes features [B, ...] and decodes them as float32; needs no fit."""
 
     shape: tuple[int, ...]
-    """Of one row: (D,), (N, D) or (D, H, W)."""
+    """Shape of one row: (D,), (N, D) or (D, H, W)."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "shape", tuple(self.shape))
@@ -48,7 +48,7 @@ class FeatureCodec(RowCodec):
 
 @dataclass(frozen=True)
 class Float16Feature(FeatureCodec):
-    """Half precision, 2 bytes a number: off by at most 2^-11 of it, or 2^-25 where that is more."""
+    """Half precision, 2 bytes per number; the error is at most 2^-11 of the number, or 2^-25 where that is more."""
 
     name: ClassVar[str] = "float16"
 
@@ -74,11 +74,11 @@ class Float16Feature(FeatureCodec):
 
 @dataclass(frozen=True)
 class Int8Feature(FeatureCodec):
-    """256 even levels from the least to the greatest number of a group, 1 byte a number and 8 a group.
+    """256 even levels from the minimum to the maximum of a group, 1 byte per number and 8 per group.
 
     A group is the whole row [D], each token of [N, D], each channel of [D, H, W]: tokens and channels differ in scale.
-    Layout: for each group float32 least value l and float32 step s; then one uint8 code c a number, l + s c. It is off
-    by at most s / 2 = (greatest - least) / 510, and float32 rounding.
+    Layout: for each group float32 minimum l and float32 step s; then one uint8 code c per number, which decodes to l +
+    s c. The error is at most s / 2 = (maximum - minimum) / 510, plus float32 rounding.
     """
 
     name: ClassVar[str] = "int8"
@@ -101,18 +101,18 @@ class Int8Feature(FeatureCodec):
         """[B, ...] float -> uint8 [B, row_bytes]."""
         self._check(values)
         grouped = values.float().reshape(len(values), self._groups, self.numel // self._groups)
-        least = grouped.amin(dim=2)
-        step = (grouped.amax(dim=2) - least) / _LEVELS
-        level = (grouped - least[..., None]) / step.clamp_min(torch.finfo(torch.float32).tiny)[..., None]
+        minimum = grouped.amin(dim=2)
+        step = (grouped.amax(dim=2) - minimum) / _LEVELS
+        level = (grouped - minimum[..., None]) / step.clamp_min(torch.finfo(torch.float32).tiny)[..., None]
         codes = level.round().clamp(0, _LEVELS).to(torch.uint8)
-        return torch.cat([to_bytes(torch.stack([least, step], dim=2).flatten(1)), codes.flatten(1)], dim=1)
+        return torch.cat([to_bytes(torch.stack([minimum, step], dim=2).flatten(1)), codes.flatten(1)], dim=1)
 
     def decode(self, payload: Tensor) -> Tensor:
         """Uint8 [B, row_bytes] -> float32 [B, ...]."""
         check_payload(self, payload)
         head, codes = payload.split([self._groups * _HEAD_BYTES, self.numel], dim=1)
-        least, step = from_bytes(head, torch.float32).view(len(payload), self._groups, 2, 1).unbind(dim=2)
+        minimum, step = from_bytes(head, torch.float32).view(len(payload), self._groups, 2, 1).unbind(dim=2)
         values = torch.addcmul(
-            least, step, codes.reshape(len(payload), self._groups, self.numel // self._groups).float()
+            minimum, step, codes.reshape(len(payload), self._groups, self.numel // self._groups).float()
         )
         return values.view(len(payload), *self.shape)

@@ -30,7 +30,7 @@ _GAIN_BITS = 5
 _FLAT = 0  # the gain's code for a rest that is spread evenly
 _GAIN_ONE, _GAINS_PER_OCTAVE = 8, 4  # any other code c is a gain of 2**((c - 8) / 4)
 _RANGE_SHARE = 0.9  # of a row's coefficients that the gain brings within the range of their levels
-_DEEPEST = 40.0  # nats below the likeliest class; what lies deeper is taken to lie there, as no student can tell
+_DEEPEST = 40.0  # nats below the likeliest class; lower values are clamped, because no student can tell
 _HEAD_ROWS = 1024  # of a sample, that the head counts as much as: decisive for few images, little for 16,384 rows
 _MARGIN = 1e-4  # nats by which the top-1 stays ahead: other devices add in other orders
 
@@ -47,7 +47,7 @@ class LowRankCodec(Codec):
     name: ClassVar[str] = "lowrank"
     row_bytes: int = 96  # of one encoded row
     entries: int = 0  # K, 1 to C - 1; 0: one for every 16 bytes
-    max_rank: int = 0  # the most components D; 0: 64 + 2 row_bytes, at most 3 row_bytes and 512
+    max_rank: int = 0  # maximum number of components D; 0: 64 + 2 row_bytes, at most 3 row_bytes and 512
     _components: Components | None = field(default=None, init=False, repr=False, hash=False)
 
     def __post_init__(self) -> None:
@@ -60,9 +60,9 @@ class LowRankCodec(Codec):
         if self.max_rank < 1:
             raise ConfigError(f"lowrank needs max_rank of at least 1, got {self.max_rank}")
         if self._free_bits < 1:
-            least = (8 * self.row_bytes - self._free_bits) // 8 + 1
+            min_bytes = (8 * self.row_bytes - self._free_bits) // 8 + 1
             what = f"{self.entries} entries of {self.num_classes} classes"
-            raise ConfigError(f"lowrank with {what} needs row_bytes of at least {least}, got {self.row_bytes}")
+            raise ConfigError(f"lowrank with {what} needs row_bytes of at least {min_bytes}, got {self.row_bytes}")
 
     @cached_property
     def _format(self) -> EntryFormat:
@@ -156,7 +156,7 @@ class LowRankCodec(Codec):
         return gain_code.to(torch.int64), objective.round(best, Levels(_gain(gain_code) * step, half))
 
     def _keep_top1(self, entries: Entries, decoded: Tensor) -> Entries:
-        """Entries whose first is lifted by as many steps as a class of the rest would come out ahead of it."""
+        """Entries whose first is lifted by the steps by which a class of the rest would decode ahead of it."""
         first = decoded.gather(1, entries.ids[:, :1])
         rival = decoded.scatter(1, entries.ids[:, :1], -torch.inf).amax(dim=1, keepdim=True)
         lift = ((rival - first + _MARGIN) / self._format.step).ceil().clamp(0, 2**_VALUE_BITS).to(torch.int64)
@@ -190,6 +190,6 @@ def _log_ratios(fields: Tensor, tables: Tables) -> Tensor:
 
 
 def _centred(log_p: Tensor) -> Tensor:
-    """What the components describe: log-probabilities [B, C], floored, less their row's mean."""
+    """The target of the components: log-probabilities [B, C], floored, less their row's mean."""
     target = log_p.maximum(log_p.amax(dim=1, keepdim=True) - _DEEPEST)
     return target - target.mean(dim=1, keepdim=True)

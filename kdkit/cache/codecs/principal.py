@@ -13,7 +13,7 @@ from torch import Tensor
 _EXACT_SIDE = 2048  # rows or classes up to which exact eigenvectors take a second or two
 _POWER_ITERATIONS = 4
 _EXTRA = 16  # directions beyond the requested ones, so that the last of these converge too
-_NEGLIGIBLE = 1e-3  # of the greatest deviation: what lies below is rounding, or cannot be told from it
+_NEGLIGIBLE = 1e-3  # of the largest deviation: smaller ones cannot be told from rounding
 
 
 def principal_components(rows: Tensor, rank: int, count: int) -> tuple[Tensor, Tensor]:
@@ -21,8 +21,8 @@ def principal_components(rows: Tensor, rank: int, count: int) -> tuple[Tensor, T
 
     Returns orthonormal components [D, C], and deviations [D], descending.
 
-    D is at most `rank`, and less where the rows span less. Signs are fixed (the entry of each component that is
-    greatest in size is positive), and the large case starts from a fixed seed: equal rows give equal components.
+    D is at most `rank`, and less where the rows span less. Signs are fixed (the largest entry of each component in
+    magnitude is positive), and the large case starts from a fixed seed: equal rows give equal components.
     """
     if min(rows.shape) <= _EXACT_SIDE:
         basis = _by_eigenvectors(rows, min(rank, *rows.shape))
@@ -42,7 +42,7 @@ def head_rows(head: Tensor, sample: Tensor, count: int) -> Tensor:
     Args:
         head: [C, F] weight of the teacher's last linear layer.
         sample: [R, C] centred sample, whose overall variance the rows are given.
-        count: how many rows of the sample they weigh as much as.
+        count: the number of rows of the sample that they count as.
     """
     rows = (head - head.mean(dim=0)).T.to(sample)
     return rows * (sample.square().sum() * count / len(sample) / rows.square().sum().clamp_min(1e-30)).sqrt()
@@ -72,18 +72,18 @@ def _top_eigenvectors(matrix: Tensor, rank: int) -> Tensor:
     return top
 
 
-def allot_bits(deviation: Tensor, total: int, most: int) -> list[int]:
-    """Bits for each component, at most `most` and `total` in all: reverse water-filling, one bit at a time.
+def allot_bits(deviation: Tensor, total: int, max_bits: int) -> list[int]:
+    """Bits for each component, at most `max_bits` each and `total` in all: reverse water-filling, one bit at a time.
 
-    Each bit goes where the deviation left, halved by every bit given so far, is greatest; so all components that get
-    bits end with about the same error (Cover and Thomas, "Elements of Information Theory", section 10.3.3).
+    Each bit goes where the deviation left, halved by every bit given so far, is largest, so that all components that
+    get bits end with about the same error (Cover and Thomas, "Elements of Information Theory", section 10.3.3).
     """
     bits = [0] * len(deviation)
     queue = [(-float(left), i) for i, left in enumerate(deviation)]
     heapq.heapify(queue)
-    for _ in range(min(total, most * len(bits))):
+    for _ in range(min(total, max_bits * len(bits))):
         left, i = heapq.heappop(queue)
         bits[i] += 1
-        if bits[i] < most:
+        if bits[i] < max_bits:
             heapq.heappush(queue, (left / 2, i))
     return bits

@@ -22,15 +22,15 @@ _FEATURE_CODECS: dict[str, type[FeatureCodec]] = {}
 def register_codec(name: str, codec: type[Codec] | type[FeatureCodec]) -> None:
     """Makes a codec known under its name, so that builds can use it and caches written with it can be opened.
 
-    A codec of logits is a `Codec`, one of features a `FeatureCodec`; the two kinds have names of their own. A cache
-    stores the name and the options alone: whoever opens it registers the same class before.
+    A codec of logits is a `Codec`, one of features a `FeatureCodec`; the two kinds have separate names. A cache
+    stores only the name and the options: register the same class before opening it.
 
     Args:
-        name: as configurations and cache files name it; the class attribute `name` must be the same.
+        name: name in configurations and cache files; the class attribute `name` must be the same.
         codec: a frozen dataclass.
 
     Raises:
-        ConfigError: it is no codec, has another name, or the name is taken by another class.
+        ConfigError: it is not a codec, has another name, or the name is taken by another class.
     """
     if not issubclass(codec, (Codec, FeatureCodec)):
         raise ConfigError(f"register_codec({name!r}, ...) takes a subclass of Codec or FeatureCodec, got {codec!r}")
@@ -75,16 +75,16 @@ def default_codec(num_classes: int) -> Codec:
 
 
 def codec_of_size(name: str | None, num_classes: int, row_bytes: int, **options: Any) -> Codec:
-    """The codec called `name` whose rows take at most `row_bytes` bytes, as many of them as its options allow.
+    """The codec called `name` whose rows take at most `row_bytes` bytes, as close to that as its options allow.
 
     Args:
         name: lowrank or topk; None for float16 where its rows are small enough, else lowrank.
         num_classes: C.
-        row_bytes: bytes per row, at most.
+        row_bytes: maximum bytes per row.
         options: further options of the codec.
 
     Raises:
-        ConfigError: the codec has no option for its size, or no row of it is so small.
+        ConfigError: the codec has no option for its size, or its rows cannot be so small.
     """
     if name is None:
         exact = create_codec(Float16Codec.name, num_classes)
@@ -101,8 +101,8 @@ def codec_of_size(name: str | None, num_classes: int, row_bytes: int, **options:
         )
     fitting = [k for k in range(1, num_classes + 1) if TopKCodec(num_classes, k).row_bytes <= row_bytes]
     if not fitting:
-        least = TopKCodec(num_classes, 1).row_bytes
-        raise ConfigError(f"topk of {num_classes} classes needs at least {least} bytes per row, got {row_bytes}")
+        min_bytes = TopKCodec(num_classes, 1).row_bytes
+        raise ConfigError(f"topk of {num_classes} classes needs at least {min_bytes} bytes per row, got {row_bytes}")
     return TopKCodec(num_classes, fitting[-1])
 
 

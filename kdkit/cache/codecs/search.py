@@ -2,7 +2,7 @@
 
 Plain projection onto the components treats all classes alike; the divergence hardly sees most of them. Here each row
 is fitted with its own weights, by Newton's method on the divergence itself, and then rounded one coefficient at a
-time, each making up for the rounding of those before it.
+time, each compensating for the rounding of the previous ones.
 
 Dimensions: B batch, C classes, M heavy classes, D components, K classes kept one by one.
 """
@@ -52,11 +52,11 @@ class TailObjective:
     kept: Tensor  # int64 [B, K] classes left out
     mean: Tensor  # [C] nats
     basis: Tensor  # [D, C], orthonormal rows
-    deviation: Tensor  # [D] nats, the spread that the sample lets expect of each coefficient
+    deviation: Tensor  # [D] nats, the spread of each coefficient in the sample
 
     @cached_property
     def _shares(self) -> tuple[Tensor, Tensor]:
-        """What each class counts at T = 1 and at T = 2, [B, C] each; their sum over a row is 1."""
+        """The weight of each class at T = 1 and at T = 2, [B, C] each; their sum over a row is 1."""
         sharp = F.softmax(self.target, dim=1).scatter(1, self.kept, 0.0) * (1 - _SOFT_SHARE)
         soft = F.softmax(self.target / 2, dim=1).scatter(1, self.kept, 0.0) * _SOFT_SHARE
         total = (sharp + soft).sum(dim=1, keepdim=True).clamp_min(1e-30)
@@ -72,7 +72,7 @@ class TailObjective:
         return _RIDGE / self.deviation.square()
 
     def gradient(self, coefficients: Tensor) -> Tensor:
-        """[B, D]."""
+        """The gradient with respect to the coefficients, [B, D]."""
         sharp, soft = self._shares
         logits = torch.addmm(self.mean, coefficients, self.basis).scatter_(1, self.kept, -torch.inf)
         excess = F.softmax(logits, dim=1) * sharp.sum(dim=1, keepdim=True) - sharp
@@ -122,8 +122,8 @@ class TailObjective:
         gradient = self.gradient(levels.values(codes))
         by_level = self.curvature.diagonal(dim1=1, dim2=2) * levels.step
         columns, steps, slopes = codes.T.contiguous(), levels.step.T.contiguous(), by_level.T.contiguous()
-        for i, greatest in enumerate((2 * levels.half).tolist()):
-            code = (columns[i] - gradient[:, i] / slopes[i]).round_().clamp_(0, greatest)
+        for i, max_code in enumerate((2 * levels.half).tolist()):
+            code = (columns[i] - gradient[:, i] / slopes[i]).round_().clamp_(0, max_code)
             change = (code - columns[i]) * steps[i]
             gradient.addcmul_(change[:, None], self.curvature[:, i])  # symmetric: its rows are its columns
             columns[i] = code

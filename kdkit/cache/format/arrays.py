@@ -40,7 +40,7 @@ def read_side_arrays(file: CheckedHDF5File, metadata: CacheMetadata, shard: Shar
 
 
 def check_side_arrays(arrays: Mapping[str, Array], metadata: CacheMetadata, shard: Shard) -> None:
-    """Raises CacheError unless these are the small arrays that a reader will expect of the shard."""
+    """Raises CacheError unless these are the side arrays that a reader will expect of the shard."""
     expected = side_arrays(metadata, shard)
     found = {name: (array.dtype.str, array.shape) for name, array in arrays.items()}
     for name in {**expected, **found}:

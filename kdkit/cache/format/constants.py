@@ -12,10 +12,10 @@ SHARD_ATTRIBUTE = "kdkit_shard"
 ARRAYS_ATTRIBUTE = "kdkit_arrays"
 """CRC-32 of each dataset but the payloads, which have their own."""
 BUILD_ATTRIBUTE = "build"
-"""Time and cost of the build: apart from the metadata, so that equal builds have equal metadata."""
+"""Time and cost of the build, kept apart from the metadata, so that equal builds have equal metadata."""
 
 LOGITS = "logits"
-"""The stream of the teacher's logits; every other stream holds features, called as the teacher's tap is."""
+"""The stream of the teacher's logits; every other stream holds features, and has the name of the teacher's tap."""
 
 RECORDS = "view_records"
 """The stream of recorded view parameters, in codec record: no output of the teacher, but what its views looked like."""
@@ -37,7 +37,7 @@ MAX_SHARDS = 1 << 20
 MAX_ROW_BYTES = 1 << 24
 MAX_CLASSES = 1 << 20
 MAX_SIDES = 3
-"""Of a row of features: [D], [N, D] or [D, H, W]."""
+"""Maximum number of dimensions of a row of features: [D], [N, D] or [D, H, W]."""
 
 
 def payload_name(view: int, stream: str) -> str:
@@ -61,7 +61,7 @@ def fidelity_name(view: int, stream: str) -> str:
 
 
 def fidelity_columns(stream: str) -> int:
-    """Of logits the KL at each temperature and whether the likeliest class is kept; of features the relative error."""
+    """The measures: for logits the KL at each temperature and the top-1 agreement; for features the relative error."""
     return len(TEMPERATURES) + 1 if stream == LOGITS else 1
 
 
@@ -83,7 +83,7 @@ def hashed_rows(start: int, stop: int) -> list[int]:
 
 
 def num_hashed_rows(start: int, stop: int) -> int:
-    """How many rows `hashed_rows` names, without naming them."""
+    """Number of rows in `hashed_rows`, without listing them."""
     return max(0, min(stop, _HASHED_FIRST) - start) + len(_hashed_later(start, stop))
 
 

@@ -1,6 +1,7 @@
-"""JSON from a file that nobody vouches for: bounded in size and depth, and of the expected types.
+"""JSON from an untrusted file: bounded in size and depth, and of the expected types.
 
-`Fields` reads a document field by field; whatever is missing, of another type or out of range is a CacheCorruptError.
+`Fields` reads a document field by field; a field that is missing, of another type or out of range raises
+CacheCorruptError.
 """
 
 from __future__ import annotations
@@ -15,16 +16,17 @@ _MAX_ITEMS = 1 << 20
 
 
 def parse_json(text: str, origin: str) -> Any:
-    """The value of a JSON text; refused beyond 16 levels or 2^20 items, and for names that occur twice.
+    """Parses a JSON text of at most 16 levels and 2^20 items, in which no object has a name twice.
 
     Raises:
-        CacheCorruptError: names `origin`.
+        CacheCorruptError: the text is something else; names `origin`.
     """
     try:
         value = json.loads(text, object_pairs_hook=_unique)
         _check_size(value)
     except (ValueError, RecursionError, MemoryError) as error:
-        raise CacheCorruptError(f"{origin} is no JSON of ours ({' '.join(str(error).split())[:200]})") from None
+        reason = " ".join(str(error).split())[:200]
+        raise CacheCorruptError(f"{origin} is not JSON that kdkit wrote ({reason})") from None
     return value
 
 
@@ -57,7 +59,7 @@ class Fields:
 
     Args:
         value: the parsed document.
-        origin: what it is part of, for errors.
+        origin: the document's place, for errors.
     """
 
     def __init__(self, value: Any, origin: str) -> None:
@@ -67,7 +69,7 @@ class Fields:
         self._origin = origin
 
     def expect_names(self, names: set[str]) -> None:
-        """Refuses missing and unknown fields."""
+        """Raises CacheCorruptError for missing and unknown fields."""
         if set(self._value) != names:
             odd = ", ".join(repr(name)[:80] for name in sorted(set(self._value) ^ names)[:4])
             raise CacheCorruptError(f"{self._origin} lacks or adds the fields {odd}")
@@ -77,29 +79,30 @@ class Fields:
         """Its fields."""
         return list(self._value)
 
-    def integer(self, name: str, least: int, greatest: int) -> int:
-        """A whole number within bounds; a boolean or 1.0 is none."""
+    def integer(self, name: str, minimum: int, maximum: int) -> int:
+        """A whole number within bounds; a boolean or 1.0 is not one."""
         value = self._value.get(name)
-        if type(value) is not int or not least <= value <= greatest:
+        if type(value) is not int or not minimum <= value <= maximum:
             raise CacheCorruptError(
-                f"{self._origin}: {name} is {_kind(value)}, expected a whole number from {least} to {greatest}"
+                f"{self._origin}: {name} is {_kind(value)}, expected a whole number from {minimum} to {maximum}"
             )
         return value
 
     def number(self, name: str) -> float:
-        """A number; a boolean is none."""
+        """A number; a boolean is not one."""
         value = self._value.get(name)
         if not isinstance(value, (int, float)) or isinstance(value, bool):
             raise CacheCorruptError(f"{self._origin}: {name} is {_kind(value)}, expected a number")
         return float(value)
 
-    def shape(self, name: str, most: int, greatest: int) -> tuple[int, ...]:
-        """A shape: 1 to `most` whole numbers from 1 to `greatest`."""
+    def shape(self, name: str, max_length: int, maximum: int) -> tuple[int, ...]:
+        """A shape: 1 to `max_length` whole numbers from 1 to `maximum`."""
         value = self._value.get(name)
-        fits = isinstance(value, list) and 1 <= len(value) <= most
-        if not fits or not all(type(side) is int and 1 <= side <= greatest for side in value or ()):
+        fits = isinstance(value, list) and 1 <= len(value) <= max_length
+        if not fits or not all(type(side) is int and 1 <= side <= maximum for side in value or ()):
             raise CacheCorruptError(
-                f"{self._origin}: {name} is {_kind(value)}, expected 1 to {most} whole numbers from 1 to {greatest}"
+                f"{self._origin}: {name} is {_kind(value)}, expected 1 to {max_length} whole numbers "
+                f"from 1 to {maximum}"
             )
         return tuple(value or ())
 
@@ -107,7 +110,7 @@ class Fields:
         """A string."""
         value = self._value.get(name)
         if not isinstance(value, str):
-            raise CacheCorruptError(f"{self._origin}: {name} is {_kind(value)}, expected a text")
+            raise CacheCorruptError(f"{self._origin}: {name} is {_kind(value)}, expected a string")
         return value
 
     def mapping(self, name: str) -> dict[str, Any]:
@@ -115,11 +118,11 @@ class Fields:
         return Fields(self._value.get(name), f"{self._origin}: {name}")._value
 
     def optional_mapping(self, name: str) -> dict[str, Any]:
-        """An object, empty where there is none of that name."""
+        """An object; empty where there is no field of that name."""
         return self.mapping(name) if name in self._value else {}
 
     def optional_flag(self, name: str, default: bool) -> bool:
-        """True or false; `default` where there is none of that name."""
+        """True or false; `default` where there is no field of that name."""
         value = self._value.get(name, default)
         if not isinstance(value, bool):
             raise CacheCorruptError(f"{self._origin}: {name} is {_kind(value)}, expected true or false")
@@ -131,7 +134,7 @@ class Fields:
         if value is None and name in self._value:
             return None
         if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-            raise CacheCorruptError(f"{self._origin}: {name} is {_kind(value)}, expected texts or null")
+            raise CacheCorruptError(f"{self._origin}: {name} is {_kind(value)}, expected strings or null")
         return value
 
 

@@ -15,8 +15,8 @@ from kdkit.cache.types import Array
 from kdkit.errors import CacheCorruptError, CacheMismatchError, DatasetError
 
 _SEPARATOR = "\0"
-_NAMED = 3  # how many samples an error names
-_MAX_KEYS_BYTES, _MAX_MEAN_KEY_BYTES = 4 << 30, 4096  # of all keys and the mean one: what a reader makes room for
+_NAMED = 3  # number of samples that an error names
+_MAX_KEYS_BYTES, _MAX_MEAN_KEY_BYTES = 4 << 30, 4096  # limits of a reader: all keys together, and their mean
 
 
 def key_digests(keys: Sequence[str]) -> Array:
@@ -34,19 +34,19 @@ def check_unique_keys(keys: Sequence[str]) -> None:
     """Checks that no key occurs twice, since a dataset's samples are matched with rows by their keys.
 
     Raises:
-        DatasetError: names the keys that do.
+        DatasetError: names the repeated keys.
     """
     if len(set(keys)) < len(keys):
         seen: set[str] = set()
         twice = [key for key in keys if key in seen or seen.add(key)]  # type: ignore[func-returns-value]
-        raise DatasetError(f"{len(twice)} sample keys occur twice ({list_keys(twice)}): give each sample a key alone")
+        raise DatasetError(f"{len(twice)} sample keys occur twice ({list_keys(twice)}): give each sample its own key")
 
 
 def pack_keys(keys: Sequence[str]) -> Array:
     """All keys, joined by NUL and zlib-compressed, uint8 [bytes].
 
     Raises:
-        DatasetError: a key holds NUL, or the keys are longer than a reader takes.
+        DatasetError: a key holds NUL, or the keys are longer than a reader accepts.
     """
     for key in keys:
         if _SEPARATOR in key:
@@ -61,7 +61,7 @@ def pack_keys(keys: Sequence[str]) -> Array:
 
 
 def unpack_keys(packed: Array, num_rows: int, origin: str = "the cache") -> list[str]:
-    """Inverse of `pack_keys`; refuses, naming `origin`, what unpacks to something else than `num_rows` keys."""
+    """Inverse of `pack_keys`; raises CacheCorruptError, which names `origin`, unless there are `num_rows` keys."""
     decompressor = zlib.decompressobj()
     try:
         joined = decompressor.decompress(packed.tobytes(), _most_bytes(num_rows))
@@ -69,7 +69,7 @@ def unpack_keys(packed: Array, num_rows: int, origin: str = "the cache") -> list
         raise CacheCorruptError(f"{origin}: the keys cannot be unpacked: {error}") from None
     keys = joined.decode("utf-8", "surrogateescape").split(_SEPARATOR) if num_rows else []
     if not decompressor.eof or len(keys) != num_rows:
-        raise CacheCorruptError(f"{origin} holds other than the {num_rows} keys it should")
+        raise CacheCorruptError(f"{origin} does not hold the expected {num_rows} keys")
     return keys
 
 
@@ -91,7 +91,7 @@ def match_rows(cache_digests: Array, dataset_digests: Array) -> Array:
 
 
 def check_same_samples(cached: Sequence[str], current: Sequence[str], origin: str) -> None:
-    """Raises CacheMismatchError that names samples which only the cache, or only the dataset, has; else nothing."""
+    """Raises CacheMismatchError that names the samples which only the cache or only the dataset has, if any."""
     for these, those, what in ((current, cached, "not in it"), (cached, current, "missing now")):
         known = set(those)
         odd = [key for key in these if key not in known]

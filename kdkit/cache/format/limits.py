@@ -1,4 +1,4 @@
-"""The limits of FORMAT.md, checked for a plan: a build must not end in a file that no reader takes."""
+"""The limits of FORMAT.md, checked for a plan: a build must not end in a file that no reader accepts."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from kdkit.cache.format.constants import MAX_DOCUMENT_BYTES
 from kdkit.cache.format.metadata import CacheMetadata, Shard
 from kdkit.errors import CacheCorruptError, ConfigError
 
-_ENTRY_BYTES = len('"":4294967295,')  # of an array in the list of checksums, without its name
+_ENTRY_BYTES = len('"":4294967295,')  # of an array in the list of checksums, apart from its name
 
 
 def check_storable(metadata: CacheMetadata, index_arrays: Collection[str]) -> None:
-    """Refuses the plan of a cache that its opener would refuse.
+    """Checks that readers will accept the planned cache.
 
     Args:
-        metadata: of all views.
+        metadata: the metadata of all views.
         index_arrays: names of the datasets of its index, as far as they are known.
 
     Raises:
-        ConfigError: names the field, its value and what it may be.
+        ConfigError: names the field, its value and its bound.
     """
     document = metadata.to_json()
     _check_size("metadata document", len(document.encode()), "shorten the class names")
@@ -32,7 +32,7 @@ def check_storable(metadata: CacheMetadata, index_arrays: Collection[str]) -> No
 
 
 def list_bytes(metadata: CacheMetadata, index_arrays: Collection[str]) -> int:
-    """Bytes that the packed file's list of checksums has at most."""
+    """Maximum size in bytes of the packed file's list of checksums."""
     view = side_arrays(metadata, Shard(0, 0, metadata.num_rows))
     of_a_view, of_index = (sum(len(name) + _ENTRY_BYTES for name in names) for names in (view, index_arrays))
     return of_index + metadata.num_views * of_a_view

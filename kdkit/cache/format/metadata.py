@@ -33,7 +33,7 @@ class Shard:
 
     @property
     def num_rows(self) -> int:
-        """How many rows the shard holds."""
+        """Number of rows in the shard."""
         return self.stop - self.start
 
     @property
@@ -47,7 +47,7 @@ class Shard:
 
 @dataclass(frozen=True)
 class CacheMetadata:
-    """The metadata document: what a cache is, and what it was made with. Equal builds have equal documents."""
+    """The metadata document: contents and origin of a cache. Equal builds have equal documents."""
 
     num_rows: int
     """Samples R."""
@@ -56,7 +56,7 @@ class CacheMetadata:
     shard_rows: int
     """Rows of each shard but a view's last; a multiple of BLOCK_ROWS."""
     streams: Mapping[str, Mapping[str, Any]]
-    """Stream name -> {"codec": its dict form, that of features with a row's shape, "row_bytes": bytes per row}."""
+    """Stream name -> {"codec": its dict form, for features with a row's shape, "row_bytes": bytes per row}."""
     teacher: Mapping[str, Any]
     """The teacher's fingerprint."""
     recipe: Mapping[str, Any]
@@ -65,7 +65,7 @@ class CacheMetadata:
     """{"keys_sha256": of the keys in row order, "class_names": list or null, and where there are any "versions" of the
     libraries that drew the pixels, "has_pixels": false where the cache was made without them}."""
     fidelity: Mapping[str, Mapping[str, float]] = dataclasses.field(default_factory=dict)
-    """Stream name -> what its codec keeps of the teacher in view 0, and "each": the rows 0, each, 2 each, ... of every
+    """Stream name -> fidelity of its codec in view 0, and "each": the rows 0, each, 2 each, ... of every
     view were measured. Older caches lack it."""
 
     def shards(self, first_view: int = 0) -> Iterator[Shard]:
@@ -79,14 +79,14 @@ class CacheMetadata:
             yield Shard(view, start, min(start + self.shard_rows, self.num_rows))
 
     def plans(self, shard: Shard, first_view: int = 0) -> bool:
-        """Whether the plan, from a view on, holds this shard."""
+        """Whether the plan, from `first_view` on, holds this shard."""
         stop = min(shard.start + self.shard_rows, self.num_rows)
         starts = shard.start % self.shard_rows == 0 and 0 <= shard.start < self.num_rows
         return first_view <= shard.view < self.num_views and starts and shard.stop == stop
 
     @property
     def num_shards(self) -> int:
-        """How many shards are planned."""
+        """Number of planned shards."""
         return self.num_views * -(-self.num_rows // self.shard_rows)
 
     @property
@@ -95,7 +95,7 @@ class CacheMetadata:
         return sum(map(self.row_bytes, self.streams))
 
     def measures_views(self, stream: str) -> bool:
-        """Whether what the codec of `stream` keeps was measured in every view."""
+        """Whether the fidelity of `stream` was measured in every view."""
         return "each" in self.fidelity.get(stream, {})
 
     def measured_rows(self, stream: str, start: int, stop: int) -> range:
@@ -105,7 +105,7 @@ class CacheMetadata:
 
     @property
     def has_pixels(self) -> bool:
-        """Whether the pixel hashes are those of images that the teacher saw; else they are zeros that mean nothing."""
+        """Whether the pixel hashes are those of images that the teacher saw; otherwise they are meaningless zeros."""
         return bool(self.dataset.get("has_pixels", True))
 
     def row_bytes(self, stream: str) -> int:
@@ -139,7 +139,7 @@ class CacheMetadata:
 
         Raises:
             CacheVersionError: the document's format version is not one this kdkit reads.
-            CacheCorruptError: it is no such document.
+            CacheCorruptError: it is not such a document.
         """
         origin = f"{origin}: the metadata"
         fields = Fields(parse_json(text, origin), origin)

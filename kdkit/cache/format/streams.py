@@ -15,7 +15,7 @@ _TAKEN = ("_crc32", "_fidelity")  # endings of a stream's side arrays
 
 
 def check_stream_name(name: str, origin: str) -> None:
-    """Raises CacheCorruptError for a name that could leave its place in the file, or that is another member's."""
+    """Raises CacheCorruptError for a name that could escape its group in the file, or that another member has."""
     if not _NAME.fullmatch(name) or name == "pixel" or name.endswith(_TAKEN):
         raise CacheCorruptError(
             f"{origin}: a stream is called {name[:80]!r}, expected letters, digits, '_', '-' and '.', "
@@ -24,7 +24,7 @@ def check_stream_name(name: str, origin: str) -> None:
 
 
 def check_stream(name: str, described: Any, origin: str) -> None:
-    """Raises CacheCorruptError for a stream of another name, or of another description, than a build writes."""
+    """Raises CacheCorruptError for a stream whose name or description no build writes."""
     check_stream_name(name, origin)
     stream = Fields(described, f"{origin}: stream {name!r}")
     stream.integer("row_bytes", 1, MAX_ROW_BYTES)
@@ -37,7 +37,7 @@ def check_stream(name: str, described: Any, origin: str) -> None:
 
 
 def check_fidelity(fidelity: Mapping[str, Any], streams: Mapping[str, Any], origin: str) -> None:
-    """Raises CacheCorruptError for other streams than there are, and for other numbers than a build measures."""
+    """Raises CacheCorruptError for the fidelity of an unknown stream, and for numbers that no build measures."""
     for name, described in fidelity.items():
         if name not in streams:
             raise CacheCorruptError(f"{origin}: fidelity has {name[:80]!r}, which is none of its streams")

@@ -23,7 +23,7 @@ def read_metadata(file: CheckedHDF5File) -> CacheMetadata:
     """The document of an open file.
 
     Raises:
-        CacheCorruptError: it is missing, too large, or not what was written.
+        CacheCorruptError: it is missing, too large, or damaged.
         CacheVersionError: it is of a format that this kdkit does not know.
     """
     return CacheMetadata.from_json(file.document(METADATA_ATTRIBUTE), repr(str(file.path)))

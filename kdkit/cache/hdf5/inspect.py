@@ -1,4 +1,4 @@
-"""Place and type of a dataset or an attribute: only those that a cache has pass these two checks."""
+"""Place and type of a dataset or an attribute: only the kinds that a cache has pass these two checks."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from kdkit.errors import CacheCorruptError
 
 
 def inspect_dataset(dataset: Any, name: str, origin: str, num_bytes: int) -> tuple[np.dtype[Any], tuple[int, ...], int]:
-    """(dtype, shape, offset) of an open dataset, all its bytes known to lie inside the file; nothing is read.
+    """Returns (dtype, shape, offset) of an open dataset whose bytes all lie inside the file; reads none of them.
 
     Args:
         dataset: h5py's low-level object.
-        name: of the dataset, for errors.
+        name: name of the dataset, for errors.
         origin: the file's path, for errors.
         num_bytes: the file's size.
 
@@ -46,13 +46,13 @@ def inspect_dataset(dataset: Any, name: str, origin: str, num_bytes: int) -> tup
 
 
 def read_scalar(root: Any, name: str, origin: str, *, text: bool) -> Any:
-    """A fixed-length text or uint32 attribute of the root, its type and size known before it is read.
+    """Reads a fixed-length text or uint32 attribute of the root, after checking its type and size.
 
     Args:
         root: h5py's low-level group.
-        name: of the attribute.
+        name: name of the attribute.
         origin: the file's path, for errors.
-        text: whether it must be a text; else it must be a uint32.
+        text: whether the attribute must be a text; otherwise it must be a uint32.
 
     Raises:
         CacheCorruptError: it is something else, or too large.

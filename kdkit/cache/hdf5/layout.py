@@ -1,4 +1,4 @@
-"""The layout of a cache file: every byte of it that is HDF5's own, made in memory.
+"""The layout of a cache file: all of HDF5's own bytes, made in memory.
 
 HDF5 never writes to a disk here, so it never meets a full one: it lays the file out in a sparse buffer, and the bytes
 go to the disk through plain writes, whose errors are plain. A layout of terabytes costs some kilobytes.
@@ -22,7 +22,7 @@ class Layout:
     """Where everything in a file lies.
 
     Attributes:
-        num_bytes: of the whole file.
+        num_bytes: size of the whole file.
         pieces: (offset, bytes) of HDF5's own structures; zeros may be left out.
         offsets: dataset -> offset of its bytes; 0 where it has none.
     """
@@ -71,7 +71,7 @@ def _allocate(file: h5py.File, name: str, shape: tuple[int, ...], dtype: np.dtyp
 
 
 class _SparseBuffer:
-    """What h5py needs of a file object, in memory; pages that were never written take none."""
+    """A file object in memory for h5py; pages that were never written take no memory."""
 
     def __init__(self) -> None:
         self.num_bytes = 0
@@ -91,7 +91,7 @@ class _SparseBuffer:
         return self._position
 
     def flush(self) -> None:
-        """Nothing waits."""
+        """Does nothing: no write is buffered."""
 
     def truncate(self, num_bytes: int) -> int:
         self.num_bytes = num_bytes

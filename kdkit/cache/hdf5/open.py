@@ -42,7 +42,7 @@ def open_hdf5(path: Path) -> Iterator[CheckedHDF5File]:
 
 
 def check_no_symlink(path: Path) -> None:
-    """Raises CacheCorruptError if `path` is a link: what lies in a parts folder is a file of its own."""
+    """Raises CacheCorruptError if `path` is a link: a parts folder holds regular files."""
     if path.is_symlink():
         raise CacheCorruptError(f"{str(path)!r} is a symbolic link, expected a file: copy what it points to")
 

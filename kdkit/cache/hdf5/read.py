@@ -138,7 +138,7 @@ class CheckedHDF5File:
         return self._groups[place]
 
     def _locate(self, name: str) -> tuple[np.dtype[Any], tuple[int, ...], int]:
-        """(dtype, shape, offset) of dataset `name`, all its bytes known to lie inside the file; nothing is read."""
+        """Returns (dtype, shape, offset) of dataset `name`, whose bytes all lie inside the file; reads none of them."""
         dataset = self._member(name, h5py.h5o.TYPE_DATASET)
         return inspect_dataset(dataset, name, str(self.path), self.num_bytes)
 

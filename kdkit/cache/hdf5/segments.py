@@ -13,7 +13,7 @@ def open_segments(file: CheckedHDF5File, metadata: CacheMetadata, shard: Shard) 
     """Stream -> its rows of `shard`, from an open file that has these members of the view and no others.
 
     Raises:
-        CacheCorruptError: a member is missing, too much, or not of its exact dtype and shape.
+        CacheCorruptError: a member is missing, unexpected, or not of its exact dtype and shape.
     """
     group, small = f"views/{shard.view:04d}", side_arrays(metadata, shard)
     file.expect_members(group, [*metadata.streams, *(name.rpartition("/")[2] for name in small)])

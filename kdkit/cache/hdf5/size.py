@@ -1,4 +1,4 @@
-"""How large a packed cache will be, to within the digits of its checksums: its layout is made in memory."""
+"""The size of a packed cache before it is written, to within the digits of its checksums."""
 
 from __future__ import annotations
 

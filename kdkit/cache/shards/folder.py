@@ -42,7 +42,7 @@ def shard_folder(path: Path) -> Path:
 
 
 def packed_path(path: Path) -> Path:
-    """Where the cache whose parts folder, or whose packed file, `path` names is packed to."""
+    """The packed file of the cache whose packed file or parts folder is at `path`."""
     named_folder = path.name.endswith(_SUFFIX) and path.name != _SUFFIX and path.is_dir()
     return path.with_name(path.name.removesuffix(_SUFFIX)) if named_folder else path
 
@@ -53,7 +53,7 @@ class ShardFolder:
 
     Attributes:
         folder: where it is.
-        metadata: what the cache is, and with it the plan of its shards.
+        metadata: contents and origin of the cache, and with it the plan of its shards.
     """
 
     folder: Path
@@ -89,7 +89,7 @@ class ShardFolder:
 
     @staticmethod
     def remove_orphan_shards(folder: Path) -> None:
-        """Removes the shards of a folder without an index: nothing tells any more which cache they are of."""
+        """Removes the shards of a folder without an index: nothing identifies their cache any more."""
         for file in folder.glob("v*"):
             files.remove_file(file)
 
@@ -123,10 +123,10 @@ class ShardFolder:
         """Writes the shard, then its manifest entry, both durably.
 
         Args:
-            shard: which rows.
+            shard: the shard's view and rows.
             payloads: stream -> encoded rows, uint8 [rows, row_bytes].
             pixel_crc32: hashes of the pixels of `hashed_rows(start, stop)`, uint32.
-            fidelity: stream -> what was measured on its `measured_rows(stream, start, stop)`, [rows, measures], if
+            fidelity: stream -> the measures of its `measured_rows(stream, start, stop)`, [rows, measures], if
                 the metadata has views measured.
         """
         arrays: dict[str, Array] = {pixel_name(shard.view): pixel_crc32.astype("<u4")}
@@ -173,7 +173,7 @@ class ShardFolder:
         """Reads the whole shard against its manifest entry.
 
         Raises:
-            CacheCorruptError: it is not sealed, or its bytes are not those that were sealed.
+            CacheCorruptError: it is not sealed, or its bytes have changed since.
         """
         path = self.shard_path(shard)
         entry = read_entry(path, shard)

@@ -23,9 +23,9 @@ _logger = logging.getLogger(__name__)
 
 @contextmanager
 def writer_lock(folder: Path) -> Iterator[None]:
-    """Holds `folder`/lock; the operating system lets go of it when this process dies, however it dies.
+    """Holds `folder`/lock; the operating system releases it when this process dies, in whatever way.
 
-    The file names process and host. It is emptied on a clean end, so that a name in a lock that nobody holds is that of
+    The file names process and host. It is emptied on a clean end, so a name in a lock that no process holds is that of
     a writer that died: its work is taken over, with a warning.
 
     Raises:
@@ -47,12 +47,12 @@ def writer_lock(folder: Path) -> Iterator[None]:
 
 
 def _open(path: Path) -> TextIO:
-    """The file, made if it is not there; never what a link points to, since it is emptied."""
+    """Opens the file, or creates it; never follows a link, because the file is emptied."""
     try:
         if path.exists() and not path.is_file():
             raise FileExistsError(errno.EEXIST, "it is no file")
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
-    except FileNotFoundError:  # with the folder: whoever wrote it has packed, and removed both
+    except FileNotFoundError:  # with the folder: the writer has packed the cache, and removed both
         raise _finished(path) from None
     except OSError as error:
         check_not_full(path, error)

@@ -28,7 +28,7 @@ def write_entry(shard_path: Path, entry: dict[str, Any]) -> None:
 
 
 def read_entry(shard_path: Path, shard: Shard) -> dict[str, Any] | None:
-    """The shard's entry, or None; one that is not wholly as it is written, or is a link, counts as none."""
+    """The shard's entry, or None; None also for a damaged entry or a link."""
     try:
         with open(os.open(_entry_path(shard_path), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
             entry = parse_json(file.read(_MAX_ENTRY_BYTES).decode(), str(shard))

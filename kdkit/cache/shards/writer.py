@@ -1,4 +1,4 @@
-"""ShardWriter: seals shards in a thread of its own, so that the teacher never waits for the disk."""
+"""ShardWriter: seals shards in a separate thread, so that the teacher never waits for the disk."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Sources: where images, labels and keys come from."""
+"""Sources: modules that read images, labels and keys."""

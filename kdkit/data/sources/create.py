@@ -12,11 +12,11 @@ from kdkit.errors import DatasetError
 
 _KINDS = ("stream", "hfds", "zip", "webdataset", "tar", "table", "folder")
 """Modules of this package, in the order in which they are tried. Each has `create(name, columns)`, which returns the
-source that a name means, or None where the name is of another kind. A new kind is one module and one name here."""
+source that a name refers to, or None where the name is of another kind. A new kind is one module, and one name here."""
 
 
 def create_source(data: Any, *, image_column: str | None = None, label_column: str | None = None) -> ImageSource:
-    """The images that `data` means.
+    """Opens the images that `data` refers to.
 
     Args:
         data: a name or path, or a dataset. A name is one of: a folder of class folders; a folder of images alone,
@@ -28,7 +28,7 @@ def create_source(data: Any, *, image_column: str | None = None, label_column: s
         label_column: column of the labels, where `data` has columns; of WebDataset shards, a field of the .json files.
 
     Raises:
-        DatasetError: there is no such thing, it holds no images, its classes are ambiguous, or it is a stream.
+        DatasetError: `data` does not exist, holds no images, has ambiguous classes, or is a stream.
         MissingDependencyError: the kind of data needs a package that is not installed.
         ConfigError: a column is named for data without columns.
     """

@@ -24,7 +24,7 @@ class FolderSource:
         root: folder with one sub-folder per class, or of images alone.
 
     Raises:
-        DatasetError: the folder does not exist, holds no image, or its sub-folders are no classes.
+        DatasetError: the folder does not exist, holds no image, or its sub-folders are not classes.
     """
 
     def __init__(self, root: str | Path) -> None:
@@ -59,7 +59,7 @@ def create(name: str, columns: Columns) -> ImageSource:
 
 
 def _walk(listing: Listing, folder: Path, below: str, above: tuple[tuple[int, int], ...]) -> None:
-    """Adds what lies in `folder`, which is `below` the root, links followed."""
+    """Adds the contents of `folder`, which is `below` the root; follows links."""
     try:
         status = folder.stat()
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)

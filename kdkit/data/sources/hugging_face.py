@@ -23,7 +23,7 @@ class HuggingFaceTable:
         columns: columns of images and labels; `image` and `label` by default.
 
     Raises:
-        DatasetError: it has a transform of its own, a column is missing, or a label is unusable.
+        DatasetError: it has its own transform, a column is missing, or a label is unusable.
     """
 
     def __init__(self, dataset: Any, columns: Columns) -> None:
@@ -60,7 +60,7 @@ def is_hugging_face(dataset: Any) -> bool:
 
 
 def arrow_column(dataset: Any, column: str, field: str | None = None) -> list[Any]:
-    """The values of one column, or of one field of it, read without the other columns; none where it has no fields."""
+    """The values of one column, or of one field of it, read without the other columns; empty where it has no fields."""
     table = dataset.select_columns([column]).with_format("arrow")
     values: list[Any] = []
     for start in range(0, len(table), _ARROW_ROWS):

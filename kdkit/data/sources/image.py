@@ -12,7 +12,7 @@ from PIL import Image
 from kdkit.errors import DatasetError
 
 UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
-"""What Pillow raises for damaged images and for those it cannot convert."""
+"""Exceptions that Pillow raises for damaged images and for images that it cannot convert."""
 
 _NOT_DECODED = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
 """Formats that Pillow recognises, but decodes only with the help of other programs, or not at all."""
@@ -20,7 +20,7 @@ _NOT_DECODED = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
 UNSUPPORTED_SUFFIXES = frozenset(
     {".arw", ".cr2", ".cr3", ".dng", ".emf", ".eps", ".heic", ".heif", ".jxl", ".nef", ".ps", ".svg", ".wmf"}
 )
-"""Suffixes of image files that are refused, unless a plug-in of Pillow decodes them: such an image must not vanish."""
+"""Suffixes of image files that are refused, unless a plug-in of Pillow decodes them, so that no image vanishes."""
 
 
 @cache
@@ -45,7 +45,7 @@ def decode_file(path: Path, key: str, origin: str) -> Image.Image:
     """Reads an RGB image from a file.
 
     Raises:
-        DatasetError: the file cannot be read, is no image, or a damaged one.
+        DatasetError: the file cannot be read, is not an image, or is damaged.
     """
     try:
         with open(path, "rb") as stream:
@@ -61,7 +61,7 @@ def decode(stream: IO[bytes], key: str, origin: str) -> Image.Image:
     names the image: another image would be paired with the wrong row of teacher outputs.
 
     Raises:
-        DatasetError: the file is no image, or a damaged one.
+        DatasetError: the file is not an image, or is damaged.
     """
     try:
         with stream, Image.open(stream) as image:

@@ -1,9 +1,9 @@
-"""What a list of file paths means: which files are images, which folder is a class, and the order of both.
+"""How a list of file paths is read: which files are images, which folder is a class, and the order of both.
 
 Image folders, zip files and tar files follow the same rules:
 
 - an image is a file with the suffix of a format that Pillow decodes;
-- hidden files and folders, and those that operating systems leave behind, are ignored;
+- hidden files and folders, and files that operating systems leave behind, are ignored;
 - the class is the top folder, however deep the image lies below it;
 - images and classes are in natural order, in which 2 precedes 10; ties are broken by the exact name, so the order is
   the same in every process;
@@ -55,7 +55,7 @@ class Entry(NamedTuple):
     key: str
     """The sample's key."""
     member: object = None
-    """What the source needs to find the image."""
+    """The value by which the source finds the image."""
 
 
 class Listing:
@@ -95,7 +95,7 @@ class Listing:
             self._folders.add(path)
 
     def finish(self) -> None:
-        """Sorts the images, and logs the files that are no images.
+        """Sorts the images, and logs the files that are not images.
 
         Raises:
             DatasetError: there is no image.
@@ -105,7 +105,9 @@ class Listing:
         self.images.sort(key=lambda image: (natural_order(image.path), image.key))
         if self._others:
             first = min(self._others)
-            _logger.warning("ignored %d files in %s that are no images: %r, ...", len(self._others), self.origin, first)
+            _logger.warning(
+                "ignored %d files in %s that are not images: %r, ...", len(self._others), self.origin, first
+            )
 
     def unwrap(self) -> None:
         """Removes top folders that hold nothing but one folder, in which archives are often packed."""
@@ -131,7 +133,7 @@ class Listing:
         """The class name of each image: its top folder.
 
         Raises:
-            DatasetError: the top folders are no classes.
+            DatasetError: the top folders are not classes.
         """
         stray = next((image.path for image in self.images if "/" not in image.path), None)
         if stray is not None:

@@ -117,7 +117,7 @@ def _check_map_style(dataset: Any) -> None:
 
 
 def _forget_open_tars(reader: Any) -> None:
-    """After a fork: an open file shares its place with the parent's, and so with all other workers'."""
+    """Closes open tars after a fork, because they share their file position with the parent's and other workers'."""
     state = getattr(reader, "tar_state", None)
     for tar in state.values() if isinstance(state, Mapping) else [] if state is None else [state]:
         for opened in (tar, *tar.children.values()):
@@ -172,7 +172,7 @@ def _class_names(dataset: Any) -> list[str] | None:
 
 
 def below_common_folder(texts: Sequence[str]) -> list[str]:
-    """Absolute paths without the folder that all have in common, which changes from machine to machine."""
+    """Absolute paths without the folder that all have in common, which differs from machine to machine."""
     paths = [Path(text) for text in texts]
     if not paths or not all(path.is_absolute() for path in paths):
         return [path.as_posix() for path in paths]

@@ -9,7 +9,7 @@ _STREAMS = ("hfids/", "tfds/", "wds/")
 
 
 def create(name: str, columns: Columns) -> ImageSource | None:
-    """None for anything but a stream, which raises DatasetError."""
+    """Raises DatasetError for a stream, and returns None for anything else."""
     if name.lower().startswith(_STREAMS):
         raise DatasetError(
             f"{name!r} is a stream, without length and ids, so a view could not be drawn again: use hfds/NAME, which "

@@ -107,7 +107,7 @@ def is_tar_folder(path: Path) -> bool:
     """Whether this is a folder of tars, in which nothing else is data.
 
     Raises:
-        DatasetError: images lie beside the tars.
+        DatasetError: images lie next to the tars.
     """
     if not path.is_dir() or not tar_files(path) or any(_is_shown(inner) and inner.is_dir() for inner in path.iterdir()):
         return False
@@ -129,10 +129,10 @@ def list_members(file: Path, tars: tuple[str, ...] = ()) -> Iterator[Member]:
 
     Args:
         file: the tar.
-        tars: what precedes the names of its members in their keys.
+        tars: the names that precede the names of its members in their keys.
 
     Raises:
-        DatasetError: it is no tar, it is truncated, or an image in it is a link.
+        DatasetError: it is not a tar, it is truncated, or an image in it is a link.
     """
     try:
         with tarfile.open(file, "r:") as tar:

@@ -21,14 +21,14 @@ class ZipSource:
     """A zip file of class folders of images; a key is the path within the zip file.
 
     The class is the top folder; folders that hold nothing but one folder are skipped, since archives are often packed
-    with the folder that they were made of. Each process opens the file for itself: a forked worker would move the file
-    position of its parent.
+    with the folder that they were made from. Each process opens the file separately, because a forked worker would move
+    the file position of its parent.
 
     Args:
         path: the zip file.
 
     Raises:
-        DatasetError: it is no zip file, holds no image, or its folders are no classes.
+        DatasetError: it is not a zip file, holds no image, or its folders are not classes.
     """
 
     def __init__(self, path: str | Path) -> None:

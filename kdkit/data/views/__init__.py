@@ -1,1 +1,1 @@
-"""Views: what the augmented views of an image look like, reproducible from a seed."""
+"""Views: random augmentations of an image that are reproducible from a seed."""

@@ -25,8 +25,9 @@ class Erasing:
 
     Args:
         probability: probability that a view is erased at all.
-        mode: const fills with ImageNet's mean, rand with one normally distributed colour, pixel with such noise.
-        max_count: greatest number of rectangles; the area is shared among them.
+        mode: const fills with ImageNet's mean, rand with one normally distributed colour, pixel with a normally
+            distributed colour per pixel.
+        max_count: maximum number of rectangles; the area is shared among them.
     """
 
     def __init__(self, probability: float, mode: str, max_count: int) -> None:

@@ -1,4 +1,4 @@
-"""The identity of a custom transform: what a recipe records of it, and a cache compares."""
+"""The identity of a custom transform: the text that a recipe records and a cache compares."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Mixup and CutMix that do not depend on the batch: a seeded involution over the sample keys pairs the samples.
 
-For each view, sample a has one partner b, whose partner is a; of an odd number of samples one stays alone. Whether, how
-and how much the two are mixed is drawn from the seed of the pair, so it is the same in any batch, on any rank, and in
-build and training.
+For each view, sample a has one partner b, whose partner is a; with an odd number of samples, one stays alone. Whether,
+how, and by how much the two are mixed is drawn from the seed of the pair, so it is the same in any batch, on any rank,
+and in build and training.
 
 Dimensions: N samples of a dataset, H W height and width.
 """

@@ -17,7 +17,7 @@ from kdkit.recipe import ViewRecipe
 Transform = Callable[[Image.Image], Tensor]
 
 _IN_PIXELS = {"TranslateX", "TranslateY", "GaussianBlur", "GaussianBlurRand"}
-"""timm's operations whose strength is in pixels, so that their effect depends on the size of the image."""
+"""timm's operations whose strength is in pixels, so their effect depends on the size of the image."""
 
 
 def create_view_transform(recipe: ViewRecipe, size: int | None = None) -> Transform:
@@ -83,7 +83,7 @@ def _operations(transform: Any) -> Iterator[AugmentOp]:
 
 
 def _posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
-    """timm's posterize, also with 0 bits, which its strings draw now and then and Pillow 13 does not accept."""
+    """timm's posterize, which also takes the 0 bits that timm's strings sometimes draw and Pillow 13 rejects."""
     if bits >= 8:
         return image
     return ImageOps.posterize(image, bits) if bits > 0 else Image.new(image.mode, image.size)

@@ -1,4 +1,5 @@
-"""Trackers: what takes a run's metrics beside its files. A new one is a file in this room and a line in TRACKERS."""
+"""Trackers: destinations of a run's metrics besides its files. A new one is a module of this package and a line in
+TRACKERS."""
 
 from __future__ import annotations
 
@@ -19,7 +20,7 @@ TRACKERS = {
 
 
 def create_tracker(name: str, run: Run) -> Tracker:
-    """The tracker of a name in TRACKERS, or of a `module:NAME` of the user's.
+    """The tracker called `name` in TRACKERS, or a user's own, given as `module:NAME`.
 
     Raises:
         UnknownNameError: there is no such tracker.

@@ -1,4 +1,4 @@
-"""The contract of trackers: what they take, and the run that they are made for."""
+"""The contract of trackers: their methods, and the run that they are made for."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Tracker(Protocol):
         ...
 
     def rewind(self, step: int) -> None:
-        """A resumed run repeats the steps from this one on."""
+        """Prepares for a resumed run, which repeats the steps from this one on."""
         ...
 
     def close(self) -> None:
