@@ -129,6 +129,7 @@ class Grammar:
             while field is not None and field.is_list and not equals and not objects and waiting:
                 if waiting[0].startswith("-"):
                     break
+                field.check(flag, waiting[0])
                 yield name, waiting.pop(0)
 
     def _resolve(self, flag: str) -> tuple[str, bool]:
