@@ -39,8 +39,8 @@ def start(script: str, folder: Path, *options: str, **settings: str) -> subproce
 def run(script: str, folder: Path, *options: str) -> None:
     """Runs a script to its end; it must succeed."""
     process = start(script, folder, *options)
-    said, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, said[-4000:]
+    printed, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, printed[-4000:]
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +67,7 @@ def test_a_teacher_is_cached_and_a_student_trained_by_two_processes(folder: Path
 
 
 def test_what_is_not_set_is_left_to_the_preset(tmp_path: Path) -> None:
-    """`echo` in Python's place says the command."""
+    """`echo` in Python's place prints the command."""
     student, teacher = ("STUDENT", "EPOCHS", "BATCH", "AMP"), ("TEACHER", "SIZE", "VIEWS")
     unset = {"PYTHON": "echo", **dict.fromkeys(student + teacher, "")}
     preset = ("--preset", "resnet50_a2_kl")
@@ -82,14 +82,14 @@ def test_what_is_not_set_is_left_to_the_preset(tmp_path: Path) -> None:
     scripts = {"distill.sh": {}, "cache_teacher.sh": {}, "distill_slurm.sh": slurm}
     for script, settings in scripts.items():
         options = () if settings else preset
-        said, _ = start(script, tmp_path, *options, **{**unset, **settings}).communicate(timeout=60)
-        assert said.count("--preset resnet50_a2_kl") == len(said.splitlines())
+        printed, _ = start(script, tmp_path, *options, **{**unset, **settings}).communicate(timeout=60)
+        assert printed.count("--preset resnet50_a2_kl") == len(printed.splitlines())
         for flag in ("student", "train.epochs", "train.batch_size", "train.amp", "teacher.", "recipe."):
-            assert f"--{flag}" not in said, script
-        asked = {**unset, **settings, "EPOCHS": "3", "TEACHER": "a card.yaml"}
-        said, _ = start(script, tmp_path, **asked).communicate(timeout=60)
-        assert ("--train.epochs 3" in said) == (script != "cache_teacher.sh")
-        assert ("--teacher.model a card.yaml" in said) == (script != "distill.sh")
+            assert f"--{flag}" not in printed, script
+        chosen = {**unset, **settings, "EPOCHS": "3", "TEACHER": "a card.yaml"}
+        printed, _ = start(script, tmp_path, **chosen).communicate(timeout=60)
+        assert ("--train.epochs 3" in printed) == (script != "cache_teacher.sh")
+        assert ("--teacher.model a card.yaml" in printed) == (script != "distill.sh")
 
 
 @pytest.mark.slow
@@ -97,7 +97,7 @@ def test_a_slurm_job_whose_time_ends_leaves_a_checkpoint_and_is_queued_again(fol
     """srun only starts its command and scontrol only writes down what it is told: there is no Slurm here."""
     (tmp_path / "srun").write_text('#!/usr/bin/env bash\nexec "$@"\n')
     (tmp_path / "scontrol").write_text(
-        f'#!/usr/bin/env bash\n[ "$1" = show ] && echo localhost || echo "$@" >> {tmp_path}/said\n'
+        f'#!/usr/bin/env bash\n[ "$1" = show ] && echo localhost || echo "$@" >> {tmp_path}/requests\n'
     )
     for name in ("srun", "scontrol"):
         (tmp_path / name).chmod(0o755)
@@ -112,9 +112,9 @@ def test_a_slurm_job_whose_time_ends_leaves_a_checkpoint_and_is_queued_again(fol
         time.sleep(0.2)
     assert summary.is_file()
     process.send_signal(signal.SIGTERM)
-    said, _ = process.communicate(timeout=100)
-    assert process.returncode == 0, said[-4000:]
-    assert (tmp_path / "said").read_text() == "requeue 7\n"
+    printed, _ = process.communicate(timeout=100)
+    assert process.returncode == 0, printed[-4000:]
+    assert (tmp_path / "requests").read_text() == "requeue 7\n"
     position = torch.load(folder / "runs/slurm/last.pth.tar", weights_only=True)
     assert 0 <= position["epoch"] < 499
 
