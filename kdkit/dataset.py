@@ -25,7 +25,7 @@ def open_dataset(
             see `kdkit.data.create_source`.
         cache: a teacher cache, or its path. It gives the recipe, and is compared with the dataset: samples, class
             names and the pixels of some views. An open cache is thereby matched with this dataset.
-        recipe: what the views look like; the cache's by default, else `ViewRecipe()`.
+        recipe: the settings of the views; the cache's by default, else `ViewRecipe()`.
         image_column: column of the images or their paths, where `data` has columns.
         label_column: column of the labels, where `data` has columns.
 
