@@ -1,4 +1,4 @@
-"""Holds the demo to what the README says of it: reads its summary.csv, exits with 1 and a reason if it is not so."""
+"""Compares the demonstration with the README's claims: reads its summary.csv, exits with 1 if one is wrong."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Turn an array of logits [N, C], from wherever it comes, into a cache that `kdkit distill` trains from.
 
     python examples/array_to_cache.py logits.npy DATA teacher.h5
-    kdkit distill --data DATA --cache teacher.h5 --student resnet18 --output runs/r18
+    kdkit distill DATA --cache teacher.h5 --student resnet18 -o runs/r18
 
 Row i of the array is the teacher's output on image i of DATA, a folder of class folders in sorted order. The students
 see ten views of each image, and the same logits serve all of them. On one CPU core it takes a second for 10,000 rows of

@@ -3,8 +3,8 @@
     python examples/distill_digits.py
 
 A teacher with 0.4 million parameters, trained for 3 epochs, is cached on 4 views of 1,000 images. A student learns from
-the cache alone, without labels. Measured on 2 CPU cores: 21 s; teacher 91.0 % top-1, cache
-124,090 bytes, student 83.8 %.
+the cache alone, without labels. Measured on 2 CPU cores: 34 s of CPU time; teacher 90.3 %
+top-1, cache 154,233 bytes, student 81.1 %.
 """
 
 from __future__ import annotations
@@ -19,26 +19,24 @@ from sklearn.datasets import load_digits
 
 import kdkit
 from kdkit.building.config import BuildConfig
-from kdkit.data import ArraySource, EpochSampler, ReplayedDataset, ReplayLoader
-from kdkit.recipe import ViewRecipe
+from kdkit.data import ArraySource, ReplayedDataset, ReplayLoader
 from kdkit.training.config import TrainConfig
 from kdkit.training.train import train
-from kdkit.types import Normalization
 
 
 def load(dataset: ReplayedDataset, model: torch.nn.Module, *, shuffle: bool = True) -> ReplayLoader:
     """Batches of 64 in the model's normalisation."""
-    sampler = EpochSampler(range(len(dataset)), 64, num_views=dataset.recipe.num_views, shuffle=shuffle)
-    return ReplayLoader(dataset, sampler, Normalization.of(model))
+    return kdkit.create_loader(dataset, model, batch_size=64, shuffle=shuffle, num_workers=0)
 
 
 def main() -> float:
     """Returns the student's top-1 on held-out digits, percent."""
     data = load_digits()
     images = (data.images * 15.9).astype(np.uint8)
-    recipe = ViewRecipe(size=32, scale=(0.6, 1.0), hflip=0.0, num_views=4)
-    training = ReplayedDataset(ArraySource(images[:1000], data.target[:1000]), recipe)
-    held_out = ReplayedDataset(ArraySource(images[1000:], data.target[1000:]), ViewRecipe.evaluation(32, crop_pct=1.0))
+    recipe = kdkit.ViewRecipe(size=32, scale=(0.6, 1.0), hflip=0.0, num_views=4)
+    evaluation = kdkit.ViewRecipe.evaluation(32, crop_pct=1.0)
+    training = kdkit.open_dataset(ArraySource(images[:1000], data.target[:1000]), recipe=recipe)
+    held_out = kdkit.open_dataset(ArraySource(images[1000:], data.target[1000:]), recipe=evaluation)
 
     torch.manual_seed(0)
     model = timm.create_model("test_resnet", num_classes=10)

@@ -8,6 +8,7 @@ from kdkit._lazy import lazy_exports
 from kdkit._version import __version__
 
 if TYPE_CHECKING:
+    from kdkit import importers as importers
     from kdkit import losses as losses
     from kdkit.building.build import build_cache as build_cache
     from kdkit.building.extend import extend_cache as extend_cache
@@ -47,6 +48,7 @@ __all__ = [
     "create_loader",
     "create_teacher",
     "extend_cache",
+    "importers",
     "losses",
     "open_cache",
     "open_dataset",
@@ -72,6 +74,7 @@ __getattr__, __dir__ = lazy_exports(
         "create_loader": "kdkit.data",
         "create_teacher": "kdkit.teachers",
         "extend_cache": "kdkit.building.extend",
+        "importers": "kdkit.importers",
         "losses": "kdkit.losses",
         "open_cache": "kdkit.cache",
         "open_dataset": "kdkit.dataset",

@@ -2,43 +2,54 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from kdkit.cache import CacheReader, open_cache
+from kdkit.cache.open import Paths
 from kdkit.data import ReplayedDataset, create_source
+from kdkit.data.views.recorded import RecordStore
 from kdkit.recipe import ViewRecipe
 
 
 def open_dataset(
     data: Any,
     *,
-    cache: str | Path | CacheReader | None = None,
+    cache: Paths | CacheReader | None = None,
     recipe: ViewRecipe | None = None,
     image_column: str | None = None,
     label_column: str | None = None,
+    records: RecordStore | None = None,
 ) -> ReplayedDataset:
     """Opens the images that `data` refers to, in the views of a cache or a recipe.
 
     Args:
         data: a name or path, as the command line takes it, a source, a datasets.Dataset or another map-style dataset:
             see `kdkit.data.create_source`.
-        cache: a teacher cache, or its path. It gives the recipe, and is compared with the dataset: samples, class
-            names and the pixels of some views. An open cache is thereby matched with this dataset.
+        cache: a teacher cache, its path, or a list of paths. It gives the recipe, and is compared with the dataset:
+            samples, class names and the pixels of some views. An open cache is thereby matched with this dataset.
         recipe: the settings of the views; the cache's by default, else `ViewRecipe()`.
         image_column: column of the images or their paths, where `data` has columns.
         label_column: column of the labels, where `data` has columns.
+        records: an open cache that is not matched here; its recorded views are replayed where the recipe says so.
+            `cache` by default.
 
     Raises:
         DatasetError: `data` cannot be read.
         CacheMismatchError: the cache was made from other data, or with another recipe.
         ConfigError: an option does not fit the kind of data, or the recipe needs a transform that it cannot hold.
     """
-    if isinstance(cache, (str, Path)):
-        cache = open_cache(cache)
+    reader = open_cache(cache) if isinstance(cache, (str, Path, Sequence)) else cache
     if recipe is None:
-        recipe = ViewRecipe() if cache is None else cache.recipe
-    dataset = ReplayedDataset(create_source(data, image_column=image_column, label_column=label_column), recipe)
-    if cache is not None:
-        cache.match(dataset)
+        recipe = ViewRecipe() if reader is None else reader.recipe
+    source = create_source(data, image_column=image_column, label_column=label_column)
+    dataset = ReplayedDataset(source, recipe, records=records or records_of(reader))
+    if reader is not None:
+        reader.match(dataset)
     return dataset
+
+
+def records_of(cache: object) -> RecordStore | None:
+    """The cache as a store of recorded views, if it can be one."""
+    return cache if isinstance(cache, RecordStore) else None

@@ -76,6 +76,10 @@ class ViewRecipe:
     """Identity of a custom transform, which replaces crop, flip, colours and erasing; set by
     ReplayedDataset(..., transform=...)."""
 
+    recorded: str | None = None
+    """Steps that a cache holds the parameters of for each view, in place of random ones, e.g. crop+ops2+erasing+mixing;
+    set by an importer."""
+
     num_views: int = 1
     """Number V of different views per image; epoch e shows view e mod V."""
 
@@ -126,6 +130,8 @@ class ViewRecipe:
             self._check_evaluation()
         if self.transform is not None:
             self._check_custom_transform()
+        if self.recorded is not None:
+            self._check_recorded()
 
     def _check_evaluation(self) -> None:
         if self.interpolation == "random":
@@ -141,6 +147,13 @@ class ViewRecipe:
                 raise ConfigError(f"a custom transform replaces {name}: leave it at its default")
         if self.teacher_size is not None:
             raise ConfigError("teacher_size needs a transform that can be rendered at two sizes; a custom one cannot")
+
+    def _check_recorded(self) -> None:
+        for name in (*_DRAWN_BY_TIMM, "mixup_alpha", "cutmix_alpha", "transform"):
+            if name != "interpolation" and getattr(self, name) != _default(name):
+                raise ConfigError(f"recorded views have no randomness: leave {name} at its default")
+        if self.interpolation == "random":
+            raise ConfigError("recorded views have no randomness: interpolation must be bilinear or bicubic")
 
     @property
     def mixes(self) -> bool:
@@ -162,6 +175,14 @@ class ViewRecipe:
         if name not in PRESETS:
             raise UnknownNameError(f"there is no preset {name!r}{nearest(name, PRESETS)}; known: {', '.join(PRESETS)}")
         return cls(**{**PRESETS[name], **fields})
+
+    def describe(self) -> str:
+        """The fields that differ from their defaults, and always the size and the number of views."""
+        changed = [
+            field.name for field in dataclasses.fields(self) if getattr(self, field.name) != _default(field.name)
+        ]
+        shown = dict.fromkeys(["size", "num_views", *changed])
+        return ", ".join(f"{name}={getattr(self, name)!r}" for name in shown)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; `from_dict` is the inverse."""
@@ -213,6 +234,16 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     "funmatch": {"scale": (0.05, 1.0), "interpolation": "bilinear", "mixup_alpha": 1.0},
 }
 """Fields in which a published recipe differs from the defaults. Repeated augmentation belongs to the sampler."""
+
+
+def describe_recipe(recipe: ViewRecipe) -> str:
+    """The fields of a recipe that differ from their defaults, and always its size and number of views."""
+    plain = ViewRecipe()
+    changed = [
+        field.name for field in dataclasses.fields(recipe) if getattr(recipe, field.name) != getattr(plain, field.name)
+    ]
+    shown = ["size", "num_views", *(name for name in changed if name not in ("size", "num_views"))]
+    return ", ".join(f"{name}={getattr(recipe, name)!r}" for name in shown)
 
 
 def _default(name: str) -> Any:

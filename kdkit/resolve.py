@@ -49,21 +49,31 @@ def resolve_teacher(
     Args:
         config: the teacher's name and options.
         device: where it runs.
-        class_names: class names of the data [C]; the classes of a teacher that kdkit trained are matched with them by
-            name.
+        class_names: of the data [C]; the classes of a teacher that knows their names are brought into this order,
+            unless the configuration has a class map.
         card: the card that describes the teacher's weights and input; by default the configuration does.
 
     Raises:
         ConfigError: the teacher is the moving average of a student, and there is no student here.
-        ClassMismatchError: a teacher that kdkit trained has other classes than the data.
+        ClassMismatchError: a teacher that knows the names of its classes has other ones than the data.
     """
     members = (config, *config.ensemble)
     if any(member.model == EMA for member in members):
-        raise ConfigError(
-            "the teacher 'ema' is a student's moving average: use it in kdkit distill, not in an ensemble"
-        )
-    resolved = [_resolve_member(member, device, class_names, card if member is config else None) for member in members]
+        raise ConfigError("the teacher 'ema' is a student's moving average: it teaches in kdkit distill, and alone")
+    resolved = [_resolve_member(member, device, card if member is config else None) for member in members]
+    if class_names is not None:
+        resolved = [
+            teacher.for_classes(class_names) if member.class_map is None else teacher
+            for teacher, member in zip(resolved, members, strict=True)
+        ]
     return TeacherEnsemble(resolved, [member.weight for member in members]) if config.ensemble else resolved[0]
+
+
+def describe_teacher(teacher: Teacher) -> str:
+    """The teacher's name, and whether its classes are mapped to those of the data."""
+    members = teacher.members if isinstance(teacher, TeacherEnsemble) else (teacher,)
+    is_mapped = any(member.class_map is not None for member in members)
+    return f"{teacher.name}, its classes mapped to the data's" if is_mapped else teacher.name
 
 
 def teacher_of_cache(made_with: Mapping[str, Any]) -> TeacherConfig:
@@ -96,9 +106,7 @@ def card_of(config: TeacherConfig, name: str | None = None) -> TeacherCard | Non
     return load_card(config.model) if config.model.endswith(_CARD_SUFFIXES) else find_card(config.model)
 
 
-def _resolve_member(
-    config: SingleTeacherConfig, device: torch.device, class_names: Sequence[str] | None, card: TeacherCard | None
-) -> Teacher:
+def _resolve_member(config: SingleTeacherConfig, device: torch.device, card: TeacherCard | None) -> Teacher:
     """One teacher: by timm name, by the path of a card, from a weights file, or from a folder that kdkit wrote."""
     options: dict[str, Any] = {
         "class_map": _read_class_map(config.class_map),
@@ -115,24 +123,16 @@ def _resolve_member(
             config.arch, input_size=config.input_size, **{**loading, "checkpoint": config.model}, **options
         )
     if is_student_folder(config.model):
-        return _resolve_folder(config, loading, options, class_names)
+        return _resolve_folder(config, loading, options)
     if Path(config.model).is_file():
         raise ConfigError(f"the teacher {config.model!r} is a weights file: give its architecture as well, --arch NAME")
     return create_teacher(config.model, input_size=config.input_size, **loading, **options)
 
 
-def _resolve_folder(
-    config: SingleTeacherConfig,
-    loading: dict[str, Any],
-    options: dict[str, Any],
-    class_names: Sequence[str] | None,
-) -> Teacher:
-    """The teacher in a folder that `kdkit distill` or `kdkit export` wrote, its classes matched with the data's."""
+def _resolve_folder(config: SingleTeacherConfig, loading: dict[str, Any], options: dict[str, Any]) -> Teacher:
+    """The teacher in a folder that `kdkit distill` or `kdkit export` wrote, with the names of its classes."""
     model, student = load_student(StudentConfig(student=config.model, checkpoint=loading.pop("checkpoint")))
-    known = student.class_names
-    if known is not None and class_names is not None and options["class_map"] is None and known != tuple(class_names):
-        options["class_map"] = list(class_names)
-    return create_teacher(model, input_size=config.input_size, class_names=known, **loading, **options)
+    return create_teacher(model, input_size=config.input_size, class_names=student.class_names, **loading, **options)
 
 
 def _resolve_card(
@@ -147,6 +147,7 @@ def _resolve_card(
         input_size=(height, width) if input_size is None else (input_size, input_size),
         normalization=Normalization(tuple(card.mean), tuple(card.std)),
         name=card.name,
+        class_names=teacher.class_names,
         **options,
     )
 

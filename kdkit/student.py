@@ -44,6 +44,10 @@ class Student:
     """How images are resized for evaluation."""
     class_names: tuple[str, ...] | None
     """Its classes, in order."""
+    num_parameters: int | None = None
+    """How many parameters it has; None in files from before that was recorded."""
+    num_views: int | None = None
+    """Views of each image that it was trained on; None in files from before that was recorded, and for other models."""
 
     def write(self, folder: Path) -> None:
         """Writes `folder`/student.json."""

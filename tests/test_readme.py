@@ -85,7 +85,7 @@ def test_the_loop_of_the_readme_runs_as_it_stands_on_a_small_folder(
         '"resnet18"': '"test_resnet"',
         "size=224": "size=32",
         "num_views=10": "num_views=2",
-        " 256,": " 20,",
+        "batch_size=256": "batch_size=20",
         "range(100)": "range(2)",
     }
     for published, small in smaller.items():

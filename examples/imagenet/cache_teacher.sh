@@ -3,7 +3,7 @@
 #
 #   DATA=imagenet TEACHER=convnext_base.fb_in22k_ft_in1k VIEWS=10 CACHE=convnext.h5 examples/imagenet/cache_teacher.sh
 #
-# Further arguments are passed to the command, e.g. --preset resnet50_a2_kl, --teacher.checkpoint FILE or --build.codec int8.
+# Further arguments are passed to the command, e.g. --preset resnet50_a2_kl, --teacher.checkpoint FILE or --codec int8.
 # Not run on a GPU yet; a test runs it on two CPU processes over a small folder with ImageNet's layout.
 set -euo pipefail
 : "${DATA:=imagenet}"                                 # holds train/nXXXXXXXX/*.JPEG
@@ -15,5 +15,5 @@ set -euo pipefail
 
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" # the workers are the parallelism
 exec "$PYTHON" -m torch.distributed.run --standalone --nproc-per-node="$PROCESSES" -m kdkit cache build \
-    --data "$DATA/train" --output "$CACHE" --device "$DEVICE" --build.num_workers "$WORKERS" \
-    ${TEACHER:+--teacher.model "$TEACHER"} ${SIZE:+--recipe.size "$SIZE"} ${VIEWS:+--recipe.num_views "$VIEWS"} "$@"
+    "$DATA/train" -o "$CACHE" --device "$DEVICE" --workers "$WORKERS" \
+    ${TEACHER:+--teacher "$TEACHER"} ${SIZE:+--size "$SIZE"} ${VIEWS:+--views "$VIEWS"} "$@"

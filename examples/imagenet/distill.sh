@@ -17,7 +17,7 @@ set -euo pipefail
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" # the workers are the parallelism
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT="${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-240}" # seconds to write a checkpoint after SIGTERM
 exec "$PYTHON" -m torch.distributed.run --standalone --nproc-per-node="$PROCESSES" --max-restarts=3 -m kdkit distill \
-    --data "$DATA/train" --validation "$DATA/val" --cache "$CACHE" --output "$OUTPUT" \
-    --train.num_workers "$WORKERS" --device "$DEVICE" --resume \
-    ${STUDENT:+--student "$STUDENT"} ${EPOCHS:+--train.epochs "$EPOCHS"} ${BATCH:+--train.batch_size "$BATCH"} \
+    "$DATA/train" --cache "$CACHE" --val "$DATA/val" -o "$OUTPUT" \
+    --workers "$WORKERS" --device "$DEVICE" --resume \
+    ${STUDENT:+--student "$STUDENT"} ${EPOCHS:+--epochs "$EPOCHS"} ${BATCH:+--batch-size "$BATCH"} \
     ${AMP:+--train.amp "$AMP"} "$@"

@@ -36,11 +36,11 @@ on_all_nodes() {
 }
 
 # shellcheck disable=SC2086 # the options are words
-on_all_nodes cache build --data "$DATA/train" --output "$CACHE" --device "$DEVICE" --build.num_workers "$WORKERS" \
-    ${TEACHER:+--teacher.model "$TEACHER"} ${SIZE:+--recipe.size "$SIZE"} ${VIEWS:+--recipe.num_views "$VIEWS"} \
+on_all_nodes cache build "$DATA/train" -o "$CACHE" --device "$DEVICE" --workers "$WORKERS" \
+    ${TEACHER:+--teacher "$TEACHER"} ${SIZE:+--size "$SIZE"} ${VIEWS:+--views "$VIEWS"} \
     $BUILD_OPTIONS
 # shellcheck disable=SC2086
-on_all_nodes distill --data "$DATA/train" --validation "$DATA/val" --cache "$CACHE" --output "$OUTPUT" \
-    --train.num_workers "$WORKERS" --device "$DEVICE" --resume \
-    ${STUDENT:+--student "$STUDENT"} ${EPOCHS:+--train.epochs "$EPOCHS"} ${BATCH:+--train.batch_size "$BATCH"} \
+on_all_nodes distill "$DATA/train" --cache "$CACHE" --val "$DATA/val" -o "$OUTPUT" \
+    --workers "$WORKERS" --device "$DEVICE" --resume \
+    ${STUDENT:+--student "$STUDENT"} ${EPOCHS:+--epochs "$EPOCHS"} ${BATCH:+--batch-size "$BATCH"} \
     ${AMP:+--train.amp "$AMP"} $DISTILL_OPTIONS

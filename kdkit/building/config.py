@@ -63,8 +63,8 @@ class CacheEstimateConfig(ColumnsConfig, DeviceConfig):
     teacher: TeacherConfig
     """The teacher model."""
 
-    recipe: ViewRecipe = field(default_factory=ViewRecipe)
-    """What the views look like."""
+    recipe: ViewRecipe | None = None
+    """What the views look like; random crops and flips at 224 pixels, one view, by default."""
 
     build: BuildConfig = field(default_factory=BuildConfig)
     """How the cache is built."""
@@ -77,6 +77,9 @@ class CacheBuildConfig(CacheEstimateConfig, MismatchConfig):
     output: str
     """Cache file to write, e.g. teacher.h5; an interrupted build resumes there."""
 
+    like: str | None = None
+    """Cache whose recipe, samples and classes this one takes, so that one student can learn from both."""
+
     engine: Engine = "local"
     """Where the teacher runs: local (this process and its ranks) or ray (actors on a Ray cluster)."""
 
@@ -85,6 +88,8 @@ class CacheBuildConfig(CacheEstimateConfig, MismatchConfig):
 
     def __post_init__(self) -> None:
         check_choices(self)
+        if self.like is not None and self.recipe is not None:
+            raise ConfigError("like takes the recipe of its cache: leave out --recipe, --views, --size and --recipe.*")
         if self.actors < 1:
             raise ConfigError(f"actors must be at least 1, got {self.actors}")
 

@@ -17,11 +17,13 @@ from kdkit.building.plan import BuildPlan, as_built
 from kdkit.building.teacher import with_streams
 from kdkit.cache.extension import check_adds_views
 from kdkit.cache.format.constants import LOGITS
+from kdkit.cache.format.keys import list_keys
 from kdkit.cache.format.metadata import CacheMetadata
 from kdkit.cache.pixels import check_pixels, checked_views
 from kdkit.cache.reader import CachedTeacher
 from kdkit.cache.writer import CacheWriter
 from kdkit.data import ReplayedDataset
+from kdkit.errors import CacheMismatchError
 from kdkit.runtime import distributed
 from kdkit.teachers import Teacher
 
@@ -83,11 +85,21 @@ def extend_cache(
 def _check_same_build(cache: CachedTeacher, plan: BuildPlan) -> None:
     """Checks the settings as a resumed build does; only the number of views may exceed the cache's."""
     dataset = plan.dataset
+    _check_no_more_images(cache, dataset)
     plan.check_same(cache.metadata.with_views(dataset.recipe.num_views), cache.path)
     check_adds_views(cache.path, cache.metadata, dataset.recipe.num_views)
     hashes = {view: cache.pixel_crc32(view) for view in checked_views(cache.num_views)}
     made_with = cache.metadata.dataset.get("versions") or {}
     check_pixels(dataset, np.arange(len(dataset)), hashes, made_with, f"the cache {str(cache.path)!r}")
+
+
+def _check_no_more_images(cache: CachedTeacher, dataset: ReplayedDataset) -> None:
+    known = set(cache.keys())
+    if more := [key for key in dataset.keys if key not in known]:
+        raise CacheMismatchError(
+            f"the cache {str(cache.path)!r} cannot be extended by images, only by views: {len(more)} of {len(dataset)} "
+            f"images are not in it ({list_keys(more)}); leave them out, or build another cache"
+        )
 
 
 def _config_of(metadata: CacheMetadata, batch_size: int, num_workers: int | Literal["auto"]) -> BuildConfig:

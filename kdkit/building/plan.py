@@ -78,7 +78,7 @@ class BuildPlan:
             codecs=codecs,
             teacher=self.teacher.fingerprint(),
             recipe=self.dataset.recipe,
-            class_names=self.dataset.class_names,
+            class_names=self.teacher.class_names if self._is_nameless else self.dataset.class_names,
             shard_rows=self.config.shard_rows,
             versions=transform_versions(),
             has_pixels=True,
@@ -116,7 +116,7 @@ class BuildPlan:
             CacheMismatchError: names the first field that differs and both values.
         """
         shown, allow = f"the cache at {str(origin)!r}", set(self.allow_mismatch)
-        names = self.dataset.class_names
+        names = stored.dataset["class_names"] if self._is_nameless else self.dataset.class_names
         now = {
             "keys_sha256": keys_sha256(self.dataset.keys),
             "class_names": None if names is None else list(names),
@@ -130,6 +130,11 @@ class BuildPlan:
         if then["keys_sha256"] != now["keys_sha256"]:
             check_same_samples(stored_keys(origin, stored.num_rows), self.dataset.keys, shown)
         check_match("dataset", then, now, shown, allow - {KEYS_FIELD})
+
+    @property
+    def _is_nameless(self) -> bool:
+        """Whether the images have neither labels nor class names, so that the names are the teacher's."""
+        return self.dataset.class_names is None and self.dataset.is_unlabelled
 
     def _planned_streams(self) -> dict[str, Any]:
         """Stream -> the description of its codec, as far as it is known before the teacher runs."""

@@ -14,7 +14,7 @@ from torch import Tensor, from_numpy
 
 from kdkit.cache.codecs import Codec, FeatureCodec, RowCodec
 from kdkit.cache.fidelity import summarise_rows
-from kdkit.cache.format.constants import LOGITS
+from kdkit.cache.format.constants import LOGITS, RECORDS
 from kdkit.cache.lazy_arrays import stored_fidelity, stored_keys, stored_pixels
 from kdkit.cache.matching import match_keys
 from kdkit.cache.opening import locate, open_packed, open_parts, verify_arrays
@@ -41,7 +41,8 @@ class CacheFile:
     def __init__(self, path: str | Path, *, verify: bool = True) -> None:
         self.path = locate(Path(path))
         opened = open_parts(self.path, verify) if self.path.is_dir() else open_packed(self.path, verify)
-        self.metadata, self._codecs, self._payloads = opened
+        self.metadata, codecs, self._payloads = opened
+        self._codecs = {stream: codec for stream, codec in codecs.items() if stream != RECORDS}
 
     @property
     def num_rows(self) -> int:
@@ -68,8 +69,20 @@ class CacheFile:
         return len(names)
 
     @property
+    def names_classes(self) -> bool:
+        """Whether the class names of its dataset are those of its logits; imported labels may be of other classes."""
+        codec, names = self._codecs.get(LOGITS), self.metadata.dataset["class_names"]
+        return names is None or not isinstance(codec, Codec) or codec.num_classes == len(names)
+
+    @property
+    def class_names(self) -> Sequence[str] | None:
+        """Names of the classes [C], in order; None where the cache does not hold them."""
+        names: Sequence[str] | None = self.metadata.dataset["class_names"]
+        return names
+
+    @property
     def codecs(self) -> Mapping[str, RowCodec]:
-        """Stream name -> its codec."""
+        """Stream of the teacher's outputs -> its codec."""
         return self._codecs
 
     @property
@@ -141,6 +154,14 @@ class CacheFile:
             return from_numpy(payload.read(indices))
         except IndexError:  # numpy checks the upper bound anyway
             self._check_rows(indices)
+
+    def read_records(self, rows: Array | Tensor, view: int) -> Tensor:
+        """Recorded parameters of views, uint8 [B, bytes], as `read` takes its arguments.
+
+        Raises:
+            CacheStreamError: the cache holds no recorded views.
+        """
+        return self.read(rows, view, RECORDS)
 
     def _check_rows(self, indices: Array) -> NoReturn:
         odd = indices[(indices < 0) | (indices >= self.num_rows)][0]

@@ -30,6 +30,11 @@ class Replayable(Protocol):
     class_names: Sequence[str] | None
     recipe: ViewRecipe
 
+    @property
+    def is_unlabelled(self) -> bool:
+        """Whether no sample has a label."""
+        ...
+
     def __getitem__(self, index: tuple[int, int]) -> Any:
         """The sample at (row, view), with its pixels, uint8 [3, H, W], as `.image`."""
         ...
@@ -51,9 +56,10 @@ def match_dataset(path: Path, metadata: CacheMetadata, dataset: Replayable, allo
     views = min(metadata.num_views, dataset.recipe.num_views)
     recipe = ViewRecipe.completed({**metadata.recipe, "num_views": views})
     check_match("recipe", recipe, dataset.recipe.to_dict(), origin, allow)
-    names = None if dataset.class_names is None else list(dataset.class_names)
-    cached_names = {"class_names": metadata.dataset["class_names"]}
-    check_match("dataset", cached_names, {"class_names": names}, origin, allow)
+    if not (dataset.class_names is None and dataset.is_unlabelled):  # images without labels have no names to compare
+        names = None if dataset.class_names is None else list(dataset.class_names)
+        cached_names = {"class_names": metadata.dataset["class_names"]}
+        check_match("dataset", cached_names, {"class_names": names}, origin, allow)
     rows = match_keys(path, metadata.num_rows, dataset.keys, allow)
     hashes = {view: stored_pixels(path, metadata, view) for view in checked_views(views)}
     check_pixels(dataset, rows, hashes, metadata.dataset.get("versions") or {}, origin)

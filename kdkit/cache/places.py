@@ -5,12 +5,12 @@ from __future__ import annotations
 from contextlib import suppress
 from pathlib import Path
 
-from kdkit.cache.disk import check_not_full
 from kdkit.cache.extension import Extension, is_extending
 from kdkit.cache.file import CacheFile
 from kdkit.cache.packing import pack
 from kdkit.cache.shards.folder import ShardFolder, packed_path, shard_folder
 from kdkit.cache.shards.lock import writer_lock
+from kdkit.cache.write_errors import check_not_full
 from kdkit.errors import CacheError
 from kdkit.runtime import files
 

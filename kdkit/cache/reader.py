@@ -1,11 +1,11 @@
-"""open_cache and CachedTeacher: a teacher whose outputs are read from a cache.
+"""CacheReader and CachedTeacher: a teacher whose outputs are read from a cache.
 
 Dimensions: B batch, C classes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -43,6 +43,16 @@ class CacheReader(TeacherSource, Protocol):
         ...
 
     @property
+    def class_names(self) -> Sequence[str] | None:
+        """Names of the classes [C], in order; None where they are not known."""
+        ...
+
+    @property
+    def names_classes(self) -> bool:
+        """Whether `class_names` are those of its logits; imported labels may be of other classes than the data."""
+        ...
+
+    @property
     def feature_widths(self) -> Mapping[str, int]:
         """Stream of features -> its width D."""
         ...
@@ -59,7 +69,7 @@ class CacheReader(TeacherSource, Protocol):
 
     @property
     def identity(self) -> str:
-        """SHA-256 of its metadata, without the number of views."""
+        """SHA-256 of its metadata, without the number of views; of several caches, one of each."""
         ...
 
     def match(self, dataset: Replayable, *, allow_mismatch: Collection[str] = ()) -> None:
@@ -73,41 +83,6 @@ class CacheReader(TeacherSource, Protocol):
     def check_exists(self, stream: str) -> None:
         """Raises CacheStreamError where it holds no such stream."""
         ...
-
-
-def open_cache(
-    path: str | Path,
-    dataset: Replayable | None = None,
-    *,
-    streams: Collection[str] | None = None,
-    verify: bool = True,
-    sparse: bool = False,
-    allow_mismatch: Collection[str] = (),
-) -> CachedTeacher:
-    """Opens a cache for reading, packed or in parts.
-
-    Args:
-        path: the packed file, its parts folder, or the path that it would be packed to.
-        dataset: the dataset to train on. Its keys, recipe, class names and some of its pixels are compared with those
-            that the cache was made with, and its rows are matched to the cache's. Without it `read` takes the cache's
-            own rows, and batches are refused until `match` is called.
-        streams: the outputs to read, such as ["logits", "pooled"]; None: all.
-        verify: whether a block's checksum is compared when it is first touched.
-        sparse: whether a topk cache returns only its k classes, so that no tensor [B, C] is ever built for the teacher:
-            for very many classes, with the losses kl, soft_ce and dkd.
-        allow_mismatch: fields, named as in the error, whose difference is accepted.
-
-    Raises:
-        CacheNotFoundError: there is no cache at `path`.
-        CacheIncompleteError: its build has not finished.
-        CacheMismatchError: it was made with other settings; names the field and both values.
-        CacheStreamError: it does not hold one of the streams; names the streams that it holds.
-        CacheCorruptError: it is damaged.
-    """
-    cache = CachedTeacher(path, streams=streams, verify=verify, sparse=sparse)
-    if dataset is not None:
-        cache.match(dataset, allow_mismatch=allow_mismatch)
-    return cache
 
 
 class CachedTeacher(CacheFile):

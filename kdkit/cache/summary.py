@@ -31,7 +31,8 @@ def summarise(
         "rows": f"{metadata.num_rows:,} samples x {metadata.num_views} views",
         "bytes": f"{num_bytes(path):,} ({describe_bytes(rows)})",
         **{f"  {name}": _describe_codec(codec) for name, codec in codecs.items()},
-        "classes": f"{num_classes or 'not known'}" + ("" if names is None else f" ({names[0]!r} ... {names[-1]!r})"),
+        "classes": f"{num_classes or 'not known'}"
+        + (f" ({names[0]!r} ... {names[-1]!r})" if names is not None and len(names) == num_classes else ""),
         "teacher": f"{teacher['name']}, {teacher['dtype']}, weights {teacher['weights_sha256'][:16]}",
         "recipe": ", ".join(f"{name} {value}" for name, value in metadata.recipe.items() if value is not None),
         **{f"{name} kept": describe_fidelity(values) for name, values in metadata.fidelity.items()},

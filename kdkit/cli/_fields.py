@@ -45,8 +45,13 @@ class Field:
 
     @property
     def is_list(self) -> bool:
-        """Whether it is a list of names, given one by one or with commas."""
-        return tuple[str, ...] in alternatives(self.hint)
+        """Whether it is a list of names or numbers, given one by one or with commas."""
+        return any(kind in alternatives(self.hint) for kind in (tuple[str, ...], tuple[float, ...]))
+
+    @property
+    def splits_commas(self) -> bool:
+        """Whether a comma separates items of the list; paths, of which one may also stand alone, may hold commas."""
+        return self.is_list and str not in alternatives(self.hint)
 
     @property
     def is_mapping(self) -> bool:
@@ -70,12 +75,20 @@ class Field:
             UsageError: the type has no such value.
         """
         kinds, known = alternatives(self.hint), [str(choice) for choice in choices(self.hint)]
+        if tuple[float, ...] in kinds and not all(_parses(float, item) for item in split_list(value)):
+            raise UsageError(f"{flag} takes numbers, got {value!r}")
         if not self.expected or value in known or (value in ("null", "None") and type(None) in kinds):
             return
         for kind in _PLAIN:
             if kind in kinds and _parses(kind, value):
                 return
         raise UsageError(f"{flag} takes {self.expected}, got {value!r}{nearest(value, known)}")
+
+
+def split_list(value: str) -> list[str]:
+    """The items of a list as it is typed, with or without brackets and quotes."""
+    items = [item.strip(" '\"") for item in value.strip("[]()").split(",")]
+    return [item for item in items if item]
 
 
 def fields_of(config_class: type, prefix: str = "", *, is_optional: bool = False) -> Iterator[Field]:

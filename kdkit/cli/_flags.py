@@ -5,10 +5,11 @@ This is the one place that reads a command line; what it returns, `--field=value
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 
 from kdkit.cli import _preset
-from kdkit.cli._fields import Field, fields_of
+from kdkit.cli._fields import Field, fields_of, split_list
 from kdkit.errors import UsageError, nearest
 
 SHORT_FORMS: Mapping[str, tuple[str, ...]] = {
@@ -48,7 +49,8 @@ class Grammar:
     Args:
         command: its name, e.g. "cache build".
         config_class: the dataclass that its flags fill.
-        objects: what stands first, without a flag: metavar -> field, in order; a metavar in brackets may be left out.
+        objects: what stands first, without a flag: metavar -> field, in order; a metavar in brackets may be left out,
+            and a list takes all that follow.
     """
 
     def __init__(self, command: str, config_class: type, objects: Mapping[str, str]) -> None:
@@ -81,14 +83,25 @@ class Grammar:
             elif name == _PRESET:
                 preset = value
             elif name in self.fields and self.fields[name].is_list:
-                lists.setdefault(name, []).extend(item for item in map(_strip, value.strip("[]()").split(",")) if item)
+                items = split_list(value) if self._splits_commas(name) else [value]
+                lists.setdefault(name, []).extend(items)
             else:
                 values.append((name, value))
         if preset is not None:
             from_cache = any(name == "cache" for name, _ in values)
             files.insert(0, f"--{_CONFIG}={_preset.as_yaml(self.command, preset, from_cache=from_cache)}")
         given = [f"--{name}={value}" if name != _PRINT else f"--{name}" for name, value in values]
-        return [*files, *recipe, *given, *(f"--{name}=[{','.join(items)}]" for name, items in lists.items())]
+        return [*files, *recipe, *given, *(f"--{name}={self._as_value(name, items)}" for name, items in lists.items())]
+
+    def _as_value(self, name: str, items: list[str]) -> str:
+        """The items of a list as the parser reads them; one path as it is."""
+        if self._splits_commas(name):
+            return f"[{','.join(items)}]"
+        return items[0] if len(items) == 1 else json.dumps(items, ensure_ascii=False)
+
+    def _splits_commas(self, name: str) -> bool:
+        """Whether one argument may hold several items of a list; the names of files may hold commas."""
+        return self.fields[name].splits_commas and name not in self.objects.values()
 
     def _read(self, arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
         """Field and value of each argument, in order."""
@@ -98,7 +111,7 @@ class Grammar:
             if argument.startswith("-") and argument != "-":
                 yield from self._read_flag(argument, waiting, objects)
             elif objects:
-                yield objects.pop(0), argument
+                yield objects[0] if self.fields[objects[0]].is_list else objects.pop(0), argument
             else:
                 raise UsageError(f"unexpected argument {argument!r}: this command takes {self.described_objects}")
 
@@ -178,7 +191,3 @@ class Grammar:
     @staticmethod
     def _example(field: Field | None) -> str:
         return f": {field.expected}" if field is not None and field.expected else ""
-
-
-def _strip(item: str) -> str:
-    return item.strip(" '\"")

@@ -9,6 +9,7 @@ from kdkit.building.config import BuildConfig
 from kdkit.cache import open_cache
 from kdkit.cache.summary import describe_fidelity
 from kdkit.data import ReplayedDataset
+from kdkit.resolve import describe_teacher
 from kdkit.runtime import distributed
 from kdkit.teachers import Teacher, TeacherEnsemble
 
@@ -22,7 +23,7 @@ def describe_build(
     processes = "" if distributed.world_size() == 1 else f", {distributed.world_size()} processes"
     recipe = dataset.recipe
     return {
-        "teacher": f"{teacher.name}, {parameters / 1e6:.1f} M parameters",
+        "teacher": f"{describe_teacher(teacher)}, {parameters / 1e6:.1f} M parameters",
         "images": f"{len(dataset):,} of {teacher.num_classes or 'unknown'} classes, {data}",
         "views": f"{recipe.num_views} per image, {recipe.teacher_size or recipe.size} pixels",
         "streams": ", ".join(config.streams),

@@ -12,6 +12,7 @@ def run(arguments: list[str]) -> None:
     """Builds a cache, or resumes a build that was stopped."""
     config = parse_config(CacheBuildConfig, "cache build", arguments, {"DATA": "data"})
     from kdkit.building.build import build_cache
+    from kdkit.building.like import open_like
     from kdkit.building.shards import RANK_TIMEOUT
     from kdkit.cache.places import check_writable
     from kdkit.cli._header import describe_build, describe_built
@@ -23,7 +24,10 @@ def run(arguments: list[str]) -> None:
     with distributed.process_group(config.device, timeout=RANK_TIMEOUT):
         device = resolve_device(config.device)
         check_writable(config.output)  # before the teacher is loaded
-        dataset = open_dataset(config.data, recipe=config.recipe, **config.columns)
+        if config.like is None:
+            dataset = open_dataset(config.data, recipe=config.recipe, **config.columns)
+        else:
+            dataset = open_like(config.data, config.like, **config.columns)
         teacher = resolve_teacher(config.teacher, device, dataset.class_names)
         if distributed.rank() == 0:
             header = describe_build(teacher, dataset, config.data, config.build, device, config.output)

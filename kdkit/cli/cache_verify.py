@@ -12,16 +12,16 @@ def run(arguments: list[str]) -> None:
     from kdkit.building.verify import verify_cache
     from kdkit.cache import open_cache
     from kdkit.dataset import open_dataset
-    from kdkit.recipe import ViewRecipe
-    from kdkit.resolve import resolve_device, resolve_teacher, teacher_of_cache
+    from kdkit.resolve import describe_teacher, resolve_device, resolve_teacher, teacher_of_cache
     from kdkit.runtime.layout import print_wrapped
 
     teacher, dataset, device = None, None, resolve_device(config.device)
     if config.data is not None:
-        metadata = open_cache(config.cache).metadata
-        dataset = open_dataset(config.data, recipe=ViewRecipe.from_dict(metadata.recipe), **config.columns)
-        made_by = config.teacher or teacher_of_cache(metadata.teacher)
+        cache = open_cache(config.cache)
+        dataset = open_dataset(config.data, recipe=cache.recipe, records=cache, **config.columns)
+        made_by = config.teacher or teacher_of_cache(cache.teacher)
         teacher = resolve_teacher(made_by, device, dataset.class_names)
+        print_wrapped(f"teacher: {describe_teacher(teacher)}")
     report = verify_cache(
         config.cache, teacher, dataset, num_rows=config.rows, device=device, allow_mismatch=config.allow_mismatch
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from kdkit.errors import ConfigError
 from kdkit.runtime.hardware import AUTO, choose_workers
@@ -50,7 +50,7 @@ class ColumnsConfig:
     """Column of the labels, where the data has columns; label, or the only candidate, by default."""
 
     @property
-    def columns(self) -> dict[str, str | None]:
+    def columns(self) -> dict[str, Any]:
         """The two columns, as `kdkit.open_dataset` takes them."""
         return {"image_column": self.image_column, "label_column": self.label_column}
 

@@ -1,9 +1,10 @@
 """Data: sources of images with keys, replayed views, samplers and loaders."""
 
 from kdkit.data.batch import PixelBatch
-from kdkit.data.dataset import ReplayedDataset, Sample
+from kdkit.data.dataset import ReplayedDataset
 from kdkit.data.factory import create_loader
 from kdkit.data.loader import ReplayLoader, translate_worker_errors
+from kdkit.data.sample import Sample
 from kdkit.data.sampler import EpochSampler, RangeSampler
 from kdkit.data.sources.array import ArraySource
 from kdkit.data.sources.base import ImageSource

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import default_collate
 
-from kdkit.data.dataset import Sample, Unreadable
+from kdkit.data.sample import Sample, Unreadable
 from kdkit.errors import DatasetError
 
 

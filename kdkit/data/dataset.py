@@ -6,50 +6,25 @@ import copy
 import dataclasses
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import Tensor
 from torch.utils.data import Dataset
 from typing_extensions import Self
 
-from kdkit.data.sources.base import ImageSource
+from kdkit.data.sample import Sample, Unreadable
+from kdkit.data.sources.base import ImageSource, Targets, targets_of
+from kdkit.data.sources.labels import Unlabelled
 from kdkit.data.views.custom import CustomTransform, check_replayable
 from kdkit.data.views.identity import transform_identity
 from kdkit.data.views.mixing import NOT_MIXED, Pairing, draw_mix
+from kdkit.data.views.recorded import RecordedRenderer, RecordStore, open_records
 from kdkit.data.views.seed import preserve_rng_state, seed_all, view_seed
 from kdkit.data.views.transform import Transform, create_view_transform
 from kdkit.errors import ConfigError, DatasetError
 from kdkit.recipe import ViewRecipe
 
 Index = tuple[int, int]
-
-
-class Sample(NamedTuple):
-    """One view of one sample, as a worker process of a loader returns it."""
-
-    image: Tensor
-    """Pixels, uint8 [3, H, W]; mixed with those of the partner if the recipe mixes views."""
-    target: int
-    """Class index; -1 where the sample has no label."""
-    row: int
-    """Index of the sample in the dataset."""
-    view: int
-    """Number of the view."""
-    partner_target: int | None = None
-    """Class index of the partner that the sample is mixed with, or its own without a partner; None without mixing."""
-    share: float = 1.0
-    """Share of `target` in the mixed label; 1 where nothing is mixed."""
-    teacher_image: Tensor | None = None
-    """The same view at the teacher's size, uint8 [3, T, T], from a dataset `with_teacher_view()`; else None."""
-
-
-class Unreadable(NamedTuple):
-    """Stands in a batch for a sample that could not be loaded, in a dataset that skips such samples."""
-
-    row: int
-    """Index of the sample in the dataset."""
-    reason: str
-    """Reason of the failure; names the sample."""
 
 
 class ReplayedDataset(Dataset[Sample]):
@@ -69,6 +44,7 @@ class ReplayedDataset(Dataset[Sample]):
             change that neither shows is found by the pixel hashes of a cache (see
             `kdkit.data.views.identity.transform_identity`).
         num_classes: number of classes of mixed labels; the number of the source's class names by default.
+        records: the open cache with the parameters of the views, where the recipe says that they are recorded.
 
     Raises:
         DatasetError: the source is empty, or two samples share a key.
@@ -83,6 +59,7 @@ class ReplayedDataset(Dataset[Sample]):
         transform: Callable[..., Any] | None = None,
         transform_id: str | None = None,
         num_classes: int | None = None,
+        records: RecordStore | None = None,
     ) -> None:
         if len(source) == 0:
             raise DatasetError("the dataset holds no samples")
@@ -97,17 +74,28 @@ class ReplayedDataset(Dataset[Sample]):
         self.class_names: Sequence[str] | None = source.class_names
         self.num_classes = num_classes or (None if self.class_names is None else len(self.class_names))
         self._pairing = Pairing(self.keys, recipe.seed) if recipe.mixes else None
+        self._recorded = open_records(self.recipe, records, self.keys)
         self._student = _create(self.recipe, recipe.size, transform)
         self._teacher = self._student
         if recipe.teacher_size is not None:
             self._teacher = _create(self.recipe, recipe.teacher_size, transform)
-        self._shown: tuple[Transform, ...] = (self._student,)
+        self._shown: tuple[Any, ...] = (self._student,)
         self.skips_unreadable = False
-        if recipe.mixes and self.num_classes is None:
+        if recipe.mixes and self.num_classes is None and not self.is_unlabelled:
             raise DatasetError("mixed labels need to know how many classes there are: give num_classes")
         if transform is not None:
             with preserve_rng_state():
                 check_replayable(lambda view: self._views(0, view)[0])
+
+    @property
+    def targets(self) -> Targets | None:
+        """Class index of each sample [N], -1 for no label; None where only loading a sample tells its label."""
+        return targets_of(self.source)
+
+    @property
+    def is_unlabelled(self) -> bool:
+        """Whether no sample has a label, as in a folder without class folders."""
+        return self.targets is not None and bool((self.targets < 0).all())
 
     def for_teacher(self) -> Self:
         """The same views at the recipe's teacher_size, as the teacher sees them."""
@@ -123,6 +111,12 @@ class ReplayedDataset(Dataset[Sample]):
         other.skips_unreadable = True
         return other
 
+    def without_labels(self) -> Self:
+        """The same views of unlabelled samples: target -1, no class names."""
+        other = copy.copy(self)
+        other.source, other.class_names, other.num_classes = Unlabelled(self.source), None, None
+        return other
+
     def partners(self, view: int) -> Tensor | None:
         """The row of each sample's partner in `view`, int64 [N], its own without a partner; None without mixing."""
         return None if self._pairing is None else self._pairing.partners(view)
@@ -132,7 +126,7 @@ class ReplayedDataset(Dataset[Sample]):
 
     def __repr__(self) -> str:
         source = repr(self.source) if type(self.source).__repr__ is not object.__repr__ else type(self.source).__name__
-        return f"ReplayedDataset({source}, {describe_recipe(self.recipe)})"
+        return f"ReplayedDataset({source}, {self.recipe.describe()})"
 
     def __getitem__(self, index: Index) -> Sample:
         """The sample at `index` = (row, view), as in dataset[0, 3].
@@ -152,7 +146,7 @@ class ReplayedDataset(Dataset[Sample]):
             DatasetError: an index names no view, or a sample cannot be loaded and such samples are not skipped.
         """
         self._check_indices(indices)
-        drawn = lru_cache(maxsize=None)(self._views)
+        drawn = lru_cache(maxsize=None)(self._views if self._recorded is None else self.source.__getitem__)
         with preserve_rng_state():
             return [self._sample_or_reason(row, view, drawn) for row, view in indices]
 
@@ -168,9 +162,7 @@ class ReplayedDataset(Dataset[Sample]):
                 views = self.recipe.num_views - 1
                 raise DatasetError(f"view {view} is out of range: the recipe has views 0 to {views}")
 
-    def _sample_or_reason(
-        self, row: int, view: int, drawn: Callable[[int, int], tuple[Any, ...]]
-    ) -> Sample | Unreadable:
+    def _sample_or_reason(self, row: int, view: int, drawn: Callable[..., tuple[Any, ...]]) -> Sample | Unreadable:
         try:
             return self._sample(row, view, drawn)
         except Exception as error:  # a custom source or transform may raise anything
@@ -181,7 +173,10 @@ class ReplayedDataset(Dataset[Sample]):
                 return Unreadable(row, reason)
             raise DatasetError(reason) from error
 
-    def _sample(self, row: int, view: int, drawn: Callable[[int, int], tuple[Any, ...]]) -> Sample:
+    def _sample(self, row: int, view: int, drawn: Callable[..., tuple[Any, ...]]) -> Sample:
+        if self._recorded is not None:
+            images, target, partner_target, share = self._recorded.render(row, view, drawn, self._shown)
+            return Sample(images[0], target, row, view, partner_target, share, *images[1:])
         *images, target = drawn(row, view)
         if self._pairing is None:
             return Sample(images[0], target, row, view, None, 1.0, *images[1:])
@@ -201,7 +196,7 @@ class ReplayedDataset(Dataset[Sample]):
             images.append(transform(image))
         return (*images, target)
 
-    def _showing(self, *transforms: Transform) -> Self:
+    def _showing(self, *transforms: Any) -> Self:
         other = copy.copy(self)
         other._shown = transforms
         return other
@@ -215,22 +210,14 @@ def _named(recipe: ViewRecipe, transform: Callable[..., Any], name: str | None) 
     return dataclasses.replace(recipe, transform=identity)
 
 
-def _create(recipe: ViewRecipe, size: int, transform: Callable[..., Any] | None) -> Transform:
+def _create(recipe: ViewRecipe, size: int, transform: Callable[..., Any] | None) -> Transform | RecordedRenderer:
+    if recipe.recorded is not None:
+        return RecordedRenderer(recipe, size)
     if transform is not None:
         return CustomTransform(transform, size)
     if recipe.transform is not None:
         raise ConfigError(f"the recipe is for the transform {recipe.transform!r}: ReplayedDataset(..., transform=...)")
     return create_view_transform(recipe, size)
-
-
-def describe_recipe(recipe: ViewRecipe) -> str:
-    """The fields of a recipe that differ from their defaults, and always its size and number of views."""
-    plain = ViewRecipe()
-    changed = [
-        field.name for field in dataclasses.fields(recipe) if getattr(recipe, field.name) != getattr(plain, field.name)
-    ]
-    shown = ["size", "num_views", *(name for name in changed if name not in ("size", "num_views"))]
-    return ", ".join(f"{name}={getattr(recipe, name)!r}" for name in shown)
 
 
 def _first_repeated(keys: Sequence[str]) -> str:

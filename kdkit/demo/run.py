@@ -25,7 +25,7 @@ from kdkit.demo.report import DemoReport, draw_curves
 from kdkit.recipe import ViewRecipe
 from kdkit.runtime.output import prepare_output
 from kdkit.runtime.progress import Display, progress
-from kdkit.tasks import ClassificationTask, LabelledCrossEntropy, LogitDistillationTask, TrainingTask
+from kdkit.tasks import ClassificationTask, LogitDistillationTask, TrainingTask
 from kdkit.teachers import Teacher, create_teacher
 from kdkit.training.config import TrainConfig
 from kdkit.training.logger import FILES, RunLogger
@@ -160,4 +160,4 @@ def _cores_for_workers(num_workers: int) -> Iterator[None]:
 
 
 def _distillation(student: nn.Module, teacher: Teacher | None) -> TrainingTask:
-    return LogitDistillationTask(student, teacher, LabelledCrossEntropy(), temperature=TEMPERATURE)
+    return LogitDistillationTask(student, teacher, temperature=TEMPERATURE)

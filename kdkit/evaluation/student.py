@@ -12,7 +12,7 @@ from torch import nn
 
 from kdkit.data import EpochSampler, ReplayedDataset, ReplayLoader, translate_worker_errors
 from kdkit.dataset import open_dataset
-from kdkit.errors import ClassMismatchError, OutputExistsError
+from kdkit.errors import ClassMismatchError, DatasetError, OutputExistsError
 from kdkit.evaluation.config import EvaluateConfig
 from kdkit.recipe import ViewRecipe
 from kdkit.resolve import resolve_device
@@ -53,6 +53,7 @@ def evaluate_student(config: EvaluateConfig, *, show_progress: bool = False) -> 
     Raises:
         CheckpointError: there are no such weights, or they do not fit.
         ClassMismatchError: the folder's classes are not the student's.
+        DatasetError: the images have no labels.
         OutputExistsError: the output file exists.
     """
     output = None if config.output is None else Path(config.output)
@@ -61,6 +62,8 @@ def evaluate_student(config: EvaluateConfig, *, show_progress: bool = False) -> 
     device = resolve_device(config.device)
     model, student = load_student(config)
     dataset = open_dataset(config.data, recipe=_recipe(config, student), **config.columns)
+    if dataset.is_unlabelled:
+        raise DatasetError(f"no image of {config.data!r} has a label to evaluate with: give a folder of class folders")
     _check_same_classes(config, model, student, dataset)
     loader = ReplayLoader(
         dataset,

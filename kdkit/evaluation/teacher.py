@@ -51,7 +51,9 @@ class CheckReport:
     published: PublishedTop1 | None
     """The card's figure that is compared, or None."""
     warning: str | None
-    """The problem, in one sentence, or None."""
+    """What is wrong, in a sentence, or None."""
+    is_mapped: bool = False
+    """Whether the teacher's classes are mapped to those of the images."""
 
 
 def check_named_teacher(config: TeachersCheckConfig) -> CheckReport:
@@ -129,7 +131,8 @@ def check_teacher(
     judged = consistency if len(label) >= _IMAGES_PER_CLASS * len(label.unique()) else 0.0
     warning = _warning(teacher, top1, judged, len(label), published)
     size = dataset.recipe.size
-    return CheckReport(teacher.name, len(label), len(dataset), size, top1, consistency, published, warning)
+    is_mapped = teacher.class_map is not None
+    return CheckReport(teacher.name, len(label), len(dataset), size, top1, consistency, published, warning, is_mapped)
 
 
 def check_recipe(

@@ -97,7 +97,15 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         WriteError: as for `atomic_write`.
     """
-    content = text.encode()
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Writes `content` to `path`, durably and atomically.
+
+    Raises:
+        WriteError: as for `atomic_write`.
+    """
     with atomic_write(path) as temporary, new_file(temporary, len(content)) as descriptor:
         write_at(descriptor, content, 0)
 

@@ -14,11 +14,14 @@ class ClassificationTask(StudentTask):
     Args:
         student_model: the model to train.
         criterion: loss of (logits [B, C], target) [], cross-entropy by default, which takes class indices [B] and soft
-            labels [B, C]. It is computed in float32 at least, whatever the autocast.
+            labels [B, C]. It is computed in float32 at least, whatever the autocast, over the labelled samples.
         device, dtype, verbose: as for TrainingTask.
     """
 
     def forward(self, input: Tensor, target: Tensor) -> dict[str, Tensor]:
-        """Computes one step: 'loss' [] and 'output' [B, C] for images [B, 3, H, W] and target [B] or [B, C]."""
+        """Computes one step: 'loss' [] and 'output' [B, C] for images [B, 3, H, W] and target.
+
+        Target holds class indices [B], -1 for a sample without a label, or soft labels [B, C].
+        """
         output = self.trainable_module(input)
-        return {"loss": self.criterion(to_compute_dtype(output), target), "output": output}
+        return {"loss": self._label_loss(to_compute_dtype(output), target), "output": output}

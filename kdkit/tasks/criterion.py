@@ -1,20 +1,43 @@
-"""Task losses that timm and torch do not have."""
+"""The loss on labels that every task has by default.
+
+Dimensions: B batch, C classes.
+"""
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-class LabelledCrossEntropy(nn.Module):
-    """Cross-entropy, averaged over the samples of a batch that have a label; 0 where none has.
+class LabelledCrossEntropy(nn.CrossEntropyLoss):
+    """Cross-entropy averaged over the samples of a batch that have a label; exactly 0 where none has.
 
-    For training on few labels and many images: an unlabelled sample has the target -1; only its distillation loss
-    counts.
+    An unlabelled sample has the target -1 and takes no part. The label of a mixed sample is soft; the part of it that
+    comes from an unlabelled sample is missing, so that its row sums to less than 1. The average is then over the sum of
+    all rows. It equals torch's cross-entropy where every sample is labelled, and never waits for the device.
+
+    Args:
+        weight: factor of each class [C]; all 1 when None.
+        label_smoothing: share of each label that is spread evenly over all classes, from 0 to 1.
     """
 
+    def __init__(self, weight: Tensor | None = None, *, label_smoothing: float = 0.0) -> None:
+        super().__init__(weight, ignore_index=-1, label_smoothing=label_smoothing)
+
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Returns a scalar [] from logits [B, C] and class indices [B], -1 for no label."""
-        labelled = target >= 0
-        each = F.cross_entropy(logits, target.clamp_min(0), reduction="none")
-        return (each * labelled).sum() / labelled.sum().clamp_min(1)
+        """Returns a scalar [] from logits [B, C] and class indices [B], -1 for no label, or soft labels [B, C]."""
+        if target.ndim == logits.ndim:
+            return self._soft(logits, target)
+        is_any_labelled = (target >= 0).any()
+        # A mean over nothing is NaN, also in its gradient: without labels the loss of class 0 is multiplied by 0.
+        target = torch.where(is_any_labelled, target, torch.zeros_like(target))
+        return super().forward(logits, target) * is_any_labelled
+
+    def _soft(self, logits: Tensor, target: Tensor) -> Tensor:
+        known = target.sum(dim=1, keepdim=True).clamp(max=1)  # the labelled share of each sample [B, 1]
+        if self.label_smoothing > 0:
+            target = (1 - self.label_smoothing) * target + self.label_smoothing * known / target.shape[1]
+        labelled = known.sum()
+        scale = torch.where(labelled > 0, len(target) / labelled, torch.zeros_like(labelled))
+        return F.cross_entropy(logits, target, weight=self.weight) * scale

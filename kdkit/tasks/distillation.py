@@ -46,8 +46,8 @@ class DistillationTask(StudentTask):
         teacher: a timm name, an nn.Module, a timm.task.DistillationTeacher, a Teacher or TeacherEnsemble; None when
             every output comes from a cache; or "ema" for the moving average of the student itself, which `setup_ema`
             makes. A teacher takes its input in the student's normalisation and brings it to its own.
-        criterion: task loss of (logits [B, C], target); cross-entropy by default. With task_loss_weight 0 it is not
-            called, and `target` may be None.
+        criterion: task loss of (logits [B, C], target), over the samples that have a label; cross-entropy by default.
+            With task_loss_weight 0 it is not called, and `target` may be None.
         distill_loss: name of a loss in kdkit.losses; a function of (student_logits, teacher_logits), with a third
             argument `target` if it needs the labels; several as {name: weight}; or names and LossTerms in a list.
         temperature: of each logit loss given by name; that loss's own default when None.
@@ -112,7 +112,8 @@ class DistillationTask(StudentTask):
 
         Args:
             input: images [B, 3, H, W] in the student's normalisation.
-            target: class indices [B] or soft labels [B, C]; may be None when task_loss_weight is 0.
+            target: class indices [B], -1 for a sample without a label, or soft labels [B, C]; may be None when
+                task_loss_weight is 0.
             teacher_output: a teacher's outputs for this very input; when None, the task's own teacher runs.
 
         Returns:
@@ -148,7 +149,7 @@ class DistillationTask(StudentTask):
             return logits.new_zeros(())
         if target is None:
             raise ConfigError("target is None but task_loss_weight is not 0: pass labels, or task_loss_weight=0")
-        return self.criterion(logits, target)
+        return self._label_loss(logits, target)
 
     def _logit_terms(
         self, logits: Tensor, teacher_logits: TeacherLogits | None, target: Tensor | None

@@ -21,7 +21,7 @@ def observe(student_logits: Tensor, teacher_logits: TeacherLogits, target: Tenso
     'agreement_top1': samples for which student and teacher predict the same class, percent. 'teacher_entropy': mean
     entropy of the teacher's distribution at temperature 1, nats. 'teacher_top1', where there are labels: labelled
     samples for which the teacher predicts the label, percent (-1 is no label); for a soft label, the share that it
-    gives to the teacher's prediction.
+    gives to the teacher's prediction; NaN where no sample is labelled.
 
     Args:
         student_logits: [B, C].
@@ -56,9 +56,11 @@ def _choice_and_entropy(teacher: TeacherLogits) -> tuple[Tensor, Tensor]:
 
 def _top1(choice: Tensor, target: Tensor) -> Tensor:
     if target.ndim == 2:
-        return 100 * to_compute_dtype(target).gather(1, choice.unsqueeze(1)).mean()
+        target = to_compute_dtype(target)
+        labelled = target.sum(dim=1).clamp(max=1).sum()  # a mixed sample's unlabelled share is missing in its row
+        return 100 * target.gather(1, choice.unsqueeze(1)).sum() / labelled
     labelled = target >= 0
-    return 100 * (labelled & (choice == target)).sum() / labelled.sum().clamp_min(1)
+    return 100 * (labelled & (choice == target)).sum() / labelled.sum()
 
 
 def _percent(hits: Tensor) -> Tensor:

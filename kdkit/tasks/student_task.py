@@ -12,6 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from typing_extensions import Self
 
 from kdkit.errors import ConfigError
+from kdkit.tasks.criterion import LabelledCrossEntropy
 from kdkit.tasks.task import TrainingTask
 
 Criterion = Callable[[Tensor, Tensor], Tensor]
@@ -23,8 +24,10 @@ class StudentTask(TrainingTask):
 
     Args:
         student_model: the model to train.
-        criterion: loss on labels; cross-entropy by default. A module with buffers, such as class weights, follows the
-            task's device, and stays in float32 at least, because it is given logits in float32.
+        criterion: loss on labels; LabelledCrossEntropy by default. A module with buffers, such as class weights,
+            follows the task's device, and stays in float32 at least, because it is given logits in float32. Of class
+            indices [B] it is given the labelled samples alone (-1 is no label), for which the host reads the targets
+            of each step from the device; the default needs no such read.
         device, dtype, verbose: as for TrainingTask.
 
     Raises:
@@ -46,11 +49,22 @@ class StudentTask(TrainingTask):
         if criterion is not None and not callable(criterion):
             raise ConfigError(f"a criterion is a function of (logits, target), got {type(criterion).__name__}")
         self.trainable_module = student_model
-        self.criterion = criterion if criterion is not None else nn.CrossEntropyLoss()
+        self.criterion = criterion if criterion is not None else LabelledCrossEntropy()
         if isinstance(self.criterion, nn.Module):
             self.criterion.to(self.device)
 
     trainable_module: nn.Module
+
+    def _label_loss(self, logits: Tensor, target: Tensor) -> Tensor:
+        """The criterion [] of logits [B, C] over the labelled samples; exactly 0 where no sample is labelled."""
+        if isinstance(self.criterion, LabelledCrossEntropy) or target.ndim != 1 or target.is_floating_point():
+            return self.criterion(logits, target)
+        labelled = target >= 0
+        if bool(labelled.all()):
+            return self.criterion(logits, target)
+        if not bool(labelled.any()):
+            return (logits * 0).sum()  # with a gradient, which DistributedDataParallel waits for
+        return self.criterion(logits[labelled], target[labelled])
 
     def prepare_distributed(self, device_ids: list[int] | None = None, **ddp_kwargs: Any) -> Self:
         """Wraps the trainable module alone in DistributedDataParallel; call it after `compile`, before the loop.

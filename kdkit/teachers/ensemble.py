@@ -47,7 +47,7 @@ class TeacherEnsemble(Teacher):
         arriving = members[0].input_normalization if members else Normalization()
         mean = _MeanOfTeachers([member.with_taps(()).for_input(arriving) for member in members], weights)
         name = name or f"ensemble of {', '.join(member.name for member in members)}"
-        super().__init__(mean, normalization=arriving, name=name)
+        super().__init__(mean, normalization=arriving, name=name, class_names=_class_names(members))
         self.weights = mean.weights
 
     @property
@@ -95,6 +95,11 @@ class TeacherEnsemble(Teacher):
             "dtype": dtypes.pop() if len(dtypes) == 1 else "mixed",
             "versions": {"timm": timm.__version__, "torch": str(torch.__version__)},
         }
+
+
+def _class_names(members: Sequence[Teacher]) -> tuple[str, ...] | None:
+    """The names of the classes, which are one order for all members; None where no member knows them."""
+    return next((member.class_names for member in members if member.class_names is not None), None)
 
 
 def _sha256_of(values: list[Any]) -> str:

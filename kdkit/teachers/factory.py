@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from kdkit.errors import CheckpointError, ClassMismatchError, ConfigError, UnknownNameError, nearest
 from kdkit.teachers.class_map import ClassMap, MissingClasses
+from kdkit.teachers.class_names import label_names
 from kdkit.teachers.model_config import model_config, unwrap_timm_teacher
 from kdkit.teachers.preparation import Resize
 from kdkit.teachers.teacher import Teacher
@@ -58,7 +59,8 @@ def create_teacher(
         checkpoint: safetensors or torch weights; timm's training checkpoints too (their EMA when they hold one).
             Nothing that could run code is ever unpickled.
         num_classes: expected number of classes C; a check, never a new head.
-        class_map, class_names, missing_classes: as for Teacher.
+        class_map, missing_classes: as for Teacher.
+        class_names: as for Teacher; by default those in the model's configuration, if it holds any.
         normalization: of the model's input; as for Teacher.
         input_size: pixels, side or (height, width), of the model's input; as for Teacher.
         dtype, device: dtype and device of the weights; unchanged for a module, float32 on the CPU for a name.
@@ -69,10 +71,11 @@ def create_teacher(
         CheckpointError: the weights cannot be read or do not fit.
         ClassMismatchError: the teacher has another number of classes than `num_classes`.
     """
+    module = _resolve_model(model, checkpoint).to(device=device, dtype=dtype)
     teacher = Teacher(
-        _resolve_model(model, checkpoint).to(device=device, dtype=dtype),
+        module,
         class_map=class_map,
-        class_names=class_names,
+        class_names=label_names(module) if class_names is None else class_names,
         missing_classes=missing_classes,
         normalization=normalization,
         input_size=(input_size, input_size) if isinstance(input_size, int) else input_size,

@@ -15,6 +15,7 @@ from typing_extensions import Self
 
 from kdkit.errors import ConfigError
 from kdkit.teachers.class_map import MISSING, ClassMap, MissingClasses, class_index, pick_classes, resolve_class_map
+from kdkit.teachers.class_names import reorder_names
 from kdkit.teachers.fingerprint import fingerprint
 from kdkit.teachers.model_config import model_config, only_input_size, unwrap_timm_teacher
 from kdkit.teachers.preparation import Preparation, Resize
@@ -38,7 +39,8 @@ class Teacher(nn.Module):
             timm.task.DistillationTeacher is unwrapped, and keeps its normalisation.
         class_map: for each of the data's C classes, the index or the name of the model's class [C]; or an ImageNet
             family such as "imagenet-1k", by synset; None keeps all K.
-        class_names: names of the model's K classes, for a class_map of names; those of ImageNet models are known.
+        class_names: names of the model's K classes, for a class_map of names; those of ImageNet models are known. They
+            change no logit, so they are no part of the fingerprint.
         missing_classes: for a class in class_map that the model does not have: "error", or "min_logit" to give it the
             row's smallest logit.
         input_size: (height, width) in pixels of the model's input; images of another size are resized, antialiased,
@@ -79,8 +81,9 @@ class Teacher(nn.Module):
         self.input_size = input_size or only_input_size(model)
         self.normalization = normalization or own_normalization or Normalization.of(model)
         self.input_normalization = input_normalization or self.normalization
-        self.class_map = resolve_class_map(class_map, model, self._subject, class_names, missing_classes)
-        self.taps = check_taps(model, taps, self._subject)
+        self.class_map = resolve_class_map(class_map, model, self._who, class_names, missing_classes)
+        self._model_class_names = None if class_names is None else tuple(class_names)
+        self.taps = check_taps(model, taps, self._who)
         self.resize = resize
         self.autocast = autocast
         self._forward_fn: Callable[..., Outputs] = forward_with_taps
@@ -108,6 +111,14 @@ class Teacher(nn.Module):
         return getattr(unwrap_model(self.model), "num_classes", None)
 
     @property
+    def class_names(self) -> tuple[str, ...] | None:
+        """Names of the C classes, after the class map, where those of the model's classes were given; else None."""
+        names = self._model_class_names
+        if names is None or self.class_map is None:
+            return names
+        return None if MISSING in self.class_map else tuple(names[index] for index in self.class_map)
+
+    @property
     def head_weight(self) -> Tensor | None:
         """Weight [C, D] of the model's last linear layer, after the class map; None where it has no such layer."""
         classifier = getattr(unwrap_model(self.model), "get_classifier", lambda: None)()
@@ -123,9 +134,24 @@ class Teacher(nn.Module):
         """Returns a Teacher of the same frozen model that returns the features at `taps`."""
         return self._with(taps=taps)
 
+    def for_classes(self, names: Sequence[str]) -> Teacher:
+        """Returns a Teacher of the same frozen model whose classes are those of the data, by name and in this order.
+
+        Where the order is the same, or the names of the teacher's classes are not known, that is the teacher itself.
+
+        Raises:
+            ClassMismatchError: the data has other classes; names the first difference.
+        """
+        known = self.class_names
+        if known is None or known == tuple(names):
+            return self
+        index = reorder_names(names, known, self._who)
+        return self._with(class_map=index if self.class_map is None else [self.class_map[i] for i in index])
+
     def _with(self, **changes: Any) -> Teacher:
         settings = {
             "class_map": self.class_map,
+            "class_names": self._model_class_names,
             "missing_classes": "min_logit" if MISSING in (self.class_map or ()) else "error",
             "input_size": self.input_size,
             "normalization": self.normalization,

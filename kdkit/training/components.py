@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from kdkit.teachers import Teacher
 from kdkit.teachers.card import find_card
 from kdkit.training.config import DistillConfig
 from kdkit.training.create_task import create_task
+from kdkit.training.labels import check_labels, class_names_of
 from kdkit.training.run import write_config
 
 _FIRST_WEIGHTS = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir")
@@ -37,17 +39,24 @@ def choose_recipe(config: DistillConfig, cache: CacheReader | None) -> ViewRecip
     return ViewRecipe() if cache is None else cache.recipe
 
 
-def open_validation(config: DistillConfig, training: ReplayedDataset) -> ReplayedDataset | None:
-    """The validation images, if there are any; raises unless they have the classes of the training images."""
-    if config.validation is None:
+def open_validation(
+    config: DistillConfig, training: ReplayedDataset, class_names: Sequence[str] | None, num_classes: int
+) -> ReplayedDataset | None:
+    """The validation images, labelled; of the student's classes, or an error. None if the run has none."""
+    if (folder := config.validation) is None:
         return None
-    recipe = ViewRecipe.evaluation(training.recipe.size)
-    dataset = open_dataset(config.validation, recipe=recipe, **config.columns)
-    if dataset.class_names != training.class_names:
+    dataset = open_dataset(folder, recipe=ViewRecipe.evaluation(training.recipe.size), **config.columns)
+    if dataset.is_unlabelled:
+        raise DatasetError(f"no image of {folder!r} has a label to validate with: give a folder of class folders")
+    names = None if class_names is None else list(class_names)
+    is_known = names is not None or not training.is_unlabelled
+    if dataset.class_names != names if is_known else len(dataset.class_names or ()) not in (0, num_classes):
+        expected = _shorten(names) if is_known else f"{num_classes} classes without names"
         raise DatasetError(
-            f"the validation folder {config.validation!r} has the classes {_shorten(dataset.class_names)}, "
-            f"the training folder {_shorten(training.class_names)}: both must have the same class folders"
+            f"the validation folder {folder!r} has the classes {_shorten(dataset.class_names)}, "
+            f"the training folder {expected}: both must have the same class folders"
         )
+    check_labels(dataset, num_classes, folder)
     return dataset
 
 
@@ -60,6 +69,7 @@ def make_task(
         raise ClassMismatchError(f"the cache has {cache.num_classes} classes, the data {len(names)}")
     teacher = _live_teacher(config, dataset, device)
     num_classes = _num_classes(config, dataset, cache, teacher)
+    check_labels(dataset, num_classes, config.data)
     return create_task(config, _create_student(config, dataset, num_classes), teacher, cache).to(device)
 
 
@@ -101,8 +111,8 @@ def _num_classes(
     config: DistillConfig, dataset: ReplayedDataset, cache: CacheReader | None, teacher: Teacher | str | None
 ) -> int:
     """Classes of the student: those that the data names, or else those of the teacher."""
-    if dataset.class_names is not None:
-        return len(dataset.class_names)
+    if (names := class_names_of(dataset, cache, teacher)) is not None:
+        return len(names)
     if cache is not None and LOGITS in cache.codecs:
         return cache.num_classes
     if isinstance(teacher, Teacher) and teacher.num_classes is not None:
@@ -123,16 +133,30 @@ def _model_args(config: DistillConfig, dataset: ReplayedDataset, num_classes: in
     return {"num_classes": num_classes, **_image_size(config.student, dataset), **config.student_options}
 
 
-def describe(config: DistillConfig, dataset: ReplayedDataset, num_classes: int, output: Path) -> None:
-    """Writes the configuration, and the description of the student that `kdkit evaluate` and `export` need."""
+def describe(
+    config: DistillConfig,
+    dataset: ReplayedDataset,
+    task: TrainingTask,
+    class_names: Sequence[str] | None,
+    output: Path,
+) -> None:
+    """Writes the configuration, and the student's description that `kdkit evaluate`, `export` and `compare` need."""
     write_config(config, output)
     evaluated = ViewRecipe.evaluation(dataset.recipe.size)
-    names = None if dataset.class_names is None else tuple(dataset.class_names)
-    model_args = _model_args(config, dataset, num_classes)
+    names = None if class_names is None else tuple(class_names)
+    model_args = _model_args(config, dataset, num_classes_of(task))
     model_args = {name: value for name, value in model_args.items() if name not in _FIRST_WEIGHTS}
-    Student(config.student, model_args, evaluated.size, evaluated.crop_pct, evaluated.interpolation, names).write(
-        output
-    )
+    student: Any = task.get_eval_model()
+    Student(
+        config.student,
+        model_args,
+        evaluated.size,
+        evaluated.crop_pct,
+        evaluated.interpolation,
+        names,
+        num_parameters=sum(parameter.numel() for parameter in student.parameters()),
+        num_views=dataset.recipe.num_views,
+    ).write(output)
 
 
 def card_top1(task: TrainingTask, cache: CacheReader | None, num_classes: int) -> float | None:

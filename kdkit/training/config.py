@@ -49,8 +49,15 @@ class DistillConfig(ColumnsConfig, DeviceConfig, MismatchConfig, OverwriteConfig
     student_options: dict[str, Any] = field(default_factory=dict)
     """Further arguments of timm.create_model for the student, e.g. {drop_path_rate: 0.1}."""
 
-    cache: str | None = None
-    """Cache of the teacher's outputs; its recipe is the default."""
+    cache: tuple[str, ...] | str | None = None
+    """Cache of the teacher's outputs, or several, whose probabilities are averaged; its recipe is the default."""
+
+    cache_weights: tuple[float, ...] | None = None
+    """Weights of several caches in the average, one each, relative to one another; equal by default."""
+
+    cache_temperatures: tuple[float, ...] | None = None
+    """Temperatures that the outputs of several caches are softened by before they are averaged, one each; 1 by
+    default."""
 
     teacher: TeacherConfig | None = None
     """Live teacher, in place of a cache."""
@@ -107,7 +114,7 @@ class DistillConfig(ColumnsConfig, DeviceConfig, MismatchConfig, OverwriteConfig
     """Write metrics to TensorBoard files in the output folder as well."""
 
     tracker: str | None = None
-    """Module with wandb's init, log and finish that metrics go to as well, e.g. wandb or trackio; none by default."""
+    """Tracker that metrics go to as well: tensorboard, trackio, wandb, or module:NAME of your own; none by default."""
 
     project: str = "kdkit"
     """Name of the project in the tracker."""
@@ -115,6 +122,7 @@ class DistillConfig(ColumnsConfig, DeviceConfig, MismatchConfig, OverwriteConfig
     def __post_init__(self) -> None:
         check_choices(self)
         self._check_teacher()
+        self._check_caches()
         kind = self.task_kind
         if kind != "feature" and (self.teacher_taps or self.student_taps != DistillConfig.student_taps):
             raise ConfigError(f"taps are of the task feature, this is the task {kind}: leave them out")
@@ -126,7 +134,7 @@ class DistillConfig(ColumnsConfig, DeviceConfig, MismatchConfig, OverwriteConfig
             raise ConfigError("a run is either resumed (--resume) or replaced (--overwrite), got both")
 
     def _check_teacher(self) -> None:
-        if self.cache is not None and self.teacher is not None:
+        if self.caches and self.teacher is not None:
             raise ConfigError("a run has either a cache or a live teacher, got both: leave one out")
         if self.has_teacher:
             return
@@ -138,10 +146,21 @@ class DistillConfig(ColumnsConfig, DeviceConfig, MismatchConfig, OverwriteConfig
         if self.train.distill_warmup_epochs:
             raise ConfigError("distill_warmup_epochs needs a teacher: give --cache FILE or --teacher NAME")
 
+    def _check_caches(self) -> None:
+        for name in ("cache_weights", "cache_temperatures"):
+            numbers, count = getattr(self, name), len(self.caches)
+            if numbers is not None and (count < 2 or len(numbers) != count):
+                raise ConfigError(f"{name} is one number for each of several caches, got {len(numbers)} for {count}")
+
+    @property
+    def caches(self) -> tuple[str, ...]:
+        """The caches by name: none, one or several."""
+        return () if self.cache is None else (self.cache,) if isinstance(self.cache, str) else tuple(self.cache)
+
     @property
     def has_teacher(self) -> bool:
         """Whether there is a teacher: a cache or a live one; otherwise the student learns from labels alone."""
-        return self.cache is not None or self.teacher is not None
+        return bool(self.caches) or self.teacher is not None
 
     @property
     def is_own_teacher(self) -> bool:

@@ -8,6 +8,7 @@ from kdkit.cache import CacheReader
 from kdkit.tasks import (
     ClassificationTask,
     FeatureDistillationTask,
+    LabelledCrossEntropy,
     LogitDistillationTask,
     TokenDistillationTask,
     TrainingTask,
@@ -28,7 +29,7 @@ def create_task(
         teacher: the live teacher, or None.
         cache: the cache whose features the task is for, or None.
     """
-    criterion = nn.CrossEntropyLoss(label_smoothing=config.label_smoothing)
+    criterion = LabelledCrossEntropy(label_smoothing=config.label_smoothing)
     if config.task_kind == "labels":
         return ClassificationTask(student, criterion)
     options: TaskOptions = {

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from timm.utils import random_seed
 
-from kdkit.cache import CachedTeacher, open_cache
+from kdkit.cache import CacheReader, open_cache
 from kdkit.cache.format.constants import LOGITS
 from kdkit.data import ReplayedDataset, ReplayLoader
-from kdkit.dataset import open_dataset
+from kdkit.dataset import open_dataset, records_of
 from kdkit.resolve import resolve_device
 from kdkit.runtime import distributed
 from kdkit.runtime.layout import print_labelled, print_wrapped
@@ -34,6 +36,7 @@ from kdkit.training.components import (
 )
 from kdkit.training.config import DistillConfig
 from kdkit.training.header import describe_run
+from kdkit.training.labels import adapt_to_labels, class_names_of
 from kdkit.training.logger import FILES
 from kdkit.training.preflight import PreflightReport, preflight
 from kdkit.training.report import TrainReport
@@ -43,6 +46,7 @@ from kdkit.training.trackers import TENSORBOARD
 from kdkit.training.train import train
 from kdkit.types import TeacherSource
 
+_logger = logging.getLogger(__name__)
 _FILES = (*FILES, LAST, BEST, PREVIOUS, CONFIG, STUDENT, TENSORBOARD, SKIPPED)
 
 
@@ -68,10 +72,15 @@ class _Run:
 
     config: DistillConfig
     device: torch.device
-    cache: CachedTeacher | None
+    cache: CacheReader | None
     dataset: ReplayedDataset
     validation: ReplayedDataset | None
     task: TrainingTask
+
+    @property
+    def class_names(self) -> Sequence[str] | None:
+        """Names of the student's classes."""
+        return class_names_of(self.dataset, self.cache, live_teacher_of(self.task))
 
     @property
     def source(self) -> TeacherSource | None:
@@ -93,17 +102,17 @@ def distill(config: DistillConfig, *, show_progress: bool = False) -> DistillRep
     if distributed.is_restarted():  # an earlier start's output is this run's own: resume it
         config = dataclasses.replace(config, resume=True, overwrite=False)
     run = _open(config)
+    config = run.config
     output = distributed.on_rank_zero(
         lambda: prepare_output(
             config.output, _FILES, overwrite=config.overwrite, checkpoints=(LAST, PREVIOUS) if config.resume else None
         )
     )
-    num_classes = num_classes_of(run.task)
     checkpoints = Checkpoints(
         output,
         run_identity(config, run.dataset, run.cache, live_teacher_of(run.task)),
         resume=config.resume,
-        describe=lambda: describe(config, run.dataset, num_classes, output),
+        describe=lambda: describe(config, run.dataset, run.task, run.class_names, output),
     )
     loader, held_out = _create_loaders(run, output)
     shown = show_progress and distributed.rank() == 0
@@ -121,22 +130,37 @@ def distill(config: DistillConfig, *, show_progress: bool = False) -> DistillRep
 def _open(config: DistillConfig) -> _Run:
     """Cache, images and task, each checked against the others."""
     device = resolve_device(config.device)
-    cache = None if config.cache is None else open_cache(config.cache)
+    cache = _open_cache(config)
     if cache is not None and config.task_kind != "feature":
         cache.check_exists(LOGITS)
-    dataset = open_dataset(config.data, recipe=choose_recipe(config, cache), **config.columns)
+    recipe = choose_recipe(config, cache)
+    dataset = open_dataset(config.data, recipe=recipe, records=records_of(cache), **config.columns)
     if config.unreadable == "skip":
         dataset = dataset.skipping_unreadable()
     if cache is not None:
         cache.match(dataset, allow_mismatch=config.allow_mismatch)
-    validation = open_validation(config, dataset)
-    if validation is not None and config.unreadable == "skip":
-        validation = validation.skipping_unreadable()
+        if not cache.names_classes:
+            _logger.warning("the data's class folders are not the cache's classes: no label takes part in the loss")
+            dataset = dataset.without_labels()
+    config = adapt_to_labels(config, dataset)
     task = make_task(config, dataset, cache, device)
     if cache is not None:
         taps = task.taps if isinstance(task, DistillationTask) else ()
+        for tap in taps:
+            cache.check_exists(tap)
         cache.streams = tuple(stream for stream in cache.streams if stream in (LOGITS, *taps))
-    return _Run(config, device, cache, dataset, validation, task)
+    run = _Run(config, device, cache, dataset, None, task)
+    validation = open_validation(config, dataset, run.class_names, num_classes_of(task))
+    if validation is not None and config.unreadable == "skip":
+        validation = validation.skipping_unreadable()
+    return dataclasses.replace(run, validation=validation)
+
+
+def _open_cache(config: DistillConfig) -> CacheReader | None:
+    """The cache of the run, or the average of several; None without one."""
+    if len(config.caches) > 1:
+        return open_cache(config.caches, weights=config.cache_weights, temperatures=config.cache_temperatures)
+    return open_cache(config.caches[0]) if config.caches else None
 
 
 def _create_loaders(run: _Run, output: Path) -> tuple[ReplayLoader, ReplayLoader | None]:

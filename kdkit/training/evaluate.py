@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 from timm.task.evaluator import evaluation_sample_limit
-from torch import nn
+from torch import Tensor, nn
 
 from kdkit.data import ReplayLoader
 from kdkit.errors import ConfigError
@@ -47,7 +47,7 @@ def evaluate(
 
     Args:
         task: the task whose student is evaluated; its training mode is restored, also where `between` raises.
-        loader: labelled images.
+        loader: labelled images; those without a label (target -1) take no part.
         ema: whether the moving average is evaluated instead.
         amp: autocast dtype; None for none.
         between: called after each batch on every rank, e.g. to stop.
@@ -70,10 +70,26 @@ def evaluate(
 def _metrics(
     task: TrainingTask, model: nn.Module, loader: ReplayLoader, amp: torch.dtype | None, between: Between
 ) -> dict[str, float]:
-    evaluator = task.create_evaluator(device=loader.device, max_samples=evaluation_sample_limit(loader))
+    limit, targets = evaluation_sample_limit(loader), loader.dataset.targets
+    may_lack_labels = targets is None or bool((targets < 0).any())
+    evaluator = task.create_evaluator(device=loader.device, max_samples=None if may_lack_labels else limit)
+    seen = 0
     for batch in loader:
         with torch.no_grad(), torch.autocast(loader.device.type, dtype=amp, enabled=amp is not None):
             output = model(batch.input)
-        evaluator.update(output, batch.target)
+        if may_lack_labels:
+            left = None if limit is None else max(0, limit - seen)
+            evaluator.update(*_labelled(output[:left], batch.target[:left]))
+        else:
+            evaluator.update(output, batch.target)
+        seen += len(output)
         between()
     return {name: float(value) for name, value in evaluator.compute(distributed=distributed.world_size() > 1).items()}
+
+
+def _labelled(output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """The samples that have a label: their output [B, C] and class index [B]; soft labels are left as they are."""
+    if target.ndim != 1:
+        return output, target
+    labelled = target >= 0
+    return output[labelled], target[labelled]

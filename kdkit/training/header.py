@@ -6,12 +6,14 @@ from typing import Any
 
 import torch
 
-from kdkit.cache import CachedTeacher
+from kdkit.cache import CacheReader
 from kdkit.data import ReplayedDataset
+from kdkit.resolve import describe_teacher
 from kdkit.runtime import distributed
 from kdkit.tasks import TrainingTask
 from kdkit.training.components import live_teacher_of, num_classes_of
 from kdkit.training.config import DistillConfig
+from kdkit.training.labels import count_unlabelled
 
 
 def describe_run(
@@ -19,7 +21,7 @@ def describe_run(
     task: TrainingTask,
     dataset: ReplayedDataset,
     validation: ReplayedDataset | None,
-    cache: CachedTeacher | None,
+    cache: CacheReader | None,
     device: torch.device,
 ) -> dict[str, str]:
     """Label -> text, in reading order: student, images, teacher, loss, views, epochs, device, output."""
@@ -31,10 +33,10 @@ def describe_run(
     recipe, training = dataset.recipe, config.train
     return {
         "student": f"{config.student}, {parameters / 1e6:.1f} M parameters{start}",
-        "images": f"{len(dataset):,} of {num_classes_of(task)} classes, {config.data}",
+        "images": f"{_describe_images(dataset, num_classes_of(task))}, {config.data}",
         "validation": held_out,
         "teacher": _describe_teacher(config, task, cache),
-        "loss": _describe_loss(config),
+        "loss": _describe_loss(config, dataset),
         "views": f"{recipe.num_views} per image, {recipe.size} pixels",
         "epochs": f"{training.epochs}, in batches of {training.batch_size} images",
         "device": f"{device}, {training.workers} loader workers{processes}",
@@ -42,17 +44,24 @@ def describe_run(
     }
 
 
-def _describe_teacher(config: DistillConfig, task: TrainingTask, cache: CachedTeacher | None) -> str:
+def _describe_teacher(config: DistillConfig, task: TrainingTask, cache: CacheReader | None) -> str:
     if cache is not None:
-        return f"{cache.metadata.teacher.get('name')}, from the cache {config.cache}"
+        caches = f"cache {config.caches[0]}" if len(config.caches) == 1 else f"caches {', '.join(config.caches)}"
+        return f"{cache.teacher.get('name')}, from the {caches}"
     if config.is_own_teacher:
         return "the student's moving average"
     teacher = live_teacher_of(task)
-    return "none, labels alone" if teacher is None else f"{teacher.name}, live"
+    return "none, labels alone" if teacher is None else f"{describe_teacher(teacher)}, live"
 
 
-def _describe_loss(config: DistillConfig) -> str:
-    labels = f"{config.task_loss_weight:g} x labels"
+def _describe_images(dataset: ReplayedDataset, num_classes: int) -> str:
+    unlabelled = count_unlabelled(dataset)
+    missing = "" if not unlabelled else f", {'all' if dataset.is_unlabelled else f'{unlabelled:,}'} without a label"
+    return f"{len(dataset):,} of {num_classes} classes{missing}"
+
+
+def _describe_loss(config: DistillConfig, dataset: ReplayedDataset) -> str:
+    labels = "no labels" if dataset.is_unlabelled else f"{config.task_loss_weight:g} x labels"
     if not config.has_teacher:
         return "labels"
     names = [config.distill_loss] if isinstance(config.distill_loss, str) else list(config.distill_loss)

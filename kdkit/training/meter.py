@@ -5,6 +5,7 @@ Dimensions: K terms, S steps.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 
@@ -15,6 +16,8 @@ from kdkit.runtime import distributed
 
 Record = dict[str, float]
 _IMAGES, _SECONDS = "images", "seconds"
+_WITHOUT = "images without "
+"""Of a term: images of the steps in which it had nothing to measure."""
 
 
 class Meter:
@@ -53,7 +56,8 @@ class Meter:
     def flush(self) -> list[Record]:
         """Returns the records of the steps since the last flush, means over all ranks; waits for the device once.
 
-        A collective call: every rank makes it after the same step.
+        A term that is NaN beside a finite loss had nothing to measure, such as the teacher's top-1 without labels: it
+        is left out. A collective call: every rank makes it after the same step.
         """
         if not self._pending:
             return []
@@ -62,11 +66,12 @@ class Meter:
         records, images_before = [], self.sums.get(_IMAGES, 0.0)
         for values, (_, at, count) in zip(table, self._pending, strict=True):
             terms = dict(zip(self._names, values, strict=True))
+            absent = {name for name, value in terms.items() if math.isnan(value) and math.isfinite(terms["loss"])}
             num_images = count * distributed.world_size()
             for name, value in terms.items():
-                self._add_to_sum(name, value * num_images)
+                self._add_to_sum(*((_WITHOUT + name, num_images) if name in absent else (name, value * num_images)))
             self._add_to_sum(_IMAGES, num_images)
-            records.append(dict(at) | terms)
+            records.append(dict(at) | {name: value for name, value in terms.items() if name not in absent})
         self._add_to_sum(_SECONDS, seconds)
         self._pending.clear()
         self._start = time.perf_counter()
@@ -77,7 +82,12 @@ class Meter:
         self.sums[name] = self.sums.get(name, 0.0) + value
 
     def mean(self) -> Record:
-        """Means over the epoch's images, their number, the seconds of their steps, and images/s."""
+        """Means over the epoch's images, their number, the seconds of their steps, and images/s.
+
+        The mean of a term is over the steps in which it was measured.
+        """
         images, seconds = self.sums[_IMAGES], self.sums[_SECONDS]
-        means = {name: total / images for name, total in self.sums.items() if name not in (_IMAGES, _SECONDS)}
+        counts = {name: images - self.sums.get(_WITHOUT + name, 0.0) for name in self.sums}
+        skipped = (_IMAGES, _SECONDS, *(name for name in self.sums if name.startswith(_WITHOUT)))
+        means = {name: total / counts[name] for name, total in self.sums.items() if name not in skipped}
         return means | {_IMAGES: images, _SECONDS: seconds, "images_per_second": images / seconds}

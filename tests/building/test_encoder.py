@@ -105,7 +105,7 @@ def test_nothing_runs_after_a_call_that_failed() -> None:
         raise CacheError("no")
 
     def run_all() -> None:
-        with Background("kdkit-test", waiting=10) as thread:
+        with Background("kdkit-test", max_pending=10) as thread:
             thread.submit(fail)
             for number in range(9):
                 thread.submit(lambda number=number: ran.append(number))  # type: ignore[misc]

@@ -7,11 +7,11 @@ import json
 import os
 import pty
 import re
+import resource
 import struct
 import subprocess
 import sys
 import termios
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -120,6 +120,9 @@ def line_of(command: Sequence[str], capsys: pytest.CaptureFixture[str]) -> str:
         (f"kdkit distill data --size 32 --student test_resnet {SHORT} -o runs/baseline", "student      test_resnet"),
         ("kdkit evaluate runs/r18 val", "runs/r18: top-1 "),
         ("kdkit export runs/r18 -o exported", "exported/model.safetensors: "),
+        ("kdkit compare runs/r18", "run "),
+        ("kdkit cache show teacher.h5 data --sort entropy -o sheet.png", "sheet.png: 16 views of 8 images"),
+        ("kdkit report runs/r18 --cache teacher.h5 --data data -o report.html", "report.html: 1 run, "),
         ("kdkit presets list", "deit_tiny_hard "),
         ("kdkit presets show resnet18_kd", "# ResNet-34 teaches ResNet-18"),
     ],
@@ -318,12 +321,14 @@ def test_a_teacher_of_kdkits_own_is_matched_with_the_data_by_class_names(tmp_pat
         resolve_teacher(config, device, ["a", "b", "d"])
 
 
-def test_the_list_of_commands_comes_at_once() -> None:
+def test_the_list_of_commands_costs_less_than_0_3_seconds_of_cpu() -> None:
+    """CPU time of the child process, not wall time, so that a busy machine changes nothing."""
     command = [sys.executable, "-m", "kdkit", "--help"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     seconds = []
     for _ in range(3):
-        begun = time.perf_counter()
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         subprocess.run(command, env=environment, check=True, capture_output=True)
-        seconds.append(time.perf_counter() - begun)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
     assert min(seconds) < 0.3

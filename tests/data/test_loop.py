@@ -126,8 +126,8 @@ def test_each_rank_loads_its_share(monkeypatch: pytest.MonkeyPatch) -> None:
     ("options", "message"),
     [
         ({"views_per_decode": 2}, "views_per_decode is 2: only 1"),
-        ({"num_workers": "many"}, "num_workers is 'many': expected 'auto' or 0 or more"),
-        ({"num_workers": -1}, "num_workers is -1"),
+        ({"num_workers": "many"}, "num_workers must be auto, or 0 or more, got 'many'"),
+        ({"num_workers": -1}, "num_workers must be auto, or 0 or more, got -1"),
         ({"batch_size": 0}, "batch_size 0"),
     ],
 )

@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import functools
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from support import digits, digits_dataset, tiny_model, write_digits
 
@@ -69,19 +70,32 @@ def test_fault_14_one_changed_field_of_the_recipe_is_refused_and_named(cache: Ca
         build_cache(create_teacher(tiny_model()), other, cache.path, EXACT)
 
 
-@pytest.mark.parametrize(("field", "value"), [("augment", False), ("teacher_size", 24), ("transform", "mine")])
+class Records:
+    """Stands for a cache that records one byte per view."""
+
+    def match_keys(self, keys: Sequence[str]) -> np.ndarray:
+        return np.arange(len(keys))
+
+    def read_records(self, rows: np.ndarray, view: int) -> torch.Tensor:
+        return torch.zeros(len(rows), 1, dtype=torch.uint8)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("augment", False), ("teacher_size", 24), ("transform", "mine"), ("recorded", "center")]
+)
 def test_every_other_field_is_compared_too(tmp_path: Path, field: str, value: object) -> None:
     assert {field.name for field in dataclasses.fields(ViewRecipe)} == {
         *MUTATIONS,
         "augment",
         "teacher_size",
         "transform",
+        "recorded",
     }
     plain = ViewRecipe(size=16)
     build_cache(create_teacher(tiny_model()), digits_dataset(4, plain), tmp_path / "t.h5", EXACT)
     changed = dataclasses.replace(plain, **{field: value})
     own = (lambda image: image.resize((16, 16))) if field == "transform" else None
-    other = ReplayedDataset(digits(4), changed, transform=own, transform_id="mine" if own else None)
+    other = ReplayedDataset(digits(4), changed, transform=own, transform_id="mine" if own else None, records=Records())
     with pytest.raises(CacheMismatchError, match=rf"recipe\.{field} = .*, this run has "):
         open_cache(tmp_path / "t.h5", other)
 

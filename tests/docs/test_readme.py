@@ -20,9 +20,9 @@ def test_a_newcomer_gets_from_a_teacher_to_a_model_that_timm_loads(tmp_path: Pat
     for printed in (
         "published_top1",  # teachers show
         "images       2,000 (1,000 samples x 2 views)",  # cache estimate
-        "lite0.h5: 1,000 images x 2 views",  # cache build
+        "holds        1,000 images x 2 views",  # cache build
         "lowrank, 96 bytes per row",  # cache info
-        "weights in runs/small/",  # distill
+        "weights: runs/small/model_best.pth.tar",  # distill
         "runs/small: top-1 ",  # evaluate
         "exported/model.safetensors",  # export
         "1000 classes",  # timm

@@ -39,8 +39,8 @@ def start(script: str, folder: Path, *options: str, **settings: str) -> subproce
 def run(script: str, folder: Path, *options: str) -> None:
     """Runs a script to its end; it must succeed."""
     process = start(script, folder, *options)
-    printed, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, printed[-4000:]
+    shown, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, shown[-4000:]
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """imagenet/train and imagenet/val, and a cache made by cache_teacher.sh in two processes."""
     folder = tmp_path_factory.mktemp("imagenet")
     runpy.run_path(str(ROOT / "examples" / "small_imagenet.py"))["main"](folder / "imagenet")
-    run("cache_teacher.sh", folder, *WEIGHTS, "--build.codec", "topk")
+    run("cache_teacher.sh", folder, *WEIGHTS, "--codec", "topk")
     return folder
 
 
@@ -82,22 +82,22 @@ def test_what_is_not_set_is_left_to_the_preset(tmp_path: Path) -> None:
     scripts = {"distill.sh": {}, "cache_teacher.sh": {}, "distill_slurm.sh": slurm}
     for script, settings in scripts.items():
         options = () if settings else preset
-        printed, _ = start(script, tmp_path, *options, **{**unset, **settings}).communicate(timeout=60)
-        assert printed.count("--preset resnet50_a2_kl") == len(printed.splitlines())
-        for flag in ("student", "train.epochs", "train.batch_size", "train.amp", "teacher.", "recipe."):
-            assert f"--{flag}" not in printed, script
-        chosen = {**unset, **settings, "EPOCHS": "3", "TEACHER": "a card.yaml"}
-        printed, _ = start(script, tmp_path, **chosen).communicate(timeout=60)
-        assert ("--train.epochs 3" in printed) == (script != "cache_teacher.sh")
-        assert ("--teacher.model a card.yaml" in printed) == (script != "distill.sh")
+        shown, _ = start(script, tmp_path, *options, **{**unset, **settings}).communicate(timeout=60)
+        assert shown.count("--preset resnet50_a2_kl") == len(shown.splitlines())
+        for flag in ("student", "epochs", "batch-size", "train.amp", "teacher", "size", "views"):
+            assert f"--{flag}" not in shown, script
+        given = {**unset, **settings, "EPOCHS": "3", "TEACHER": "a card.yaml"}
+        shown, _ = start(script, tmp_path, **given).communicate(timeout=60)
+        assert ("--epochs 3" in shown) == (script != "cache_teacher.sh")
+        assert ("--teacher a card.yaml" in shown) == (script != "distill.sh")
 
 
 @pytest.mark.slow
 def test_a_slurm_job_whose_time_ends_leaves_a_checkpoint_and_is_queued_again(folder: Path, tmp_path: Path) -> None:
-    """srun only starts its command and scontrol only writes down what it is told: there is no Slurm here."""
+    """srun only starts its command and scontrol only records its arguments, because there is no Slurm here."""
     (tmp_path / "srun").write_text('#!/usr/bin/env bash\nexec "$@"\n')
     (tmp_path / "scontrol").write_text(
-        f'#!/usr/bin/env bash\n[ "$1" = show ] && echo localhost || echo "$@" >> {tmp_path}/requests\n'
+        f'#!/usr/bin/env bash\n[ "$1" = show ] && echo localhost || echo "$@" >> {tmp_path}/shown\n'
     )
     for name in ("srun", "scontrol"):
         (tmp_path / name).chmod(0o755)
@@ -112,9 +112,9 @@ def test_a_slurm_job_whose_time_ends_leaves_a_checkpoint_and_is_queued_again(fol
         time.sleep(0.2)
     assert summary.is_file()
     process.send_signal(signal.SIGTERM)
-    printed, _ = process.communicate(timeout=100)
-    assert process.returncode == 0, printed[-4000:]
-    assert (tmp_path / "requests").read_text() == "requeue 7\n"
+    shown, _ = process.communicate(timeout=100)
+    assert process.returncode == 0, shown[-4000:]
+    assert (tmp_path / "shown").read_text() == "requeue 7\n"
     position = torch.load(folder / "runs/slurm/last.pth.tar", weights_only=True)
     assert 0 <= position["epoch"] < 499
 

@@ -398,7 +398,7 @@ def test_fault_06_a_checkpoint_that_fails_at_any_call_leaves_one_to_resume_from(
     assert Saving(tmp_path).checkpoints.restore(saving.state)
 
 
-def test_fault_05_a_checkpoint_on_a_full_disk_is_told_as_such_and_the_last_good_one_stays(tmp_path: Path) -> None:
+def test_fault_45_a_checkpoint_on_a_full_disk_is_told_as_such_and_the_last_good_one_stays(tmp_path: Path) -> None:
     saving = Saving(tmp_path)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
 
@@ -425,20 +425,20 @@ def test_fault_05_a_checkpoint_on_a_full_disk_is_told_as_such_and_the_last_good_
     assert saved_updates(tmp_path) == [2, 3]
 
 
-def test_fault_05_a_checkpoint_on_a_really_full_disk_leaves_the_last_good_one(
-    small_disk: Callable[[int], Path],
-) -> None:
-    saving = Saving(Path("/nowhere"))
-    saving.checkpoints = Checkpoints(small_disk(5 << 20), resume=True)
+@mounts
+def test_fault_45_a_checkpoint_on_a_really_full_disk_leaves_the_last_good_one(tmp_path: Path) -> None:
+    saving = Saving(tmp_path)
+    with small_disk(tmp_path / "disk", 5 << 20) as root:
+        saving.checkpoints = Checkpoints(root, resume=True)
 
-    def fill() -> None:
-        for update in range(1, 10):
-            saving.save(update)
-            (saving.checkpoints.folder / f"other-{update}").write_bytes(bytes(1 << 20))
+        def fill() -> None:
+            for update in range(1, 10):
+                saving.save(update)
+                (root / f"other-{update}").write_bytes(bytes(1 << 20))
 
-    with pytest.raises(DiskFullError, match=r"the disk is full.*last good checkpoint, last.pth.tar, stays"):
-        fill()
-    assert saving.checkpoints.restore(saving.state)
+        with pytest.raises(DiskFullError, match=r"the disk is full.*last good checkpoint, last.pth.tar, stays"):
+            fill()
+        assert saving.checkpoints.restore(saving.state)
 
 
 def test_checkpoints_of_the_same_weights_count_as_one(tmp_path: Path) -> None:

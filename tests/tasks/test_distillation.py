@@ -196,6 +196,13 @@ def test_labelled_cross_entropy_averages_over_the_labelled_alone() -> None:
     assert float(criterion(logits, torch.full((5,), -1))) == 0.0
 
 
+def test_labelled_cross_entropy_is_torchs_where_all_have_labels_hard_or_soft() -> None:
+    criterion, logits, target = LabelledCrossEntropy(label_smoothing=0.1), torch.randn(5, 10), torch.arange(5)
+    torch.testing.assert_close(criterion(logits, target), F.cross_entropy(logits, target, label_smoothing=0.1))
+    soft = torch.rand(5, 10).softmax(1)
+    assert torch.equal(criterion(logits, soft), F.cross_entropy(logits, soft, label_smoothing=0.1))
+
+
 def _batch_of(images: Tensor):  # type: ignore[no-untyped-def]
     from kdkit.types import Batch
 

@@ -10,8 +10,9 @@ from kdkit.cache.codecs.base import Codec, RowCodec
 from kdkit.cache.codecs.dense import Float16Codec, Float32Codec, Int8Codec
 from kdkit.cache.codecs.feature import FeatureCodec, Float16Feature, Int8Feature
 from kdkit.cache.codecs.lowrank import LowRankCodec
+from kdkit.cache.codecs.record import RecordCodec
 from kdkit.cache.codecs.topk import TopKCodec
-from kdkit.cache.format.constants import LOGITS
+from kdkit.cache.format.constants import LOGITS, RECORDS
 from kdkit.errors import ConfigError, UnknownNameError, nearest
 
 _CODECS: dict[str, type[Codec]] = {}
@@ -127,11 +128,15 @@ def create_feature_codec(name: str, shape: Sequence[int]) -> FeatureCodec:
 
 def codec_from_dict(stream: str, described: Mapping[str, Any]) -> RowCodec:
     """The codec, not fitted yet, that a file's metadata describes for a stream; `RowCodec.to_dict` is the inverse."""
+    if stream == RECORDS:
+        return RecordCodec(tuple(described["shape"]))
     return create_codec(**described) if stream == LOGITS else create_feature_codec(**described)
 
 
 def known_codecs(stream: str) -> list[str]:
     """Names of the codecs that a stream can have."""
+    if stream == RECORDS:
+        return [RecordCodec.name]
     return available_codecs() if stream == LOGITS else available_feature_codecs()
 
 

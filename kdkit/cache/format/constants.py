@@ -17,6 +17,9 @@ BUILD_ATTRIBUTE = "build"
 LOGITS = "logits"
 """The stream of the teacher's logits; every other stream holds features, and has the name of the teacher's tap."""
 
+RECORDS = "view_records"
+"""The stream of recorded view parameters, in codec record: no output of the teacher, but what its views looked like."""
+
 DIGEST_NAME = "rows/key_digest"
 KEYS_NAME = "rows/keys_zlib"
 DIGEST_BYTES = 16

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
-from kdkit.cache.disk import check_not_full
+from kdkit.cache.write_errors import check_not_full
 from kdkit.errors import CacheError, CacheLockedError
 
 LOCK_NAME = "lock"

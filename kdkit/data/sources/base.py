@@ -8,15 +8,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
+import numpy as np
 from PIL import Image
 
 from kdkit.errors import ConfigError
 
+Targets = np.ndarray[Any, np.dtype[np.int64]]
+"""Class indices [N]; -1 for a sample without a label."""
+
 
 class ImageSource(Protocol):
-    """A map-style dataset of PIL images whose samples have keys."""
+    """A map-style dataset of PIL images whose samples have keys.
+
+    A source that knows its class indices without decoding an image has them as `targets`, one int per sample with -1
+    for no label; labels are then checked before the first step.
+    """
 
     keys: Sequence[str]
     """A unique key for each sample."""
@@ -30,6 +38,13 @@ class ImageSource(Protocol):
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
         """The RGB image and the class index of one sample; the index is -1 for a sample without a label."""
         ...
+
+
+def targets_of(source: ImageSource) -> Targets | None:
+    """The class index of each sample [N], -1 for no label; None where only loading a sample tells its label."""
+    found = np.asarray(getattr(source, "targets", None))
+    is_index = found.shape == (len(source),) and np.issubdtype(found.dtype, np.integer)
+    return found.astype(np.int64) if is_index else None
 
 
 @dataclass(frozen=True)

@@ -36,17 +36,17 @@ class FolderSource:
         listing.finish()
         self.keys: Sequence[str] = [image.key for image in listing.images]
         self.class_names: Sequence[str] | None = None
-        self._targets = [-1] * len(self.keys)
+        self.targets = [-1] * len(self.keys)
         if not listing.is_flat:
             listing.check_not_wrapped()
-            self._targets, self.class_names = index_classes(listing.classes(), str(root))
+            self.targets, self.class_names = index_classes(listing.classes(), str(root))
 
     def __len__(self) -> int:
         return len(self.keys)
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
         key = self.keys[index]
-        return decode_file(self.root / key, key, str(self.root)), self._targets[index]
+        return decode_file(self.root / key, key, str(self.root)), self.targets[index]
 
     def __repr__(self) -> str:
         return describe(self, repr(str(self.root)))

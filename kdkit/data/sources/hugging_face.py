@@ -39,19 +39,19 @@ class HuggingFaceTable:
         self.paths = arrow_column(dataset, image, "path")
         self._images = dataset.select_columns([image])
         self.classes: list[str] | None = None
-        self._targets = [-1] * len(dataset)
+        self.targets = [-1] * len(dataset)
         if label is not None:
             values = arrow_column(dataset, label)
             self.classes = list(getattr(dataset.features[label], "names", None) or ()) or None
             keys = [f"row {row}" for row in range(len(values))]
-            self._targets, found = index_labels(values, keys, f"the column {label!r}")
+            self.targets, found = index_labels(values, keys, f"the column {label!r}")
             self.classes = self.classes or found
 
     def __len__(self) -> int:
-        return len(self._targets)
+        return len(self.targets)
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
-        return self._images[index][self.image_column], self._targets[index]
+        return self._images[index][self.image_column], self.targets[index]
 
 
 def is_hugging_face(dataset: Any) -> bool:

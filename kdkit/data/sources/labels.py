@@ -5,6 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from PIL import Image
+
+from kdkit.data.sources.base import ImageSource
 from kdkit.data.sources.listing import index_classes
 from kdkit.errors import DatasetError
 
@@ -48,3 +51,23 @@ def _neither(label: object, key: str, origin: str) -> DatasetError:
         f"the label of {key!r} in {origin} is {label!r}: expected whole numbers from 0 (-1 for no label) for all "
         "samples, or names for all"
     )
+
+
+class Unlabelled:
+    """The images of a source without their labels: every target is -1.
+
+    Args:
+        source: where the images come from.
+    """
+
+    def __init__(self, source: ImageSource) -> None:
+        self.source = source
+        self.keys: Sequence[str] = source.keys
+        self.class_names: Sequence[str] | None = None
+        self.targets: Sequence[int] = [-1] * len(source.keys)
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        return self.source[index][0], -1

@@ -69,6 +69,8 @@ class MappedSource:
         if len(self.keys) != len(dataset):
             raise DatasetError(f"{len(dataset)} samples came with {len(self.keys)} keys: expected one key per sample")
         self.class_names: Sequence[str] | None = list(class_names) if class_names else _class_names(self.dataset)
+        labels = self.dataset.targets if isinstance(self.dataset, HuggingFaceTable) else None
+        self.targets: Sequence[int] | None = None if labels is None else [labels[row] for row in self._rows]
 
     def __len__(self) -> int:
         return len(self.keys)

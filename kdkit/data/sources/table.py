@@ -47,16 +47,16 @@ class TableSource:
         self._paths = [_to_path(value, row, origin) for row, value in enumerate(table[names], start=1)]
         self.keys: Sequence[str] = below_common_folder(self._paths)
         self.class_names: Sequence[str] | None = None
-        self._targets = [-1] * len(self.keys)
+        self.targets = [-1] * len(self.keys)
         if labels is not None:
-            self._targets, self.class_names = index_labels(table[labels], self._paths, origin)
+            self.targets, self.class_names = index_labels(table[labels], self._paths, origin)
 
     def __len__(self) -> int:
         return len(self.keys)
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
         key = self.keys[index]
-        return decode_file(self.path.parent / self._paths[index], key, str(self.path)), self._targets[index]
+        return decode_file(self.path.parent / self._paths[index], key, str(self.path)), self.targets[index]
 
     def __repr__(self) -> str:
         return describe(self, repr(str(self.path)))

@@ -80,13 +80,13 @@ class TarSource:
         self._members = [member for member, _ in images]
         self.keys: Sequence[str] = [member.key for member in self._members]
         self.class_names: Sequence[str] | None
-        self._targets, self.class_names = index_classes([name for _, name in images], str(path))
+        self.targets, self.class_names = index_classes([name for _, name in images], str(path))
 
     def __len__(self) -> int:
         return len(self.keys)
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        return read_image(self._members[index], self.keys[index], str(self.path)), self._targets[index]
+        return read_image(self._members[index], self.keys[index], str(self.path)), self.targets[index]
 
     def __repr__(self) -> str:
         return describe(self, repr(str(self.path)))

@@ -55,13 +55,13 @@ class WebDatasetSource:
             raise DatasetError(f"the shards in {str(path)!r} hold no images: expected NAME.jpg beside NAME.cls")
         self.keys: Sequence[str] = keys
         self.class_names: Sequence[str] | None
-        self._targets, self.class_names = index_labels(labels, keys, str(path))
+        self.targets, self.class_names = index_labels(labels, keys, str(path))
 
     def __len__(self) -> int:
         return len(self.keys)
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        return read_image(self._images[index], self.keys[index], str(self.path)), self._targets[index]
+        return read_image(self._images[index], self.keys[index], str(self.path)), self.targets[index]
 
     def __repr__(self) -> str:
         return describe(self, repr(str(self.path)))

@@ -51,7 +51,7 @@ class ZipSource:
         self.keys: Sequence[str] = [image.key for image in listing.images]
         self._members = [str(image.member) for image in listing.images]
         self.class_names: Sequence[str] | None
-        self._targets, self.class_names = index_classes(listing.classes(), str(path))
+        self.targets, self.class_names = index_classes(listing.classes(), str(path))
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -62,7 +62,7 @@ class ZipSource:
             content = self._archive().read(self._members[index])
         except (OSError, zipfile.BadZipFile, RuntimeError, NotImplementedError) as error:
             raise unreadable(key, str(self.path), error) from None
-        return decode(io.BytesIO(content), key, str(self.path)), self._targets[index]
+        return decode(io.BytesIO(content), key, str(self.path)), self.targets[index]
 
     def __repr__(self) -> str:
         return describe(self, repr(str(self.path)))

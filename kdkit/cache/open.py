@@ -1,0 +1,85 @@
+"""open_cache: from the path of a cache, or of several, to a reader of the teacher's outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import overload
+
+from kdkit.cache.matching import Replayable
+from kdkit.cache.mixture import CacheMixture
+from kdkit.cache.reader import CachedTeacher
+from kdkit.errors import ConfigError
+
+Paths = str | Path | Sequence[str | Path]
+"""One cache, or several."""
+
+
+@overload
+def open_cache(  # type: ignore[overload-overlap]  # a str is also a sequence of them
+    path: str | Path,
+    dataset: Replayable | None = None,
+    *,
+    streams: Collection[str] | None = None,
+    verify: bool = True,
+    sparse: bool = False,
+    allow_mismatch: Collection[str] = (),
+) -> CachedTeacher: ...
+@overload
+def open_cache(
+    path: Sequence[str | Path],
+    dataset: Replayable | None = None,
+    *,
+    weights: Sequence[float] | None = None,
+    temperatures: Sequence[float] | None = None,
+    streams: Collection[str] | None = None,
+    verify: bool = True,
+    allow_mismatch: Collection[str] = (),
+) -> CacheMixture: ...
+def open_cache(
+    path: Paths,
+    dataset: Replayable | None = None,
+    *,
+    weights: Sequence[float] | None = None,
+    temperatures: Sequence[float] | None = None,
+    streams: Collection[str] | None = None,
+    verify: bool = True,
+    sparse: bool = False,
+    allow_mismatch: Collection[str] = (),
+) -> CachedTeacher | CacheMixture:
+    """Opens a cache for reading, packed or in parts; or several caches, whose probabilities are averaged.
+
+    Args:
+        path: the packed file, its parts folder, or the path that it would be packed to; or a list of these.
+        dataset: the dataset to train on. Its keys, recipe, class names and some of its pixels are compared with those
+            that the cache was made with, and its rows are matched to the cache's. Without it `read` takes the cache's
+            own rows, and batches are refused until `match` is called. Each of several caches is matched by itself.
+        weights, temperatures: of several caches, one number each; as for CacheMixture.
+        streams: the outputs to read, such as ["logits", "pooled"]; None: all.
+        verify: whether a block's checksum is compared when it is first touched.
+        sparse: whether a topk cache gives its k classes alone, so that no tensor [B, C] is ever built for the teacher:
+            for very many classes, with the losses kl, soft_ce and dkd.
+        allow_mismatch: names of fields, as an error names them, whose difference is accepted.
+
+    Raises:
+        CacheNotFoundError: there is no cache at `path`.
+        CacheIncompleteError: its build has not finished.
+        CacheMismatchError: it was made with something else; names the field and both values.
+        CacheStreamError: it does not hold one of the streams; names those that it does.
+        CacheCorruptError: it is damaged.
+        ClassMismatchError: several caches differ in the number or the order of their classes.
+        ConfigError: the weights or temperatures do not fit the caches.
+    """
+    cache: CachedTeacher | CacheMixture
+    if isinstance(path, (str, Path)):
+        if weights is not None or temperatures is not None:
+            raise ConfigError(f"weights and temperatures are those of a list of caches, got one path, {str(path)!r}")
+        cache = CachedTeacher(path, streams=streams, verify=verify, sparse=sparse)
+    else:
+        if sparse:
+            raise ConfigError("sparse rows of several caches cannot be averaged: open one cache, or leave out sparse")
+        caches = [CachedTeacher(each, verify=verify) for each in path]
+        cache = CacheMixture(caches, weights, temperatures, streams=streams)
+    if dataset is not None:
+        cache.match(dataset, allow_mismatch=allow_mismatch)
+    return cache

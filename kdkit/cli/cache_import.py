@@ -1,0 +1,32 @@
+"""kdkit cache import."""
+
+from __future__ import annotations
+
+from kdkit.cli._parse import parse_config
+from kdkit.importers.config import CacheImportConfig
+
+
+def run(arguments: list[str]) -> None:
+    """Imports another project's cache, or arrays of labels; resumes an import that was stopped."""
+    objects = {"FORMAT": "format", "SOURCE": "source", "DATA": "data"}
+    config = parse_config(CacheImportConfig, "cache import", arguments, objects)
+    from importlib import import_module
+
+    from kdkit.data import create_source
+    from kdkit.importers import IMPORTERS
+    from kdkit.runtime.hardware import choose_workers
+    from kdkit.runtime.layout import print_wrapped
+
+    module, function = IMPORTERS[config.format]
+    importer = getattr(import_module(module), function)
+    report = importer(
+        config.source,
+        create_source(config.data, **config.columns),
+        config.output,
+        codec=config.codec,
+        num_workers=choose_workers(config.num_workers),
+        show_progress=True,
+        **config.options_of(importer),
+    )
+    print_wrapped(str(report))
+    print(f"next: kdkit distill {config.data} --cache {report.path} --student resnet18 -o runs/resnet18")

@@ -1,0 +1,35 @@
+"""One sample as a worker process of a loader returns it, and the mark of one that could not be loaded."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class Sample(NamedTuple):
+    """One view of one sample, as a worker process of a loader returns it."""
+
+    image: Tensor
+    """Pixels, uint8 [3, H, W]; mixed with those of the partner if the recipe mixes views."""
+    target: int
+    """Class index; -1 where the sample has no label."""
+    row: int
+    """Index of the sample in the dataset."""
+    view: int
+    """Number of the view."""
+    partner_target: int | None = None
+    """Class index of the partner that the sample is mixed with, or its own without a partner; None without mixing."""
+    share: float = 1.0
+    """Share of `target` in the mixed label; 1 where nothing is mixed."""
+    teacher_image: Tensor | None = None
+    """The same view at the teacher's size, uint8 [3, T, T], from a dataset `with_teacher_view()`; else None."""
+
+
+class Unreadable(NamedTuple):
+    """Stands in a batch for a sample that could not be loaded, in a dataset that skips such samples."""
+
+    row: int
+    """Index of the sample in the dataset."""
+    reason: str
+    """What went wrong; names the sample."""

@@ -1,0 +1,39 @@
+"""Which classes of a foreign cache are those of a dataset, and in which order."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+
+from timm.data import ImageNetInfo
+
+_IMAGENET_CLASSES = 1000
+
+
+def choose_classes(names: Sequence[str] | None, num_classes: int, *, sorts_classes: bool) -> list[int] | None:
+    """The foreign class of each of the data's class folders.
+
+    Args:
+        names: the data's class folders, in the order of its labels; None where it has none.
+        num_classes: classes of the foreign labels.
+        sorts_classes: whether foreign classes are numbered in the sorted order of the folders, rather than the data's.
+
+    Returns:
+        Class indices, one per name: where the folders are WNIDs and a part of ImageNet-1k, and where there are as many
+        folders as classes, in another order. None to keep all classes as they are.
+    """
+    if names is not None and len(names) == num_classes:
+        places = {name: place for place, name in enumerate(sorted(names))}
+        order = [places[name] for name in names]
+        return order if sorts_classes and order != list(range(num_classes)) else None
+    if names is None or num_classes != _IMAGENET_CLASSES:
+        return None
+    indices = [_imagenet_wnids().get(name) for name in names]
+    known = [index for index in indices if index is not None]
+    return known if len(known) == len(names) > 1 else None
+
+
+@cache
+def _imagenet_wnids() -> dict[str, int]:
+    """WNID -> its index among the 1,000 classes of ImageNet."""
+    return {wnid: index for index, wnid in enumerate(ImageNetInfo("imagenet-1k").label_names())}

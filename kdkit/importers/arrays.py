@@ -1,0 +1,225 @@
+"""Anyone's logits or probabilities in a file of arrays. Dimensions: N images, V views, C classes, K entries."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kdkit.cache.codecs import Codec
+from kdkit.data import create_source
+from kdkit.data.views.record import RecordedSteps
+from kdkit.errors import ConfigError, DatasetError
+from kdkit.importers._array_file import ONLY, Array, open_arrays
+from kdkit.importers._foreign import ForeignViews, check_labels, name_some
+from kdkit.importers._write import ImportReport, write_import
+from kdkit.recipe import ViewRecipe
+
+_STEPS = RecordedSteps(crop="crop")
+_GUESSED_ROWS = 64
+_SUM_TOLERANCE = 1e-2
+
+
+class ArraysCache:
+    """A ForeignCache of a file with `logits` or `probs`, dense or with `ids`, and perhaps `keys`, `boxes` and `flips`.
+
+    Args:
+        source: .npy, .npz or .safetensors.
+        keys: of the dataset's images.
+        recipe: what the views look like; without use where the file has boxes, but for its size.
+        num_classes: classes C, needed where the labels name their classes by `ids`.
+        keys_file: text file with the key of each row, one in a line; by default the file's `keys`, else the dataset's
+            keys in sorted order.
+
+    Raises:
+        DatasetError: the arrays are of other shapes than expected, or images are missing or left over.
+        ConfigError: the recipe has another number of views, or num_classes is missing.
+    """
+
+    def __init__(
+        self,
+        source: str | Path,
+        keys: Sequence[str],
+        recipe: ViewRecipe,
+        *,
+        num_classes: int | None = None,
+        keys_file: str | Path | None = None,
+    ) -> None:
+        self.name = f"arrays:{Path(source).name}"
+        self.sorts_classes = False
+        arrays = open_arrays(source)
+        self._is_probs, self._values = self._labels(arrays)
+        self._ids = arrays.get("ids")
+        self._rows = _match_rows(keys, _read_keys(arrays, keys_file), self.name)
+        self._has_views_first = self._find_views_axis(len(self._rows))
+        self.num_views = 1 if self._values.ndim == 2 else self._values.shape[0 if self._has_views_first else 1]
+        entries = self._values.shape[-1]
+        self.num_entries: int | None = None if self._ids is None else entries
+        self.num_classes = entries if self._ids is None else num_classes or 0
+        self._boxes, self._flips = arrays.get("boxes"), arrays.get("flips")
+        self._check_views(len(self._rows))
+        self.recipe = self._choose_recipe(recipe)
+        self._keys = keys
+
+    def read(self, row: int) -> ForeignViews:
+        """The views of dataset row `row`."""
+        place, origin = self._rows[row], f"{self.name}, image {self._keys[row]!r}"
+        values = self._at(self._values, place).astype(np.float32)
+        if not np.isfinite(values).all():
+            raise DatasetError(f"{origin} has NaN or infinity: expected finite numbers")
+        ids = None if self._ids is None else self._at(self._ids, place).astype(np.int64)
+        if ids is not None:
+            check_labels(ids, values, self.num_classes, origin)
+        elif self._is_probs:
+            if not _are_probabilities(values):
+                raise DatasetError(f"{origin} has probabilities that do not sum to 1: are they logits?")
+            values = np.log(values.clip(1e-13))
+        return ForeignViews(values, ids, self._records(place))
+
+    def _labels(self, arrays: Mapping[str, Array]) -> tuple[bool, Array]:
+        """Whether the labels are probabilities, and the labels; of a .npy file its first rows tell."""
+        if ONLY in arrays:
+            return _are_probabilities(arrays[ONLY][:_GUESSED_ROWS].astype(np.float32)), arrays[ONLY]
+        named = [name for name in ("logits", "probs") if name in arrays]
+        if len(named) != 1 or ("ids" in arrays and named != ["probs"]):
+            raise DatasetError(
+                f"{self.name} holds {', '.join(arrays) or 'nothing'}: expected logits, or probs, or ids and probs"
+            )
+        return named == ["probs"], arrays[named[0]]
+
+    def _find_views_axis(self, num_rows: int) -> bool:
+        """Whether the labels are [V, N, C] rather than [N, V, C] or [N, C]."""
+        shape = self._values.shape
+        if len(shape) in (2, 3) and shape[0] == num_rows:
+            return False
+        if len(shape) == 3 and shape[1] == num_rows and self._ids is None:
+            return True
+        raise DatasetError(
+            f"{self.name} has labels {list(shape)}, expected [{num_rows}, C], [{num_rows}, V, C] or [V, {num_rows}, C]"
+            f" for the {num_rows} images of the data"
+        )
+
+    def _check_views(self, num_rows: int) -> None:
+        """Checks the shapes of what stands beside the labels."""
+        if self._ids is not None and self.num_classes < 2:
+            raise ConfigError(f"{self.name} names classes by ids: give num_classes, how many there are")
+        if (self._boxes is None) != (self._flips is None):
+            raise DatasetError(f"{self.name} has boxes or flips alone: expected both, or neither")
+        expected = {"ids": (self._ids, self._values.shape)}
+        expected |= {"boxes": (self._boxes, (num_rows, self.num_views, 4))}
+        expected |= {"flips": (self._flips, (num_rows, self.num_views))}
+        for name, (array, shape) in expected.items():
+            if array is not None and array.shape != shape:
+                raise DatasetError(f"{self.name} has {name} {list(array.shape)}, expected {list(shape)}")
+
+    def _choose_recipe(self, recipe: ViewRecipe) -> ViewRecipe:
+        if self._boxes is not None:
+            return ViewRecipe(
+                size=recipe.size, interpolation="bilinear", recorded=str(_STEPS), num_views=self.num_views
+            )
+        if not recipe.augment and self.num_views != 1:
+            raise ConfigError(f"{self.name} has {self.num_views} views, the evaluation recipe has one")
+        return dataclasses.replace(recipe, num_views=self.num_views)
+
+    def _records(self, place: int) -> Array | None:
+        if self._boxes is None or self._flips is None:
+            return None
+        records, boxes = np.zeros(self.num_views, _STEPS.dtype), self._boxes[place]
+        if (boxes < 0).any() or (boxes >= 1 << 16).any():
+            raise DatasetError(f"{self.name} has a box outside 0 to 65535 pixels in row {place}")
+        records["own"]["crop"], records["own"]["flip"] = boxes.round(), self._flips[place]
+        return records
+
+    def _at(self, array: Array, place: int) -> Array:
+        """The views [V, ...] of one image."""
+        found = array[:, place] if self._has_views_first else array[place]
+        return np.asarray(found).reshape(self.num_views, -1)
+
+
+def _read_keys(arrays: Mapping[str, Array], keys_file: str | Path | None) -> Sequence[str] | None:
+    """Keys of the rows; None where nothing names them."""
+    if keys_file is not None:
+        try:
+            return Path(keys_file).read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise DatasetError(f"the keys file {str(keys_file)!r} cannot be read: {error}") from error
+    if "keys" not in arrays:
+        return None
+    keys = arrays["keys"]
+    if keys.ndim != 1 or keys.dtype.kind not in "US":
+        raise DatasetError(f"keys are {keys.dtype} {list(keys.shape)}, expected a list of texts")
+    return [str(key) for key in np.char.decode(keys, "utf-8")] if keys.dtype.kind == "S" else keys.tolist()
+
+
+def _match_rows(keys: Sequence[str], named: Sequence[str] | None, origin: str) -> list[int]:
+    """Row of the arrays for each key of the dataset; without names they are in the order of the sorted keys."""
+    named = sorted(keys) if named is None else named
+    rows = {key: row for row, key in enumerate(named)}
+    if len(rows) < len(named):
+        twice = [key for row, key in enumerate(named) if rows[key] != row]
+        raise DatasetError(f"{origin} names {name_some(twice)} twice: expected each key once")
+    for lacking, what in (
+        ([key for key in keys if key not in rows], "lacks"),
+        (sorted(rows.keys() - set(keys)), "has labels for which there is no image:"),
+    ):
+        if lacking:
+            raise DatasetError(
+                f"{origin} {what} {len(lacking)} images ({name_some(lacking)}): the data has {len(keys)} images, "
+                "keys are paths below its folder"
+            )
+    return [rows[key] for key in keys]
+
+
+def _are_probabilities(values: Array) -> bool:
+    """Whether rows [..., C] are at least 0 and sum to 1."""
+    sums = values.sum(axis=-1, dtype=np.float64)
+    return bool((values >= 0).all() and (abs(sums - 1) < _SUM_TOLERANCE).all())
+
+
+def import_arrays(
+    source: str | Path,
+    data: Any,
+    path: str | Path,
+    *,
+    recipe: ViewRecipe | None = None,
+    num_classes: int | None = None,
+    keys_file: str | Path | None = None,
+    codec: Codec | str | None = None,
+    num_workers: int = 0,
+    show_progress: bool = False,
+) -> ImportReport:
+    """Imports logits or probabilities from a file of arrays into a kdkit cache.
+
+    A .npz or .safetensors file holds `logits` or `probs`, [N, C], [N, V, C] or [V, N, C], or `ids` and `probs`
+    [N, V, K]; perhaps `keys` [N], paths below the data's folder; and perhaps `boxes` [N, V, 4] (top, left, height,
+    width in pixels) with `flips` [N, V]. A .npy file holds logits or, where its rows sum to 1, probabilities.
+
+    Args:
+        source: the file.
+        data: the images, all of which the file must name: a name or path, or a source (see
+            `kdkit.data.create_source`). Its classes are those of the file, in the same order.
+        path: the cache to write; an import that was stopped resumes.
+        recipe: what the views that the teacher saw look like; evaluation views of 224 pixels by default. Of recorded
+            boxes only its size counts.
+        num_classes: classes C, needed where the labels name their classes by `ids`.
+        keys_file: text file with the key of each row, one in a line; by default the file's `keys`, else the data's keys
+            in sorted order.
+        codec: of the labels: a name or a codec; by default float16, or topk for labels with `ids`.
+        num_workers: processes that read; 0 reads in this one.
+        show_progress: whether progress is shown on standard error.
+
+    Returns:
+        What was imported.
+
+    Raises:
+        DatasetError: arrays are of other shapes, an image is missing or left over, or values are not finite; names it.
+        ConfigError: the recipe does not fit, or num_classes is missing.
+        CacheError: the cache cannot be written.
+    """
+    recipe = recipe or ViewRecipe.evaluation(224)
+    images = create_source(data)
+    foreign = ArraysCache(source, images.keys, recipe, num_classes=num_classes, keys_file=keys_file)
+    return write_import(foreign, images, path, codec=codec, num_workers=num_workers, show_progress=show_progress)

@@ -1,0 +1,144 @@
+"""The page's part on a cache and, with its images, on what teacher and student predict of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kdkit.cache import CachedTeacher, open_cache
+from kdkit.cache.format.constants import LOGITS
+from kdkit.data import ReplayedDataset
+from kdkit.dataset import open_dataset
+from kdkit.errors import KdkitError
+from kdkit.report.cache_section import cache_charts, facts_html
+from kdkit.report.chart import Chart, charts_html
+from kdkit.report.class_charts import calibration_chart
+from kdkit.report.config import ReportConfig
+from kdkit.report.page import escape, sheet_html
+from kdkit.report.predictions import Array, label_loss, read_log_probs, scores, spread
+from kdkit.report.run_student import RunStudent
+from kdkit.report.sheet import make_sheet
+
+_IMAGES, _VIEWS = 6, 4  # of each sheet
+_SIDE = 112  # of a view, pixels: three sheets in full stay below half a megabyte
+_LISTED = 10  # keys, where the images are not given
+
+
+@dataclass(frozen=True)
+class CachePart:
+    """The cache's part of a page."""
+
+    html: str
+    """Its HTML."""
+    charts: list[Chart]
+    """Its charts."""
+
+
+@dataclass(frozen=True)
+class _Ranking:
+    """Images that one should look at."""
+
+    title: str
+    rows: list[int]
+    notes: list[str]
+
+
+def show_cache_part(config: ReportConfig, student: RunStudent | None, notes: list[str]) -> CachePart:
+    """The part on the cache that `config` names.
+
+    Args:
+        config: cache, images and how many of them are read.
+        student: the best run's, where one could be loaded.
+        notes: takes a line for each thing that cannot be shown.
+
+    Raises:
+        CacheError: the cache cannot be read, or is not that of the images.
+    """
+    assert config.cache is not None
+    cache = open_cache(config.cache)
+    if config.data is None or LOGITS not in cache.codecs:
+        rows = spread(config.images, cache.num_rows)
+        charts = cache_charts(cache, rows)
+        listed = _key_lists(cache, rows) if LOGITS in cache.codecs else ""
+        return CachePart(f"<h2>Cache</h2>\n{facts_html(cache)}\n{charts_html(charts)}\n{listed}", charts)
+    dataset = open_dataset(config.data, recipe=cache.recipe)
+    cache.match(dataset, allow_mismatch=config.allow_mismatch)
+    return _with_images(config, cache, dataset, student, notes)
+
+
+def _with_images(
+    config: ReportConfig, cache: CachedTeacher, dataset: ReplayedDataset, student: RunStudent | None, notes: list[str]
+) -> CachePart:
+    chosen = spread(config.images, len(dataset))
+    rows = cache.rows_of(torch.from_numpy(chosen))
+    labels, student_probs = _labels_and_predictions(dataset, chosen, student, notes)
+    charts = cache_charts(cache, rows, None if dataset.recipe.mixes else labels)
+    known = labels >= 0
+    if bool(known.any()) and not dataset.recipe.mixes:
+        predictions = {"teacher": (read_log_probs(cache, rows[known.numpy()], 0).exp(), labels[known])}
+        if student_probs is not None:
+            predictions["student of the best run"] = (student_probs[known], labels[known])
+        charts.append(calibration_chart(predictions))
+    shown = None if student_probs is None else student
+    rankings = _rankings(cache, rows, chosen, labels)
+    sheets = [f"<h2>{escape(each.title)}</h2>\n{_sheet(cache, dataset, each, shown)}" for each in rankings]
+    return CachePart(f"<h2>Cache</h2>\n{facts_html(cache)}\n{charts_html(charts)}\n{''.join(sheets)}", charts)
+
+
+def _labels_and_predictions(
+    dataset: ReplayedDataset, chosen: Array, student: RunStudent | None, notes: list[str]
+) -> tuple[Tensor, Tensor | None]:
+    """Labels of the chosen rows, and the student's probabilities of their view 0 where it has the same classes."""
+    if student is not None and not dataset.recipe.mixes:
+        try:
+            probabilities, labels = student.predict(dataset, chosen.tolist())
+            return labels, probabilities
+        except KdkitError as error:
+            notes.append(f"the best run's student is not shown on the cache's images: {error}")
+    elif dataset.recipe.mixes:
+        notes.append("calibration and accuracy are not shown on the cache's images: its recipe mixes two in a view")
+    samples = (dataset[int(row), 0] for row in chosen)
+    return torch.tensor([sample.target for sample in samples]), None
+
+
+def _rankings(cache: CachedTeacher, rows: Array, chosen: Array, labels: Tensor) -> list[_Ranking]:
+    views = range(cache.num_views)
+    found = scores(cache, rows, views)
+    values = {"Most uncertain images: mean entropy of the teacher": found["entropy"]}
+    if bool((labels >= 0).any()):
+        values = {"Hardest images: the teacher's loss on the label": label_loss(cache, rows, views, labels)}
+    if cache.num_views > 1:
+        values["Most disputed images: divergence between the teacher's views"] = found["disagreement"]
+    rankings = []
+    for title, score in values.items():
+        order = score.argsort(descending=True, stable=True)[:_IMAGES].tolist()
+        rankings.append(
+            _Ranking(title, [int(chosen[i]) for i in order], [f"{float(score[i]):.3f} nats" for i in order])
+        )
+    even = [int(row) for row in chosen[spread(_IMAGES, len(chosen))]]
+    return [*rankings, _Ranking("Images evenly spread over the data", even, [""] * len(even))]
+
+
+def _sheet(cache: CachedTeacher, dataset: ReplayedDataset, ranking: _Ranking, student: RunStudent | None) -> str:
+    views = range(min(_VIEWS, cache.num_views))
+    predict = None if student is None else student.predict_samples
+    sheet = make_sheet(ranking.title, cache, dataset, ranking.rows, views, notes=ranking.notes, predict=predict)
+    return sheet_html(sheet, side=_SIDE)
+
+
+def _key_lists(cache: CachedTeacher, rows: Array) -> str:
+    """Keys of the images that one should look at, where the images themselves are not given."""
+    keys = cache.keys()
+    unlabelled = torch.full((len(rows),), -1)
+    return "".join(
+        f"<h2>{escape(ranking.title)}</h2>\n<ol>{_items(keys, ranking.rows, ranking.notes)}</ol>"
+        for ranking in _rankings(cache, rows, rows, unlabelled)[:-1]
+    )
+
+
+def _items(keys: Sequence[str], rows: Sequence[int], notes: Sequence[str]) -> str:
+    pairs = zip(rows, notes, strict=True)
+    return "".join(f'<li>{escape(keys[row])}<span class="note">{escape(note)}</span></li>' for row, note in pairs)

@@ -1,0 +1,77 @@
+"""The student of a run, which predicts.
+
+Dimensions: B batch, C classes, N images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kdkit.config import StudentConfig
+from kdkit.data import EpochSampler, ReplayedDataset, ReplayLoader, Sample, translate_worker_errors
+from kdkit.errors import ClassMismatchError
+from kdkit.student import load_student
+from kdkit.types import Normalization
+
+
+class RunStudent:
+    """A run's best student, which predicts.
+
+    Args:
+        folder: the run's folder.
+        ema: whether its moving average is taken.
+        device: where it runs.
+        batch_size: images per batch.
+        num_workers: processes that load images.
+
+    Raises:
+        CheckpointError: there are no such weights, or they do not fit.
+    """
+
+    def __init__(self, folder: Path, *, ema: bool, device: torch.device, batch_size: int, num_workers: int) -> None:
+        model, self.description = load_student(StudentConfig(student=str(folder), ema=ema))
+        self._model: Any = model.to(device)
+        self._normalization = Normalization.of(model)
+        self._device, self._batch_size, self._num_workers = device, batch_size, num_workers
+
+    @translate_worker_errors()
+    def predict(self, dataset: ReplayedDataset, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Probabilities [N, C] and labels [N], -1 where there is none, of view 0 of some rows; on the CPU.
+
+        Raises:
+            ClassMismatchError: the images have other classes than the student.
+        """
+        self.check_classes(dataset)
+        sampler = EpochSampler(rows, self._batch_size, num_views=dataset.recipe.num_views, shuffle=False)
+        loader = ReplayLoader(dataset, sampler, self._normalization, device=self._device, num_workers=self._num_workers)
+        probabilities, labels = [], []
+        for batch in loader:
+            probabilities.append(self._run(batch.input))
+            labels.append(batch.target.cpu())
+        return torch.cat(probabilities), torch.cat(labels)
+
+    def predict_samples(self, samples: Sequence[Sample]) -> Tensor:
+        """Probabilities [B, C] of some samples as they are."""
+        parts = (self._normalization.mean, self._normalization.std)
+        mean, std = (torch.tensor(values).view(3, 1, 1) for values in parts)
+        images = torch.stack([(sample.image.float() / 255 - mean) / std for sample in samples])
+        return self._run(images.to(self._device))
+
+    def check_classes(self, dataset: ReplayedDataset) -> None:
+        """Raises ClassMismatchError where the images have other classes than the student."""
+        names = self.description.class_names
+        if names is not None and dataset.class_names is not None and tuple(dataset.class_names) != tuple(names):
+            raise ClassMismatchError(
+                f"the images have {len(dataset.class_names)} classes from {dataset.class_names[0]!r} on, the student "
+                f"{self.description.model!r} {len(names)} from {names[0]!r} on: name images of its classes"
+            )
+
+    @torch.no_grad()
+    def _run(self, images: Tensor) -> Tensor:
+        probabilities: Tensor = self._model(images).float().softmax(dim=1).cpu()
+        return probabilities

@@ -1,0 +1,211 @@
+"""Several caches as one teacher, compared with the live ensemble and with a plain NumPy computation."""
+
+from __future__ import annotations
+
+import dataclasses
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from support import CLASSES, RECIPE, digits, digits_dataset, tiny_model
+
+from kdkit import TeacherEnsemble, build_cache, create_teacher, open_cache, open_dataset
+from kdkit.building.config import BuildConfig
+from kdkit.cache import CachedTeacher, CacheReader, CacheSpec, CacheWriter, create_codec
+from kdkit.data import ArraySource, ReplayedDataset, create_loader
+from kdkit.errors import CacheMismatchError, CacheStreamError, ClassMismatchError, ConfigError
+from kdkit.types import Batch, TeacherOutput
+
+EXACT = BuildConfig(codec="float32", num_workers=0, batch_size=64, feature_codec="float16")
+COUNT = 40
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Caches of two teachers on the same views: a.h5 with logits alone, b.h5 and c.h5 with a feature as well."""
+    folder = tmp_path_factory.mktemp("mixture")
+    for seed, name in enumerate("abc"):
+        config = EXACT if name == "a" else dataclasses.replace(EXACT, streams=("logits", "pooled"))
+        build_cache(create_teacher(tiny_model(seed=seed)), digits_dataset(COUNT), folder / f"{name}.h5", config)
+    return folder
+
+
+def a_batch(view: int = 1) -> Batch:
+    """A batch of every third digit in another order, in the teachers' normalisation."""
+    dataset, rows = digits_dataset(COUNT), torch.arange(COUNT - 1, -1, -3)
+    images = torch.stack([dataset[row, view].image for row in rows.tolist()])
+    return Batch((images.float() / 255 - 0.5) / 0.5, torch.zeros(len(rows), dtype=torch.int64), rows, view)
+
+
+def probabilities(path: Path, batch: Batch) -> np.ndarray:
+    """The softmax of a cache's rows, float64 [B, C]."""
+    logits = open_cache(path, digits_dataset(COUNT))(batch).logits
+    assert logits is not None
+    return torch.softmax(logits.double(), dim=1).numpy()
+
+
+def mixed(*arguments: object, **options: object) -> TeacherOutput:
+    return open_cache(*arguments, digits_dataset(COUNT), **options)(a_batch())  # type: ignore[call-overload]
+
+
+@pytest.mark.parametrize("weights", [None, [2, 1], [0.25, 1.75], [1, 0]])
+def test_the_mix_of_two_caches_is_the_live_ensemble_of_their_teachers(
+    folder: Path, weights: list[float] | None
+) -> None:
+    output = mixed([folder / "a.h5", folder / "b.h5"], weights=weights)
+    ensemble = TeacherEnsemble([create_teacher(tiny_model(seed=seed)) for seed in (0, 1)], weights)
+    torch.testing.assert_close(output.logits, ensemble(a_batch()).logits, rtol=0, atol=1e-6)
+
+
+def test_each_cache_is_softened_by_its_temperature_and_then_weighted(folder: Path) -> None:
+    output = mixed([folder / "a.h5", folder / "b.h5"], weights=[3, 1], temperatures=[2, 0.5])
+    softened = []
+    for name, temperature in (("a.h5", 2), ("b.h5", 0.5)):
+        power = probabilities(folder / name, a_batch()) ** (1 / temperature)
+        softened.append(power / power.sum(axis=1, keepdims=True))
+    expected = np.log(0.75 * softened[0] + 0.25 * softened[1])
+    assert output.logits is not None
+    np.testing.assert_allclose(output.logits.numpy(), expected, rtol=0, atol=1e-6)
+
+
+def test_a_mix_of_two_trains_in_a_loop_as_one_cache_does(folder: Path) -> None:
+    dataset = open_dataset(digits(COUNT), cache=[folder / "a.h5", folder / "b.h5"])
+    cache = open_cache([folder / "a.h5", folder / "b.h5"], dataset)
+    reader: CacheReader = cache
+    assert (reader.num_classes, reader.recipe, list(reader.class_names or ())) == (10, RECIPE, CLASSES)
+    for batch in create_loader(dataset, tiny_model(), batch_size=20, num_workers=0):
+        logits = cache(batch).logits
+        assert logits is not None
+        torch.testing.assert_close(logits.exp().sum(dim=1), torch.ones(20))
+
+
+def test_a_feature_keeps_its_name_where_one_cache_alone_has_it(folder: Path) -> None:
+    output = mixed([folder / "a.h5", folder / "b.h5"])
+    alone = open_cache(folder / "b.h5", digits_dataset(COUNT))(a_batch())
+    assert list(output.features) == ["pooled"]
+    assert torch.equal(output.features["pooled"], alone.features["pooled"])
+
+
+def test_a_feature_of_two_caches_is_named_by_the_number_of_the_cache(folder: Path) -> None:
+    cache = open_cache([folder / "b.h5", folder / "c.h5"], digits_dataset(COUNT))
+    assert cache.streams == ("logits", "0:pooled", "1:pooled")
+    assert cache.feature_widths == {"0:pooled": 96, "1:pooled": 96}
+    for number, name in enumerate("bc"):
+        alone = open_cache(folder / f"{name}.h5", digits_dataset(COUNT))(a_batch())
+        assert torch.equal(cache(a_batch()).features[f"{number}:pooled"], alone.features["pooled"])
+    with pytest.raises(CacheStreamError, match=r"b\.h5.* and .*c\.h5.*'0:pooled' or '1:pooled'"):
+        cache.check_exists("pooled")
+    with pytest.raises(CacheStreamError, match=r"no stream 'tokens' in .*a\.h5.*: they hold logits, pooled"):
+        open_cache([folder / "a.h5", folder / "b.h5"], streams=["tokens"])
+
+
+def test_only_what_is_wanted_is_read(folder: Path) -> None:
+    cache = open_cache([folder / "b.h5", folder / "c.h5"], digits_dataset(COUNT), streams=["1:pooled"])
+    output = cache(a_batch())
+    assert output.logits is None
+    assert list(output.features) == ["1:pooled"]
+    assert cache.caches[0].streams == ()
+    without = open_cache([folder / "a.h5", folder / "b.h5"], weights=[0, 1])
+    assert without.caches[0].streams == ()
+
+
+def test_a_cache_without_logits_gives_its_features_alone(folder: Path, tmp_path: Path) -> None:
+    features = dataclasses.replace(EXACT, streams=("pooled",))
+    build_cache(create_teacher(tiny_model(seed=5)), digits_dataset(COUNT), tmp_path / "f.h5", features)
+    paths = [tmp_path / "f.h5", folder / "a.h5"]
+    output, alone = mixed(paths), mixed(folder / "a.h5")
+    torch.testing.assert_close(output.logits, torch.log_softmax(alone.logits, dim=1))  # type: ignore[arg-type]
+    assert list(output.features) == ["pooled"]
+    with pytest.raises(ConfigError, match=r"f\.h5' has no logits to average, but the weight 1: give it 0"):
+        open_cache(paths, weights=[1, 1])
+
+
+def test_each_cache_is_matched_with_the_dataset_by_itself(folder: Path, tmp_path: Path) -> None:
+    other = dataclasses.replace(RECIPE, seed=8)
+    build_cache(create_teacher(tiny_model()), digits_dataset(COUNT, other), tmp_path / "other.h5", EXACT)
+    with pytest.raises(CacheMismatchError, match=r"other\.h5.*recipe\.seed"):
+        open_cache([folder / "a.h5", tmp_path / "other.h5"], digits_dataset(COUNT))
+    source = digits(COUNT)
+    order = list(reversed(range(COUNT)))
+    reversed_source = ArraySource(
+        source.images[order], source.targets[order], keys=[source.keys[row] for row in order], class_names=CLASSES
+    )
+    build_cache(create_teacher(tiny_model(seed=1)), ReplayedDataset(reversed_source, RECIPE), tmp_path / "r.h5", EXACT)
+    torch.testing.assert_close(
+        mixed([folder / "a.h5", tmp_path / "r.h5"]).logits,
+        mixed([folder / "a.h5", folder / "b.h5"]).logits,
+        rtol=0,
+        atol=1e-6,
+    )
+
+
+def made_up(path: Path, class_names: list[str] | None, num_classes: int) -> Path:
+    """A cache of random logits of a single row."""
+    spec = CacheSpec(
+        keys=["one"], num_views=1, codecs={"logits": create_codec("float32", num_classes)}, class_names=class_names
+    )
+    with CacheWriter.create(path, spec) as writer:
+        for shard in writer.missing():
+            writer.write(shard, {"logits": torch.randn(1, num_classes)})
+        writer.finish()
+    return path
+
+
+def test_caches_of_other_classes_are_refused(tmp_path: Path) -> None:
+    two, three = made_up(tmp_path / "two.h5", None, 2), made_up(tmp_path / "three.h5", None, 3)
+    with pytest.raises(ClassMismatchError, match=r"three\.h5' has 3 classes, .*two\.h5' has 2"):
+        open_cache([two, three])
+    ab, ba = made_up(tmp_path / "ab.h5", ["a", "b"], 2), made_up(tmp_path / "ba.h5", ["b", "a"], 2)
+    with pytest.raises(ClassMismatchError, match=r"ba\.h5' and .*ab\.h5' have class 0 as 'b' and 'a'"):
+        open_cache([ab, ba])
+    assert open_cache([two, ab]).class_names == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"weights": [1]}, "weights must hold one finite number for each of 2 caches"),
+        ({"weights": [1, float("nan")]}, "weights must hold one finite number"),
+        ({"weights": [0, 0]}, "not all 0"),
+        ({"weights": [2, -1]}, "weights must be 0 or more"),
+        ({"temperatures": [1, 0]}, "temperatures must be above 0"),
+        ({"temperatures": [1, 2, 3]}, "temperatures must hold one finite number for each of 2 caches"),
+        ({"sparse": True}, "sparse rows of several caches cannot be averaged"),
+    ],
+)
+def test_weights_and_temperatures_that_do_not_fit_are_refused(
+    folder: Path, options: dict[str, object], reason: str
+) -> None:
+    with pytest.raises(ConfigError, match=reason):
+        open_cache([folder / "a.h5", folder / "b.h5"], **options)  # type: ignore[call-overload]
+
+
+def test_one_path_takes_no_weights_and_a_list_is_not_empty(folder: Path) -> None:
+    with pytest.raises(ConfigError, match="weights and temperatures are those of a list of caches"):
+        open_cache(folder / "a.h5", weights=[1.0])  # type: ignore[call-overload]
+    with pytest.raises(ConfigError, match="an empty list"):
+        open_cache([])
+    assert isinstance(open_cache(folder / "a.h5"), CachedTeacher)
+
+
+def test_the_identity_changes_with_caches_weights_and_temperatures(folder: Path) -> None:
+    a, b, c = (folder / f"{name}.h5" for name in "abc")
+    readers = [
+        open_cache([a, b]),
+        open_cache([a, c]),
+        open_cache([a, b], weights=[2, 1]),
+        open_cache([a, b], temperatures=[2, 1]),
+    ]
+    assert len({reader.identity for reader in readers}) == len(readers)
+    assert open_cache([a, b], weights=[1, 1]).identity == open_cache([a, b]).identity
+    assert "0.667 test_resnet + 0.333 test_resnet at T=2" in repr(
+        open_cache([a, b], weights=[2, 1], temperatures=[1, 2])
+    )
+
+
+def test_a_mix_pickles(folder: Path) -> None:
+    cache = open_cache([folder / "a.h5", folder / "b.h5"], digits_dataset(COUNT), weights=[2, 1])
+    twin = pickle.loads(pickle.dumps(cache))
+    assert torch.equal(twin(a_batch()).logits, cache(a_batch()).logits)

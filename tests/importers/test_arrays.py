@@ -1,0 +1,177 @@
+"""Arrays of anyone's, in every layout: the cache holds what a plain softmax says, row by key."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from foreign_caches import TRAIN, Keys, photographs
+from safetensors.numpy import save_file
+
+from kdkit.cache import open_cache
+from kdkit.dataset import open_dataset
+from kdkit.errors import ConfigError, DatasetError
+from kdkit.importers import import_arrays
+from kdkit.recipe import ViewRecipe
+
+KEYS = ["b/2.png", "b/10.png", "a/1.png", "c/0.png"]
+CLASSES, VIEWS = 7, 3
+SHUFFLED = [KEYS[2], KEYS[0], KEYS[3], KEYS[1]]
+RRC = ViewRecipe(size=32)
+
+
+def logits(*shape: int) -> np.ndarray:
+    return np.random.default_rng(0).normal(size=shape, scale=3).astype("f4")
+
+
+def softmax(values: np.ndarray) -> np.ndarray:
+    exponentials = np.exp(values.astype(np.float64))
+    return exponentials / exponentials.sum(axis=-1, keepdims=True)
+
+
+def check(path: Path, expected: np.ndarray, tolerance: float = 1e-3) -> None:
+    """Compares a cache with probabilities [N, V, C] in the order of KEYS."""
+    cache = open_cache(path)
+    assert cache.keys() == KEYS
+    assert cache.num_views == expected.shape[1]
+    for view in range(cache.num_views):
+        found = cache.codecs["logits"].decode(cache.read(np.arange(len(KEYS)), view)).exp().numpy()
+        assert abs(found - expected[:, view]).sum(axis=1).max() / 2 < tolerance
+
+
+def in_order(array: np.ndarray, names: list[str]) -> np.ndarray:
+    """From rows in the order of `names` to rows in the order of KEYS."""
+    return array[[names.index(key) for key in KEYS]]
+
+
+@pytest.mark.parametrize("kind", ["logits", "probs"])
+def test_npy_rows_are_in_the_order_of_the_sorted_keys_and_told_apart_by_their_sums(kind: str, tmp_path: Path) -> None:
+    array = logits(4, CLASSES)
+    expected = in_order(softmax(array)[:, None], sorted(KEYS))
+    np.save(tmp_path / "x.npy", array if kind == "logits" else softmax(array).astype("f4"))
+    import_arrays(tmp_path / "x.npy", Keys(KEYS), tmp_path / "teacher.h5")
+    check(tmp_path / "teacher.h5", expected)
+    assert open_cache(tmp_path / "teacher.h5").recipe == ViewRecipe.evaluation(224)
+
+
+@pytest.mark.parametrize("suffix", ["npz", "compressed", "safetensors"])
+def test_rows_are_found_by_their_keys(suffix: str, tmp_path: Path) -> None:
+    array = logits(4, VIEWS, CLASSES)
+    path = tmp_path / f"x.{'safetensors' if suffix == 'safetensors' else 'npz'}"
+    if suffix == "safetensors":
+        save_file({"logits": array}, path, {"keys": json.dumps(SHUFFLED)})
+    else:
+        save = np.savez if suffix == "npz" else np.savez_compressed
+        save(path, logits=array, keys=np.array(SHUFFLED))
+    import_arrays(path, Keys(KEYS), tmp_path / "teacher.h5", recipe=RRC, codec="float32")
+    check(tmp_path / "teacher.h5", in_order(softmax(array), SHUFFLED), 1e-6)
+    assert open_cache(tmp_path / "teacher.h5").recipe == ViewRecipe(size=32, num_views=VIEWS)
+
+
+def test_a_keys_file_names_the_rows(tmp_path: Path) -> None:
+    array = logits(4, CLASSES).astype("f2")
+    np.save(tmp_path / "x.npy", array)
+    (tmp_path / "keys.txt").write_text("\n".join(SHUFFLED))
+    import_arrays(tmp_path / "x.npy", Keys(KEYS), tmp_path / "teacher.h5", keys_file=tmp_path / "keys.txt")
+    check(tmp_path / "teacher.h5", in_order(softmax(array)[:, None], SHUFFLED))
+
+
+def test_views_may_come_first(tmp_path: Path) -> None:
+    array = logits(VIEWS, 4, CLASSES)
+    np.save(tmp_path / "x.npy", np.asfortranarray(array))
+    import_arrays(tmp_path / "x.npy", Keys(KEYS), tmp_path / "teacher.h5", recipe=RRC)
+    check(tmp_path / "teacher.h5", in_order(softmax(array).swapaxes(0, 1), sorted(KEYS)))
+
+
+def test_sparse_labels_spread_their_rest_evenly(tmp_path: Path) -> None:
+    ids = np.stack([np.random.default_rng(row).permutation(CLASSES)[:2] for row in range(8)]).reshape(4, 2, 2)
+    probs = np.random.default_rng(0).uniform(0.25, 0.45, (4, 2, 2))
+    expected = np.broadcast_to((1 - probs.sum(-1, keepdims=True)) / (CLASSES - 2), (4, 2, CLASSES)).copy()
+    np.put_along_axis(expected, ids, probs, axis=-1)
+    np.savez(tmp_path / "x.npz", ids=ids, probs=probs, keys=KEYS)
+    options: dict[str, Any] = {"recipe": RRC, "num_classes": CLASSES}
+    import_arrays(tmp_path / "x.npz", Keys(KEYS), tmp_path / "f.h5", codec="float16", **options)
+    check(tmp_path / "f.h5", expected)
+    import_arrays(tmp_path / "x.npz", Keys(KEYS), tmp_path / "t.h5", **options)
+    check(tmp_path / "t.h5", expected, 0.03)
+    assert open_cache(tmp_path / "t.h5").codecs["logits"].to_dict()["k"] == 2
+
+
+def test_boxes_and_flips_become_recorded_views(tmp_path: Path) -> None:
+    from torchvision.transforms.functional import hflip, pil_to_tensor, resized_crop
+
+    source = photographs()
+    boxes = np.array([[[10, 5, 60, 80], [0, 0, 90, 90]]] * 6)
+    flips = np.array([[True, False]] * 6)
+    np.savez(tmp_path / "x.npz", logits=logits(6, 2, CLASSES), keys=list(source.keys), boxes=boxes, flips=flips)
+    import_arrays(tmp_path / "x.npz", source, tmp_path / "teacher.h5", recipe=ViewRecipe(size=48))
+    dataset = open_dataset(TRAIN, cache=tmp_path / "teacher.h5")
+    for row in range(6):
+        for view in range(2):
+            shown = resized_crop(source[row][0], *boxes[row, view].tolist(), [48, 48])
+            shown = hflip(shown) if flips[row, view] else shown
+            assert torch.equal(dataset[row, view].image, pil_to_tensor(shown))
+
+
+def test_a_fitted_codec_is_fitted_to_the_arrays(tmp_path: Path) -> None:
+    keys = [f"a/{row}.png" for row in range(300)]
+    low = logits(300, 6) @ np.random.default_rng(1).normal(size=(6, 64)).astype("f4")
+    np.savez(tmp_path / "x.npz", logits=low, keys=keys)
+    import_arrays(tmp_path / "x.npz", Keys(keys), tmp_path / "teacher.h5", codec="lowrank")
+    cache = open_cache(tmp_path / "teacher.h5")
+    found = cache.codecs["logits"].decode(cache.read(np.arange(300), 0)).double()
+    target = torch.from_numpy(low).double().log_softmax(1)
+    assert (target.exp() * (target - found)).sum(1).mean() < 0.05
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"logits": logits(4, CLASSES), "keys": [*KEYS[:3], "x/0.png"]}, r"lacks 1 images \('c/0\.png'\)"),
+        ({"logits": logits(5, CLASSES), "keys": [*KEYS, "x/0.png"]}, r"no image: 1 images \('x/0\.png'\)"),
+        ({"logits": logits(4, CLASSES), "keys": [*KEYS[:3], KEYS[0]]}, r"names 'b/2\.png' twice"),
+        ({"logits": logits(5, CLASSES)}, r"labels \[5, 7\], expected \[4, C\]"),
+        ({"logits": logits(4)}, r"labels \[4\]"),
+        ({"scores": logits(4, CLASSES)}, "holds scores: expected logits"),
+        ({"logits": logits(4, CLASSES), "probs": logits(4, CLASSES)}, "expected logits, or probs"),
+        ({"probs": logits(4, CLASSES)}, "image 'b/2.png' has probabilities that do not sum to 1"),
+        ({"logits": np.full((4, CLASSES), np.nan, "f4")}, "image 'b/2.png' has NaN or infinity"),
+        ({"logits": logits(4, CLASSES), "boxes": np.zeros((4, 1, 4))}, "boxes or flips alone"),
+        ({"logits": logits(4, CLASSES), "boxes": np.zeros((4, 4)), "flips": np.zeros((4, 1))}, r"boxes \[4, 4\]"),
+        ({"logits": logits(4, CLASSES), "boxes": np.full((4, 1, 4), -1), "flips": np.zeros((4, 1))}, "outside 0 to"),
+        ({"logits": logits(4, CLASSES), "keys": np.arange(4)}, "expected a list of texts"),
+    ],
+)
+def test_arrays_of_another_shape_or_other_images_are_refused_by_name(
+    arrays: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    np.savez(tmp_path / "x.npz", **arrays)
+    with pytest.raises(DatasetError, match=message) as error:
+        import_arrays(tmp_path / "x.npz", Keys(KEYS), tmp_path / "teacher.h5")
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "teacher.h5").exists()
+
+
+def test_options_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    np.savez(tmp_path / "views.npz", logits=logits(4, VIEWS, CLASSES))
+    with pytest.raises(ConfigError, match="3 views, the evaluation recipe has one"):
+        import_arrays(tmp_path / "views.npz", Keys(KEYS), tmp_path / "teacher.h5")
+    np.savez(tmp_path / "ids.npz", probs=np.full((4, 1, 2), 0.5), ids=np.zeros((4, 1, 2), int))
+    with pytest.raises(ConfigError, match="give num_classes"):
+        import_arrays(tmp_path / "ids.npz", Keys(KEYS), tmp_path / "teacher.h5")
+
+
+def test_python_objects_and_damaged_files_are_refused_in_one_line(tmp_path: Path) -> None:
+    np.savez(tmp_path / "objects.npz", logits=np.array([[{}]] * 4, dtype=object))
+    np.save(tmp_path / "objects.npy", np.array([[{}]] * 4, dtype=object))
+    (tmp_path / "cut.npz").write_bytes((tmp_path / "objects.npz").read_bytes()[:50])
+    (tmp_path / "odd.safetensors").write_bytes(b"\xff" * 20)
+    (tmp_path / "odd.txt").write_text("1 2 3")
+    for name in ("objects.npz", "objects.npy", "cut.npz", "odd.safetensors", "odd.txt", "none.npy"):
+        with pytest.raises(DatasetError, match=name.replace(".", r"\.")) as error:
+            import_arrays(tmp_path / name, Keys(KEYS), tmp_path / "teacher.h5")
+        assert "\n" not in str(error.value)

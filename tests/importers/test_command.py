@@ -1,0 +1,116 @@
+"""kdkit cache import, and students trained from what it wrote."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from foreign_caches import DATA, TRAIN, photographs
+
+from kdkit.cache import open_cache
+from kdkit.cli import main
+from kdkit.importers import IMPORTERS
+
+STUDENT = ("--student", "test_resnet", "--batch-size", "3", "--device", "cpu", "--workers", "0", "--no-preflight")
+
+
+def distill(cache: Path, output: Path, *options: str) -> list[dict[str, Any]]:
+    """The records of each step of two epochs."""
+    command = ["distill", str(TRAIN), "--cache", str(cache), "--epochs", "2", "--train.log_every", "1", *STUDENT]
+    assert main([*command, "-o", str(output), *options]) == 0
+    records = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    return [record for record in records if record["kind"] == "step"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "row_bytes"),
+    [
+        (["ml-dr", str(DATA / "ml-dr/randaug_mixing")], 24),
+        (["fkd", str(DATA / "fkd/marginal_renorm_fp16"), "--size", "64", "--label-type", "marginal_renorm"], 13),
+        (["fkd", str(DATA / "fkd/hard"), "--size", "64", "--codec", "float16", "--workers", "2"], 2000),
+    ],
+)
+def test_an_import_prints_what_it_left_and_what_comes_next(
+    arguments: list[str], row_bytes: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "teacher.h5"
+    assert main(["cache", "import", *arguments, str(TRAIN), "-o", str(path)]) == 0
+    printed = capsys.readouterr().out
+    assert "6 images x 6 views" in printed
+    assert f"next: kdkit distill {TRAIN} --cache {path}" in printed
+    assert open_cache(path).codecs["logits"].row_bytes == row_bytes
+    assert main(["cache", "info", str(path)]) == 0
+    assert main(["cache", "verify", str(path)]) == 0
+
+
+def test_arrays_are_imported_with_the_recipe_that_is_named(tmp_path: Path) -> None:
+    np.savez(tmp_path / "x.npz", logits=np.zeros((6, 2, 4), "f4"), keys=list(photographs().keys))
+    command = ["cache", "import", "arrays", str(tmp_path / "x.npz"), str(TRAIN), "-o", str(tmp_path / "teacher.h5")]
+    assert main([*command, "--recipe", "deit", "--size", "64"]) == 0
+    recipe = open_cache(tmp_path / "teacher.h5").recipe
+    assert (recipe.size, recipe.num_views, recipe.auto_augment) == (64, 2, "rand-m9-mstd0.5-inc1")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["joblib", "x"], "no importer reads 'joblib'; known: ml-dr, fkd, arrays"),
+        (["ml-dr", str(DATA / "ml-dr/randaug"), "--label-type", "hard"], "label_type is no option of the format ml-dr"),
+        (["ml-dr", str(DATA / "ml-dr/randaug"), "--size", "64"], "recipe is no option of the format ml-dr"),
+        (["fkd", str(DATA / "fkd/hard"), "--label-type", "soft"], "label_type must be one of hard"),
+    ],
+)
+def test_options_that_do_not_fit_are_one_line(
+    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["cache", "import", *arguments, str(TRAIN), "-o", str(tmp_path / "teacher.h5")]) == 1
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_help_fits_80_columns_and_names_every_format(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["cache", "import", "--help"]) == 0
+    printed = capsys.readouterr().out
+    assert max(map(len, printed.splitlines())) <= 80
+    assert all(name in printed for name in IMPORTERS)
+
+
+def test_a_student_learns_from_labels_of_the_datas_own_classes(tmp_path: Path) -> None:
+    """ml-dr's views with a label over the four class folders of the photographs."""
+    folder = tmp_path / "foreign"
+    folder.mkdir()
+    config = torch.load(DATA / "ml-dr/randaug_mixing/reinforced_data/config.pth.tar", weights_only=True)
+    torch.save({**config, "num_classes": 4}, folder / "config.pth.tar")
+    for index in range(6):
+        name = f"{index}.pth.tar"
+        _, views = torch.load(DATA / "ml-dr/randaug_mixing/reinforced_data" / name, weights_only=False)
+        torch.save((index, [{**view, "prob": ([0.2, 0.7], [0, 3])} for view in views]), folder / name)
+    assert main(["cache", "import", "ml-dr", str(folder), str(TRAIN), "-o", str(tmp_path / "teacher.h5")]) == 0
+    steps = distill(tmp_path / "teacher.h5", tmp_path / "run")
+    assert len(steps) == 4
+    assert all(step["task_loss"] > 0 and step["kd_loss"] > 0 for step in steps)
+
+
+def test_a_student_learns_from_labels_of_other_classes_without_the_folders_labels(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "teacher.h5"
+    source = str(DATA / "fkd/marginal_smoothing_k5")
+    assert main(["cache", "import", "fkd", source, str(TRAIN), "-o", str(path), "--size", "64"]) == 0
+    steps = distill(path, tmp_path / "run")
+    assert all(step["task_loss"] == 0 and step["kd_loss"] > 0 for step in steps)
+    assert "no label takes part in the loss" in caplog.text
+
+
+def test_recorded_views_cannot_be_extended(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "teacher.h5"
+    assert main(["cache", "import", "ml-dr", str(DATA / "ml-dr/randaug"), str(TRAIN), "-o", str(path)]) == 0
+    capsys.readouterr()
+    command = ["cache", "extend", str(path), str(TRAIN), "--views", "8", "--teacher", "test_resnet", "--device", "cpu"]
+    assert main(command) == 1
+    assert "recorded in a cache" in capsys.readouterr().err

@@ -1,0 +1,155 @@
+"""Training on images without labels: what it needs, what it logs, and labels that are out of range."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from support import CLASSES, digits, tiny_model, write_digits
+
+from kdkit import ClassificationTask, build_cache, create_teacher, open_dataset
+from kdkit.building.config import BuildConfig
+from kdkit.cache import open_cache
+from kdkit.data import ArraySource, ReplayedDataset, create_loader
+from kdkit.errors import ClassMismatchError, ConfigError, DatasetError
+from kdkit.evaluation.config import EvaluateConfig
+from kdkit.evaluation.student import evaluate_student
+from kdkit.recipe import ViewRecipe
+from kdkit.training.config import DistillConfig, TrainConfig
+from kdkit.training.distill import distill
+from kdkit.training.evaluate import evaluate
+from kdkit.training.meter import Meter
+
+COUNT = 24
+EXACT = BuildConfig(codec="float32", num_workers=0)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same digits as `flat` without labels, as `val` in class folders, and a cache of the flat folder."""
+    folder = tmp_path_factory.mktemp("unlabelled")
+    write_digits(folder / "val", COUNT)
+    (folder / "flat").mkdir()
+    source = digits(COUNT)
+    for row in range(COUNT):
+        source[row][0].save(folder / "flat" / f"{row:03d}.png")
+    teacher = create_teacher(tiny_model(seed=1), class_names=CLASSES)
+    for name, recipe in (("plain", "rrc"), ("mixed", "funmatch")):
+        dataset = open_dataset(str(folder / "flat"), recipe=ViewRecipe.preset(recipe, size=32, num_views=2))
+        build_cache(teacher, dataset, folder / f"{name}.h5", EXACT)
+    return folder
+
+
+def config(folder: Path, output: Path, **changes: Any) -> DistillConfig:
+    train = TrainConfig(epochs=2, batch_size=8, num_workers=0)
+    values = {"data": str(folder / "flat"), "cache": str(folder / "plain.h5"), "student": "test_resnet", "train": train}
+    return DistillConfig(**{**values, "output": str(output), **changes})
+
+
+def records(output: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("cache", ["plain.h5", "mixed.h5"])
+def test_a_flat_folder_teaches_by_the_cache_alone(folder: Path, tmp_path: Path, cache: str) -> None:
+    output = tmp_path / "run"
+    report = distill(config(folder, output, cache=str(folder / cache), validation=str(folder / "val")))
+    assert report.preflight is not None
+    assert report.preflight.teacher_top1 is None
+    assert "top-1" not in str(report.preflight)
+    for record in records(output):
+        assert record["loss"] == pytest.approx(record["kd_loss"])
+        assert record["task_loss"] == 0
+        assert "teacher_top1" not in record
+    assert report.training.top1 is not None
+    assert json.loads((output / "student.json").read_text())["class_names"] == CLASSES
+    assert evaluate_student(EvaluateConfig(student=str(output), data=str(folder / "val"))).num_images == COUNT
+
+
+def test_a_cache_of_unlabelled_images_holds_the_class_names_that_its_teacher_knows(folder: Path) -> None:
+    assert open_cache(folder / "plain.h5").class_names == CLASSES
+
+
+def test_a_live_teacher_gives_classes_and_names_too(folder: Path, tmp_path: Path) -> None:
+    taught = tmp_path / "teacher"
+    distill(config(folder, taught))
+    from kdkit.config import TeacherConfig
+
+    output, recipe = tmp_path / "live", ViewRecipe(size=32)
+    distill(config(folder, output, cache=None, teacher=TeacherConfig(str(taught)), recipe=recipe))
+    assert json.loads((output / "student.json").read_text())["class_names"] == CLASSES
+
+
+def test_images_without_labels_need_a_teacher_and_a_loss_without_labels(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match=r"no image of .*flat' has a label, and there is no teacher"):
+        distill(config(folder, tmp_path / "run", cache=None, recipe=ViewRecipe(size=32)))
+    with pytest.raises(ConfigError, match=r"the loss 'dkd' needs the label of each image, and 24 of 24 images"):
+        distill(config(folder, tmp_path / "run", distill_loss="dkd"))
+    with pytest.raises(DatasetError, match=r"no image of .*flat' has a label to validate with"):
+        distill(config(folder, tmp_path / "run", validation=str(folder / "flat")))
+    distill(config(folder, tmp_path / "run"))
+    with pytest.raises(DatasetError, match=r"no image of .*flat' has a label to evaluate with"):
+        evaluate_student(EvaluateConfig(student=str(tmp_path / "run"), data=str(folder / "flat")))
+
+
+def write_table(folder: Path, name: str, labels: list[object]) -> str:
+    path = folder / name
+    with open(path, "w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["path", "label"])
+        rows.writerows([f"flat/{row:03d}.png", label] for row, label in enumerate(labels))
+    return str(path)
+
+
+def test_a_label_out_of_range_is_named_with_its_image_before_the_first_step(folder: Path, tmp_path: Path) -> None:
+    labels: list[object] = [row % 10 for row in range(COUNT)]
+    labels[7] = 12
+    table = write_table(folder, "odd.csv", labels)
+    options = {"cache": None, "recipe": ViewRecipe(size=32), "student_options": {"num_classes": 10}}
+    with pytest.raises(ClassMismatchError, match=r"the label of 'flat/007\.png' in .*odd\.csv' is 12: expected 0 to 9"):
+        distill(config(folder, tmp_path / "run", data=table, **options))
+    assert not (tmp_path / "run" / "last.pth.tar").exists()
+
+
+def test_few_labels_train_with_those_alone(folder: Path, tmp_path: Path) -> None:
+    labels: list[object] = [row % 10 if row < 6 else "" for row in range(COUNT)]
+    table = write_table(folder, "few.csv", labels)
+    recipe = ViewRecipe(size=32)
+    build_cache(create_teacher(tiny_model(seed=1)), open_dataset(table, recipe=recipe), tmp_path / "few.h5", EXACT)
+    distill(config(folder, tmp_path / "run", data=table, cache=str(tmp_path / "few.h5")))
+    epochs = [record for record in records(tmp_path / "run") if record["kind"] == "epoch"]
+    assert all(record["task_loss"] > 0 for record in epochs)
+    assert all(0 <= record["teacher_top1"] <= 100 for record in epochs)
+
+
+def test_an_evaluation_is_over_the_labelled_images_alone() -> None:
+    source, task = digits(COUNT), ClassificationTask(tiny_model())
+    few = np.where(np.arange(COUNT) % 3 == 0, source.targets, -1)
+    recipe, kept = ViewRecipe.evaluation(32), np.flatnonzero(few >= 0)
+    some = ReplayedDataset(ArraySource(source.images, few, keys=source.keys, class_names=CLASSES), recipe)
+    alone = ReplayedDataset(
+        ArraySource(source.images[kept], few[kept], keys=[source.keys[row] for row in kept], class_names=CLASSES),
+        recipe,
+    )
+    found = [
+        evaluate(task, create_loader(dataset, task, batch_size=8, num_workers=0, shuffle=False))
+        for dataset in (some, alone)
+    ]
+    assert found[0] == pytest.approx(found[1])
+
+
+def test_the_mean_of_a_term_is_over_the_steps_that_measured_it() -> None:
+    meter = Meter()
+    for value, count in ((50.0, 4), (math.nan, 8), (20.0, 2)):
+        meter.add({"loss": torch.tensor(1.0), "teacher_top1": torch.tensor(value)}, count, {})
+    assert ["teacher_top1" in record for record in meter.flush()] == [True, False, True]
+    mean = Meter(meter.sums).mean()
+    assert mean["teacher_top1"] == pytest.approx((50 * 4 + 20 * 2) / 6)
+    assert mean["loss"] == pytest.approx(1.0)
+    assert set(mean) == {"loss", "teacher_top1", "images", "seconds", "images_per_second"}
