@@ -21,7 +21,7 @@ from kdkit.types import Batch, TeacherOutput, TeacherSource, to_compute_dtype
 
 
 class TaskOptions(TypedDict, total=False):
-    """Arguments that a task with more arguments of its own passes on to DistillationTask, where the defaults are."""
+    """Arguments that a task with further arguments passes on to DistillationTask, which has the defaults."""
 
     temperature: float | None
     standardize: bool
