@@ -10,6 +10,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from glob import glob
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +34,10 @@ def commands(page: str, language: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """birds/train and birds/val, crops of photographs in ten classes, and birds.yaml, a card of a small teacher."""
+    """birds/train and birds/val, crops of photographs in ten classes; birds/train without labels as `unlabelled`.
+
+    birds.yaml is a card of a small teacher, birds.npy its kind of output: logits [40, 10], in the order of the keys.
+    """
     folder = tmp_path_factory.mktemp("docs")
     draw = np.random.default_rng(0)
     pictures = [data.astronaut(), data.chelsea(), data.coffee()]
@@ -44,6 +48,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             place = folder / "birds" / split / f"bird-{index % 10}" / f"{index}.jpg"
             place.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(picture[top : top + 100, left : left + 100]).save(place)
+    (folder / "unlabelled").mkdir()
+    for image in (folder / "birds" / "train").rglob("*.jpg"):
+        shutil.copy(image, folder / "unlabelled")
+    np.save(folder / "birds.npy", draw.normal(size=(40, 10)).astype(np.float32))
     save_file(tiny_model(seed=1).state_dict(), folder / "birds.safetensors")
     card = {
         "name": "birds", "model": "test_resnet", "num_classes": 10, "input_size": [3, 64, 64], "mean": [0.5, 0.5, 0.5],
@@ -57,7 +65,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(line: str, capsys: pytest.CaptureFixture[str], *more: str) -> None:
     """One line `kdkit ...`, whose output may go to a file."""
     command, _, file = line.partition(" > ")
-    program, *arguments = shlex.split(command)
+    program, *words = shlex.split(command)
+    arguments = [path for word in words for path in (sorted(glob(word)) if word.endswith("*") else [word])]
     assert program == "kdkit", f"a command that this test cannot run: {line}"
     capsys.readouterr()
     assert main([*arguments, *more]) == 0, line
