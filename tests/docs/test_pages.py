@@ -66,7 +66,7 @@ def run(line: str, capsys: pytest.CaptureFixture[str], *more: str) -> None:
     """One line `kdkit ...`, whose output may go to a file."""
     command, _, file = line.partition(" > ")
     program, *words = shlex.split(command)
-    arguments = [path for word in words for path in (sorted(glob(word)) if word.endswith("*") else [word])]
+    arguments = [path for word in words for path in (sorted(glob(word)) or [word] if word.endswith("*") else [word])]
     assert program == "kdkit", f"a command that this test cannot run: {line}"
     capsys.readouterr()
     assert main([*arguments, *more]) == 0, line
