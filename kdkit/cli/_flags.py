@@ -97,7 +97,8 @@ class Grammar:
         """The items of a list as the parser reads them; one path as it is."""
         if self._splits_commas(name):
             return f"[{','.join(items)}]"
-        return items[0] if len(items) == 1 else json.dumps(items, ensure_ascii=False)
+        stands_alone = len(items) == 1 and not self.fields[name].splits_commas
+        return items[0] if stands_alone else json.dumps(items, ensure_ascii=False)
 
     def _splits_commas(self, name: str) -> bool:
         """Whether one argument may hold several items of a list; the names of files may hold commas."""

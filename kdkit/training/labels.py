@@ -74,5 +74,5 @@ def class_names_of(
     if dataset.class_names is not None or not dataset.is_unlabelled:
         return dataset.class_names
     if cache is not None:
-        return cache.class_names
+        return cache.class_names if cache.names_classes else None  # imported labels may be of other classes
     return teacher.class_names if isinstance(teacher, Teacher) else None
