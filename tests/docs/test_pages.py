@@ -10,7 +10,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-from glob import glob
 from pathlib import Path
 
 import numpy as np
@@ -66,7 +65,8 @@ def run(line: str, capsys: pytest.CaptureFixture[str], *more: str) -> None:
     """One line `kdkit ...`, whose output may go to a file."""
     command, _, file = line.partition(" > ")
     program, *words = shlex.split(command)
-    arguments = [path for word in words for path in (sorted(glob(word)) or [word] if word.endswith("*") else [word])]
+    found = [sorted(map(str, Path().glob(word))) if word.endswith("*") else [] for word in words]  # as a shell does
+    arguments = [path for word, paths in zip(words, found, strict=True) for path in paths or [word]]
     assert program == "kdkit", f"a command that this test cannot run: {line}"
     capsys.readouterr()
     assert main([*arguments, *more]) == 0, line
