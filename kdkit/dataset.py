@@ -28,9 +28,8 @@ def open_dataset(
         data: a name or path, as the command line takes it, a source, a datasets.Dataset or another map-style dataset:
             see `kdkit.data.create_source`.
         cache: a teacher cache, its path, or a list of paths. It gives the recipe, and is compared with the dataset:
-            samples, class names and the pixels of some views. An opened cache is matched by that, and then serves this
-            dataset.
-        recipe: what the views look like; the cache's by default, else `ViewRecipe()`.
+            samples, class names and the pixels of some views. An open cache is thereby matched with this dataset.
+        recipe: the settings of the views; the cache's by default, else `ViewRecipe()`.
         image_column: column of the images or their paths, where `data` has columns.
         label_column: column of the labels, where `data` has columns.
         records: an open cache that is not matched here; its recorded views are replayed where the recipe says so.

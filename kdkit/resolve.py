@@ -21,6 +21,7 @@ from kdkit.teachers.class_map import ClassMap
 from kdkit.types import Normalization
 
 _CARD_SUFFIXES = (".yaml", ".yml")
+_NAMED = 3  # classes of a mapped teacher
 
 
 def resolve_device(name: str) -> torch.device:
@@ -72,10 +73,13 @@ def resolve_teacher(
 
 
 def describe_teacher(teacher: Teacher) -> str:
-    """The teacher's name, and whether its classes are mapped to those of the data."""
+    """The teacher's name, and where its classes are mapped to those of the data, the first of them."""
     members = teacher.members if isinstance(teacher, TeacherEnsemble) else (teacher,)
-    is_mapped = any(member.class_map is not None for member in members)
-    return f"{teacher.name}, its classes mapped to the data's" if is_mapped else teacher.name
+    if all(member.class_map is None for member in members):
+        return teacher.name
+    names = teacher.class_names or ()
+    shown = [*names[:_NAMED], "..."] if len(names) > _NAMED else names
+    return f"{teacher.name}, its classes mapped to the data's{': ' if names else ''}{', '.join(shown)}"
 
 
 def teacher_of_cache(made_with: Mapping[str, Any]) -> TeacherConfig:

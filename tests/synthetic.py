@@ -88,7 +88,7 @@ class Synthetic:
         return dataclasses.replace(self, **changes)
 
 
-def answer(pickled: bytes, queue: Any) -> None:
-    """What another process reads and draws: (rows of view 1, pixels of row 3 in view 1), as bytes."""
+def read_in_process(pickled: bytes, queue: Any) -> None:
+    """Puts what another process reads: (rows of view 1, pixels of row 3 in view 1), as bytes."""
     cache, dataset, rows = pickle.loads(pickled)
     queue.put((cache.read_encoded(rows, 1).numpy().tobytes(), dataset[3, 1].image.numpy().tobytes()))

@@ -109,7 +109,7 @@ def make(
     seed: int = 0,
     cache: CachedTeacher | None = None,
 ) -> DistillationTask:
-    """The task of a row in float64, with its live teacher, or for what a cache will say."""
+    """The task of a row in float64, with its live teacher, or for the outputs of a cache."""
     live = tiny_model(teacher, seed=TEACHER_SEED) if cache is None else None
     options: Any = {"task_loss_weight": task_loss_weight, "distill_loss_weight": 2.0}
     torch.manual_seed(seed)

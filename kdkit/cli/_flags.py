@@ -88,7 +88,7 @@ class Grammar:
             else:
                 values.append((name, value))
         if preset is not None:
-            from_cache = any(name == "cache" for name, _ in values)
+            from_cache = "cache" in lists
             files.insert(0, f"--{_CONFIG}={_preset.as_yaml(self.command, preset, from_cache=from_cache)}")
         given = [f"--{name}={value}" if name != _PRINT else f"--{name}" for name, value in values]
         return [*files, *recipe, *given, *(f"--{name}={self._as_value(name, items)}" for name, items in lists.items())]
@@ -134,6 +134,7 @@ class Grammar:
             while field is not None and field.is_list and not equals and not positionals and waiting:
                 if waiting[0].startswith("-"):
                     break
+                field.check(flag, waiting[0])
                 yield name, waiting.pop(0)
 
     def _resolve(self, flag: str) -> tuple[str, bool]:

@@ -21,11 +21,12 @@ def run(arguments: list[str]) -> None:
         dataset = open_dataset(config.data, recipe=cache.recipe, records=cache, **config.columns)
         made_by = config.teacher or teacher_of_cache(cache.teacher)
         teacher = resolve_teacher(made_by, device, dataset.class_names)
-        print_wrapped(f"teacher: {describe_teacher(teacher)}")
     report = verify_cache(
         config.cache, teacher, dataset, num_rows=config.rows, device=device, allow_mismatch=config.allow_mismatch
     )
     print_wrapped(f"{config.cache}: all checksums of {report.num_rows:,} rows x {report.num_views} views match")
+    if teacher is not None:
+        print_wrapped(f"teacher: {describe_teacher(teacher)}")
     for stream, difference in report.differences.items():
         unit = "nats" if stream == "logits" else "of their size"
         text = (

@@ -16,8 +16,7 @@ def run(arguments: list[str]) -> None:
 
     report = check_named_teacher(config)
     size = f"{report.num_images:,} of {report.num_available:,}, {report.input_size} pixels"
-    mapped = ", its classes mapped to the data's" if report.is_mapped else ""
-    lines = {"teacher": f"{report.teacher}{mapped}", "images": size, "top-1": f"{report.top1:.2f} %"}
+    lines = {"teacher": report.description, "images": size, "top-1": f"{report.top1:.2f} %"}
     if report.published is not None:
         lines["published"] = f"{report.published.percent:.2f} % at {report.published.input_size} pixels"
     print_labelled(lines)

@@ -35,7 +35,7 @@ class ReplayedDataset(Dataset[Sample]):
 
     Args:
         source: where the images come from.
-        recipe: what the views look like.
+        recipe: the settings of the views.
         transform: a custom transform instead of the recipe's crop, flip, colours and erasing: a callable like those of
             torchvision, timm or albumentations, from an RGB image to uint8 pixels of the recipe's size. It must draw
             from `random`, numpy.random or torch's default generator, or have a method set_random_seed(seed).

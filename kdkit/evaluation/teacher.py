@@ -17,7 +17,7 @@ from kdkit.data import EpochSampler, ReplayedDataset, ReplayLoader, create_sourc
 from kdkit.errors import ClassMismatchError, DatasetError
 from kdkit.evaluation.config import TeachersCheckConfig
 from kdkit.recipe import Interpolation, ViewRecipe
-from kdkit.resolve import card_of, resolve_device, resolve_teacher
+from kdkit.resolve import card_of, describe_teacher, resolve_device, resolve_teacher
 from kdkit.teachers import Teacher, TeacherCard, TeacherEnsemble
 from kdkit.teachers.card import PublishedTop1
 from kdkit.teachers.class_map import are_synsets, map_names, synsets
@@ -52,8 +52,8 @@ class CheckReport:
     """The card's figure that is compared, or None."""
     warning: str | None
     """What is wrong, in a sentence, or None."""
-    is_mapped: bool = False
-    """Whether the teacher's classes are mapped to those of the images."""
+    description: str = ""
+    """The teacher's name, and whether its classes are mapped to those of the images."""
 
 
 def check_named_teacher(config: TeachersCheckConfig) -> CheckReport:
@@ -131,8 +131,8 @@ def check_teacher(
     judged = consistency if len(label) >= _IMAGES_PER_CLASS * len(label.unique()) else 0.0
     warning = _warning(teacher, top1, judged, len(label), published)
     size = dataset.recipe.size
-    is_mapped = teacher.class_map is not None
-    return CheckReport(teacher.name, len(label), len(dataset), size, top1, consistency, published, warning, is_mapped)
+    description = describe_teacher(teacher)
+    return CheckReport(teacher.name, len(label), len(dataset), size, top1, consistency, published, warning, description)
 
 
 def check_recipe(

@@ -114,7 +114,7 @@ def available() -> list[str]:
 
 
 def loss_spec(name: str) -> LossSpec:
-    """Returns what the loss called `name` declares.
+    """Returns the declaration of the loss called `name`.
 
     Raises:
         UnknownNameError: no loss has this name.

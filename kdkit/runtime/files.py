@@ -50,7 +50,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
     except OSError as error:
         raise write_error(path, error) from error
     finally:
-        with suppress(OSError):  # the first error says more; the next writer removes leftovers
+        with suppress(OSError):  # the first error tells more; the next writer removes leftovers
             remove_file(temporary)
 
 

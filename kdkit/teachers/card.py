@@ -1,6 +1,6 @@
 """Teacher cards: facts about a teacher's weights, each with its source. Needs neither torch nor timm.
 
-The fields are documented for users in teachers/README.md; the cards that ship are in the `cards` folder beside this
+The fields are documented for users in teachers/README.md; the cards that ship are in the `cards` folder next to this
 file, a link to the repository's top-level `teachers/`.
 """
 

@@ -23,7 +23,7 @@ def label_names(model: nn.Module) -> tuple[str, ...] | None:
     return tuple(str(name) for name in names)
 
 
-def reorder_names(wanted: Sequence[str], names: Sequence[str], who: str) -> tuple[int, ...]:
+def reorder_names(wanted: Sequence[str], names: Sequence[str], subject: str) -> tuple[int, ...]:
     """Returns for each class of the data [C] its index among the names of the model's classes, which are the same set.
 
     Raises:
@@ -32,7 +32,9 @@ def reorder_names(wanted: Sequence[str], names: Sequence[str], who: str) -> tupl
     known, expected = set(names), set(wanted)
     hint = "name the classes of the data as the teacher's, or give a class_map"
     if (extra := next((name for name in wanted if name not in known), None)) is not None:
-        raise ClassMismatchError(f"{who} has no class {extra!r}, which the data has; its first is {names[0]!r}: {hint}")
+        raise ClassMismatchError(
+            f"{subject} has no class {extra!r}, which the data has; its first is {names[0]!r}: {hint}"
+        )
     if (absent := next((name for name in names if name not in expected), None)) is not None:
-        raise ClassMismatchError(f"{who} has the class {absent!r}, which the data does not have: {hint}")
-    return map_names(wanted, names, who)
+        raise ClassMismatchError(f"{subject} has the class {absent!r}, which the data does not have: {hint}")
+    return map_names(wanted, names, subject)

@@ -81,9 +81,9 @@ class Teacher(nn.Module):
         self.input_size = input_size or only_input_size(model)
         self.normalization = normalization or own_normalization or Normalization.of(model)
         self.input_normalization = input_normalization or self.normalization
-        self.class_map = resolve_class_map(class_map, model, self._who, class_names, missing_classes)
+        self.class_map = resolve_class_map(class_map, model, self._subject, class_names, missing_classes)
         self._model_class_names = None if class_names is None else tuple(class_names)
-        self.taps = check_taps(model, taps, self._who)
+        self.taps = check_taps(model, taps, self._subject)
         self.resize = resize
         self.autocast = autocast
         self._forward_fn: Callable[..., Outputs] = forward_with_taps
@@ -145,7 +145,7 @@ class Teacher(nn.Module):
         known = self.class_names
         if known is None or known == tuple(names):
             return self
-        index = reorder_names(names, known, self._who)
+        index = reorder_names(names, known, self._subject)
         return self._with(class_map=index if self.class_map is None else [self.class_map[i] for i in index])
 
     def _with(self, **changes: Any) -> Teacher:

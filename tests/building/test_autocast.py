@@ -1,4 +1,4 @@
-"""A cache says the same within an autocast: a loop of one's own may ask it there."""
+"""The outputs of a cache do not change within an autocast, where a training loop may read it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_autocast_changes_nothing_that_is_decoded(codec: str, tmp_path: Path) ->
     batch = next(iter(loader_for(dataset, tiny_model())))
     expected = cache(batch).logits
     with torch.autocast("cpu", torch.bfloat16):
-        said = cache(batch).logits
-    assert said is not None
-    assert said.dtype == torch.float32
-    assert torch.equal(said, expected)
+        logits = cache(batch).logits
+    assert logits is not None
+    assert logits.dtype == torch.float32
+    assert torch.equal(logits, expected)

@@ -70,16 +70,16 @@ def test_rows_are_the_teachers_logits_as_plain_h5py_reads_them(tmp_path: Path, p
 
 
 @pytest.mark.parametrize("codec", ["float32", "float16", "int8"])
-def test_a_cache_answers_as_the_live_teacher_does(tmp_path: Path, codec: str) -> None:
+def test_a_cache_has_the_outputs_of_the_live_teacher(tmp_path: Path, codec: str) -> None:
     dataset = digits_dataset(120)
     build_cache(teacher(), dataset, tmp_path / "t.h5", dataclasses.replace(EXACT, codec=codec))
     cache = open_cache(tmp_path / "t.h5", dataset)
     row = torch.tensor([5, 119, 5, 0])
-    said = cache(Batch(torch.empty(4, 0), torch.zeros(4), row, 0)).logits
+    logits = cache(Batch(torch.empty(4, 0), torch.zeros(4), row, 0)).logits
     expected = torch.from_numpy(plain_logits(dataset, 0)[row.numpy()]).log_softmax(1)
     tolerance = {"float32": 1e-5, "float16": 5e-3, "int8": 5e-2}[codec]
-    torch.testing.assert_close(said, expected, rtol=tolerance, atol=tolerance)
-    torch.testing.assert_close(said.exp().sum(1), torch.ones(4))
+    torch.testing.assert_close(logits, expected, rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(logits.exp().sum(1), torch.ones(4))
 
 
 @pytest.mark.parametrize("loss", ["kl", "soft_ce", "dkd"])
@@ -90,10 +90,10 @@ def test_a_sparse_topk_cache_teaches_as_the_dense_one_does(tmp_path: Path, loss:
     batch = next(iter(loader_for(dataset, tiny_model("test_efficientnet"))))
     results = []
     for sparse in (False, True):
-        said = open_cache(tmp_path / "t.h5", dataset, sparse=sparse)(batch)
-        assert (said.logits is None) == sparse
+        output = open_cache(tmp_path / "t.h5", dataset, sparse=sparse)(batch)
+        assert (output.logits is None) == sparse
         task = LogitDistillationTask(tiny_model("test_efficientnet"), distill_loss=loss, temperature=2.0)
-        result = task(batch.input, batch.target, said)
+        result = task(batch.input, batch.target, output)
         result["loss"].backward()
         gradient = torch.cat([parameter.grad.flatten() for parameter in task.trainable_module.parameters()])
         results.append((result["kd_loss"].detach(), gradient))
@@ -101,7 +101,7 @@ def test_a_sparse_topk_cache_teaches_as_the_dense_one_does(tmp_path: Path, loss:
     torch.testing.assert_close(results[1][1], results[0][1], rtol=1e-3, atol=1e-5)
 
 
-def test_only_topk_answers_sparsely(tmp_path: Path) -> None:
+def test_only_topk_has_sparse_outputs(tmp_path: Path) -> None:
     build_cache(teacher(), digits_dataset(8), tmp_path / "t.h5", EXACT)
     with pytest.raises(ConfigError, match="'float32': only topk"):
         open_cache(tmp_path / "t.h5", sparse=True)
@@ -177,9 +177,9 @@ def test_fault_15_a_reordered_dataset_still_finds_its_rows(tmp_path: Path) -> No
         RECIPE,
     )
     cache = open_cache(tmp_path / "t.h5", shuffled)
-    said = cache(Batch(torch.empty(80, 0), torch.zeros(80), torch.arange(80), 1)).logits
+    logits = cache(Batch(torch.empty(80, 0), torch.zeros(80), torch.arange(80), 1)).logits
     expected = torch.from_numpy(plain_logits(dataset, 1)[order]).log_softmax(1)
-    torch.testing.assert_close(said, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_fault_15_added_removed_and_renamed_samples_are_named(tmp_path: Path) -> None:
@@ -216,7 +216,7 @@ def test_fault_14_another_teacher_under_the_same_name_is_refused_on_resume(tmp_p
         ({"dtype": torch.float64}, "teacher.dtype"),
     ],
 )
-def test_fault_14_a_teacher_asked_in_another_way_is_refused_on_resume(
+def test_fault_14_a_teacher_with_other_settings_is_refused_on_resume(
     tmp_path: Path, change: dict[str, object], field: str
 ) -> None:
     build_cache(teacher(), digits_dataset(8), tmp_path / "t.h5", EXACT)
@@ -241,7 +241,7 @@ def test_samples_that_changed_are_named_on_resume_too(tmp_path: Path) -> None:
         build_cache(teacher(), digits_dataset(31), tmp_path / "t.h5", EXACT)
 
 
-def test_an_output_that_is_a_folder_is_refused_before_the_teacher_is_asked(tmp_path: Path) -> None:
+def test_an_output_that_is_a_folder_is_refused_before_the_teacher_runs(tmp_path: Path) -> None:
     (tmp_path / "t.h5").mkdir()
     with pytest.raises(CacheError, match="is a folder; name a file"):
         build_cache(teacher(), digits_dataset(8), tmp_path / "t.h5", EXACT)
@@ -294,14 +294,14 @@ def test_an_unmatched_cache_does_not_guess_rows(tmp_path: Path) -> None:
 def test_rows_views_and_streams_that_are_not_there_are_refused(tmp_path: Path, pack: bool) -> None:
     build_cache(teacher(), digits_dataset(8), tmp_path / "t.h5", dataclasses.replace(EXACT, pack=pack))
     cache = open_cache(tmp_path / "t.h5")
-    for rows, view, stream, said in (
+    for rows, view, stream, message in (
         ([8], 0, "logits", "rows 0 to 7, got row 8"),
         ([3, 5_000, -9], 0, "logits", "rows 0 to 7, got row 5000"),
         ([-1], 0, "logits", "rows 0 to 7, got row -1"),
         ([0], 2, "logits", "views 0 to 1"),
         ([0], 0, "pooled", "streams logits"),
     ):
-        with pytest.raises(CacheError, match=said):
+        with pytest.raises(CacheError, match=message):
             cache.read_encoded(np.array(rows), view, stream)
 
 
@@ -332,7 +332,7 @@ def test_a_cut_file_is_refused_at_open(tmp_path: Path) -> None:
             open_cache(path)
 
 
-def test_what_is_no_cache_is_said_to_be_none(tmp_path: Path) -> None:
+def test_a_path_that_is_no_cache_is_reported_as_none(tmp_path: Path) -> None:
     with pytest.raises(CacheNotFoundError, match="kdkit cache build") as caught:
         open_cache(tmp_path / "t.h5")
     assert isinstance(caught.value, FileNotFoundError)
@@ -346,7 +346,7 @@ def test_what_is_no_cache_is_said_to_be_none(tmp_path: Path) -> None:
 
 
 class _Poisoned(torch.nn.Module):
-    """A teacher that says NaN about dark images."""
+    """A teacher whose logits of dark images are NaN."""
 
     num_classes = 10
 
@@ -361,7 +361,7 @@ class _Poisoned(torch.nn.Module):
 
 
 @pytest.mark.parametrize(("value", "codec"), [(float("nan"), "float32"), (float("inf"), "int8"), (1e5, "float16")])
-def test_fault_17_answers_that_cannot_be_kept_stop_the_build(tmp_path: Path, value: float, codec: str) -> None:
+def test_fault_17_outputs_that_cannot_be_encoded_stop_the_build(tmp_path: Path, value: float, codec: str) -> None:
     with pytest.raises(NonFiniteOutputError, match="'digit-"):
         build_cache(
             Teacher(_Poisoned(value)), digits_dataset(64), tmp_path / "t.h5", dataclasses.replace(EXACT, codec=codec)

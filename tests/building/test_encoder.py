@@ -27,7 +27,7 @@ def dataset(rows: int = 64) -> ReplayedDataset:
     return ReplayedDataset(digits(rows), ViewRecipe(size=8, num_views=2, hflip=0.0))
 
 
-PROBED = 8  # batches that the probe for fidelity asks about first, of 64 rows
+PROBED = 8  # batches that the probe for fidelity runs first, of 64 rows
 
 
 def test_a_batch_is_encoded_while_the_teacher_is_at_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,7 +66,7 @@ def test_the_teacher_is_never_more_than_three_batches_ahead(tmp_path: Path, monk
 
 
 @pytest.mark.parametrize("batch", [0, 3, 6, 7])
-def test_an_answer_that_cannot_be_kept_is_named_whatever_follows_it_and_nothing_of_its_shard_is_sealed(
+def test_an_output_that_cannot_be_encoded_is_named_whatever_follows_it_and_nothing_of_its_shard_is_sealed(
     tmp_path: Path, batch: int
 ) -> None:
     def poison(number: int, logits: torch.Tensor) -> None:
@@ -82,7 +82,7 @@ def test_an_answer_that_cannot_be_kept_is_named_whatever_follows_it_and_nothing_
 
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt, SystemExit(143)])
-def test_a_build_that_is_interrupted_leaves_no_thread_and_goes_on_later(
+def test_an_interrupted_build_leaves_no_thread_and_resumes_later(
     tmp_path: Path, stop: type[BaseException] | BaseException
 ) -> None:
     def interrupt(number: int, logits: torch.Tensor) -> None:
@@ -116,7 +116,7 @@ def test_nothing_runs_after_a_call_that_failed() -> None:
 
 
 @pytest.mark.gpu
-def test_a_build_on_a_gpu_encodes_on_a_stream_of_its_own_and_holds_what_the_teacher_says(tmp_path: Path) -> None:
+def test_a_build_on_a_gpu_encodes_on_a_side_stream_and_holds_the_teachers_outputs(tmp_path: Path) -> None:
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
     config = dataclasses.replace(CONFIG, streams=("logits", "pooled"))

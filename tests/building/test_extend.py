@@ -36,7 +36,7 @@ def seen(views: int, rows: int = 120, recipe: ViewRecipe = PLAIN) -> ReplayedDat
 
 
 def extend(path: Path, dataset: ReplayedDataset, teacher: Teacher | None = None, batch_size: int = 50) -> int:
-    """The images that were asked about."""
+    """Extends the cache, and returns the number of images on which the teacher ran."""
     teacher = teacher or Teacher(Pixels())
     return extend_cache(teacher, dataset, path, batch_size=batch_size, num_workers=0).images_built
 
@@ -70,7 +70,7 @@ def test_a_cache_in_parts_is_extended_in_its_folder_and_packs_to_the_same_bytes(
     assert cache_contents(tmp_path / "t.h5") == plain
 
 
-def test_what_a_codec_learnt_is_kept_and_used_for_the_further_views(tmp_path: Path) -> None:
+def test_a_fitted_codec_is_kept_and_used_for_the_further_views(tmp_path: Path) -> None:
     config = dataclasses.replace(CONFIG, codec="lowrank", codec_options={"row_bytes": 12}, batch_size=40)
     teacher = create_teacher(tiny_model())
     for name, views in (("t.h5", 1), ("plain.h5", 2)):

@@ -37,7 +37,7 @@ CONFIG = BuildConfig(
 
 
 class Noticed(Teacher):
-    """Costs nothing; says pixels, and others as features; notices which rows it is asked about."""
+    """Costs nothing; its logits and features are pixels; records the rows that it runs on."""
 
     def __init__(self) -> None:
         super().__init__(Pixels())
@@ -71,11 +71,11 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[CachedTeacher, list
 
 
 def live(rows: list[int], view: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """Logits and pooled features of those rows as the teacher says them, float64."""
+    """The teacher's logits and pooled features of those rows, float64."""
     teacher, sampler = Noticed(), EpochSampler(rows, 50, num_views=VIEWS, shuffle=False)
     sampler.set_epoch(view)
-    said = [teacher(batch) for batch in ReplayLoader(seen(), sampler, teacher.input_normalization)]
-    parts = [[output.logits for output in said], [output.features["pooled"] for output in said]]
+    outputs = [teacher(batch) for batch in ReplayLoader(seen(), sampler, teacher.input_normalization)]
+    parts = [[output.logits for output in outputs], [output.features["pooled"] for output in outputs]]
     logits, pooled = (torch.cat(part).double().numpy() for part in parts)  # type: ignore[arg-type]
     return logits, pooled
 
@@ -111,7 +111,7 @@ def test_the_fidelity_of_each_view_is_what_plain_numpy_computes_on_rows_the_code
     )
 
 
-def test_what_the_metadata_says_is_view_0_s_and_views_differ(built: tuple[CachedTeacher, list[int]]) -> None:
+def test_the_metadata_hold_the_fidelity_of_view_0_and_views_differ(built: tuple[CachedTeacher, list[int]]) -> None:
     cache, _ = built
     for stream, views in cache.fidelity().items():
         assert {**views[0], "each": 4} == pytest.approx(cache.metadata.fidelity[stream], rel=1e-4)
@@ -157,7 +157,7 @@ def test_the_plot_shows_the_fidelity_of_each_view(
     assert plot_cache(open_cache(GOLDEN / "v1-float16.h5"), tmp_path / "old.png").read_bytes()[:4] == b"\x89PNG"
 
 
-def test_a_build_that_was_begun_before_views_were_measured_goes_on_without_and_can_be_extended(tmp_path: Path) -> None:
+def test_an_older_build_without_measured_views_resumes_without_them_and_can_be_extended(tmp_path: Path) -> None:
     teacher, config = create_teacher(tiny_model()), BuildConfig(codec="float16", num_workers=0)
     spec = BuildPlan(teacher, digits_dataset(20), config).make_spec()
     older = {"logits": {name: value for name, value in spec.fidelity["logits"].items() if name != "each"}}
@@ -242,7 +242,7 @@ def test_options_are_those_of_the_default_codec_where_none_is_named(num_classes:
         assert (codec.name, codec.row_bytes) == ("lowrank", 48)
 
 
-def test_an_estimate_looks_at_fewer_images_than_a_build_whose_look_is_in_its_time(
+def test_an_estimate_probes_fewer_images_than_a_build_whose_probe_is_in_its_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("kdkit.building.estimate.ESTIMATE_FIT_ROWS", 30)
@@ -261,7 +261,7 @@ def test_an_estimate_looks_at_fewer_images_than_a_build_whose_look_is_in_its_tim
 @pytest.mark.parametrize(
     ("num_rows", "fitting", "measuring"), [(1, 2, 1), (2, 2, 2), (700, 700, 350), (1_281_167, 16_384 + 512, 512)]
 )
-def test_a_build_looks_at_some_images_beforehand_and_never_at_all_of_many(
+def test_a_build_probes_some_images_beforehand_and_never_all_of_many(
     num_rows: int, fitting: int, measuring: int
 ) -> None:
     assert num_probed(LowRankCodec(num_classes=1000), num_rows) == fitting

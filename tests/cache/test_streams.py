@@ -1,4 +1,4 @@
-"""Streams of features beside, or in place of, the logits: what was said is what is read, within the codec's bound."""
+"""Streams of features next to, or in place of, the logits: they are read as stored, within the codec's bound."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ VIEW = 1
 
 
 def plain_features(dataset: ReplayedDataset, view: int) -> dict[str, torch.Tensor]:
-    """What timm itself says, without any of kdkit's taps, build or cache."""
+    """Logits and features by plain timm, without any of kdkit's taps, build or cache."""
     model = tiny_model().eval()
     images = torch.stack([dataset[row, view].image for row in range(len(dataset))])
     with torch.no_grad():
@@ -84,14 +84,14 @@ def bound(codec: str, values: torch.Tensor) -> torch.Tensor:
     return (half + rounding).clamp_min(least).expand_as(spread).reshape(values.shape)
 
 
-def test_features_are_what_timm_says_within_the_codecs_bound(cached: CachedTeacher, dataset: ReplayedDataset) -> None:
+def test_features_equal_timms_within_the_codecs_bound(cached: CachedTeacher, dataset: ReplayedDataset) -> None:
     rows = [59, 0, 7, 7]
-    said = cached(batch(rows))
+    output = cached(batch(rows))
     expected = plain_features(dataset, VIEW)
-    assert said.logits is not None
-    torch.testing.assert_close(said.logits, expected["logits"][rows].log_softmax(1), rtol=1e-4, atol=1e-5)
-    assert set(said.features) == {"pooled", "tokens", "stages.2"}
-    for name, found in said.features.items():
+    assert output.logits is not None
+    torch.testing.assert_close(output.logits, expected["logits"][rows].log_softmax(1), rtol=1e-4, atol=1e-5)
+    assert set(output.features) == {"pooled", "tokens", "stages.2"}
+    for name, found in output.features.items():
         wanted = expected[name][rows]
         assert found.shape == wanted.shape
         assert found.dtype == torch.float32
@@ -99,7 +99,7 @@ def test_features_are_what_timm_says_within_the_codecs_bound(cached: CachedTeach
         assert ((found - wanted).abs() <= allowed).all()
 
 
-def test_a_stranger_reads_features_as_their_page_says(cached: CachedTeacher) -> None:
+def test_features_can_be_read_without_kdkit_as_the_page_describes(cached: CachedTeacher) -> None:
     with h5py.File(cached.path) as file:
         for name, described in cached.metadata.streams.items():
             if name == "logits":
@@ -116,12 +116,12 @@ def test_a_stranger_reads_features_as_their_page_says(cached: CachedTeacher) -> 
             np.testing.assert_allclose(values, cached(batch([7])).features[name][0], rtol=1e-5, atol=1e-6)
 
 
-def test_only_the_streams_that_were_asked_for_are_read(cached: CachedTeacher, dataset: ReplayedDataset) -> None:
+def test_only_requested_streams_are_read(cached: CachedTeacher, dataset: ReplayedDataset) -> None:
     some = open_cache(cached.path, dataset, streams=["pooled"])
-    said = some(batch([3, 1]))
-    assert said.logits is None
-    assert torch.equal(said.features["pooled"], cached(batch([3, 1])).features["pooled"])
-    assert set(said.features) == {"pooled"}
+    output = some(batch([3, 1]))
+    assert output.logits is None
+    assert torch.equal(output.features["pooled"], cached(batch([3, 1])).features["pooled"])
+    assert set(output.features) == {"pooled"}
     assert some.num_classes == 10
     assert open_cache(cached.path, dataset, streams="pooled").streams == ("pooled",)
     twin = pickle.loads(pickle.dumps(some))
@@ -145,11 +145,11 @@ def test_a_flipped_bit_in_a_feature_names_its_stream_and_the_others_are_read(
 
 
 def test_the_summary_and_the_metadata_say_what_is_kept(cached: CachedTeacher) -> None:
-    said = cached.summary()
+    summary = cached.summary()
     codec = cached.codecs["tokens"].name
     width = tiny_model().num_features
-    assert said["  tokens"].startswith(f"{codec}, 1 x {width} numbers, ")
-    assert "relative error" in said["tokens kept"]
+    assert summary["  tokens"].startswith(f"{codec}, 1 x {width} numbers, ")
+    assert "relative error" in summary["tokens kept"]
     worst = {"float16": 2**-10, "int8": 2e-2}[codec]
     for name in ("pooled", "tokens", "stages.2"):
         assert 0 < cached.metadata.fidelity[name]["relative_error_max"] < worst
@@ -157,14 +157,14 @@ def test_the_summary_and_the_metadata_say_what_is_kept(cached: CachedTeacher) ->
 
 
 class _Louder(Teacher):
-    """Says the same logits, and other pooled features."""
+    """Has the same logits, but other pooled features."""
 
     def forward(self, batch: Batch) -> TeacherOutput:
-        said = super().forward(batch)
-        return TeacherOutput(said.logits, {**said.features, "pooled": said.features["pooled"] * 1.01})
+        output = super().forward(batch)
+        return TeacherOutput(output.logits, {**output.features, "pooled": output.features["pooled"] * 1.01})
 
 
-def test_verify_asks_about_features_again(cached: CachedTeacher, dataset: ReplayedDataset) -> None:
+def test_verify_runs_the_teacher_on_features_again(cached: CachedTeacher, dataset: ReplayedDataset) -> None:
     report = verify_cache(cached.path, create_teacher(tiny_model()), dataset, num_rows=8)
     assert set(report.differences) == set(STREAMS)
     assert report.rows_compared == 8
@@ -174,7 +174,7 @@ def test_verify_asks_about_features_again(cached: CachedTeacher, dataset: Replay
         verify_cache(cached.path, _Louder(tiny_model(), taps=STREAMS[1:]), dataset, num_rows=8)
 
 
-def test_verify_asks_about_any_view_that_the_dataset_knows(tmp_path: Path) -> None:
+def test_verify_compares_any_view_that_the_dataset_has(tmp_path: Path) -> None:
     teacher, recipes = create_teacher(tiny_model()), [dataclasses.replace(RECIPE, num_views=views) for views in (4, 2)]
     config = BuildConfig(codec="float32", num_workers=0)
     build_cache(teacher, digits_dataset(20, recipes[0]), tmp_path / "t.h5", config)
@@ -200,7 +200,7 @@ def test_an_estimate_does_not_count_what_workers_had_loaded_already(monkeypatch:
     assert estimate.images_per_second <= workers / seconds * 1.1  # no loader can be quicker
 
 
-def test_verify_takes_a_lowrank_row_that_is_as_good_for_what_the_teacher_says(tmp_path: Path) -> None:
+def test_verify_accepts_a_lowrank_row_that_is_as_close_to_the_teacher(tmp_path: Path) -> None:
     teacher, dataset = create_teacher(tiny_model()), digits_dataset(300)
     config = BuildConfig(codec="lowrank", codec_options={"row_bytes": 8}, num_workers=0)
     build_cache(teacher, dataset, tmp_path / "t.h5", config)
@@ -267,17 +267,17 @@ def test_other_streams_or_another_codec_of_them_are_refused_at_the_same_path(tmp
 
 
 class _Poisoned(Teacher):
-    """Says infinity in a feature of its second batch of a build; its logits are well."""
+    """Has infinity in a feature of its second batch of a build; its logits are finite."""
 
-    asked = 0
+    batches = 0
 
     def forward(self, batch: Batch) -> TeacherOutput:
-        said = super().forward(batch)
-        self.asked += 1
-        pooled = said.features["pooled"].clone()
-        if self.asked == 3:
+        output = super().forward(batch)
+        self.batches += 1
+        pooled = output.features["pooled"].clone()
+        if self.batches == 3:
             pooled[2, 5] = math.inf
-        return TeacherOutput(said.logits, {"pooled": pooled})
+        return TeacherOutput(output.logits, {"pooled": pooled})
 
 
 def test_a_feature_that_cannot_be_kept_is_named_with_its_stream_and_sample(tmp_path: Path) -> None:
@@ -304,7 +304,7 @@ AWKWARD = [0.0, 1e-8, -3e-6, 1.0, -1.0, 1e3, -65504.0, 0.1, 7e-5, 123.456, -0.25
 
 @pytest.mark.parametrize("shape", [(12,), (3, 4), (2, 3, 2)])
 @pytest.mark.parametrize("name", ["float16", "int8"])
-def test_no_number_is_off_by_more_than_the_page_says(name: str, shape: tuple[int, ...]) -> None:
+def test_no_number_is_off_by_more_than_the_stated_bound(name: str, shape: tuple[int, ...]) -> None:
     codec = create_feature_codec(name, shape)
     generator = torch.Generator().manual_seed(0)
     rows = torch.randn(50, 12, generator=generator) * torch.logspace(-6, 4, 50)[:, None]
@@ -335,7 +335,7 @@ def any_features(draw: st.DrawFn) -> torch.Tensor:
 @settings(max_examples=60, deadline=None)
 @given(any_features(), st.sampled_from(["float16", "int8"]))
 @example(torch.tensor([[4.2e-45, 0.0]]), "int8")
-def test_for_any_features_no_number_is_off_by_more_than_the_page_says(values: torch.Tensor, name: str) -> None:
+def test_for_any_features_no_number_is_off_by_more_than_the_stated_bound(values: torch.Tensor, name: str) -> None:
     codec = create_feature_codec(name, values.shape[1:])
     payload = codec.encode(values)
     assert payload.shape == (len(values), codec.row_bytes)

@@ -177,7 +177,7 @@ def test_the_outputs_of_a_shard_are_checked_before_it_is_sealed(tmp_path: Path) 
         assert writer.sealed() == []
 
 
-def test_write_measures_what_codecs_keep_where_the_spec_says_so(tmp_path: Path) -> None:
+def test_write_measures_fidelity_where_the_spec_has_it(tmp_path: Path) -> None:
     codec = create_feature_codec("int8", (CLASSES,))
     summary = {"rows": 0.0, "relative_error_mean": 0.0, "relative_error_max": 0.0, "each": 7}
     spec = dataclasses.replace(SPEC, codecs={"pooled": codec}, fidelity={"pooled": summary})
@@ -192,7 +192,7 @@ def test_write_measures_what_codecs_keep_where_the_spec_says_so(tmp_path: Path) 
         assert kept["relative_error_mean"] == pytest.approx(float(error.mean()), rel=1e-5)
 
 
-def test_a_cache_without_pixels_says_so_and_compares_all_else(tmp_path: Path) -> None:
+def test_a_cache_without_pixels_states_so_and_compares_all_else(tmp_path: Path) -> None:
     dataset = digits_dataset(60)
     spec = CacheSpec(
         keys=dataset.keys,

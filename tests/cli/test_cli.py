@@ -193,7 +193,7 @@ def test_a_written_config_reads_back(folder: Path, capsys: pytest.CaptureFixture
     assert (folder / "t.h5").is_file()
 
 
-def test_bad_input_is_one_line_that_says_what_to_do(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_input_is_a_one_line_error_with_advice(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cache = ["--cache", str(folder / "t.h5")]
     found = fails(capsys, distill(folder, *cache))
     assert "no cache at" in found
@@ -239,7 +239,7 @@ def test_an_unwritable_output_is_refused_before_the_teacher_is_loaded(
     assert "no cache can be written" in found
 
 
-def test_a_card_feeds_its_teacher_as_it_says(folder: Path) -> None:
+def test_a_teacher_from_a_card_gets_the_input_of_the_card(folder: Path) -> None:
     from kdkit.config import TeacherConfig
     from kdkit.errors import ClassMismatchError
     from kdkit.resolve import resolve_device, resolve_teacher

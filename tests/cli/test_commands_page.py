@@ -8,6 +8,7 @@ import os
 import pty
 import re
 import resource
+import shutil
 import struct
 import subprocess
 import sys
@@ -20,6 +21,7 @@ import torch
 import yaml
 from safetensors.torch import save_file
 from support import tiny_model, write_digits
+from timm.models import save_for_hf
 
 from kdkit.cache import open_cache
 from kdkit.cli import COMMANDS, main
@@ -30,10 +32,13 @@ CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """40 digits as `data`, the same as `val`, and the weights of a ten-class teacher."""
+    """40 digits as `data`, the same as `val` and without labels as `flat`, and the weights of a ten-class teacher."""
     folder = tmp_path_factory.mktemp("page")
     write_digits(folder / "data", 40)
     write_digits(folder / "val", 40)
+    (folder / "flat").mkdir()
+    for number, image in enumerate(sorted((folder / "data").rglob("*.png"))):
+        shutil.copy(image, folder / "flat" / f"{number:03d}.png")
     save_file(tiny_model(seed=1).state_dict(), folder / "teacher.safetensors")
     card = {
         "name": "mine", "model": "test_resnet", "num_classes": 10, "input_size": [3, 32, 32], "mean": [0.5] * 3,
@@ -177,6 +182,78 @@ def test_an_extension_finds_its_data_and_adds_views(folder: Path) -> None:
 
 
 @pytest.mark.slow
+def test_another_teacher_is_run_on_the_same_views_and_both_teach_one_student(folder: Path) -> None:
+    save_file(tiny_model(seed=2).state_dict(), folder / "second.safetensors")
+    second = "--teacher second.safetensors --arch test_resnet"
+    assert "2 per image, 32 pixels" in run_in(folder, f"kdkit cache build data --like teacher.h5 {second} -o second.h5")
+    for flag in ("--views 2", "--size 32", "--recipe deit"):
+        code, shown = in_terminal(folder, f"kdkit cache build data --like teacher.h5 {flag} {second} -o third.h5")
+        assert (code, "like takes the recipe of its cache" in " ".join(shown.split())) == (1, True)
+    mix = "--cache teacher.h5 second.h5 --student test_resnet -o runs/mix"
+    shown = run_in(folder, f"kdkit distill data {mix} {SHORT} --cache-weights 2 1 --cache-temperatures 1 2")
+    text = " ".join(shown.split())
+    assert "0.667 test_resnet + 0.333 test_resnet at T=2, from the caches teacher.h5, second.h5" in text
+    code, shown = in_terminal(folder, f"kdkit distill data {mix} {SHORT} --cache-weights 1 1 --resume")
+    assert code == 1
+    assert "was made with cache_" in " ".join(shown.split())
+    run_in(folder, f"kdkit distill data {mix} {SHORT} --cache-weights 2,1 --cache-temperatures 1,2 --resume")
+
+
+@pytest.mark.slow
+def test_a_folder_without_class_folders_is_cached_and_teaches(folder: Path) -> None:
+    run_in(folder, "kdkit cache build flat --teacher runs/r18 --views 2 --size 32 --recipe deit -o flat.h5")
+    shown = run_in(folder, f"kdkit distill flat --cache flat.h5 --student test_resnet --val val {SHORT} -o runs/u")
+    assert "40 of 10 classes, all without a label, flat" in shown
+    assert "no labels + 1 x kl" in shown
+    assert "chance" not in shown
+    assert "best top-1" in shown
+    code, shown = in_terminal(folder, f"kdkit distill flat --student test_resnet {SHORT} -o runs/nothing")
+    assert code == 1
+    assert "no image of 'flat' has a label, and there is no teacher" in " ".join(shown.split())
+
+
+@pytest.mark.slow
+def test_a_teacher_that_knows_its_class_names_is_mapped_and_the_mapping_is_shown(folder: Path) -> None:
+    names = [str(digit) for digit in reversed(range(10))]
+    save_for_hf(tiny_model(seed=1), folder / "named", model_config={"label_names": names}, safe_serialization=True)
+    teacher, mapped = "--teacher local-dir:named", "its classes mapped to the data's"
+    commands = (
+        f"kdkit cache build data {teacher} --size 32 -o named.h5",
+        f"kdkit cache verify named.h5 data {teacher}",
+        "kdkit teachers check local-dir:named data --workers 0",
+        f"kdkit distill data {teacher} --size 32 --student test_resnet {SHORT} -o runs/named",
+    )
+    for command in commands:
+        assert mapped in " ".join(run_in(folder, command).split())
+    save_for_hf(tiny_model(seed=1), folder / "other", model_config={"label_names": [*names[:9], "x"]})
+    for command in commands:
+        other = command.replace("local-dir:named", "local-dir:other").replace("-o named", "-o other")
+        code, shown = in_terminal(folder, other.replace("-o runs/named", "-o runs/other"))
+        assert (code, "has no class '0', which the data has" in " ".join(shown.split())) == (1, True)
+
+
+@pytest.mark.slow
+def test_an_extension_by_images_is_refused(folder: Path) -> None:
+    run_in(folder, f"kdkit cache build data {TEACHER} --size 32 -o fixed.h5")
+    shutil.copytree(folder / "data", folder / "more")
+    shutil.copy(folder / "data" / "0" / "000.png", folder / "more" / "0" / "999.png")
+    code, shown = in_terminal(folder, f"kdkit cache extend fixed.h5 more --views 3 {TEACHER}")
+    assert code == 1
+    assert "cannot be extended by images, only by views: 1 of 41 images" in " ".join(shown.split())
+
+
+def test_lists_of_caches_and_numbers_are_given_one_by_one(capsys: pytest.CaptureFixture[str]) -> None:
+    base = ["distill", "data", "--student", "s", "-o", "o", "--print_config", "--cache"]
+    for files in (["a,b.h5"], ["a.h5", "b [1]: c.h5"]):
+        numbers = [] if len(files) == 1 else ["--cache-weights", "2", "1", "--cache_temperatures=1,0.5"]
+        assert main([*base, *files, *numbers]) == 0
+        shown = yaml.safe_load(capsys.readouterr().out)
+        assert shown["cache"] == (files[0] if len(files) == 1 else files)
+        assert shown["cache_weights"] == ([2.0, 1.0] if numbers else None)
+        assert shown["cache_temperatures"] == ([1.0, 0.5] if numbers else None)
+
+
+@pytest.mark.slow
 def test_an_export_is_a_teacher_and_onnx_is_written(folder: Path) -> None:
     assert "onnx/model.onnx: " in run_in(folder, "kdkit export runs/r18 -o onnx --onnx")
     run_in(folder, "kdkit cache build data --teacher onnx --size 32 --codec float32 -o export.h5")
@@ -208,6 +285,7 @@ def test_the_demonstration_runs_with_bare_flags(folder: Path) -> None:
         ("distill data --student s -o o --task logitt", "did you mean 'logit'"),
         ("distill data --student s -o o --overwrite true", "--overwrite takes no value"),
         ("distill data --student s -o o --teacher.arch a", "--teacher is missing"),
+        ("distill data --student s -o o --cache a b --cache-weights 1 two", "--cache-weights takes numbers, got 'two'"),
         ("evaluate runs/r18", "DATA is missing"),
         ("teachers show", "NAME is missing"),
         ("cache inof f", "did you mean 'cache info'"),

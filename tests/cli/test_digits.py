@@ -39,7 +39,7 @@ def write_parts(folder: Path) -> None:
 
 
 def distill(folder: Path, name: str, part: str, epochs: int, *more: str) -> float:
-    """Held-out top-1, percent, of a student that learnt from the images of `part`."""
+    """Held-out top-1, percent, of a student trained on the images of `part`."""
     train = ["--train.epochs", f"{epochs}", "--train.num_workers", "0", "--no-preflight"]
     images = ["--data", str(folder / part), "--output", str(folder / name)]
     assert main(["distill", *images, *train, *more]) == 0
@@ -59,7 +59,7 @@ def create_teacher(folder: Path) -> list[str]:
 
 
 @pytest.mark.slow
-def test_students_of_packed_answers_are_within_the_spread_of_seeds_and_those_of_100_labels_far_below(
+def test_students_of_compressed_outputs_are_within_the_spread_of_seeds_and_those_of_100_labels_far_below(
     tmp_path: Path,
 ) -> None:
     write_parts(tmp_path)

@@ -55,7 +55,7 @@ def test_steps_of_the_learning_rate_fall_where_the_source_has_them(name: str) ->
     assert rates == pytest.approx(expected)
 
 
-def test_options_beside_a_preset_go_before_it(capsys: pytest.CaptureFixture[str]) -> None:
+def test_options_on_the_command_line_override_the_preset(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["distill", *FOLDERS, "--train.epochs", "3", "--train.warmup_epochs", "1", "--preset", "resnet50_a2_kl"]
     assert main([*arguments, "--print_config"]) == 0
     written = yaml.safe_load(capsys.readouterr().out)

@@ -104,7 +104,7 @@ def test_what_is_measured_in_pixels_is_refused_by_name(fields: dict[str, object]
 RECIPE = ViewRecipe(size=32, teacher_size=48, scale=(0.3, 1.0), cutmix_alpha=1.0, mixup_alpha=1.0, num_views=2)
 
 
-def test_a_cache_holds_what_the_teacher_says_of_its_own_larger_views(tmp_path: Path) -> None:
+def test_a_cache_holds_the_teachers_outputs_on_its_own_larger_views(tmp_path: Path) -> None:
     dataset, teacher = digits_dataset(40, RECIPE), create_teacher(tiny_model(seed=1))
     build_cache(teacher, dataset, tmp_path / "t.h5", BuildConfig(codec="float32", num_workers=0))
     cache = open_cache(tmp_path / "t.h5", dataset)

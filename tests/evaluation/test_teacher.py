@@ -89,7 +89,7 @@ def test_too_few_images_a_class_show_no_order() -> None:
     assert "below the published" in report.warning
 
 
-def test_a_teacher_that_always_says_the_same_is_not_called_permuted() -> None:
+def test_a_teacher_with_constant_predictions_is_not_called_permuted() -> None:
     report = check_teacher(create_teacher(nn.Sequential(Brightness(5), Constant())), greys(), card(99.0))
     assert report.warning is not None
     assert "another order" not in report.warning

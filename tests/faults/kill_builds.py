@@ -69,7 +69,7 @@ def duration(work: Callable[[Path], None], paths: list[Path]) -> float:
 
 
 def state(path: Path) -> str:
-    """Invariant I on what the kill left; says in what state that was."""
+    """Checks invariant I on the remains of a killed build, and returns their state."""
     if path.exists():
         open_cache(path).verify()
         return "packed"

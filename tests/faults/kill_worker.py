@@ -24,7 +24,7 @@ from kdkit.types import Normalization
 
 
 class _Deadly(FolderSource):
-    """Ends the process that asks for the 21st image, unless it is the main one."""
+    """Ends the process that reads the 21st image, unless it is the main one."""
 
     main = os.getpid()
 

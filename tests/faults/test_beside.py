@@ -12,13 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from support import digits_dataset
-from synthetic import Synthetic, answer
+from synthetic import Synthetic, read_in_process
 
 from kdkit import CacheWriter, open_cache
 from kdkit.errors import CacheError, CacheIncompleteError, CacheNotFoundError
 
 
-def test_fault_10_a_reader_beside_a_running_writer_sees_committed_shards_only(tmp_path: Path) -> None:
+def test_fault_10_a_reader_sees_only_committed_shards_while_a_writer_runs(tmp_path: Path) -> None:
     cache = Synthetic(num_rows=7300, num_views=2)
     path = tmp_path / "t.h5"
     committed: set[object] = set()
@@ -92,7 +92,10 @@ def test_fault_25_workers_of_every_start_method_get_identical_pixels_and_values(
     with warnings.catch_warnings():
         if method == "fork" and sys.version_info >= (3, 12):
             warnings.simplefilter("ignore", DeprecationWarning)  # of any fork of a process with threads
-        workers = [context.Process(target=answer, args=(pickle.dumps((cache, dataset, rows)), queue)) for _ in range(2)]
+        workers = [
+            context.Process(target=read_in_process, args=(pickle.dumps((cache, dataset, rows)), queue))
+            for _ in range(2)
+        ]
         for worker in workers:
             worker.start()
     assert [queue.get(timeout=120) for _ in workers] == [expected, expected]

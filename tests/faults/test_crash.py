@@ -1,6 +1,6 @@
 """Faults 2, 3 and 4: a crash or a power loss between any two calls to the file system, of a real build and pack.
 
-Beside invariant I (a right row or a typed error) this asks for what fsync is there for: what was sealed before the
+Besides invariant I (a right row or a typed error) this checks the purpose of fsync: what was sealed before the
 power went is still there and exact, and whatever stands under a final name is whole.
 """
 

@@ -71,7 +71,7 @@ def _assert_only_committed(root: Path) -> None:
 
 
 @pytest.mark.parametrize("call", CALLS)
-def test_fault_05_a_full_disk_at_any_call_is_said_so_leaves_no_temporary_file_and_is_built_on(
+def test_fault_05_a_full_disk_at_any_call_is_reported_leaves_no_temporary_file_and_the_build_resumes(
     tmp_path: Path, call: str
 ) -> None:
     failed = 0
@@ -83,11 +83,11 @@ def test_fault_05_a_full_disk_at_any_call_is_said_so_leaves_no_temporary_file_an
             try:
                 CACHE.build(root / "t.h5")
             except CacheDiskFullError as error:
-                said = str(error)
+                message = str(error)
             else:
                 break
-        assert "no room for" in said
-        assert "free space" in said
+        assert "no room for" in message
+        assert "free space" in message
         assert failing.seen == failed + 1
         _assert_only_committed(root)
         CACHE.build(root / "t.h5")
@@ -264,12 +264,12 @@ def test_fault_06_an_error_of_the_file_system_at_any_call_commits_nothing_more_a
             try:
                 CACHE.build(root / "t.h5")
             except CacheError as error:
-                said = str(error)
+                message = str(error)
             else:
                 break
-        assert "t.h5" in said
-        assert os.strerror(errno.EIO) in said
-        assert "\n" not in said
+        assert "t.h5" in message
+        assert os.strerror(errno.EIO) in message
+        assert "\n" not in message
         _assert_only_committed(root)
         CACHE.build(root / "t.h5")
         CACHE.assert_exact(root / "t.h5")
@@ -278,7 +278,7 @@ def test_fault_06_an_error_of_the_file_system_at_any_call_commits_nothing_more_a
     assert failed >= {"mkdir": 1}.get(call, 10)
 
 
-def test_fault_06_a_file_system_that_becomes_read_only_while_a_shard_is_written_is_said_so(
+def test_fault_06_a_file_system_that_becomes_read_only_while_a_shard_is_written_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     writer = CACHE.start(tmp_path / "t.h5")
@@ -297,7 +297,7 @@ def test_fault_06_a_file_system_that_becomes_read_only_while_a_shard_is_written_
 
 
 @pytest.mark.parametrize("name", ["rows.npz", "rows.safetensors"])
-def test_fault_05_an_export_that_does_not_fit_is_said_so_and_leaves_nothing(tmp_path: Path, name: str) -> None:
+def test_fault_05_an_export_that_does_not_fit_is_reported_and_leaves_nothing(tmp_path: Path, name: str) -> None:
     CACHE.build(tmp_path / "t.h5")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))

@@ -106,12 +106,12 @@ def test_fault_18_a_skipped_image_is_recorded_and_shifts_no_row(images: Path, nu
     damaged = dataset.keys.index(DAMAGED)
     for pixels in skipping.pixel_batches():
         rows = pixels.row.tolist()
-        said = cache(skipping.to_batch(pixels)).logits
+        logits = cache(skipping.to_batch(pixels)).logits
         for index, row in enumerate(rows):
             assert torch.equal(pixels.images[index], expected[row].image)
             assert pixels.target[index] == expected[row].target
             decoded = cache.codecs["logits"].decode(cache.read_encoded(cache.rows_of(pixels.row[index : index + 1]), 0))
-            assert torch.equal(said[index], decoded[0])
+            assert torch.equal(logits[index], decoded[0])
         seen += rows
     assert skipped == [(DAMAGED, True)]
     assert sorted(seen) == [row for row in range(40) if row != damaged]

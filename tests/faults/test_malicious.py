@@ -29,7 +29,7 @@ from kdkit.errors import CacheCorruptError, CacheError, CheckpointError
 OPEN_ALL = """
 import json, os, resource, sys, time
 from kdkit import open_cache
-root, opened, said = sys.argv[1], [], {}
+root, opened, results = sys.argv[1], [], {}
 sys.addaudithook(lambda event, arguments: opened.append(str(arguments[0])) if event == "open" else None)
 size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (size + (512 << 20),) * 2)  # nothing large is made for a file of kilobytes
@@ -41,11 +41,12 @@ for path in sys.stdin.read().splitlines():
         cache = open_cache(path)
         cache.keys()
         cache.verify()
-        said[path] = ["OPENED", "", []]
+        results[path] = ["OPENED", "", []]
     except Exception as error:
-        said[path] = [type(error).__mro__[0].__name__, str(error), [name for name in opened if name.startswith(root)]]
+        below = [name for name in opened if name.startswith(root)]
+        results[path] = [type(error).__mro__[0].__name__, str(error), below]
     assert time.monotonic() - begun < 10, path
-print(json.dumps(said))
+print(json.dumps(results))
 """
 
 
@@ -57,7 +58,7 @@ def _strace(log: Path) -> list[str]:
 
 
 def _open_all(paths: list[Path], root: Path) -> tuple[dict[str, tuple[str, str, list[str]]], set[str] | None]:
-    """What opening each path said, and what files below the root were opened; None where no trace can be had."""
+    """The result of opening each path, and the files below the root that were opened; None without a trace."""
     trace = _strace(root / "trace")
     done = subprocess.run(
         [*trace, sys.executable, "-c", OPEN_ALL, str(root)],
@@ -77,7 +78,7 @@ def _open_all(paths: list[Path], root: Path) -> tuple[dict[str, tuple[str, str, 
 
 @pytest.fixture
 def bait(tmp_path: Path) -> Path:
-    """A file that nobody may open; who does so hangs."""
+    """A file that must not be opened; opening it hangs."""
     os.mkfifo(tmp_path / "bait.h5")
     return tmp_path / "bait.h5"
 
@@ -87,10 +88,10 @@ def test_fault_26_every_malicious_packed_file_is_refused_and_no_other_file_is_op
     tmp_path: Path, bait: Path
 ) -> None:
     made = malice.make_packed(tmp_path, bait)
-    said, traced = _open_all([tmp_path / "good.h5", *made.values()], tmp_path)
-    assert said.pop(str(tmp_path / "good.h5"))[0] == "OPENED"
+    results, traced = _open_all([tmp_path / "good.h5", *made.values()], tmp_path)
+    assert results.pop(str(tmp_path / "good.h5"))[0] == "OPENED"
     for name, path in made.items():
-        kind, message, opened = said[str(path)]
+        kind, message, opened = results[str(path)]
         assert kind == "CacheCorruptError", (name, kind, message)
         assert path.name in message, (name, message)
         assert "\n" not in message
@@ -105,9 +106,9 @@ def test_fault_26_every_malicious_parts_folder_is_refused_and_no_other_file_is_o
     tmp_path: Path, bait: Path
 ) -> None:
     made = malice.make_parts(tmp_path, bait)
-    said, traced = _open_all(list(made.values()), tmp_path)
+    results, traced = _open_all(list(made.values()), tmp_path)
     for name, folder in made.items():
-        kind, message, opened = said[str(folder)]
+        kind, message, opened = results[str(folder)]
         assert kind in ("CacheCorruptError", "CacheIncompleteError", "CacheNotFoundError"), (name, kind, message)
         assert folder.name in message, (name, message)
         assert all(Path(path).parent == folder for path in opened), (name, opened)

@@ -166,7 +166,7 @@ def test_fault_24_a_batch_of_duplicate_and_unsorted_rows_is_exact(tmp_path: Path
             assert np.array_equal(opened.read_encoded(rows, view).numpy(), cache.rows(view)[rows])
 
 
-def test_more_shards_than_open_files_are_allowed_is_said_so_and_not_called_damage(tmp_path: Path) -> None:
+def test_too_many_open_shards_are_reported_as_such_and_not_as_damage(tmp_path: Path) -> None:
     path = Synthetic(num_rows=9000).build(tmp_path / "t.h5", packed=False)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with open(path / "index.h5", "rb") as file:

@@ -173,7 +173,7 @@ def make_vit(batch=2, tokens=9, width=4, layers=2):
     return list(torch.randn(layers + 1, batch, tokens, width, generator=torch.Generator().manual_seed(1)))
 
 
-def test_vitkd_trains_all_its_parameters_and_masks_the_share_it_was_asked_to():
+def test_vitkd_trains_all_its_parameters_and_masks_the_requested_share():
     torch.manual_seed(0)
     module = losses.create("vitkd", student_widths=[4] * 3, teacher_widths=[5] * 3, mask_ratio=0.4)
     student = [f.requires_grad_() for f in make_vit()]

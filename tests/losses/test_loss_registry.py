@@ -62,7 +62,7 @@ def test_what_has_parameters_comes_as_a_module():
     assert not isinstance(losses.create("hint_mse"), nn.Module)
 
 
-def test_unknown_names_and_options_are_answered_with_known_ones():
+def test_errors_for_unknown_names_and_options_list_the_known_ones():
     with pytest.raises(
         UnknownNameError, match=r"no loss is called 'rkd_angel'; known: attention, .*did you mean 'rkd_angle'"
     ):

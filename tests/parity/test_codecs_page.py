@@ -90,7 +90,7 @@ def rows_to_compare(classes: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(("classes", "k"), [(2, 1), (5, 5), (1000, 10), (70_000, 3)])
-def test_a_topk_row_reads_as_its_page_says(classes: int, k: int) -> None:
+def test_a_topk_row_decodes_as_its_page_describes(classes: int, k: int) -> None:
     codec, rows = create_codec("topk", classes, k=k), rows_to_compare(classes)
     payload = codec.encode(rows)
     for row, decoded in zip(payload.numpy(), codec.decode(payload).numpy(), strict=True):
@@ -98,7 +98,7 @@ def test_a_topk_row_reads_as_its_page_says(classes: int, k: int) -> None:
 
 
 @pytest.mark.parametrize(("classes", "row_bytes"), [(2, 5), (10, 8), (1000, 96), (70_000, 24)])
-def test_a_lowrank_row_reads_as_its_page_says(classes: int, row_bytes: int) -> None:
+def test_a_lowrank_row_decodes_as_its_page_describes(classes: int, row_bytes: int) -> None:
     codec = create_codec("lowrank", classes, row_bytes=row_bytes).fit(sample(60, classes, seed=3))
     payload = codec.encode(rows_to_compare(classes))
     entries, arrays = codec.to_dict()["entries"], dict(codec.arrays)
@@ -106,7 +106,7 @@ def test_a_lowrank_row_reads_as_its_page_says(classes: int, row_bytes: int) -> N
         np.testing.assert_allclose(decode_lowrank(row, classes, entries, arrays), decoded, atol=1e-4)
 
 
-def test_an_int8_row_reads_as_its_page_says() -> None:
+def test_an_int8_row_decodes_as_its_page_describes() -> None:
     codec = create_codec("int8", 100)
     payload = codec.encode(rows_to_compare(100))
     for row, decoded in zip(payload.numpy(), codec.decode(payload).numpy(), strict=True):
@@ -116,7 +116,7 @@ def test_an_int8_row_reads_as_its_page_says() -> None:
 
 
 @pytest.mark.parametrize("name", ["topk", "lowrank"])
-def test_the_golden_rows_read_as_their_page_says_without_kdkit(name: str) -> None:
+def test_the_golden_rows_decode_without_kdkit_as_the_page_describes(name: str) -> None:
     expected = json.loads((GOLDEN / f"v1-{name}.json").read_text(encoding="utf-8"))["log_probabilities"]
     with h5py.File(GOLDEN / f"v1-{name}.h5") as file:
         options = json.loads(file.attrs["kdkit"])["streams"]["logits"]["codec"]

@@ -32,11 +32,11 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("teacher_size", [None, 48])
 def test_a_live_teacher_and_its_cache_teach_alike(folder: Path, teacher_size: int | None) -> None:
-    data, asked = str(folder / "images"), TeacherConfig("test_resnet", checkpoint=str(folder / "teacher.safetensors"))
+    data, named = str(folder / "images"), TeacherConfig("test_resnet", checkpoint=str(folder / "teacher.safetensors"))
     recipe = ViewRecipe.preset(
         "deit", size=32, teacher_size=teacher_size, erasing_mode="rand", num_views=2, scale=(0.4, 1.0)
     )
-    teacher = resolve_teacher(asked, resolve_device("cpu"))
+    teacher = resolve_teacher(named, resolve_device("cpu"))
     build = BuildConfig(codec="float32", num_workers=0, batch_size=20)
     build_cache(teacher, open_dataset(data, recipe=recipe), folder / "t.h5", build)
     training = TrainConfig(epochs=2, batch_size=10, opt="sgd", lr=1e-3, weight_decay=0.0, num_workers=0)
@@ -48,7 +48,7 @@ def test_a_live_teacher_and_its_cache_teach_alike(folder: Path, teacher_size: in
                 output=str(folder / way),
                 student="test_efficientnet",
                 cache=str(folder / "t.h5") if way == "cached" else None,
-                teacher=asked if way == "live" else None,
+                teacher=named if way == "live" else None,
                 recipe=recipe if way == "live" else None,
                 train=training,
             )

@@ -58,7 +58,7 @@ def steps(dataset: ReplayedDataset, student: nn.Module, cache: CachedTeacher) ->
 
 
 def step_down(task: DistillationTask, before: Result, step: Step) -> Result:
-    """Asserts that a short step along the gradient lowers the loss by as much as that says; the result after it."""
+    """Asserts that a short step along the gradient lowers the loss by as much as it predicts; returns the result."""
     loss = before["loss"]
     loss.backward()
     with torch.no_grad():
@@ -163,7 +163,7 @@ def test_each_task_compiled_to_machine_code_has_the_eager_result(kind: str) -> N
     assert_compiles_to_the_same(task, (batch()[0].float(), batch()[1], None), "inductor")
 
 
-def test_the_same_normalisation_is_asked_of_both() -> None:
+def test_teacher_and_student_get_the_same_normalisation() -> None:
     task = make("feature", "hint_mse", VIT, CNN)
     assert task.teacher is not None
     assert task.teacher.input_normalization == Normalization.of(task.get_eval_model())

@@ -1,4 +1,4 @@
-"""Several losses at once, what is logged about them, and who the teacher can be."""
+"""Several losses at once, the values logged about them, and the kinds of teachers."""
 
 from __future__ import annotations
 
@@ -162,7 +162,7 @@ def test_gradient_norms_are_those_of_each_term_alone_and_change_nothing() -> Non
     assert all(parameter.grad is not None for parameter in task.trainable_module.parameters())
 
 
-def test_gradient_norms_are_asked_of_a_distillation() -> None:
+def test_gradient_norms_need_the_result_of_a_distillation() -> None:
     task = ClassificationTask(tiny_model())
     with pytest.raises(ConfigError, match="weighted"):
         gradient_norms(task, task(*batch()))

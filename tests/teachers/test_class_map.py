@@ -80,7 +80,7 @@ def test_missing_survives_for_input_and_counts_in_the_fingerprint() -> None:
     assert teacher.fingerprint()["class_map_sha256"] != other.fingerprint()["class_map_sha256"]
 
 
-def test_names_are_looked_up_in_the_order_asked_for() -> None:
+def test_names_are_looked_up_in_the_given_order() -> None:
     names = ["cat", "dog", "owl", "fox"]
     assert run_teacher(class_names=names, class_map=["fox", "cat"]).tolist() == [3, 0]
     with pytest.raises(ClassMismatchError, match="1 of the 2 classes of the map: cow"):

@@ -185,7 +185,7 @@ def test_missing_and_unfitting_checkpoints_are_named(tmp_path: Path) -> None:
         create_teacher("test_resnet", checkpoint=tmp_path / "text.pth")
 
 
-def test_the_fingerprint_changes_with_each_thing_that_changes_an_answer() -> None:
+def test_the_fingerprint_changes_with_each_setting_that_changes_an_output() -> None:
     def prints(**options: object) -> dict[str, object]:
         return create_teacher(tiny_model(), **options).fingerprint()  # type: ignore[arg-type]
 

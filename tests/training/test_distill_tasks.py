@@ -38,7 +38,7 @@ TRAIN = TrainConfig(epochs=1, batch_size=20, num_workers=0)
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """40 digits in class folders, and caches of what a teacher says about them."""
+    """40 digits in class folders, and caches of a teacher's outputs on them."""
     folder = tmp_path_factory.mktemp("digits")
     data = load_digits()
     for index in range(40):

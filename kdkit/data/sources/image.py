@@ -79,7 +79,7 @@ def as_rgb(image: Image.Image) -> Image.Image:
     is dropped, CMYK is converted without a profile, and the EXIF orientation is not applied.
 
     Raises:
-        ValueError: the pixels have 32 bits, and the file does not say which value is white.
+        ValueError: the pixels have 32 bits, and the file does not state which value is white.
     """
     if image.mode == "RGB":
         return image

@@ -169,7 +169,7 @@ def _members_of(tar: tarfile.TarFile, file: str, tars: tuple[str, ...], start: i
 
 
 def _listings(path: Path) -> list[tuple[Listing, tuple[str, ...]]]:
-    """What each tar holds, with the names of the tars; those that hold nothing but tars are left out."""
+    """The contents of each tar, with the names of the tars; tars that hold only tars are left out."""
     listings: dict[tuple[str, ...], Listing] = {}
     for file in tar_files(path):
         for member in list_members(file, (file.name,) if path.is_dir() else ()):

@@ -24,7 +24,7 @@ def create_view_transform(recipe: ViewRecipe, size: int | None = None) -> Transf
     """timm's transform for the recipe, which ends in uint8 pixels [3, size, size]; normalisation follows on the device.
 
     Args:
-        recipe: what a view looks like.
+        recipe: the settings of the views.
         size: side of the view in pixels; the recipe's by default. The random draws do not depend on it.
 
     Raises:

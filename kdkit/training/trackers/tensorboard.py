@@ -33,7 +33,7 @@ class TensorBoard:
             self._writer.add_scalar(name, value, step)
 
     def rewind(self, step: int) -> None:
-        """Drops what an earlier run wrote from this step on."""
+        """Drops the records that an earlier run wrote from this step on."""
         self._writer.close()
         self._writer = self._open(purge_step=step)
 

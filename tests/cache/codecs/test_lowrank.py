@@ -93,7 +93,7 @@ def test_each_bit_goes_to_the_component_with_the_most_left() -> None:
     assert allot_bits(torch.tensor([1.0, 1e-3]), 100, 8) == [8, 8]
 
 
-def test_use_before_fit_says_what_to_do() -> None:
+def test_use_before_fit_raises_an_error_with_advice() -> None:
     codec = create_codec("lowrank", 100)
     assert codec.needs_fit
     assert dict(codec.arrays) == {}

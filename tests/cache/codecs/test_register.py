@@ -65,7 +65,7 @@ def test_a_registered_codec_builds_opens_and_trains(tmp_path: Path) -> None:
     assert np.isfinite(cache.fidelity()["logits"][0]["kl_mean_t1"])
 
 
-def test_a_cache_in_a_codec_that_is_not_registered_says_what_to_do(tmp_path: Path) -> None:
+def test_a_cache_in_an_unregistered_codec_raises_an_error_with_advice(tmp_path: Path) -> None:
     register_codec("top1", Top1Codec)
     build_cache(
         create_teacher(tiny_model()), digits_dataset(8), tmp_path / "t.h5", BuildConfig(codec="top1", num_workers=0)

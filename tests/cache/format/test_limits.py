@@ -1,4 +1,4 @@
-"""The limits that FORMAT.md states, asked of a plan: no build ends in a file that kdkit would not open."""
+"""The limits that FORMAT.md states, checked for a plan: no build ends in a file that kdkit would not open."""
 
 from __future__ import annotations
 
@@ -80,9 +80,9 @@ def test_the_list_of_checksums_is_as_long_as_was_reckoned_but_for_short_checksum
     assert list_bytes(cache.metadata, index) == len(listed) + short - 1  # the braces, but no comma behind the last
 
 
-class _NeverAsked(Teacher):
+class _NeverRuns(Teacher):
     def forward(self, batch: Batch) -> TeacherOutput:
-        raise AssertionError("the teacher was asked")
+        raise AssertionError("the teacher ran")
 
 
 class _ManyClasses(Pixels):
@@ -107,7 +107,7 @@ def _views(count: int) -> ReplayedDataset:
         (Pixels, lambda: _keyed(["a\0b"]), DatasetError, r"'a\\x00b' holds a NUL"),
     ],
 )
-def test_what_no_cache_can_hold_is_refused_before_the_teacher_is_asked(
+def test_a_plan_that_no_cache_can_hold_is_refused_before_the_teacher_runs(
     tmp_path: Path,
     model: Callable[[], Pixels],
     dataset: Callable[[], ReplayedDataset],
@@ -115,7 +115,7 @@ def test_what_no_cache_can_hold_is_refused_before_the_teacher_is_asked(
     message: str,
 ) -> None:
     with pytest.raises(error, match=message):
-        build_cache(_NeverAsked(model()), dataset(), tmp_path / "t.h5", CONFIG)
+        build_cache(_NeverRuns(model()), dataset(), tmp_path / "t.h5", CONFIG)
     assert not (tmp_path / "t.h5.parts" / "index.h5").exists()
 
 

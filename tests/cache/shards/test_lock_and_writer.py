@@ -87,7 +87,7 @@ def test_a_lock_that_is_no_file_is_refused_without_waiting_for_it(tmp_path: Path
         pass
 
 
-def test_a_folder_whose_file_system_cannot_lock_is_said_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_system_that_cannot_lock_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(file: object, operation: int) -> None:
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 

@@ -246,7 +246,7 @@ def test_the_name_of_a_numbered_shard_is_never_a_class(tmp_path: Path) -> None:
         create_source(write_shards(tmp_path / "s", [[("1.png", png(0))], [("2.png", png(1))]]))
 
 
-def test_images_beside_tars_are_refused(tmp_path: Path) -> None:
+def test_images_next_to_tars_are_refused(tmp_path: Path) -> None:
     shards = shards_with(tmp_path / "s", list(range(COUNT)), "cls")
     (shards / "stray.png").write_bytes(png(0))
     with pytest.raises(DatasetError, match=r"tars and images \('stray\.png'\)"):

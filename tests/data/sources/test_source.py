@@ -120,7 +120,7 @@ def test_transparency_by_palette_is_left_out_without_a_warning(tmp_path: Path) -
     assert np.array_equal(pixels(source), np.asarray(COLOURED.quantize().convert("RGB")))
 
 
-def test_an_image_lies_as_its_file_says_and_not_as_the_camera_was_held(tmp_path: Path) -> None:
+def test_an_image_is_decoded_without_its_exif_orientation(tmp_path: Path) -> None:
     held = Image.Exif()
     held[0x0112] = 6  # to be turned by 90 degrees
     source = save(tmp_path, COLOURED, "a.jpg", exif=held)

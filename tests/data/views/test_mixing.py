@@ -83,7 +83,7 @@ def test_cutmix_swaps_a_box_whose_area_is_the_share() -> None:
         assert torch.equal(mixed[other, 0].image, torch.where(taken, own, theirs))
 
 
-def test_mixup_cutmix_and_neither_are_drawn_as_often_as_the_recipe_says() -> None:
+def test_mixup_cutmix_and_neither_are_drawn_with_the_probabilities_of_the_recipe() -> None:
     recipe = dataclasses.replace(BOTH, mix_prob=0.8, switch_prob=0.25)
     mixes = [draw_mix(recipe, "a", f"{i}", 0) for i in range(4000)]
     assert sum(mix is NOT_MIXED for mix in mixes) / 4000 == pytest.approx(0.2, abs=0.03)
@@ -162,7 +162,7 @@ def test_teacher_and_student_see_the_same_mixed_pixels_and_each_image_is_decoded
 
 
 @pytest.mark.slow
-def test_two_real_ranks_train_on_the_very_tensors_that_both_asked_the_teacher_about(tmp_path: Path) -> None:
+def test_two_real_ranks_train_on_the_same_tensors_that_the_teacher_ran_on(tmp_path: Path) -> None:
     torchrun("mixed_ranks.py", str(tmp_path / "seen.pt"), ranks=2)
     seen = torch.load(tmp_path / "seen.pt", weights_only=True)
     assert set(seen) == {f"{count} {size}" for count in COUNTS for size in BATCH_SIZES}
@@ -234,7 +234,7 @@ def test_mixed_views_are_identical_for_workers_order_ranges_and_batch_size() -> 
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
-def test_a_cache_of_mixed_views_says_what_the_live_teacher_says(tmp_path: Path, world_size: int) -> None:
+def test_a_cache_of_mixed_views_has_the_outputs_of_the_live_teacher(tmp_path: Path, world_size: int) -> None:
     dataset, teacher = digits_dataset(41, BOTH), create_teacher(tiny_model(seed=1))
     build_cache(teacher, dataset, tmp_path / "t.h5", BuildConfig(codec="float32", num_workers=0, batch_size=16))
     cache = open_cache(tmp_path / "t.h5", dataset)

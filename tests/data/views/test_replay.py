@@ -168,7 +168,7 @@ def test_keys_that_are_no_strings_are_refused(keys: list[str]) -> None:
         ReplayedDataset(ArraySource(np.zeros((2, 8, 8), np.uint8), [0, 1], keys=keys), RECIPE)
 
 
-def test_an_index_without_a_view_says_how_to_name_one() -> None:
+def test_an_index_without_a_view_raises_an_error_with_advice() -> None:
     dataset = digits_dataset(3)
     with pytest.raises(DatasetError, match=r"index 0 names no view: dataset\[row, view\], .* EpochSampler"):
         dataset[0]  # type: ignore[index]  # what one tries first
@@ -220,7 +220,7 @@ def test_each_epoch_has_an_order_of_its_own_that_the_seed_repeats() -> None:
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_a_resumed_epoch_goes_on_with_the_very_batches_that_were_left(num_workers: int) -> None:
+def test_a_resumed_epoch_continues_with_exactly_the_remaining_batches(num_workers: int) -> None:
     dataset = digits_dataset(30)
     sampler = EpochSampler(range(30), 4, num_views=2, seed=5, rank=1, world_size=2)
     loader = ReplayLoader(dataset, sampler, Normalization(), num_workers=num_workers)
