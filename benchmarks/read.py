@@ -78,7 +78,7 @@ def compare_reading(report: Report, folder: Path, num_rows: int, turns: int) -> 
     path = folder / CACHE
     write_cache(path, num_rows, 1000, "int8", 1)
     cache = open_cache(path)
-    rows = cache.read(np.arange(num_rows), 0).numpy()
+    rows = cache.read_encoded(np.arange(num_rows), 0).numpy()
     ways = {OWN: kdkit_read(path)}
     ways |= {name: make(rows, folder) for name, make in PEERS.items()}
     ways["one .pt file an image"] = pt_files(rows[: num_rows // PT_SHARE], folder)  # as many as a batch is drawn from
@@ -95,7 +95,7 @@ def kdkit_read(path: Path) -> Way:
     """Checksums are compared once a block, and have been: the steady state is measured."""
     cache = open_cache(path)
     cache.verify()
-    return Way(lambda chosen: cache.read(chosen, 0), disk_bytes(path), cache.num_rows)
+    return Way(lambda chosen: cache.read_encoded(chosen, 0), disk_bytes(path), cache.num_rows)
 
 
 def gather_in_processes(folder: Path, turns: int) -> dict[str, list[float]]:
@@ -164,7 +164,7 @@ def resident():
 before = resident()
 random = np.random.default_rng(0)
 for _ in range(1000):
-    cache.read(random.integers(0, int(sys.argv[2]), 256), int(random.integers(cache.num_views)))
+    cache.read_encoded(random.integers(0, int(sys.argv[2]), 256), int(random.integers(cache.num_views)))
 after = resident()
 print(times[0], sorted(times)[5], after[0] - before[0], after[1] - before[1])
 """

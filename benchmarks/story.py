@@ -79,7 +79,7 @@ def load(members: Sequence[int], crops: int, folder: Path) -> Data:
         sampler.set_epoch(view)
         loader = ReplayLoader(dataset, sampler, Normalization(), num_workers=2)
         images.append(torch.cat([batch.images for batch in loader.pixel_batches()]))
-        log_p.append(cache.codecs["logits"].decode(cache.read(torch.arange(len(dataset)), view)))
+        log_p.append(cache.codecs["logits"].decode(cache.read_encoded(torch.arange(len(dataset)), view)))
     name, head = teacher.name, teacher.head_weight
     return Data(torch.stack(images), torch.stack(log_p), source.half, head, source.names, name)
 

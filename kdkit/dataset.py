@@ -1,4 +1,4 @@
-"""From DATA to the views of a recipe or a cache: the entry point for the command line and for custom loops."""
+"""Open `data` as the views of a recipe or a cache: the entry point for the command line and for custom loops."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ class ConfigError(KdkitError, ValueError):
 
 
 class UsageError(ConfigError):
-    """A command line with a flag, value or object that the command does not take; its exit code is 2."""
+    """A command line with a flag, value or positional argument that the command does not take; its exit code is 2."""
 
 
 class ShapeError(KdkitError, ValueError):

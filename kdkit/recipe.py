@@ -1,7 +1,7 @@
 """The view recipe: the augmentation of the views, and their number per image.
 
-Needs only the standard library. Every field takes part when a cache is compared with a run. A field added later
-must have a default that changes nothing, so that older caches stay usable.
+Needs neither torch nor timm. Every field is checked when a run opens a cache. A field added later must have a default
+that changes nothing, so that older caches stay usable.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ ErasingMode = Literal["const", "rand", "pixel"]
 class ViewRecipe:
     """A recipe of views: every setting of the augmentation, and the number of views.
 
-    View v of a sample depends only on this recipe, the sample's key and v; where views are mixed, also on its partner's
+    View v of a sample depends only on this recipe, the sample's key and v; if views are mixed, also on its partner's
     key. `ViewRecipe.preset` makes published recipes.
     """
 
@@ -46,7 +46,7 @@ class ViewRecipe:
     """timm's RandAugment, AutoAugment, AugMix or 3-augment string, e.g. rand-m9-mstd0.5-inc1 or 3a; none by default."""
 
     color_jitter: float | None = None
-    """Strength of brightness, contrast and saturation jitter; none by default; with auto_augment only if that is 3a."""
+    """Strength of brightness, contrast and saturation jitter; may be combined only with auto_augment="3a"."""
 
     erasing: float = 0.0
     """Probability that rectangles of a view are erased, in its uint8 pixels, before views are mixed."""
@@ -55,7 +55,7 @@ class ViewRecipe:
     """What erased pixels become: const (ImageNet's mean), rand (one random colour per rectangle) or pixel (noise)."""
 
     erasing_count: int = 1
-    """Largest number of erased rectangles; a number from 1 to this one is drawn, and they share the area."""
+    """Largest number of erased rectangles: the count is drawn from 1 to this value; the area is divided among them."""
 
     mixup_alpha: float = 0.0
     """Mixup: two views are blended, with a share drawn from Beta(alpha, alpha); 0 for no mixup."""
@@ -64,10 +64,10 @@ class ViewRecipe:
     """CutMix: two views swap a rectangle, with an area drawn from Beta(alpha, alpha); 0 for no cutmix."""
 
     mix_prob: float = 1.0
-    """Probability that a pair is mixed at all, where mixup or cutmix is on."""
+    """Probability that a pair is mixed, if mixup or cutmix is enabled."""
 
     switch_prob: float = 0.5
-    """Probability of cutmix, rather than mixup, for a pair that is mixed, where both are on."""
+    """Probability of cutmix, rather than mixup, for a pair that is mixed, if both are enabled."""
 
     teacher_size: int | None = None
     """Side in pixels of the teacher's views: the same random draws, rendered at this size; size by default."""
@@ -77,17 +77,17 @@ class ViewRecipe:
     ReplayedDataset(..., transform=...)."""
 
     recorded: str | None = None
-    """Steps that a cache holds the parameters of for each view, in place of random ones, e.g. crop+ops2+erasing+mixing;
+    """Steps that a cache holds the parameters of for each view, instead of random ones, e.g. crop+ops2+erasing+mixing;
     set by an importer."""
 
     num_views: int = 1
     """Number V of different views per image; epoch e shows view e mod V."""
 
     seed: int = 0
-    """Seed that all views are drawn from."""
+    """Base seed of all views; see kdkit.data.views.seed.view_seed."""
 
     augment: bool = True
-    """Random views; without it, one view, resized and centre-cropped as for evaluation."""
+    """Use random views; if False, one view, resized and centre-cropped as for evaluation."""
 
     crop_pct: float = 0.875
     """Evaluation view: share of the resized image's side that the centre crop keeps."""
@@ -167,7 +167,7 @@ class ViewRecipe:
 
     @classmethod
     def preset(cls, name: str, **fields: Any) -> Self:
-        """A published recipe by name: eval, rrc, deit, timm-a1 or funmatch; `fields` replace some of its fields.
+        """A published recipe by name: eval, rrc, deit, timm-a1 or funmatch; `fields` override its settings.
 
         Raises:
             UnknownNameError: there is no such preset.
@@ -199,7 +199,7 @@ class ViewRecipe:
         try:
             return cls(**values)
         except (TypeError, LookupError) as error:  # a document of unknown origin
-            raise ConfigError(f"a recipe's field has another type than expected: {error}") from error
+            raise ConfigError(f"a recipe's field has the wrong type: {error}") from error
 
     @classmethod
     def completed(cls, values: Mapping[str, Any]) -> dict[str, Any]:

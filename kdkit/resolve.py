@@ -1,4 +1,4 @@
-"""From names in a configuration to devices, teachers and datasets."""
+"""Turn the names in a configuration into devices, teachers and datasets."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _NAMED = 3  # classes of a mapped teacher
 
 
 def resolve_device(name: str) -> torch.device:
-    """The device called `name`, or chosen for auto; for cuda without an index, in a run of several ranks, this rank's.
+    """The device called `name`; resolves "auto", and "cuda" to this rank's GPU.
 
     Raises:
         ConfigError: there is no such device here.
@@ -45,7 +45,7 @@ def resolve_teacher(
     *,
     card: TeacherCard | None = None,
 ) -> Teacher:
-    """The teacher that the configuration names, or the ensemble where it names several.
+    """The teacher that the configuration names, or the ensemble if it names several.
 
     Args:
         config: the teacher's name and options.
@@ -60,7 +60,9 @@ def resolve_teacher(
     """
     members = (config, *config.ensemble)
     if any(member.model == EMA for member in members):
-        raise ConfigError("the teacher 'ema' is a student's moving average: it teaches in kdkit distill, and alone")
+        raise ConfigError(
+            "the teacher 'ema' is a student's moving average: only kdkit distill takes it, and not in an ensemble"
+        )
     resolved = [_resolve_member(member, device, card if member is config else None) for member in members]
     if class_names is not None:
         resolved = [
@@ -91,7 +93,7 @@ def teacher_of_cache(made_with: Mapping[str, Any]) -> TeacherConfig:
     """
     name = str(made_with.get("name"))
     if "members" in made_with or made_with.get("class_map_sha256") or not timm.is_model(name.partition(".")[0]):
-        raise ConfigError(f"the teacher {name!r} cannot be loaded again from the cache's record alone: give --teacher")
+        raise ConfigError(f"the teacher {name!r} cannot be loaded again from only the cache's record: give --teacher")
     size, dtype = made_with.get("input_size"), made_with.get("dtype")
     return TeacherConfig(
         name,
@@ -102,7 +104,7 @@ def teacher_of_cache(made_with: Mapping[str, Any]) -> TeacherConfig:
 
 
 def card_of(config: TeacherConfig, name: str | None = None) -> TeacherCard | None:
-    """The card called `name`, else the card of the configured teacher; None where there is none, as for an ensemble."""
+    """The card called `name`, else the card of the configured teacher; None if there is none, e.g. for an ensemble."""
     if name is not None:
         return load_card(name)
     if config.ensemble:

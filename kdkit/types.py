@@ -21,10 +21,10 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 LOG_ZERO = -1e30
-"""Stands for log 0. Finite, so that 0 * (LOG_ZERO - LOG_ZERO) is 0 and no NaN reaches a gradient, and small enough to
-stay finite in float32 when summed over a row."""
+"""Finite stand-in for log 0. It is finite so that 0 * (LOG_ZERO - LOG_ZERO) is 0 and no NaN reaches a gradient,
+and small enough to stay finite in float32 when summed over a row."""
 
-_NOTHING_LEFT = -1e4  # log of a rest mass of 0: small beyond meaning, yet float32 still tells log C from it
+_NOTHING_LEFT = -1e4  # log of a rest mass of 0: negligible as a probability, but log C is still resolved in float32
 
 
 def to_compute_dtype(tensor: Tensor) -> Tensor:
@@ -41,8 +41,8 @@ class Normalization:
 
     @classmethod
     def of(cls, model: nn.Module) -> Normalization:
-        """Returns the normalisation that a timm model expects, by its pretrained_cfg; ImageNet's where it has none."""
-        from timm.utils import unwrap_model  # here, so that losses need torch alone
+        """Returns the normalisation that a timm model expects, by its pretrained_cfg; ImageNet's if it has none."""
+        from timm.utils import unwrap_model  # here, so that losses need only torch
 
         config = getattr(unwrap_model(model), "pretrained_cfg", None) or {}
         return cls(tuple(config.get("mean", IMAGENET_MEAN)), tuple(config.get("std", IMAGENET_STD)))
@@ -58,7 +58,7 @@ class Batch:
         row: dataset indices of the samples [B] int64 on the CPU, or None when nothing is replayed.
         view: number of the replayed view that the whole batch shows, or None.
         teacher_input: the same views at the size that a live teacher takes [B, 3, T, T], in the same normalisation;
-            None where the teacher takes `input`.
+            None if the teacher takes `input`.
     """
 
     input: Tensor
@@ -144,7 +144,7 @@ class TeacherOutput:
     Attributes:
         logits: [B, C] float, or None. From a cache they are normalised log-probabilities, which serve as logits.
         features: tap name -> [B, D], [B, D, H, W] or [B, N, D].
-        sparse: takes the place of logits where a cache was opened to return its sparse rows as they are.
+        sparse: takes the place of logits if a cache was opened to return its sparse rows as they are.
     """
 
     logits: Tensor | None = None
@@ -170,7 +170,7 @@ class TeacherOutput:
 
     @property
     def any_logits(self) -> Tensor | SparseLogits | None:
-        """The logits, dense or sparse, or None where there are neither."""
+        """The logits, dense or sparse, or None if there are neither."""
         return self.logits if self.sparse is None else self.sparse
 
 

@@ -75,7 +75,8 @@ class Synthetic:
         assert (cache.num_rows, cache.num_views, cache.num_classes) == (self.num_rows, self.num_views, CLASSES)
         order = np.random.default_rng(0).permutation(self.num_rows)
         for view in range(self.num_views) if views is None else views:
-            assert np.array_equal(cache.read(order, view).numpy(), self.rows(view)[order]), f"wrong rows in view {view}"
+            found = cache.read_encoded(order, view).numpy()
+            assert np.array_equal(found, self.rows(view)[order]), f"wrong rows in view {view}"
         assert cache.keys() == self.keys
         matched = cache.match_keys(self.keys)
         assert np.array_equal(matched, np.arange(self.num_rows))
@@ -90,4 +91,4 @@ class Synthetic:
 def read_in_process(pickled: bytes, queue: Any) -> None:
     """Puts what another process reads: (rows of view 1, pixels of row 3 in view 1), as bytes."""
     cache, dataset, rows = pickle.loads(pickled)
-    queue.put((cache.read(rows, 1).numpy().tobytes(), dataset[3, 1].image.numpy().tobytes()))
+    queue.put((cache.read_encoded(rows, 1).numpy().tobytes(), dataset[3, 1].image.numpy().tobytes()))

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from kdkit import errors
+from kdkit.cli import COMMANDS
 
 ROOT = Path(__file__).parents[1]
 
@@ -34,6 +35,12 @@ FLOORS = (
     ("errors", "_lazy", "_version"),
 )
 HEIGHT = {room: -number for number, floor in enumerate(FLOORS) for room in floor}
+
+# Packages whose docstring lists their modules under "Where to look".
+GUIDED = (
+    *("building", "cache", "cli", "data", "data/sources", "data/views", "evaluation", "losses", "runtime", "tasks"),
+    *("teachers", "training"),
+)
 
 MAX_MODULE_LINES, MAX_FUNCTION_LINES, MAX_MEDIAN_LINES = 250, 60, 8
 
@@ -217,6 +224,27 @@ def test_the_words_are_those_of_the_field() -> None:
     words = re.compile(rf"\b({'|'.join(DIALECT)})\b", re.IGNORECASE)
     found = [f"{path.relative_to(ROOT)}: {word}" for path in texts() for word in words.findall(path.read_text("utf-8"))]
     assert len(found) <= MAX_DIALECT, "\n".join(found)
+
+
+def guide_of(package: str) -> set[str]:
+    """The files and folders that a package's docstring names, as paths below kdkit/."""
+    text = ast.get_docstring(ast.parse((ROOT / "kdkit" / package / "__init__.py").read_text("utf-8"))) or ""
+    _, heading, guide = text.partition("Where to look:\n")
+    assert heading, package
+    found = re.findall(r"[\w/]+\.py\b|\b\w+/(?=[ ,;\n])", guide)
+    return {name.removeprefix("kdkit/") if name.startswith("kdkit/") else f"{package}/{name}" for name in found}
+
+
+@pytest.mark.parametrize("package", GUIDED)
+def test_a_package_names_each_of_its_modules_and_no_other(package: str) -> None:
+    folder = ROOT / "kdkit" / package
+    named = guide_of(package)
+    assert [name for name in sorted(named) if not (ROOT / "kdkit" / name).exists()] == []
+    present = {f"{package}/{path.name}" for path in folder.glob("*.py") if path.name != "__init__.py"}
+    present |= {f"{package}/{path.parent.name}/" for path in folder.glob("*/__init__.py")}
+    if package == "cli":  # each command is listed in COMMANDS
+        present -= {f"cli/{command.replace(' ', '_')}.py" for command in COMMANDS}
+    assert sorted(present - named) == []
 
 
 @pytest.mark.parametrize("private", PRIVATE_TO_THE_CACHE)

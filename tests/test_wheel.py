@@ -33,7 +33,7 @@ for command in (
 ):
     assert main(command) == 0, command
 cache = kdkit.open_cache(golden)
-print("decoded", tuple(cache.codecs["logits"].decode(cache.read([0, 1], 0)).shape), cache.num_classes)
+print("decoded", tuple(cache.codecs["logits"].decode(cache.read_encoded([0, 1], 0)).shape), cache.num_classes)
 """
 
 

@@ -22,11 +22,11 @@ class BuildConfig(LoadingConfig):
     left out."""
 
     codec: str | None = None
-    """Codec of the logits: float32 (exact), float16, int8, topk or lowrank; by default lowrank where its rows are
+    """Codec of the logits: float32 (exact), float16, int8, topk or lowrank; by default lowrank if its rows are
     smaller than float16's, else float16."""
 
     row_bytes: int | None = None
-    """Maximum bytes per row of logits, for the codecs lowrank and topk; without a codec, lowrank where float16 would
+    """Maximum bytes per row of logits, for the codecs lowrank and topk; without a codec, lowrank if float16 would
     take more. Default of lowrank: 96."""
 
     codec_options: dict[str, Any] = field(default_factory=dict)
@@ -36,8 +36,8 @@ class BuildConfig(LoadingConfig):
     """Codec of all other streams: float16, or int8 with a minimum and a step per row, token or channel."""
 
     shard_rows: int = 10_000
-    """Rows per shard, the most that an interrupted build loses; rounded up to whole thousands, fewer where a shard
-    would exceed 256 MiB."""
+    """Rows per shard; a killed build loses at most one shard. Rounded up to whole thousands; fewer if a shard would
+    exceed 256 MiB."""
 
     pack: bool = True
     """Pack the finished shards into one file; otherwise, the folder of shards is the cache."""
@@ -57,7 +57,7 @@ class CacheEstimateConfig(ColumnsConfig, DeviceConfig):
     """Inputs of the cache whose cost is estimated."""
 
     data: str
-    """Training images: a folder of class folders or of images alone, a .tar or .zip, a folder of WebDataset shards,
+    """Training images: a folder of class folders or of images only, a .tar or .zip, a folder of WebDataset shards,
     hfds/NAME:SPLIT, or a .csv or .parquet of paths and labels."""
 
     teacher: TeacherConfig
@@ -108,7 +108,7 @@ class CacheExtendConfig(ColumnsConfig, DeviceConfig, LoadingConfig, MismatchConf
     """The teacher that made the cache."""
 
     num_views: int
-    """Total number of views per image after the extension, including existing views."""
+    """Total views per image after extending, including existing views."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,7 +30,7 @@ _WAITING = 2  # batches that may wait to be encoded; bounds the memory, on the d
 class ShardEncoder(Worker):
     """Encodes batches in order, copies them to the host and hands whole shards to a writer, in one thread.
 
-    On a GPU it works on a side stream, which waits for the teacher's output of the batch alone, and copies through
+    On a GPU it works on a side stream, which waits only for the teacher's output of the batch, and copies through
     page-locked memory, so that the teacher's next batch is not held up. Fails as Background does; a shard that a
     failure left incomplete is dropped.
 

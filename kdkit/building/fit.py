@@ -1,4 +1,4 @@
-"""The probe before a build: the teacher runs on some rows, so that codecs are fitted and measured.
+"""The probe before a build: the teacher runs on some rows, to fit the codecs and measure them.
 
 It also determines the shapes of features.
 """
@@ -26,12 +26,12 @@ from kdkit.teachers import Teacher
 FIT_ROWS = 16_384
 """Maximum number of rows that a codec is fitted to."""
 MEASURED_ROWS = 512
-"""Maximum number of other rows, on which the fidelity of codecs is measured in each view."""
+"""Maximum number of held-out rows for measuring fidelity, in each view."""
 
 
 @dataclass(frozen=True)
 class Probed:
-    """A codec, fitted where it needs a fit, and its fidelity."""
+    """A codec, fitted if it needs a fit, and its fidelity."""
 
     codec: RowCodec
     fidelity: Mapping[str, float]
@@ -48,14 +48,14 @@ def fit_and_measure(
     *,
     fit_rows: int = FIT_ROWS,
 ) -> dict[str, Probed]:
-    """Fits the codec of the logits, where it needs a fit, and measures the fidelity of all codecs in view 0.
+    """Fits the codec of the logits, if it needs a fit, and measures the fidelity of all codecs in view 0.
 
     The codec is fitted on rows drawn at random over the whole dataset, because folders are sorted by class. It is
     measured on other rows, spread evenly: 512 of them, or up to a quarter of a small dataset. If there is only one row,
     it serves for both.
 
     Args:
-        logit_codec: codec of the logits, not fitted yet; None where logits are not among the configuration's streams.
+        logit_codec: codec of the logits, not fitted yet; None if logits are not among the configuration's streams.
         teacher, dataset, config, device: as for build_cache.
         fit_rows: maximum number of rows that the codec is fitted on.
     """

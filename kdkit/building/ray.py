@@ -2,7 +2,7 @@
 
 The driver creates the cache and holds its lock; each actor joins it. Teacher and dataset go to the cluster's object
 store once, and from there to each actor; a shard is handed over as three numbers. An actor that dies, alone or with its
-node, loses its current shard, which another actor then builds. Output and images lie on a file system that all nodes
+node, loses its current shard, which another actor then builds. Output and images are on a file system that all nodes
 share.
 """
 

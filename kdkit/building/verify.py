@@ -57,7 +57,7 @@ def verify_cache(
 
     Args:
         path: the cache.
-        teacher: the model that the cache was made with; None compares checksums alone.
+        teacher: the model that the cache was made with; None compares only checksums.
         dataset: the samples that the cache was made from; needed with a teacher.
         num_rows: total number of rows on which the teacher is run again, spread over as many views as possible.
         batch_size: images per forward pass of the teacher.
@@ -131,7 +131,7 @@ def _compare(cache: CachedTeacher, stream: str, values: Tensor, pixels: PixelBat
     """Compares the teacher's current outputs, [B, ...], with the cached rows."""
     codec = cache.codecs[stream]
     now = codec.decode(codec.encode(values))
-    then = codec.decode(cache.read(cache.rows_of(pixels.row), pixels.view, stream)).to(now.device)
+    then = codec.decode(cache.read_encoded(cache.rows_of(pixels.row), pixels.view, stream)).to(now.device)
     difference = (now - then).flatten(1).abs().mean(dim=1)
     if stream != LOGITS:
         difference /= now.flatten(1).abs().mean(dim=1).clamp_min(torch.finfo(torch.float32).tiny)

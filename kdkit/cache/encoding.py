@@ -1,4 +1,4 @@
-"""From a teacher's outputs to the encoded rows of a shard. Dimensions: B batch, R rows of a shard."""
+"""Encode a teacher's outputs as the rows of a shard. Dimensions: B batch, R rows of a shard."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from kdkit.errors import NonFiniteOutputError
 
 
 def as_tensor(values: Tensor | Array) -> Tensor:
-    """The values as a tensor; a read-only array, such as a memory map, is copied, because torch needs it writable."""
+    """The values as a tensor; read-only arrays are copied, because torch needs writable memory."""
     return values if isinstance(values, Tensor) else torch.from_numpy(np.require(values, requirements=["C", "W"]))
 
 
 def check_encodable(
     values: Tensor, codec: RowCodec, stream: str, *, teacher: str, view: int, keys: Callable[[], Sequence[str]]
 ) -> None:
-    """Checks that the codec can encode the outputs of a stream.
+    """Check that the codec can represent all values of a stream.
 
     Args:
         values: outputs of one stream, [B, ...].
@@ -54,7 +54,7 @@ def encode_rows(codec: RowCodec, values: Tensor, measured: range | None) -> tupl
     Args:
         codec: fitted.
         values: outputs, [R, ...].
-        measured: positions of the rows whose fidelity is measured; None measures none.
+        measured: indices of rows used for the fidelity measurement; None measures none.
 
     Returns:
         Encoded rows, uint8 [R, row_bytes], and their measures, float32 [len(measured), M], or None.

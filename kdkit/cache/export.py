@@ -64,8 +64,8 @@ def _decode(cache: CachedTeacher, view: int, stream: str) -> Tensor:
     """All rows of a stream of a view."""
     codec, dtype = cache.codecs[stream], torch.float16 if stream == LOGITS else torch.float32
     chunks = [np.arange(first, min(first + _CHUNK, cache.num_rows)) for first in range(0, cache.num_rows, _CHUNK)]
-    shape = codec.decode(cache.read(np.arange(0), view, stream)).shape[1:]
+    shape = codec.decode(cache.read_encoded(np.arange(0), view, stream)).shape[1:]
     rows = torch.empty(cache.num_rows, *shape, dtype=dtype)
     for wanted in chunks:
-        rows[wanted[0] : wanted[-1] + 1] = codec.decode(cache.read(wanted, view, stream))
+        rows[wanted[0] : wanted[-1] + 1] = codec.decode(cache.read_encoded(wanted, view, stream))
     return rows

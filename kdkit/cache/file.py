@@ -1,4 +1,4 @@
-"""CacheFile: the contents of a cache: encoded rows, keys, pixel hashes, fidelity.
+"""Gives access to the contents of a cache: encoded rows, keys, pixel hashes, fidelity.
 
 Dimensions: B batch, C classes, N samples of a dataset, R rows of the cache.
 """
@@ -27,14 +27,14 @@ _ROW = np.dtype(np.int64)
 
 
 class CacheFile:
-    """An open cache, packed or in parts. Its files stay mapped as long as the object lives; there is nothing to close.
+    """An open cache: a packed file or a folder of shards. Its files stay mapped while it exists; no close needed.
 
     Args:
         path: as `open_cache` takes it.
-        verify: whether a block's checksum is compared when it is first touched.
+        verify: verify each block on first access.
 
     Attributes:
-        path: the packed file or the parts folder.
+        path: the packed file or the folder of shards.
         metadata: contents and origin of the cache.
     """
 
@@ -59,7 +59,7 @@ class CacheFile:
         """Number of classes C of the logits; without logits, that of the dataset.
 
         Raises:
-            CacheStreamError: it holds no logits, and the dataset named no classes.
+            CacheStreamError: the cache has no logits, and the dataset has no class names.
         """
         codec, names = self._codecs.get(LOGITS), self.metadata.dataset["class_names"]
         if isinstance(codec, Codec):
@@ -76,7 +76,7 @@ class CacheFile:
 
     @property
     def class_names(self) -> Sequence[str] | None:
-        """Names of the classes [C], in order; None where the cache does not hold them."""
+        """Names of the classes [C], in order; None if the cache does not hold them."""
         names: Sequence[str] | None = self.metadata.dataset["class_names"]
         return names
 
@@ -128,14 +128,14 @@ class CacheFile:
         return stored_pixels(self.path, self.metadata, view)
 
     def fidelity(self) -> dict[str, list[dict[str, float]]]:
-        """Stream -> for each view the fidelity of its codec, with the measures of `metadata.fidelity`.
+        """Stream -> the codec's fidelity per view, with the same metrics as `metadata.fidelity`.
 
-        The build measured it, on the same rows of every view. Empty for older caches, which lack it.
+        The build measured it, on the same rows of every view. Empty for a cache written before this was measured.
         """
         stored = stored_fidelity(self.path, self.metadata)
         return {stream: [summarise_rows(view) for view in views] for stream, views in stored.items()}
 
-    def read(self, rows: Array | Tensor, view: int, stream: str = LOGITS) -> Tensor:
+    def read_encoded(self, rows: Array | Tensor, view: int, stream: str = LOGITS) -> Tensor:
         """Encoded rows, uint8 [B, row_bytes], for cache rows int64 [B] in any order, repeats allowed.
 
         Raises:
@@ -156,12 +156,12 @@ class CacheFile:
             self._check_rows(indices)
 
     def read_records(self, rows: Array | Tensor, view: int) -> Tensor:
-        """Recorded parameters of views, uint8 [B, bytes], as `read` takes its arguments.
+        """Recorded parameters of views, uint8 [B, bytes], with the arguments of `read_encoded`.
 
         Raises:
             CacheStreamError: the cache holds no recorded views.
         """
-        return self.read(rows, view, RECORDS)
+        return self.read_encoded(rows, view, RECORDS)
 
     def _check_rows(self, indices: Array) -> NoReturn:
         odd = indices[(indices < 0) | (indices >= self.num_rows)][0]
@@ -182,7 +182,7 @@ class CacheFile:
             payload.verify_all()
 
     def check_exists(self, stream: str) -> None:
-        """Raises CacheStreamError where the cache holds no such stream; names the streams that it holds."""
+        """Raises CacheStreamError if the cache holds no such stream; names the streams that it holds."""
         if stream not in self._codecs:
             wanted = ",".join([*self._codecs, stream])
             raise CacheStreamError(

@@ -1,4 +1,4 @@
-"""Matching: whether a cache was made from the dataset of a run, and which row belongs to which sample.
+"""Check that a cache belongs to the dataset, and map samples to cache rows.
 
 Dimensions: N samples of a dataset, R rows of the cache.
 """

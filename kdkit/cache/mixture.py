@@ -25,7 +25,7 @@ class CacheMixture:
     """A CacheReader over several caches: logits = log sum_i w_i softmax(log p_i / T_i), and serve as logits.
 
     With temperatures 1 that is the output of a TeacherEnsemble of the caches' teachers. A cache without logits, or of
-    weight 0, gives its features alone. A stream of features keeps its name where one cache alone has it; of several
+    weight 0, gives only its features. A stream of features keeps its name if only one cache has it; of several
     caches with a stream of one name, each has it under its number, counted from 0: "0:pooled", "1:pooled".
 
     Args:
@@ -62,7 +62,7 @@ class CacheMixture:
         self.streams = tuple(self._places) if named is None else tuple(named)
 
     def _shares(self, weights: Sequence[float] | None) -> tuple[float, ...]:
-        """The weights of the caches with logits, scaled to sum 1; 0 for the others. All 0 where no cache has logits."""
+        """The weights of the caches with logits, scaled to sum 1; 0 for the others. All 0 if no cache has logits."""
         given = _one_each("weights", weights, self.caches)
         with_logits = [LOGITS in cache.codecs for cache in self.caches]
         for cache, weight, has_logits in zip(self.caches, given, with_logits, strict=True):
@@ -84,7 +84,7 @@ class CacheMixture:
 
     @property
     def streams(self) -> tuple[str, ...]:
-        """The outputs that a batch is given; may be set to fewer."""
+        """Streams returned per batch; may be narrowed to a subset."""
         return self._streams
 
     @streams.setter
@@ -133,7 +133,7 @@ class CacheMixture:
 
     @property
     def class_names(self) -> Sequence[str] | None:
-        """Names of the classes [C], in order; None where no cache holds them."""
+        """Names of the classes [C], in order; None if no cache holds them."""
         return next((cache.class_names for cache in self.caches if cache.class_names is not None), None)
 
     @property
@@ -172,7 +172,7 @@ class CacheMixture:
         )
 
     def check_exists(self, stream: str) -> None:
-        """Raises CacheStreamError where no cache holds the stream, or several do; names them."""
+        """Raises CacheStreamError if no cache holds the stream, or several do; names them."""
         if stream in self._places:
             return
         holders = [number for number, cache in enumerate(self.caches) if stream in cache.codecs and stream != LOGITS]

@@ -1,4 +1,4 @@
-"""open_cache: from the path of a cache, or of several, to a reader of the teacher's outputs."""
+"""Open a cache, or several caches, as a reader of the teacher's outputs: open_cache."""
 
 from __future__ import annotations
 
@@ -47,25 +47,26 @@ def open_cache(
     sparse: bool = False,
     allow_mismatch: Collection[str] = (),
 ) -> CachedTeacher | CacheMixture:
-    """Opens a cache for reading, packed or in parts; or several caches, whose probabilities are averaged.
+    """Opens a cache for reading; or several caches, whose probabilities are averaged.
 
     Args:
-        path: the packed file, its parts folder, or the path that it would be packed to; or a list of these.
+        path: a packed file or a folder of shards, or the path that the folder would be packed to; or a list of these.
         dataset: the dataset to train on. Its keys, recipe, class names and some of its pixels are compared with those
-            that the cache was made with, and its rows are matched to the cache's. Without it `read` takes the cache's
-            own rows, and batches are refused until `match` is called. Each of several caches is matched by itself.
+            that the cache was made with, and its rows are matched to the cache's. Without it `read_encoded` takes the
+            cache's own rows, and batches are refused until `match` is called. Each of several caches is matched by
+            itself.
         weights, temperatures: of several caches, one number each; as for CacheMixture.
-        streams: the outputs to read, such as ["logits", "pooled"]; None: all.
-        verify: whether a block's checksum is compared when it is first touched.
-        sparse: whether a topk cache gives its k classes alone, so that no tensor [B, C] is ever built for the teacher:
+        streams: streams returned per batch, e.g. ["logits", "pooled"]; None: all.
+        verify: verify each block on first access.
+        sparse: whether a topk cache returns only its k classes, so that no tensor [B, C] is ever built for the teacher:
             for very many classes, with the losses kl, soft_ce and dkd.
-        allow_mismatch: names of fields, as an error names them, whose difference is accepted.
+        allow_mismatch: fields, as named in the error, that may differ.
 
     Raises:
         CacheNotFoundError: there is no cache at `path`.
         CacheIncompleteError: its build has not finished.
-        CacheMismatchError: it was made with something else; names the field and both values.
-        CacheStreamError: it does not hold one of the streams; names those that it does.
+        CacheMismatchError: it was made with a different recipe, dataset or images; names the field and both values.
+        CacheStreamError: the cache lacks one of the streams; names the streams that it has.
         CacheCorruptError: it is damaged.
         ClassMismatchError: several caches differ in the number or the order of their classes.
         ConfigError: the weights or temperatures do not fit the caches.

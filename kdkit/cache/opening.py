@@ -103,7 +103,7 @@ def _index_groups(file: CheckedHDF5File) -> list[str]:
 
 
 def _open_codecs(file: CheckedHDF5File, metadata: CacheMetadata) -> dict[str, RowCodec]:
-    """The codecs with their fitted arrays; checks where the keys lie."""
+    """The codecs with their fitted arrays; checks the location of the keys."""
     file.expect_members("rows", [name.removeprefix("rows/") for name in (DIGEST_NAME, KEYS_NAME)])
     file.map(DIGEST_NAME, "u1", (metadata.num_rows, DIGEST_BYTES))
     file.map_flat(KEYS_NAME, "u1")

@@ -1,4 +1,4 @@
-"""Packing: from sealed shards to one file, verified, renamed into place."""
+"""Pack sealed shards into one file, verified and renamed into place."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ from kdkit.runtime import files
 def pack(parts: ShardFolder, path: Path, build: str = "{}", packed_views: int = 0) -> None:
     """Writes all shards of `parts` as one file at `path`, and removes the parts folder.
 
-    Every shard is compared with its manifest entry before, and the packed file with its checksums before it is renamed
-    into place.
+    Every shard is first verified against its manifest entry, and the packed file against its checksums before it is
+    renamed into place.
 
     Args:
         parts: a complete parts folder.

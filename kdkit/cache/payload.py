@@ -1,6 +1,6 @@
 """Payload: the encoded rows of one stream of one view, mapped read-only, gathered a batch at a time.
 
-Checksums are verified the first time that a block is touched. Dimensions: B batch, R rows.
+A block's checksum is verified on first access. Dimensions: B batch, R rows.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ class Segment:
     """The file's size when it was opened."""
 
     def check_not_truncated(self) -> None:
-        """Raises CacheCorruptError if the file was cut since it was opened; touching the lost part would raise SIGBUS.
+        """Raises CacheCorruptError if the file was truncated since it was opened: reading past the end raises SIGBUS.
 
-        One fstat, about a microsecond. A cut between this check and the read that follows cannot be excluded: no reader
-        of a mapped file can do that. kdkit itself never changes a finished file.
+        One fstat, about a microsecond. The file can still be truncated between check and the read; no memory-mapped
+        reader can prevent this. kdkit itself never changes a finished file.
         """
         if self.mapping.size() < self.num_bytes:
             raise CacheCorruptError(
@@ -51,7 +51,7 @@ class Payload:
         view, stream: the view and the stream, for errors.
         row_bytes: bytes of one row.
         segments: in row order, without gaps; each but the last a multiple of BLOCK_ROWS long.
-        verify: whether checksums are compared when a block is first touched.
+        verify: verify each block on first access.
     """
 
     def __init__(self, view: int, stream: str, row_bytes: int, segments: list[Segment], *, verify: bool = True) -> None:
@@ -70,7 +70,7 @@ class Payload:
         if self._num_unverified:
             self._verify(rows)
         only = self._only
-        if only is not None:  # the usual case, in as few calls as it takes: each shows in cache.read's time
+        if only is not None:  # the usual case, in as few calls as it takes: each shows in the time of read_encoded
             if only.mapping.size() < only.num_bytes:
                 only.check_not_truncated()
             return only.rows.take(rows, 0)  # quicker than indexing

@@ -25,7 +25,7 @@ _QUANTILES = (0.1, 0.5, 0.9)
 def confidence_and_entropy(cache: CachedTeacher, view: int) -> tuple[Tensor, Tensor]:
     """Probability of the likeliest class, and entropy in nats, [R] each, of up to 4,096 rows of a view."""
     rows = np.unique(np.linspace(0, cache.num_rows - 1, min(_ROWS, cache.num_rows)).astype(np.int64))
-    encoded = cache.read(rows, view, LOGITS)
+    encoded = cache.read_encoded(rows, view, LOGITS)
     log_p = cache.codecs[LOGITS].decode(encoded).float().log_softmax(dim=1)
     return log_p.exp().amax(dim=1), torch.special.entr(log_p.exp()).sum(dim=1)
 

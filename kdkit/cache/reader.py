@@ -1,4 +1,4 @@
-"""CacheReader and CachedTeacher: a teacher whose outputs are read from a cache.
+"""Reads a cache: CachedTeacher looks up a batch's encoded rows and decodes them with their codecs.
 
 Dimensions: B batch, C classes.
 """
@@ -27,7 +27,7 @@ class CacheReader(TeacherSource, Protocol):
     """A TeacherSource that reads its outputs from a cache: the interface that training needs.
 
     Attributes:
-        streams: the outputs that are read for a batch: "logits" or the teacher's taps; may be set to fewer.
+        streams: streams returned per batch: "logits" or the teacher's taps; may be narrowed to a subset.
     """
 
     streams: tuple[str, ...]
@@ -44,7 +44,7 @@ class CacheReader(TeacherSource, Protocol):
 
     @property
     def class_names(self) -> Sequence[str] | None:
-        """Names of the classes [C], in order; None where they are not known."""
+        """Names of the classes [C], in order; None if they are not known."""
         ...
 
     @property
@@ -73,7 +73,7 @@ class CacheReader(TeacherSource, Protocol):
         ...
 
     def match(self, dataset: Replayable, *, allow_mismatch: Collection[str] = ()) -> None:
-        """Compares it with `dataset`, to which the rows of every later batch refer.
+        """Checks it against `dataset`; from then on, batch rows index this dataset.
 
         Raises:
             CacheMismatchError: recipe, samples, class names or pixels differ.
@@ -81,15 +81,15 @@ class CacheReader(TeacherSource, Protocol):
         ...
 
     def check_exists(self, stream: str) -> None:
-        """Raises CacheStreamError where it holds no such stream."""
+        """Raises CacheStreamError if it holds no such stream."""
         ...
 
 
 class CachedTeacher(CacheFile):
-    """A CacheReader over one file or folder of shards. Pickles by path; safe to use after a fork and in threads.
+    """A CacheReader over a packed file or a folder of shards. Pickles by path; safe to use after a fork and in threads.
 
     Attributes:
-        streams: the outputs that are read for a batch: "logits" or the teacher's taps.
+        streams: streams returned per batch: "logits" or the teacher's taps.
     """
 
     def __init__(
@@ -113,7 +113,7 @@ class CachedTeacher(CacheFile):
             raise ConfigError(f"the cache {str(path)!r} has {found}: only topk can be read sparsely")
 
     def match(self, dataset: Replayable, *, allow_mismatch: Collection[str] = ()) -> None:
-        """Compares the cache with `dataset`, to which the rows of every later batch refer.
+        """Checks the cache against `dataset`; from then on, batch rows index this dataset.
 
         Raises:
             CacheMismatchError: recipe, samples, class names or pixels differ.
@@ -134,7 +134,7 @@ class CachedTeacher(CacheFile):
         return matched
 
     def __call__(self, batch: Batch) -> TeacherOutput:
-        """The teacher's outputs on the batch's rows in its view, decoded on the device of its input.
+        """The teacher's outputs for the batch's rows and view, decoded on the device of its input.
 
         Raises:
             CacheMismatchError: the cache was not matched with a dataset, or the batch has no rows or view.
@@ -142,12 +142,12 @@ class CachedTeacher(CacheFile):
         if batch.row is None or batch.view is None:
             raise CacheMismatchError("the batch has no rows or no view: load it with ReplayLoader")
         rows, view, device = self.rows_of(batch.row), batch.view, batch.input.device
-        payloads = {stream: _to_device(self.read(rows, view, stream), device) for stream in self.streams}
+        payloads = {stream: _to_device(self.read_encoded(rows, view, stream), device) for stream in self.streams}
         with torch.autocast(device.type, enabled=False):  # a loop may call this within its own
             return self._decode(payloads)
 
     def _decode(self, payloads: dict[str, Tensor]) -> TeacherOutput:
-        """The outputs that the encoded rows hold, stream -> uint8 [B, row_bytes]."""
+        """The outputs decoded from encoded rows, stream -> uint8 [B, row_bytes]."""
         logits, codec = payloads.pop(LOGITS, None), self._codecs.get(LOGITS)
         features = {stream: self._codecs[stream].decode(payload) for stream, payload in payloads.items()}
         if logits is None or codec is None:

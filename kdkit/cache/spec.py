@@ -64,17 +64,17 @@ class CacheSpec:
     """Views V of each sample."""
 
     codecs: Mapping[str, RowCodec]
-    """Stream name -> its codec, fitted where it has a fit: "logits" -> a Codec, a tap -> a FeatureCodec."""
+    """Stream name -> its codec, fitted if it has a fit: "logits" -> a Codec, a tap -> a FeatureCodec."""
 
     teacher: Mapping[str, Any] = field(default_factory=dict)
     """The teacher's fingerprint, compared by a build that resumes; "name", "dtype", "weights_sha256" and "versions" are
-    completed where they are missing."""
+    completed if they are missing."""
 
     recipe: ViewRecipe | Mapping[str, Any] = field(default_factory=ViewRecipe)
     """Recipe of the views, as a student sees them; its number of views is replaced by `num_views`."""
 
     class_names: Sequence[str] | None = None
-    """Names of the C classes in the order of the logits, compared with a dataset's; None where they are not known."""
+    """Names of the C classes in the order of the logits, compared with a dataset's; None if they are not known."""
 
     shard_rows: int = 10_000
     """Rows of a shard, rounded up to whole thousands; fewer where a shard would be larger than 256 MiB."""
@@ -84,7 +84,7 @@ class CacheSpec:
     "each", every view is measured. Empty: not measured."""
 
     versions: Mapping[str, str] | None = None
-    """Library -> its version, of those that drew the pixels; None where they are not known."""
+    """Library -> its version, of those that drew the pixels; None if they are not known."""
 
     has_pixels: bool = False
     """Whether shards are sealed with hashes of the pixels that the teacher saw. Without them, opening the cache

@@ -1,6 +1,12 @@
 """The command line: thin, each command calls one Python function of the same name.
 
 This module loads neither torch nor the commands, so that `kdkit --help` answers at once.
+
+Where to look:
+    COMMANDS        every command; `kdkit cache build` is cache_build.py, and so on
+    _flags.py       short flags (`SHORT_FORMS`), positional arguments; _preset.py reads --preset and --recipe
+    _fields.py      fields of a configuration; _parse.py fills it, _help.py prints --help
+    _header.py      the description printed before a build
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ class Field:
     hint: Any
     """Its type."""
     default: Any
-    """Its default; dataclasses.MISSING where it is required."""
+    """Its default; dataclasses.MISSING if it is required."""
     meaning: str
     """Its docstring, on one line."""
     is_required: bool
@@ -50,7 +50,7 @@ class Field:
 
     @property
     def splits_commas(self) -> bool:
-        """Whether a comma separates items of the list; paths, of which one may also stand alone, may hold commas."""
+        """Whether a comma separates items of the list; paths, which may also be given singly, may contain commas."""
         return self.is_list and str not in alternatives(self.hint)
 
     @property
@@ -92,7 +92,7 @@ def split_list(value: str) -> list[str]:
 
 
 def fields_of(config_class: type, prefix: str = "", *, is_optional: bool = False) -> Iterator[Field]:
-    """The fields of a dataclass, those of nested dataclasses in place of these."""
+    """The fields of a dataclass, those of nested dataclasses instead of these."""
     hints, meanings = get_type_hints(config_class), _meanings(config_class)
     for field in dataclasses.fields(config_class):
         hint = hints[field.name]

@@ -1,6 +1,6 @@
-"""From what people type to the long form of every flag: short forms, objects, bare booleans, lists of names.
+"""Expand command-line arguments to `--field=value`: short forms, positional arguments, bare booleans, lists.
 
-This is the one place that reads a command line; what it returns, `--field=value` each, goes to jsonargparse.
+This is the one place that reads a command line; jsonargparse parses the result.
 """
 
 from __future__ import annotations
@@ -37,38 +37,38 @@ SHORT_FORMS: Mapping[str, tuple[str, ...]] = {
     "overwrite": ("overwrite",),
     "output": ("output",),
 }
-"""Short form -> the fields that it may mean; of a command, the first that its configuration has."""
+"""Short form -> the fields that it may mean: the first one that the command's configuration has."""
 
-_LETTERS = {"-o": "--output"}
+LETTERS = {"-o": "--output"}
 _CONFIG, _RECIPE, _PRESET, _PRINT = "config", "recipe", "preset", "print_config"
 
 
 class Grammar:
-    """The flags and objects of one command.
+    """The flags and positional arguments of one command.
 
     Args:
         command: its name, e.g. "cache build".
         config_class: the dataclass that its flags fill.
-        objects: what stands first, without a flag: metavar -> field, in order; a metavar in brackets may be left out,
-            and a list takes all that follow.
+        positionals: the positional arguments: metavar -> field, in order; a metavar in brackets may be left out, and a
+            list takes all that follow.
     """
 
-    def __init__(self, command: str, config_class: type, objects: Mapping[str, str]) -> None:
-        self.command, self.objects = command, objects
+    def __init__(self, command: str, config_class: type, positionals: Mapping[str, str]) -> None:
+        self.command, self.positionals = command, positionals
         self.fields: dict[str, Field] = {field.path: field for field in fields_of(config_class)}
         self.short_forms: dict[str, str] = {}
         for short, paths in SHORT_FORMS.items():
             path = next((path for path in paths if path in self.fields), None)
-            if path is not None and path not in objects.values():
+            if path is not None and path not in positionals.values():
                 self.short_forms[short] = path
         self.takes_recipe = any(path.startswith(f"{_RECIPE}.") for path in self.fields)
         self.takes_preset = command in _preset.COMMANDS
 
     def to_long_forms(self, arguments: Sequence[str]) -> list[str]:
-        """The arguments as `--field=value`, a preset and configuration files first, so that flags replace their values.
+        """The arguments as `--field=value`, a preset and configuration files first, so that flags override them.
 
         Raises:
-            UsageError: there is no such flag, value or object.
+            UsageError: there is no such flag, value or positional argument.
         """
         files: list[str] = []
         recipe: list[str] = []
@@ -102,24 +102,24 @@ class Grammar:
 
     def _splits_commas(self, name: str) -> bool:
         """Whether one argument may hold several items of a list; the names of files may hold commas."""
-        return self.fields[name].splits_commas and name not in self.objects.values()
+        return self.fields[name].splits_commas and name not in self.positionals.values()
 
     def _read(self, arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
         """Field and value of each argument, in order."""
-        waiting, objects = list(arguments), list(self.objects.values())
+        waiting, positionals = list(arguments), list(self.positionals.values())
         while waiting:
             argument = waiting.pop(0)
             if argument.startswith("-") and argument != "-":
-                yield from self._read_flag(argument, waiting, objects)
-            elif objects:
-                yield objects[0] if self.fields[objects[0]].is_list else objects.pop(0), argument
+                yield from self._read_flag(argument, waiting, positionals)
+            elif positionals:
+                yield positionals[0] if self.fields[positionals[0]].is_list else positionals.pop(0), argument
             else:
-                raise UsageError(f"unexpected argument {argument!r}: this command takes {self.described_objects}")
+                raise UsageError(f"unexpected argument {argument!r}: this command takes {self.described_positionals}")
 
-    def _read_flag(self, argument: str, waiting: list[str], objects: list[str]) -> Iterator[tuple[str, str]]:
-        """Field and value of a flag, whose values are taken from those `waiting`."""
+    def _read_flag(self, argument: str, waiting: list[str], positionals: list[str]) -> Iterator[tuple[str, str]]:
+        """Field and value of a flag, whose values are taken from `waiting`."""
         flag, equals, value = argument.partition("=")
-        name, is_negated = self._resolve(_LETTERS.get(flag, flag))
+        name, is_negated = self._resolve(LETTERS.get(flag, flag))
         field = self.fields.get(name)
         if name == _PRINT:
             yield name, ""
@@ -132,7 +132,7 @@ class Grammar:
             if field is not None:
                 field.check(flag, value)
             yield name, value
-            while field is not None and field.is_list and not equals and not objects and waiting:
+            while field is not None and field.is_list and not equals and not positionals and waiting:
                 if waiting[0].startswith("-"):
                     break
                 field.check(flag, waiting[0])
@@ -156,28 +156,28 @@ class Grammar:
 
     @property
     def _special(self) -> list[str]:
-        """Flags that are no field."""
+        """Flags that are not configuration fields."""
         return [_CONFIG, _PRINT] + [_RECIPE] * self.takes_recipe + [_PRESET] * self.takes_preset
 
     @property
     def spellings(self) -> list[str]:
-        """Every flag as it is shown, the short forms first; of booleans that are on by default, --no-FLAG."""
+        """Every flag as it is shown, the short forms first; `--no-FLAG` for booleans that default to true."""
         return list(dict.fromkeys(self.spell(name) for name in [*self.short_forms, *self._special, *self.fields]))
 
     def spell(self, name: str) -> str:
-        """A flag as help shows it: with dashes in short forms and in one word, underscores in nested fields."""
+        """A flag as help shows it: with dashes in short forms and for top-level names, underscores in nested fields."""
         field = self.fields.get(self.short_forms.get(name, name))
         negation = "no-" if field is not None and field.is_flag and field.default is True else ""
         return f"--{negation}{name if '.' in name else name.replace('_', '-')}"
 
     @property
-    def described_objects(self) -> str:
-        """The objects, e.g. "FILE DATA"."""
-        return " ".join(self.objects) or "no arguments but flags"
+    def described_positionals(self) -> str:
+        """The positional arguments, e.g. "FILE DATA"."""
+        return " ".join(self.positionals) or "no arguments but flags"
 
     def shortest(self, path: str) -> str:
-        """How a field is given: as an object, by its short form, or by its long one."""
-        for metavar, field in self.objects.items():
+        """Shortest spelling of a field: as a positional argument, its short form, or its long form."""
+        for metavar, field in self.positionals.items():
             if field == path:
                 return metavar.strip("[]")
         return self.spell(next((short for short, field in self.short_forms.items() if field == path), path))

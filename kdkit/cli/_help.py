@@ -1,4 +1,4 @@
-"""The help of a command, at 80 columns: its objects, the short forms, then every field."""
+"""The help of a command, at 80 columns: its positional arguments, the short forms, then every field."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import textwrap
 from collections.abc import Iterator
 
 from kdkit.cli._fields import Field
-from kdkit.cli._flags import Grammar
+from kdkit.cli._flags import LETTERS, Grammar
 from kdkit.recipe import PRESETS
 from kdkit.runtime.layout import COLUMNS
 
@@ -16,19 +16,19 @@ _INDENT = 26
 
 def describe_command(grammar: Grammar, summary: str) -> str:
     """What `kdkit COMMAND --help` prints."""
-    first = [*grammar.objects.values(), *grammar.short_forms.values()]
+    first = [*grammar.positionals.values(), *grammar.short_forms.values()]
     rest = [path for path in grammar.fields if path not in first]
     lines = [*_usage(grammar), "", *textwrap.wrap(f"{summary[:1].upper()}{summary[1:]}.", COLUMNS), ""]
-    for metavar, path in grammar.objects.items():
-        lines += _entry(metavar.strip("[]"), _meaning(grammar.fields[path], is_object=True))
-    lines += [""] if grammar.objects else []
+    for metavar, path in grammar.positionals.items():
+        lines += _entry(metavar.strip("[]"), _meaning(grammar.fields[path], is_positional=True))
+    lines += [""] if grammar.positionals else []
     for path in grammar.short_forms.values():
-        letter = "-o, " if path == "output" else ""
+        letter = "".join(f"{letter}, " for letter, flag in LETTERS.items() if flag == f"--{path}")
         lines += _entry(letter + _with_metavar(grammar, path), _meaning(grammar.fields[path]))
         if path.startswith("recipe.") and not any("--recipe " in line for line in lines):
             lines += _entry("--recipe NAME", f"Published recipe that views begin from: {', '.join(PRESETS)}.")
     if grammar.takes_preset:
-        lines += _entry("--preset NAME", "Published setting that flags replace; see kdkit presets list.")
+        lines += _entry("--preset NAME", "Published setting that flags override; see kdkit presets list.")
     if grammar.fields:
         lines += _entry("--config FILE", "YAML file of these fields; --print_config prints one.")
     lines += _entry("--debug", "Show the traceback of an error.")
@@ -45,18 +45,18 @@ def describe_command(grammar: Grammar, summary: str) -> str:
 
 
 def _usage(grammar: Grammar) -> list[str]:
-    """The usage line: command, objects, required flags."""
+    """The usage line: command, positional arguments, required flags."""
     required = [
         f"{'-o' if path == 'output' else grammar.shortest(path)} {field.metavar}"
         for path, field in grammar.fields.items()
-        if field.is_required and path not in grammar.objects.values()
+        if field.is_required and path not in grammar.positionals.values()
     ]
-    words = ["usage: kdkit", grammar.command, *grammar.objects, *required, *["[flags]"] * bool(grammar.fields)]
+    words = ["usage: kdkit", grammar.command, *grammar.positionals, *required, *["[flags]"] * bool(grammar.fields)]
     return textwrap.wrap(" ".join(words), COLUMNS, subsequent_indent="    ", break_on_hyphens=False)
 
 
 def _entry(flag: str, meaning: str) -> Iterator[str]:
-    """A flag with its meaning beside it, or below it where the flag is long."""
+    """A flag with its meaning next to it, or below it if the flag is long."""
     wrapped = textwrap.wrap(meaning, COLUMNS - _INDENT, break_on_hyphens=False) or [""]
     beside = len(flag) + 3 <= _INDENT - 1
     yield f"  {flag}".ljust(_INDENT) + wrapped[0] if beside else f"  {flag}"
@@ -69,8 +69,8 @@ def _with_metavar(grammar: Grammar, path: str) -> str:
     return flag if field.is_flag else f"{flag} {field.metavar}"
 
 
-def _meaning(field: Field, *, is_object: bool = False) -> str:
-    """The field's docstring with its choices and its default, where it does not name them already."""
+def _meaning(field: Field, *, is_positional: bool = False) -> str:
+    """The field's docstring with its choices and its default, unless it names them already."""
     text = field.meaning
     named = field.expected.replace(" or ", ", ").split(", ")
     if " or " in field.expected and not all(name in text for name in named if not name.startswith("a ")):
@@ -78,7 +78,7 @@ def _meaning(field: Field, *, is_object: bool = False) -> str:
     default = field.default
     if default is True:
         return f"Turn off: {text[:1].lower()}{text[1:]}"
-    if is_object or default is dataclasses.MISSING or field.is_flag or default in (None, "", (), {}):
+    if is_positional or default is dataclasses.MISSING or field.is_flag or default in (None, "", (), {}):
         return text
     shown = ", ".join(map(str, default)) if isinstance(default, tuple) else default
     return text if "default" in text else f"{text} Default: {shown}."

@@ -1,4 +1,4 @@
-"""From a dataclass to flags: every field is one, --config reads a YAML file, --print_config writes one."""
+"""Turn a dataclass into flags: one per field; --config reads a YAML file, --print_config writes one."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ _UNKNOWN = re.compile(r"Option '([\w.]+)' is not accepted")
 
 
 def parse_config(
-    config_class: type[Config], command: str, arguments: list[str], objects: Mapping[str, str] | None = None
+    config_class: type[Config], command: str, arguments: list[str], positionals: Mapping[str, str] | None = None
 ) -> Config:
     """The `config_class` that the command line describes.
 
     Args:
         config_class: the dataclass that the flags fill.
         command: the command's name, e.g. "cache build".
-        arguments: what stands behind it.
-        objects: what stands first, without a flag: metavar -> field; a metavar in brackets may be left out.
+        arguments: the arguments after the command.
+        positionals: the positional arguments: metavar -> field; a metavar in brackets may be left out.
 
     Raises:
         UsageError: the command takes no such flag or value, or something is missing.
         ConfigError: the values cannot work together.
         SystemExit: help or the configuration was printed.
     """
-    grammar = Grammar(command, config_class, objects or {})
+    grammar = Grammar(command, config_class, positionals or {})
     if "-h" in arguments or "--help" in arguments:
         print(describe_command(grammar, COMMANDS[command]))
         raise SystemExit(0)

@@ -1,4 +1,4 @@
-"""--preset NAME: a published setting's options, which flags replace; --recipe NAME: a published recipe's fields."""
+"""--preset NAME: a published setting's options, which flags override; --recipe NAME: a published recipe's fields."""
 
 from __future__ import annotations
 
@@ -33,5 +33,5 @@ def recipe_flags(name: str) -> list[str]:
     if name not in PRESETS:
         raise UsageError(f"--recipe takes {', '.join(PRESETS)}, got {name!r}{nearest(name, PRESETS)}")
     texts = {field: value if isinstance(value, str) else json.dumps(value) for field, value in PRESETS[name].items()}
-    texts = texts or {"size": "224"}  # a recipe of defaults alone is still a recipe that was given
+    texts = texts or {"size": "224"}  # a recipe of only defaults is still a recipe that was given
     return [f"--recipe.{field}={text}" for field, text in texts.items()]

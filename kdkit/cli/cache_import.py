@@ -8,8 +8,8 @@ from kdkit.importers.config import CacheImportConfig
 
 def run(arguments: list[str]) -> None:
     """Imports another project's cache, or arrays of labels; resumes an import that was stopped."""
-    objects = {"FORMAT": "format", "SOURCE": "source", "DATA": "data"}
-    config = parse_config(CacheImportConfig, "cache import", arguments, objects)
+    positionals = {"FORMAT": "format", "SOURCE": "source", "DATA": "data"}
+    config = parse_config(CacheImportConfig, "cache import", arguments, positionals)
     from importlib import import_module
 
     from kdkit.data import create_source

@@ -14,7 +14,7 @@ def alternatives(hint: Any) -> tuple[Any, ...]:
 
 
 def choices(hint: Any) -> tuple[Any, ...]:
-    """The values of all `Literal` types in a hint; empty where it has no such type."""
+    """The values of all `Literal` types in a hint; empty if it has no such type."""
     return tuple(value for kind in alternatives(hint) if get_origin(kind) is Literal for value in get_args(kind))
 
 

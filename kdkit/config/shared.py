@@ -41,13 +41,13 @@ class LoadingConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ColumnsConfig:
-    """Columns of the images and labels, where the data has columns: hfds/NAME:SPLIT, a CSV or a Parquet file."""
+    """Columns of the images and labels, if the data has columns: hfds/NAME:SPLIT, a CSV or a Parquet file."""
 
     image_column: str | None = None
-    """Column of the images or their paths, where the data has columns; image, or the only candidate, by default."""
+    """Column of the images or their paths, if the data has columns; image, or the only candidate, by default."""
 
     label_column: str | None = None
-    """Column of the labels, where the data has columns; label, or the only candidate, by default."""
+    """Column of the labels, if the data has columns; label, or the only candidate, by default."""
 
     @property
     def columns(self) -> dict[str, Any]:

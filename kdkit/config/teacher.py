@@ -22,10 +22,10 @@ class SingleTeacherConfig:
     average)."""
 
     arch: str | None = None
-    """timm architecture of the teacher, where the teacher is a weights file, e.g. resnet50."""
+    """timm architecture of the teacher, if the teacher is a weights file, e.g. resnet50."""
 
     checkpoint: str | None = None
-    """Weights file (safetensors or torch) in place of timm's pretrained weights."""
+    """Weights file (safetensors or torch) instead of timm's pretrained weights."""
 
     input_size: int | None = None
     """Side of the teacher's input in pixels; by default the views' size, or the only size that the model accepts."""

@@ -1,4 +1,13 @@
-"""Data: sources of images with keys, replayed views, samplers and loaders."""
+"""Data: sources of images with keys, replayed views, samplers and loaders.
+
+Where to look:
+    sources/        folders, archives, tables and datasets of images; views/ renders the views of an image
+    dataset.py      `ReplayedDataset`: (row, view) -> sample.py
+    sampler.py      which (row, view) pairs make up each batch; the order depends only on seed and epoch
+    loader.py       workers, batches and normalisation; factory.py makes the loader of a training loop
+    batch.py        the batch that workers return; prefetch.py copies the next one to the GPU
+    worker.py       signals in worker processes
+"""
 
 from kdkit.data.batch import PixelBatch
 from kdkit.data.dataset import ReplayedDataset

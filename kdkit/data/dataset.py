@@ -36,15 +36,15 @@ class ReplayedDataset(Dataset[Sample]):
     Args:
         source: where the images come from.
         recipe: the settings of the views.
-        transform: a custom transform in place of the recipe's crop, flip, colours and erasing: a callable as those of
+        transform: a custom transform instead of the recipe's crop, flip, colours and erasing: a callable like those of
             torchvision, timm or albumentations, from an RGB image to uint8 pixels of the recipe's size. It must draw
             from `random`, numpy.random or torch's default generator, or have a method set_random_seed(seed).
-        transform_id: identifies the transform in the recipe, in place of its name and repr; change it when the
-            transform changes. It is required where the repr holds a memory address, as that of a function does. A
+        transform_id: identifies the transform in the recipe, instead of its name and repr; change it when the
+            transform changes. It is required if the repr contains a memory address, e.g. for a function. A
             change that neither shows is found by the pixel hashes of a cache (see
             `kdkit.data.views.identity.transform_identity`).
         num_classes: number of classes of mixed labels; the number of the source's class names by default.
-        records: the open cache with the parameters of the views, where the recipe says that they are recorded.
+        records: the open cache with the parameters of the views, if the recipe is for recorded views.
 
     Raises:
         DatasetError: the source is empty, or two samples share a key.
@@ -89,7 +89,7 @@ class ReplayedDataset(Dataset[Sample]):
 
     @property
     def targets(self) -> Targets | None:
-        """Class index of each sample [N], -1 for no label; None where only loading a sample tells its label."""
+        """Class index of each sample [N], -1 for no label; None if labels are known only after loading."""
         return targets_of(self.source)
 
     @property
@@ -118,7 +118,7 @@ class ReplayedDataset(Dataset[Sample]):
         return other
 
     def partners(self, view: int) -> Tensor | None:
-        """The row of each sample's partner in `view`, int64 [N], its own without a partner; None without mixing."""
+        """The row of each sample's partner in `view`, int64 [N], itself if unpaired; None without mixing."""
         return None if self._pairing is None else self._pairing.partners(view)
 
     def __len__(self) -> int:

@@ -40,7 +40,7 @@ def create_loader(
         dataset: what to load, e.g. from `kdkit.open_dataset`; `dataset.with_teacher_view()` where a live teacher sees
             the views at its own size.
         student: the model, whose `pretrained_cfg` holds the mean and standard deviation of its input, or a task that
-            trains it. ImageNet's are used where there is none.
+            trains it. ImageNet's are used if there is none.
         batch_size: images per batch and rank.
         views_per_decode: number of views that are drawn each time an image is decoded; only 1 is implemented.
         num_workers: processes that load and augment images; 0 loads in the calling process, "auto" takes this

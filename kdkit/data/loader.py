@@ -154,7 +154,7 @@ class ReplayLoader:
         return images.to(self.device, non_blocking=True).float().sub_(self._offset).div_(self._scale)
 
     def _target(self, pixels: PixelBatch) -> Tensor:
-        """Class indices [B], or soft labels [B, C] where views are mixed."""
+        """Class indices [B], or soft labels [B, C] if views are mixed."""
         target = pixels.target.to(self.device, non_blocking=True)
         if pixels.share is None or pixels.partner_target is None or self.dataset.num_classes is None:
             return target

@@ -13,7 +13,7 @@ class Sample(NamedTuple):
     image: Tensor
     """Pixels, uint8 [3, H, W]; mixed with those of the partner if the recipe mixes views."""
     target: int
-    """Class index; -1 where the sample has no label."""
+    """Class index; -1 if the sample has no label."""
     row: int
     """Index of the sample in the dataset."""
     view: int
@@ -21,7 +21,7 @@ class Sample(NamedTuple):
     partner_target: int | None = None
     """Class index of the partner that the sample is mixed with, or its own without a partner; None without mixing."""
     share: float = 1.0
-    """Share of `target` in the mixed label; 1 where nothing is mixed."""
+    """Share of `target` in the mixed label; 1 if nothing is mixed."""
     teacher_image: Tensor | None = None
     """The same view at the teacher's size, uint8 [3, T, T], from a dataset `with_teacher_view()`; else None."""
 

@@ -24,7 +24,7 @@ from kdkit.teachers.class_map import are_synsets, map_names, synsets
 from kdkit.teachers.model_config import model_config
 
 SLACK = 2.0
-"""Percentage points that a top-1 may lie below the published one, in addition to three standard errors of the sample:
+"""Percentage points that a top-1 may be below the published one, in addition to three standard errors of the sample:
 decoders and resizing differ by that much."""
 _CONSISTENT = 50.0
 """Percent of predictions that must agree under another order of classes, and more than twice the correct ones."""
@@ -143,7 +143,7 @@ def check_recipe(
     Args:
         card: the card; without one, timm's configuration of the teacher's model decides.
         teacher: the teacher to check; of an ensemble, its first member decides.
-        input_size: side in pixels, in place of the card's.
+        input_size: side in pixels, instead of the card's.
     """
     if card is None:
         return _recipe_of(teacher, input_size)

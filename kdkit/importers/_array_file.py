@@ -1,4 +1,4 @@
-"""Named arrays of a .npy, .npz or .safetensors file, mapped where they are not compressed; nothing is unpickled."""
+"""Named arrays of a .npy, .npz or .safetensors file, mapped if they are not compressed; nothing is unpickled."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def open_arrays(path: str | Path) -> dict[str, Array]:
     path = Path(path)
     readers = {".npy": _open_npy, ".npz": _open_npz, ".safetensors": _open_safetensors}
     if path.suffix not in readers:
-        raise DatasetError(f"{str(path)!r} is no file of arrays: expected {', '.join(readers)}")
+        raise DatasetError(f"{str(path)!r} is not a file of arrays: expected {', '.join(readers)}")
     try:
         return readers[path.suffix](path)
     except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile, MemoryError) as error:

@@ -14,12 +14,12 @@ def choose_classes(names: Sequence[str] | None, num_classes: int, *, sorts_class
     """The foreign class of each of the data's class folders.
 
     Args:
-        names: the data's class folders, in the order of its labels; None where it has none.
+        names: the data's class folders, in the order of its labels; None if it has none.
         num_classes: classes of the foreign labels.
         sorts_classes: whether foreign classes are numbered in the sorted order of the folders, rather than the data's.
 
     Returns:
-        Class indices, one per name: where the folders are WNIDs and a part of ImageNet-1k, and where there are as many
+        Class indices, one per name: if the folders are WNIDs and a part of ImageNet-1k, and if there are as many
         folders as classes, in another order. None to keep all classes as they are.
     """
     if names is not None and len(names) == num_classes:

@@ -32,7 +32,7 @@ class ForeignViews:
     ids: Array | None = None
     """Of a sparse label its classes, int64 [V, K]; None for a dense one."""
     records: Array | None = None
-    """Recorded parameters of the views, a structured array [V]; None where the recipe draws them."""
+    """Recorded parameters of the views, a structured array [V]; None if the recipe draws them."""
 
 
 class ForeignCache(Protocol):

@@ -1,4 +1,4 @@
-"""The files of a foreign cache by name: those below a folder, or the members of a tar, read where they lie."""
+"""The files of a foreign cache by name: those below a folder, or the members of a tar, read in place."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _COMPRESSED = {b"\x1f\x8b": "gzip -d", b"BZ": "bzip2 -d", b"\xfd7": "xz -d"}
 
 
 class _Place(NamedTuple):
-    """Where the bytes of a file lie."""
+    """The location of a file's bytes."""
 
     path: str
     offset: int
@@ -47,7 +47,7 @@ class Members:
 
     @property
     def names(self) -> Mapping[str, object]:
-        """The names, with / between their parts, as they lie below the source."""
+        """The names, with / between their parts, relative to the source."""
         return self._places
 
     def read(self, name: str) -> bytes:

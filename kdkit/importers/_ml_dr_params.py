@@ -48,7 +48,7 @@ class Augmentation:
             DatasetError: it holds a transform or an option that cannot be replayed.
         """
         if not isinstance(config, dict) or not all(isinstance(options, dict) for options in config.values()):
-            raise DatasetError("image_augmentation of ml-dr's configuration is no dict of transforms")
+            raise DatasetError("image_augmentation of ml-dr's configuration is not a dict of transforms")
         enabled = {name: options for name, options in config.items() if options.get("enable", True)}
         for name in enabled:
             if name not in _ORDER:
@@ -155,7 +155,7 @@ def _geometry(enabled: Mapping[str, Mapping[str, Any]]) -> tuple[int, dict[str, 
 def _shorter_side(size: Any) -> int:
     """Of a resize that keeps the ratio of the sides, as a number or a list of one."""
     if not isinstance(size, int) and len(size) != 1:
-        raise DatasetError(f"ml-dr's resize to {list(size)} is not replayed: expected the shorter side alone")
+        raise DatasetError(f"ml-dr's resize to {list(size)} is not replayed: expected only the shorter side")
     return _side(size)
 
 

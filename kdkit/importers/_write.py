@@ -1,4 +1,4 @@
-"""From a foreign cache to a kdkit cache: its files are read once, range of rows by range, and written shard by shard.
+"""Convert a foreign cache to a kdkit cache: its files are read once, in ranges of rows, and written shard by shard.
 
 Dimensions: V views, R rows of a range, C classes.
 """
@@ -85,7 +85,7 @@ def write_import(
 
     Raises:
         DatasetError: a file is damaged or not of its image.
-        CacheMismatchError: another cache stands at `path`.
+        CacheMismatchError: another cache exists at `path`.
         CacheError: the cache cannot be written.
     """
     begun = time.monotonic()

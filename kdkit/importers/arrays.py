@@ -29,7 +29,7 @@ class ArraysCache:
     Args:
         source: .npy, .npz or .safetensors.
         keys: of the dataset's images.
-        recipe: what the views look like; without use where the file has boxes, but for its size.
+        recipe: what the views look like; without use if the file has boxes, but for its size.
         num_classes: classes C, needed where the labels name their classes by `ids`.
         keys_file: text file with the key of each row, one in a line; by default the file's `keys`, else the dataset's
             keys in sorted order.
@@ -103,11 +103,11 @@ class ArraysCache:
         )
 
     def _check_views(self, num_rows: int) -> None:
-        """Checks the shapes of what stands beside the labels."""
+        """Checks the shapes of the arrays other than the labels."""
         if self._ids is not None and self.num_classes < 2:
             raise ConfigError(f"{self.name} names classes by ids: give num_classes, how many there are")
         if (self._boxes is None) != (self._flips is None):
-            raise DatasetError(f"{self.name} has boxes or flips alone: expected both, or neither")
+            raise DatasetError(f"{self.name} has only boxes or only flips: expected both, or neither")
         expected = {"ids": (self._ids, self._values.shape)}
         expected |= {"boxes": (self._boxes, (num_rows, self.num_views, 4))}
         expected |= {"flips": (self._flips, (num_rows, self.num_views))}
@@ -140,7 +140,7 @@ class ArraysCache:
 
 
 def _read_keys(arrays: Mapping[str, Array], keys_file: str | Path | None) -> Sequence[str] | None:
-    """Keys of the rows; None where nothing names them."""
+    """Keys of the rows; None if nothing names them."""
     if keys_file is not None:
         try:
             return Path(keys_file).read_text(encoding="utf-8").splitlines()

@@ -72,5 +72,5 @@ class CacheImportConfig(ColumnsConfig):
         options = {name: value for name, value in given.items() if value is not None}
         for name in options:
             if name not in taken:
-                raise ConfigError(f"{name} is no option of the format {self.format}: leave it out")
+                raise ConfigError(f"{name} is not an option of the format {self.format}: leave it out")
         return options

@@ -101,14 +101,14 @@ class FkdCache:
         name, origin = self._names[row], self._describe(row)
         found = read_plain(self._members.read(name), self._members.describe(name))
         if not (isinstance(found, (list, tuple)) and [type(part) for part in found] == [PlainArray] * 3):
-            raise DatasetError(f"{origin} is no file of FKD: expected [coords, flips, labels], three arrays")
+            raise DatasetError(f"{origin} is not a file of FKD: expected [coords, flips, labels], three arrays")
         coords, flips, labels = (part.values for part in found)
         num_views = len(coords) if coords.ndim else 0
         if coords.shape != (num_views, 4) or flips.shape != (num_views,) or labels.shape[:1] != (num_views,):
             shapes = ", ".join(str(list(part.shape)) for part in (coords, flips, labels))
             raise DatasetError(f"{origin} has arrays {shapes}, expected coords [V, 4], flips [V] and labels [V, ...]")
         if num_views == 0 or not np.isfinite(coords).all():
-            raise DatasetError(f"{origin} has no views, or coords that are no numbers")
+            raise DatasetError(f"{origin} has no views, or coords that are not numbers")
         return (*_entries(labels, self._label_type, origin), coords.astype(np.float32), flips.astype(bool))
 
     def _describe(self, row: int) -> str:
@@ -136,7 +136,7 @@ def _entries(labels: Array, label_type: str | None, origin: str) -> tuple[Array,
         raise DatasetError(f"{origin} has labels {list(labels.shape)}, expected {expected}")
     ids = labels[:, 0].astype(np.float64)
     if not (np.isfinite(ids).all() and (ids == ids.round()).all()):
-        raise DatasetError(f"{origin} names classes that are no whole numbers")
+        raise DatasetError(f"{origin} names classes that are not whole numbers")
     return labels[:, 1].astype(np.float32), ids.astype(np.int64)
 
 

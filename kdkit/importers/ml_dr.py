@@ -78,7 +78,7 @@ class MlDrCache:
         return ForeignViews(probs, ids, records)
 
     def _name_partners(self, records: Any, origin: str) -> None:
-        """From indices of ml-dr to dataset rows."""
+        """Map indices of ml-dr to dataset rows."""
         if not self._augmentation.steps.mixing:
             return
         mixed = self._augmentation.is_mixed(records)
@@ -132,7 +132,7 @@ class MlDrCache:
         name = self._names[self._index[row]]
         found, origin = read_plain(self._members.read(name), self._members.describe(name)), self._describe(row)
         if not (isinstance(found, (tuple, list)) and len(found) == 2 and isinstance(found[1], list)):
-            raise DatasetError(f"{origin} is no file of ml-dr: expected (index, views)")
+            raise DatasetError(f"{origin} is not a file of ml-dr: expected (index, views)")
         if found[0] != self._index[row]:
             raise DatasetError(f"{origin} is misnumbered: its index is {str(found[0])[:20]}")
         views = found[1]

@@ -1,6 +1,13 @@
 """Distillation losses: pure functions f(student, teacher, ...), and a registry of them by name.
 
 A new loss is one file with its declaration, and one line here.
+
+Where to look:
+    registry.py     `create` and the two decorators that register a loss
+    logits          kl.py, decoupled.py, correlation.py, power.py, ofa.py, pseudo_label.py; standardize.py wraps them;
+                    sparse.py takes top-k teachers, multi_teacher.py several teachers
+    features        hint.py, attention.py, relation.py, review.py, vitkd.py; projection.py matches widths
+    helpers         _checks.py, _features.py, _target.py check arguments; _rest.py, _expected.py, _blocks.py compute
 """
 
 from kdkit.losses.attention import attention as attention

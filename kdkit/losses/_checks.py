@@ -21,7 +21,7 @@ P = ParamSpec("P")
 
 
 def to_double(tensor: Tensor) -> Tensor:
-    """Returns `tensor` in float64, or in float32 where its device has no float64."""
+    """Returns `tensor` in float64, or in float32 if its device has no float64."""
     return tensor.float() if tensor.device.type == "mps" else tensor.double()
 
 

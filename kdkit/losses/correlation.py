@@ -138,7 +138,7 @@ def _scaled(logits: Tensor, log_sum: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _pearson(student: Tensor, teacher: Tensor, dim: int, eps: float | Tensor) -> tuple[Tensor, Tensor]:
-    """Pearson's correlation r along `dim`, 0 where a side is constant up to rounding, and student * dr/dstudent.
+    """Pearson's correlation r along `dim`, 0 if a side is constant up to rounding, and student * dr/dstudent.
 
     Overwrites `teacher`.
     """
@@ -153,7 +153,7 @@ def _pearson(student: Tensor, teacher: Tensor, dim: int, eps: float | Tensor) ->
 
 
 def _norm(centred: Tensor, mean: Tensor, dim: int) -> Tensor:
-    """L2 norm of values - mean along `dim`; 0 where only rounding is left."""
+    """L2 norm of values - mean along `dim`; 0 if only rounding is left."""
     norm = torch.linalg.vector_norm(centred, dim=dim, keepdim=True) if dim else centred.square().sum(0, True).sqrt_()
     noise = 16 * torch.finfo(centred.dtype).eps * centred.shape[dim] ** 0.5 * mean.abs()
     return norm.masked_fill_(norm <= noise, 0.0)

@@ -79,7 +79,7 @@ def nkd(
     """Normalised knowledge distillation: cross-entropies of the target and of the renormalised others.
 
     mean_b [-p_t[y] log p_s[y] - gamma * T^2 * sum_{j != y} q_t[j] log q_s[j]]: mean over the batch. p is the softmax
-    at T = 1; q the softmax at T over the classes other than y. T^2 applies to the second term alone. Its minimum is
+    at T = 1; q the softmax at T over the classes other than y. T^2 applies only to the second term. Its minimum is
     not 0.
 
     Args:

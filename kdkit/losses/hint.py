@@ -44,10 +44,10 @@ def hint_cosine(student_feature: Tensor, teacher_feature: Tensor) -> Tensor:
         teacher_feature: of the same kind and width; no gradient flows into it.
 
     Returns:
-        Scalar of shape [], float32 (float64 for float64 inputs); 1 where a vector is zero.
+        Scalar of shape [], float32 (float64 for float64 inputs); 1 if a vector is zero.
 
     Source: the hint of Romero et al. 2015, "FitNets: Hints for Thin Deep Nets", with the cosine distance
-        in place of the squared error. Usual weight 1.
+        instead of the squared error. Usual weight 1.
     """
     student, teacher = to_feature_pair(student_feature, teacher_feature)
     check_same_width(student, teacher)

@@ -50,7 +50,7 @@ def multi_teacher(
         loss: any logit loss.
         combine: 'probabilities' calls it once, on `mean_teacher`; 'losses' sums it over the teachers.
         weights: one number >= 0 per teacher. Under 'probabilities' they are scaled to sum 1; under 'losses' each
-            multiplies its teacher's loss as it stands (1 each when None).
+            multiplies its teacher's loss unchanged (1 each when None).
     """
     if combine not in ("probabilities", "losses"):
         raise ConfigError(f"combine must be 'probabilities' or 'losses', got {combine!r}")

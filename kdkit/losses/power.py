@@ -20,7 +20,7 @@ def ttm(student_logits: Tensor, teacher_logits: Tensor, *, power: float = 0.1) -
     Args:
         student_logits: [B, C].
         teacher_logits: [B, C]; no gradient flows into them.
-        power: exponent above 0, the paper's gamma; 1 / T of a temperature on the teacher alone.
+        power: exponent above 0, the paper's gamma; 1 / T of a temperature on only the teacher.
 
     Returns:
         Scalar of shape [], float32 (float64 for float64 inputs).
@@ -38,7 +38,7 @@ def ttm(student_logits: Tensor, teacher_logits: Tensor, *, power: float = 0.1) -
 def wttm(student_logits: Tensor, teacher_logits: Tensor, *, power: float = 0.1) -> Tensor:
     """ttm with each sample weighted by its power sum, so that flat teacher rows count more.
 
-    mean_b (sum_c p_t^power) * (sum_c w log(w / p_s)), w as in ttm: mean over the batch, no T^2. The weight lies between
+    mean_b (sum_c p_t^power) * (sum_c w log(w / p_s)), w as in ttm: mean over the batch, no T^2. The weight is between
     1 (a certain teacher) and C^(1 - power) (a flat one), for power <= 1.
 
     Args:

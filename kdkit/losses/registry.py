@@ -17,8 +17,8 @@ from kdkit.losses.projection import Projected
 from kdkit.losses.standardize import standardized
 
 Aligns = Literal["unlike", "maps", "tokens"]
-"""How a pair of features is brought to one form. "unlike": as maps where one is tokens and the other a map, or where
-their token counts differ, else as they are; "maps": always as maps; "tokens": as tokens on the teacher's grid."""
+"""How a pair of features is converted to a common layout. "unlike": to maps if one is tokens and the other a map, or if
+their token counts differ, else unchanged; "maps": always to maps; "tokens": to tokens on the teacher's grid."""
 
 _WIDTHS = ("student_width", "teacher_width")
 
@@ -43,11 +43,11 @@ class LossSpec:
     """Whether it compares one pair of features, or lists of them, shallow to deep."""
 
     projects: bool = False
-    """Whether it trains a projection, for which it is given the widths of its features: as `student_width` and
+    """Whether it trains a projection, for which it receives the widths of its features: as `student_width` and
     `teacher_width`, or with several taps as lists, `student_widths` and `teacher_widths`."""
 
     aligns: Aligns = "unlike"
-    """How its pairs of features are brought to one form before it is called."""
+    """How its pairs of features are converted to a common layout before it is called."""
 
     @property
     def options(self) -> tuple[str, ...]:
@@ -128,7 +128,7 @@ def loss_spec(name: str) -> LossSpec:
 def create(name: str, **options: Any) -> Callable[..., Tensor]:
     """Returns the loss called `name` with its options bound, e.g. `create("kl", temperature=4.0)`.
 
-    A logit loss is called f(student_logits, teacher_logits), with `target` third where it needs labels;
+    A logit loss is called f(student_logits, teacher_logits), with `target` third if it needs labels;
     `standardize=True` puts logit standardisation before it. A feature loss is called f(student_feature,
     teacher_feature); `student_width` and `teacher_width` put a trainable projection before it. A loss of several taps
     takes lists of features on both sides. A loss with parameters comes as an nn.Module.

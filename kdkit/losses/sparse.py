@@ -53,7 +53,7 @@ def sparse_dkd(
 
 
 def _log_times(log_each: Tensor, count: Tensor | int) -> Tensor:
-    """log(count * exp(log_each)), LOG_ZERO where count is 0."""
+    """log(count * exp(log_each)), LOG_ZERO if count is 0."""
     counts = torch.as_tensor(count, dtype=log_each.dtype, device=log_each.device)
     return torch.where(counts > 0, log_each + counts.clamp_min(1.0).log(), LOG_ZERO)
 

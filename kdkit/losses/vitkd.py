@@ -1,6 +1,6 @@
 """ViTKD: mimic a vision transformer's first blocks, generate its last one from part of the tokens.
 
-Dimensions: B batch, L low layers, N tokens (patches alone, no class token), D width.
+Dimensions: B batch, L low layers, N tokens (only patches, no class token), D width.
 """
 
 from __future__ import annotations

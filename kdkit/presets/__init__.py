@@ -63,7 +63,7 @@ def list_presets() -> list[str]:
 
 
 def preset_text(name: str) -> str:
-    """The preset's YAML as it stands, with its comments.
+    """The preset's YAML text, with its comments.
 
     Raises:
         UnknownNameError: there is no such preset.

@@ -24,7 +24,7 @@ from kdkit.report.sheet import make_sheet
 
 _IMAGES, _VIEWS = 6, 4  # of each sheet
 _SIDE = 112  # of a view, pixels: three sheets in full stay below half a megabyte
-_LISTED = 10  # keys, where the images are not given
+_LISTED = 10  # keys, if the images are not given
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def _with_images(
 def _labels_and_predictions(
     dataset: ReplayedDataset, chosen: Array, student: RunStudent | None, notes: list[str]
 ) -> tuple[Tensor, Tensor | None]:
-    """Labels of the chosen rows, and the student's probabilities of their view 0 where it has the same classes."""
+    """Labels of the chosen rows, and the student's probabilities of their view 0 if it has the same classes."""
     if student is not None and not dataset.recipe.mixes:
         try:
             probabilities, labels = student.predict(dataset, chosen.tolist())
@@ -130,7 +130,7 @@ def _sheet(cache: CachedTeacher, dataset: ReplayedDataset, ranking: _Ranking, st
 
 
 def _key_lists(cache: CachedTeacher, rows: Array) -> str:
-    """Keys of the images that one should look at, where the images themselves are not given."""
+    """Keys of the images that one should look at, if the images themselves are not given."""
     keys = cache.keys()
     unlabelled = torch.full((len(rows),), -1)
     return "".join(

@@ -39,7 +39,7 @@ def cache_charts(cache: CachedTeacher, rows: Array, labels: Tensor | None = None
     Args:
         cache: the cache.
         rows: rows of the cache that are read, int64 [R].
-        labels: of these rows [R], -1 where there is none.
+        labels: of these rows [R], -1 if there is none.
     """
     charts = fidelity_charts(cache)
     if LOGITS not in cache.codecs:

@@ -47,7 +47,7 @@ class Chart:
 
 
 def charts_html(charts: Sequence[Chart]) -> str:
-    """The elements of several charts, side by side where there is room."""
+    """The elements of several charts, side by side if there is room."""
     figures = "\n".join(chart.to_html() for chart in charts)
     return f'<div class="charts">\n{figures}\n</div>'
 

@@ -12,12 +12,12 @@ from kdkit.report.run_files import Record, Run, read_runs
 from kdkit.report.table import RunTable
 
 _METRICS = ("val_ema_top1", "val_top1")
-"""What the best epoch is chosen by, as kdkit distill does: the moving average's accuracy where there is one."""
+"""What the best epoch is chosen by, as kdkit distill does: the moving average's accuracy if there is one."""
 
 
 @dataclass(frozen=True)
 class RunSummary:
-    """One run in figures; None where its files do not hold them."""
+    """One run in figures; None if its files do not hold them."""
 
     run: str
     """The run's folder, and which of the runs in it."""
@@ -28,7 +28,7 @@ class RunSummary:
     teacher: str | None
     """The cache, the live teacher, or "labels alone"."""
     loss: str | None
-    """The distillation losses, with their weights where there are several."""
+    """The distillation losses, with their weights if there are several."""
     views: int | None
     """Views of each image that it was trained on."""
     epochs: int
@@ -50,7 +50,7 @@ class RunSummary:
     seconds: float | None
     """Wall time of the training steps."""
     cache_bytes: int | None
-    """Bytes on disk of its caches; None where they are not there any more."""
+    """Bytes on disk of its caches; None if they are not there any more."""
     output: str
     """Folder of the run."""
 
@@ -115,14 +115,14 @@ def top1_name(run: Run) -> str:
 
 
 def best_epoch(run: Run) -> Record | None:
-    """The record of the first epoch with the best accuracy; None where none was measured."""
+    """The record of the first epoch with the best accuracy; None if none was measured."""
     name = top1_name(run)
     measured = [epoch for epoch in run.epochs if _number(epoch.get(name)) is not None]
     return max(measured, key=lambda epoch: float(epoch[name]), default=None)
 
 
 def describe_teacher(config: Mapping[str, Any]) -> str | None:
-    """The caches or the live teacher of a configuration, or "labels alone"; None where it does not tell."""
+    """The caches or the live teacher of a configuration, or "labels alone"; None if it does not tell."""
     if caches := _caches(config):
         return " + ".join(cache.name for cache in caches)
     teacher = config.get("teacher")

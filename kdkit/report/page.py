@@ -19,7 +19,7 @@ _POLICY = (
     "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data: blob:; font-src data:"
 )
 """What a browser lets the page do: run and show what it holds, and load nothing."""
-_NARROW = 4  # views of an image, up to which two images stand side by side
+_NARROW = 4  # views of an image, up to which two images are side by side
 _UNSAFE = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
 
 

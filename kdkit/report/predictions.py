@@ -34,7 +34,7 @@ def read_log_probs(cache: CachedTeacher, rows: Array, view: int) -> Tensor:
         CacheStreamError: the cache holds no logits.
     """
     cache.check_exists(LOGITS)
-    return cache.codecs[LOGITS].decode(cache.read(rows, view, LOGITS)).float().log_softmax(dim=1)
+    return cache.codecs[LOGITS].decode(cache.read_encoded(rows, view, LOGITS)).float().log_softmax(dim=1)
 
 
 def entropy(log_probs: Tensor) -> Tensor:
@@ -44,7 +44,7 @@ def entropy(log_probs: Tensor) -> Tensor:
 
 
 def label_loss(cache: CachedTeacher, rows: Array, views: Sequence[int], labels: Tensor) -> Tensor:
-    """The teacher's cross-entropy with `labels` [R], mean over the views [R], nats; 0 where there is no label (-1)."""
+    """The teacher's cross-entropy with `labels` [R], mean over the views [R], nats; 0 if there is no label (-1)."""
     total = torch.zeros(len(rows))
     for view in views:
         log_probs = read_log_probs(cache, rows, view)
@@ -57,7 +57,7 @@ def scores(cache: CachedTeacher, rows: Array, views: Sequence[int]) -> dict[str,
 
     Returns:
         "entropy": mean entropy over the views [R], nats; "disagreement": the Jensen-Shannon divergence of the views'
-        predictions [R], nats: the entropy of their mean, less their mean entropy. It is 0 where all views agree.
+        predictions [R], nats: the entropy of their mean, less their mean entropy. It is 0 if all views agree.
     """
     found: dict[str, list[Tensor]] = {"entropy": [], "disagreement": []}
     for start in range(0, len(rows), _CHUNK):

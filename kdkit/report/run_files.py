@@ -30,15 +30,15 @@ class Run:
     folder: Path
     """Folder of the files."""
     context: tuple[str, ...] = ()
-    """What tells this run from the others of the same folder; empty where it is the only one."""
+    """What tells this run from the others of the same folder; empty if it is the only one."""
     config: Mapping[str, Any] = field(default_factory=dict)
-    """The run's configuration; empty where there is none to read."""
+    """The run's configuration; empty if there is none to read."""
     student: Mapping[str, Any] = field(default_factory=dict)
-    """How its student is made; empty where there is none to read."""
+    """How its student is made; empty if there is none to read."""
     epochs: list[Record] = field(default_factory=list)
     """One record per epoch, in order."""
     steps: list[Record] = field(default_factory=list)
-    """Records of steps, evenly thinned; empty where none were asked for."""
+    """Records of steps, evenly thinned; empty if none were asked for."""
     problems: list[str] = field(default_factory=list)
     """What could not be read, one line each."""
 
@@ -60,7 +60,7 @@ def read_runs(paths: Sequence[str | Path], *, max_steps: int = 0) -> tuple[list[
         folders = _find_folders(path)
         if not folders:
             expected = "a folder" if not path.is_dir() else f"{METRICS} or {SUMMARY}, as kdkit distill leaves them"
-            found = "does not exist" if not path.exists() else "is no run"
+            found = "does not exist" if not path.exists() else "is not a run"
             problems.append(f"{str(path)!r} {found}: expected {expected}")
         for folder in folders:
             runs += _read_folder(folder, max_steps)
@@ -174,7 +174,7 @@ def _read_csv(path: Path, problems: list[str]) -> list[Record]:
 
 
 def _read_document(path: Path, problems: list[str]) -> dict[str, Any]:
-    """A YAML or JSON file with one mapping; empty where there is none to read."""
+    """A YAML or JSON file with one mapping; empty if there is none to read."""
     text = "".join(_lines(path, problems))
     try:
         found = yaml.safe_load(text)
@@ -189,7 +189,7 @@ def _read_document(path: Path, problems: list[str]) -> dict[str, Any]:
 
 
 def _lines(path: Path, problems: list[str]) -> Iterator[str]:
-    """The lines of a file; none where it is missing."""
+    """The lines of a file; none if it is missing."""
     try:
         with open(path, encoding="utf-8", errors="replace", newline="") as file:
             yield from file

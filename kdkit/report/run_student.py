@@ -41,7 +41,7 @@ class RunStudent:
 
     @translate_worker_errors()
     def predict(self, dataset: ReplayedDataset, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Probabilities [N, C] and labels [N], -1 where there is none, of view 0 of some rows; on the CPU.
+        """Probabilities [N, C] and labels [N], -1 if there is none, of view 0 of some rows; on the CPU.
 
         Raises:
             ClassMismatchError: the images have other classes than the student.
@@ -63,7 +63,7 @@ class RunStudent:
         return self._run(images.to(self._device))
 
     def check_classes(self, dataset: ReplayedDataset) -> None:
-        """Raises ClassMismatchError where the images have other classes than the student."""
+        """Raises ClassMismatchError if the images have other classes than the student."""
         names = self.description.class_names
         if names is not None and dataset.class_names is not None and tuple(dataset.class_names) != tuple(names):
             raise ClassMismatchError(

@@ -22,7 +22,7 @@ def select_views(named: str | None, num_views: int) -> list[int]:
     """The views that `named` lists, in order, or the first four.
 
     Raises:
-        ConfigError: a name is no number, or there is no such view.
+        ConfigError: a name is not a number, or there is no such view.
     """
     if named is None:
         return list(range(min(_DEFAULT_VIEWS, num_views)))
@@ -57,7 +57,7 @@ def rank_rows(
         ConfigError: a single view cannot disagree.
     """
     if sort == "disagreement" and len(views) < 2:
-        raise ConfigError("disagreement is between views, and there is one alone: sort by entropy, or name more views")
+        raise ConfigError("disagreement is between views, and there is only one: sort by entropy, or name more views")
     candidates = select_rows(named, dataset, MAX_ROWS)
     values = scores(cache, cache.rows_of(torch.tensor(candidates)), views)[sort]
     order = values.argsort(descending=True, stable=True)[:count].tolist()
@@ -84,7 +84,7 @@ def _parse(named: str, what: str, total: int, keys: dict[str, int]) -> list[int]
             found.append(keys[name])
         elif numbers is None:
             kinds = "a number, a range such as 2-5, or a key" if keys else "a number, or a range such as 2-5"
-            raise ConfigError(f"{name!r} is no {what}: expected {kinds}{nearest(name, keys)}")
+            raise ConfigError(f"{name!r} is not a {what}: expected {kinds}{nearest(name, keys)}")
         else:
             first = int(numbers[1])
             last = int(numbers[2] or first)

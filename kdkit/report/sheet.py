@@ -47,11 +47,11 @@ class Cell:
     image: Array
     """Pixels as the teacher saw them, uint8 [H, W, 3]."""
     label: str
-    """Name of the label, both with their shares where two images are mixed; "no label" where there is none."""
+    """Name of the label, both with their shares where two images are mixed; "no label" if there is none."""
     teacher: tuple[Guess, ...]
     """The teacher's likeliest classes, the likeliest first."""
     student: tuple[Guess, ...] = ()
-    """The student's; empty where no student is shown."""
+    """The student's; empty if no student is shown."""
 
 
 @dataclass(frozen=True)

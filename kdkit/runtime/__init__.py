@@ -1,10 +1,10 @@
 """Runtime: utilities that all other packages share.
 
-distributed.py   ranks and their collective operations
-files.py         atomic, durable writes
-output.py        output folders
-progress.py      the progress display
-compare.py       two documents, field by field
-background.py    a single-thread executor
-doctor.py        versions and devices
+Where to look:
+    distributed.py  ranks and their collective operations
+    files.py        atomic, durable writes; output.py, output folders
+    progress.py     the progress display; layout.py wraps text output
+    compare.py      two documents, field by field
+    background.py   a single-thread executor
+    hardware.py     what `auto` means: device and number of workers; doctor.py lists versions and devices
 """

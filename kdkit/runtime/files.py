@@ -1,7 +1,7 @@
-"""Files that are either wholly there or not there at all, even after a crash.
+"""Atomic, durable file writes.
 
 A file is written under a private temporary name, fsynced, renamed into place, and its folder fsynced. Checkpoints,
-caches and reports go through these few calls, so that a test can record the calls and lose any of them.
+caches and reports go through these few calls, so that a test can record them and simulate the loss of any of them.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ _MAX_NAME_BYTES = 255
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Yields a temporary path to write and fsync; afterwards that file stands at `path`, durably, or not at all.
+    """Yields a temporary path to write and fsync; afterwards that file is at `path`, durably, or not at all.
 
-    Where a file is replaced there is always a whole one: the new one stays even if its folder could not be fsynced.
+    If a file is replaced, there is always a complete one: the new one stays even if its folder could not be fsynced.
 
     Raises:
         DiskFullError: there was no space; the temporary file is removed.
@@ -42,7 +42,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
             _sync(path.parent)
         except OSError as error:
             if replaces:  # either file is whole, so whichever a power loss leaves will do; the old one is gone
-                raise write_error(path, error, "the new file stands, but a power loss may undo it") from error
+                raise write_error(path, error, "the new file is in place, but a power loss may undo it") from error
             remove_file(path)  # it may not survive a power loss, so nothing may build on it
             raise
     except KdkitError:
@@ -127,7 +127,7 @@ def make_folder(folder: Path) -> None:
 
 
 def remove_folder(folder: Path) -> None:
-    """Removes a folder of files, a cache's index first: if the removal stops midway, the rest is no cache.
+    """Removes a folder of files, a cache's index first: if the removal stops midway, the rest is not a cache.
 
     Raises:
         WriteError: a file in it cannot be removed.

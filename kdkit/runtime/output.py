@@ -43,8 +43,8 @@ def prepare_output(
             )
         if foreign := [name for name in found if name not in names]:
             raise OutputExistsError(
-                f"the output folder {str(folder)!r} holds {foreign[0]!r}, which is no output of this command and would "
-                "be lost: move it away, or choose another folder"
+                f"the output folder {str(folder)!r} holds {foreign[0]!r}, which is not an output of this command and "
+                "would be lost: move it away, or choose another folder"
             )
         for name in found:
             _remove(folder / name)

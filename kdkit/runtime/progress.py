@@ -71,7 +71,7 @@ def _format_term(name: str, value: float) -> str:
 
 
 def _columns(console: Console, unit: str) -> tuple[ProgressColumn, ...]:
-    """Description, bar, count, speed, time left and metrics; speed and metrics only where the terminal is wide."""
+    """Description, bar, count, speed, time left and metrics; speed and metrics only if the terminal is wide."""
 
     class Speed(ProgressColumn):
         def render(self, task: Task) -> Text:

@@ -1,4 +1,14 @@
-"""Tasks: what one training step computes."""
+"""Tasks: what one training step computes.
+
+Where to look:
+    distillation.py           the sum of the losses, and the base of all tasks with a teacher
+    logit_distillation.py     logits; token_distillation.py, a second head; classification.py, labels only
+    feature_distillation.py   features; feature_student.py and comparison.py hold its losses and projections
+    term.py                   one loss with its weight, options and taps
+    task.py                   the protocol, timm's TrainingTask; student_task.py adds student and criterion.py
+    teacher.py                creates and checks the teacher; placement.py keeps its device and dtype
+    observation.py            teacher top-1 and agreement in the log; gradient.py, gradient norms of the terms
+"""
 
 from kdkit.tasks.classification import ClassificationTask
 from kdkit.tasks.criterion import LabelledCrossEntropy

@@ -74,7 +74,7 @@ def _check_taps(term: LossTerm) -> None:
 
 
 def _width_options(term: LossTerm, student_width: Widths, teacher_width: Widths) -> dict[str, Any]:
-    """The options that tell a loss the widths of its features, where it declares that it needs them."""
+    """The options that tell a loss the widths of its features, if it declares that it needs them."""
     if not term.projects:
         return {}
     widths = [student_width(tap) for tap in term.student_taps], [teacher_width(tap) for tap in term.teacher_taps]
@@ -94,7 +94,7 @@ def _as_map(feature: Tensor) -> Tensor:
 
 
 def _as_tokens(feature: Tensor, like: Tensor) -> Tensor:
-    """[B, N, D] on the grid of `like`, interpolated bilinearly where it has another."""
+    """[B, N, D] on the grid of `like`, interpolated bilinearly if it has another."""
     if feature.ndim == 3 and like.ndim == 3 and feature.shape[1] == like.shape[1]:
         return feature
     grid, size = _as_map(feature), list(_as_map(like).shape[2:])

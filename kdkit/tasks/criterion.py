@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 
 class LabelledCrossEntropy(nn.CrossEntropyLoss):
-    """Cross-entropy averaged over the samples of a batch that have a label; exactly 0 where none has.
+    """Cross-entropy averaged over the samples of a batch that have a label; exactly 0 if none has.
 
     An unlabelled sample has the target -1 and takes no part. The label of a mixed sample is soft; the part of it that
     comes from an unlabelled sample is missing, so that its row sums to less than 1. The average is then over the sum of
-    all rows. It equals torch's cross-entropy where every sample is labelled, and never waits for the device.
+    all rows. It equals torch's cross-entropy if every sample is labelled, and never waits for the device.
 
     Args:
         weight: factor of each class [C]; all 1 when None.

@@ -21,7 +21,7 @@ from kdkit.types import Batch, TeacherOutput, TeacherSource, to_compute_dtype
 
 
 class TaskOptions(TypedDict, total=False):
-    """Arguments that a task with further arguments passes on to DistillationTask, which has the defaults."""
+    """Keyword arguments that subclasses forward to DistillationTask, which defines their defaults."""
 
     temperature: float | None
     standardize: bool
@@ -38,25 +38,26 @@ class DistillationTask(StudentTask):
     loss = task_loss_weight * task_loss + distill_loss_weight * kd_loss
 
     kd_loss is the weighted sum of the terms. The teacher is frozen on construction, stays in eval mode, outside
-    DistributedDataParallel and out of every state dict. A cached output reaches `forward` as a TeacherOutput; the task
-    cannot tell it from a live one.
+    DistributedDataParallel and out of every state dict. A cached output reaches `forward` as a TeacherOutput and
+    is treated exactly like a live output.
 
     Args:
         student_model: the model to train.
-        teacher: a timm name, an nn.Module, a timm.task.DistillationTeacher, a Teacher or TeacherEnsemble; None when
+        teacher: a timm name, an nn.Module, a timm.task.DistillationTeacher, a Teacher or TeacherEnsemble; None if
             every output comes from a cache; or "ema" for the moving average of the student itself, which `setup_ema`
-            makes. A teacher takes its input in the student's normalisation and brings it to its own.
+            makes. A teacher takes its input in the student's normalisation and converts it to its own
+            normalisation.
         criterion: task loss of (logits [B, C], target), over the samples that have a label; cross-entropy by default.
             With task_loss_weight 0 it is not called, and `target` may be None.
         distill_loss: name of a loss in kdkit.losses; a function of (student_logits, teacher_logits), with a third
             argument `target` if it needs the labels; several as {name: weight}; or names and LossTerms in a list.
-        temperature: of each logit loss given by name; that loss's own default when None.
-        standardize: whether the logits of each loss given by name are standardised first.
+        temperature: temperature of every named logit loss; None: each loss's default.
+        standardize: whether the logits of every named logit loss are standardised first.
         task_loss_weight, distill_loss_weight: finite weights of the sum above.
         device, dtype, verbose: as for TrainingTask.
 
     Raises:
-        ConfigError: a weight, a temperature or another option cannot work, or is given twice.
+        ConfigError: a weight, a temperature or another option is invalid, or given twice.
         ClassMismatchError: teacher and student differ in their number of classes, and a term compares logits.
     """
 
@@ -86,8 +87,8 @@ class DistillationTask(StudentTask):
         self.terms = as_terms(distill_loss, temperature=temperature, standardize=standardize)
         if not self.takes_features and (wrong := [term.name for term in self.terms if term.is_feature]):
             raise ConfigError(
-                f"{wrong[0]!r} compares features, not logits: it is no loss for {type(self).__name__}, but for "
-                "FeatureDistillationTask"
+                f"{wrong[0]!r} compares features, not logits: use it with FeatureDistillationTask, not "
+                f"{type(self).__name__}"
             )
         self._logit_losses = tuple(
             (term, loss, losses.needs_target(loss))
@@ -118,11 +119,12 @@ class DistillationTask(StudentTask):
 
         Returns:
             'loss' [], 'output' [B, C], and unweighted 'task_loss' [] (0 when trained without labels), 'kd_loss' [].
-            Where several losses or LossTerms were given, each term [] under its key. For the log: all of these again,
-            multiplied by their weights in the loss, e.g. ``weighted_kd_loss``; and the scalars of `observe`.
+            If several losses or LossTerms were given, each term [] under its key. For logging, each loss is also
+            returned multiplied by its weight, e.g. ``weighted_kd_loss``; and the scalars of `observe`.
 
         Raises:
-            MissingTeacherError: neither a teacher nor a teacher output, or one without what this task needs.
+            MissingTeacherError: there is neither a teacher nor a teacher output, or the output lacks a stream that the
+                task needs.
         """
         teacher_output = self._run_teacher(input) if teacher_output is None else teacher_output
         if not isinstance(teacher_output, TeacherOutput):
@@ -185,7 +187,7 @@ class DistillationTask(StudentTask):
         return outputs
 
     def _teacher_logits(self, teacher_output: TeacherOutput) -> TeacherLogits | None:
-        """The teacher's logits, dense or sparse; None where there are none."""
+        """The teacher's logits, dense or sparse; None if there are none."""
         logits = teacher_output.any_logits
         if logits is None and self._logit_losses:
             raise MissingTeacherError(
@@ -199,7 +201,7 @@ class DistillationTask(StudentTask):
         return False
 
     def prepare_distributed(self, device_ids: list[int] | None = None, **ddp_kwargs: Any) -> Self:
-        """Wraps the task as StudentTask does; does not wait for the gradient of a head on which no loss depends."""
+        """Wraps the task as StudentTask does; sets find_unused_parameters if a head receives no gradient."""
         if self._has_idle_head():
             ddp_kwargs.setdefault("find_unused_parameters", True)
         return super().prepare_distributed(device_ids, **ddp_kwargs)
@@ -219,7 +221,7 @@ class DistillationTask(StudentTask):
         return [f"teacher={teacher!r}", f"loss={total}"]
 
     def setup_ema(self, *args: Any, **kwargs: Any) -> nn.Module:
-        """Makes the EMA as TrainingTask does; where the teacher is "ema", this creates it."""
+        """Makes the EMA as TrainingTask does; if the teacher is "ema", this creates it."""
         ema = super().setup_ema(*args, **kwargs)
         if self.is_own_teacher:
             student = unwrap_model(self.get_eval_model(ema=True))

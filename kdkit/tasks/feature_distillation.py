@@ -1,4 +1,4 @@
-"""Distillation from a teacher's features, live or cached; from its logits too, where a term compares them."""
+"""Distillation from a teacher's features, live or cached; from its logits too, if a term compares them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _TIMM_STATE = "projection"
 
 
 class FeatureDistillationTask(DistillationTask):
-    """Trains a student from labels and its teacher's features, and from logits where a term compares them.
+    """Trains a student from labels and its teacher's features, and from logits if a term compares them.
 
     Parameters of the losses, such as projections, train inside `trainable_module` together with the student, and are
     kept in checkpoints as task state: the student's own weights stay those of a plain timm model. A teacher without a
@@ -33,11 +33,11 @@ class FeatureDistillationTask(DistillationTask):
 
     Args:
         student_model: a timm model.
-        teacher, criterion, options: as for DistillationTask. A teacher is given the taps that the terms need.
+        teacher, criterion, options: as for DistillationTask. A teacher gets the taps that the terms need.
         distill_loss: as for DistillationTask, at least one term a feature loss.
-        student_taps: where the student is tapped, for terms that name no taps; see kdkit.teachers.tap.
+        student_taps: taps of the student, for terms that name no taps; see kdkit.teachers.tap.
         teacher_taps: the same for the teacher; the student's taps when None.
-        teacher_widths: tap of the teacher -> its width D, for losses that project features where there is no live
+        teacher_widths: tap of the teacher -> its width D, for losses that project features if there is no live
             teacher: the feature_widths of a cache.
 
     Raises:
@@ -119,7 +119,7 @@ class FeatureDistillationTask(DistillationTask):
         return self._parts().has_idle_head
 
     def get_eval_model(self, module: nn.Module | None = None, ema: bool = False) -> nn.Module | None:
-        """Returns the student alone, or its EMA."""
+        """Returns only the student, or its EMA."""
         found = super().get_eval_model(module, ema)
         plain = None if found is None else unwrap_model(found)
         return plain.student if isinstance(plain, FeatureStudent) else found
@@ -131,7 +131,7 @@ class FeatureDistillationTask(DistillationTask):
         return [*(student[:-2] if exclude_head else student), *parts.comparisons.parameters()]
 
     def get_task_state(self, module: nn.Module | None = None, ema: bool = False) -> dict[str, Any]:
-        """Returns the parameters of the losses; empty where they have none."""
+        """Returns the parameters of the losses; empty if they have none."""
         found = module if module is not None else self.get_trainable_module(ema=ema)
         state = {} if found is None else self._parts(found).comparisons.state_dict()
         return {_STATE: state} if state else {}

@@ -33,7 +33,7 @@ def gradient_norms(
 
     Returns:
         'gradient_<term>' [] for each weighted term, and 'gradient_ratio' [], the norm of kd_loss over that of
-        task_loss; infinite where the latter is 0.
+        task_loss; infinite if the latter is 0.
 
     Raises:
         ConfigError: the result is not of a distillation task, the student has no classifier, or its graph is freed.

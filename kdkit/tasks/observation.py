@@ -19,9 +19,9 @@ def observe(student_logits: Tensor, teacher_logits: TeacherLogits, target: Tenso
     """Returns scalars [] of one batch for the log.
 
     'agreement_top1': samples for which student and teacher predict the same class, percent. 'teacher_entropy': mean
-    entropy of the teacher's distribution at temperature 1, nats. 'teacher_top1', where there are labels: labelled
+    entropy of the teacher's distribution at temperature 1, nats. 'teacher_top1', if there are labels: labelled
     samples for which the teacher predicts the label, percent (-1 is no label); for a soft label, the share that it
-    gives to the teacher's prediction; NaN where no sample is labelled.
+    gives to the teacher's prediction; NaN if no sample is labelled.
 
     Args:
         student_logits: [B, C].

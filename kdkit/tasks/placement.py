@@ -21,7 +21,7 @@ class PlacedModule(nn.Module):
 
     def __init__(self, device: torch.device | str | int | None = None, dtype: torch.dtype | None = None) -> None:
         super().__init__()
-        # An empty buffer takes part in every conversion. It is not persistent, because it is no state.
+        # An empty buffer takes part in every conversion. It is not persistent, because it is not state.
         self.register_buffer("_anchor", _empty("cpu" if device is None else device, dtype), persistent=False)
 
     _anchor: Tensor

@@ -25,13 +25,13 @@ class StudentTask(TrainingTask):
     Args:
         student_model: the model to train.
         criterion: loss on labels; LabelledCrossEntropy by default. A module with buffers, such as class weights,
-            follows the task's device, and stays in float32 at least, because it is given logits in float32. Of class
-            indices [B] it is given the labelled samples alone (-1 is no label), for which the host reads the targets
+            follows the task's device, and is kept in at least float32, because it receives logits in float32. For
+            class indices [B] it receives only the labelled samples (-1 means no label), so the host reads the targets
             of each step from the device; the default needs no such read.
         device, dtype, verbose: as for TrainingTask.
 
     Raises:
-        ConfigError: the student is not a module, a timm name for instance, or the criterion cannot be called.
+        ConfigError: the student is not an nn.Module (e.g. a timm name), or the criterion cannot be called.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class StudentTask(TrainingTask):
     trainable_module: nn.Module
 
     def _label_loss(self, logits: Tensor, target: Tensor) -> Tensor:
-        """The criterion [] of logits [B, C] over the labelled samples; exactly 0 where no sample is labelled."""
+        """The criterion [] of logits [B, C] over the labelled samples; exactly 0 if no sample is labelled."""
         if isinstance(self.criterion, LabelledCrossEntropy) or target.ndim != 1 or target.is_floating_point():
             return self.criterion(logits, target)
         labelled = target >= 0
@@ -67,7 +67,7 @@ class StudentTask(TrainingTask):
         return self.criterion(logits[labelled], target[labelled])
 
     def prepare_distributed(self, device_ids: list[int] | None = None, **ddp_kwargs: Any) -> Self:
-        """Wraps the trainable module alone in DistributedDataParallel; call it after `compile`, before the loop.
+        """Wraps only the trainable module in DistributedDataParallel; call it after `compile`, before the loop.
 
         Args:
             device_ids: as DistributedDataParallel takes them, e.g. [local_rank]; None on the CPU.

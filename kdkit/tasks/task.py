@@ -26,7 +26,7 @@ class TrainingTask(PlacedModule):
     """Base of all tasks, and of your own: a subclass defines `forward`, and may set `trainable_module`.
 
     `forward(input, target)` returns a dict with 'loss' (required), 'output' (recommended) and further scalars for the
-    log. `trainable_module` holds all that is trained (the student; projections where a task has them) and nothing else.
+    log. `trainable_module` holds all that is trained (the student; projections if a task has them) and nothing else.
     A subclass that sets none is trained as a whole, as in timm.task.
 
     Args:
@@ -44,7 +44,7 @@ class TrainingTask(PlacedModule):
     eval_model_ema: nn.Module | None
 
     distill_loss_weight: float | None = None
-    """Weight of the loss that comes from a teacher, which a warm-up may change; None where a task has no such loss."""
+    """Weight of the loss that comes from a teacher, which a warm-up may change; None if a task has no such loss."""
 
     is_own_teacher: bool = False
     """Whether the teacher is the moving average of the student itself."""
@@ -63,7 +63,7 @@ class TrainingTask(PlacedModule):
 
     @property
     def live_teacher(self) -> TeacherSource | None:
-        """The teacher that a loop runs on each batch for `forward`'s teacher_output; None where there is none."""
+        """The teacher that a loop runs on each batch for `forward`'s teacher_output; None if there is none."""
         return None
 
     def forward(self, input: Tensor, target: Tensor) -> dict[str, Tensor]:
@@ -180,7 +180,7 @@ class TrainingTask(PlacedModule):
         return self
 
     def get_task_state(self, module: nn.Module | None = None, ema: bool = False) -> dict[str, Any]:
-        """Returns the state of the trained parts other than the student; empty where there are none."""
+        """Returns the state of the trained parts other than the student; empty if there are none."""
         return {}
 
     def load_task_state(

@@ -38,7 +38,7 @@ def resolve_teacher(
 
 
 def check_same_classes(teacher: Teacher, student_model: nn.Module) -> None:
-    """Raises ClassMismatchError where teacher and student report different numbers of classes."""
+    """Raises ClassMismatchError if teacher and student have different numbers of classes."""
     student: Any = unwrap_model(student_model)
     num_classes = getattr(student, "num_classes", None)
     if num_classes is not None and teacher.num_classes is not None and num_classes != teacher.num_classes:

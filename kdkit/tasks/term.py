@@ -39,10 +39,10 @@ class LossTerm:
     """Taps of the teacher, for a loss on features; the task's taps by default."""
 
     loss: DistillLoss | None = None
-    """A function in place of a named loss: of logits, or of features where taps are given."""
+    """A function instead of a named loss: of logits, or of features if taps are given."""
 
     key: str | None = None
-    """The term's key in a task's result, where another term has the same name."""
+    """The term's key in a task's result; needed if two terms share a name."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "options", dict(self.options))
@@ -98,10 +98,10 @@ def as_terms(
     """Returns the terms of a distillation loss.
 
     Args:
-        distill_loss: a name, a function, a term, a sequence of names and terms, or {name: weight}. In place of a weight
+        distill_loss: a name, a function, a term, a sequence of names and terms, or {name: weight}. Instead of a weight
             a mapping may hold options of the loss, with "weight" among them unless it is 1.
-        temperature: bound into each loss on logits that is given by name and takes a temperature.
-        standardize: whether the logits of each loss that is given by name are standardised first.
+        temperature: bound into every named logit loss that takes a temperature.
+        standardize: whether the logits of every named logit loss are standardised first.
 
     Raises:
         ConfigError: two terms have one key, no loss takes temperature or standardize, or a term's own options already

@@ -1,6 +1,6 @@
 """Teacher cards: facts about a teacher's weights, each with its source. Needs neither torch nor timm.
 
-The fields are documented for users in teachers/README.md; the cards that ship lie in the `cards` folder next to this
+The fields are documented for users in teachers/README.md; the cards that ship are in the `cards` folder next to this
 file, a link to the repository's top-level `teachers/`.
 """
 
@@ -143,7 +143,7 @@ def find_card(name: str) -> TeacherCard | None:
 
 
 def list_cards() -> list[TeacherCard]:
-    """Returns the shipped cards and those in ./teachers, which replace shipped cards of their names, by name.
+    """Returns the shipped cards and those in ./teachers, which override shipped cards of the same name, by name.
 
     Raises:
         ConfigError: a card in ./teachers is wrong; the error names file and field.
@@ -174,7 +174,7 @@ def _read(file: Path) -> TeacherCard:
 
 
 def _expanded(text: str) -> Path:
-    """`text` as a path, with a leading ~ as the home directory where there is one."""
+    """`text` as a path, with a leading ~ as the home directory if there is one."""
     try:
         return Path(text).expanduser()
     except RuntimeError:  # no such user; the error about the missing file is clearer

@@ -80,7 +80,7 @@ def build(cls: type[_T], data: object, where: str = "") -> _T:
     values = {key: convert(hints[key], value, f"{prefix}{key}") for key, value in data.items()}
     try:
         return cls(**values)
-    except ConfigError as error:  # from __post_init__, which does not know where it is
+    except ConfigError as error:  # from __post_init__, which does not know the place in the file
         raise ConfigError(f"{prefix}{error}") from error
 
 

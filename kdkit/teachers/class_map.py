@@ -57,7 +57,7 @@ def synsets(family: str) -> tuple[str, ...]:
 def map_names(
     wanted: Sequence[str], names: Sequence[str], subject: str, missing_classes: MissingClasses = "error"
 ) -> tuple[int, ...]:
-    """Returns for each class of the data its index among `names`; -1 where it is absent and may be missing.
+    """Returns for each class of the data its index among `names`; -1 if it is absent and may be missing.
 
     Args:
         wanted: names of the data's classes [C].
@@ -95,7 +95,7 @@ def resolve_class_map(
         class_map: an ImageNet family, indices, or names.
         model: the model that has the classes.
         subject: the model's name in errors.
-        class_names: of the model's classes [K]; where they are not given, the synsets of the ImageNet family that has
+        class_names: of the model's classes [K]; if they are not given, the synsets of the ImageNet family that has
             as many classes as the model.
         missing_classes: "error" or "min_logit", for a class that the model does not have.
     """

@@ -1,4 +1,4 @@
-"""The names of a model's classes: where they are known, and their order beside that of the data.
+"""The names of a model's classes, if they are known, and their order compared with that of the data.
 
 Dimensions: C classes of the data, K classes of the model.
 """
@@ -16,7 +16,7 @@ from kdkit.teachers.model_config import model_config
 
 
 def label_names(model: nn.Module) -> tuple[str, ...] | None:
-    """Returns the names of a model's classes [K], as the config.json of an export has them; None where it has none."""
+    """Returns the names of a model's classes [K], as the config.json of an export has them; None if it has none."""
     names = model_config(model).get("label_names")
     if not isinstance(names, (list, tuple)) or len(names) != getattr(unwrap_model(model), "num_classes", None):
         return None

@@ -98,7 +98,7 @@ class TeacherEnsemble(Teacher):
 
 
 def _class_names(members: Sequence[Teacher]) -> tuple[str, ...] | None:
-    """The names of the classes, which are one order for all members; None where no member knows them."""
+    """The names of the classes, which are one order for all members; None if no member knows them."""
     return next((member.class_names for member in members if member.class_names is not None), None)
 
 

@@ -1,4 +1,4 @@
-"""create_teacher: from a timm name, a checkpoint or a module to a frozen Teacher."""
+"""Create a frozen Teacher from a timm name, a checkpoint or a module: create_teacher."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def create_teacher(
 
 
 def _resolve_model(model: str | nn.Module, checkpoint: str | Path | None) -> nn.Module:
-    """timm's model of that name, or the module itself, with the weights of `checkpoint` where one is given."""
+    """timm's model of that name, or the module itself, with the weights of `checkpoint` if one is given."""
     if isinstance(model, str):
         return build_model(model, checkpoint)
     if not isinstance(model, nn.Module):
@@ -129,7 +129,7 @@ def build_model(name: str, checkpoint: str | Path | None, *, ema: bool | None = 
 
 
 def _check_name(name: str) -> None:
-    """Raises UnknownNameError unless timm has the model and, where one is given, the tag."""
+    """Raises UnknownNameError unless timm has the model and, if one is given, the tag."""
     base, _, tag = name.partition(".")
     if not timm.is_model(base):
         known = timm.list_models()
@@ -145,7 +145,7 @@ def read_weights(checkpoint: str | Path, *, ema: bool | None = None) -> dict[str
 
     Args:
         checkpoint: the file.
-        ema: whether a training checkpoint's EMA is read rather than its model; by default its EMA where it has one.
+        ema: whether a training checkpoint's EMA is read rather than its model; by default its EMA if it has one.
 
     Raises:
         CheckpointError: there is no such file, it cannot be read, or it holds no EMA and `ema` is True.

@@ -18,7 +18,7 @@ _log = logging.getLogger(__name__)
 
 
 class Splitter:
-    """Runs a model on a batch, in parts where the device has too little memory; keeps the batch size that fits.
+    """Runs a model on a batch, in parts if the device has too little memory; keeps the batch size that fits.
 
     Args:
         subject: the teacher's name in messages.
@@ -35,7 +35,7 @@ class Splitter:
         Raises:
             TeacherMemoryError: there is too little memory for a single image.
         """
-        if torch.compiler.is_compiling():  # errors are no part of a graph
+        if torch.compiler.is_compiling():  # errors cannot be part of a graph
             return forward(images)
         parts: list[Outputs] = []
         done = 0
@@ -50,7 +50,7 @@ class Splitter:
         return parts[0] if len(parts) == 1 else _joined(parts)
 
     def _try(self, forward: Callable[[Tensor], Outputs], images: Tensor) -> Outputs | None:
-        """The outputs, or None where memory was too little; the error's references to tensors are gone by then."""
+        """The outputs, or None if memory was too little; the error's references to tensors are gone by then."""
         try:
             return forward(images)
         except torch.OutOfMemoryError as error:

@@ -55,7 +55,7 @@ def _settings(module: nn.Module) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> str | None:
-    """Text of a value that is equal in every process; None where there is no such text."""
+    """Text of a value that is equal in every process; None if there is no such text."""
     if isinstance(value, (bool, int, float, str)):
         return repr(value)
     if isinstance(value, (list, tuple)):

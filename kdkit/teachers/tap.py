@@ -44,14 +44,14 @@ def check_taps(model: nn.Module, taps: Sequence[str], subject: str) -> tuple[str
 
     Raises:
         UnknownNameError: the model has no such tap; the error names its taps.
-        ConfigError: a tap is named twice, or one text was given in place of a list.
+        ConfigError: a tap is named twice, or one text was given instead of a list.
     """
     if isinstance(taps, str):
         raise ConfigError(f"taps is a list of names, got the text {taps!r}: write [{taps!r}]")
     known = available_taps(model)
     for tap in taps:
         if tap not in known:
-            has = f"it has {', '.join(known)}" if known else "it has none, since it is no timm model"
+            has = f"it has {', '.join(known)}" if known else "it has none, since it is not a timm model"
             raise UnknownNameError(f"{subject} has no tap {tap!r}{nearest(tap, known)}; {has}")
     if len(set(taps)) != len(taps):
         raise ConfigError(f"taps must differ from each other, got {list(taps)}")
@@ -88,7 +88,7 @@ def forward_with_taps(model: nn.Module, images: Tensor, taps: Sequence[str]) -> 
 
 
 def _forward_features(plain: Any, images: Tensor, inner: Sequence[str]) -> tuple[Tensor, dict[str, Tensor]]:
-    """The input of the head, and the taps of blocks or stages, for which alone `forward_intermediates` is called."""
+    """The input of the head, and the taps of blocks or stages, the only reason to call `forward_intermediates`."""
     if not inner:
         return plain.forward_features(images), {}
     order = sorted(inner, key=_index)  # timm returns them in the order of the model

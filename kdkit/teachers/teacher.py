@@ -25,7 +25,7 @@ from kdkit.types import Batch, Normalization, TeacherOutput
 
 
 class Teacher(nn.Module):
-    """A frozen model that returns logits, and features where taps are named, without gradient.
+    """A frozen model that returns logits, and features if taps are named, without gradient.
 
     Teachers made from one model share it (`for_input` and `with_taps` make such teachers): converting one converts all.
 
@@ -35,12 +35,12 @@ class Teacher(nn.Module):
 
     Args:
         model: maps images [B, 3, H, W] in its own normalisation to logits [B, K]; one without a head (num_classes=0)
-            has features alone. It is frozen here: eval mode, no parameter requires grad. A
+            has only features. It is frozen here: eval mode, no parameter requires grad. A
             timm.task.DistillationTeacher is unwrapped, and keeps its normalisation.
         class_map: for each of the data's C classes, the index or the name of the model's class [C]; or an ImageNet
             family such as "imagenet-1k", by synset; None keeps all K.
         class_names: names of the model's K classes, for a class_map of names; those of ImageNet models are known. They
-            change no logit, so they are no part of the fingerprint.
+            change no logit, so they are not part of the fingerprint.
         missing_classes: for a class in class_map that the model does not have: "error", or "min_logit" to give it the
             row's smallest logit.
         input_size: (height, width) in pixels of the model's input; images of another size are resized, antialiased,
@@ -49,7 +49,7 @@ class Teacher(nn.Module):
         input_normalization: normalisation of the images that arrive; the model's own by default.
         name: the teacher's name in errors and fingerprints.
         taps: names of the features to return with the logits, e.g. ["pooled"]; see kdkit.teachers.tap. They change no
-            logit, so they are no part of the fingerprint.
+            logit, so they are not part of the fingerprint.
         resize: interpolation to `input_size`; "error" refuses images of another size.
         autocast: floating dtype of autocast around the model, whose weights stay as they are; None for no autocast.
 
@@ -105,7 +105,7 @@ class Teacher(nn.Module):
 
     @property
     def num_classes(self) -> int | None:
-        """Width C of the logits, after the class map; 0 without a head, None where the model does not report it."""
+        """Width C of the logits, after the class map; 0 without a head, None if the model does not report it."""
         if self.class_map is not None:
             return len(self.class_map)
         return getattr(unwrap_model(self.model), "num_classes", None)
@@ -120,7 +120,7 @@ class Teacher(nn.Module):
 
     @property
     def head_weight(self) -> Tensor | None:
-        """Weight [C, D] of the model's last linear layer, after the class map; None where it has no such layer."""
+        """Weight [C, D] of the model's last linear layer, after the class map; None if it has no such layer."""
         classifier = getattr(unwrap_model(self.model), "get_classifier", lambda: None)()
         if not isinstance(classifier, nn.Linear):
             return None

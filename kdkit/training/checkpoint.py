@@ -1,12 +1,12 @@
 """Checkpoints: where a run's state is written, kept and read again.
 
-`Checkpoints.save` writes; `Checkpoints.restore` reads. A folder keeps the last two: `last.pth.tar` and, before it,
-`previous.pth.tar`; and, for the best metric, `model_best.pth.tar`. A run resumes bit for bit from the newest one that
-loads.
+`Checkpoints.save` writes: `_rotate` names the files and `_torch_save` writes the bytes. `Checkpoints.restore` reads. A
+folder keeps the last two: `last.pth.tar` and, before it, `previous.pth.tar`; and, for the best metric,
+`model_best.pth.tar`. A run resumes bit for bit from the newest one that loads.
 
-`state_dict`, `state_dict_ema`, `optimizer`, `amp_scaler`, `epoch`, `version` and `task_state` lie where timm's
-CheckpointSaver puts them, so timm loads the file as its own; the state that timm has no place for is under `kdkit`. The
-file holds tensors and plain values alone and is read with weights_only=True.
+`state_dict`, `state_dict_ema`, `optimizer`, `amp_scaler`, `epoch`, `version` and `task_state` use the keys of timm's
+CheckpointSaver, so timm loads the file as its own; kdkit-only state is under `kdkit`. The file contains only tensors
+and plain values and is read with weights_only=True.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ PREVIOUS = "previous.pth.tar"
 
 
 class Checkpoints:
-    """The checkpoints of one run in one folder; each is there whole or not at all.
+    """The checkpoints of one run in one folder; each is written atomically.
 
-    Two are kept, because weights whose loss turns out to be NaN may be in the newest one: a step's loss is known before
-    the checkpoint after it is written, so the one before the newest has always had a finite loss.
+    Two are kept. The newest may hold weights whose next loss is NaN; the one before it is known to be good, because a
+    step's loss is checked before the next checkpoint is written.
 
     Args:
-        folder: where they lie.
-        config: the run's identity, plain values; `restore` refuses the checkpoint of another run.
+        folder: folder of the checkpoints.
+        config: configuration that identifies the run, as plain values; `restore` refuses the checkpoint of another run.
         resume: whether `restore` reads the newest checkpoint; otherwise it does nothing.
         describe: called on rank 0 before the first checkpoint is written, e.g. to write the configuration.
     """
@@ -58,7 +58,7 @@ class Checkpoints:
         self.config = dict(config or {}) | {"world_size": distributed.world_size()}
         self.resume = resume
         self._describe: Callable[[], None] | None = describe
-        self._last_update: int | None = None  # of the checkpoint at `last`; None where that is none to keep
+        self._last_update: int | None = None  # of the checkpoint at `last`; None if it should not be kept
 
     def exists(self) -> bool:
         """Whether there is a checkpoint to resume from."""
@@ -69,7 +69,7 @@ class Checkpoints:
         return self.last if self._last_update is not None and self._last_update < update else self.previous
 
     def save(self, state: RunState, *, is_best: bool = False, metric: float | None = None) -> None:
-        """Writes the newest checkpoint, and the best one if it is that. A collective call.
+        """Writes the newest checkpoint, and the best one if `is_best`. Call on all ranks.
 
         Raises:
             CheckpointError: a weight is NaN or infinite; the checkpoints stay as they are.
@@ -90,7 +90,7 @@ class Checkpoints:
             self._describe()
             self._describe = None
         try:
-            self._replace(content, is_best=is_best, keep_last=self._last_update not in (None, update))
+            self._rotate(content, is_best=is_best, keep_last=self._last_update not in (None, update))
         except DiskFullError as error:
             kept = next((path.name for path in (self.last, self.previous) if path.exists()), None)
             state = "there is none yet" if kept is None else f"the last good checkpoint, {kept}, stays"
@@ -98,10 +98,10 @@ class Checkpoints:
                 f"the disk is full: no room for a checkpoint in {str(self.folder)!r}; {state}: free space and resume"
             ) from error
 
-    def _replace(self, content: Mapping[str, Any], *, is_best: bool, keep_last: bool) -> None:
-        """Each step leaves a whole checkpoint at `last`, once there is one; a run that dies in between repeats them."""
+    def _rotate(self, content: Mapping[str, Any], *, is_best: bool, keep_last: bool) -> None:
+        """Writes `last`, keeping the old one as `previous`; `last` is valid after each step, so a crash is harmless."""
         with files.atomic_write(self.last) as temporary:
-            _save(content, temporary)
+            _torch_save(content, temporary)
             if keep_last:  # skipped if the newest has the same weights, or could not be read
                 with files.atomic_write(self.previous) as previous:
                     _link_or_copy(self.last, previous)
@@ -110,7 +110,7 @@ class Checkpoints:
                     _link_or_copy(temporary, best)
 
     def restore(self, state: RunState) -> bool:
-        """Sets `state` to the newest usable checkpoint; returns False if there is none. A collective call.
+        """Sets `state` to the newest usable checkpoint; returns False if there is none. Call on all ranks.
 
         Raises:
             ConfigError: the checkpoint is of another configuration; names the field and both values.
@@ -124,7 +124,7 @@ class Checkpoints:
         return True
 
     def _newest_usable(self) -> Path | None:
-        """The newest checkpoint that is usable; prints a line where it is not the last one."""
+        """The newest usable checkpoint; warns if falling back to `previous`."""
         problem: CheckpointError | None = None
         for path in (self.last, self.previous):
             if not path.exists():
@@ -145,7 +145,7 @@ class Checkpoints:
     def _load(self, path: Path, state: RunState) -> None:
         content = load_checkpoint(path)
         if "kdkit" not in content:
-            raise CheckpointError(f"{str(path)!r} is no checkpoint of a kdkit run: it holds {sorted(content)[:5]}")
+            raise CheckpointError(f"{str(path)!r} is not a checkpoint of a kdkit run: it has {sorted(content)[:5]}")
         check_same_config(content["kdkit"]["config"], self.config, path)
         try:
             state.load_dict(content)
@@ -182,7 +182,7 @@ def check_same_config(then: Mapping[str, Any], now: Mapping[str, Any], path: Pat
 
 
 def _check_usable(path: Path) -> None:
-    """Loads the checkpoint once, and compares its checksums, which torch writes but does not read.
+    """Loads the checkpoint once, and verifies the zip CRCs, which torch.load ignores.
 
     Raises:
         CheckpointError: it cannot be read, is damaged, or a weight is not finite.
@@ -205,8 +205,8 @@ def _non_finite_weight(content: Mapping[str, Any]) -> str | None:
     return next((name for name, weight in weights.items() if not torch.isfinite(weight).all()), None)
 
 
-def _save(content: Mapping[str, Any], path: Path) -> None:
-    """torch.save, with the file's own error: torch's zip writer hides that a disk is full."""
+def _torch_save(content: Mapping[str, Any], path: Path) -> None:
+    """torch.save that re-raises the underlying OSError, e.g. that the disk is full, which torch's zip writer hides."""
     try:
         with open(path, "xb") as file:
             torch.save(content, file)

@@ -80,7 +80,7 @@ def num_classes_of(task: TrainingTask) -> int:
 
 
 def live_teacher_of(task: TrainingTask) -> Teacher | None:
-    """The task's own teacher; None for labels alone, for a cache, and where the student's average teaches."""
+    """The task's own teacher; None for labels alone, for a cache, and for an EMA teacher."""
     return task.teacher if isinstance(task, DistillationTask) else None
 
 

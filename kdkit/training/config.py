@@ -34,7 +34,7 @@ class DistillConfig(ColumnsConfig, DeviceConfig, MismatchConfig, OverwriteConfig
     """A training run of `kdkit distill`: from a cache, from a live teacher, or from labels alone."""
 
     data: str
-    """Training images: a folder of class folders or of images alone, a .tar or .zip, a folder of WebDataset shards,
+    """Training images: a folder of class folders or of images only, a .tar or .zip, a folder of WebDataset shards,
     hfds/NAME:SPLIT, or a .csv or .parquet of paths and labels."""
 
     output: str
@@ -60,7 +60,7 @@ class DistillConfig(ColumnsConfig, DeviceConfig, MismatchConfig, OverwriteConfig
     default."""
 
     teacher: TeacherConfig | None = None
-    """Live teacher, in place of a cache."""
+    """Live teacher, instead of a cache."""
 
     validation: str | None = None
     """Validation images; none by default."""
@@ -169,7 +169,7 @@ class DistillConfig(ColumnsConfig, DeviceConfig, MismatchConfig, OverwriteConfig
 
     @property
     def task_kind(self) -> Literal["logit", "feature", "token", "labels"]:
-        """The task that is given, or that the losses need: feature where one of them compares features."""
+        """The task that is given, or that the losses need: feature if one of them compares features."""
         if not self.has_teacher:
             return "labels"
         if self.task is not None:

@@ -1,4 +1,4 @@
-"""From a configuration to the task that trains its student."""
+"""Create the task that trains a student from its configuration."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ def _nothing() -> None: ...
 def evaluate_each(
     task: TrainingTask, loader: ReplayLoader, *, amp: torch.dtype | None = None, between: Between = _nothing
 ) -> dict[str, float]:
-    """Evaluates the student, as val_NAME, and its EMA where there is one, as val_ema_NAME; see `evaluate`."""
+    """Evaluates the student, as val_NAME, and its EMA if there is one, as val_ema_NAME; see `evaluate`."""
     record: dict[str, float] = {}
     for prefix, ema in {"val_": False, "val_ema_": True}.items():
         if not ema or task.has_ema():

@@ -76,7 +76,7 @@ class StopAgreement:
 
 @contextmanager
 def stop_request(*, enabled: bool = True) -> Iterator[StopRequest]:
-    """Within the context, SIGINT and SIGTERM request a stop; in the main thread alone, where Python allows it."""
+    """Within the context, SIGINT and SIGTERM request a stop; only in the main thread, where Python allows it."""
     stop = StopRequest()
     if not enabled or threading.current_thread() is not threading.main_thread():
         yield stop

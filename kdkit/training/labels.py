@@ -46,7 +46,7 @@ def count_unlabelled(dataset: ReplayedDataset) -> int:
 
 
 def check_labels(dataset: ReplayedDataset, num_classes: int, data: str) -> None:
-    """Compares the labels with the number of classes, where they are known before an image is loaded.
+    """Compares the labels with the number of classes, if they are known before an image is loaded.
 
     Args:
         dataset: the images.

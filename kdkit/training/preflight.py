@@ -74,7 +74,7 @@ def preflight(
     Args:
         task: what a step computes, not yet distributed.
         loader: the training loader; another loader, in this process, reads the same first batches.
-        source: the teacher or cache; None where the task has no teacher.
+        source: the teacher or cache; None if the task has no teacher.
         config: the training configuration.
         card_top1: top-1 that the teacher's card cites, percent.
 

@@ -23,7 +23,7 @@ class TrainReport:
 
     @property
     def best(self) -> tuple[int, float] | None:
-        """The epoch, counted from 1, with the best top-1, and that top-1 in percent; of the EMA weights where there are
+        """The epoch, counted from 1, with the best top-1, and that top-1 in percent; of the EMA weights if there are
         any; None without validation images."""
         found = [record.get("val_ema_top1", record.get("val_top1")) for record in self.epochs]
         if not found or any(top1 is None for top1 in found):

@@ -1,4 +1,4 @@
-"""The random generators of this process, as a checkpoint holds them: tensors and plain values alone."""
+"""The random generators of this process, as a checkpoint stores them: only tensors and plain values."""
 
 from __future__ import annotations
 

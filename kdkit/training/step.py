@@ -23,12 +23,12 @@ from kdkit.types import Batch, Normalization, TeacherOutput, TeacherSource
 
 
 class TrainingStep:
-    """Computes gradients batch by batch, and updates the weights where a group of batches ends.
+    """Computes gradients batch by batch, and updates the weights at the end of each accumulation group.
 
     Args:
         state: task, optimiser, schedule and loss scaler.
         config: accumulation, autocast and clipping.
-        source: the teacher outputs of each batch; None where the task runs its own teacher, or has none.
+        source: the teacher outputs of each batch; if None, the task runs its own teacher, if it has one.
     """
 
     def __init__(self, state: RunState, config: TrainConfig, source: TeacherSource | None) -> None:
@@ -38,7 +38,7 @@ class TrainingStep:
     def backward(
         self, batch: Batch, *, group_size: int, is_update: bool, log_gradients: bool
     ) -> tuple[Mapping[str, Tensor], dict[str, Tensor]]:
-        """Adds this batch's gradients, those of its loss divided by `group_size`, to the group's.
+        """Accumulates the gradients of loss / group_size.
 
         Args:
             batch: the images of this rank.
@@ -80,7 +80,7 @@ class TrainingStep:
 def forward(
     task: TrainingTask, batch: Batch, teacher_output: TeacherOutput | None, amp: torch.dtype | None
 ) -> Mapping[str, Tensor]:
-    """The task's result on a batch under autocast to `amp`; None as output leaves the teacher to the task."""
+    """The task's result on a batch under autocast to `amp`; without an output, the task runs its own teacher."""
     arguments = () if teacher_output is None else (teacher_output,)
     with torch.autocast(batch.input.device.type, dtype=amp, enabled=amp is not None):
         return cast(Mapping[str, Tensor], task(batch.input, batch.target, *arguments))
@@ -91,7 +91,7 @@ def choose_source(
 ) -> TeacherSource | None:
     """The source of teacher outputs: `source`, else the task's own teacher, which the loop runs on the whole batch.
 
-    A task whose moving average teaches runs it itself. A live teacher takes images in `normalization`, the student's.
+    With an EMA teacher, the task runs it itself. A live teacher takes images in `normalization`, the student's.
     """
     if source is None:
         source = task.live_teacher  # run by the loop, it also takes the batch's own view for the teacher

@@ -55,7 +55,7 @@ def train(
         config: optimiser, schedule and loop.
         teacher_source: a live teacher or a cache, whose outputs the task gets; by default the task's own teacher.
         validation: batches to evaluate the student on after each epoch.
-        logger: takes the terms of every step and epoch; on rank 0 alone.
+        logger: takes the terms of every step and epoch; on rank 0 only.
         display: shows the progress.
         checkpoints: where checkpoints are written, and whether the run resumes from one. With it, SIGTERM and SIGINT
             end the run after a step, or a batch of the validation, with a checkpoint: SystemExit(143) or
@@ -63,7 +63,7 @@ def train(
 
     Raises:
         NonFiniteLossError: the loss is NaN or infinite; names the step, its terms and the checkpoint from before.
-        ConfigError, UnknownNameError: a setting that cannot work; before the first step.
+        ConfigError, UnknownNameError: a setting is invalid; raised before the first step.
         CheckpointError: the checkpoint cannot be read, or is another run's.
         DiskFullError, WriteError: a checkpoint cannot be written.
     """
@@ -71,7 +71,7 @@ def train(
 
 
 class _Loop:
-    """One run of the loop, with the objects that its epochs share."""
+    """One run of the loop, with the state that its epochs share."""
 
     def __init__(
         self,
@@ -143,7 +143,7 @@ class _Loop:
         self.display(num_images * distributed.world_size())
 
     def _finish_update(self, norms: Mapping[str, Tensor], *, is_due: bool, is_last: bool) -> None:
-        """After an update of the weights: logs where that is due, writes a checkpoint, stops where a signal came."""
+        """After an update of the weights: logs and writes a checkpoint if due, stops if a signal arrived."""
         every = self.config.checkpoint_every
         stopping = self.should_stop(now=is_last)  # before the validation, which may take long
         saving = stopping or (every > 0 and self.state.position.update % every == 0)
@@ -180,7 +180,7 @@ class _Loop:
         return record
 
     def _finish_epoch(self, epoch: int, record: Record) -> None:
-        """Logs the epoch and writes its checkpoint, the best one where the metric is."""
+        """Logs the epoch and writes its checkpoint and, if the metric improved, the best checkpoint."""
         state = self.state
         metric = record.get("val_ema_top1", record.get("val_top1"))
         if state.scheduler is not None:
@@ -216,13 +216,13 @@ class _Loop:
             self.logger.rewind(self.state.log)
 
     def _checkpoint_before(self, record: Record) -> Path | None:
-        """The newest checkpoint with a finite loss, where this record's step is the first with a non-finite loss."""
+        """The newest checkpoint with a finite loss, if this record's step is the first with a non-finite loss."""
         epoch, step = int(record["epoch"]), int(record["step"])
         updates = epoch * self.updates_per_epoch + (step - epoch * self.num_batches) // self.config.accumulate
         return None if self.checkpoints is None else self.checkpoints.before_update(updates)
 
     def _learning_rate(self) -> float:
-        """The largest learning rate of all parameter groups."""
+        """Largest learning rate over all parameter groups."""
         return max(float(group["lr"]) for group in self.state.optimizer.param_groups)
 
 
@@ -231,9 +231,9 @@ def _check_trainable(config: TrainConfig, num_batches: int, validation: ReplayLo
         raise ConfigError(f"there is no batch of {config.batch_size} images to train on: lower the batch size")
     counts = distributed.all_gather(0 if validation is None else len(validation))
     if len(set(counts)) > 1:  # between batches the ranks agree on whether to stop
-        raise ConfigError(f"ranks validate on equally many batches, got {counts}: EpochSampler pads to that")
+        raise ConfigError(f"all ranks must have the same number of validation batches, got {counts}: use EpochSampler")
     if config.sched == "plateau" and validation is None:
-        raise ConfigError("the schedule 'plateau' waits for a metric to stand still: give validation images")
+        raise ConfigError("the schedule 'plateau' needs a validation metric to monitor: give validation images")
 
 
 def _is_due(done: int, before: int, num_batches: int, log_every: int) -> bool:

@@ -88,7 +88,7 @@ class TrainConfig(LoadingConfig):
     are read; not with compile."""
 
     checkpoint_every: int = 1000
-    """Updates between two checkpoints, in addition to the one at the end of each epoch; 0 for the latter alone."""
+    """Updates between two checkpoints, in addition to the one at the end of each epoch; 0 for only the latter."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

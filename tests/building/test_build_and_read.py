@@ -66,7 +66,7 @@ def test_rows_are_the_teachers_logits_as_plain_h5py_reads_them(tmp_path: Path, p
         assert file["views/0001/pixel_crc32"].shape == (150,)
     np.testing.assert_allclose(stored.view("<f4"), plain_logits(dataset, 1), rtol=1e-4, atol=1e-5)
     rows = np.array([149, 0, 7, 7, 148])
-    assert np.array_equal(open_cache(path).read(rows, 1).numpy(), stored[rows])
+    assert np.array_equal(open_cache(path).read_encoded(rows, 1).numpy(), stored[rows])
 
 
 @pytest.mark.parametrize("codec", ["float32", "float16", "int8"])
@@ -118,7 +118,7 @@ def test_many_shards_read_as_one(tmp_path: Path) -> None:
     caches = [open_cache(report.path) for report in reports]
     rows = np.random.default_rng(0).integers(0, 1700, 500)
     for view in (0, 1):
-        first, *others = (cache.read(rows, view) for cache in caches)
+        first, *others = (cache.read_encoded(rows, view) for cache in caches)
         assert all(torch.equal(first, other) for other in others)
     assert len(list((tmp_path / "b.h5.parts").glob("v*.h5"))) == 4
     assert not (tmp_path / "a.h5.parts").exists()
@@ -149,9 +149,9 @@ def test_row_counts_around_a_block_are_exact(tmp_path: Path, samples: int) -> No
     build_cache(teacher(), dataset, tmp_path / "t.h5", EXACT)
     cache = open_cache(tmp_path / "t.h5", dataset)
     assert cache.num_rows == samples
-    last = cache.read(np.array([samples - 1]), 0).numpy().view("<f4")
+    last = cache.read_encoded(np.array([samples - 1]), 0).numpy().view("<f4")
     np.testing.assert_allclose(last[0], plain_logits(dataset, 0)[-1], rtol=1e-4, atol=1e-5)
-    assert cache.read(np.array([], dtype=np.int64), 0).shape == (0, 40)
+    assert cache.read_encoded(np.array([], dtype=np.int64), 0).shape == (0, 40)
 
 
 def test_a_finished_cache_is_left_as_it_is(tmp_path: Path) -> None:
@@ -302,7 +302,7 @@ def test_rows_views_and_streams_that_are_not_there_are_refused(tmp_path: Path, p
         ([0], 0, "pooled", "streams logits"),
     ):
         with pytest.raises(CacheError, match=message):
-            cache.read(np.array(rows), view, stream)
+            cache.read_encoded(np.array(rows), view, stream)
 
 
 def test_a_flipped_bit_names_its_rows_and_nothing_wrong_is_returned(tmp_path: Path) -> None:
@@ -314,12 +314,12 @@ def test_a_flipped_bit_names_its_rows_and_nothing_wrong_is_returned(tmp_path: Pa
     content[offset + 40 * 31] ^= 4
     path.write_bytes(content)
     cache = open_cache(path)
-    assert cache.read(np.array([31]), 0).shape == (1, 40)
+    assert cache.read_encoded(np.array([31]), 0).shape == (1, 40)
     with pytest.raises(CacheCorruptError, match=r"t\.h5: view 1, rows 0 to 49 of 'logits'"):
-        cache.read(np.array([2]), 1)
+        cache.read_encoded(np.array([2]), 1)
     with pytest.raises(CacheCorruptError):
         cache.verify()
-    assert open_cache(path, verify=False).read(np.array([2]), 1).shape == (1, 40)
+    assert open_cache(path, verify=False).read_encoded(np.array([2]), 1).shape == (1, 40)
 
 
 def test_a_cut_file_is_refused_at_open(tmp_path: Path) -> None:
@@ -390,9 +390,9 @@ def test_a_cache_goes_to_other_processes(tmp_path: Path, method: str) -> None:
     queue = context.Queue()
     process = context.Process(target=_read_elsewhere, args=(pickle.dumps(cache), queue))
     process.start()
-    assert queue.get(timeout=120) == cache.read(np.array([3, 1]), 1).numpy().tobytes()
+    assert queue.get(timeout=120) == cache.read_encoded(np.array([3, 1]), 1).numpy().tobytes()
     process.join()
 
 
 def _read_elsewhere(pickled: bytes, queue: multiprocessing.Queue) -> None:  # type: ignore[type-arg]
-    queue.put(pickle.loads(pickled).read(np.array([3, 1]), 1).numpy().tobytes())
+    queue.put(pickle.loads(pickled).read_encoded(np.array([3, 1]), 1).numpy().tobytes())

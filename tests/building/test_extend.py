@@ -85,12 +85,12 @@ def test_the_old_cache_is_read_and_found_finished_while_it_is_extended_and_after
 ) -> None:
     path, old = tmp_path / "t.h5", seen(2)
     build_cache(Teacher(Pixels()), old, path, dataclasses.replace(CONFIG, pack=pack))
-    expected = [open_cache(path).read(np.arange(120), view) for view in (0, 1)]
+    expected = [open_cache(path).read_encoded(np.arange(120), view) for view in (0, 1)]
 
     def look(number: int, logits: torch.Tensor | None = None) -> None:
         cache = open_cache(path, old)
         assert cache.num_views == 2
-        assert all(torch.equal(cache.read(np.arange(120), view), expected[view]) for view in (0, 1))
+        assert all(torch.equal(cache.read_encoded(np.arange(120), view), expected[view]) for view in (0, 1))
         if number == 4:
             raise KeyboardInterrupt
 
@@ -140,7 +140,7 @@ def test_a_crash_or_power_loss_at_any_call_of_an_extension_leaves_the_old_views_
         begun = len(recorder.events)
         extend(root / "t.h5", seen(3))
     recorder.assert_complete()
-    expected = [open_cache(root / "t.h5").read(np.arange(120), view) for view in range(3)]
+    expected = [open_cache(root / "t.h5").read_encoded(np.arange(120), view) for view in range(3)]
     disk, found_views = Disk(), []
     for number, event in enumerate(recorder.events):
         disk.apply(event)
@@ -152,10 +152,11 @@ def test_a_crash_or_power_loss_at_any_call_of_an_extension_leaves_the_old_views_
             cache.verify()
             found_views.append(cache.num_views)
             for view in range(cache.num_views):
-                assert cache.read(np.arange(120), view).equal(expected[view])
+                assert cache.read_encoded(np.arange(120), view).equal(expected[view])
             if number % 7 == 0:
                 extend(tmp_path / "lost" / "t.h5", seen(3))
-                assert open_cache(tmp_path / "lost" / "t.h5", seen(3)).read(np.arange(120), 2).equal(expected[2])
+                found = open_cache(tmp_path / "lost" / "t.h5", seen(3)).read_encoded(np.arange(120), 2)
+                assert found.equal(expected[2])
             shutil.rmtree(tmp_path / "lost")
     assert set(found_views) == {1, 3}
 

@@ -95,7 +95,7 @@ def test_the_fidelity_of_each_view_is_what_plain_numpy_computes_on_rows_the_code
     assert len(fitted) == ROWS - len(rows)
     assert not set(fitted) & set(rows)
     logits, pooled = live(rows, view)
-    decoded = cache.codecs["logits"].decode(cache.read(np.array(rows), view)).double().numpy()
+    decoded = cache.codecs["logits"].decode(cache.read_encoded(np.array(rows), view)).double().numpy()
     kept = cache.fidelity()["logits"][view]
     assert kept["rows"] == len(rows) == 325  # a quarter
     assert kept["top1_agreement"] == (logits.argmax(1) == decoded.argmax(1)).mean()
@@ -104,7 +104,7 @@ def test_the_fidelity_of_each_view_is_what_plain_numpy_computes_on_rows_the_code
         divergence = (p * np.log(p / q)).sum(1)
         assert kept[f"kl_mean_t{temperature}"] == pytest.approx(divergence.mean(), rel=1e-4)
         assert kept[f"kl_p99_t{temperature}"] == pytest.approx(np.quantile(divergence, 0.99), rel=1e-4)
-    features = cache.codecs["pooled"].decode(cache.read(np.array(rows), view, "pooled")).double().numpy()
+    features = cache.codecs["pooled"].decode(cache.read_encoded(np.array(rows), view, "pooled")).double().numpy()
     error = np.linalg.norm(features - pooled, axis=1) / np.linalg.norm(pooled, axis=1)
     assert cache.fidelity()["pooled"][view] == pytest.approx(
         {"rows": len(rows), "relative_error_mean": error.mean(), "relative_error_max": error.max()}, rel=1e-4

@@ -226,7 +226,7 @@ def test_features_alone_make_a_cache(tmp_path: Path, dataset: ReplayedDataset, f
     cache = open_cache(tmp_path / "t.h5", dataset)
     assert (cache(batch([1])).logits, cache.streams) == (None, ("pooled",))
     with pytest.raises(CacheStreamError, match="no stream 'logits', it has streams pooled"):
-        cache.read(np.array([1]), 0)
+        cache.read_encoded(np.array([1]), 0)
     with pytest.raises(ConfigError, match="no logits: only topk can be read sparsely"):
         open_cache(tmp_path / "t.h5", sparse=True)
 

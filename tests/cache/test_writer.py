@@ -57,7 +57,7 @@ def assert_exact(cache: CachedTeacher, num_views: int = 2) -> None:
     cache.verify()
     assert (cache.num_rows, cache.num_views, cache.num_classes) == (ROWS, num_views, CLASSES)
     for view in range(num_views):
-        stored = cache.read(np.arange(ROWS), view).numpy().view("<f4")
+        stored = cache.read_encoded(np.arange(ROWS), view).numpy().view("<f4")
         assert np.array_equal(stored, LOGITS + np.float32(view))
 
 

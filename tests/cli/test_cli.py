@@ -158,7 +158,7 @@ def test_pack_and_export_write_what_the_cache_holds(folder: Path, capsys: pytest
     assert main(build(folder, "--no-pack")) == 0
     assert main(["cache", "pack", str(folder / "t.h5")]) == 0
     cache = open_cache(folder / "t.h5")
-    expected = cache.codecs["logits"].decode(cache.read(np.arange(100), 1))
+    expected = cache.codecs["logits"].decode(cache.read_encoded(np.arange(100), 1))
     for name in ("t.npz", "t.safetensors"):
         export = ["cache", "export", "--cache", str(folder / "t.h5"), "--view", "1", "--output", str(folder / name)]
         assert main(export) == 0
@@ -269,7 +269,7 @@ def test_a_teacher_runs_in_another_precision_and_order_of_classes(
     (folder / "map.json").write_text(json.dumps([*range(9, -1, -1)]))
     mapped = ("--teacher.class_map", str(folder / "map.json"), "--output", str(folder / "mapped.h5"))
     assert main(build(folder, *exact, *mapped)) == 0
-    rows = [open_cache(folder / name).read(np.arange(100), 0).numpy() for name in ("t.h5", "mapped.h5")]
+    rows = [open_cache(folder / name).read_encoded(np.arange(100), 0).numpy() for name in ("t.h5", "mapped.h5")]
     plain, turned = (row.view(np.float32) for row in rows)
     np.testing.assert_array_equal(turned, plain[:, ::-1])
     low = ("--teacher.dtype", "bfloat16", "--output", str(folder / "low.h5"))

@@ -27,7 +27,7 @@ def test_an_array_of_logits_becomes_a_cache_that_distill_trains_from(tmp_path: P
     cache = open_cache(path)
     expected = torch.log_softmax(torch.from_numpy(logits), dim=1)
     for view in range(10):
-        decoded = cache.codecs["logits"].decode(cache.read(np.arange(60), view))
+        decoded = cache.codecs["logits"].decode(cache.read_encoded(np.arange(60), view))
         torch.testing.assert_close(decoded, expected, rtol=0, atol=4e-3)
     assert cache.keys()[0] == "0/000.png"
     assert cache.metadata.dataset["class_names"] == [str(digit) for digit in range(10)]

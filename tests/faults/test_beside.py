@@ -85,7 +85,7 @@ def test_fault_25_workers_of_every_start_method_get_identical_pixels_and_values(
     made = Synthetic(num_rows=1500)
     cache, dataset = open_cache(made.build(tmp_path / "t.h5", packed=packed)), digits_dataset(20)
     rows = np.array([1499, 3, 3, 1000, 0])
-    cache.read(rows[:2], 1)  # some blocks are verified before the others go
+    cache.read_encoded(rows[:2], 1)  # some blocks are verified before the others go
     expected = (made.rows(1)[rows].tobytes(), dataset[3, 1].image.numpy().tobytes())
     context = multiprocessing.get_context(method)
     queue = context.Queue()
@@ -112,9 +112,9 @@ def test_fault_25_a_cache_that_was_open_before_a_fork_reads_on_in_both_processes
     queue = context.Queue()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
-        child = context.Process(target=lambda: queue.put(cache.read(rows, 1).numpy().tobytes()))
+        child = context.Process(target=lambda: queue.put(cache.read_encoded(rows, 1).numpy().tobytes()))
         child.start()
-    assert queue.get(timeout=60) == made.rows(1)[rows].tobytes() == cache.read(rows, 1).numpy().tobytes()
+    assert queue.get(timeout=60) == made.rows(1)[rows].tobytes() == cache.read_encoded(rows, 1).numpy().tobytes()
     child.join()
     assert child.exitcode == 0
 
@@ -128,7 +128,7 @@ def test_fault_25_threads_read_one_cache_at_the_same_time(tmp_path: Path) -> Non
         draw = np.random.default_rng(seed)
         for _ in range(50):
             rows = draw.integers(0, 5300, 64)
-            if not np.array_equal(cache.read(rows, seed % 2).numpy(), made.rows(seed % 2)[rows]):
+            if not np.array_equal(cache.read_encoded(rows, seed % 2).numpy(), made.rows(seed % 2)[rows]):
                 wrong.append(seed)
 
     threads = [threading.Thread(target=read, args=(seed,)) for seed in range(8)]

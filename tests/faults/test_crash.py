@@ -154,14 +154,14 @@ def test_fault_02_03_a_build_by_the_engine_survives_a_crash_or_power_loss_at_any
     with recorder.recording():
         build_cache(teacher, dataset, root / "t.h5", config)
     recorder.assert_complete()
-    expected = open_cache(root / "t.h5").read(np.arange(1100), 0)
+    expected = open_cache(root / "t.h5").read_encoded(np.arange(1100), 0)
     disk = Disk()
     for number, event in enumerate(recorder.events):
         disk.apply(event)
         for tree in (disk.tree(), disk.tree_after_power_loss(random.Random(number))):
             write_tree(tree, tmp_path / "lost")
             try:
-                found = open_cache(tmp_path / "lost" / "t.h5").read(np.arange(1100), 0)
+                found = open_cache(tmp_path / "lost" / "t.h5").read_encoded(np.arange(1100), 0)
                 assert found.equal(expected)
             except CacheError:
                 assert not (tmp_path / "lost" / "t.h5").is_file()

@@ -71,11 +71,11 @@ from kdkit import open_cache
 from kdkit.errors import CacheCorruptError
 path, victim = sys.argv[1:]
 cache = open_cache(path)
-cache.read(np.arange(10), 0)  # the first block is verified: later reads of it touch no checksum
+cache.read_encoded(np.arange(10), 0)  # the first block is verified: later reads of it touch no checksum
 os.truncate(victim, 4096)
 for rows in (np.arange(10), np.arange(500), np.array([700])):
     try:
-        cache.read(rows, 0)
+        cache.read_encoded(rows, 0)
     except CacheCorruptError as error:
         assert "was cut from" in str(error) and os.path.basename(victim) in str(error), error
     else:
@@ -118,9 +118,9 @@ def test_fault_08_one_flipped_bit_in_any_payload_block_is_a_checksum_error_that_
             cache = open_cache(path)
             named = rf"{file_path.name}: view {view}, rows {first} to {first + rows - 1} of 'logits'"
             with pytest.raises(CacheCorruptError, match=named):
-                cache.read(np.array([first + rows - 1]), view)
+                cache.read_encoded(np.array([first + rows - 1]), view)
             others = np.array([row for row in range(0, CACHE.num_rows, 250) if not first <= row < first + rows])
-            assert np.array_equal(cache.read(others, view).numpy(), CACHE.rows(view)[others])
+            assert np.array_equal(cache.read_encoded(others, view).numpy(), CACHE.rows(view)[others])
             with pytest.raises(CacheCorruptError, match=named):
                 open_cache(path).verify()
     CACHE.assert_exact(path)

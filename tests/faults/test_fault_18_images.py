@@ -110,7 +110,7 @@ def test_fault_18_a_skipped_image_is_recorded_and_shifts_no_row(images: Path, nu
         for index, row in enumerate(rows):
             assert torch.equal(pixels.images[index], expected[row].image)
             assert pixels.target[index] == expected[row].target
-            decoded = cache.codecs["logits"].decode(cache.read(cache.rows_of(pixels.row[index : index + 1]), 0))
+            decoded = cache.codecs["logits"].decode(cache.read_encoded(cache.rows_of(pixels.row[index : index + 1]), 0))
             assert torch.equal(logits[index], decoded[0])
         seen += rows
     assert skipped == [(DAMAGED, True)]

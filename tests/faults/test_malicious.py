@@ -219,7 +219,7 @@ def test_fault_28_a_pickle_where_a_checkpoint_or_a_cache_is_expected_is_refused_
         torch.save({"state_dict": _Harm(mark)}, path)
     else:
         path.write_bytes(pickle.dumps(_Harm(mark), protocol=2))
-    with pytest.raises(CacheCorruptError, match=r"t\.h5' is no HDF5 file"):
+    with pytest.raises(CacheCorruptError, match=r"t\.h5' is not an HDF5 file"):
         open_cache(path)
     for name in ("weights.pth", "weights.safetensors"):
         shutil.copy(path, tmp_path / name)

@@ -126,9 +126,9 @@ def test_fault_23_rows_beyond_2_to_the_31_at_offsets_beyond_4_gib_are_the_right_
     assert cache.num_rows == SPARSE_ROWS
     rows = np.array([*reversed(marked), (1 << 31) + 2, 1, 0])
     expected = np.array([*map(_marked, reversed(marked)), [0, 0], [0, 0], _marked(0)], dtype="<f4")
-    assert np.array_equal(cache.read(rows, 0).numpy().view("<f4"), expected)
+    assert np.array_equal(cache.read_encoded(rows, 0).numpy().view("<f4"), expected)
     with pytest.raises(CacheError, match=f"rows 0 to {SPARSE_ROWS - 1}, got row {SPARSE_ROWS}"):
-        cache.read(np.array([SPARSE_ROWS]), 0)
+        cache.read_encoded(np.array([SPARSE_ROWS]), 0)
 
 
 @pytest.mark.parametrize("num_rows", [0, 1, 2, 999, 1000, 1001, 2300])
@@ -141,9 +141,9 @@ def test_fault_24_no_row_one_row_and_a_last_partial_shard_are_exact(
     cache.assert_exact(path)
     opened = open_cache(path)
     opened.verify()
-    assert opened.read(np.array([], dtype=np.int64), 1).shape == (0, 24)
+    assert opened.read_encoded(np.array([], dtype=np.int64), 1).shape == (0, 24)
     with pytest.raises(CacheError, match=f"got row {num_rows}"):
-        opened.read(np.array([num_rows]), 0)
+        opened.read_encoded(np.array([num_rows]), 0)
 
 
 def test_fault_24_a_dataset_of_no_samples_is_refused_before_a_cache_is_begun(tmp_path: Path) -> None:
@@ -163,7 +163,7 @@ def test_fault_24_a_batch_of_duplicate_and_unsorted_rows_is_exact(tmp_path: Path
         rows = draw.integers(0, 2300, size)
         rows[size // 2 :] = rows[: size - size // 2]
         for view in (1, 0):
-            assert np.array_equal(opened.read(rows, view).numpy(), cache.rows(view)[rows])
+            assert np.array_equal(opened.read_encoded(rows, view).numpy(), cache.rows(view)[rows])
 
 
 def test_too_many_open_shards_are_reported_as_such_and_not_as_damage(tmp_path: Path) -> None:

@@ -376,7 +376,7 @@ def test_fault_19_a_build_continues_with_halved_batches_when_the_teacher_has_no_
     assert max(small.seen) == 16
     rows = np.arange(96)
     for view in range(dataset.recipe.num_views):
-        found = [open_cache(tmp_path / name).read(rows, view) for name in ("small.h5", "plain.h5")]
+        found = [open_cache(tmp_path / name).read_encoded(rows, view) for name in ("small.h5", "plain.h5")]
         decoded = [open_cache(tmp_path / "plain.h5").codecs["logits"].decode(payload) for payload in found]
         torch.testing.assert_close(decoded[0], decoded[1], rtol=1e-4, atol=1e-5)
 

@@ -29,7 +29,7 @@ def test_fault_29_the_golden_files_of_version_1_are_read(codec: str) -> None:
     assert (cache.num_rows, cache.num_views, cache.num_classes) == (5, 2, 4)
     assert cache.metadata.dataset["class_names"] == ["null", "eins", "deux", "三"]
     for view in range(2):
-        decoded = cache.codecs["logits"].decode(cache.read(np.array([4, 0, 1, 2, 3]), view)).numpy()
+        decoded = cache.codecs["logits"].decode(cache.read_encoded(np.array([4, 0, 1, 2, 3]), view)).numpy()
         wanted = np.array(expected["log_probabilities"][view])[[4, 0, 1, 2, 3]]
         held = wanted > LEAST[codec]
         np.testing.assert_allclose(decoded[held], wanted[held], rtol=0, atol=TOLERANCE[codec])
@@ -46,7 +46,7 @@ def test_fault_29_the_golden_files_of_the_small_codecs_decode_as_when_they_were_
     assert cache.codecs["logits"].name == expected["codec"] == codec
     assert (cache.num_rows, cache.num_views, cache.num_classes) == (5, 2, 24)
     for view, wanted in enumerate(expected["log_probabilities"]):
-        decoded = cache.codecs["logits"].decode(cache.read(np.arange(5), view)).numpy()
+        decoded = cache.codecs["logits"].decode(cache.read_encoded(np.arange(5), view)).numpy()
         np.testing.assert_allclose(decoded, np.array(wanted), rtol=0, atol=1e-4)
 
 
@@ -58,7 +58,7 @@ def test_fault_29_the_golden_file_of_features_is_read() -> None:
     assert set(cache.streams) == set(expected) == {"pooled", "tokens", "stages.2"}
     for name, views in expected.items():
         for view, wanted in enumerate(views):
-            decoded = cache.codecs[name].decode(cache.read(np.arange(5), view, name)).numpy()
+            decoded = cache.codecs[name].decode(cache.read_encoded(np.arange(5), view, name)).numpy()
             tolerance = {"float16": 2**-9, "int8": 7 / 510}[cache.codecs[name].name]  # of numbers from -3 to 4.5
             np.testing.assert_allclose(decoded, np.array(wanted), rtol=0, atol=tolerance)
             assert (decoded[1] == -0.5).all()

@@ -39,7 +39,7 @@ def check(path: Path, expected: np.ndarray, tolerance: float = 1e-3) -> None:
     assert cache.keys() == KEYS
     assert cache.num_views == expected.shape[1]
     for view in range(cache.num_views):
-        found = cache.codecs["logits"].decode(cache.read(np.arange(len(KEYS)), view)).exp().numpy()
+        found = cache.codecs["logits"].decode(cache.read_encoded(np.arange(len(KEYS)), view)).exp().numpy()
         assert abs(found - expected[:, view]).sum(axis=1).max() / 2 < tolerance
 
 
@@ -123,7 +123,7 @@ def test_a_fitted_codec_is_fitted_to_the_arrays(tmp_path: Path) -> None:
     np.savez(tmp_path / "x.npz", logits=low, keys=keys)
     import_arrays(tmp_path / "x.npz", Keys(keys), tmp_path / "teacher.h5", codec="lowrank")
     cache = open_cache(tmp_path / "teacher.h5")
-    found = cache.codecs["logits"].decode(cache.read(np.arange(300), 0)).double()
+    found = cache.codecs["logits"].decode(cache.read_encoded(np.arange(300), 0)).double()
     target = torch.from_numpy(low).double().log_softmax(1)
     assert (target.exp() * (target - found)).sum(1).mean() < 0.05
 
@@ -140,7 +140,7 @@ def test_a_fitted_codec_is_fitted_to_the_arrays(tmp_path: Path) -> None:
         ({"logits": logits(4, CLASSES), "probs": logits(4, CLASSES)}, "expected logits, or probs"),
         ({"probs": logits(4, CLASSES)}, "image 'b/2.png' has probabilities that do not sum to 1"),
         ({"logits": np.full((4, CLASSES), np.nan, "f4")}, "image 'b/2.png' has NaN or infinity"),
-        ({"logits": logits(4, CLASSES), "boxes": np.zeros((4, 1, 4))}, "boxes or flips alone"),
+        ({"logits": logits(4, CLASSES), "boxes": np.zeros((4, 1, 4))}, "only boxes or only flips"),
         ({"logits": logits(4, CLASSES), "boxes": np.zeros((4, 4)), "flips": np.zeros((4, 1))}, r"boxes \[4, 4\]"),
         ({"logits": logits(4, CLASSES), "boxes": np.full((4, 1, 4), -1), "flips": np.zeros((4, 1))}, "outside 0 to"),
         ({"logits": logits(4, CLASSES), "keys": np.arange(4)}, "expected a list of texts"),

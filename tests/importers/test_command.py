@@ -59,8 +59,11 @@ def test_arrays_are_imported_with_the_recipe_that_is_named(tmp_path: Path) -> No
     ("arguments", "message"),
     [
         (["joblib", "x"], "no importer reads 'joblib'; known: ml-dr, fkd, arrays"),
-        (["ml-dr", str(DATA / "ml-dr/randaug"), "--label-type", "hard"], "label_type is no option of the format ml-dr"),
-        (["ml-dr", str(DATA / "ml-dr/randaug"), "--size", "64"], "recipe is no option of the format ml-dr"),
+        (
+            ["ml-dr", str(DATA / "ml-dr/randaug"), "--label-type", "hard"],
+            "label_type is not an option of the format ml-dr",
+        ),
+        (["ml-dr", str(DATA / "ml-dr/randaug"), "--size", "64"], "recipe is not an option of the format ml-dr"),
         (["fkd", str(DATA / "fkd/hard"), "--label-type", "soft"], "label_type must be one of hard"),
     ],
 )

@@ -37,7 +37,7 @@ def test_every_row_is_that_of_its_file(foreign: Path, tmp_path: Path) -> None:
     report = import_mldr(foreign, Keys(KEYS), tmp_path / "teacher.h5")
     assert (report.num_rows, report.num_views, report.images_read) == (COUNT, 2, COUNT)
     cache, order = open_cache(tmp_path / "teacher.h5"), torchvision_order(KEYS)
-    decoded = cache.codecs["logits"].decode(cache.read(np.arange(COUNT), 1)).exp()
+    decoded = cache.codecs["logits"].decode(cache.read_encoded(np.arange(COUNT), 1)).exp()
     for index in (0, 999, 1000, 1001, 2099):
         _, views = torch.load(foreign / f"{index}.pth.tar", weights_only=False)
         probs, ids = views[1]["prob"]
@@ -102,7 +102,7 @@ def test_a_part_of_imagenet_has_its_own_classes_alone_renormalised(tmp_path: Pat
     assert cache.names_classes
     rest = 0.2 / 997
     expected = torch.tensor([rest, 0.5, 0.1]) / (rest + 0.6)
-    assert torch.allclose(cache.codecs["logits"].decode(cache.read([0, 1], 0)).exp(), expected, atol=1e-6)
+    assert torch.allclose(cache.codecs["logits"].decode(cache.read_encoded([0, 1], 0)).exp(), expected, atol=1e-6)
 
 
 def test_labels_of_other_classes_than_the_folders_are_told_apart(tmp_path: Path) -> None:

@@ -172,8 +172,8 @@ def test_fkd_refuses_images_whose_names_it_cannot_tell_apart(tmp_path: Path) -> 
     [
         ([np.zeros((2, 3), "f4"), np.zeros(2, bool), np.zeros(2, int)], r"coords \[V, 4\]"),
         ([np.zeros((2, 4), "f4"), np.zeros(3, bool), np.zeros(2, int)], r"flips \[V\]"),
-        ([np.full((2, 4), np.nan, "f4"), np.zeros(2, bool), np.zeros(2, int)], "no numbers"),
-        ([np.zeros((2, 4), "f4"), np.zeros(2, bool), np.full((2, 2), 0.5, "f4")], "no whole numbers"),
+        ([np.full((2, 4), np.nan, "f4"), np.zeros(2, bool), np.zeros(2, int)], "not numbers"),
+        ([np.zeros((2, 4), "f4"), np.zeros(2, bool), np.full((2, 2), 0.5, "f4")], "not whole numbers"),
         ([np.zeros((2, 4), "f4"), np.zeros(2, bool), np.zeros((2, 3, 5), "f4")], "expected one of"),
         ([np.zeros((2, 4), "f4"), np.zeros(2, bool), np.full(2, 1000)], "class 1000"),
         ([0, 1, 2], "three arrays"),

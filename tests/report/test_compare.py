@@ -152,8 +152,8 @@ def test_a_path_that_is_no_run_is_named(tmp_path: Path) -> None:
     assert table.rows == ()
     assert [problem.split(":")[0].rsplit("' ", 1)[1] for problem in table.problems] == [
         "does not exist",
-        "is no run",
-        "is no run",
+        "is not a run",
+        "is not a run",
     ]
 
 

@@ -188,9 +188,9 @@ def test_an_image_that_cannot_be_read_is_named_on_the_sheet(tmp_path: Path) -> N
     [
         ({"rows": "40"}, "there is no row 40: there are rows 0 to 39"),
         ({"rows": "7-5"}, "there is no row 7-5"),
-        ({"rows": "no/such.png"}, "'no/such.png' is no row: expected a number"),
+        ({"rows": "no/such.png"}, "'no/such.png' is not a row: expected a number"),
         ({"views": "5"}, "there is no view 5: there are views 0 to 4"),
-        ({"views": "one"}, "'one' is no view"),
+        ({"views": "one"}, "'one' is not a view"),
         ({"sort": "disagreement", "views": "1"}, "disagreement is between views"),
         ({"output": "s.gif"}, r"must be a file that ends in \.png or \.html"),
         ({"sort": "beauty"}, "sort must be one of entropy, disagreement"),

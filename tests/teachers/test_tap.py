@@ -94,7 +94,7 @@ def test_features_carry_no_gradient() -> None:
 def test_a_tap_that_is_not_there_is_named_with_those_that_are() -> None:
     with pytest.raises(UnknownNameError, match=r"no tap 'blocks\.1'.*stages\.0, stages\.1"):
         create_teacher(tiny_model("test_resnet"), taps=["blocks.1"])
-    with pytest.raises(UnknownNameError, match="none, since it is no timm model"):
+    with pytest.raises(UnknownNameError, match="none, since it is not a timm model"):
         create_teacher(torch.nn.Linear(2, 3), taps=["pooled"])
     with pytest.raises(ConfigError, match=r"\['pooled'\]"):
         create_teacher(tiny_model(), taps="pooled")

@@ -131,7 +131,7 @@ def test_an_output_folder_is_written_over_on_demand_only(tmp_path: Path) -> None
 def test_overwriting_never_removes_what_kdkit_did_not_write(tmp_path: Path) -> None:
     (tmp_path / "ours").write_text("")
     (tmp_path / "precious").mkdir()
-    with pytest.raises(OutputExistsError, match="'precious', which is no output of this command"):
+    with pytest.raises(OutputExistsError, match="'precious', which is not an output of this command"):
         prepare_output(tmp_path, ["ours"], overwrite=True)
     assert (tmp_path / "ours").exists()
     assert (tmp_path / "precious").exists()

@@ -86,8 +86,8 @@ class Codec(RowCodec):
     def fit(self, sample_logits: Tensor, head: Tensor | None = None) -> Self:
         """A codec of the same options fitted to `sample_logits` [R, C]; itself for a codec without a fit.
 
-        `head` is the weight [C, F] of the teacher's last linear layer over F features, where it has one: it shows how
-        logits can vary where the sample is too small to show it.
+        `head` is the weight [C, F] of the teacher's last linear layer over F features, if it has one: a prior for the
+        covariance of the logits when the sample is small.
         """
         return self
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 
 class _Geometry(NamedTuple):
-    """Where each field lies; [F, 1] each, on one device."""
+    """Position of each field; [F, 1] each, on one device."""
 
     first: Tensor  # first byte
     shift: Tensor  # to the right, inside the window of bytes that begins there
@@ -39,7 +39,7 @@ class BitFields:
 
     @property
     def window(self) -> int:
-        """Bytes within which any of the fields lies, whatever bit it starts at."""
+        """Number of bytes that any of the fields spans at most, whatever bit it starts at."""
         return (max(self.widths) + 7 + 7) // 8
 
     def pack(self, values: Tensor, row_bytes: int) -> Tensor:

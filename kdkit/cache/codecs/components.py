@@ -15,7 +15,7 @@ from torch import Tensor
 
 from kdkit.errors import ConfigError
 
-MAX_BITS = 8  # of one coefficient: steps finer than 1/256 of its range are below every other error
+MAX_BITS = 8  # of one coefficient: steps finer than 1/256 of its range are smaller than any other error
 # Distance, in deviations, between the 2**b levels that suit a normal variable best (Max 1960, table II), b = 1 to 8.
 _SPACING = np.array([1.596, 0.9957, 0.5860, 0.3352, 0.1881, 0.1041, 0.0569, 0.0308])
 _WIDEN = 1.3  # coefficients found under a row's own weights spread wider than plain projections

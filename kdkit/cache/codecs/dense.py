@@ -16,11 +16,9 @@ from kdkit.cache.codecs.base import Codec, check_logits, check_payload
 from kdkit.cache.codecs.raw import from_bytes, to_bytes
 
 _INT8_LEVELS = 255  # the largest uint8 code
-_INT8_LINEAR, _INT8_SQUARE = (
-    0.4,
-    0.6,
-)  # levels bunch where the likely classes are; evenly spaced ones cost half as much again
-_INT8_DEEPEST = 30.0  # nats: one class far below all others must not coarsen the levels of the others
+# Levels are denser near the likely classes; evenly spaced levels give 1.5 times the divergence.
+_INT8_LINEAR, _INT8_SQUARE = 0.4, 0.6
+_INT8_DEEPEST = 30.0  # nats: one class far below all others must not reduce the resolution for the others
 _FLOAT16_LEAST = -65504.0
 
 
@@ -50,8 +48,8 @@ class Float32Codec(Codec):
 class Float16Codec(Codec):
     """Log-probabilities in half precision: 2 C bytes per row.
 
-    Log-probabilities rather than logits, because then the likely classes, which the divergence weighs most, lie near
-    zero where half precision is finest.
+    Log-probabilities rather than logits, because then the likely classes, which the divergence weighs most, are near
+    zero, where half precision is finest.
     """
 
     name: ClassVar[str] = "float16"
@@ -66,7 +64,8 @@ class Float16Codec(Codec):
         return F.log_softmax(logits.float(), dim=1).half().isfinite().all(dim=1)
 
     def encode(self, logits: Tensor) -> Tensor:
-        """[B, C] float -> uint8 [B, 2 C]; a log-probability below -65504 is clamped, which stands for 0."""
+        """[B, C] float -> uint8 [B, 2 C]; a log-probability below -65504 is clamped there; its probability is
+        effectively 0."""
         check_logits(self, logits)
         return to_bytes(F.log_softmax(logits.float(), dim=1).clamp_min(_FLOAT16_LEAST).half())
 
@@ -78,10 +77,10 @@ class Float16Codec(Codec):
 
 @dataclass(frozen=True)
 class Int8Codec(Codec):
-    """The distance of each class below the likeliest one, on 256 levels, finest near the top: C + 4 bytes per row.
+    """Non-uniform 8-bit quantisation of the distance to the max logit, finest near the top: C + 4 bytes per row.
 
     Layout: float32 depth d, the least likely class's distance, at most 30 nats; then one uint8 code c per class. With
-    u = c / 255 the class lies d (0.4 u + 0.6 u^2) below the top. KL(teacher || decoded) <= 0.005 for every row.
+    u = c / 255 the class is d (0.4 u + 0.6 u^2) below the top. KL(teacher || decoded) <= 0.005 for every row.
     """
 
     name: ClassVar[str] = "int8"

@@ -1,7 +1,7 @@
-"""The likeliest classes of a row, one by one, and the mass that they leave to the rest.
+"""The most probable classes of a row, stored individually, and the total mass of the rest.
 
 The k classes and the rest are k + 1 groups of a distribution. Each group's log-probability is kept as a number of
-steps below 0. The first group is the likeliest class; it decodes 1/16 of a step higher than its code tells, and no
+steps below 0. The first group is the likeliest class; it decodes 1/16 of a step above its code's value, and no
 other group has a smaller code, so that the top-1 survives ties of the rounding.
 
 Dimensions: B batch, C classes, K entries.
@@ -17,8 +17,8 @@ from torch import Tensor
 
 from kdkit.cache.codecs.bits import index_width
 
-DEPTH = 16.0  # nats below log 1 that the codes cover; e**-16 = 1e-7 is less than a training run can notice
-LEAD = 1 / 16  # of a step: by how much the first entry is lifted over its code
+DEPTH = 16.0  # nats below log 1 that the codes cover; e**-16 = 1e-7 is negligible for training
+LEAD = 1 / 16  # of a step: how far the first entry decodes above its code's value
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class EntryFormat:
         return (log_p.clamp(-DEPTH, 0) / -self.step).round().clamp_max(2**self.value_bits - 1).to(torch.int64)
 
     def _behind(self, first: Tensor, rest_code: Tensor) -> Tensor:
-        """1 where the first entry would decode below an evenly spread rest: one step up puts it ahead."""
+        """1 if the first entry would decode below a uniform rest: one step up puts it ahead."""
         if self.others == 0:
             return torch.zeros_like(first)
         even = -self.step * rest_code - math.log(self.others)

@@ -1,4 +1,4 @@
-"""The likeliest classes one by one, and all the others as principal components of the log-probabilities.
+"""Stores the K most probable classes individually, the rest as principal-component coefficients.
 
 Dimensions: B batch, C classes, K entries, D components, R rows of a fitting sample.
 """
@@ -27,12 +27,12 @@ from kdkit.errors import ConfigError, NonFiniteOutputError, ShapeError
 
 _VALUE_BITS = 7
 _GAIN_BITS = 5
-_FLAT = 0  # the gain's code for a rest that is spread evenly
+_FLAT = 0  # the gain's code for a uniform distribution over the rest
 _GAIN_ONE, _GAINS_PER_OCTAVE = 8, 4  # any other code c is a gain of 2**((c - 8) / 4)
 _RANGE_SHARE = 0.9  # of a row's coefficients that the gain brings within the range of their levels
-_DEEPEST = 40.0  # nats below the likeliest class; lower values are clamped, because no student can tell
-_HEAD_ROWS = 1024  # of a sample, that the head counts as much as: decisive for few images, little for 16,384 rows
-_MARGIN = 1e-4  # nats by which the top-1 stays ahead: other devices add in other orders
+_DEEPEST = 40.0  # nats below the likeliest class; lower values are clamped; the difference is negligible for training
+_HEAD_ROWS = 1024  # pseudo-count: the head prior weighs as much as this many rows; negligible beside 16,384 rows
+_MARGIN = 1e-4  # nats by which the top-1 stays ahead: the summation order differs between devices
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,8 @@ class LowRankCodec(Codec):
     """K classes with their log-probabilities, and D quantised coefficients that describe all the others.
 
     For every row, in nats, KL(teacher || decoded) <= 0.009 + m (log(C - K) - H), where m is the mass that the teacher
-    gives to the other classes and H the entropy of how it spreads that mass: where the components would do worse than
-    an even spread, a row falls back to that. On real logits the divergence is a small part of this bound.
+    gives to the other classes and H the entropy of that part of its distribution. If the components would do worse than
+    a uniform distribution, the row falls back to that. On real logits the divergence is far below this bound.
     """
 
     name: ClassVar[str] = "lowrank"
@@ -156,7 +156,7 @@ class LowRankCodec(Codec):
         return gain_code.to(torch.int64), objective.round(best, Levels(_gain(gain_code) * step, half))
 
     def _keep_top1(self, entries: Entries, decoded: Tensor) -> Entries:
-        """Entries whose first is lifted by the steps by which a class of the rest would decode ahead of it."""
+        """Raise the first entry until no other class decodes above it."""
         first = decoded.gather(1, entries.ids[:, :1])
         rival = decoded.scatter(1, entries.ids[:, :1], -torch.inf).amax(dim=1, keepdim=True)
         lift = ((rival - first + _MARGIN) / self._format.step).ceil().clamp(0, 2**_VALUE_BITS).to(torch.int64)
@@ -190,6 +190,6 @@ def _log_ratios(fields: Tensor, tables: Tables) -> Tensor:
 
 
 def _centred(log_p: Tensor) -> Tensor:
-    """The target of the components: log-probabilities [B, C], floored, less their row's mean."""
+    """The target of the components: log-probabilities [B, C], clamped from below and centred per row."""
     target = log_p.maximum(log_p.amax(dim=1, keepdim=True) - _DEEPEST)
     return target - target.mean(dim=1, keepdim=True)

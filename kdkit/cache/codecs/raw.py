@@ -15,6 +15,6 @@ def from_bytes(payload: Tensor, dtype: torch.dtype) -> Tensor:
     """Uint8 [B, N * itemsize] -> [B, N] of `dtype`."""
     payload = payload.contiguous()
     misaligned = payload.storage_offset() % dtype.itemsize or payload.stride(0) % dtype.itemsize
-    if misaligned:  # a slice of one row, or of none, counts as contiguous wherever it stands
+    if misaligned:  # a slice of one row, or of none, counts as contiguous wherever it starts
         payload = payload.clone(memory_format=torch.contiguous_format)
     return payload.flatten().view(dtype).view(len(payload), payload.shape[1] // dtype.itemsize)

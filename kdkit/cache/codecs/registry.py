@@ -20,10 +20,10 @@ _FEATURE_CODECS: dict[str, type[FeatureCodec]] = {}
 
 
 def register_codec(name: str, codec: type[Codec] | type[FeatureCodec]) -> None:
-    """Makes a codec known under its name, so that builds can use it and caches written with it can be opened.
+    """Registers a codec, so that builds can use it and caches written with it can be opened.
 
-    A codec of logits is a `Codec`, one of features a `FeatureCodec`; the two kinds have separate names. A cache
-    stores only the name and the options: register the same class before opening it.
+    A codec of logits is a `Codec`, one of features a `FeatureCodec`; the two kinds have separate namespaces. A
+    cache stores only the name and the options: register the same class before opening it.
 
     Args:
         name: name in configurations and cache files; the class attribute `name` must be the same.
@@ -42,7 +42,7 @@ def register_codec(name: str, codec: type[Codec] | type[FeatureCodec]) -> None:
 
 
 def available_codecs() -> list[str]:
-    """The names that `create_codec` takes, the most exact first."""
+    """The names that `create_codec` takes, most accurate first."""
     return list(_CODECS)
 
 
@@ -67,7 +67,7 @@ def create_codec(name: str, num_classes: int, **options: Any) -> Codec:
 
 
 def default_codec(num_classes: int) -> Codec:
-    """The codec to use where none is named: lowrank where its rows are smaller than float16's, else float16."""
+    """The codec to use if none is named: lowrank if its rows are smaller than float16's, else float16."""
     exact = create_codec(Float16Codec.name, num_classes)
     if LowRankCodec.row_bytes >= exact.row_bytes:  # the class attribute is the default of the option
         return exact
@@ -75,16 +75,16 @@ def default_codec(num_classes: int) -> Codec:
 
 
 def codec_of_size(name: str | None, num_classes: int, row_bytes: int, **options: Any) -> Codec:
-    """The codec called `name` whose rows take at most `row_bytes` bytes, as close to that as its options allow.
+    """The codec called `name` whose rows take at most `row_bytes` bytes: the largest that fits.
 
     Args:
-        name: lowrank or topk; None for float16 where its rows are small enough, else lowrank.
+        name: lowrank or topk; None for float16 if its rows are small enough, else lowrank.
         num_classes: C.
         row_bytes: maximum bytes per row.
         options: further options of the codec.
 
     Raises:
-        ConfigError: the codec has no option for its size, or its rows cannot be so small.
+        ConfigError: the codec has no option for its size, or its smallest row is larger.
     """
     if name is None:
         exact = create_codec(Float16Codec.name, num_classes)
@@ -107,7 +107,7 @@ def codec_of_size(name: str | None, num_classes: int, row_bytes: int, **options:
 
 
 def available_feature_codecs() -> list[str]:
-    """The names that `create_feature_codec` takes, the most exact first."""
+    """The names that `create_feature_codec` takes, most accurate first."""
     return list(_FEATURE_CODECS)
 
 

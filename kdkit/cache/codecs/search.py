@@ -26,7 +26,7 @@ _SWEEPS = 2
 
 
 class Levels(NamedTuple):
-    """Where coefficients may lie: (code - half) * step, for codes 0 to 2 * half."""
+    """The values that coefficients may have: (code - half) * step, for codes 0 to 2 * half."""
 
     step: Tensor  # [B, D] nats
     half: Tensor  # [D]

@@ -118,11 +118,11 @@ class Fields:
         return Fields(self._value.get(name), f"{self._origin}: {name}")._value
 
     def optional_mapping(self, name: str) -> dict[str, Any]:
-        """An object; empty where there is no field of that name."""
+        """An object; empty if there is no field of that name."""
         return self.mapping(name) if name in self._value else {}
 
     def optional_flag(self, name: str, default: bool) -> bool:
-        """True or false; `default` where there is no field of that name."""
+        """True or false; `default` if there is no field of that name."""
         value = self._value.get(name, default)
         if not isinstance(value, bool):
             raise CacheCorruptError(f"{self._origin}: {name} is {_kind(value)}, expected true or false")

@@ -62,7 +62,7 @@ class CacheMetadata:
     recipe: Mapping[str, Any]
     """The view recipe's dict form."""
     dataset: Mapping[str, Any]
-    """{"keys_sha256": of the keys in row order, "class_names": list or null, and where there are any "versions" of the
+    """{"keys_sha256": of the keys in row order, "class_names": list or null, and if there are any "versions" of the
     libraries that drew the pixels, "has_pixels": false where the cache was made without them}."""
     fidelity: Mapping[str, Mapping[str, float]] = dataclasses.field(default_factory=dict)
     """Stream name -> fidelity of its codec in view 0, and "each": the rows 0, each, 2 each, ... of every

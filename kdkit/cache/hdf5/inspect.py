@@ -12,7 +12,7 @@ from kdkit.errors import CacheCorruptError
 
 
 def inspect_dataset(dataset: Any, name: str, origin: str, num_bytes: int) -> tuple[np.dtype[Any], tuple[int, ...], int]:
-    """Returns (dtype, shape, offset) of an open dataset whose bytes all lie inside the file; reads none of them.
+    """Returns (dtype, shape, offset) of an open dataset whose bytes are all inside the file; reads none of them.
 
     Args:
         dataset: h5py's low-level object.

@@ -19,12 +19,12 @@ _PAGE = 4096
 
 @dataclass(frozen=True)
 class Layout:
-    """Where everything in a file lies.
+    """The offset of everything in a file.
 
     Attributes:
         num_bytes: size of the whole file.
         pieces: (offset, bytes) of HDF5's own structures; zeros may be left out.
-        offsets: dataset -> offset of its bytes; 0 where it has none.
+        offsets: dataset -> offset of its bytes; 0 if it has none.
     """
 
     num_bytes: int

@@ -22,7 +22,7 @@ def open_hdf5(path: Path) -> Iterator[CheckedHDF5File]:
 
     Raises:
         CacheNotFoundError: there is none.
-        CacheCorruptError: it is no regular file, no HDF5, or reading it fails.
+        CacheCorruptError: it is not a regular file, not HDF5, or reading it fails.
     """
     try:
         with _open(path) as file:
@@ -50,10 +50,10 @@ def check_no_symlink(path: Path) -> None:
 def _open(path: Path) -> h5py.File:
     """Refuses by name and first bytes files that HDF5 should not even open: devices, pipes, pickles."""
     if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for ever
-        raise CacheCorruptError(f"{str(path)!r} is no regular file")
+        raise CacheCorruptError(f"{str(path)!r} is not a regular file")
     with open(path, "rb") as raw:
         if raw.read(len(_SIGNATURE)) != _SIGNATURE:
-            raise CacheCorruptError(f"{str(path)!r} is no HDF5 file: a cache is one, made by `kdkit cache build`")
+            raise CacheCorruptError(f"{str(path)!r} is not an HDF5 file: a cache is one, made by `kdkit cache build`")
     return h5py.File(path, "r", locking=False)
 
 

@@ -1,6 +1,6 @@
 """Reading an HDF5 file that is not trusted.
 
-HDF5 only tells where members lie. Links are followed one by one and must be hard; a dataset must be contiguous, whole
+HDF5 only gives offsets of members. Links are followed one by one and must be hard; a dataset must be contiguous, whole
 inside the file, of a plain dtype and of exactly the expected shape, before one byte of it is read; and its bytes are
 read through a memory map, so that no filter, plugin, external file or conversion of HDF5 ever runs.
 """
@@ -138,7 +138,7 @@ class CheckedHDF5File:
         return self._groups[place]
 
     def _locate(self, name: str) -> tuple[np.dtype[Any], tuple[int, ...], int]:
-        """Returns (dtype, shape, offset) of dataset `name`, whose bytes all lie inside the file; reads none of them."""
+        """Returns (dtype, shape, offset) of dataset `name`, whose bytes are all inside the file; reads none of them."""
         dataset = self._member(name, h5py.h5o.TYPE_DATASET)
         return inspect_dataset(dataset, name, str(self.path), self.num_bytes)
 

@@ -1,4 +1,4 @@
-"""Writing a cache file: HDF5's layout and the datasets' bytes, through plain writes alone."""
+"""Writing a cache file: HDF5's layout and the datasets' bytes, through plain writes only."""
 
 from __future__ import annotations
 

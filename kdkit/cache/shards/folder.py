@@ -103,7 +103,7 @@ class ShardFolder:
         return self.folder / shard.file_name
 
     def is_sealed(self, shard: Shard) -> bool:
-        """Whether the manifest names the shard, and its file has the size it was sealed with and is no link."""
+        """Whether the manifest names the shard, and its file has the size it was sealed with and is not a link."""
         path = self.shard_path(shard)
         entry = read_entry(path, shard)
         return entry is not None and file_size(path) == entry["bytes"]

@@ -50,7 +50,7 @@ def _open(path: Path) -> TextIO:
     """Opens the file, or creates it; never follows a link, because the file is emptied."""
     try:
         if path.exists() and not path.is_file():
-            raise FileExistsError(errno.EEXIST, "it is no file")
+            raise FileExistsError(errno.EEXIST, "it is not a file")
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
     except FileNotFoundError:  # with the folder: the writer has packed the cache, and removed both
         raise _finished(path) from None

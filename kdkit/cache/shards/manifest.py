@@ -18,7 +18,7 @@ _MAX_ENTRY_BYTES = 4096
 
 
 def describe_shard(shard: Shard, file: Path) -> dict[str, Any]:
-    """The entry of a shard that lies, whole, in `file`."""
+    """The entry of a shard that is the whole of `file`."""
     return {"file": shard.file_name, **asdict(shard), "bytes": file.stat().st_size, "crc32": file_crc32(file)}
 
 
@@ -41,7 +41,7 @@ def read_entry(shard_path: Path, shard: Shard) -> dict[str, Any] | None:
 
 
 def file_size(path: Path) -> int:
-    """Bytes of a regular file; -1 where there is none."""
+    """Bytes of a regular file; -1 if there is none."""
     try:
         found = path.lstat()
     except OSError:

@@ -29,7 +29,7 @@ class ImageSource(Protocol):
     keys: Sequence[str]
     """A unique key for each sample."""
     class_names: Sequence[str] | None
-    """One name per class; None where the source has no names."""
+    """One name per class; None if the source has no names."""
 
     def __len__(self) -> int:
         """Number of samples."""
@@ -41,7 +41,7 @@ class ImageSource(Protocol):
 
 
 def targets_of(source: ImageSource) -> Targets | None:
-    """The class index of each sample [N], -1 for no label; None where only loading a sample tells its label."""
+    """The class index of each sample [N], -1 for no label; None if only loading a sample tells its label."""
     found = np.asarray(getattr(source, "targets", None))
     is_index = found.shape == (len(source),) and np.issubdtype(found.dtype, np.integer)
     return found.astype(np.int64) if is_index else None

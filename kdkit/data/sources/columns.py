@@ -32,7 +32,7 @@ def choose_column(given: str | None, usual: Sequence[str], names: Sequence[str],
 
 
 def choose_label(given: str | None, usual: Sequence[str], names: Sequence[str], image: str, origin: str) -> str | None:
-    """The column of the labels, as `choose_column` finds it; None where the column `image` stands alone."""
+    """The column of the labels, as `choose_column` finds it; None if `image` is the only column."""
     if given is None and set(names) == {image}:
         return None
     return choose_column(given, usual, names, "label_column", origin)

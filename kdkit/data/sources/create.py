@@ -1,4 +1,4 @@
-"""From DATA, as the command line or a custom loop names it, to a source."""
+"""Opens `data`, as the command line or a custom loop names it, as an image source."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from kdkit.errors import DatasetError
 
 _KINDS = ("stream", "hfds", "zip", "webdataset", "tar", "table", "folder")
 """Modules of this package, in the order in which they are tried. Each has `create(name, columns)`, which returns the
-source that a name refers to, or None where the name is of another kind. A new kind is one module, and one name here."""
+source that a name refers to, or None if the name is of another kind. A new kind is one module, and one name here."""
 
 
 def create_source(data: Any, *, image_column: str | None = None, label_column: str | None = None) -> ImageSource:
-    """Opens the images that `data` refers to.
+    """Opens `data` as an image source.
 
     Args:
-        data: a name or path, or a dataset. A name is one of: a folder of class folders; a folder of images alone,
-            which have no labels; a .zip or .tar file, or a folder of .tar files, of class folders; a folder of
+        data: a name or path, or a dataset. A name is one of: a folder of class folders; a flat folder of
+            unlabelled images; a .zip or .tar file, or a folder of .tar files, of class folders; a folder of
             WebDataset shards; a .csv, .tsv or .parquet file of paths and labels; hfds/NAME or hfds/NAME:SPLIT, a
             Hugging Face dataset (split train by default). A dataset is a source, a datasets.Dataset, or any map-style
             dataset (see MappedSource).
-        image_column: column of the images or their paths, where `data` has columns.
-        label_column: column of the labels, where `data` has columns; of WebDataset shards, a field of the .json files.
+        image_column: column of the images or their paths, if `data` has columns.
+        label_column: column of the labels, if `data` has columns; of WebDataset shards, a field of the .json files.
 
     Raises:
         DatasetError: `data` does not exist, holds no images, has ambiguous classes, or is a stream.

@@ -1,4 +1,4 @@
-"""Image folders: class folders of images, or images alone."""
+"""Image folders: class folders, or a flat folder of unlabelled images; listing.index_classes sets the class order."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from kdkit.errors import DatasetError
 class FolderSource:
     """A folder of class folders of images; a key is the path below the folder.
 
-    The class is the top folder, however deep an image lies below it. Hidden files are ignored. A folder in which no
+    The class is the top folder, however deep an image is below it. Hidden files are ignored. A folder in which no
     sub-folder holds an image is flat: its images have no labels (target -1), and `class_names` is None.
 
     Args:
-        root: folder with one sub-folder per class, or of images alone.
+        root: folder with one sub-folder per class, or a flat folder of unlabelled images.
 
     Raises:
         DatasetError: the folder does not exist, holds no image, or its sub-folders are not classes.
@@ -53,13 +53,13 @@ class FolderSource:
 
 
 def create(name: str, columns: Columns) -> ImageSource:
-    """The last kind to be tried: whatever has another form is expected to be a folder."""
+    """Tried last: anything else is treated as a folder."""
     columns.check_unused("an image folder")
     return FolderSource(name)
 
 
 def _walk(listing: Listing, folder: Path, below: str, above: tuple[tuple[int, int], ...]) -> None:
-    """Adds the contents of `folder`, which is `below` the root; follows links."""
+    """Adds the contents of `folder`, which is `below` the root; follows symlinks."""
     try:
         status = folder.stat()
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
@@ -67,7 +67,7 @@ def _walk(listing: Listing, folder: Path, below: str, above: tuple[tuple[int, in
         raise DatasetError(f"the folder {str(folder)!r} cannot be listed: {error.strerror}") from error
     here = (status.st_dev, status.st_ino)
     if here in above:
-        raise DatasetError(f"the folder {str(folder)!r} is a link to a folder that it lies in: remove the link")
+        raise DatasetError(f"the folder {str(folder)!r} is a symlink to a folder that contains it: remove the symlink")
     for entry in entries:
         path = f"{below}{entry.name}"
         if is_ignored(entry.name):
@@ -77,5 +77,5 @@ def _walk(listing: Listing, folder: Path, below: str, above: tuple[tuple[int, in
             _walk(listing, Path(entry.path), f"{path}/", (*above, here))
         else:
             if entry.is_symlink() and not is_image(entry.name) and not Path(entry.path).exists():
-                raise DatasetError(f"{path!r} in {listing.origin!r} is a link to nothing: mend or remove it")
+                raise DatasetError(f"{path!r} in {listing.origin!r} is a dangling symlink: fix or remove it")
             listing.add_file(path)

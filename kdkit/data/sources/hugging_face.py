@@ -16,7 +16,7 @@ class HuggingFaceTable:
     """A datasets.Dataset as pairs of an undecoded image and a class index; class names are those of its features.
 
     Images are not decoded by `datasets`, which would apply the EXIF orientation. Without a column of labels, where the
-    images stand alone, the class index is -1.
+    there are only images, the class index is -1.
 
     Args:
         dataset: the datasets.Dataset.
@@ -60,7 +60,7 @@ def is_hugging_face(dataset: Any) -> bool:
 
 
 def arrow_column(dataset: Any, column: str, field: str | None = None) -> list[Any]:
-    """The values of one column, or of one field of it, read without the other columns; empty where it has no fields."""
+    """The values of one column, or of one field of it, read without the other columns; empty if it has no fields."""
     table = dataset.select_columns([column]).with_format("arrow")
     values: list[Any] = []
     for start in range(0, len(table), _ARROW_ROWS):

@@ -31,7 +31,7 @@ def image_suffixes() -> frozenset[str]:
 
 
 def suffix_of(path: str) -> str:
-    """The suffix of a path, lower case with its dot; empty where it has none."""
+    """The suffix of a path, lower case with its dot; empty if it has none."""
     stem, _, end = path.rpartition("/")[2].rpartition(".")
     return f".{end.lower()}" if stem else ""
 
@@ -57,7 +57,7 @@ def decode_file(path: Path, key: str, origin: str) -> Image.Image:
 def decode(stream: IO[bytes], key: str, origin: str) -> Image.Image:
     """Reads an RGB image from an open file, and closes the file.
 
-    Unlike timm's ImageDataset, which returns the next image in place of an unreadable one, this raises an error that
+    Unlike timm's ImageDataset, which returns the next image instead of an unreadable one, this raises an error that
     names the image: another image would be paired with the wrong row of teacher outputs.
 
     Raises:
@@ -72,7 +72,7 @@ def decode(stream: IO[bytes], key: str, origin: str) -> Image.Image:
 
 
 def as_rgb(image: Image.Image) -> Image.Image:
-    """The image in 8-bit RGB; the same object where it is RGB already.
+    """The image in 8-bit RGB; the same object if it is RGB already.
 
     Of 16-bit grey the upper 8 bits are kept, as Pillow does for 16-bit colour; Pillow's `convert`, and so timm and
     torchvision, would make white of all values above 255. Everything else follows timm and torchvision: transparency

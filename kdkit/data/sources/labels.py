@@ -1,4 +1,4 @@
-"""From the labels of a table or of shards to class indices."""
+"""Map the labels of a table or of shards to class indices."""
 
 from __future__ import annotations
 
@@ -18,16 +18,17 @@ _NUMBER = re.compile(r"[+-]?\d+(\.\d*)?(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
 def index_labels(labels: Sequence[object], keys: Sequence[str], origin: str) -> tuple[list[int], list[str] | None]:
     """The class index of each label, and the class names if labels are names.
 
-    Whole numbers are class indices; any other texts are names, in natural order. An empty label, None and -1 mean that
-    the sample has no label: -1.
+    Whole numbers are class indices; other strings are class names, in natural order. An empty label, None and -1 mean
+    that the sample has no label: -1.
 
     Args:
-        labels: whole numbers or texts, one per sample.
+        labels: whole numbers or strings, one per sample.
         keys: of the samples, for messages.
         origin: where the labels come from, for messages.
 
     Raises:
-        DatasetError: a label is neither, or some are numbers and others names; names the sample.
+        DatasetError: a label is neither an index nor a name, or some are numbers and others names; the error
+            names the sample.
     """
     texts = ["" if label is None else str(label).strip() for label in labels]
     for label, key in zip(labels, keys, strict=True):

@@ -1,13 +1,13 @@
-"""How a list of file paths is read: which files are images, which folder is a class, and the order of both.
+"""Rules that turn file paths into images and classes, and the order of both.
 
 Image folders, zip files and tar files follow the same rules:
 
 - an image is a file with the suffix of a format that Pillow decodes;
 - hidden files and folders, and files that operating systems leave behind, are ignored;
-- the class is the top folder, however deep the image lies below it;
+- the class is the top folder, however deep the image is below it;
 - images and classes are in natural order, in which 2 precedes 10; ties are broken by the exact name, so the order is
   the same in every process;
-- nothing vanishes silently: an empty class folder, a dangling link and an image that cannot be decoded are errors.
+- nothing is dropped silently: an empty class folder, a dangling symlink and an image that cannot be decoded are errors.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ _SPLITS = {"train", "training", "val", "valid", "validation", "dev", "test", "te
 def natural_order(name: str) -> tuple[list[str | int], str]:
     """Sort key of paths and class names: numbers by value, case ignored, ties broken by the exact name.
 
-    timm's `natural_key` has ties: A and a, or 1 and 01, would stand in another order in another process.
+    timm's `natural_key` has ties: A and a, or 1 and 01, could sort differently in another process.
     """
     parts = re.split(r"(\d+)", name.lower())
     return [int(part) if place % 2 else part for place, part in enumerate(parts)], name
 
 
 def is_ignored(path: str) -> bool:
-    """Whether a path is hidden or left behind by an operating system, or lies in such a folder."""
+    """Whether a path is hidden or left behind by an operating system, or is in such a folder."""
     return any(part.startswith(".") or part in _LEFT_BEHIND for part in path.split("/"))
 
 
@@ -121,12 +121,12 @@ class Listing:
 
     @property
     def _is_wrapped(self) -> bool:
-        """Whether all images lie in sub-folders of one top folder."""
+        """Whether all images are in sub-folders of one top folder."""
         return len(self._top_folders) == 1 and all(image.path.count("/") > 1 for image in self.images)
 
     @property
     def is_flat(self) -> bool:
-        """Whether no image lies in a sub-folder."""
+        """Whether no image is in a sub-folder."""
         return not any("/" in image.path for image in self.images)
 
     def classes(self) -> list[str]:
@@ -162,7 +162,7 @@ class Listing:
 
     def _raise_for_inner(self, names: Sequence[str]) -> NoReturn:
         shown, inner = " and ".join(map(repr, names)), f"{self.origin}/{names[0]}"
-        raise DatasetError(f"{self.origin!r} holds {shown}, not class folders: give one alone, e.g. {inner!r}")
+        raise DatasetError(f"{self.origin!r} holds {shown}, not class folders: give only one, e.g. {inner!r}")
 
 
 def index_classes(names: Sequence[str], origin: str) -> tuple[list[int], list[str]]:

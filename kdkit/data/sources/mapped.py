@@ -28,12 +28,12 @@ class MappedSource:
 
     An image is a PIL image, an array uint8 [H, W] or [H, W, 3], or a tensor uint8 [3, H, W]: the dataset must have no
     random transform of its own. timm's ImageDataset is read through its reader, because it would return the next image
-    in place of an unreadable one. A label of None means no label (target -1).
+    instead of an unreadable one. A label of None means no label (target -1).
 
-    Keys are `keys`; else paths, where the dataset has unique ones (torchvision's `samples`, timm's `filenames()`, the
+    Keys are `keys`; else paths, if the dataset has unique ones (torchvision's `samples`, timm's `filenames()`, the
     image column of a Hugging Face dataset); else the index. The index identifies a sample only as long as nothing is
     inserted, removed or re-ordered: two datasets of equal length then have equal keys, and only the pixel hashes, which
-    cover a part of the rows, tell them apart. Give keys where there are any.
+    cover a part of the rows, tell them apart. Give keys if there are any.
 
     Args:
         dataset: has __len__ and __getitem__.

@@ -22,11 +22,11 @@ _LABEL_COLUMNS = ("label",)
 
 
 class TableSource:
-    """Images whose paths and labels stand in a .csv, .tsv or .parquet file.
+    """Images whose paths and labels are in a .csv, .tsv or .parquet file.
 
     Relative paths are relative to the file's folder. A key is the path as written; absolute paths are shortened by the
     folder that all have in common. Labels are whole numbers, or names, which become classes in natural order; an empty
-    label means no label (target -1). A table of paths alone has no labels.
+    label means no label (target -1). A table of only paths has no labels.
 
     Args:
         path: the file; a CSV is UTF-8 and its first line names the columns.

@@ -28,12 +28,12 @@ _NUMBERED = re.compile(r"[-_.]\d{4,}$")
 
 @dataclass(frozen=True)
 class Member:
-    """Where one file of a tar lies."""
+    """The position of one file of a tar."""
 
     file: str
     """Path of the outermost tar."""
     tars: tuple[str, ...]
-    """Names of the tars that it lies in, below the root, outermost first."""
+    """Names of the tars that it is in, below the root, outermost first."""
     name: str
     """Name in the innermost tar."""
     offset: int
@@ -58,7 +58,7 @@ class TarSource:
 
     The class of an image is the top folder in its tar; for an image in no folder, the name of its tar. Top folders that
     hold nothing but one folder are skipped in a single tar. A key is the path in the tar, preceded by the names of the
-    tars that it lies in.
+    tars that it is in.
 
     Args:
         path: the tar file, or the folder.
@@ -107,7 +107,7 @@ def is_tar_folder(path: Path) -> bool:
     """Whether this is a folder of tars, in which nothing else is data.
 
     Raises:
-        DatasetError: images lie next to the tars.
+        DatasetError: images are next to the tars.
     """
     if not path.is_dir() or not tar_files(path) or any(_is_shown(inner) and inner.is_dir() for inner in path.iterdir()):
         return False
@@ -195,7 +195,7 @@ def _classes(listing: Listing, tars: tuple[str, ...]) -> list[str]:
     name = PurePosixPath(tars[-1]).stem
     if _NUMBERED.search(name):
         raise DatasetError(
-            f"the images in {listing.origin!r} have no label, and the name of a numbered shard is no class: "
+            f"the images in {listing.origin!r} have no label, and the name of a numbered shard is not a class: "
             "expected CLASS/IMAGE.jpg, or a .cls or .json file for each image"
         )
     return [name] * len(listing.images)

@@ -23,11 +23,11 @@ Sample = dict[str, Member]
 
 
 class WebDatasetSource:
-    """A folder of WebDataset shards, or one shard, with an index of where each image lies.
+    """A folder of WebDataset shards, or one shard, with an index of the position of each image.
 
     The files of a sample share their name up to its first dot: `0001.jpg`, `0001.cls`. The label is the text of the
     .cls file, or else a field of the .json file; the name of a shard is never a label. Labels are whole numbers, or
-    names, which become classes in natural order. A key is the name of the shard and of the sample; images stand in the
+    names, which become classes in natural order. A key is the name of the shard and of the sample; images are in the
     order of the shards.
 
     Args:

@@ -1,6 +1,6 @@
 """Mixup and CutMix that do not depend on the batch: a seeded involution over the sample keys pairs the samples.
 
-For each view, sample a has one partner b, whose partner is a; with an odd number of samples, one stays alone. Whether,
+For each view, sample a has one partner b, whose partner is a; with an odd count, one sample is unpaired. Whether,
 how, and by how much the two are mixed is drawn from the seed of the pair, so it is the same in any batch, on any rank,
 and in build and training.
 
@@ -42,7 +42,7 @@ class Pairing:
         self._partners = lru_cache(maxsize=2)(self._pair)
 
     def partners(self, view: int) -> Tensor:
-        """The row of each sample's partner in `view`, int64 [N]; its own row without a partner."""
+        """The row of each sample's partner in `view`, int64 [N]; itself if unpaired."""
         return self._partners(view)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -71,7 +71,7 @@ class Mix:
     """How two views are mixed."""
 
     share: float
-    """Share of its label, and in mixup of its pixels, that a sample keeps; 1 where it is not mixed."""
+    """Share of its label, and in mixup of its pixels, that a sample keeps; 1 if it is not mixed."""
     box: tuple[float, float, float] | None = None
     """CutMix: centre (row, column) and side of the swapped square, as fractions of the view's side."""
 
@@ -107,7 +107,7 @@ def draw_mix(recipe: ViewRecipe, key: str, other: str, view: int) -> Mix:
 
 
 def _box_at(box: tuple[float, float, float], height: int, width: int) -> tuple[int, int, int, int]:
-    """(top, bottom, left, right) in pixels of a box in fractions, cut at the border as in the paper and in timm."""
+    """(top, bottom, left, right) in pixels of a box in fractions, clipped to the image as in the paper and in timm."""
     row, column, side = box
     tall, wide = int(height * side), int(width * side)
     y, x = int(row * height), int(column * width)

@@ -60,7 +60,7 @@ def apply_operation(image: Image.Image, number: int, magnitude: float) -> Image.
     """The image after the operation of that number.
 
     Raises:
-        DatasetError: there is no such operation, or the magnitude is no number.
+        DatasetError: there is no such operation, or the magnitude is not a number.
     """
     if not (number < len(_IN_ORDER) and math.isfinite(magnitude)):
         raise DatasetError(

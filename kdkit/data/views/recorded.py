@@ -44,7 +44,7 @@ class Recorded(NamedTuple):
     own: Any
     """Steps of its own image."""
     partner_row: int | None = None
-    """Dataset row of the image that it is mixed with, None where it is not mixed."""
+    """Dataset row of the image that it is mixed with, None if it is not mixed."""
     partner: Any = None
     """Steps of the partner's image."""
     share: float = 1.0
@@ -61,7 +61,7 @@ class Rendered(NamedTuple):
     target: int
     """Class index of its own image, -1 without a label."""
     partner_target: int | None = None
-    """Class index of the partner's image, its own where it is not mixed; None where the recipe does not mix."""
+    """Class index of the partner's image, its own if it is not mixed; None if the recipe does not mix."""
     share: float = 1.0
     """Share of its own label."""
 
@@ -202,7 +202,7 @@ class RecordedRenderer:
         return pixels
 
     def _prepared(self, image: Image.Image) -> Image.Image:
-        """The image that the crop box lies in."""
+        """The image that the crop box is in."""
         if self._steps.resize:
             image = F.resize(image, self._steps.resize, self._mode)
         return F.pad(image, self._steps.pad) if self._steps.pad else image
@@ -218,7 +218,7 @@ class RecordedRenderer:
         outside = top + height > image.height + 0.5 or left + width > image.width + 0.5
         if outside or not (top >= 0 and left >= 0 and height > 0 and width > 0):
             raise DatasetError(
-                f"the recorded crop (top {top:g}, left {left:g}, height {height:g}, width {width:g}) does not lie in "
+                f"the recorded crop (top {top:g}, left {left:g}, height {height:g}, width {width:g}) is not inside "
                 f"the image of {image.width} x {image.height} pixels: it is another image than the one recorded"
             )
         view: Image.Image = F.resized_crop(image, top, left, height, width, [self._size, self._size], self._mode)

@@ -1,7 +1,9 @@
 """Seeds that make a random view of a sample the same whenever and wherever it is drawn.
 
 A 64-bit seed is hashed from the recipe's seed, the sample's key and the view's number. While one view is drawn it seeds
-Python, NumPy and torch, and their states are restored afterwards. So any transform replays, and nothing is stored.
+Python, NumPy and torch, and their states are restored afterwards. Any transform that
+draws from these generators is therefore reproducible, and nothing is stored.
+
 Saving and restoring the states takes five times as long as seeding, so it is done once for all views of a batch.
 """
 
@@ -28,7 +30,7 @@ def view_seed(seed: int, key: str, view: int) -> int:
 
 
 def seed_all(seed: int) -> None:
-    """Seeds `random`, NumPy's legacy generator and torch's CPU generator; inside `preserve_rng_state`."""
+    """Seeds `random`, NumPy's legacy generator and torch's CPU generator. Call it inside `preserve_rng_state`."""
     random.seed(seed)
     np.random.seed([seed & 0xFFFFFFFF, seed >> 32])  # noqa: NPY002  transforms draw from the legacy generator
     torch.default_generator.manual_seed(seed)

@@ -1,4 +1,4 @@
-"""From a recipe to the transform that draws its views: PIL image -> uint8 [3, H, W]."""
+"""Create the transform that renders the views of a recipe: PIL image -> uint8 [3, H, W]."""
 
 from __future__ import annotations
 

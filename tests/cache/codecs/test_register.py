@@ -57,7 +57,7 @@ def test_a_registered_codec_builds_opens_and_trains(tmp_path: Path) -> None:
     live = teacher(batch.to("cpu")).logits
     assert live is not None
     # the student's normalisation is the teacher's here, so the live teacher sees the very same input
-    assert torch.equal(cache.read(cache.rows_of(batch.row), batch.view)[:, 0].long(), live.argmax(dim=1))
+    assert torch.equal(cache.read_encoded(cache.rows_of(batch.row), batch.view)[:, 0].long(), live.argmax(dim=1))
     before = next(student.parameters()).detach().clone()
     task(batch.input, batch.target, teacher_output=cache(batch))["loss"].backward()
     torch.optim.SGD(student.parameters(), lr=0.1).step()

@@ -26,7 +26,7 @@ def test_the_pages_ten_lines_read_a_packed_float16_cache(
     found: dict[str, object] = {}
     exec(code, found)
     cache = open_cache(tmp_path / "t.h5")
-    decoded = cache.codecs["logits"].decode(cache.read(torch.tensor([0, 2, 5]), 0))
+    decoded = cache.codecs["logits"].decode(cache.read_encoded(torch.tensor([0, 2, 5]), 0))
     torch.testing.assert_close(torch.from_numpy(found["log_p"]), decoded)
     assert capsys.readouterr().out.strip() == str(decoded.argmax(1).numpy())
 

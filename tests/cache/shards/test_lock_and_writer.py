@@ -83,7 +83,7 @@ def test_a_folder_that_its_writer_has_just_packed_and_removed_is_finished(tmp_pa
 @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
 def test_a_lock_that_is_no_file_is_refused_without_waiting_for_it(tmp_path: Path, make: Callable[[Path], None]) -> None:
     make(tmp_path / "lock")
-    with pytest.raises(CacheError, match="lock' cannot be locked: it is no file"), writer_lock(tmp_path):
+    with pytest.raises(CacheError, match="lock' cannot be locked: it is not a file"), writer_lock(tmp_path):
         pass
 
 

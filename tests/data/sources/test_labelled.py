@@ -242,7 +242,7 @@ def test_another_field_of_the_json_is_named_by_label_column(tmp_path: Path) -> N
 
 
 def test_the_name_of_a_numbered_shard_is_never_a_class(tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match="the name of a numbered shard is no class"):
+    with pytest.raises(DatasetError, match="the name of a numbered shard is not a class"):
         create_source(write_shards(tmp_path / "s", [[("1.png", png(0))], [("2.png", png(1))]]))
 
 

@@ -185,7 +185,7 @@ def test_a_dangling_link_to_a_class_folder_is_refused_and_one_to_an_image_named_
     with pytest.raises(DatasetError, match=r"a/1\.png"):
         source[1]
     (folder / "c").symlink_to(tmp_path / "gone")
-    with pytest.raises(DatasetError, match=r"'c' in .* is a link to nothing"):
+    with pytest.raises(DatasetError, match=r"'c' in .* is a dangling symlink"):
         FolderSource(folder)
 
 
@@ -195,7 +195,7 @@ def test_linked_class_folders_are_followed_and_a_link_to_a_folder_above_is_refus
     (folder / "b").symlink_to(elsewhere / "x")
     assert list(FolderSource(folder).keys) == ["a/0.png", "b/0.png"]
     (folder / "a" / "up").symlink_to(folder)
-    with pytest.raises(DatasetError, match="a link to a folder that it lies in"):
+    with pytest.raises(DatasetError, match="a symlink to a folder that contains it"):
         FolderSource(folder)
 
 
