@@ -16,7 +16,7 @@ import torch
 from kdkit.building.config import BuildConfig, Engine
 from kdkit.building.plan import BuildPlan, as_built
 from kdkit.building.shards import fill_together
-from kdkit.building.teacher import with_streams
+from kdkit.building.teacher import for_dataset, with_streams
 from kdkit.cache.reader import CachedTeacher
 from kdkit.cache.writer import CacheWriter
 from kdkit.data import ReplayedDataset
@@ -81,7 +81,7 @@ def build_cache(
         MissingDependencyError: the engine is "ray", and Ray is not installed.
     """
     begun, config = time.monotonic(), config or BuildConfig()
-    teacher = with_streams(teacher, config.streams).to(torch.device(device))
+    teacher = with_streams(for_dataset(teacher, dataset), config.streams).to(torch.device(device))
     plan = BuildPlan(teacher, as_built(dataset), config, device, allow_mismatch)
     with ExitStack() as held:
 

@@ -11,7 +11,7 @@ import torch
 from kdkit.building.config import BuildConfig
 from kdkit.building.fit import num_probed
 from kdkit.building.plan import BuildPlan
-from kdkit.building.teacher import run_teacher, with_streams
+from kdkit.building.teacher import for_dataset, run_teacher, with_streams
 from kdkit.cache.codecs import RowCodec
 from kdkit.data import EpochSampler, ReplayedDataset, ReplayLoader, translate_worker_errors
 from kdkit.teachers import Teacher
@@ -51,7 +51,7 @@ def estimate_cache(
     """
     config = config or BuildConfig()
     dataset = dataset.for_teacher()
-    teacher = with_streams(teacher, config.streams).to(torch.device(device))
+    teacher = with_streams(for_dataset(teacher, dataset), config.streams).to(torch.device(device))
     plan = BuildPlan(teacher, dataset, config, device, fit_rows=ESTIMATE_FIT_ROWS)
     spec = plan.make_spec()
     images = len(spec.keys) * spec.num_views

@@ -14,7 +14,7 @@ import torch
 from kdkit.building.build import BuildReport, fill_and_finish
 from kdkit.building.config import BuildConfig
 from kdkit.building.plan import BuildPlan, as_built
-from kdkit.building.teacher import with_streams
+from kdkit.building.teacher import for_dataset, with_streams
 from kdkit.cache.extension import check_adds_views
 from kdkit.cache.format.constants import LOGITS
 from kdkit.cache.format.keys import list_keys
@@ -64,8 +64,8 @@ def extend_cache(
         CacheError: the folder cannot be written, or the disk is full.
     """
     begun = time.monotonic()
-    teacher = teacher.to(torch.device(device))
     dataset = as_built(dataset)
+    teacher = for_dataset(teacher, dataset).to(torch.device(device))
     with ExitStack() as held:
 
         def begin() -> tuple[CacheWriter, BuildConfig]:

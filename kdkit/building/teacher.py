@@ -9,7 +9,7 @@ from torch import Tensor
 from kdkit.cache import encoding
 from kdkit.cache.codecs import RowCodec
 from kdkit.cache.format.constants import LOGITS
-from kdkit.data import PixelBatch, ReplayLoader
+from kdkit.data import PixelBatch, ReplayedDataset, ReplayLoader
 from kdkit.errors import MissingTeacherError
 from kdkit.teachers import Teacher
 from kdkit.types import TeacherOutput
@@ -28,6 +28,18 @@ def run_teacher(
     """
     output = teacher(loader.to_batch(pixels))
     return {stream: select_stream(output, stream, teacher.name) for stream in streams}
+
+
+def for_dataset(teacher: Teacher, dataset: ReplayedDataset) -> Teacher:
+    """Returns the teacher with its classes in the dataset's order, by name.
+
+    It is `teacher` itself if one of the two does not name its classes, or if a class map already tells which is which.
+
+    Raises:
+        ClassMismatchError: the two name different classes; names the first difference.
+    """
+    names = dataset.class_names
+    return teacher if names is None or teacher.class_map is not None else teacher.for_classes(names)
 
 
 def with_streams(teacher: Teacher, streams: Iterable[str]) -> Teacher:

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from kdkit.building.teacher import run_teacher, with_streams
+from kdkit.building.teacher import for_dataset, run_teacher, with_streams
 from kdkit.cache import CachedTeacher, open_cache
 from kdkit.cache.fidelity import kl_divergence
 from kdkit.cache.format.constants import LOGITS
@@ -76,6 +76,7 @@ def verify_cache(
         dataset = dataset.for_teacher()
     if teacher is None or dataset is None:
         return VerifyReport(cache.num_rows, cache.num_views, 0, {})
+    teacher = for_dataset(teacher, dataset)
     check_match("teacher", cache.metadata.teacher, teacher.fingerprint(), f"the cache {str(path)!r}", allow_mismatch)
     teacher = with_streams(teacher, cache.codecs).to(torch.device(device))
     differences, compared_rows, kept = dict.fromkeys(cache.codecs, 0.0), 0, {}

@@ -34,7 +34,7 @@ class TeacherEnsemble(Teacher):
         name: the ensemble's name in errors and fingerprints.
 
     Raises:
-        ClassMismatchError: the members differ in their number of classes.
+        ClassMismatchError: the members differ in the number or the names of their classes.
         ConfigError: there is no member, or the weights do not fit.
     """
 
@@ -45,9 +45,12 @@ class TeacherEnsemble(Teacher):
         if strangers := [type(member).__name__ for member in given if not isinstance(member, Teacher)]:
             raise ConfigError(f"the members of an ensemble are Teachers, got {strangers[0]}: pass it to create_teacher")
         arriving = members[0].input_normalization if members else Normalization()
-        mean = _MeanOfTeachers([member.with_taps(()).for_input(arriving) for member in members], weights)
+        names = _class_names(members)
+        mean = _MeanOfTeachers(
+            [_in_order(member.with_taps(()).for_input(arriving), names) for member in members], weights
+        )
         name = name or f"ensemble of {', '.join(member.name for member in members)}"
-        super().__init__(mean, normalization=arriving, name=name, class_names=_class_names(members))
+        super().__init__(mean, normalization=arriving, name=name, class_names=names)
         self.weights = mean.weights
 
     @property
@@ -62,6 +65,15 @@ class TeacherEnsemble(Teacher):
         return TeacherEnsemble(
             [member.for_input(normalization) for member in self.members], self.weights, name=self.name
         )
+
+    def for_classes(self, names: Sequence[str]) -> TeacherEnsemble:
+        """Returns an ensemble whose members' classes are in the order of `names`, as far as they name them.
+
+        Raises:
+            ClassMismatchError: a member has other classes; names the first difference.
+        """
+        members = [_in_order(member, tuple(names)) for member in self.members]
+        return TeacherEnsemble(members, self.weights, name=self.name)
 
     def with_taps(self, taps: Sequence[str]) -> TeacherEnsemble:
         """Returns the ensemble itself, which has no taps.
@@ -95,6 +107,11 @@ class TeacherEnsemble(Teacher):
             "dtype": dtypes.pop() if len(dtypes) == 1 else "mixed",
             "versions": {"timm": timm.__version__, "torch": str(torch.__version__)},
         }
+
+
+def _in_order(member: Teacher, names: tuple[str, ...] | None) -> Teacher:
+    """The member with its classes in the order of `names`, as far as it names them and has no class map."""
+    return member if names is None or member.class_map is not None else member.for_classes(names)
 
 
 def _class_names(members: Sequence[Teacher]) -> tuple[str, ...] | None:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from support import tiny_model
+from support import loader_for, tiny_model
 from timm.models import save_for_hf
 
-from kdkit import TeacherEnsemble, create_teacher
+from kdkit import TeacherEnsemble, ViewRecipe, build_cache, create_teacher, open_cache
+from kdkit.building.config import BuildConfig
 from kdkit.config import SingleTeacherConfig, TeacherConfig
+from kdkit.data import ArraySource, ReplayedDataset
 from kdkit.errors import ClassMismatchError
 from kdkit.resolve import describe_teacher, resolve_teacher
 from kdkit.types import Batch
@@ -89,3 +92,34 @@ def test_two_classes_of_one_name_cannot_be_matched() -> None:
     teacher = create_teacher(tiny_model(num_classes=3), class_names=["crane", "crane", "cat"])
     with pytest.raises(ClassMismatchError, match="calls several classes crane"):
         teacher.for_classes(["cat", "crane", "crane"])
+
+
+def test_a_build_in_python_keeps_logits_in_the_datas_order_too(export: Path, tmp_path: Path) -> None:
+    teacher = create_teacher(f"local-dir:{export}")
+    images = np.random.default_rng(0).integers(0, 255, (6, 32, 32, 3), dtype=np.uint8)
+    source = ArraySource(images, [0, 1, 2] * 2, class_names=["cat", "dog", "eel"])
+    dataset = ReplayedDataset(source, ViewRecipe(size=32, hflip=0.0))
+    build_cache(teacher, dataset, tmp_path / "t.h5", BuildConfig(codec="float32", num_workers=0), device="cpu")
+    cached = open_cache(tmp_path / "t.h5", dataset)
+    loader = loader_for(dataset, teacher.model)
+    batch = next(iter(loader))
+    expected = teacher.for_input(loader.normalization)(batch).logits[:, [1, 0, 2]].log_softmax(1)
+    torch.testing.assert_close(cached(batch).logits, expected, rtol=1e-5, atol=1e-5)
+    other = ArraySource(images, [0, 1, 2] * 2, class_names=["cat", "dog", "fox"])
+    with pytest.raises(ClassMismatchError, match="'fox'"):
+        build_cache(teacher, ReplayedDataset(other, ViewRecipe(size=32)), tmp_path / "o.h5", device="cpu")
+
+
+def test_members_of_an_ensemble_are_brought_into_one_order_of_classes() -> None:
+    model = tiny_model(num_classes=3)
+    one = create_teacher(model, class_names=["cat", "dog", "eel"])
+    other = create_teacher(tiny_model(num_classes=3, seed=5), class_names=["eel", "cat", "dog"])
+    ensemble = TeacherEnsemble([one, other])
+    expected = (logits(one).softmax(1) + logits(other).softmax(1)[:, [1, 2, 0]]).log() - np.log(2)
+    torch.testing.assert_close(logits(ensemble), expected, rtol=1e-5, atol=1e-5)
+    assert ensemble.class_names == ("cat", "dog", "eel")
+    turned = ensemble.for_classes(["dog", "cat", "eel"])
+    torch.testing.assert_close(logits(turned), expected[:, [1, 0, 2]], rtol=1e-5, atol=1e-5)
+    stranger = create_teacher(model, class_names=["cat", "dog", "fox"])
+    with pytest.raises(ClassMismatchError, match="no class 'eel'"):
+        TeacherEnsemble([one, stranger])
