@@ -65,10 +65,7 @@ def resolve_teacher(
         )
     resolved = [_resolve_member(member, device, card if member is config else None) for member in members]
     if class_names is not None:
-        resolved = [
-            teacher.for_classes(class_names) if member.class_map is None else teacher
-            for teacher, member in zip(resolved, members, strict=True)
-        ]
+        resolved = [teacher.for_classes(class_names) for teacher in resolved]
     return TeacherEnsemble(resolved, [member.weight for member in members]) if config.ensemble else resolved[0]
 
 

@@ -33,13 +33,13 @@ def run_teacher(
 def for_dataset(teacher: Teacher, dataset: ReplayedDataset) -> Teacher:
     """Returns the teacher with its classes in the dataset's order, by name.
 
-    It is `teacher` itself if one of the two does not name its classes, or if a class map already tells which is which.
+    It is `teacher` itself if one of the two does not name its classes.
 
     Raises:
         ClassMismatchError: the two name different classes; names the first difference.
     """
     names = dataset.class_names
-    return teacher if names is None or teacher.class_map is not None else teacher.for_classes(names)
+    return teacher if names is None else teacher.for_classes(names)
 
 
 def with_streams(teacher: Teacher, streams: Iterable[str]) -> Teacher:

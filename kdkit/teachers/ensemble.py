@@ -46,9 +46,10 @@ class TeacherEnsemble(Teacher):
             raise ConfigError(f"the members of an ensemble are Teachers, got {strangers[0]}: pass it to create_teacher")
         arriving = members[0].input_normalization if members else Normalization()
         names = _class_names(members)
-        mean = _MeanOfTeachers(
-            [_in_order(member.with_taps(()).for_input(arriving), names) for member in members], weights
-        )
+        alike = [member.with_taps(()).for_input(arriving) for member in members]
+        if names is not None:
+            alike = [member.for_classes(names) for member in alike]
+        mean = _MeanOfTeachers(alike, weights)
         name = name or f"ensemble of {', '.join(member.name for member in members)}"
         super().__init__(mean, normalization=arriving, name=name, class_names=names)
         self.weights = mean.weights
@@ -72,7 +73,7 @@ class TeacherEnsemble(Teacher):
         Raises:
             ClassMismatchError: a member has other classes; names the first difference.
         """
-        members = [_in_order(member, tuple(names)) for member in self.members]
+        members = [member.for_classes(names) for member in self.members]
         return TeacherEnsemble(members, self.weights, name=self.name)
 
     def with_taps(self, taps: Sequence[str]) -> TeacherEnsemble:
@@ -107,11 +108,6 @@ class TeacherEnsemble(Teacher):
             "dtype": dtypes.pop() if len(dtypes) == 1 else "mixed",
             "versions": {"timm": timm.__version__, "torch": str(torch.__version__)},
         }
-
-
-def _in_order(member: Teacher, names: tuple[str, ...] | None) -> Teacher:
-    """The member with its classes in the order of `names`, as far as it names them and has no class map."""
-    return member if names is None or member.class_map is not None else member.for_classes(names)
 
 
 def _class_names(members: Sequence[Teacher]) -> tuple[str, ...] | None:

@@ -137,13 +137,14 @@ class Teacher(nn.Module):
     def for_classes(self, names: Sequence[str]) -> Teacher:
         """Returns a Teacher of the same frozen model whose classes are those of the data, by name and in this order.
 
-        Where the order is the same, or the names of the teacher's classes are not known, that is the teacher itself.
+        Returns the teacher itself if nothing changes, its class names are unknown, or its class map has other names.
 
         Raises:
             ClassMismatchError: the data has other classes; names the first difference.
         """
         known = self.class_names
-        if known is None or known == tuple(names):
+        is_mapped = self.class_map is not None and known is not None and set(known) != set(names)  # by the user
+        if known is None or known == tuple(names) or is_mapped:
             return self
         index = reorder_names(names, known, self._subject)
         return self._with(class_map=index if self.class_map is None else [self.class_map[i] for i in index])
