@@ -120,6 +120,11 @@ class ArraysCache:
             return ViewRecipe(
                 size=recipe.size, interpolation="bilinear", recorded=str(_STEPS), num_views=self.num_views
             )
+        if recipe.num_views not in (ViewRecipe.num_views, self.num_views):
+            raise ConfigError(
+                f"{self.name} holds {self.num_views} views per image, the recipe has {recipe.num_views}: give arrays "
+                "[V, N, C] of all views, or leave the number of views out"
+            )
         if not recipe.augment and self.num_views != 1:
             raise ConfigError(f"{self.name} has {self.num_views} views, the evaluation recipe has one")
         return dataclasses.replace(recipe, num_views=self.num_views)

@@ -36,7 +36,11 @@ class StopRequest:
         if number == signal.SIGINT and self.signal == signal.SIGINT:
             os._exit(128 + number)  # at once, without waiting for any lock; every file on the disk is whole
         self.signal = number
-        print("kdkit: stopping after this step, with a checkpoint", file=sys.stderr, flush=True)
+        print(
+            "kdkit: stopping after this step, with a checkpoint; the same command with --resume continues",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 _SECONDS = 2.0  # well below the 30 s that torchrun leaves between SIGTERM and SIGKILL

@@ -214,6 +214,9 @@ class _Loop:
         self.display.set_completed(batches * self.config.batch_size * distributed.world_size())
         if self.logger is not None:
             self.logger.rewind(self.state.log)
+        self.display.write(
+            f"resumed in epoch {self.state.position.epoch + 1}, after {self.state.position.batch} batches"
+        )
 
     def _checkpoint_before(self, record: Record) -> Path | None:
         """The newest checkpoint with a finite loss, if this record's step is the first with a non-finite loss."""

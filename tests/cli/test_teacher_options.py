@@ -104,7 +104,10 @@ def test_a_student_learns_from_its_own_moving_average(
     for refused, reason in (
         (distill(folder, tmp_path / "no", "--teacher.model", "ema"), "--train.ema_decay"),
         (distill(folder, tmp_path / "no", *own, "--teacher.dtype", "bfloat16"), "leave out dtype"),
-        (["cache", "build", "--data", str(folder / "images"), "--output", "x.h5", *own[:2]], "in kdkit distill"),
+        (
+            ["cache", "build", "--data", str(folder / "images"), "--output", "x.h5", *own[:2]],
+            "only kdkit distill takes it",
+        ),
     ):
         assert reason in error_of(capsys, refused)
 
