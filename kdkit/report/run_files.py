@@ -56,6 +56,7 @@ def read_runs(paths: Sequence[str | Path], *, max_steps: int = 0) -> tuple[list[
         max_steps: records of steps that are kept of each run, evenly spread.
     """
     runs, problems = [], []
+    seen: set[Path] = set()
     for path in map(Path, paths):
         folders = _find_folders(path)
         if not folders:
@@ -63,6 +64,9 @@ def read_runs(paths: Sequence[str | Path], *, max_steps: int = 0) -> tuple[list[
             found = "does not exist" if not path.exists() else "is not a run"
             problems.append(f"{str(path)!r} {found}: expected {expected}")
         for folder in folders:
+            if (place := folder.resolve()) in seen:  # named twice, e.g. by itself and by the folder that holds it
+                continue
+            seen.add(place)
             runs += _read_folder(folder, max_steps)
     return runs, problems
 
