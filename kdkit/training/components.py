@@ -8,6 +8,7 @@ from typing import Any
 
 import timm
 import torch
+from timm.utils import unwrap_model
 from torch import nn
 
 import kdkit.data
@@ -75,7 +76,7 @@ def make_task(
 
 def num_classes_of(task: TrainingTask) -> int:
     """Classes of the task's student."""
-    student: Any = task.get_eval_model()
+    student: Any = unwrap_model(task.get_eval_model())  # out of DistributedDataParallel and torch.compile
     return int(student.num_classes)
 
 

@@ -67,7 +67,7 @@ def two_ranks(folder: Path) -> Path:
     """The output of an undisturbed run on two ranks."""
     run = torchrun(distill(folder, folder / "two", "--train.batch_size", "15"))
     assert run.returncode == 0, run.stderr[-3000:]
-    assert run.stdout.count("test_vit: top-1") == 1
+    assert run.stdout.count("test_vit: best top-1") == 1
     return folder / "two"
 
 
@@ -193,7 +193,7 @@ def test_fault_12_when_one_of_two_building_ranks_dies_the_other_stops_and_a_new_
     run = torchrun(build(folder, folder / "u.h5"))
     assert run.returncode == 0, run.stderr[-3000:]
     assert "75 images x 2 views" in run.stdout
-    assert "; 75 " in run.stdout  # rank 0 had sealed a view
+    assert "built        75 images" in run.stdout  # rank 0 had sealed a view
     assert cache_contents(folder / "u.h5") == cache_contents(folder / "t.h5")
 
 
