@@ -125,6 +125,11 @@ class NonFiniteOutputError(CacheError, ValueError):
     """The teacher's output holds NaN, infinity or a value that the codec cannot hold; lists sample keys."""
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of another package's error, for one of kdkit's own; its type's name where it has no text."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """A clause that suggests up to three known names close to `name`, or nothing."""
     close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)

@@ -11,7 +11,7 @@ import timm
 import torch
 
 from kdkit.config import EMA, SingleTeacherConfig, StudentConfig, TeacherConfig
-from kdkit.errors import ConfigError
+from kdkit.errors import ConfigError, first_line
 from kdkit.runtime import distributed
 from kdkit.runtime.hardware import choose_device
 from kdkit.student import is_student_folder, load_student
@@ -34,7 +34,7 @@ def resolve_device(name: str) -> torch.device:
         device = torch.device(distributed.local_device(choose_device(name)))
         torch.empty(1, device=device).tolist()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ConfigError(f"the device {name!r} cannot be used here ({str(error).splitlines()[0]}): try cpu") from error
+        raise ConfigError(f"the device {name!r} cannot be used here ({first_line(error)}): try cpu") from error
     return device
 
 

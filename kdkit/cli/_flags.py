@@ -8,6 +8,8 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 
+import yaml
+
 from kdkit.cli import _preset
 from kdkit.cli._fields import Field, fields_of, split_list
 from kdkit.errors import UsageError, nearest
@@ -94,10 +96,10 @@ class Grammar:
         return [*files, *recipe, *given, *(f"--{name}={self._as_value(name, items)}" for name, items in lists.items())]
 
     def _as_value(self, name: str, items: list[str]) -> str:
-        """The items of a list as the parser reads them; one path as it is."""
+        """The items of a list as the parser reads them; one path as it is, where the parser reads it as text."""
         if self._splits_commas(name):
             return f"[{','.join(items)}]"
-        stands_alone = len(items) == 1 and not self.fields[name].splits_commas
+        stands_alone = len(items) == 1 and not self.fields[name].splits_commas and _is_plain_text(items[0])
         return items[0] if stands_alone else json.dumps(items, ensure_ascii=False)
 
     def _splits_commas(self, name: str) -> bool:
@@ -112,6 +114,8 @@ class Grammar:
             if argument.startswith("-") and argument != "-":
                 yield from self._read_flag(argument, waiting, positionals)
             elif positionals:
+                if not argument:
+                    raise UsageError(f"{self.shortest(positionals[0])} is empty")
                 yield positionals[0] if self.fields[positionals[0]].is_list else positionals.pop(0), argument
             else:
                 raise UsageError(f"unexpected argument {argument!r}: this command takes {self.described_positionals}")
@@ -129,6 +133,8 @@ class Grammar:
             if not equals and (not waiting or waiting[0].startswith("--")):
                 raise UsageError(f"{flag} needs a value{self._example(field)}")
             value = value if equals else waiting.pop(0)
+            if not value:
+                raise UsageError(f"{flag} needs a value, got an empty one{self._example(field)}")
             if field is not None:
                 field.check(flag, value)
             yield name, value
@@ -193,3 +199,11 @@ class Grammar:
     @staticmethod
     def _example(field: Field | None) -> str:
         return f": {field.expected}" if field is not None and field.expected else ""
+
+
+def _is_plain_text(value: str) -> bool:
+    """Whether YAML reads a value as the text that it is, rather than as null, a number or a list."""
+    try:
+        return bool(yaml.safe_load(value) == value)
+    except yaml.YAMLError:
+        return False

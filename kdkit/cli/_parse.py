@@ -12,7 +12,7 @@ from jsonargparse import ArgumentParser
 from kdkit.cli import COMMANDS
 from kdkit.cli._flags import Grammar
 from kdkit.cli._help import describe_command
-from kdkit.errors import KdkitError, UsageError, nearest
+from kdkit.errors import KdkitError, UsageError, first_line, nearest
 
 Config = TypeVar("Config")
 
@@ -48,8 +48,11 @@ def parse_config(
         values: dict[str, Any] = vars(parser.instantiate(parser.parse_args(grammar.to_long_forms(arguments))))
     except (ArgumentError, TypeError) as error:
         raise UsageError(_reason(str(error), grammar)) from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"--config names a file that is not YAML ({first_line(error)})") from error
     except ValueError as error:  # of a part that may be left out, about which the parser writes many lines
-        raise error.__cause__ if isinstance(error.__cause__, KdkitError) else error from None
+        found = next((cause for cause in (error, error.__cause__) if isinstance(cause, KdkitError)), None)
+        raise found or UsageError(_reason(str(error), grammar)) from None
     return config_class(**{name: value for name, value in values.items() if name != "config"})
 
 

@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
-from kdkit.errors import ConfigError, UnknownNameError, nearest
+from kdkit.errors import ConfigError, UnknownNameError, first_line, nearest
 from kdkit.losses.projection import Projected
 from kdkit.losses.standardize import standardized
 
@@ -182,7 +182,7 @@ def _try(spec: LossSpec, loss: Callable[..., Tensor]) -> None:
     except ConfigError as error:
         raise ConfigError(f"loss {spec.name!r}: {error}") from error
     except TypeError as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise ConfigError(f"loss {spec.name!r} cannot work with these options ({reason}): expected numbers") from error
 
 

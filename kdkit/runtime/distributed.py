@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from kdkit.errors import KdkitError, OtherRankError
+from kdkit.errors import KdkitError, OtherRankError, first_line
 from kdkit.runtime.hardware import choose_device
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def process_group(device: str, *, timeout: timedelta = timedelta(minutes=30)) ->
     except RuntimeError as error:
         if isinstance(error, KdkitError) or not any(word in str(error).lower() for word in _LOST):
             raise
-        reason = str(error).splitlines()[0].split(". ")[0]
+        reason = first_line(error).split(". ")[0]
         raise OtherRankError(
             f"rank {rank()} lost another one ({reason}): see its message above, and start the run again, which then "
             "resumes"

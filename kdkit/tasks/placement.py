@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from kdkit.errors import ConfigError
+from kdkit.errors import ConfigError, first_line
 
 
 class PlacedModule(nn.Module):
@@ -52,5 +52,5 @@ def _empty(device: torch.device | str | int, dtype: torch.dtype | None) -> Tenso
     try:
         return torch.empty(0, device=device, dtype=dtype)
     except (RuntimeError, AssertionError, TypeError) as error:  # AssertionError: torch was built without CUDA
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise ConfigError(f"the device {device!r} cannot be used here ({reason}): try 'cpu'") from error

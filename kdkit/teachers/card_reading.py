@@ -13,7 +13,7 @@ from typing import Any, TypeVar, Union
 
 import yaml
 
-from kdkit.errors import ConfigError, nearest
+from kdkit.errors import ConfigError, first_line, nearest
 
 MAX_BYTES = 65_536  # a card is about 2 kB; a larger file is not a card, and is not parsed
 
@@ -51,7 +51,7 @@ def load_mapping(path: Path) -> Mapping[Any, Any]:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise ConfigError(f"{path}{line}: not valid YAML: {error.problem}") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: not UTF-8, or a date of month 13
-        raise ConfigError(f"{path}: not valid YAML: {str(error).splitlines()[0]}") from error
+        raise ConfigError(f"{path}: not valid YAML: {first_line(error)}") from error
     if flaw is not None:
         raise ConfigError(f"{path}, line {flaw[0].start_mark.line + 1}: {flaw[1]}")
     if not isinstance(data, Mapping):

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from timm.models import load_state_dict
 from torch import Tensor, nn
 
-from kdkit.errors import CheckpointError, ClassMismatchError, ConfigError, UnknownNameError, nearest
+from kdkit.errors import CheckpointError, ClassMismatchError, ConfigError, UnknownNameError, first_line, nearest
 from kdkit.teachers.class_map import ClassMap, MissingClasses
 from kdkit.teachers.class_names import label_names
 from kdkit.teachers.model_config import model_config, unwrap_timm_teacher
@@ -121,7 +121,7 @@ def build_model(name: str, checkpoint: str | Path | None, *, ema: bool | None = 
         pretrained: nn.Module = timm.create_model(name, pretrained=True)
         return pretrained
     except Exception as error:  # hub clients raise many kinds of errors
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = first_line(error)
         raise CheckpointError(
             f"the pretrained weights of {name!r} could not be loaded ({reason}): check the network, or pass "
             "checkpoint=FILE"
@@ -160,7 +160,7 @@ def read_weights(checkpoint: str | Path, *, ema: bool | None = None) -> dict[str
     except CheckpointError:
         raise
     except _UNREADABLE as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = first_line(error)
         raise CheckpointError(
             f"{str(path)!r} is not a weights file kdkit will read ({reason}): expected safetensors, or a file that "
             "torch.load(weights_only=True) accepts"

@@ -14,7 +14,6 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-import zipfile
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -22,10 +21,11 @@ from typing import Any
 
 import torch
 
-from kdkit.errors import CheckpointError, ConfigError, DiskFullError
+from kdkit.errors import CheckpointError, ConfigError, DiskFullError, first_line
 from kdkit.runtime import distributed, files
 from kdkit.runtime.compare import differences
 from kdkit.student import BEST, LAST
+from kdkit.training.checkpoint_file import check_usable, load_checkpoint, non_finite_weight
 from kdkit.training.state import RunState
 
 PREVIOUS = "previous.pth.tar"
@@ -81,7 +81,7 @@ class Checkpoints:
         self._last_update = state.position.update
 
     def _write(self, content: Mapping[str, Any], update: int, is_best: bool) -> None:
-        if bad := _non_finite_weight(content):
+        if bad := non_finite_weight(content):
             raise CheckpointError(
                 f"the weight {bad!r} is not finite: nothing was saved, {str(self.last)!r} stays as it was; "
                 "lower the learning rate, or clip the gradients"
@@ -109,28 +109,32 @@ class Checkpoints:
                 with files.atomic_write(self.best) as best:
                     _link_or_copy(temporary, best)
 
-    def restore(self, state: RunState) -> bool:
+    def restore(self, state: RunState, *, with_log: bool = False) -> bool:
         """Sets `state` to the newest usable checkpoint; returns False if there is none. Call on all ranks.
+
+        Args:
+            state: the run's state.
+            with_log: whether the run has a logger, whose position a usable checkpoint holds.
 
         Raises:
             ConfigError: the checkpoint is of another configuration; names the field and both values.
             CheckpointError: no checkpoint can be read, or the checkpoint is not one of kdkit's.
         """
-        path = distributed.on_rank_zero(self._newest_usable) if self.resume else None
+        path = distributed.on_rank_zero(lambda: self._newest_usable(with_log)) if self.resume else None
         if path is None:
             return False
         distributed.run_on_all_ranks(lambda: self._load(path, state))
         self._last_update = state.position.update if path == self.last else None
         return True
 
-    def _newest_usable(self) -> Path | None:
+    def _newest_usable(self, with_log: bool) -> Path | None:
         """The newest usable checkpoint; warns if falling back to `previous`."""
         problem: CheckpointError | None = None
         for path in (self.last, self.previous):
             if not path.exists():
                 continue
             try:
-                _check_usable(path)
+                check_usable(path, with_log=with_log)
             except CheckpointError as error:
                 problem = problem or error
                 continue
@@ -144,28 +148,12 @@ class Checkpoints:
 
     def _load(self, path: Path, state: RunState) -> None:
         content = load_checkpoint(path)
-        if "kdkit" not in content:
-            raise CheckpointError(f"{str(path)!r} is not a checkpoint of a kdkit run: it has {sorted(content)[:5]}")
         check_same_config(content["kdkit"]["config"], self.config, path)
         try:
             state.load_dict(content)
-        except (KeyError, RuntimeError, ValueError) as error:
-            reason = str(error).splitlines()[0]
+        except (LookupError, RuntimeError, ValueError, TypeError, AttributeError) as error:
+            reason = first_line(error)
             raise CheckpointError(f"{str(path)!r} does not fit this run ({reason}): start another one") from error
-
-
-def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Contents of a checkpoint, on the CPU.
-
-    Raises:
-        CheckpointError: it cannot be read, or holds more than tensors and plain values.
-    """
-    try:
-        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises whatever the unpickler and the zip reader do
-        reason = str(error).splitlines()[0].split(". ")[0]  # torch adds advice that runs code
-        raise CheckpointError(f"{str(path)!r} cannot be read: {reason}") from error
-    return content
 
 
 def check_same_config(then: Mapping[str, Any], now: Mapping[str, Any], path: Path) -> None:
@@ -181,30 +169,6 @@ def check_same_config(then: Mapping[str, Any], now: Mapping[str, Any], path: Pat
         )
 
 
-def _check_usable(path: Path) -> None:
-    """Loads the checkpoint once, and verifies the zip CRCs, which torch.load ignores.
-
-    Raises:
-        CheckpointError: it cannot be read, is damaged, or a weight is not finite.
-    """
-    content = load_checkpoint(path)
-    try:
-        with zipfile.ZipFile(path) as file:
-            damaged = file.testzip()
-    except (zipfile.BadZipFile, OSError) as error:
-        raise CheckpointError(f"{str(path)!r} is damaged: {error}") from error
-    if damaged is not None:
-        raise CheckpointError(f"{str(path)!r} is damaged: the checksum of {damaged!r} in it is wrong")
-    if bad := _non_finite_weight(content):
-        raise CheckpointError(f"{str(path)!r} cannot be used: its weight {bad!r} is not finite")
-
-
-def _non_finite_weight(content: Mapping[str, Any]) -> str | None:
-    """Name of the first weight that holds NaN or infinity."""
-    weights = content.get("state_dict", {})
-    return next((name for name, weight in weights.items() if not torch.isfinite(weight).all()), None)
-
-
 def _torch_save(content: Mapping[str, Any], path: Path) -> None:
     """torch.save that re-raises the underlying OSError, e.g. that the disk is full, which torch's zip writer hides."""
     try:
@@ -216,7 +180,7 @@ def _torch_save(content: Mapping[str, Any], path: Path) -> None:
             cause = cause.__context__
         if cause is not None:
             raise cause from error
-        raise CheckpointError(f"no checkpoint could be written: {str(error).splitlines()[0]}") from error
+        raise CheckpointError(f"no checkpoint could be written: {first_line(error)}") from error
 
 
 def _link_or_copy(source: Path, target: Path) -> None:

@@ -17,7 +17,15 @@ from kdkit.cache.format.constants import LOGITS
 from kdkit.config import EMA
 from kdkit.data import ReplayedDataset, ReplayLoader
 from kdkit.dataset import open_dataset
-from kdkit.errors import CheckpointError, ClassMismatchError, ConfigError, DatasetError, UnknownNameError, nearest
+from kdkit.errors import (
+    CheckpointError,
+    ClassMismatchError,
+    ConfigError,
+    DatasetError,
+    UnknownNameError,
+    first_line,
+    nearest,
+)
 from kdkit.recipe import ViewRecipe
 from kdkit.resolve import resolve_teacher
 from kdkit.student import Student
@@ -91,6 +99,7 @@ def _create_student(config: DistillConfig, dataset: ReplayedDataset, num_classes
         raise UnknownNameError(
             f"timm {timm.__version__} has no student {config.student!r}{nearest(config.student, timm.list_models())}"
         )
+    _check_tag(config.student)
     torch.manual_seed(config.train.seed)  # just before the student, so that it starts alike with and without a teacher
     arguments = {"pretrained": config.pretrained, **_model_args(config, dataset, num_classes)}
     try:
@@ -101,10 +110,20 @@ def _create_student(config: DistillConfig, dataset: ReplayedDataset, num_classes
     except Exception as error:
         if not config.pretrained:
             raise
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)  # whatever the hub client raises
-        raise CheckpointError(
-            f"the pretrained weights of the student {config.student!r} could not be loaded ({reason}): check the "
-            "network, or leave out pretrained"
+        raise CheckpointError(  # for whatever the hub client raises
+            f"the pretrained weights of the student {config.student!r} could not be loaded ({first_line(error)}): "
+            "check the network, or leave out pretrained"
+        ) from error
+
+
+def _check_tag(name: str) -> None:
+    """Raises UnknownNameError for a timm name whose tag timm has not."""
+    try:
+        timm.get_pretrained_cfg(name)
+    except RuntimeError as error:
+        tagged = timm.list_pretrained(f"{name.partition('.')[0]}.*")
+        raise UnknownNameError(
+            f"timm {timm.__version__} has no student {name!r}; with a tag it has {', '.join(tagged) or 'none'}"
         ) from error
 
 

@@ -147,6 +147,8 @@ class DistillConfig(ColumnsConfig, DeviceConfig, MismatchConfig, OverwriteConfig
             raise ConfigError("distill_warmup_epochs needs a teacher: give --cache FILE or --teacher NAME")
 
     def _check_caches(self) -> None:
+        if "" in self.caches:
+            raise ConfigError("a cache's name is empty: give its path, or leave out cache")
         for name in ("cache_weights", "cache_temperatures"):
             numbers, count = getattr(self, name), len(self.caches)
             if numbers is not None and (count < 2 or len(numbers) != count):

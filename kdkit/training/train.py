@@ -208,7 +208,7 @@ class _Loop:
             self.checkpoints.save(self.state, is_best=is_best, metric=metric)
 
     def _restore(self) -> None:
-        if self.checkpoints is None or not self.checkpoints.restore(self.state):
+        if self.checkpoints is None or not self.checkpoints.restore(self.state, with_log=self.logger is not None):
             return
         batches = self.state.position.epoch * self.num_batches + self.state.position.batch
         self.display.set_completed(batches * self.config.batch_size * distributed.world_size())

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from kdkit.config import LoadingConfig
 from kdkit.config.choices import check_choices
 from kdkit.errors import ConfigError
+
+_FINITE = ("lr", "weight_decay", "layer_decay", "min_lr", "warmup_lr")
+_SEEDS = 2**31  # NumPy's seeds end at 2**32, and each rank adds its number
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +100,11 @@ class TrainConfig(LoadingConfig):
         for name in ("epochs", "accumulate", "log_every"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in _FINITE:
+            if (number := getattr(self, name)) is not None and not math.isfinite(number):
+                raise ConfigError(f"{name} must be a finite number, got {number}")
+        if not 0 <= self.seed < _SEEDS:
+            raise ConfigError(f"seed must be at least 0 and below {_SEEDS}, got {self.seed}")
         if self.checkpoint_every < 0:
             raise ConfigError(f"checkpoint_every must be 0 or more, got {self.checkpoint_every}")
         for name in ("warmup_epochs", "distill_warmup_epochs"):

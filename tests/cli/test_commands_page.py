@@ -25,6 +25,9 @@ from timm.models import save_for_hf
 
 from kdkit.cache import open_cache
 from kdkit.cli import COMMANDS, main
+from kdkit.cli._parse import parse_config
+from kdkit.errors import ConfigError
+from kdkit.training.config import DistillConfig
 
 ROOT = Path(__file__).parents[2]
 CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
@@ -251,6 +254,64 @@ def test_lists_of_caches_and_numbers_are_given_one_by_one(capsys: pytest.Capture
         assert shown["cache"] == (files[0] if len(files) == 1 else files)
         assert shown["cache_weights"] == ([2.0, 1.0] if numbers else None)
         assert shown["cache_temperatures"] == ([1.0, 0.5] if numbers else None)
+
+
+@pytest.mark.parametrize(
+    "name", ["[x]", "null", "None", "~", "true", "10", "1e3", "{a: b}", '"q"', "a b.h5", "a [1], b: c.h5", "#a", "é.h5"]
+)
+def test_one_cache_is_named_as_it_is_typed_whatever_yaml_makes_of_it(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = ["distill", "data", "--student", "s", "-o", "o", "--cache"]
+    assert parse_config(DistillConfig, "distill", [*base[1:], name], {"DATA": "data"}).caches == (name,)
+    assert main([*base, name, "--print_config"]) == 0
+    shown = yaml.safe_load(capsys.readouterr().out)["cache"]
+    assert shown in (name, [name])
+
+
+@pytest.fixture
+def ten_digits(tmp_path: Path) -> Path:
+    write_digits(tmp_path / "data", 10)
+    torch.save({"a": torch.ones(300)}, tmp_path / "w.pth")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "problem"),
+    [
+        ("--train.seed=-1", 1, "seed must be at least 0 and below 2147483648, got -1"),
+        (f"--train.seed={10**23}", 1, f"below 2147483648, got {10**23}"),
+        ("--student test_resnet.nope", 1, "has no student 'test_resnet.nope'; with a tag it has test_resnet.r160_in1k"),
+        ("--config w.pth", 2, "--config names a file that is not YAML ('utf-8' codec"),
+        ("--cache=", 2, "--cache needs a value, got an empty one"),
+        ("--val=", 2, "--val needs a value, got an empty one"),
+        ("--train.lr=1e400", 1, "lr must be a finite number, got inf"),
+        ("--cache null", 1, "there is no cache at 'null'"),
+    ],
+)
+def test_a_value_that_cannot_work_is_one_line_before_the_first_step(
+    ten_digits: Path,
+    flags: str,
+    code: int,
+    problem: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(ten_digits)
+    assert main(["distill", "data", "--student", "test_resnet", "--epochs", "1", "-o", "out", *flags.split()]) == code
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("kdkit: error: ")
+    assert problem in line
+
+
+def test_an_empty_object_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "DATA is empty" in line_of(["distill", "", "--student", "s", "-o", "o"], capsys)
+
+
+@pytest.mark.parametrize("cache", ["", ("a.h5", "")])
+def test_an_empty_name_of_a_cache_is_an_error_in_python_too(cache: str | tuple[str, ...]) -> None:
+    with pytest.raises(ConfigError, match="a cache's name is empty"):
+        DistillConfig(data="d", output="o", student="s", cache=cache)
 
 
 @pytest.mark.slow

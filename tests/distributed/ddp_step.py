@@ -17,7 +17,8 @@ from kdkit import LogitDistillationTask
 from kdkit.data import EpochSampler, ReplayLoader
 from kdkit.runtime import distributed
 from kdkit.runtime.progress import Display
-from kdkit.training.checkpoint import Checkpoints, load_checkpoint
+from kdkit.training.checkpoint import Checkpoints
+from kdkit.training.checkpoint_file import load_checkpoint
 from kdkit.training.config import TrainConfig
 from kdkit.training.train import train
 from kdkit.types import Normalization

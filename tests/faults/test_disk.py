@@ -29,7 +29,8 @@ from kdkit.errors import CacheDiskFullError, CacheError, DiskFullError, OutputEr
 from kdkit.recipe import ViewRecipe
 from kdkit.runtime.output import prepare_output
 from kdkit.teachers import Teacher
-from kdkit.training.checkpoint import BEST, LAST, PREVIOUS, Checkpoints, load_checkpoint
+from kdkit.training.checkpoint import BEST, LAST, PREVIOUS, Checkpoints
+from kdkit.training.checkpoint_file import load_checkpoint
 from kdkit.training.state import Position, RunState
 
 CACHE = Synthetic(num_rows=1100, num_views=2)

@@ -25,7 +25,8 @@ from kdkit.errors import CacheDiskFullError, CheckpointError, ConfigError, NonFi
 from kdkit.recipe import ViewRecipe
 from kdkit.runtime import distributed
 from kdkit.runtime.progress import Display
-from kdkit.training.checkpoint import LAST, PREVIOUS, Checkpoints, load_checkpoint
+from kdkit.training.checkpoint import LAST, PREVIOUS, Checkpoints
+from kdkit.training.checkpoint_file import load_checkpoint
 from kdkit.training.config import TrainConfig
 from kdkit.training.interrupt import stop_request
 from kdkit.training.logger import RunLogger

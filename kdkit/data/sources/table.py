@@ -14,7 +14,7 @@ from kdkit.data.sources.columns import choose_column, choose_label
 from kdkit.data.sources.image import decode_file
 from kdkit.data.sources.labels import index_labels
 from kdkit.data.sources.mapped import below_common_folder
-from kdkit.errors import DatasetError, MissingDependencyError
+from kdkit.errors import DatasetError, MissingDependencyError, first_line
 
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 _PATH_COLUMNS = ("path", "image")
@@ -101,7 +101,7 @@ def _read_parquet(path: Path) -> dict[str, list[object]]:
         table = pyarrow.parquet.read_table(path)
         return {name: table.column(name).to_pylist() for name in table.column_names}
     except (OSError, pyarrow.ArrowException) as error:
-        raise DatasetError(f"the table {str(path)!r} cannot be read: {str(error).splitlines()[0]}") from error
+        raise DatasetError(f"the table {str(path)!r} cannot be read: {first_line(error)}") from error
 
 
 def _to_path(value: object, row: int, origin: str) -> str:
