@@ -44,8 +44,9 @@ class ShardBuilder:
         self._plan.teacher.to(torch.device(self._plan.device))
 
     def fill(self, shard: Shard) -> None:
-        """Builds and seals one shard."""
-        fill_shards(self._writer, [shard], self._plan, lambda images: None)
+        """Builds and seals one shard, unless an actor that died since has sealed it."""
+        if not self._writer.is_sealed(shard):
+            fill_shards(self._writer, [shard], self._plan, lambda images: None)
 
 
 def fill_on_actors(

@@ -88,8 +88,8 @@ class Extension:
             return pack(self.parts, self.path, build, packed_views=self.old.num_views)
         if missing := self.missing():
             raise CacheIncompleteError(f"{str(self.path)!r} cannot be extended: {len(missing)} shards are missing")
+        self.parts.verify_all(self.old.num_views)
         for shard in self.parts.metadata.shards(self.old.num_views):
-            self.parts.verify(shard)
             self.parts.open_shard(shard)
         ShardFolder.create(self.path, self.parts.metadata, index_arrays(self.parts))
         return None

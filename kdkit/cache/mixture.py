@@ -20,6 +20,8 @@ from kdkit.losses import mean_teacher
 from kdkit.recipe import ViewRecipe
 from kdkit.types import Batch, TeacherOutput
 
+_TEMPERATURES = 1e-6, 1e6  # log-probabilities in float32 stay finite when they are divided by these
+
 
 class CacheMixture:
     """A CacheReader over several caches: logits = log sum_i w_i softmax(log p_i / T_i), and serve as logits.
@@ -31,8 +33,8 @@ class CacheMixture:
     Args:
         caches: at least one, each made from the same samples and views; matched with the dataset one by one.
         weights: one number >= 0 per cache, scaled to sum 1; equal when None.
-        temperatures: T_i > 0, one per cache, by which its log-probabilities are divided and then renormalised; 1 when
-            None.
+        temperatures: T_i from 1e-6 to 1e6, one per cache, by which its log-probabilities are divided and then
+            renormalised; 1 when None.
         streams: the outputs to read; None: all.
 
     Raises:
@@ -54,8 +56,8 @@ class CacheMixture:
         self.caches = tuple(caches)
         self.weights = self._shares(weights)
         self.temperatures = _one_each("temperatures", temperatures, self.caches)
-        if min(self.temperatures) <= 0:
-            raise ConfigError(f"temperatures must be above 0, got {list(self.temperatures)}")
+        if not all(_TEMPERATURES[0] <= temperature <= _TEMPERATURES[1] for temperature in self.temperatures):
+            raise ConfigError(f"temperatures must be above 0, from 1e-6 to 1e6, got {list(self.temperatures)}")
         _check_same_classes(self.caches)
         self._places = dict(self._place_streams())
         named = (streams,) if isinstance(streams, str) else streams
@@ -71,6 +73,8 @@ class CacheMixture:
         shares = [weight * has_logits for weight, has_logits in zip(given, with_logits, strict=True)]
         if min(given) < 0 or (any(with_logits) and sum(shares) <= 0):
             raise ConfigError(f"weights must be 0 or more and not all 0, got {list(given)}")
+        if not math.isfinite(sum(shares)):
+            raise ConfigError(f"weights must have a finite sum, got {list(given)}: divide them by a common factor")
         return tuple(share / (sum(shares) or 1.0) for share in shares)
 
     def _place_streams(self) -> Iterator[tuple[str, list[tuple[int, str]]]]:
@@ -201,9 +205,15 @@ def _name(cache: CachedTeacher) -> str:
 
 def _one_each(name: str, numbers: Sequence[float] | None, caches: Sequence[CachedTeacher]) -> tuple[float, ...]:
     """One finite number per cache; 1 each when None."""
-    found = [1.0] * len(caches) if numbers is None else [float(number) for number in numbers]
+    if numbers is None:
+        return (1.0,) * len(caches)
+    expected = f"{name} must hold one finite number for each of {len(caches)} caches"
+    try:
+        found = [float(number + 0) for number in numbers]  # a text fails, which float() alone would read
+    except (TypeError, ValueError, OverflowError):
+        raise ConfigError(f"{expected}, got {numbers!r}") from None
     if len(found) != len(caches) or not all(map(math.isfinite, found)):
-        raise ConfigError(f"{name} must hold one finite number for each of {len(caches)} caches, got {found}")
+        raise ConfigError(f"{expected}, got {found}")
     return tuple(found)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import overload
 
@@ -69,7 +69,7 @@ def open_cache(
         CacheStreamError: the cache lacks one of the streams; names the streams that it has.
         CacheCorruptError: it is damaged.
         ClassMismatchError: several caches differ in the number or the order of their classes.
-        ConfigError: the weights or temperatures do not fit the caches.
+        ConfigError: `path` is neither a path nor a list of paths, or the weights or temperatures do not fit the caches.
     """
     cache: CachedTeacher | CacheMixture
     if isinstance(path, (str, Path)):
@@ -79,8 +79,19 @@ def open_cache(
     else:
         if sparse:
             raise ConfigError("sparse rows of several caches cannot be averaged: open one cache, or leave out sparse")
-        caches = [CachedTeacher(each, verify=verify) for each in path]
+        caches = [CachedTeacher(each, verify=verify) for each in _listed(path)]
         cache = CacheMixture(caches, weights, temperatures, streams=streams)
     if dataset is not None:
         cache.match(dataset, allow_mismatch=allow_mismatch)
     return cache
+
+
+def _listed(paths: Sequence[str | Path]) -> list[str | Path]:
+    """The paths of several caches."""
+    if not isinstance(paths, Iterable):
+        raise ConfigError(f"open_cache takes the path of a cache or a list of them, got {paths!r}")
+    listed = list(paths)
+    for number, each in enumerate(listed):
+        if not isinstance(each, (str, Path)):
+            raise ConfigError(f"open_cache takes a list of paths, got {each!r} as number {number} of {listed!r:.200}")
+    return listed

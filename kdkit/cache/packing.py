@@ -45,8 +45,7 @@ def pack(parts: ShardFolder, path: Path, build: str = "{}", packed_views: int = 
     if missing := parts.missing(packed_views):
         raise CacheIncompleteError(f"{str(parts.folder)!r} cannot be packed: {len(missing)} shards are missing")
     check_no_further_views(parts)
-    for shard in parts.metadata.shards(packed_views):
-        parts.verify(shard)
+    parts.verify_all(packed_views)
     if packed_views:
         CacheFile(path).verify()
 

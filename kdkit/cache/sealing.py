@@ -18,7 +18,7 @@ from kdkit.cache.format.constants import num_hashed_rows
 from kdkit.cache.format.metadata import CacheMetadata, Shard
 from kdkit.cache.lazy_arrays import shard_pixels, stored_keys
 from kdkit.cache.opening import open_index
-from kdkit.cache.shards.folder import ShardFolder
+from kdkit.cache.shards.folder import ShardFolder, packed_file
 from kdkit.cache.types import Array
 from kdkit.errors import CacheError, ShapeError
 
@@ -43,16 +43,21 @@ class ShardSealer:
     def codecs(self) -> Mapping[str, RowCodec]:
         """Stream name -> its codec, fitted as the cache's index holds it."""
         if self._codecs is None:
-            self._codecs = CacheFile(self.path).codecs if self._work is None else open_index(self._parts)
+            self._codecs = CacheFile(self.path).codecs if self._open_work() is None else open_index(self._parts)
         return self._codecs
 
     def missing(self) -> list[Shard]:
         """The shards that are not sealed, in order; each names its view and its rows from `start` to before `stop`."""
-        return [] if self._work is None else self._work.missing()
+        work = self._open_work()
+        return [] if work is None else work.missing()
 
     def sealed(self) -> list[Shard]:
         """The shards that are sealed already and not packed yet, in order."""
-        return [] if self._work is None else [s for s in self.metadata.shards() if self._parts.is_sealed(s)]
+        return [] if self._open_work() is None else [s for s in self.metadata.shards() if self._parts.is_sealed(s)]
+
+    def is_sealed(self, shard: Shard) -> bool:
+        """Whether one of `missing()` has been sealed since, perhaps by another process."""
+        return self._open_work() is None or self._parts.is_sealed(shard)
 
     def pixel_crc32(self, shard: Shard) -> dict[int, int]:
         """Row -> CRC-32 of its pixels, for the hashed rows of a sealed shard; empty if the cache has no pixels."""
@@ -78,7 +83,7 @@ class ShardSealer:
         Raises:
             ShapeError: the streams differ from the cache's, or have another number of rows.
             NonFiniteOutputError: some values are NaN, infinite, or beyond the codec's range; names samples.
-            CacheError: the shard cannot be written, or the disk is full.
+            CacheError: the shard is sealed already with other contents, cannot be written, or the disk is full.
         """
         if set(outputs) != set(self.codecs):
             raise ShapeError(f"{shard}: got outputs of {sorted(outputs)}, expected {sorted(self.codecs)}")
@@ -111,11 +116,12 @@ class ShardSealer:
             fidelity: stream -> its measures, float32 [rows, measures], if the spec has views measured.
 
         Raises:
-            CacheError: the arrays do not fit the spec, the cache has no such shard, or the file system refuses; a
-            CacheDiskFullError if the disk is full.
+            CacheError: the arrays do not fit the spec, the cache has no such shard or holds it with other contents, or
+            the file system refuses; a CacheDiskFullError if the disk is full.
         """
-        first_view = self._work.old.num_views if isinstance(self._work, Extension) else 0
-        if self._work is None or not self.metadata.plans(shard, first_view):
+        work = self._open_work()
+        first_view = work.old.num_views if isinstance(work, Extension) else 0
+        if work is None or not self.metadata.plans(shard, first_view):
             raise CacheError(f"{shard}: the cache {str(self.path)!r} has no such shard to seal: take one of missing()")
         if (pixel_crc32 is None) == self.metadata.has_pixels:
             found, expected = ("no", "some") if pixel_crc32 is None else ("some", "none, as has_pixels is false")
@@ -126,9 +132,23 @@ class ShardSealer:
     @property
     def _parts(self) -> ShardFolder:
         """Where shards are sealed."""
-        if self._work is None:
+        work = self._open_work()
+        if work is None:
             raise CacheError(f"the cache {str(self.path)!r} is finished: no shard of it is missing")
-        return self._work.parts if isinstance(self._work, Extension) else self._work
+        return work.parts if isinstance(work, Extension) else work
+
+    def _open_work(self) -> ShardFolder | Extension | None:
+        """The shards to seal; None from when they are packed, by this process or another."""
+        parts = self._work.parts if isinstance(self._work, Extension) else self._work
+        if parts is not None and not parts.index.is_file():
+            packed = packed_file(parts.folder)
+            if packed.is_file() and self._is_this_cache(CacheFile(packed).metadata):
+                self.path, self._work = packed, None
+        return self._work
+
+    def _is_this_cache(self, packed: CacheMetadata) -> bool:
+        same = packed.identity_sha256 == self.metadata.identity_sha256
+        return same and packed.num_views >= self.metadata.num_views
 
     def _keys(self, shard: Shard) -> list[str]:
         return stored_keys(self._parts.folder, self.metadata.num_rows)[shard.start : shard.stop]

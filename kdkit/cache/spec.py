@@ -20,6 +20,7 @@ from kdkit.cache.format.limits import check_storable
 from kdkit.cache.format.metadata import CacheMetadata
 from kdkit.cache.hdf5.size import packed_num_bytes
 from kdkit.cache.lazy_arrays import stored_index_arrays, stored_keys
+from kdkit.cache.spec_values import document, flag, texts, whole_number
 from kdkit.cache.types import Array
 from kdkit.errors import CacheMismatchError, ConfigError
 from kdkit.recipe import ViewRecipe
@@ -67,8 +68,8 @@ class CacheSpec:
     """Stream name -> its codec, fitted if it has a fit: "logits" -> a Codec, a tap -> a FeatureCodec."""
 
     teacher: Mapping[str, Any] = field(default_factory=dict)
-    """The teacher's fingerprint, compared by a build that resumes; "name", "dtype", "weights_sha256" and "versions" are
-    completed if they are missing."""
+    """The teacher's fingerprint in plain JSON values, compared by a build that resumes; "name", "dtype",
+    "weights_sha256" and "versions" are completed if they are missing."""
 
     recipe: ViewRecipe | Mapping[str, Any] = field(default_factory=ViewRecipe)
     """Recipe of the views, as a student sees them; its number of views is replaced by `num_views`."""
@@ -90,20 +91,55 @@ class CacheSpec:
     """Whether shards are sealed with hashes of the pixels that the teacher saw. Without them, opening the cache
     compares keys, recipe and class names, but no pixels."""
 
+    names_classes: bool = True
+    """Whether `class_names` are those of the logits, so that there are as many. Imported labels may be of other classes
+    than the images' folders."""
+
     def __post_init__(self) -> None:
-        if isinstance(self.keys, str):
-            raise ConfigError(f"keys must be a sequence of sample keys, got the single text {self.keys[:80]!r}")
-        if self.num_views < 1:
-            raise ConfigError(f"num_views must be at least 1, got {self.num_views}")
-        if self.shard_rows < 1:
-            raise ConfigError(f"shard_rows must be at least 1 row, got {self.shard_rows}")
-        if not self.codecs:
-            raise ConfigError('codecs must name at least one stream, e.g. {"logits": create_codec("float16", 1000)}')
-        for stream, codec in self.codecs.items():
+        plain = {
+            "keys": texts("keys", self.keys, "sample keys"),
+            "num_views": whole_number("num_views", self.num_views),
+            "teacher": document("teacher", self.teacher),
+            "recipe": self.recipe if isinstance(self.recipe, ViewRecipe) else document("recipe", self.recipe),
+            "class_names": None if self.class_names is None else list(texts("class_names", self.class_names, "names")),
+            "shard_rows": whole_number("shard_rows", self.shard_rows, " row"),
+            "fidelity": document("fidelity", self.fidelity, finite=False),  # a row of zeros may have an infinite error
+            "versions": None if self.versions is None else document("versions", self.versions),
+            "has_pixels": flag("has_pixels", self.has_pixels),
+            "names_classes": flag("names_classes", self.names_classes),
+        }
+        for name, value in plain.items():
+            object.__setattr__(self, name, value)
+        self._check_codecs()
+        self._check_class_names()
+        check_unique_keys(self.keys)
+
+    def _check_codecs(self) -> None:
+        codecs: Any = self.codecs
+        if not isinstance(codecs, Mapping) or not codecs:
+            raise ConfigError(
+                'codecs must name at least one stream, e.g. {"logits": create_codec("float16", 1000)}, '
+                f"got {codecs!r}"
+            )
+        for stream, codec in codecs.items():
             expected = Codec if stream == LOGITS else FeatureCodec
+            if not isinstance(stream, str):
+                raise ConfigError(f"codecs must have the names of streams as keys, got {stream!r}")
             if not isinstance(codec, expected):
                 raise ConfigError(f"codecs[{stream!r}] must be a {expected.__name__}, got {codec!r}")
-        check_unique_keys(self.keys)
+
+    def _check_class_names(self) -> None:
+        names, logits = self.class_names, self.codecs.get(LOGITS)
+        if names is None:
+            return
+        if len(set(names)) < len(names):
+            twice = next(name for place, name in enumerate(names) if name in names[:place])
+            raise ConfigError(f"class_names must have each name once, got {twice[:80]!r} more than once")
+        if self.names_classes and isinstance(logits, Codec) and len(names) != logits.num_classes:
+            raise ConfigError(
+                f"class_names must have one name for each of the {logits.num_classes} classes of the logits' codec, "
+                f"got {len(names)}; leave them out, or set names_classes=False if they are those of the images alone"
+            )
 
     @cached_property
     def metadata(self) -> CacheMetadata:
@@ -121,8 +157,8 @@ class CacheSpec:
             recipe={**recipe, "num_views": self.num_views},
             dataset={
                 "keys_sha256": keys_sha256(self.keys),
-                "class_names": None if self.class_names is None else list(self.class_names),
-                **({} if self.versions is None else {"versions": dict(self.versions)}),
+                "class_names": self.class_names,
+                **({} if self.versions is None else {"versions": self.versions}),
                 **({} if self.has_pixels else {"has_pixels": False}),
             },
             fidelity=self.fidelity,

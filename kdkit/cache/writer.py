@@ -29,6 +29,7 @@ from kdkit.cache.sealing import ShardSealer
 from kdkit.cache.shards.folder import INDEX_NAME, ShardFolder, packed_path, shard_folder
 from kdkit.cache.shards.lock import writer_lock
 from kdkit.cache.spec import CachePlan, CacheSpec
+from kdkit.cache.spec_values import document, whole_number
 from kdkit.cache.summary import describe_content
 from kdkit.cache.write_errors import cache_write_errors
 from kdkit.errors import CacheError, CacheIncompleteError, CacheLockedError
@@ -52,6 +53,7 @@ class CacheWriter(ShardSealer):
     def __init__(self, path: Path, metadata: CacheMetadata, work: ShardFolder | Extension | None) -> None:
         super().__init__(path, metadata, work)
         self._lock: ExitStack | None = None
+        self._place: Path | None = None  # of the cache that it has finished
 
     @classmethod
     @cache_write_errors()
@@ -117,9 +119,10 @@ class CacheWriter(ShardSealer):
             CacheMismatchError: the cache has more views, or its folder holds the extension of another cache.
             CacheIncompleteError: its build has not finished.
             CacheLockedError: another process is writing it.
-            ConfigError: no cache holds so many views.
+            ConfigError: no cache holds so many views, or `num_views` is no whole number.
             CacheError: the folder cannot be written, or the disk is full.
         """
+        num_views = whole_number("num_views", num_views)
         cache = CacheFile(path)
         check_adds_views(cache.path, cache.metadata, num_views)
         if num_views == cache.num_views:
@@ -140,6 +143,8 @@ class CacheWriter(ShardSealer):
     def finish(self, *, pack: bool = True, record: Mapping[str, Any] = _NOTHING) -> Path:
         """Verifies all shards and packs them into one file at `path`; an extension replaces the cache in one step.
 
+        A writer that has finished does nothing more here.
+
         Args:
             pack: whether the shards become one file; if not, the folder of shards is the cache. An extension stays what
                 the cache was.
@@ -150,24 +155,36 @@ class CacheWriter(ShardSealer):
 
         Raises:
             CacheIncompleteError: a shard is missing.
-            CacheCorruptError: a shard has changed since it was sealed.
-            CacheError: this writer has joined, so that another one finishes; or the disk is full.
+            CacheCorruptError: a shard has changed since it was sealed, and is missing from now on.
+            CacheError: this writer has joined, so that another one finishes, or was closed; or the disk is full.
+            ConfigError: `record` is not plain JSON.
         """
-        if self._work is None:
-            return self.path
+        text = json.dumps(document("record", record))
+        if self._place is not None or self._open_work() is None:
+            return self._place or self.path
         if self._lock is None:
-            raise CacheError(f"{str(self.path)!r} is finished by the process that created it: this one has joined it")
+            raise CacheError(
+                f"{str(self.path)!r} is finished by the process that created it: this writer has joined it, or was "
+                "closed"
+            )
         if missing := self.missing():
             raise CacheIncompleteError(f"{str(self.path)!r} cannot be finished: {len(missing)} shards are missing")
-        place, text = self.path, json.dumps(dict(record))
-        if isinstance(self._work, Extension):
-            self._work.finish(text)
-        elif pack:
-            pack_shards(self._work, self.path, text)
-        else:
-            place = self._work.folder
+        self._place = self._finish(text, pack=pack)
         self.close()
-        return place
+        return self._place
+
+    def _finish(self, record: str, *, pack: bool) -> Path:
+        """Where the cache is, once its shards are verified and packed or counted; the JSON text `record` is kept."""
+        work = self._work
+        if isinstance(work, ShardFolder) and not pack:
+            work.verify_all()
+            return work.folder
+        if isinstance(work, Extension):
+            work.finish(record)
+        elif work is not None:
+            pack_shards(work, self.path, record)
+        self._work = None
+        return self.path
 
     def close(self) -> None:
         """Releases the lock; sealed shards stay, and `create` resumes with them."""

@@ -182,6 +182,7 @@ def _plan(foreign: ForeignCache, data: ImageSource, codec: Codec | str | None, c
         teacher={"name": foreign.name, "versions": {"kdkit": __version__}},
         recipe=foreign.recipe,
         class_names=data.class_names,
+        names_classes=False,  # the labels may be of other classes than the folders
         shard_rows=max(
             BLOCK_ROWS, min(_SHARD_ROWS, _RANGE_BYTES // (num_views * row_bytes)) // BLOCK_ROWS * BLOCK_ROWS
         ),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import pickle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -172,6 +173,15 @@ def test_caches_of_other_classes_are_refused(tmp_path: Path) -> None:
         ({"weights": [2, -1]}, "weights must be 0 or more"),
         ({"temperatures": [1, 0]}, "temperatures must be above 0"),
         ({"temperatures": [1, 2, 3]}, "temperatures must hold one finite number for each of 2 caches"),
+        ({"weights": 1.0}, r"weights must hold one finite number for each of 2 caches, got 1\.0"),
+        ({"weights": ["a", "b"]}, r"weights must hold one finite number for each of 2 caches, got \['a', 'b'\]"),
+        ({"weights": "12"}, "weights must hold one finite number for each of 2 caches, got '12'"),
+        ({"weights": [1, None]}, "weights must hold one finite number for each of 2 caches"),
+        ({"weights": [1, 10**400]}, "weights must hold one finite number for each of 2 caches"),
+        ({"weights": [1e308, 1e308]}, "weights must have a finite sum"),
+        ({"temperatures": 2}, "temperatures must hold one finite number for each of 2 caches, got 2"),
+        ({"temperatures": [1, 1e-320]}, "temperatures must be above 0, from 1e-6 to 1e6"),
+        ({"temperatures": [1, 1e308]}, "temperatures must be above 0, from 1e-6 to 1e6"),
         ({"sparse": True}, "sparse rows of several caches cannot be averaged"),
     ],
 )
@@ -188,6 +198,27 @@ def test_one_path_takes_no_weights_and_a_list_is_not_empty(folder: Path) -> None
     with pytest.raises(ConfigError, match="an empty list"):
         open_cache([])
     assert isinstance(open_cache(folder / "a.h5"), CachedTeacher)
+
+
+@pytest.mark.parametrize("temperature", [1e-6, 1e6])
+def test_the_coldest_and_the_hottest_temperature_leave_finite_logits(folder: Path, temperature: float) -> None:
+    logits = mixed([folder / "a.h5", folder / "b.h5"], temperatures=[temperature, temperature]).logits
+    assert logits.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("path", "reason"),
+    [
+        (None, "open_cache takes the path of a cache or a list of them, got None"),
+        (3, "open_cache takes the path of a cache or a list of them, got 3"),
+        ([1, None], r"open_cache takes a list of paths, got 1 as number 0 of \[1, None\]"),
+        (["a.h5", None], r"open_cache takes a list of paths, got None as number 1 of \['a\.h5', None\]"),
+        (b"a.h5", "open_cache takes a list of paths, got 97"),
+    ],
+)
+def test_what_is_no_path_and_no_list_of_paths_is_refused(path: Any, reason: str) -> None:
+    with pytest.raises(ConfigError, match=reason):
+        open_cache(path)
 
 
 def test_the_identity_changes_with_caches_weights_and_temperatures(folder: Path) -> None:

@@ -26,7 +26,6 @@ from kdkit.errors import (
     CacheMismatchError,
     CacheNotFoundError,
     ConfigError,
-    DatasetError,
     NonFiniteOutputError,
     ShapeError,
 )
@@ -219,23 +218,21 @@ def test_a_cache_without_pixels_states_so_and_compares_all_else(tmp_path: Path) 
         open_cache(tmp_path / "t.h5")
 
 
-@pytest.mark.parametrize(
-    ("changes", "error", "message"),
-    [
-        ({"keys": "key"}, ConfigError, "keys must be a sequence of sample keys, got the single text 'key'"),
-        ({"keys": ["a", "b", "a"]}, DatasetError, r"1 sample keys occur twice \('a'\)"),
-        ({"num_views": 0}, ConfigError, "num_views must be at least 1, got 0"),
-        ({"shard_rows": 0}, ConfigError, "shard_rows must be at least 1 row, got 0"),
-        ({"codecs": {}}, ConfigError, "codecs must name at least one stream"),
-        ({"codecs": {"logits": "float16"}}, ConfigError, r"codecs\['logits'\] must be a Codec, got 'float16'"),
-        ({"codecs": {"pooled": create_codec("int8", 4)}}, ConfigError, r"codecs\['pooled'\] must be a FeatureCodec"),
-    ],
-)
-def test_a_spec_that_no_cache_can_have_is_refused_when_it_is_made(
-    changes: dict[str, Any], error: type[Exception], message: str
-) -> None:
-    with pytest.raises(error, match=message):
-        dataclasses.replace(SPEC, **changes)
+@pytest.mark.parametrize("num_views", ["3", 3.0, None, True])
+def test_an_extension_to_no_whole_number_of_views_is_refused(tmp_path: Path, num_views: Any) -> None:
+    with pytest.raises(ConfigError, match="num_views must be a whole number"):
+        CacheWriter.extend(build(tmp_path / "t.h5"), num_views)
+
+
+@pytest.mark.parametrize("record", [{"x": object()}, {"x": float("nan")}, None, "seconds"])
+def test_a_record_that_is_not_json_is_refused_and_the_cache_can_be_finished(tmp_path: Path, record: Any) -> None:
+    with CacheWriter.create(tmp_path / "t.h5", SPEC) as writer:
+        for shard in writer.missing():
+            writer.write(shard, outputs(shard))
+        with pytest.raises(ConfigError, match="record must "):
+            writer.finish(record=record)
+        assert writer.finish(record={"seconds": np.float64(2.5), "of": (1, 2)}) == tmp_path / "t.h5"
+    assert_exact(open_cache(tmp_path / "t.h5"))
 
 
 def test_a_spec_beyond_what_a_cache_holds_leaves_nothing_behind(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from kdkit.cache.hdf5.open import check_no_symlink, open_hdf5
 from kdkit.cache.hdf5.segments import open_segments
 from kdkit.cache.hdf5.write import Region, write_hdf5
 from kdkit.cache.payload import Segment
-from kdkit.cache.shards.manifest import describe_shard, file_crc32, file_size, read_entry, write_entry
+from kdkit.cache.shards.manifest import describe_shard, file_crc32, file_size, read_entry, remove_entry, write_entry
 from kdkit.cache.types import Array
 from kdkit.cache.write_errors import cache_write_errors
 from kdkit.errors import CacheCorruptError, CacheError, CacheNotFoundError
@@ -44,7 +44,12 @@ def shard_folder(path: Path) -> Path:
 def packed_path(path: Path) -> Path:
     """The packed file of the cache whose packed file or parts folder is at `path`."""
     named_folder = path.name.endswith(_SUFFIX) and path.name != _SUFFIX and path.is_dir()
-    return path.with_name(path.name.removesuffix(_SUFFIX)) if named_folder else path
+    return packed_file(path) if named_folder else path
+
+
+def packed_file(folder: Path) -> Path:
+    """The packed file of the cache whose shards are, or were, in `folder`."""
+    return folder.with_name(folder.name.removesuffix(_SUFFIX))
 
 
 @dataclass(frozen=True)
@@ -120,7 +125,10 @@ class ShardFolder:
         pixel_crc32: Array,
         fidelity: Mapping[str, Array] = MappingProxyType({}),
     ) -> None:
-        """Writes the shard, then its manifest entry, both durably.
+        """Writes the shard, then its manifest entry, both durably; a sealed shard can only be written again as it is.
+
+        Two processes that seal one shard at the same moment may leave the file of one and the entry of the other, which
+        `verify_all` finds.
 
         Args:
             shard: the shard's view and rows.
@@ -151,6 +159,8 @@ class ShardFolder:
                 regions=regions,
             )
             entry = describe_shard(shard, temporary)
+            if self.is_sealed(shard) and read_entry(path, shard) != entry:
+                raise CacheError(f"{str(path)!r} ({shard}) is sealed already, with other contents: it is kept as it is")
         write_entry(path, entry)
 
     def open_shard(self, shard: Shard) -> dict[str, Segment]:
@@ -175,6 +185,28 @@ class ShardFolder:
         Raises:
             CacheCorruptError: it is not sealed, or its bytes have changed since.
         """
+        if not self._has_sealed_bytes(shard):
+            raise CacheCorruptError(
+                f"{str(self.shard_path(shard))!r} ({shard}) does not match its checksum: delete it and build again"
+            )
+
+    def verify_all(self, first_view: int = 0) -> None:
+        """Verifies all shards, from a view on. Those that have changed are missing from then on, to be written again.
+
+        Raises:
+            CacheCorruptError: a shard is not sealed, or its bytes have changed since.
+        """
+        changed = [shard for shard in self.metadata.shards(first_view) if not self._has_sealed_bytes(shard)]
+        for shard in changed:
+            remove_entry(self.shard_path(shard))
+        if changed:
+            raise CacheCorruptError(
+                f"{str(self.folder)!r}: {len(changed)} shards do not match their checksums, first {changed[0]}: run "
+                "again, which writes them anew"
+            )
+
+    def _has_sealed_bytes(self, shard: Shard) -> bool:
+        """Whether the checksum of a sealed shard's file is that of its entry."""
         path = self.shard_path(shard)
         entry = read_entry(path, shard)
         if entry is None or not self.is_sealed(shard):
@@ -184,5 +216,4 @@ class ShardFolder:
             crc32 = file_crc32(path)
         except OSError as error:
             raise CacheCorruptError(f"{str(path)!r} ({shard}) cannot be read: {error.strerror}") from error
-        if crc32 != entry["crc32"]:
-            raise CacheCorruptError(f"{str(path)!r} ({shard}) does not match its checksum: delete it and build again")
+        return bool(crc32 == entry["crc32"])

@@ -27,6 +27,11 @@ def write_entry(shard_path: Path, entry: dict[str, Any]) -> None:
     files.write_text(_entry_path(shard_path), json.dumps(entry, sort_keys=True))
 
 
+def remove_entry(shard_path: Path) -> None:
+    """Makes the shard at `shard_path` missing again."""
+    files.remove_file(_entry_path(shard_path))
+
+
 def read_entry(shard_path: Path, shard: Shard) -> dict[str, Any] | None:
     """The shard's entry, or None; None also for a damaged entry or a link."""
     try:

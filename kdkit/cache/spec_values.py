@@ -1,0 +1,107 @@
+"""Checks of the values that a caller gives a cache, and their plain form: whole numbers, texts and strict JSON."""
+
+from __future__ import annotations
+
+import json
+import operator
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from kdkit.cache.format.json import parse_json
+from kdkit.errors import CacheCorruptError, ConfigError
+
+
+def whole_number(name: str, value: Any, unit: str = "") -> int:
+    """`value` as an int of at least 1, also from a NumPy integer; `unit` follows the 1 in errors.
+
+    Raises:
+        ConfigError: it is no whole number, or less than 1; names the field.
+    """
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = None
+    if number is None or isinstance(value, (bool, np.bool_)):
+        raise ConfigError(f"{name} must be a whole number, got {_show(value)}")
+    if number < 1:
+        raise ConfigError(f"{name} must be at least 1{unit}, got {number}")
+    return number
+
+
+def flag(name: str, value: Any) -> bool:
+    """`value` as a bool, also from NumPy's.
+
+    Raises:
+        ConfigError: it is neither True nor False; names the field.
+    """
+    if not isinstance(value, (bool, np.bool_)):
+        raise ConfigError(f"{name} must be True or False, got {_show(value)}")
+    return bool(value)
+
+
+def texts(name: str, values: Any, of: str) -> Sequence[str]:
+    """`values` as a sequence of texts, the same object where it is one; an array becomes a list.
+
+    Raises:
+        ConfigError: it is no sequence, a single text, or holds an element that cannot be stored as text; names both.
+    """
+    if isinstance(values, str):
+        raise ConfigError(f"{name} must be a sequence of {of}, got the single text {values[:80]!r}")
+    listed = values.tolist() if hasattr(values, "tolist") else values
+    ordered = hasattr(listed, "__len__") and hasattr(listed, "__getitem__")
+    if not ordered or isinstance(listed, (bytes, bytearray, Mapping)):
+        raise ConfigError(f"{name} must be a sequence of {of}, such as a list, got {_show(values)}")
+    for place, text in enumerate(listed):
+        if not isinstance(text, str):
+            raise ConfigError(f"{name}[{place}] must be a text, got {_show(text)}")
+        if not text.isascii() and not _is_storable(text):
+            raise ConfigError(f"{name}[{place}] must be a text that UTF-8 can hold, got {_show(text)}")
+    found: Sequence[str] = listed
+    return found
+
+
+def document(name: str, value: Any, *, finite: bool = True) -> dict[str, Any]:
+    """A mapping as the plain JSON object that a cache would give back: tuples as lists, numbers of NumPy as Python's.
+
+    Args:
+        name: the field, for errors.
+        value: the mapping.
+        finite: whether NaN and infinities are refused, which JSON does not have and which equal nothing.
+
+    Raises:
+        ConfigError: it is no mapping, or holds a value that JSON does not have; names the field.
+    """
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{name} must be a mapping of names to plain values, got {_show(value)}")
+    try:
+        text = json.dumps(dict(value), allow_nan=not finite, default=_plain, ensure_ascii=False)
+        text.encode()
+        plain: dict[str, Any] = parse_json(text, name)
+    except (TypeError, ValueError, RecursionError, CacheCorruptError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(f"{name} must hold plain JSON values only: {reason}") from None
+    return plain
+
+
+def _plain(value: Any) -> Any:
+    """What JSON writes for a value that it does not know."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, Mapping):
+        return dict(value)
+    raise TypeError(f"got {_show(value)}")
+
+
+def _is_storable(text: str) -> bool:
+    try:
+        text.encode("utf-8", "surrogateescape")  # a file name that is not UTF-8 is a key too
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _show(value: Any) -> str:
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 80 else text[:80] + "..."
