@@ -117,13 +117,13 @@ def _create_student(config: DistillConfig, dataset: ReplayedDataset, num_classes
 
 
 def _check_tag(name: str) -> None:
-    """Raises UnknownNameError for a timm name whose tag timm has not."""
+    """Raises UnknownNameError unless timm knows the tag, where the name has one."""
     try:
         timm.get_pretrained_cfg(name)
     except RuntimeError as error:
         tagged = timm.list_pretrained(f"{name.partition('.')[0]}.*")
         raise UnknownNameError(
-            f"timm {timm.__version__} has no student {name!r}; with a tag it has {', '.join(tagged) or 'none'}"
+            f"timm {timm.__version__} has no student {name!r}; it has {', '.join(tagged) or 'none'}"
         ) from error
 
 
