@@ -33,9 +33,10 @@ def twin(writer: CacheWriter) -> CacheWriter:
 
 
 def seal_others(writer: CacheWriter, shard: Shard, seed: int = 0) -> None:
-    """Seals a shard with other rows, drawn from the seed."""
+    """Seals a shard with other rows, drawn from the seed, and the same pixels."""
     values = np.random.default_rng(seed).normal(size=(shard.num_rows, CLASSES)).astype("<f4")
-    writer.seal(shard, {"logits": values.view("u1")}, np.asarray(hashed_rows(shard.start, shard.stop), "<u4"))
+    pixels = np.asarray(hashed_rows(shard.start, shard.stop), "<u4") * 3 + shard.view
+    writer.seal(shard, {"logits": values.view("u1")}, pixels)
 
 
 @pytest.mark.parametrize("finished", [True, False])
