@@ -39,7 +39,7 @@ def test_the_second_cache_equals_a_build_with_the_same_recipe(tmp_path: Path, re
     assert like.keys() == open_cache(folder / "a.h5").keys()
     for view in range(2):
         rows = np.arange(COUNT)
-        assert torch.equal(like.read(rows, view), plain.read(rows, view))
+        assert torch.equal(like.read_encoded(rows, view), plain.read_encoded(rows, view))
 
 
 def test_images_in_another_order_or_besides_leave_samples_and_order_as_they_are(tmp_path: Path) -> None:
