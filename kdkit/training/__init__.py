@@ -6,7 +6,8 @@ Where to look:
     train.py        the loop: epochs, logs, checkpoints, stops, in order
     step.py         one step: teacher output, loss, gradients, update of the weights
                     (the loss is summed by the task, in kdkit/tasks/distillation.py)
-    checkpoint.py   writes, keeps and restores checkpoints; state.py and rng.py hold their contents
+    checkpoint.py   writes, keeps and restores checkpoints; state.py and rng.py hold their contents,
+                    checkpoint_file.py checks a file before it is used
     meter.py        collects the steps' terms and averages them over an epoch; finite.py finds a NaN among them
     logger.py       metrics.jsonl and summary.csv; trackers/ has TensorBoard and wandb; run.py writes config.yaml
     header.py       the description before the first step; report.py, the result of a run

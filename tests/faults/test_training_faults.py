@@ -325,7 +325,7 @@ def test_ranks_that_validate_on_other_numbers_of_batches_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("kdkit.runtime.distributed.all_gather", lambda count: [count, count + 1])
-    with pytest.raises(ConfigError, match=r"equally many batches, got \[5, 6\]"):
+    with pytest.raises(ConfigError, match=r"the same number of validation batches, got \[5, 6\]"):
         run(tmp_path, validation=Held(tiny_model("test_vit")))
 
 
