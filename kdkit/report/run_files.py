@@ -38,7 +38,7 @@ class Run:
     epochs: list[Record] = field(default_factory=list)
     """One record per epoch, in order."""
     steps: list[Record] = field(default_factory=list)
-    """Records of steps, evenly thinned; empty if none were asked for."""
+    """Records of steps, evenly thinned; empty if `max_steps` is 0."""
     problems: list[str] = field(default_factory=list)
     """What could not be read, one line each."""
 

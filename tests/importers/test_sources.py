@@ -22,7 +22,7 @@ def rewrite(path: Path, change: Callable[[tuple], tuple]) -> None:
     torch.save(change(torch.load(path, weights_only=False)), path, pickle_protocol=4)
 
 
-def refuse_mldr(folder: Path, message: str, keys: list[str] = KEYS) -> None:
+def check_mldr_refused(folder: Path, message: str, keys: list[str] = KEYS) -> None:
     with pytest.raises(DatasetError, match=message) as error:
         import_mldr(folder, Keys(keys), folder.parent / "teacher.h5")
     assert "\n" not in str(error.value)
@@ -32,17 +32,19 @@ def refuse_mldr(folder: Path, message: str, keys: list[str] = KEYS) -> None:
 def test_a_missing_file_names_its_image(tmp_path: Path) -> None:
     folder = write_ml_dr(tmp_path / "foreign", 4)
     (folder / "2.pth.tar").unlink()
-    refuse_mldr(folder, r"lacks 1 of 4 images \('a/2\.png'\)")
+    check_mldr_refused(folder, r"lacks 1 of 4 images \('a/2\.png'\)")
 
 
 def test_a_file_without_image_is_named(tmp_path: Path) -> None:
-    refuse_mldr(write_ml_dr(tmp_path / "foreign", 6), r"2 files for which there is no image \('4\.pth\.tar', '5\.pth")
+    check_mldr_refused(
+        write_ml_dr(tmp_path / "foreign", 6), r"2 files for which there is no image \('4\.pth\.tar', '5\.pth"
+    )
 
 
 def test_a_misnumbered_file_is_named_with_its_image(tmp_path: Path) -> None:
     folder = write_ml_dr(tmp_path / "foreign", 4)
     shutil.copy(folder / "1.pth.tar", folder / "2.pth.tar")
-    refuse_mldr(folder, r"'2\.pth\.tar'.*\(image 'a/2\.png'\) is misnumbered: its index is 1")
+    check_mldr_refused(folder, r"'2\.pth\.tar'.*\(image 'a/2\.png'\) is misnumbered: its index is 1")
 
 
 def test_two_files_that_were_swapped_are_found(tmp_path: Path) -> None:
@@ -50,7 +52,7 @@ def test_two_files_that_were_swapped_are_found(tmp_path: Path) -> None:
     (folder / "1.pth.tar").rename(tmp_path / "spare")
     (folder / "2.pth.tar").rename(folder / "1.pth.tar")
     (tmp_path / "spare").rename(folder / "2.pth.tar")
-    refuse_mldr(folder, "misnumbered")
+    check_mldr_refused(folder, "misnumbered")
 
 
 def test_images_are_numbered_in_the_order_of_torchvision(tmp_path: Path) -> None:
@@ -87,7 +89,7 @@ def test_images_are_numbered_in_the_order_of_torchvision(tmp_path: Path) -> None
 def test_a_file_of_other_content_is_named(change: Callable[[tuple], tuple], message: str, tmp_path: Path) -> None:
     folder = write_ml_dr(tmp_path / "foreign", 4)
     rewrite(folder / "3.pth.tar", change)
-    refuse_mldr(folder, rf"'3\.pth\.tar'.*a/3\.png.*{message}")
+    check_mldr_refused(folder, rf"'3\.pth\.tar'.*a/3\.png.*{message}")
 
 
 @pytest.mark.parametrize(
@@ -106,28 +108,28 @@ def test_an_augmentation_that_cannot_be_replayed_is_refused(augmentation: dict, 
         {"reinforce": {"image_augmentation": augmentation, "num_samples": 2}, "num_classes": 10},
         folder / "config.pth.tar",
     )
-    refuse_mldr(folder, message)
+    check_mldr_refused(folder, message)
 
 
 def test_a_cache_without_its_configuration_is_refused(tmp_path: Path) -> None:
     folder = write_ml_dr(tmp_path / "foreign", 4)
     (folder / "config.pth.tar").unlink()
-    refuse_mldr(folder, r"no config\.pth\.tar")
+    check_mldr_refused(folder, r"no config\.pth\.tar")
 
 
 def test_a_cache_of_joblib_is_refused_by_its_configuration(tmp_path: Path) -> None:
     folder = write_ml_dr(tmp_path / "foreign", 4)
     torch.save({"reinforce": {"image_augmentation": {}, "num_samples": 2, "joblib": True}}, folder / "config.pth.tar")
-    refuse_mldr(folder, "joblib")
+    check_mldr_refused(folder, "joblib")
 
 
 def test_a_source_that_is_none_is_refused_in_one_line(tmp_path: Path) -> None:
-    refuse_mldr(tmp_path / "none", "neither a folder nor a readable tar")
+    check_mldr_refused(tmp_path / "none", "neither a folder nor a readable tar")
     (tmp_path / "empty").mkdir()
-    refuse_mldr(tmp_path / "empty", "holds no file")
+    check_mldr_refused(tmp_path / "empty", "holds no file")
     with tarfile.open(tmp_path / "packed.tar.gz", "w:gz") as archive:
         archive.add(write_ml_dr(tmp_path / "foreign", 4), "foreign")
-    refuse_mldr(tmp_path / "packed.tar.gz", "gzip -d")
+    check_mldr_refused(tmp_path / "packed.tar.gz", "gzip -d")
 
 
 def test_links_and_odd_names_in_a_tar_lead_nowhere(tmp_path: Path) -> None:
