@@ -118,7 +118,12 @@ def fill_and_finish(
         images = fill_on_actors(writer, missing, plan, actors=actors, show_progress=show_progress)
     else:
         images = fill_together(writer, missing, plan, show_progress=show_progress)
-    record = {"seconds": round(time.monotonic() - begun, 3), "images": images, "device": str(plan.device)}
+    record = {
+        "seconds": round(time.monotonic() - begun, 3),
+        "images": images,
+        "device": str(plan.device),
+        "batch_size": plan.config.batch_size,
+    }
     place = distributed.on_rank_zero(lambda: writer.finish(pack=plan.config.pack, record=record))
     cache = CachedTeacher(place)
     return BuildReport(place, cache.num_rows, cache.num_views, cache.num_bytes, images, time.monotonic() - begun)

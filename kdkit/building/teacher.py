@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 
+import torch
 from torch import Tensor
 
 from kdkit.cache import encoding
@@ -50,6 +51,12 @@ def with_streams(teacher: Teacher, streams: Iterable[str]) -> Teacher:
     """
     taps = [stream for stream in streams if stream != LOGITS]
     return teacher if set(taps) <= set(teacher.taps) else teacher.with_taps(taps)
+
+
+def device_of(teacher: Teacher) -> torch.device:
+    """The device that the teacher's weights are on; the CPU for a teacher without any."""
+    model = teacher.model
+    return next((tensor.device for tensor in (*model.parameters(), *model.buffers())), torch.device("cpu"))
 
 
 def check_encodable(

@@ -15,6 +15,7 @@ from torch import Tensor, from_numpy
 from kdkit.cache.codecs import Codec, FeatureCodec, RowCodec
 from kdkit.cache.fidelity import summarise_rows
 from kdkit.cache.format.constants import LOGITS, RECORDS
+from kdkit.cache.hdf5.documents import BuildRecord, read_build_record
 from kdkit.cache.lazy_arrays import stored_fidelity, stored_keys, stored_pixels
 from kdkit.cache.matching import match_keys
 from kdkit.cache.opening import locate, open_packed, open_parts, verify_arrays
@@ -43,6 +44,11 @@ class CacheFile:
         opened = open_parts(self.path, verify) if self.path.is_dir() else open_packed(self.path, verify)
         self.metadata, codecs, self._payloads = opened
         self._codecs = {stream: codec for stream, codec in codecs.items() if stream != RECORDS}
+
+    @property
+    def build_record(self) -> BuildRecord:
+        """How the build ran."""
+        return read_build_record(self.path)
 
     @property
     def num_rows(self) -> int:
