@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import IO
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFile, UnidentifiedImageError
 
 from kdkit.errors import DatasetError
 
@@ -18,9 +18,10 @@ _NOT_DECODED = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
 """Formats that Pillow recognises, but decodes only with the help of other programs, or not at all."""
 
 UNSUPPORTED_SUFFIXES = frozenset(
-    {".arw", ".cr2", ".cr3", ".dng", ".emf", ".eps", ".heic", ".heif", ".jxl", ".nef", ".ps", ".svg", ".wmf"}
+    {".arw", ".avif", ".bpg", ".cr2", ".cr3", ".dng", ".emf", ".eps", ".exr", ".hdr", ".heic", ".heif", ".jp2", ".jxl"}
+    | {".jxr", ".nef", ".orf", ".ps", ".raf", ".rw2", ".svg", ".webp", ".wmf"}
 )
-"""Suffixes of image files that are refused, unless a plug-in of Pillow decodes them, so that no image vanishes."""
+"""Suffixes of image files that are refused, unless this Pillow decodes them, so that no image vanishes."""
 
 
 @cache
@@ -63,12 +64,17 @@ def decode(stream: IO[bytes], key: str, origin: str) -> Image.Image:
     Raises:
         DatasetError: the file is not an image, or is damaged.
     """
+    tolerated, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False  # grey pixels are no image
     try:
         with stream, Image.open(stream) as image:
             image.load()
             return as_rgb(image)
+    except UnidentifiedImageError:
+        raise unreadable(key, origin, ValueError("its content is no image that Pillow recognises")) from None
     except UNREADABLE as error:
         raise unreadable(key, origin, error) from None
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = tolerated
 
 
 def as_rgb(image: Image.Image) -> Image.Image:
