@@ -111,8 +111,10 @@ class MappedSource:
 
     def _item(self, row: int, key: str) -> tuple[Any, Any]:
         item = self.dataset[row]
-        if not isinstance(item, Mapping):
+        if isinstance(item, (tuple, list)) and len(item) > 1:
             return item[0], item[1]
+        if not isinstance(item, Mapping):
+            raise DatasetError(f"the sample {key!r} is a {type(item).__name__}: expected (image, label), or a mapping")
         image, label = self._options.image_column or "image", self._options.label_column or "label"
         needed = (image,) if self._options.labels == "none" else (image, label)
         for name in needed:
