@@ -62,7 +62,7 @@ def inner_path(name: str, origin: str) -> str:
     Raises:
         DatasetError: the name leads out of the archive.
     """
-    parts = [part for part in name.split("/") if part not in ("", ".")]
+    parts = [part for part in name.split("/") if part and part != "."]
     if name.startswith("/") or ".." in parts:
         raise DatasetError(
             f"{name!r} in {origin!r} leads out of the archive: pack the images below the folder that holds the classes"

@@ -32,6 +32,8 @@ class Member:
     """Names of the tars that it is in, below the root, outermost first."""
     name: str
     """Name in the innermost tar."""
+    path: str
+    """Path below the top of the innermost tar."""
     offset: int
     """First byte of its content in the outermost tar."""
     size: int
@@ -43,11 +45,6 @@ class Member:
     def key(self) -> str:
         """The names of the tars and its own, joined by slashes."""
         return "/".join((*self.tars, self.name))
-
-    @property
-    def path(self) -> str:
-        """Its path below the top of the innermost tar."""
-        return inner_path(self.name, "/".join((self.file, *self.tars[1:])))
 
     def read(self) -> bytes:
         """Its content."""
@@ -96,21 +93,22 @@ def read_image(member: Member, key: str, origin: str) -> Image.Image:
 
 
 def _members_of(tar: tarfile.TarFile, file: str, tars: tuple[str, ...], start: int) -> Iterator[Member]:
-    yield Member(file, tars, ".", start, 0, "folder")
-    for info in tar:
-        tar.members = []  # type: ignore[attr-defined]  # tarfile keeps every member, a kilobyte for each
-        is_hidden = is_ignored(inner_path(info.name, "/".join((file, *tars[1:]))))
+    origin = "/".join((file, *tars[1:]))
+    yield Member(file, tars, ".", ".", start, 0, "folder")
+    while (info := tar.next()) is not None:
+        vars(tar)["members"] = []  # tarfile keeps every member, a kilobyte for each
+        path = inner_path(info.name, origin)
         if info.isdir():
-            yield Member(file, tars, info.name, start, 0, "folder")
+            yield Member(file, tars, info.name, path, start, 0, "folder")
         elif info.issym() or info.islnk():
-            yield Member(file, tars, info.name, start, 0, "link")
-        elif info.isfile() and suffix_of(info.name) == ".tar" and not is_hidden:
+            yield Member(file, tars, info.name, path, start, 0, "link")
+        elif info.isfile() and suffix_of(info.name) == ".tar" and not is_ignored(path):
             with tarfile.open(fileobj=tar.extractfile(info), mode="r:") as inner:
                 yield from _members_of(inner, file, (*tars, info.name), start + info.offset_data)
         elif info.isfile():
-            yield Member(file, tars, info.name, start + info.offset_data, info.size)
+            yield Member(file, tars, info.name, path, start + info.offset_data, info.size)
     assert tar.fileobj is not None
-    _check_end(tar.fileobj, tar.offset, "/".join((file, *tars[1:])))
+    _check_end(tar.fileobj, tar.offset, origin)
 
 
 def _check_end(stream: Any, offset: int, origin: str) -> None:

@@ -55,7 +55,7 @@ class TarSource:
         left_out = LeftOut(str(path), skip_missing)
         found = list_members(self.path) if members is None else members
         listings = _listings(found, self.path, options, left_out)
-        names = _classes(listings, str(path), options)
+        names = _classes(listings, found, str(path), options)
         images = [
             (_member(image.member), name)
             for tars, listing in listings.items()
@@ -156,7 +156,9 @@ def _listings(
     return found
 
 
-def _classes(listings: Mapping[Tars, Listing], origin: str, options: SourceOptions) -> dict[Tars, list[str]]:
+def _classes(
+    listings: Mapping[Tars, Listing], members: Sequence[Member], origin: str, options: SourceOptions
+) -> dict[Tars, list[str]]:
     """The class name of each image of each tar; empty names if no image has a label."""
     if options.labels in ("tar", "none"):
         names = {tars: "" if options.labels == "none" else _stem(tars, origin) for tars in listings}
@@ -164,7 +166,8 @@ def _classes(listings: Mapping[Tars, Listing], origin: str, options: SourceOptio
     flat = {tars for tars, listing in listings.items() if tars and listing.is_flat}
     if options.labels is None:
         if flat:
-            _check_not_shards(flat, listings, origin)
+            beside = companions(member for member in members if member.tars in flat)
+            _check_not_shards(flat, origin, is_mixed=beside or len(flat) < len(listings))
         _unwrap(list(listings.values()))
     else:
         flat = set()
@@ -189,12 +192,14 @@ def _stem(tars: Tars, origin: str) -> str:
     return PurePosixPath(tars[-1]).stem
 
 
-def _check_not_shards(flat: set[Tars], listings: Mapping[Tars, Listing], origin: str) -> None:
-    """Raises DatasetError if images that are in no folder may be in shards instead of one tar per class."""
-    members = [_member(image.member) for tars in flat for image in listings[tars].images]
+def _check_not_shards(flat: set[Tars], origin: str, *, is_mixed: bool) -> None:
+    """Raises DatasetError if images that are in no folder may be in shards instead of one tar per class.
+
+    `is_mixed` says that the content speaks against one tar per class.
+    """
     names = sorted({_stem(tars, origin) for tars in flat}, key=natural_order)
     unclear = next(filter(is_shard_name, names), None)
-    if unclear is None and (is_series(names) or companions(members) or len(flat) < len(listings) or len(names) == 1):
+    if unclear is None and (is_mixed or is_series(names) or len(names) == 1):
         unclear = names[0]
     if unclear is not None:
         raise DatasetError(
