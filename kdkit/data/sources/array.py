@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from kdkit.data.sources.base import describe
-from kdkit.data.sources.labels import check_range, class_index
+from kdkit.data.sources.labels import class_index
 from kdkit.errors import ShapeError
 
 
@@ -44,9 +44,9 @@ class ArraySource:
         if len(self.keys) != len(images):
             raise ShapeError(f"{len(images)} images came with {len(self.keys)} keys: expected one key per image")
         self.class_names: Sequence[str] | None = None if class_names is None else list(class_names)
-        indices = (class_index(target, key, "the arrays") for target, key in zip(targets, self.keys, strict=True))
-        self.targets = np.fromiter(indices, dtype=np.int64, count=len(images))
-        check_range(self.targets, None if class_names is None else len(class_names), self.keys)
+        count = None if class_names is None else len(class_names)
+        labels = zip(targets, self.keys, strict=True)
+        self.targets = np.array([class_index(label, key, "the arrays", count) for label, key in labels], dtype=np.int64)
 
     def __len__(self) -> int:
         return len(self.images)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 from PIL import Image
 
 from kdkit.data.sources.base import ImageSource, targets_of
@@ -44,10 +43,7 @@ class CheckedSource:
         """
         image, label = self.source[row]
         key = self.source.keys[row]
-        target = class_index(label, key, type(self.source).__name__)
-        if self.num_classes is not None and target >= self.num_classes:
-            check_range(np.array([target]), self.num_classes, [key])
-        return image, target
+        return image, class_index(label, key, type(self.source).__name__, self.num_classes)
 
 
 def check_source(source: ImageSource) -> None:

@@ -24,16 +24,17 @@ _MISSING = frozenset({"nan", "none", "null", "na", "n/a", "nat", "<na>", "#n/a",
 _MAX_INDEX = 2**31 - 1
 
 
-def class_index(label: Any, key: str, origin: str) -> int:
+def class_index(label: Any, key: str, origin: str, num_classes: int | None = None) -> int:
     """The class index that one label is; -1 for no label.
 
     Args:
         label: None, or a whole number: Python's, NumPy's or torch's, also as an array of one element.
         key: of the sample, for the message.
         origin: where the label comes from, for the message.
+        num_classes: number of classes; None if it is unknown.
 
     Raises:
-        LabelError: it is no whole number from -1, e.g. a float, a bool or several numbers.
+        LabelError: it is no whole number, e.g. a float, a bool or several numbers, or there is no such class.
     """
     if label is None:
         return -1
@@ -41,11 +42,13 @@ def class_index(label: Any, key: str, origin: str) -> int:
     if hasattr(label, "dtype") and hasattr(label, "reshape"):  # of NumPy, or of torch on any device
         array = np.asarray(label.detach().cpu() if hasattr(label, "detach") else label)
         value = array.item() if array.size == 1 else label
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not -1 <= value <= _MAX_INDEX:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
         raise LabelError(
             f"the label of {key!r} in {origin} is {_shown(value)}: expected a whole number from 0, or -1 or None for "
-            "no label"
+            "no label; numbers with a fraction, as for regression, are not supported"
         )
+    if not -1 <= value <= (_MAX_INDEX if num_classes is None else num_classes - 1):
+        raise _out_of_range(key, int(value), num_classes)
     return int(value)
 
 
@@ -60,13 +63,15 @@ def check_range(targets: Targets, num_classes: int | None, keys: Sequence[str]) 
     Raises:
         LabelError: an index is below -1, or there is no such class; names the first sample.
     """
-    odd = targets < -1
-    if num_classes is not None:
-        odd |= targets >= num_classes
+    odd = (targets < -1) | (targets > (_MAX_INDEX if num_classes is None else num_classes - 1))
     if odd.any():
         row = int(odd.argmax())
-        known = "0 or more" if num_classes is None else f"0 to {num_classes - 1}"
-        raise LabelError(f"the label of {keys[row]!r} is {targets[row]}: expected {known}, or -1 for no label")
+        raise _out_of_range(keys[row], int(targets[row]), num_classes)
+
+
+def _out_of_range(key: str, label: int, num_classes: int | None) -> LabelError:
+    known = "whole numbers from 0" if num_classes is None else f"0 to {num_classes - 1}"
+    return LabelError(f"the label of {key!r} is {label}: expected {known}, or -1 for no label")
 
 
 def index_labels(labels: Sequence[object], keys: Sequence[str], origin: str) -> tuple[list[int], list[str] | None]:

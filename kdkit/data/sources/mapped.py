@@ -20,7 +20,7 @@ from kdkit.data.sources.base import LabelRule, SourceOptions, describe
 from kdkit.data.sources.hugging_face import HuggingFaceTable, is_hugging_face
 from kdkit.data.sources.image import UNREADABLE, as_rgb, decode, decode_file, unreadable
 from kdkit.data.sources.known import is_torchvisions, known_class_names, known_keys, known_labels
-from kdkit.data.sources.labels import check_range, class_index
+from kdkit.data.sources.labels import class_index
 from kdkit.data.sources.repeatable import check_repeatable
 from kdkit.errors import DatasetError
 
@@ -79,9 +79,6 @@ class MappedSource:
         self.targets: Sequence[int] | None = self._known_targets()
         if labels == "none":
             self.class_names, self.targets = None, [-1] * len(self.keys)
-        if self.targets is not None:
-            count = None if self.class_names is None else len(self.class_names)
-            check_range(np.asarray(self.targets, dtype=np.int64), count, self.keys)
         if _has_own_items(self.dataset):
             check_repeatable(self.__getitem__, len(self.keys), type(self.dataset).__name__)
 
@@ -104,7 +101,8 @@ class MappedSource:
         else:
             item, target = self._item(self._rows[index], key)
             image = _to_image(item, key, origin)
-        return image, -1 if self._options.labels == "none" else class_index(target, key, origin)
+        count = None if self.class_names is None else len(self.class_names)
+        return image, -1 if self._options.labels == "none" else class_index(target, key, origin, count)
 
     def __repr__(self) -> str:
         return describe(self, type(self.dataset).__name__)
@@ -128,7 +126,8 @@ class MappedSource:
         if known is None:
             return None
         origin = type(self.dataset).__name__
-        return [class_index(known[row], key, origin) for row, key in zip(self._rows, self.keys, strict=True)]
+        count = None if self.class_names is None else len(self.class_names)
+        return [class_index(known[row], key, origin, count) for row, key in zip(self._rows, self.keys, strict=True)]
 
 
 def _check_map_style(dataset: Any) -> None:

@@ -240,7 +240,7 @@ ODD: dict[str, Labels] = {
 def test_a_number_that_is_no_class_index_is_refused_with_the_sample(
     opened: Callable[..., Any], kind: str, case: str
 ) -> None:
-    with pytest.raises(LabelError, match=r"expected (a )?whole number") as caught:
+    with pytest.raises(LabelError, match="whole number") as caught:
         found(opened(kind, ODD[case]))
     assert "the label of '" in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -313,7 +313,7 @@ def test_a_label_that_comes_with_its_image_is_never_skipped_as_unreadable(
 ) -> None:
     source = opened(kind, [0, 1, 2, 0, 1, -7])
     dataset = ReplayedDataset(source, ViewRecipe(size=8)).skipping_unreadable()
-    with pytest.raises(DatasetError, match=r"^the label of '5' in list is -7") as caught:
+    with pytest.raises(DatasetError, match=r"^the label of '5' is -7") as caught:
         list(kdkit.create_loader(dataset, Student(), batch_size=3, num_workers=workers))
     assert "\n" not in str(caught.value)
 
@@ -368,7 +368,7 @@ def test_a_label_below_minus_one_is_not_taken_for_no_label_in_mixed_views() -> N
     with pytest.raises(LabelError, match="the label of 'c' is -5"):
         ReplayedDataset(Mine([0, 1, -5, 1]), recipe, num_classes=2)
     dataset = ReplayedDataset(Mine(None), recipe, num_classes=2)
-    with pytest.raises(DatasetError, match="the label of 'c' in Mine is -5"):
+    with pytest.raises(DatasetError, match="the label of 'c' is -5: expected 0 to 1"):
         [dataset[row, 0] for row in range(4)]
 
 
