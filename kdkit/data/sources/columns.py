@@ -38,4 +38,7 @@ def choose_label(
     """The column of the labels, as `choose_column` finds it; None without labels, or if `image` is the only column."""
     if options.labels == "none" or (options.label_column is None and set(names) == {image}):
         return None
-    return choose_column(options.label_column, usual, names, "label_column", origin)
+    column = choose_column(options.label_column, usual, names, "label_column", origin)
+    if column == image:
+        raise DatasetError(f"{origin!r} has its images and its labels in one column, {image!r}: expected two")
+    return column

@@ -48,6 +48,8 @@ def create_source(
     options = SourceOptions(image_column, label_column, labels, skip_missing)
     if not isinstance(data, (str, Path)):
         return _wrap(data, options)
+    if not str(data).strip():
+        raise DatasetError("the name of the data is empty: expected a folder, an archive, a table or hfds/NAME")
     for kind in _KINDS:
         found: ImageSource | None = import_module(f"kdkit.data.sources.{kind}").create(str(data), options)
         if found is not None:

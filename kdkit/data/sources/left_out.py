@@ -45,17 +45,22 @@ class LeftOut:
             raise DatasetError(f"{message}: {remedy}, or give skip_missing")
         self.skipped.append(message)
 
+    def but(self) -> str:
+        """What a place without images holds instead, for a message."""
+        return f" but {self._counted()}" if self._others else ""
+
+    def _counted(self) -> str:
+        counted = ", ".join(f"{number:,} {suffix}" for suffix, number in self._others.most_common(_SHOWN))
+        return counted + (f", {len(self._others) - _SHOWN} further suffixes" if len(self._others) > _SHOWN else "")
+
     def log(self) -> None:
         """Logs, in one line each, how many files of which suffix are no images, and what was skipped."""
         if self._others:
-            counted = ", ".join(f"{number:,} {suffix}" for suffix, number in self._others.most_common(_SHOWN))
-            more = f", {len(self._others) - _SHOWN} further suffixes" if len(self._others) > _SHOWN else ""
             _logger.warning(
-                "ignored %d files in %s that are not images: %s%s (the first is %r)",
+                "ignored %d files in %s that are not images: %s (the first is %r)",
                 self._others.total(),
                 self.origin,
-                counted,
-                more,
+                self._counted(),
                 self._first,
             )
         if self.skipped:

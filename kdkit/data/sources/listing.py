@@ -136,7 +136,9 @@ class Listing:
             DatasetError: there is no image, or one path is listed twice.
         """
         if not self.images:
-            raise DatasetError(f"{self.origin!r} holds no images: expected CLASS/IMAGE.jpg or the like")
+            raise DatasetError(
+                f"{self.origin!r} holds no images{self.left_out.but()}: expected CLASS/IMAGE.jpg or the like"
+            )
         self.images.sort(key=lambda image: (natural_order(image.path), image.key))
         for one, other in zip(self.images, self.images[1:], strict=False):
             if one.path == other.path:

@@ -74,7 +74,7 @@ class TableSource:
 
 def create(name: str, options: SourceOptions) -> ImageSource | None:
     """The images of a .csv, .tsv or .parquet file; None for anything else."""
-    if Path(name).suffix.lower() not in (*_DELIMITERS, ".parquet"):
+    if Path(name).suffix.lower() not in (*_DELIMITERS, ".parquet") or Path(name).is_dir():
         return None
     return TableSource(
         name, image_column=options.image_column, label_column=options.label_column, labels=options.labels

@@ -84,9 +84,9 @@ class TarSource:
 def create(name: str, options: SourceOptions) -> ImageSource | None:
     """The images of a .tar file, a folder of tars or WebDataset shards; None for anything else."""
     path = Path(name)
-    if name.lower().endswith(_COMPRESSED):
+    if name.lower().endswith(_COMPRESSED) and not path.is_dir():
         raise DatasetError(f"{name!r} is compressed, so its images cannot be read in any order: unpack it to a .tar")
-    if path.suffix.lower() != ".tar" and not _is_tar_folder(path):
+    if not (_is_tar_folder(path) if path.is_dir() else path.suffix.lower() == ".tar"):
         return None
     by_rule = options.labels in ("folder", "tar")
     if not by_rule and len(splits := splits_of(file.stem for file in tar_files(path))) > 1:
@@ -106,12 +106,12 @@ def create(name: str, options: SourceOptions) -> ImageSource | None:
 
 
 def _is_tar_folder(path: Path) -> bool:
-    """Whether this is a folder of tars, in which nothing else is data.
+    """Whether a folder holds tars, and which nothing else is data.
 
     Raises:
         DatasetError: other data is next to the tars.
     """
-    if not path.is_dir() or not tar_files(path):
+    if not tar_files(path):
         return False
     inner = sorted(entry for entry in path.iterdir() if not is_ignored(entry.name))
     if any(entry.is_dir() for entry in inner):
@@ -145,7 +145,8 @@ def _listings(
     found = {tars: listing for tars, listing in listings.items() if listing.images or tars not in outer}
     if not any(listing.images for listing in found.values()):
         raise DatasetError(
-            f"no images can be listed in the tar {str(path)!r}, it holds no images: expected CLASS/IMAGE.jpg"
+            f"no images can be listed in the tar {str(path)!r}: it holds no images{left_out.but()}, expected "
+            "CLASS/IMAGE.jpg"
         )
     for tars, listing in list(found.items()):
         if listing.images:

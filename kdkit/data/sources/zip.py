@@ -95,7 +95,7 @@ class ZipSource:
 
 def create(name: str, options: SourceOptions) -> ImageSource | None:
     """The images of a .zip file; None for anything else."""
-    if Path(name).suffix.lower() != ".zip":
+    if Path(name).suffix.lower() != ".zip" or Path(name).is_dir():
         return None
     options.check_no_columns("a zip file")
     return ZipSource(name, labels=options.labels, skip_missing=options.skip_missing)

@@ -385,3 +385,22 @@ def test_timms_dataset_is_refused_where_the_order_of_its_classes_is_chance(tmp_p
     folder = write(tmp_path, "folder", ["A/0.png", "a/0.png"])
     with pytest.raises(DatasetError, match="orders class names by chance"):
         MappedSource(create_dataset("", root=str(folder)))
+
+
+@pytest.mark.parametrize("name", ["classes.zip", "classes.tar", "classes.csv", "classes.tar.gz"])
+def test_a_folder_is_a_folder_whatever_its_name(tmp_path: Path, name: str) -> None:
+    folder = write(tmp_path, "folder", ["a/0.png", "b/0.png"]).rename(tmp_path / name)
+    assert create_source(folder).class_names == ["a", "b"]
+
+
+def test_a_folder_without_images_says_what_it_holds(tmp_path: Path) -> None:
+    (tmp_path / "logs").mkdir()
+    for name in ("0.bin", "1.bin", "README"):
+        (tmp_path / name).touch()
+    with pytest.raises(DatasetError, match=r"holds no images but 2 \.bin, 1 without suffix: expected CLASS"):
+        create_source(tmp_path)
+
+
+def test_an_empty_name_is_not_taken_for_the_current_folder() -> None:
+    with pytest.raises(DatasetError, match="the name of the data is empty"):
+        create_source("")
