@@ -62,6 +62,10 @@ class DatasetError(KdkitError, ValueError):
     """A dataset that is missing, empty, or without the sample keys that replay needs."""
 
 
+class LabelError(DatasetError):
+    """A label that is no class index, or is out of range; names the sample."""
+
+
 class WriteError(KdkitError, OSError):
     """A file or folder that the file system refused to write."""
 

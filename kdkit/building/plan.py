@@ -17,6 +17,7 @@ from kdkit.cache.format.constants import LOGITS
 from kdkit.cache.format.keys import check_same_samples, keys_sha256
 from kdkit.cache.format.metadata import CacheMetadata
 from kdkit.cache.lazy_arrays import stored_keys
+from kdkit.cache.matching import composed
 from kdkit.cache.pixels import check_pixels, transform_versions
 from kdkit.cache.spec import CacheSpec
 from kdkit.cache.writer import CacheWriter
@@ -119,10 +120,11 @@ class BuildPlan:
         names = stored.dataset["class_names"] if self._is_nameless else self.dataset.class_names
         now = {
             "keys_sha256": keys_sha256(self.dataset.keys),
-            "class_names": None if names is None else list(names),
+            "class_names": composed(names),
             "has_pixels": True,
         }
         then = {**asdict(stored)["dataset"], "has_pixels": stored.has_pixels}
+        then["class_names"] = composed(then["class_names"])
         check_match("teacher", stored.teacher, self.teacher.fingerprint(), shown, allow)
         recipe = ViewRecipe.completed(stored.recipe)
         check_match("recipe", recipe, self.dataset.recipe.to_dict(), shown, allow - {VIEWS_FIELD})

@@ -78,7 +78,7 @@ def collate(found: list[Sample | Unreadable]) -> PixelBatch:
         torch.tensor([sample.row for sample in samples]),
         samples[0].view,
         torch.tensor(partner_targets) if partner_targets else None,
-        torch.tensor([sample.share for sample in samples]) if partner_targets else None,
+        torch.tensor([sample.share for sample in samples], dtype=torch.float32) if partner_targets else None,
         default_collate(teacher_images) if teacher_images else None,
         skipped,
     )
