@@ -48,25 +48,32 @@ def choose_recipe(config: DistillConfig, cache: CacheReader | None) -> ViewRecip
     return ViewRecipe() if cache is None else cache.recipe
 
 
-def open_validation(
-    config: DistillConfig, training: ReplayedDataset, class_names: Sequence[str] | None, num_classes: int
-) -> ReplayedDataset | None:
-    """The validation images, labelled; of the student's classes, or an error. None if the run has none."""
-    if (folder := config.validation) is None:
-        return None
-    dataset = open_dataset(folder, recipe=ViewRecipe.evaluation(training.recipe.size), **config.columns)
+def open_validation(config: DistillConfig, recipe: ViewRecipe) -> ReplayedDataset:
+    """The validation images, at the size of the training's views; they must have labels."""
+    folder = str(config.validation)
+    dataset = open_dataset(folder, recipe=ViewRecipe.evaluation(recipe.size), **config.columns)
     if dataset.is_unlabelled:
         raise DatasetError(f"no image of {folder!r} has a label to validate with: give a folder of class folders")
+    return dataset.skipping_unreadable() if config.unreadable == "skip" else dataset
+
+
+def check_validation(
+    config: DistillConfig,
+    dataset: ReplayedDataset,
+    training: ReplayedDataset,
+    class_names: Sequence[str] | None,
+    num_classes: int,
+) -> None:
+    """Checks that the validation images are of the student's classes, and their labels in range."""
     names = None if class_names is None else list(class_names)
     is_known = names is not None or not training.is_unlabelled
     if dataset.class_names != names if is_known else len(dataset.class_names or ()) not in (0, num_classes):
         expected = _shorten(names) if is_known else f"{num_classes} classes without names"
         raise DatasetError(
-            f"the validation folder {folder!r} has the classes {_shorten(dataset.class_names)}, "
+            f"the validation folder {config.validation!r} has the classes {_shorten(dataset.class_names)}, "
             f"the training folder {expected}: both must have the same class folders"
         )
-    check_labels(dataset, num_classes, folder)
-    return dataset
+    check_labels(dataset, num_classes, str(config.validation))
 
 
 def make_task(

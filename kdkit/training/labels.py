@@ -1,16 +1,65 @@
-"""The labels of a run's images: whether there are any, whether they are in range, and the names of their classes."""
+"""The labels of a run's images: whether there are any, whether they are in range, and the names of their classes.
+
+A checkpoint keeps the labels (`LabelRecord`), so that no run resumes with other ones.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import zlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from kdkit import losses
 from kdkit.cache import CacheReader
 from kdkit.data import ReplayedDataset
-from kdkit.errors import ClassMismatchError, ConfigError, DatasetError
+from kdkit.errors import CheckpointError, ClassMismatchError, ConfigError, DatasetError
 from kdkit.teachers import Teacher
 from kdkit.training.config import DistillConfig
+
+
+@dataclass(frozen=True)
+class LabelRecord:
+    """The label of each training image, as a checkpoint keeps them: compressed, about a bit for each image in order."""
+
+    keys: Sequence[str]
+    """Keys of the images [N]."""
+    packed: bytes | None
+    """The labels [N], int32, little-endian, compressed by zlib; None if they are known only after loading."""
+
+    @classmethod
+    def of(cls, dataset: ReplayedDataset) -> LabelRecord:
+        """The labels of `dataset`."""
+        targets = dataset.targets
+        return cls(dataset.keys, None if targets is None else zlib.compress(targets.astype("<i4").tobytes()))
+
+    def check_same(self, packed: Any, path: Path) -> None:
+        """Compares the labels with those in the checkpoint at `path`, made from the same images.
+
+        Raises:
+            DatasetError: names the first image that has another label.
+            CheckpointError: the checkpoint's are no labels of these images.
+        """
+        if packed is None or self.packed is None or packed == self.packed:  # None: older, or not known
+            return
+        then, now = _unpack(packed, len(self.keys), path), _unpack(self.packed, len(self.keys), path)
+        row = int((then != now).argmax())
+        if then[row] != now[row]:
+            raise DatasetError(
+                f"{str(path)!r} was made with the label {then[row]} for {self.keys[row]!r}, this run has {now[row]}: "
+                "resume with the same labels, or start another run in another folder"
+            )
+
+
+def _unpack(packed: Any, count: int, path: Path) -> np.ndarray[Any, np.dtype[np.int32]]:
+    try:
+        return np.frombuffer(zlib.decompressobj().decompress(packed, 4 * count), "<i4", count)
+    except (zlib.error, ValueError, TypeError) as error:
+        raise CheckpointError(f"{str(path)!r} holds no labels of these {count:,} images ({error})") from error
 
 
 def adapt_to_labels(config: DistillConfig, dataset: ReplayedDataset) -> DistillConfig:
