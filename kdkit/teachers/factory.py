@@ -75,7 +75,7 @@ def create_teacher(
     teacher = Teacher(
         module,
         class_map=class_map,
-        class_names=label_names(module) if class_names is None else class_names,
+        class_names=class_names or (label_names(module) if isinstance(model, str) else _stated_names(module)),
         missing_classes=missing_classes,
         normalization=normalization,
         input_size=(input_size, input_size) if isinstance(input_size, int) else input_size,
@@ -90,6 +90,14 @@ def create_teacher(
             "pass a class_map, or a checkpoint trained on those classes"
         )
     return teacher
+
+
+def _stated_names(module: nn.Module) -> tuple[str, ...] | None:
+    """The names in a module's configuration, unless they do not fit: its head may have been replaced since."""
+    try:
+        return label_names(module)
+    except ClassMismatchError:
+        return None
 
 
 def _resolve_model(model: str | nn.Module, checkpoint: str | Path | None) -> nn.Module:

@@ -186,10 +186,11 @@ def _open_cache(config: DistillConfig) -> CacheReader | None:
     """The cache of the run, or the average of several; None without one."""
     if not config.caches:
         return None
-    if len(config.caches) > 1:
-        cache = open_cache(config.caches, weights=config.cache_weights, temperatures=config.cache_temperatures)
-    else:
-        cache = open_cache(config.caches[0])
+    cache: CacheReader = (
+        open_cache(config.caches[0])
+        if len(config.caches) == 1
+        else open_cache(config.caches, weights=config.cache_weights, temperatures=config.cache_temperatures)
+    )
     if config.task_kind != "feature":
         cache.check_exists(LOGITS)
     return cache

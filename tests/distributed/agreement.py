@@ -6,6 +6,7 @@ import dataclasses
 import json
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,7 @@ def main(output: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     is_odd = dist.get_rank() == 1
-    found = {what: error_of(lambda: open_on_all_ranks(other if is_odd else dataset)) for what, other in OTHERS.items()}
+    found = {what: error_of(partial(open_on_all_ranks, other if is_odd else dataset)) for what, other in OTHERS.items()}
     found["loaded"] = error_of(lambda: check_same_on_ranks(dataset()))
     found["same settings"] = error_of(lambda: check_same_settings(lambda: {"train": {"lr": 0.1}, "seed": 1}))
     found["settings"] = error_of(lambda: check_same_settings(lambda: {"train": {"lr": 0.1 * (1 + is_odd)}, "seed": 1}))

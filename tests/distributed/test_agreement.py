@@ -81,8 +81,8 @@ def change_a_label(folder: Path) -> None:
 
 
 COMMANDS = {
-    "distill": "distill {data} --student test_resnet --recipe.size {size} --epochs 1 --workers 0 --batch-size 4 -o {out}",
-    "cache build": "cache build {data} --teacher test_resnet --size {size} --workers 0 --teacher.checkpoint {weights} -o {out}",
+    "distill": "distill {data} --student test_resnet --recipe.size {size} --epochs 1 --batch-size 4 {common}",
+    "cache build": "cache build {data} --teacher test_resnet --size {size} --teacher.checkpoint {weights} {common}",
 }
 CASES = {
     "count": ("rank{rank}/images", "32", remove_an_image, {}, "is on rank 0 only"),
@@ -104,7 +104,10 @@ def test_fault_48_commands_on_ranks_with_local_copies_that_differ_end_at_once_an
         change(tmp_path)
     save_file(tiny_model().state_dict(), tmp_path / "weights.safetensors")
     arguments = COMMANDS[command].format(
-        data=tmp_path / data, size=size, out=tmp_path / "out", weights=tmp_path / "weights.safetensors"
+        data=tmp_path / data,
+        size=size,
+        common=f"--workers 0 -o {tmp_path / 'out'}",
+        weights=tmp_path / "weights.safetensors",
     )
     run, seconds, left = torchrun_command(arguments.split(), environment)
     assert run.returncode != 0
