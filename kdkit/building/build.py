@@ -86,7 +86,7 @@ def build_cache(
     """
     begun, config = time.monotonic(), config or BuildConfig()
     check_same_on_ranks(dataset)
-    teacher = with_streams(for_dataset(teacher, dataset), config.streams).to(torch.device(device))
+    teacher = with_streams(for_dataset(teacher, dataset, config.streams), config.streams).to(torch.device(device))
     plan = BuildPlan(teacher, as_built(dataset), config, device, allow_mismatch)
     check_same_settings(lambda: {"teacher": plan.teacher.fingerprint(), "streams": list(plan.config.streams)})
     with ExitStack() as held:

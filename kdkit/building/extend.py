@@ -69,7 +69,8 @@ def extend_cache(
     begun = time.monotonic()
     check_same_on_ranks(dataset)
     dataset = as_built(dataset)
-    teacher = for_dataset(teacher, dataset).to(torch.device(device))
+    streams = CachedTeacher(Path(path)).codecs
+    teacher = for_dataset(teacher, dataset, streams).to(torch.device(device))
     check_same_settings(lambda: {"teacher": teacher.fingerprint()})
     with ExitStack() as held:
 

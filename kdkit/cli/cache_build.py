@@ -14,6 +14,7 @@ def run(arguments: list[str]) -> None:
     from kdkit.building.build import build_cache
     from kdkit.building.like import open_like
     from kdkit.building.shards import RANK_TIMEOUT
+    from kdkit.cache.format.constants import LOGITS
     from kdkit.cache.places import check_writable
     from kdkit.cli._header import describe_build, describe_built
     from kdkit.data.ranks import open_on_all_ranks
@@ -33,7 +34,10 @@ def run(arguments: list[str]) -> None:
                 else open_like(config.data, like, **config.columns)
             )
         )
-        teacher = distributed.run_on_all_ranks(lambda: resolve_teacher(config.teacher, device, dataset.class_names))
+        wanted, needs_logits = dataset.class_names, LOGITS in config.build.streams
+        teacher = distributed.run_on_all_ranks(
+            lambda: resolve_teacher(config.teacher, device, wanted, needs_logits=needs_logits)
+        )
         if distributed.rank() == 0:
             header = describe_build(teacher, dataset, config.data, config.build, device, config.output)
             print_labelled(header, file=sys.stderr)

@@ -27,7 +27,7 @@ def run(arguments: list[str]) -> None:
         dataset = open_on_all_ranks(lambda: open_dataset(config.data, recipe=recipe, **config.columns))
         named = config.teacher or teacher_of_cache(metadata.teacher)
         report = extend_cache(
-            distributed.run_on_all_ranks(lambda: resolve_teacher(named, device, dataset.class_names)),
+            distributed.run_on_all_ranks(lambda: resolve_teacher(named, device)),
             dataset,
             config.cache,
             batch_size=config.batch_size,

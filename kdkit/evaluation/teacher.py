@@ -181,7 +181,7 @@ def _class_numbers(teacher: Teacher, dataset: ReplayedDataset) -> list[int]:
     known = teacher.names_like(names) if names else None
     if known is not None and teacher.class_map is None:
         return list(map_names(names, known, subject))
-    if teacher.num_classes is not None and names and len(names) != teacher.num_classes:
+    if teacher.num_classes == 0 or (teacher.num_classes is not None and names and len(names) != teacher.num_classes):
         raise ClassMismatchError(describe_count_mismatch(subject, teacher.num_classes, names))
     return list(range(teacher.num_classes or len(names)))
 

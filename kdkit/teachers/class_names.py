@@ -83,8 +83,16 @@ def match_names(
     return None
 
 
-def reorder_names(wanted: Sequence[str], names: Sequence[str], subject: str) -> tuple[int, ...]:
+def reorder_names(
+    wanted: Sequence[str], names: Sequence[str], subject: str, *, takes_map: bool = True
+) -> tuple[int, ...]:
     """Returns for each class of the data [C] its index among the names of the model's classes, which are the same set.
+
+    Args:
+        wanted: names of the data's classes [C].
+        names: names of the model's classes.
+        subject: the model's name in errors.
+        takes_map: whether the user may give a class map instead.
 
     Raises:
         ClassMismatchError: they are another set, or two classes have one name; names the first difference.
@@ -93,13 +101,13 @@ def reorder_names(wanted: Sequence[str], names: Sequence[str], subject: str) -> 
     if (extra := next((name for name in wanted if name not in known), None)) is not None:
         raise ClassMismatchError(
             f"{subject} has no class {extra!r}, which the data has; its first is {names[0]!r}: "
-            "name the classes of the data as the teacher's, or give a class_map"
+            f"name the classes of the data as the model's{', or give a class_map' if takes_map else ''}"
         )
     if (absent := next((name for name in names if name not in expected), None)) is not None:
         raise ClassMismatchError(
             f"{subject} has the class {absent!r}, which the data does not have: the data has {len(expected):,} of its "
-            f"{len(names):,} classes; add the folders of the others, or pick these with a class_map, a JSON list of "
-            "the data's class names"
+            f"{len(names):,} classes; give the others too"
+            + (", or pick these with a class_map, a JSON list of the data's class names" if takes_map else "")
         )
     return map_names(wanted, names, subject)
 

@@ -84,6 +84,8 @@ def create_teacher(
         resize=resize,
         autocast=autocast,
     )
+    if num_classes is not None and teacher.num_classes is None:
+        raise ConfigError(f"the teacher {teacher.name!r} does not tell how many classes it has: set model.num_classes")
     if num_classes is not None and teacher.num_classes != num_classes:
         raise ClassMismatchError(
             f"the teacher {teacher.name!r} has {teacher.num_classes} classes, expected {num_classes}: "

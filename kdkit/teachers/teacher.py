@@ -138,7 +138,7 @@ class Teacher(nn.Module):
         return pick_names(self._model_class_names or names_like(names, width), self.class_map)
 
     def for_classes(self, names: Sequence[str]) -> Teacher:
-        """Returns a Teacher of the same model whose classes are those of the data, by name; itself if it knows no names.
+        """Returns a Teacher of the same model whose classes are those of the data, by name; itself without names.
 
         Raises:
             ClassMismatchError: the data has other classes; names the first difference.

@@ -32,6 +32,7 @@ from kdkit.student import Student
 from kdkit.tasks import DistillationTask, TrainingTask
 from kdkit.teachers import Teacher
 from kdkit.teachers.card import find_card
+from kdkit.teachers.class_names import describe_count_mismatch
 from kdkit.training.config import DistillConfig
 from kdkit.training.create_task import create_task
 from kdkit.training.labels import check_labels, class_names_of
@@ -82,8 +83,12 @@ def make_task(
     """The student with its teacher and losses, on the device; the student's weights are drawn from the seed."""
     names = dataset.class_names
     if names is not None and cache is not None and cache.num_classes != len(names):
-        raise ClassMismatchError(f"the cache has {cache.num_classes} classes, the data {len(names)}")
+        raise ClassMismatchError(describe_count_mismatch("the cache", cache.num_classes, names))
     teacher = _live_teacher(config, dataset, device)
+    if names is not None and isinstance(teacher, Teacher) and config.compares_logits:
+        count = teacher.num_classes
+        if count is not None and count != len(names):
+            raise ClassMismatchError(describe_count_mismatch(f"the teacher {teacher.name!r}", count, names))
     num_classes = _num_classes(config, dataset, cache, teacher)
     check_labels(dataset, num_classes, config.data)
     return create_task(config, _create_student(config, dataset, num_classes), teacher, cache).to(device)
@@ -152,7 +157,9 @@ def _num_classes(
 def _live_teacher(config: DistillConfig, dataset: ReplayedDataset, device: torch.device) -> Teacher | str | None:
     if config.teacher is None:
         return None
-    return EMA if config.is_own_teacher else resolve_teacher(config.teacher, device, dataset.class_names)
+    if config.is_own_teacher:
+        return EMA
+    return resolve_teacher(config.teacher, device, dataset.class_names, needs_logits=config.compares_logits)
 
 
 def _model_args(config: DistillConfig, dataset: ReplayedDataset, num_classes: int) -> dict[str, Any]:

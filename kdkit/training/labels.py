@@ -67,24 +67,21 @@ def adapt_to_labels(config: DistillConfig, dataset: ReplayedDataset) -> DistillC
 
     Raises:
         DatasetError: no image has a label, and there is no teacher to learn from.
-        ConfigError: an image has no label, and a distillation loss needs one of each.
+        ConfigError: no image has a label, and a distillation loss needs labels.
     """
-    num_unlabelled = count_unlabelled(dataset)
-    if num_unlabelled == 0:
-        return config
-    names = config.distill_loss if isinstance(config.distill_loss, Mapping) else (config.distill_loss,)
-    needy = [name for name in names if name in losses.available() and losses.needs_target(name)]
-    if config.has_teacher and needy:
-        raise ConfigError(
-            f"the loss {needy[0]!r} needs the label of each image, and {num_unlabelled:,} of {len(dataset):,} images "
-            f"of {config.data!r} have none: take a loss without labels, such as kl"
-        )
-    if num_unlabelled < len(dataset):
+    if not dataset.is_unlabelled:
         return config
     if not config.has_teacher:
         raise DatasetError(
             f"no image of {config.data!r} has a label, and there is no teacher: give --cache FILE, --teacher NAME or "
             "a folder of class folders"
+        )
+    names = config.distill_loss if isinstance(config.distill_loss, Mapping) else (config.distill_loss,)
+    needy = [name for name in names if name in losses.available() and losses.needs_target(name)]
+    if needy:
+        raise ConfigError(
+            f"the loss {needy[0]!r} needs labels, and no image of {config.data!r} has one: take a loss without labels, "
+            "such as kl"
         )
     return dataclasses.replace(config, task_loss_weight=0.0)
 

@@ -89,7 +89,7 @@ def test_a_live_teacher_gives_classes_and_names_too(folder: Path, tmp_path: Path
 def test_images_without_labels_need_a_teacher_and_a_loss_without_labels(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match=r"no image of .*flat' has a label, and there is no teacher"):
         distill(config(folder, tmp_path / "run", cache=None, recipe=ViewRecipe(size=32)))
-    with pytest.raises(ConfigError, match=r"the loss 'dkd' needs the label of each image, and 24 of 24 images"):
+    with pytest.raises(ConfigError, match=r"the loss 'dkd' needs labels, and no image of .*flat' has one"):
         distill(config(folder, tmp_path / "run", distill_loss="dkd"))
     with pytest.raises(DatasetError, match=r"no image of .*flat' has a label to validate with"):
         distill(config(folder, tmp_path / "run", validation=str(folder / "flat")))
