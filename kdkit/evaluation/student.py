@@ -111,9 +111,9 @@ def _match_classes(config: EvaluateConfig, model: nn.Module, student: Student, d
         ClassMismatchError: the data has other classes; names the first difference.
     """
     names, count, subject = dataset.class_names, getattr(model, "num_classes", None), f"the student {config.student!r}"
+    if count is not None:
+        check_labels(dataset, count, config.data)
     if names is None:
-        if count is not None:
-            check_labels(dataset, count, config.data)
         return model
     known = check_names(student.class_names, model, subject) or names_like(names, count)
     if known is None:

@@ -7,19 +7,23 @@ from __future__ import annotations
 
 import dataclasses
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from timm.utils import unwrap_model
 
 from kdkit import losses
 from kdkit.cache import CacheReader
-from kdkit.data import ReplayedDataset
+from kdkit.data import ReplayedDataset, ReplayLoader
+from kdkit.data.sources.base import Targets
 from kdkit.errors import CheckpointError, ClassMismatchError, ConfigError, DatasetError
+from kdkit.tasks import DistillationTask, TrainingTask
 from kdkit.teachers import Teacher
 from kdkit.training.config import DistillConfig
+from kdkit.types import Batch
 
 
 @dataclass(frozen=True)
@@ -102,14 +106,47 @@ def check_labels(dataset: ReplayedDataset, num_classes: int, data: str) -> None:
     Raises:
         ClassMismatchError: a label is outside 0..C - 1, and is not -1 for no label; names the sample.
     """
-    if dataset.targets is None:
+    if dataset.targets is not None:
+        _check_range(dataset.targets, range(len(dataset)), dataset.keys, num_classes, f" in {data!r}")
+
+
+def labelled_batches(loader: ReplayLoader, task: TrainingTask) -> Iterator[Batch]:
+    """The batches of `loader`, whose labels are compared with the number of the student's classes.
+
+    Labels that are known before an image is loaded are compared before the first batch, others batch by batch, which
+    waits for the device. A task that trains without labels may have any.
+
+    Raises:
+        ClassMismatchError: a label is outside 0..C - 1, and is not -1 for no label; names the sample.
+    """
+    student: Any = unwrap_model(task.get_eval_model())
+    num_classes, dataset = getattr(student, "num_classes", None), loader.dataset
+    if not num_classes or not _uses_labels(task):
+        yield from loader
         return
-    odd = (dataset.targets < -1) | (dataset.targets >= num_classes)
+    check_labels(dataset, num_classes, type(dataset.source).__name__)
+    for batch in loader:
+        if dataset.targets is None and batch.target.ndim == 1 and batch.row is not None:
+            _check_range(batch.target.cpu().numpy(), batch.row.tolist(), dataset.keys, num_classes)
+        yield batch
+
+
+def _uses_labels(task: TrainingTask) -> bool:
+    """Whether a loss of the task depends on the labels."""
+    if not isinstance(task, DistillationTask):
+        return True
+    terms = [term for term in task.terms if not term.is_feature]
+    return task.task_loss_weight != 0 or any(losses.needs_target(term.loss or term.name) for term in terms)
+
+
+def _check_range(labels: Targets, rows: Sequence[int], keys: Sequence[str], num_classes: int, place: str = "") -> None:
+    """Checks the label of each row; `keys` are those of all samples."""
+    odd = (labels < -1) | (labels >= num_classes)
     if odd.any():
-        row = int(odd.argmax())
+        first = int(odd.argmax())
         raise ClassMismatchError(
-            f"the label of {dataset.keys[row]!r} in {data!r} is {dataset.targets[row]}: expected 0 to "
-            f"{num_classes - 1}, or -1 for no label"
+            f"the label of {keys[rows[first]]!r}{place} is {labels[first]}: expected 0 to {num_classes - 1}, or -1 for "
+            "no label"
         )
 
 
