@@ -23,6 +23,7 @@ from kdkit.teachers.card import PublishedTop1
 from kdkit.teachers.class_map import map_names
 from kdkit.teachers.class_names import describe_count_mismatch
 from kdkit.teachers.model_config import model_config
+from kdkit.training.labels import check_labels
 
 SLACK = 2.0
 """Percentage points that a top-1 may be below the published one, in addition to three standard errors of the sample:
@@ -103,11 +104,12 @@ def check_teacher(
         device: where the teacher runs; it is moved there.
 
     Raises:
-        ClassMismatchError: the images have other classes than the teacher.
+        ClassMismatchError: the images have other classes than the teacher, or a label is out of range.
         DatasetError: no image has a label.
     """
     teacher = teacher.to(torch.device(device))
     classes = torch.tensor(_class_numbers(teacher, dataset))
+    check_labels(dataset, len(classes), type(dataset.source).__name__)
     rows = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(0))[:limit].tolist()
     loader = ReplayLoader(
         dataset,

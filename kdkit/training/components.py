@@ -28,6 +28,7 @@ from kdkit.errors import (
 )
 from kdkit.recipe import ViewRecipe
 from kdkit.resolve import resolve_teacher
+from kdkit.runtime.compare import first_item
 from kdkit.student import Student
 from kdkit.tasks import DistillationTask, TrainingTask
 from kdkit.teachers import Teacher
@@ -68,11 +69,14 @@ def check_validation(
     """Checks that the validation images are of the student's classes, and their labels in range."""
     names = None if class_names is None else list(class_names)
     is_known = names is not None or not training.is_unlabelled
-    if dataset.class_names != names if is_known else len(dataset.class_names or ()) not in (0, num_classes):
+    own = None if dataset.class_names is None else list(dataset.class_names)
+    if own != names if is_known else len(own or ()) not in (0, num_classes):
         expected = _shorten(names) if is_known else f"{num_classes} classes without names"
+        place, here, there = first_item(own, names)
+        first = f" (class {place[1:-1]} is {here!r}, and {there!r} in training)" if place else ""
         raise DatasetError(
-            f"the validation folder {config.validation!r} has the classes {_shorten(dataset.class_names)}, "
-            f"the training folder {expected}: both must have the same class folders"
+            f"the validation folder {config.validation!r} has the classes {_shorten(own)}, the training folder "
+            f"{expected}{first}: both must have the same class folders"
         )
     check_labels(dataset, num_classes, str(config.validation))
 
@@ -227,5 +231,7 @@ def create_loader(
 
 
 def _shorten(names: Any, limit: int = 5) -> str:
+    if names is None:
+        return "without names"
     listed = ", ".join(list(names or ())[:limit])
     return f"[{listed}{', ...' if names and len(names) > limit else ''}]"
