@@ -58,7 +58,7 @@ def test_ranks_with_the_same_data_and_settings_agree(errors: list[dict[str, str 
 
 
 @pytest.mark.slow
-def test_fault_47_a_rank_that_cannot_open_its_data_is_named_by_the_others(errors: list[dict[str, str | None]]) -> None:
+def test_a_rank_that_cannot_open_its_data_is_named_by_the_others(errors: list[dict[str, str | None]]) -> None:
     assert errors[1]["cannot be opened"] == "DatasetError: there is no image folder here"
     assert errors[0]["cannot be opened"] == "OtherRankError: rank 1 failed: there is no image folder here"
 
