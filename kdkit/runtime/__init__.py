@@ -2,6 +2,7 @@
 
 Where to look:
     distributed.py  ranks and their collective operations; agreement.py compares their settings
+    reading.py      opens files of any origin: regular ones only, bounded; documents.py bounds JSON and YAML
     files.py        atomic, durable writes; output.py, output folders
     progress.py     the progress display; layout.py wraps text output
     compare.py      two documents, field by field
