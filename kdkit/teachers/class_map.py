@@ -5,6 +5,7 @@ Dimensions: C classes of the data, K classes of the model.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Literal, get_args
 
@@ -49,8 +50,8 @@ def map_names(
             'leave them out of class_map, pass missing_classes="min_logit" to never predict them, '
             "or take another teacher"
         )
-    doubtful = {name for name in names if names.count(name) > 1} if len(index) < len(names) else set()
-    if ambiguous := [name for name in wanted if name in doubtful]:
+    counts = Counter(names)
+    if ambiguous := [name for name in wanted if counts[name] > 1]:
         raise ClassMismatchError(f"{subject} calls several classes {_listed(ambiguous)}: map them by index")
     return tuple(index.get(name, MISSING) for name in wanted)
 

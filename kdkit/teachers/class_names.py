@@ -98,6 +98,8 @@ def reorder_names(
         ClassMismatchError: they are another set, or two classes have one name; names the first difference.
     """
     known, expected = set(names), set(wanted)
+    if len(expected) == 1 < len(known):
+        raise ClassMismatchError(describe_count_mismatch(subject, len(names), wanted))
     if (extra := next((name for name in wanted if name not in known), None)) is not None:
         raise ClassMismatchError(
             f"{subject} has no class {extra!r}, which the data has; its first is {names[0]!r}: "

@@ -151,7 +151,7 @@ def _num_classes(
         return len(names)
     if cache is not None and LOGITS in cache.codecs:
         return cache.num_classes
-    if isinstance(teacher, Teacher) and teacher.num_classes is not None:
+    if isinstance(teacher, Teacher) and teacher.num_classes:  # 0 without a head
         return teacher.num_classes
     if (given := config.student_options.get("num_classes")) is not None:
         return int(given)

@@ -28,7 +28,8 @@ from kdkit.types import Batch
 
 @dataclass(frozen=True)
 class LabelRecord:
-    """The label of each training image, as a checkpoint keeps them: compressed, about a bit for each image in order."""
+    """The label of each training image, as a checkpoint keeps them: compressed: of 1.28 million images a
+    few kB in the order of classes, 2.3 MB in a random order."""
 
     keys: Sequence[str]
     """Keys of the images [N]."""

@@ -28,6 +28,7 @@ from kdkit.types import Batch, TeacherOutput, TeacherSource
 IMAGES = 256
 """Minimum number of labelled images that the teacher's top-1 is measured on; rounded up to whole batches."""
 _CHANCES = 3.0  # a teacher that knows the classes is right far more often than by chance, also on hard crops
+_ENOUGH = 16  # labelled images below which even a good teacher may miss them all
 _KIBIBYTE = 1024
 
 
@@ -57,7 +58,7 @@ class PreflightReport:
     @property
     def is_suspicious(self) -> bool:
         """Whether the teacher's top-1 is so near to chance that its classes are probably different ones."""
-        if self.teacher_top1 is None or not self.num_classes:
+        if self.teacher_top1 is None or not self.num_classes or self.images < _ENOUGH:
             return False
         return self.teacher_top1 < 100 * _CHANCES / (self.num_classes + _CHANCES)
 

@@ -87,7 +87,7 @@ def test_a_single_folder_around_the_images_is_told_apart_from_missing_classes(fo
     with pytest.raises(ClassMismatchError, match="'images': a single class teaches nothing; if its folder only holds"):
         evaluate(folder, "plain", str(tmp_path / "data"))
     with pytest.raises(ClassMismatchError, match="'images': a single class teaches nothing; if its folder only holds"):
-        check(folder, "plain", str(tmp_path / "data"))
+        check(folder, "reversed", str(tmp_path / "data"))
 
 
 def test_a_teacher_without_a_head_is_named_as_such(folder: Path, tmp_path: Path, capsys: Any) -> None:

@@ -9,10 +9,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 from support import tiny_model
+from task_rows import distilled_student
 from timm.loss import BinaryCrossEntropy, SoftTargetCrossEntropy
 from torch import Tensor, nn
 
-from kdkit import ClassificationTask, LogitDistillationTask, TeacherOutput
+from kdkit import (
+    ClassificationTask,
+    FeatureDistillationTask,
+    LogitDistillationTask,
+    TeacherOutput,
+    TokenDistillationTask,
+)
 from kdkit.tasks import LabelledCrossEntropy
 from kdkit.tasks.observation import observe
 
@@ -89,6 +96,9 @@ def test_class_weights_are_torchs_over_the_labelled_samples_and_never_make_a_nan
     assert torch.isfinite(criterion(logits, torch.zeros(6, dtype=torch.int64)))  # all of the class of weight 0
 
 
+TASKS = ("labels", "live", "cached", "feature", "token")
+
+
 def of_labels(task: str, criterion: Callable[[Tensor, Tensor], Tensor] | None) -> Callable[[Tensor, Tensor], Tensor]:
     """A function of (images, target) -> the loss on labels of a task, its teacher live or cached."""
     student = tiny_model().eval()
@@ -98,11 +108,17 @@ def of_labels(task: str, criterion: Callable[[Tensor, Tensor], Tensor] | None) -
     if task == "live":
         live = LogitDistillationTask(student, tiny_model(seed=1), criterion)
         return lambda images, target: live(images, target)["task_loss"]
+    if task == "feature":
+        feature = FeatureDistillationTask(student, tiny_model(seed=1), criterion, distill_loss="hint_cosine")
+        return lambda images, target: feature(images, target)["task_loss"]
+    if task == "token":
+        token = TokenDistillationTask(distilled_student().eval(), tiny_model(seed=1), criterion)
+        return lambda images, target: token(images, target)["task_loss"]
     cached = LogitDistillationTask(student, None, criterion)
     return lambda images, target: cached(images, target, TeacherOutput(some_logits(len(images))))["task_loss"]
 
 
-@pytest.mark.parametrize("task", ["labels", "live", "cached"])
+@pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("criterion", [None, nn.CrossEntropyLoss(label_smoothing=0.1), lambda z, y: F.nll_loss(z, y)])
 def test_every_task_and_criterion_is_given_the_labelled_samples_alone(
     task: str, criterion: Callable[[Tensor, Tensor], Tensor] | None
@@ -116,7 +132,7 @@ def test_every_task_and_criterion_is_given_the_labelled_samples_alone(
     assert nothing.requires_grad
 
 
-@pytest.mark.parametrize("task", ["labels", "live", "cached"])
+@pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("criterion", [SoftTargetCrossEntropy(), BinaryCrossEntropy(), nn.CrossEntropyLoss()])
 def test_a_custom_criterion_is_not_given_the_rows_of_zeros_of_soft_labels(
     task: str, criterion: Callable[[Tensor, Tensor], Tensor]
