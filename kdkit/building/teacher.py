@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Iterable, Sequence
 
 import torch
@@ -12,8 +13,11 @@ from kdkit.cache.codecs import RowCodec
 from kdkit.cache.format.constants import LOGITS
 from kdkit.data import PixelBatch, ReplayedDataset, ReplayLoader
 from kdkit.errors import MissingTeacherError
+from kdkit.resolve import match_classes
 from kdkit.teachers import Teacher
 from kdkit.types import TeacherOutput
+
+_logger = logging.getLogger(__name__)
 
 
 def run_teacher(
@@ -31,16 +35,21 @@ def run_teacher(
     return {stream: select_stream(output, stream, teacher.name) for stream in streams}
 
 
-def for_dataset(teacher: Teacher, dataset: ReplayedDataset) -> Teacher:
-    """Returns the teacher with its classes in the dataset's order, by name.
+def for_dataset(teacher: Teacher, dataset: ReplayedDataset, streams: Collection[str]) -> Teacher:
+    """Returns the teacher with its classes in the dataset's order, by name, and says so where that changes them.
 
     It is `teacher` itself if one of the two does not name its classes.
 
     Raises:
-        ClassMismatchError: the two name different classes; names the first difference.
+        ClassMismatchError: the two name different classes, and a stream is of logits; names the first difference.
     """
     names = dataset.class_names
-    return teacher if names is None else teacher.for_classes(names)
+    if names is None:
+        return teacher
+    found = match_classes(teacher, names, needs_logits=LOGITS in streams)
+    if found.class_map != teacher.class_map:
+        _logger.warning("the classes of the teacher %r are brought into the order of the data, by name", teacher.name)
+    return found
 
 
 def with_streams(teacher: Teacher, streams: Iterable[str]) -> Teacher:

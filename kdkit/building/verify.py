@@ -75,7 +75,7 @@ def verify_cache(
         dataset = dataset.for_teacher()
     if teacher is None or dataset is None:
         return VerifyReport(cache.num_rows, cache.num_views, 0, {})
-    teacher = for_dataset(teacher, dataset)
+    teacher = for_dataset(teacher, dataset, cache.codecs)
     check_match("teacher", cache.metadata.teacher, teacher.fingerprint(), f"the cache {str(path)!r}", allow_mismatch)
     teacher = with_streams(teacher, cache.codecs)
     if device is not None:

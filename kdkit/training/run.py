@@ -49,6 +49,7 @@ def run_identity(
         "teacher": EMA if config.is_own_teacher else None if teacher is None else teacher.fingerprint(),
         "recipe": _plain(dataset.recipe.to_dict()),
         "dataset_sha256": keys_sha256(dataset.keys),
+        "class_names": None if dataset.class_names is None else list(dataset.class_names),
         "cache_sha256": None if cache is None else cache.identity,
     }
 
