@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -26,6 +27,7 @@ from kdkit.cache import create_codec
 from kdkit.cache.export import export_cache
 from kdkit.cache.format.keys import pack_keys, unpack_keys
 from kdkit.cache.places import pack_cache
+from kdkit.cli import main
 from kdkit.config import TeacherConfig
 from kdkit.errors import CacheCorruptError, ConfigError, KdkitError
 from kdkit.importers._array_file import open_arrays
@@ -212,6 +214,20 @@ def test_fault_44_codec_arrays_that_decode_to_infinity_are_refused(tmp_path: Pat
             odd["step"] = np.full_like(arrays["step"], 1e30)
         with pytest.raises(ConfigError, match="decode to logits up to"):
             create_codec("lowrank", 10, row_bytes=6).with_arrays(odd)
+
+
+def test_fault_44_a_command_shows_the_names_that_a_file_brings_escaped(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spec = dataclasses.replace(CACHE.spec, teacher={**CACHE.spec.teacher, "name": "bad\x1b]0;title\x07\u202ename"})
+    with CacheWriter.create(tmp_path / "t.h5", spec) as writer:
+        for shard in writer.missing():
+            CACHE.seal(writer, shard)
+        writer.finish()
+    assert main(["cache", "info", str(tmp_path / "t.h5")]) == 0
+    shown = capsys.readouterr().out
+    assert "bad\\x1b]0;title\\x07\\u202ename" in shown
+    assert not {"\x1b", "\x07", "\u202e"} & set(shown)
 
 
 HEADERS: dict[str, Any] = {
