@@ -5,9 +5,9 @@
     python benchmarks/kills.py --kills 100 --errors 200
 
 Commands: build, extend, pack, import and distill, with 2 loader workers; the errors of distill are those of a run and
-its checkpoints. After each disturbed run the same command runs again, at once and without a fault. It must work, end with
-the output of an undisturbed run (weights and records of a run without times), and leave nothing beside it. A disturbed
-run must end by itself, with its output or with an error of one line, unless it was killed.
+its checkpoints. After each disturbed run the same command runs again, at once and without a fault. It must work, end
+with the output of an undisturbed run (weights and records of a run without times), and leave nothing beside it. A
+disturbed run must end by itself, with its output or with an error of one line, unless it was killed.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def main() -> None:
     report.text(
         "Each repeat after a disturbed run worked at once, ended with the output of an undisturbed run, and left "
         "nothing beside it, unless a failure is listed. ENOSPC stays from its call on and meets calls that need space; "
-        "EIO is of one call of any kind. A run that ended well met the fault where it does no harm, or was killed too late."
+        "EIO is of one call of any kind. A run that ended well met its fault where that changes nothing, or too late."
     )
     header = ["command", "fault", "calls of a run", "trials", "killed", "one-line error", "ended well"]
     report.table(header, rows)

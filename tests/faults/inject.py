@@ -27,7 +27,8 @@ from typing import Any
 
 import torch
 from foreign_caches import Keys, write_ml_dr
-from support import Pixels, cache_contents, digits, write_digits
+from safetensors.torch import save_file
+from support import Pixels, cache_contents, digits, tiny_model, write_digits
 
 from kdkit import build_cache, extend_cache
 from kdkit.building.config import BuildConfig
@@ -66,8 +67,9 @@ def distill(folder: Path) -> None:
     shared = folder.parent
     code = kdkit([
         "distill", str(shared / "images"), "--cache", str(shared / "cache" / "t.h5"), "--output", str(folder / "run"),
-        "--student", "test_vit3", "--student_options", "{img_size: 32}", "--train.epochs", "2", "--train.num_workers", "2",
-        "--train.batch_size", "16", "--train.checkpoint_every", "1", "--device", "cpu", "--resume",
+        "--student", "test_vit3", "--student_options", "{img_size: 32}", "--train.epochs", "2",
+        "--train.num_workers", "2", "--train.batch_size", "16", "--train.checkpoint_every", "1",
+        "--device", "cpu", "--resume",
     ])  # fmt: skip
     if code == 1:
         raise KdkitError("the command printed an error of one line")
@@ -115,32 +117,18 @@ class Injector:
         write_ml_dr(root / "foreign", 12)
         if name == "distill":
             write_digits(root / "images", 48)
-            in_child(lambda: self._cache())
+            in_child(self._cache)
         self.num_calls: dict[str, int] = {}
         self.seconds = 0.0
         self.expected: Any = None
 
     def _cache(self) -> None:
         (self.root / "cache").mkdir()
-        command = [
-            "cache",
-            "build",
-            str(self.root / "images"),
-            "--teacher",
-            "test_resnet",
-            "--size",
-            "32",
-            "--views",
-            "2",
-        ]
-        torch.manual_seed(0)
-        import timm
-        from safetensors.torch import save_file
-
-        model = timm.create_model("test_resnet", num_classes=10)
-        save_file(model.state_dict(), self.root / "teacher.safetensors")
-        weights = ["--teacher.checkpoint", str(self.root / "teacher.safetensors"), "--build.num_workers", "0"]
-        assert kdkit([*command, *weights, "-o", str(self.root / "cache" / "t.h5")]) == 0
+        weights = str(self.root / "teacher.safetensors")
+        save_file(tiny_model().state_dict(), weights)
+        command = ["cache", "build", str(self.root / "images"), "--teacher", "test_resnet", "--size", "32"]
+        command += ["--views", "2", "--teacher.checkpoint", weights, "--build.num_workers", "0"]
+        assert kdkit([*command, "-o", str(self.root / "cache" / "t.h5")]) == 0
 
     def fresh(self) -> Path:
         """A folder in the state before the command."""

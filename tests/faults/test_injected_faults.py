@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+KILLS = {"build": 10, "extend": 10, "pack": 16, "import": 10, "distill": 4}
+ERRORS = {"build": 12, "extend": 12, "pack": 30, "import": 12, "distill": 6}
 HERE = Path(__file__).parent
 
 
@@ -25,9 +27,8 @@ def shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if compiler is None or not sys.platform.startswith("linux"):
         pytest.skip("needs Linux and a C compiler: calls of the C library are intercepted by a preloaded library")
     library = tmp_path_factory.mktemp("shim") / "shim.so"
-    subprocess.run(
-        [compiler, "-shared", "-fPIC", "-O1", "-w", "-o", str(library), str(HERE / "shim.c"), "-ldl"], check=True
-    )
+    options = ["-shared", "-fPIC", "-O1", "-w", "-o", str(library)]
+    subprocess.run([compiler, *options, str(HERE / "shim.c"), "-ldl"], check=True)
     return library
 
 
@@ -51,9 +52,7 @@ def test_a_pack_meets_a_full_disk_at_each_of_its_calls(tmp_path: Path, shim: Pat
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("command", "trials"), [("build", 12), ("extend", 12), ("pack", 16), ("import", 12), ("distill", 4)]
-)
+@pytest.mark.parametrize(("command", "trials"), KILLS.items())
 def test_a_killed_command_is_repeated_at_once_and_ends_equal(
     tmp_path: Path, shim: Path, command: str, trials: int
 ) -> None:
@@ -62,9 +61,7 @@ def test_a_killed_command_is_repeated_at_once_and_ends_equal(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", ["ENOSPC", "EIO"])
-@pytest.mark.parametrize(
-    ("command", "trials"), [("build", 16), ("extend", 16), ("pack", 30), ("import", 16), ("distill", 6)]
-)
+@pytest.mark.parametrize(("command", "trials"), ERRORS.items())
 def test_a_full_disk_or_an_error_at_a_call_is_typed_and_the_command_can_be_repeated(
     tmp_path: Path, shim: Path, command: str, fault: str, trials: int
 ) -> None:
