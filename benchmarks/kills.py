@@ -57,6 +57,7 @@ def main() -> None:
     arguments = parser(__doc__)
     arguments.add_argument("--kills", type=int, default=300, help="number of kills, half of them at random times")
     arguments.add_argument("--errors", type=int, default=1000, help="greatest number of calls of a command that fail")
+    arguments.add_argument("--errors-of", nargs="*", choices=SHARES, default=list(SHARES), help="commands that fail")
     options = arguments.parse_args()
     kills, errors = (20, 6) if options.quick else (options.kills, options.errors)
     report = Report("kills", "Killed commands and failing file systems", options.quick)
@@ -64,8 +65,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         shim = compile_shim(Path(folder))
         trials = [(command, "kill", round(kills * share)) for command, share in SHARES.items()]
-        trials += [(command, fault, errors) for command in SHARES for fault in ERRORS]
+        trials += [(command, fault, errors) for command in options.errors_of for fault in ERRORS]
         for command, fault, number in trials:
+            if not number:
+                continue
             calls, ends, failure = run(shim, command, fault, number)
             rows.append([command, fault, calls, ends.total(), *(ends[end] for end in ("killed", "refused", "done"))])
             print(*rows[-1], failure, flush=True)
