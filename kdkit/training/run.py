@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -77,11 +79,23 @@ class SkipRecord:
     def __call__(self, key: str, reason: str) -> None:
         """Records one sample."""
         if not self._keys and self._path.exists():
-            self._keys = {json.loads(line)["key"] for line in self._path.read_text(encoding="utf-8").splitlines()}
+            self._keys = self._recorded()
         if key not in self._keys:
             self._keys.add(key)
             with open(self._path, "a", encoding="utf-8") as file:
                 file.write(json.dumps({"key": key, "reason": reason}) + "\n")
+
+    def _recorded(self) -> set[str]:
+        """The keys in the file. A last line that a kill cut is removed, so that the next record gets its own line."""
+        content = self._path.read_bytes()
+        whole = content[: content.rfind(b"\n") + 1]
+        if whole != content:
+            os.truncate(self._path, len(whole))
+        keys = set()
+        for line in whole.splitlines():
+            with suppress(ValueError, LookupError, TypeError):  # a damaged line: at worst its sample is recorded twice
+                keys.add(str(json.loads(line)["key"]))
+        return keys
 
 
 def _plain(value: Any) -> Any:
