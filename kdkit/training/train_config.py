@@ -97,16 +97,11 @@ class TrainConfig(LoadingConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_choices(self)
-        for name in ("epochs", "accumulate", "log_every"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
         for name in _FINITE:
             if (number := getattr(self, name)) is not None and not math.isfinite(number):
                 raise ConfigError(f"{name} must be a finite number, got {number}")
         if not 0 <= self.seed < _SEEDS:
             raise ConfigError(f"seed must be at least 0 and below {_SEEDS}, got {self.seed}")
-        if self.checkpoint_every < 0:
-            raise ConfigError(f"checkpoint_every must be 0 or more, got {self.checkpoint_every}")
         for name in ("warmup_epochs", "distill_warmup_epochs"):
             if not 0 <= getattr(self, name) < self.epochs:
                 raise ConfigError(f"{name} must be below epochs = {self.epochs}, got {getattr(self, name)}")
