@@ -23,6 +23,7 @@ from kdkit.cache.shards.writer import ShardWriter
 from kdkit.cache.types import Array
 from kdkit.data import PixelBatch
 from kdkit.runtime.background import Worker
+from kdkit.runtime.memory import run_in_parts
 
 _WAITING = 2  # batches that may wait to be encoded; bounds the memory, on the device too
 
@@ -87,7 +88,7 @@ class ShardEncoder(Worker):
         with torch.no_grad(), self._after(ready):
             for stream, codec in self._codecs.items():
                 check_encodable(outputs[stream], codec, stream, self._teacher, self._keys, pixels)
-                encoded = codec.encode(outputs[stream])
+                encoded = run_in_parts(codec.encode, outputs[stream], f"encoding the stream {stream!r}")
                 self._payloads[stream][rows] = self._to_host(encoded)
                 if self._metadata.measures_views(stream):
                     self._fidelity[stream].append(self._measure(stream, pixels, outputs[stream], encoded))
@@ -109,8 +110,13 @@ class ShardEncoder(Worker):
         """Fidelity of the measured rows of the batch, float32 [rows, measures]."""
         first = int(pixels.row[0])
         measured = self._metadata.measured_rows(stream, first, first + len(pixels.row))
-        here = slice(measured.start - first, None, measured.step)
-        return measure_rows(self._codecs[stream], values[here], encoded[here])
+        codec, places = self._codecs[stream], torch.arange(len(values))[measured.start - first :: measured.step]
+
+        def measure(part: Tensor) -> Tensor:
+            here = part.to(values.device)
+            return torch.from_numpy(measure_rows(codec, values[here], encoded[here]))
+
+        return run_in_parts(measure, places, f"measuring the stream {stream!r}").numpy()
 
     @contextmanager
     def _after(self, ready: torch.cuda.Event | None) -> Iterator[None]:

@@ -4,6 +4,7 @@ Where to look:
     distributed.py  ranks and their collective operations
     files.py        atomic, durable writes; output.py, output folders
     progress.py     the progress display; layout.py wraps text output
+    install.py      the command that installs an optional package
     compare.py      two documents, field by field
     background.py   a single-thread executor
     memory.py       out of memory: how it shows, and work in parts; model_errors.py, what models raise and return

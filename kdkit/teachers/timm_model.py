@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,10 @@ from kdkit.teachers.model_config import model_config
 from kdkit.teachers.weights import Checkpoint, fit_state, image_size_of, load_state, read_checkpoint, skeleton_of
 
 _LOADED_BY_TIMM = ("hf-hub:", "local-dir:", "hf_hub:", "local_dir:")
+_WITHOUT_NETWORK = {
+    "student": "leave out pretrained, or give a weights file, --student_options '{checkpoint_path: FILE}'",
+    "teacher": "give a weights file, --teacher.checkpoint FILE (in Python checkpoint=FILE)",
+}
 _FILE = "checkpoint_path"
 FIRST_WEIGHTS = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", _FILE, "cache_dir")
 """Arguments of timm.create_model about the initial weights: the trained ones are in a checkpoint."""
@@ -106,7 +112,8 @@ def create_model(name: str, subject: str, *, pretrained: bool = False, **options
     """
     file = options.pop(_FILE, None)
     try:
-        model: nn.Module = timm.create_model(name, pretrained=pretrained, **options)
+        with _quiet_hub():
+            model: nn.Module = timm.create_model(name, pretrained=pretrained, **options)
     except KdkitError:
         raise
     except Exception as error:  # models, their builders and hub clients raise errors of many kinds
@@ -114,6 +121,18 @@ def create_model(name: str, subject: str, *, pretrained: bool = False, **options
     if file:
         load_state(model, read_checkpoint(file).fitted_to(model.state_dict().keys()), file)
     return model
+
+
+@contextmanager
+def _quiet_hub() -> Iterator[None]:
+    """Within the context, the hub's client does not log each attempt to reach it: its error tells all."""
+    log = logging.getLogger("huggingface_hub")
+    before = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(before)
 
 
 def _explained(
@@ -126,10 +145,11 @@ def _explained(
         return ConfigError(f"the {subject} {name!r} does not fit into memory {given} ({reason})")
     if isinstance(error, TypeError):
         return ConfigError(f"the {subject} {name!r} does not take these options: {reason}")
-    if pretrained:
+    if pretrained or name.startswith(_LOADED_BY_TIMM):
+        ways = _WITHOUT_NETWORK.get(subject, "give a weights file, checkpoint=FILE")
         return CheckpointError(
             f"the pretrained weights of the {subject} {name!r} could not be loaded ({reason}): check the network, or "
-            "give a weights file, checkpoint=FILE; a student may also start without, if pretrained is left out"
+            f"{ways}"
         )
     return ConfigError(f"timm cannot build the {subject} {name!r} {given}: {type(error).__name__}: {reason}")
 

@@ -91,6 +91,11 @@ def _create_student(config: DistillConfig, dataset: ReplayedDataset, num_classes
         raise ConfigError(f"in_chans must be 3, because images are RGB, got {shown(options['in_chans'])}: leave it out")
     if options.get("features_only"):
         raise ConfigError("a student of features_only has no logits to train: leave it out of student_options")
+    if isinstance(given := options.get("num_classes", num_classes), int) and given < num_classes:
+        raise ClassMismatchError(
+            f"student_options give the student {given} classes, and the images or the teacher have {num_classes}: "
+            "leave out num_classes"
+        )
     check_name(config.student, "student")
     torch.manual_seed(config.train.seed)  # just before the student, so that it starts alike with and without a teacher
     arguments = {"pretrained": config.pretrained, **_model_args(config, dataset, num_classes)}

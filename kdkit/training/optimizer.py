@@ -78,6 +78,18 @@ def _check_second_order(config: TrainConfig) -> None:
 
 
 @contextmanager
+def schedule_errors(config: TrainConfig) -> Iterator[None]:
+    """Within the context, what a schedule raises, which timm gives its options unchecked, is a one-line error."""
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f"the schedule {config.sched!r} does not work with these options: {type(error).__name__}: "
+            f"{first_line(error)}"
+        ) from error
+
+
+@contextmanager
 def optimizer_errors(config: TrainConfig) -> Iterator[None]:
     """Within the context, what an optimiser's step raises is a one-line error that names the optimiser."""
     try:

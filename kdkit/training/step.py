@@ -20,7 +20,7 @@ from kdkit.tasks import TrainingTask, gradient_norms
 from kdkit.teachers import Teacher
 from kdkit.teachers.model_config import model_config
 from kdkit.training.config import TrainConfig
-from kdkit.training.optimizer import is_second_order, optimizer_errors
+from kdkit.training.optimizer import is_second_order, optimizer_errors, schedule_errors
 from kdkit.training.setup import autocast_dtype, to_memory_format
 from kdkit.training.state import RunState
 from kdkit.types import Batch, Normalization, TeacherOutput, TeacherSource
@@ -90,7 +90,8 @@ class TrainingStep:
         if ema is not None and task.is_own_teacher:  # else each rank's teacher has the statistics of its own images
             distributed.broadcast_buffers(ema)
         if state.scheduler is not None:
-            state.scheduler.step_update(state.position.update)
+            with schedule_errors(self._config):
+                state.scheduler.step_update(state.position.update)
 
 
 def step_errors(task: TrainingTask, batch: Batch, amp: torch.dtype | None) -> AbstractContextManager[None]:
