@@ -66,7 +66,8 @@ def check_fields(config: object) -> None:
     Raises:
         ConfigError: names the field, what was expected and what it is.
     """
-    for name, hint in _hints(type(config)).items():
+    config_class: Any = type(config)
+    for name, hint in _hints(config_class).items():
         value = getattr(config, name)
         if not _is(value, hint):
             raise ConfigError(f"{name} has the wrong type: expected {_words(hint)}, got {shown(value)}")

@@ -118,6 +118,9 @@ def _load_run(folder: Path, config: StudentConfig) -> tuple[nn.Module, Student]:
         model = build_trained(student.model, student.model_args, checkpoint, ema=config.ema)
     except (ConfigError, UnknownNameError) as error:
         raise CheckpointError(f"{str(folder / STUDENT)!r} describes no student of timm: {error}") from error
+    own: dict[str, Any] = {"crop_pct": student.crop_pct, "interpolation": student.interpolation}
+    own |= {"input_size": (3, student.input_size, student.input_size), "test_input_size": None, "test_crop_pct": None}
+    setattr(model, "pretrained_cfg", {**model_config(model), **own})  # noqa: B010 -- as an export has them
     return model.eval(), student
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from kdkit.building.teacher import check_encodable
 from kdkit.cache.codecs import RowCodec
-from kdkit.cache.fidelity import measure_rows
+from kdkit.cache.encoding import encode_in_parts, measure_in_parts
 from kdkit.cache.format.constants import hashed_rows
 from kdkit.cache.format.metadata import CacheMetadata, Shard
 from kdkit.cache.pixels import pixel_crc32
@@ -23,7 +23,6 @@ from kdkit.cache.shards.writer import ShardWriter
 from kdkit.cache.types import Array
 from kdkit.data import PixelBatch
 from kdkit.runtime.background import Worker
-from kdkit.runtime.memory import run_in_parts
 
 _WAITING = 2  # batches that may wait to be encoded; bounds the memory, on the device too
 
@@ -88,7 +87,7 @@ class ShardEncoder(Worker):
         with torch.no_grad(), self._after(ready):
             for stream, codec in self._codecs.items():
                 check_encodable(outputs[stream], codec, stream, self._teacher, self._keys, pixels)
-                encoded = run_in_parts(codec.encode, outputs[stream], f"encoding the stream {stream!r}")
+                encoded = encode_in_parts(codec, outputs[stream])
                 self._payloads[stream][rows] = self._to_host(encoded)
                 if self._metadata.measures_views(stream):
                     self._fidelity[stream].append(self._measure(stream, pixels, outputs[stream], encoded))
@@ -110,13 +109,8 @@ class ShardEncoder(Worker):
         """Fidelity of the measured rows of the batch, float32 [rows, measures]."""
         first = int(pixels.row[0])
         measured = self._metadata.measured_rows(stream, first, first + len(pixels.row))
-        codec, places = self._codecs[stream], torch.arange(len(values))[measured.start - first :: measured.step]
-
-        def measure(part: Tensor) -> Tensor:
-            here = part.to(values.device)
-            return torch.from_numpy(measure_rows(codec, values[here], encoded[here]))
-
-        return run_in_parts(measure, places, f"measuring the stream {stream!r}").numpy()
+        here = slice(measured.start - first, None, measured.step)
+        return measure_in_parts(self._codecs[stream], values[here], encoded[here])
 
     @contextmanager
     def _after(self, ready: torch.cuda.Event | None) -> Iterator[None]:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from kdkit.building.teacher import for_dataset, run_teacher, with_streams
 from kdkit.cache import CachedTeacher, open_cache
+from kdkit.cache.encoding import encode_in_parts
 from kdkit.cache.fidelity import kl_divergence
 from kdkit.cache.format.constants import LOGITS
 from kdkit.data import EpochSampler, PixelBatch, ReplayedDataset, ReplayLoader
@@ -131,7 +132,7 @@ class _Compared:
 def _compare(cache: CachedTeacher, stream: str, values: Tensor, pixels: PixelBatch) -> _Compared:
     """Compares the teacher's current outputs, [B, ...], with the cached rows."""
     codec = cache.codecs[stream]
-    now = codec.decode(codec.encode(values))
+    now = codec.decode(encode_in_parts(codec, values))
     then = codec.decode(cache.read_encoded(cache.rows_of(pixels.row), pixels.view, stream)).to(now.device)
     difference = (now - then).flatten(1).abs().mean(dim=1)
     if stream != LOGITS:

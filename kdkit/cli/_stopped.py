@@ -10,7 +10,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-_NOTHING = "nothing was written; run the command again"
+_NOTHING = "nothing was changed; run the same command again"
 _CHECKPOINTS = ("last.pth.tar", "previous.pth.tar")
 
 _parsed: list[Any] = []  # the configuration of the command that runs, as soon as it is known
@@ -57,7 +57,7 @@ def describe_stop(command: str) -> str:
     try:
         return _KEPT.get(command, lambda config: _NOTHING)(_parsed[0])
     except OSError as error:
-        return f"what is kept cannot be seen ({error}); run the command again"
+        return f"what is kept cannot be seen ({error}); run the same command again"
 
 
 def _of_build(config: Any) -> str:

@@ -13,6 +13,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.table import Column
 from rich.text import Text
 
+from kdkit.runtime.layout import format_rate
+
 _SECONDS_BETWEEN_LINES = 10.0
 _TERMS = ("loss", "task_loss", "kd_loss", "agreement_top1", "teacher_top1")
 _METRICS = ("loss", "kd_loss")  # metrics that fit next to a bar
@@ -75,8 +77,7 @@ def _columns(console: Console, unit: str) -> tuple[ProgressColumn, ...]:
 
     class Speed(ProgressColumn):
         def render(self, task: Task) -> Text:
-            speed = task.finished_speed or task.speed or 0.0
-            return Text(f"{speed:,.0f} {unit}/s" if console.width >= _WIDTH_FOR_SPEED else "")
+            return Text(f"{format_rate(_speed(task))} {unit}/s" if console.width >= _WIDTH_FOR_SPEED else "")
 
     class Metrics(ProgressColumn):
         def render(self, task: Task) -> Text:
@@ -93,6 +94,13 @@ def _columns(console: Console, unit: str) -> tuple[ProgressColumn, ...]:
     )
 
 
+def _speed(task: Task) -> float:
+    """Units per second; of work that is done at once, over the time that it took."""
+    measured = task.finished_speed or task.speed
+    done = task.completed - task.fields.get("resumed_at", 0)
+    return measured or done / max(task.elapsed or 0.0, 1e-3)
+
+
 class _Bar(Display):
     """One task of rich's Progress."""
 
@@ -105,7 +113,7 @@ class _Bar(Display):
         self._bar.advance(self._id, count)
 
     def set_completed(self, count: int) -> None:
-        self._bar.reset(self._id, completed=count)
+        self._bar.reset(self._id, completed=count, resumed_at=count, **self._task.fields)
 
     def set_postfix(self, values: Mapping[str, float]) -> None:
         self._bar.update(self._id, values=values)
@@ -127,10 +135,9 @@ class _Lines(_Bar):
         if not task.finished and now - self._written < _SECONDS_BETWEEN_LINES:
             return
         self._written = now
-        speed = task.finished_speed or task.speed or 0.0
-        left = timedelta(seconds=task.time_remaining or 0)
+        speed, left = format_rate(_speed(task)), timedelta(seconds=task.time_remaining or 0)
         self.write(
-            f"{task.completed:,} of {task.total:,} {self._unit}, {speed:,.0f} {self._unit}/s, {left} left"
+            f"{task.completed:,} of {task.total:,} {self._unit}, {speed} {self._unit}/s, {left} left"
             + (f", {terms}" if (terms := format_terms(task.fields["values"])) else "")
         )
 

@@ -96,11 +96,19 @@ def check_name(name: str, subject: str = "model") -> None:
     base, _, tag = name.partition(".")
     if not timm.is_model(base):
         known = timm.list_models()
-        raise UnknownNameError(f"timm {timm.__version__} has no {subject} {base!r}{nearest(base, known)}")
+        raise UnknownNameError(f"timm {timm.__version__} has no {subject} {base!r}{nearest(base, known)}{_place(name)}")
     tagged = timm.list_pretrained(f"{base}.*") if tag else []
     if tag and name not in tagged:
         known_tags = ", ".join(tagged) or "none"
         raise UnknownNameError(f"timm {timm.__version__} has no {subject} {name!r}; it has {known_tags}")
+
+
+def _place(name: str) -> str:
+    """What else a name may mean, where it is that of a file or folder."""
+    path = Path(name)
+    if path.is_dir():
+        return "; the folder of that name has neither the student.json of a run nor the config.json of an export"
+    return "; a weights file also needs the name of its model" if path.is_file() else ""
 
 
 def create_model(name: str, subject: str, *, pretrained: bool = False, **options: Any) -> nn.Module:

@@ -18,10 +18,10 @@ from kdkit.cache.format.constants import LOGITS
 from kdkit.config import EMA
 from kdkit.data import ReplayedDataset, ReplayLoader
 from kdkit.dataset import open_dataset
-from kdkit.errors import ClassMismatchError, ConfigError, DatasetError
+from kdkit.errors import ClassMismatchError, ConfigError, DatasetError, UnknownNameError
 from kdkit.recipe import ViewRecipe
 from kdkit.resolve import resolve_teacher
-from kdkit.student import Student
+from kdkit.student import Student, is_student_folder
 from kdkit.tasks import DistillationTask, TrainingTask
 from kdkit.teachers import Teacher
 from kdkit.teachers.card import find_card
@@ -95,6 +95,11 @@ def _create_student(config: DistillConfig, dataset: ReplayedDataset, num_classes
         raise ClassMismatchError(
             f"student_options give the student {given} classes, and the images or the teacher have {num_classes}: "
             "leave out num_classes"
+        )
+    if is_student_folder(config.student):
+        raise UnknownNameError(
+            f"the student {config.student!r} is the folder of a trained one, expected a timm name: to start from its "
+            "weights, name its model and give --student_options '{checkpoint_path: FILE}'"
         )
     check_name(config.student, "student")
     torch.manual_seed(config.train.seed)  # just before the student, so that it starts alike with and without a teacher

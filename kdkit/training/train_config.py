@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from kdkit.bounds import shown
 from kdkit.config import LoadingConfig
 from kdkit.config.choices import check_choices
 from kdkit.errors import ConfigError
@@ -95,13 +96,13 @@ class TrainConfig(LoadingConfig):
     """Updates between two checkpoints, in addition to the one at the end of each epoch; 0 for only the latter."""
 
     def __post_init__(self) -> None:
+        if isinstance(self.seed, int) and not 0 <= self.seed < _SEEDS:  # narrower than that of views
+            raise ConfigError(f"seed must be at least 0 and below {_SEEDS}, got {shown(self.seed)}")
         super().__post_init__()
         check_choices(self)
         for name in _FINITE:
             if (number := getattr(self, name)) is not None and not math.isfinite(number):
                 raise ConfigError(f"{name} must be a finite number, got {number}")
-        if not 0 <= self.seed < _SEEDS:
-            raise ConfigError(f"seed must be at least 0 and below {_SEEDS}, got {self.seed}")
         for name in ("warmup_epochs", "distill_warmup_epochs"):
             if not 0 <= getattr(self, name) < self.epochs:
                 raise ConfigError(f"{name} must be below epochs = {self.epochs}, got {getattr(self, name)}")
