@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from unicodedata import category
 
 
 class KdkitError(Exception):
     """Base of all kdkit errors; the command line prints it as one line and exits with 1."""
 
     def __str__(self) -> str:
-        return str(self.args[0]) if self.args else ""  # KeyError and OSError would add quotes or drop text
+        return printable(str(self.args[0])) if self.args else ""  # KeyError and OSError would add quotes or drop text
 
 
 class ConfigError(KdkitError, ValueError):
@@ -127,6 +128,16 @@ class CacheLockedError(CacheError):
 
 class NonFiniteOutputError(CacheError, ValueError):
     """The teacher's output holds NaN, infinity or a value that the codec cannot hold; lists sample keys."""
+
+
+def printable(text: str) -> str:
+    """The text with control characters escaped, apart from newline and tab: a name may come from anyone's file.
+
+    A terminal obeys escape sequences, and bidirectional controls show text in another order than it has.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in "\n\t" or category(c) == "Zs" else repr(c)[1:-1] for c in text)
 
 
 def first_line(error: BaseException) -> str:

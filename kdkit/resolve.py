@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from kdkit.config import EMA, SingleTeacherConfig, StudentConfig, TeacherConfig
 from kdkit.errors import ConfigError, first_line
 from kdkit.runtime import distributed
 from kdkit.runtime.hardware import choose_device
+from kdkit.runtime.reading import read_json
 from kdkit.student import is_student_folder, load_student
 from kdkit.teachers import Teacher, TeacherCard, TeacherEnsemble, create_teacher, load_card
 from kdkit.teachers.card import find_card
@@ -21,6 +21,7 @@ from kdkit.teachers.class_map import ClassMap
 from kdkit.types import Normalization
 
 _CARD_SUFFIXES = (".yaml", ".yml")
+_MAX_CLASS_MAP_BYTES = 16 << 20  # a million classes
 _NAMED = 3  # classes of a mapped teacher
 
 
@@ -164,12 +165,7 @@ def _read_class_map(name: str | None) -> ClassMap | None:
     """The list in a JSON file; the name of an ImageNet family as it is."""
     if name is None or not name.endswith(".json"):
         return name
-    try:
-        found = json.loads(Path(name).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"the class map {name!r} cannot be read ({error}): expected a JSON file with a list"
-        ) from error
+    found = read_json(name, limit=_MAX_CLASS_MAP_BYTES)
     if not isinstance(found, list) or {*map(type, found)} not in ({int}, {str}):
         raise ConfigError(f"the class map {name!r} must be a list of whole numbers or one of class names")
     return found

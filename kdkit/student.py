@@ -15,6 +15,7 @@ from kdkit.config import StudentConfig
 from kdkit.errors import CheckpointError, ConfigError, UnknownNameError, first_line
 from kdkit.recipe import Interpolation, ViewRecipe
 from kdkit.runtime import files
+from kdkit.runtime.reading import read_json
 from kdkit.teachers.model_config import model_config
 from kdkit.teachers.timm_model import FIRST_WEIGHTS, build_model, build_trained
 
@@ -22,6 +23,7 @@ STUDENT = "student.json"
 """The file of a run's folder that describes how its student is built."""
 EXPORTED = "config.json"
 """The file of an export's folder that describes its model, in the layout of timm's hub."""
+_MAX_BYTES = 1 << 24  # the names of a million classes
 BEST, LAST = "model_best.pth.tar", "last.pth.tar"
 """A run's checkpoint with the best metric and its newest, by the names that timm gives them."""
 CHECKPOINTS = (BEST, LAST)
@@ -61,13 +63,13 @@ class Student:
             CheckpointError: the file is not as `write` writes it.
         """
         path = folder / STUDENT
+        values = read_json(path, limit=_MAX_BYTES, error=CheckpointError)
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
             names = values["class_names"]
             student = cls(**{**values, "class_names": None if names is None else tuple(names)})
             check_fields(student)
             check_model_arguments(student.model_args)
-        except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
+        except (ValueError, LookupError, TypeError) as error:
             raise CheckpointError(
                 f"{str(path)!r} does not describe a student ({first_line(error)}): was it edited?"
             ) from error

@@ -2,6 +2,7 @@
 
 Where to look:
     distributed.py  ranks and their collective operations
+    reading.py      opens files of any origin: regular ones only, bounded; documents.py bounds JSON and YAML
     files.py        atomic, durable writes; output.py, output folders
     progress.py     the progress display; layout.py wraps text output
     install.py      the command that installs an optional package

@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from kdkit.errors import CheckpointError, first_line
+from kdkit.runtime.reading import open_regular
 
 _HEAD_BYTES = 512
 _EXPECTED = "expected safetensors, or a file that torch.load(weights_only=True) accepts"
@@ -39,10 +40,10 @@ def load_weights_file(path: Path) -> Any:
     Raises:
         CheckpointError: there is no such file, or it is something else, which the error names.
     """
-    if not path.is_file():
+    if not path.exists():
         raise CheckpointError(f"there is no checkpoint at {str(path)!r}: expected a .safetensors or torch weights file")
     try:
-        with path.open("rb") as file:
+        with open_regular(path, error=CheckpointError) as file:
             head, num_bytes = file.read(_HEAD_BYTES), path.stat().st_size
         if (found := _stranger(head, num_bytes, path)) is not None:
             raise CheckpointError(f"{str(path)!r} {found}")
@@ -96,7 +97,7 @@ def _is_safetensors(head: bytes, num_bytes: int, path: Path) -> bool:
 def _torch_load(path: Path) -> Any:
     try:
         # The `args` of timm's training checkpoints; an open file, because torch judges a path by its suffix.
-        with torch.serialization.safe_globals([argparse.Namespace]), path.open("rb") as file:
+        with torch.serialization.safe_globals([argparse.Namespace]), open_regular(path) as file:
             return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         found = _GLOBAL.search(str(error))

@@ -46,6 +46,11 @@ class Components:
         """The four arrays by name."""
         return {name: getattr(self, name) for name in _STORED}
 
+    @property
+    def max_codes(self) -> list[int]:
+        """The largest code of each coefficient."""
+        return [(1 << bits) - 1 for bits in self.bits.tolist()]
+
     def on(self, device: torch.device) -> Tables:
         """The tables on `device`, uploaded once."""
         if device not in self._tables:

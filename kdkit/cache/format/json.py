@@ -6,52 +6,19 @@ CacheCorruptError.
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from kdkit.errors import CacheCorruptError
-
-MAX_DEPTH = 16
-_MAX_ITEMS = 1 << 20
+from kdkit.runtime import documents
 
 
 def parse_json(text: str, origin: str) -> Any:
-    """Parses a JSON text of at most 16 levels and 2^20 items, in which no object has a name twice.
+    """Parses a JSON document of a cache within the bounds of kdkit.runtime.documents.
 
     Raises:
         CacheCorruptError: the text is something else; names `origin`.
     """
-    try:
-        value = json.loads(text, object_pairs_hook=_unique)
-        _check_size(value)
-    except (ValueError, RecursionError, MemoryError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise CacheCorruptError(f"{origin} is not JSON that kdkit wrote ({reason})") from None
-    return value
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    members = dict(pairs)
-    if len(members) != len(pairs):
-        raise ValueError("a name occurs twice")
-    return members
-
-
-def _check_size(value: Any) -> None:
-    """Level by level, so that no document is deep enough to exhaust the stack."""
-    level, items = [value], 0
-    for _ in range(MAX_DEPTH):
-        inner: list[Any] = []
-        for item in level:
-            if isinstance(item, (dict, list)):
-                inner.extend(item.values() if isinstance(item, dict) else item)
-        items += len(inner)
-        if not inner:
-            return
-        if items > _MAX_ITEMS:
-            raise ValueError(f"more than {_MAX_ITEMS} items")
-        level = inner
-    raise ValueError(f"deeper than {MAX_DEPTH} levels")
+    return documents.parse_json(text, origin, error=CacheCorruptError)
 
 
 class Fields:
