@@ -122,7 +122,7 @@ def test_fault_40_and_41_an_odd_description_of_a_student_is_one_line_that_names_
 )
 def test_fault_41_a_description_that_is_no_document_is_one_line(text: str, tmp_path: Path) -> None:
     (tmp_path / "student.json").write_text(text)
-    with pytest.raises(KdkitError, match=r"student\.json' (does not describe a student|is not JSON that kdkit can read)"):
+    with pytest.raises(KdkitError, match=r"student\.json' (does not describe a student|is not JSON that kdkit can)"):
         Student.read(tmp_path)
 
 
