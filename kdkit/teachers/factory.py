@@ -41,7 +41,8 @@ def create_teacher(
     Args:
         model: a timm name with or without tag (`resnet50.a1_in1k`), also `hf-hub:` and `local-dir:` names, whose
             pretrained weights are loaded unless `checkpoint` is given; or a module, taken as it is.
-        checkpoint: safetensors or torch weights; timm's training checkpoints too (their EMA when they hold one).
+        checkpoint: safetensors or torch weights, in a usual container or below a prefix, as
+            `kdkit.teachers.weights.read_checkpoint` finds them; of a training checkpoint the EMA when it holds one.
             Nothing that could run code is ever unpickled.
         num_classes: expected number of classes C; a check, never a new head.
         class_map, missing_classes: as for Teacher.
