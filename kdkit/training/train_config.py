@@ -96,8 +96,9 @@ class TrainConfig(LoadingConfig):
     """Updates between two checkpoints, in addition to the one at the end of each epoch; 0 for only the latter."""
 
     def __post_init__(self) -> None:
-        if isinstance(self.seed, int) and not 0 <= self.seed < _SEEDS:  # narrower than that of views
-            raise ConfigError(f"seed must be at least 0 and below {_SEEDS}, got {shown(self.seed)}")
+        seed: Any = self.seed
+        if isinstance(seed, int) and not 0 <= seed < _SEEDS:  # a narrower range than that of the views' seed
+            raise ConfigError(f"seed must be at least 0 and below {_SEEDS}, got {shown(seed)}")
         super().__post_init__()
         check_choices(self)
         for name in _FINITE:

@@ -1,4 +1,4 @@
-"""Students and teachers that return something else than a tensor of logits, in training, validation and as a teacher."""
+"""Students and teachers that return something else than logits [B, C], or refuse their images or their optimiser."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from kdkit.training.preflight import preflight
 from kdkit.training.train import train
 from kdkit.types import Batch
 
-Named = namedtuple("Named", ["logits", "features"])  # noqa: PYI024
+Named = namedtuple("Named", ["logits", "features"])
 
 
 @dataclass
@@ -127,6 +127,6 @@ def test_a_batch_of_one_with_batch_normalisation_is_one_line_also_as_the_rest_of
     student = tiny_model()
     loader = loader_for(digits_dataset(count), student, batch_size=8)
     with pytest.raises(
-        ConfigError, match="normalises over the batch, .* batch size of 2 or more per rank, and no rest"
+        ConfigError, match=r"normalises over the batch, .* batch size of 2 or more per rank, and no rest"
     ):
         train(ClassificationTask(student), loader, CONFIG)
