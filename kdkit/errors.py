@@ -37,7 +37,11 @@ class MissingTeacherError(KdkitError, RuntimeError):
     """A distillation task has neither a teacher nor a teacher output."""
 
 
-class TeacherMemoryError(KdkitError, MemoryError):
+class DeviceMemoryError(KdkitError, MemoryError):
+    """The device has too little memory for a step; names the batch size and the precision."""
+
+
+class TeacherMemoryError(DeviceMemoryError):
     """The device has too little memory to run the teacher on a single image."""
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from kdkit.cache.codecs import Codec, RowCodec
+from kdkit.cache.encoding import encode_in_parts
 from kdkit.cache.fidelity import kl_divergence
 
 _ROUNDING = {"float64": 2.0**-24, "float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
@@ -89,7 +90,7 @@ def compare(codec: RowCodec, values: Tensor, encoded: Tensor, rounding: float) -
         encoded: uint8 [B, row_bytes], the cached rows.
         rounding: the relative error of one rounding, of `rounding_of`.
     """
-    now, then = codec.decode(codec.encode(values)), codec.decode(encoded.to(values.device))
+    now, then = codec.decode(encode_in_parts(codec, values)), codec.decode(encoded.to(values.device))
     difference = (now - then).flatten(1).abs().mean(dim=1)
     size = values.flatten(1).float().abs()
     if not isinstance(codec, Codec):

@@ -13,6 +13,7 @@ from kdkit.building.fit import num_probed
 from kdkit.building.plan import BuildPlan
 from kdkit.building.teacher import for_dataset, run_teacher, with_streams
 from kdkit.cache.codecs import RowCodec
+from kdkit.cache.encoding import encode_in_parts
 from kdkit.data import EpochSampler, ReplayedDataset, ReplayLoader, translate_worker_errors
 from kdkit.teachers import Teacher
 
@@ -86,7 +87,7 @@ def _measure_speed(
     images, begun = 0, time.perf_counter()
     for number, pixels in enumerate(loader.pixel_batches()):
         for stream, values in run_teacher(teacher, loader, pixels, codecs).items():
-            codecs[stream].encode(values).cpu()  # waits for the device
+            encode_in_parts(codecs[stream], values).cpu()  # waits for the device
         if number < ahead:
             images, begun = 0, time.perf_counter()
         else:

@@ -113,8 +113,8 @@ def _choose(dataset: ReplayedDataset, num_rows: int, seed: int | None) -> dict[i
     """View -> random rows to compare; the dataset may have fewer views than the cache."""
     draw, num_views = random.Random(seed), dataset.recipe.num_views
     views = sorted(draw.sample(range(num_views), min(num_views, num_rows)))
-    each = min(len(dataset), num_rows // len(views))
-    return {view: draw.sample(range(len(dataset)), each) for view in views}
+    each, rest = divmod(min(num_rows, len(views) * len(dataset)), len(views))
+    return {view: draw.sample(range(len(dataset)), each + (n < rest)) for n, view in enumerate(views)}
 
 
 def _loader(

@@ -199,5 +199,5 @@ class CacheFile:
             wanted = ",".join([*self._codecs, stream])
             raise CacheStreamError(
                 f"the cache {str(self.path)!r} has no stream {stream!r}, it has streams {', '.join(self._codecs)}: "
-                f"build one that has it with `kdkit cache build ... --build.streams {wanted}`"
+                f"build one that has it with `kdkit cache build ... --streams {wanted}`"
             )

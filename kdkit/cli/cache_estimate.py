@@ -14,7 +14,7 @@ def run(arguments: list[str]) -> None:
     from kdkit.cache.summary import describe_bytes, describe_fidelity
     from kdkit.dataset import open_dataset
     from kdkit.resolve import resolve_device, resolve_teacher
-    from kdkit.runtime.layout import print_labelled
+    from kdkit.runtime.layout import format_rate, print_labelled
 
     device = resolve_device(config.device)
     dataset = open_dataset(config.data, recipe=config.recipe, **config.columns)
@@ -24,6 +24,6 @@ def run(arguments: list[str]) -> None:
     lines = {
         "bytes": f"{found.num_bytes:,} ({made_of}; twice as many while it is packed)",
         "images": f"{found.images:,} ({len(dataset):,} samples x {dataset.recipe.num_views} views)",
-        "time": f"{found.seconds:,.0f} s at {found.images_per_second:,.0f} images/s",
+        "time": f"{found.seconds:,.0f} s at {format_rate(found.images_per_second)} images/s",
     }
     print_labelled(lines | {stream: describe_fidelity(kept) for stream, kept in found.fidelity.items()})

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
-from kdkit.errors import ConfigError
+from kdkit.bounds import check_fields
 from kdkit.runtime.hardware import AUTO, choose_workers
 
 
@@ -29,8 +29,7 @@ class LoadingConfig:
     process."""
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise ConfigError(f"batch_size must be at least 1 image, got {self.batch_size}")
+        check_fields(self)
         choose_workers(self.num_workers)
 
     @property

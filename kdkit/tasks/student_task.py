@@ -12,6 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from typing_extensions import Self
 
 from kdkit.errors import ConfigError
+from kdkit.runtime.model_errors import logits_of
 from kdkit.tasks.criterion import LabelledCrossEntropy
 from kdkit.tasks.task import TrainingTask
 
@@ -54,6 +55,10 @@ class StudentTask(TrainingTask):
             self.criterion.to(self.device)
 
     trainable_module: nn.Module
+
+    def _run_student(self, input: Tensor) -> Tensor:
+        """The student's logits [B, C] for images [B, 3, H, W]."""
+        return logits_of(self.trainable_module(input), "the student")
 
     def _label_loss(self, logits: Tensor, target: Tensor) -> Tensor:
         """The criterion [] of logits [B, C] over the labelled samples; exactly 0 if no sample is labelled."""

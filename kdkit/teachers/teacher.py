@@ -13,7 +13,7 @@ from timm.utils import unwrap_model
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from kdkit.errors import ConfigError
+from kdkit.runtime.model_errors import logits_of
 from kdkit.teachers.class_map import MISSING, ClassMap, MissingClasses, class_index, pick_classes, resolve_class_map
 from kdkit.teachers.class_names import check_names, match_names, pick_names
 from kdkit.teachers.fingerprint import fingerprint
@@ -177,8 +177,6 @@ class Teacher(nn.Module):
             self.model.eval()
         images = batch.input if batch.teacher_input is None else batch.teacher_input
         logits, features = self._split(self._forward, images)
-        if not isinstance(logits, Tensor):
-            raise ConfigError(f"{self._subject} returns {type(logits).__name__}, expected logits [B, C]")
         return TeacherOutput(None if self.num_classes == 0 else self._mapped(logits), features)
 
     def _mapped(self, logits: Tensor) -> Tensor:
@@ -193,7 +191,8 @@ class Teacher(nn.Module):
         with torch.autocast(device, enabled=False):
             images = self._prepare(images)
         with torch.autocast(device, dtype=self.autocast, enabled=self.autocast is not None):
-            return self._forward_fn(self.model, images, self.taps)
+            output, features = self._forward_fn(self.model, images, self.taps)
+        return (output if self.num_classes == 0 else logits_of(output, self._subject)), features
 
     def fingerprint(self) -> dict[str, Any]:
         """Returns what identifies this teacher, as plain JSON values; see kdkit.teachers.fingerprint."""

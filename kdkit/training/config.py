@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from kdkit.bounds import shown
 from kdkit.config import EMA, ColumnsConfig, DeviceConfig, MismatchConfig, OverwriteConfig, StudentConfig, TeacherConfig
 from kdkit.config.choices import check_choices
 from kdkit.errors import ConfigError
 from kdkit.recipe import ViewRecipe
+from kdkit.training.trackers import check_tracker
 from kdkit.training.train_config import TrainConfig
 
 __all__ = ["DistillConfig", "ExportConfig", "TrainConfig"]
@@ -110,20 +112,25 @@ class DistillConfig(ColumnsConfig, DeviceConfig, MismatchConfig, OverwriteConfig
     preflight: bool = True
     """Checks of the teacher, its classes and the memory before the first step."""
 
-    tensorboard: bool = False
-    """Write metrics to TensorBoard files in the output folder as well."""
-
-    tracker: str | None = None
-    """Tracker that metrics go to as well: tensorboard, trackio, wandb, or module:NAME of your own; none by default."""
+    tracker: tuple[str, ...] | str | None = None
+    """Tracker, or several, that metrics go to as well: tensorboard (files in the output folder), trackio, wandb, or
+    module:NAME of your own; none by default."""
 
     project: str = "kdkit"
     """Name of the project in the tracker."""
 
     def __post_init__(self) -> None:
         check_choices(self)
+        for name in self.trackers:
+            check_tracker(name)
         self._check_teacher()
         self._check_caches()
         kind = self.task_kind
+        if kind == "feature" and not self._compares_features:
+            raise ConfigError(
+                f"the task feature needs a loss on features, got {shown(self.distill_loss)}: give one, such as --loss "
+                "hint_mse, or leave out task"
+            )
         if kind != "feature" and (self.teacher_taps or self.student_taps != DistillConfig.student_taps):
             raise ConfigError(f"taps are of the task feature, this is the task {kind}: leave them out")
         if not 0 <= self.label_smoothing < 1:
@@ -153,6 +160,12 @@ class DistillConfig(ColumnsConfig, DeviceConfig, MismatchConfig, OverwriteConfig
             numbers, count = getattr(self, name), len(self.caches)
             if numbers is not None and (count < 2 or len(numbers) != count):
                 raise ConfigError(f"{name} is one number for each of several caches, got {len(numbers)} for {count}")
+
+    @property
+    def trackers(self) -> tuple[str, ...]:
+        """The trackers by name: none, one or several, each once."""
+        given = () if self.tracker is None else (self.tracker,) if isinstance(self.tracker, str) else self.tracker
+        return tuple(dict.fromkeys(given))
 
     @property
     def caches(self) -> tuple[str, ...]:

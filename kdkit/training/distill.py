@@ -39,7 +39,7 @@ from kdkit.training.components import (
     open_validation,
 )
 from kdkit.training.config import DistillConfig
-from kdkit.training.header import describe_run
+from kdkit.training.header import describe_run, doubts_of
 from kdkit.training.labels import LabelRecord, adapt_to_labels, class_names_of
 from kdkit.training.logger import FILES
 from kdkit.training.preflight import PreflightReport, preflight
@@ -124,6 +124,9 @@ def distill(config: DistillConfig, *, show_progress: bool = False) -> DistillRep
         describe=lambda: describe(config, run.dataset, run.task, run.class_names, output),
     )
     loader, held_out = _create_loaders(run, output)
+    if distributed.rank() == 0:
+        for doubt in doubts_of(config, run.dataset, len(loader)):
+            _logger.warning("kdkit: warning: %s", doubt)
     shown = show_progress and distributed.rank() == 0
     if shown:
         header = describe_run(config, run.task, run.dataset, run.validation, run.cache, run.device)

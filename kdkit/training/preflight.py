@@ -22,7 +22,7 @@ from kdkit.tasks import TrainingTask
 from kdkit.teachers import Teacher
 from kdkit.training.config import TrainConfig
 from kdkit.training.setup import autocast_dtype
-from kdkit.training.step import forward
+from kdkit.training.step import forward, step_errors
 from kdkit.types import Batch, TeacherOutput, TeacherSource
 
 IMAGES = 256
@@ -116,8 +116,9 @@ def _step(
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         task.train()
-        result = forward(task, batch, teacher_output, amp)
-        result["loss"].backward()
+        with step_errors(task, batch, amp):
+            result = forward(task, batch, teacher_output, amp)
+            result["loss"].backward()
         if device.type == "cuda":
             return torch.cuda.max_memory_allocated(device), result.get("output")
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB, but bytes on macOS

@@ -26,7 +26,7 @@ from kdkit.training.interrupt import StopAgreement, StopRequest, stop_request
 from kdkit.training.labels import labelled_batches
 from kdkit.training.logger import RunLogger
 from kdkit.training.meter import Meter, Record
-from kdkit.training.optimizer import create_optimizer, create_schedule
+from kdkit.training.optimizer import create_optimizer, create_schedule, schedule_errors
 from kdkit.training.report import TrainReport, epoch_line
 from kdkit.training.setup import autocast_dtype, prepare
 from kdkit.training.state import Position, RunState
@@ -186,7 +186,8 @@ class _Loop:
         state = self.state
         metric = record.get("val_ema_top1", record.get("val_top1"))
         if state.scheduler is not None:
-            state.scheduler.step(epoch + 1, metric)
+            with schedule_errors(self.config):
+                state.scheduler.step(epoch + 1, metric)
         if self.logger is not None:
             self.logger.log_epoch({"epoch": epoch, **record}, step=(epoch + 1) * self.num_batches - 1)
         self.display.write(epoch_line(epoch, self.config.epochs, record))

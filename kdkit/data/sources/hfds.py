@@ -7,6 +7,7 @@ from typing import Any
 from kdkit.data.sources.base import ImageSource, SourceOptions
 from kdkit.data.sources.mapped import MappedSource
 from kdkit.errors import DatasetError, MissingDependencyError
+from kdkit.runtime.install import install_command
 
 
 def create(name: str, options: SourceOptions) -> ImageSource | None:
@@ -19,7 +20,7 @@ def create(name: str, options: SourceOptions) -> ImageSource | None:
 
         dataset: Any = datasets.load_dataset(path, split=split or "train")
     except ImportError as error:
-        raise MissingDependencyError(f'{name!r} needs the package datasets: pip install "kdkit[hfds]"') from error
+        raise MissingDependencyError(f"{name!r} needs the package datasets: {install_command('hfds')}") from error
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         reason = " ".join(str(error).split())
         raise DatasetError(f"the dataset {name!r} cannot be loaded: {reason}") from error

@@ -15,6 +15,7 @@ from kdkit.data.sources.image import decode_file
 from kdkit.data.sources.known import below_common_folder
 from kdkit.data.sources.labels import index_labels
 from kdkit.errors import DatasetError, MissingDependencyError, first_line
+from kdkit.runtime.install import install_command
 
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 _PATH_COLUMNS = ("path", "image")
@@ -108,7 +109,7 @@ def _read_parquet(path: Path) -> dict[str, list[object]]:
         import pyarrow
         import pyarrow.parquet
     except ImportError as error:
-        raise MissingDependencyError(f'{str(path)!r} needs the package pyarrow: pip install "kdkit[hfds]"') from error
+        raise MissingDependencyError(f"{str(path)!r} needs the package pyarrow: {install_command('hfds')}") from error
     try:
         table = pyarrow.parquet.read_table(path)
         return {name: table.column(name).to_pylist() for name in table.column_names}

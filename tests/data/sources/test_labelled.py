@@ -191,7 +191,7 @@ def test_a_table_that_is_missing_or_names_a_missing_image_is_an_error_that_names
 
 def test_pyarrow_is_named_where_it_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
-    with pytest.raises(MissingDependencyError, match=r"kdkit\[hfds\]"):
+    with pytest.raises(MissingDependencyError, match=r"pip install .*\[hfds\]"):
         create_source(tmp_path / "t.parquet")
 
 
