@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple, NoReturn
 
 from kdkit.data.sources.base import SourceOptions
@@ -169,8 +169,11 @@ class Listing:
         """Whether no image is in a sub-folder."""
         return not any("/" in image.path for image in self.images)
 
-    def classes(self) -> list[str]:
+    def classes(self, elsewhere: Collection[str] = ()) -> list[str]:
         """The class name of each image: its top folder.
+
+        Args:
+            elsewhere: top folders of other tars of the same data that hold images, so they may be empty here.
 
         Raises:
             DatasetError: the top folders are not classes.
@@ -182,7 +185,7 @@ class Listing:
                 "like; labels=none takes all images without labels"
             )
         names = [image.path.split("/", 1)[0] for image in self.images]
-        for empty in sorted(self.top_folders - set(names), key=natural_order):
+        for empty in sorted(self.top_folders - {*names, *elsewhere}, key=natural_order):
             self.left_out.miss(
                 f"the class folder {empty!r} in {self.origin!r} holds no image that Pillow can decode",
                 "add its images, or remove it",
