@@ -38,6 +38,7 @@ _SPLIT = re.compile(
     r"([-_ ]?(\d+|set|split|data|images?))*"
 )
 _PARTS = {"images", "image", "imgs", "img", "jpegimages", "annotations", "masks", "labels", "segmentations"}
+_PIECE = re.compile(r"(fold|folder|part|split|subset|batch|chunk|shard)s?[-_ ]?\d+")
 _MAX_DIGITS = 4000
 """Digits of a number that count in the natural order; Python converts no more than 4,300."""
 
@@ -200,13 +201,15 @@ class Listing:
             self._raise_for_inner(sorted(self.top_folders))
 
     def _check_are_classes(self, names: set[str]) -> None:
-        """Raises DatasetError if top folders are the splits of a dataset, or images next to annotations."""
+        """Raises DatasetError if top folders are splits or pieces of a dataset, or images next to annotations."""
         shallow = {image.path.partition("/")[0] for image in self.images if image.path.count("/") == 1}
         splits = sorted(name for name in names if _SPLIT.fullmatch(name.lower()))
         parts = sorted(name for name in names if name.lower() in _PARTS)
         for found in (splits, parts):
             if len(found) > 1 or set(found) - shallow:  # a class may be called train, if its images are in it
                 self._raise_for_inner(found)
+        if pieces := sorted(name for name in names - shallow if _PIECE.fullmatch(name.lower())):
+            self._raise_for_inner(pieces)
 
     def _raise_for_inner(self, names: Sequence[str]) -> NoReturn:
         shown, inner = " and ".join(map(repr, names)), f"{self.origin}/{names[0]}"
