@@ -10,12 +10,15 @@ import difflib
 from collections.abc import Iterable
 from unicodedata import category
 
+_MAX_MESSAGE, _MESSAGE_HEAD, _MESSAGE_TAIL = 2000, 1500, 400  # characters: a name of megabytes may come from a file
+
 
 class KdkitError(Exception):
     """Base of all kdkit errors; the command line prints it as one line and exits with 1."""
 
     def __str__(self) -> str:
-        return printable(str(self.args[0])) if self.args else ""  # KeyError and OSError would add quotes or drop text
+        text = printable(str(self.args[0])) if self.args else ""  # KeyError and OSError would add quotes or drop text
+        return text if len(text) <= _MAX_MESSAGE else f"{text[:_MESSAGE_HEAD]} ... {text[-_MESSAGE_TAIL:]}"
 
 
 class ConfigError(KdkitError, ValueError):
@@ -64,6 +67,10 @@ class CheckpointError(KdkitError, ValueError):
 
 class DatasetError(KdkitError, ValueError):
     """A dataset that is missing, empty, or without the sample keys that replay needs."""
+
+
+class LabelError(DatasetError):
+    """A label that is no class index, or is out of range; names the sample."""
 
 
 class WriteError(KdkitError, OSError):

@@ -16,6 +16,7 @@ from kdkit.errors import CheckpointError, ConfigError, UnknownNameError, first_l
 from kdkit.recipe import Interpolation, ViewRecipe
 from kdkit.runtime import files
 from kdkit.runtime.reading import read_json
+from kdkit.teachers.class_names import label_names
 from kdkit.teachers.model_config import model_config
 from kdkit.teachers.timm_model import FIRST_WEIGHTS, build_model, build_trained
 
@@ -137,7 +138,6 @@ def _described(name: str, model: nn.Module) -> Student:
     """The description that a timm model's own configuration gives."""
     config = model_config(model)
     size = config.get("test_input_size") or config.get("input_size") or (3, 224, 224)
-    names = config.get("label_names")
     bilinear = config.get("interpolation") == "bilinear"
     return Student(
         model=name,
@@ -145,5 +145,5 @@ def _described(name: str, model: nn.Module) -> Student:
         input_size=int(size[-1]),
         crop_pct=float(config.get("test_crop_pct") or config.get("crop_pct") or ViewRecipe.crop_pct),
         interpolation="bilinear" if bilinear else "bicubic",
-        class_names=None if names is None else tuple(names),
+        class_names=label_names(model),
     )

@@ -18,8 +18,10 @@ from kdkit.importers._classes import check_same_count
 from kdkit.importers._foreign import ForeignViews, check_labels, name_some
 from kdkit.importers._write import ImportReport, write_import
 from kdkit.recipe import ViewRecipe
+from kdkit.runtime.reading import read_text
 
 _STEPS = RecordedSteps(crop="crop")
+_MAX_KEYS_BYTES = 1 << 30
 _GUESSED_ROWS = 64
 _SUM_TOLERANCE = 1e-2
 
@@ -148,10 +150,7 @@ class ArraysCache:
 def _read_keys(arrays: Mapping[str, Array], keys_file: str | Path | None) -> Sequence[str] | None:
     """Keys of the rows; None if nothing names them."""
     if keys_file is not None:
-        try:
-            return Path(keys_file).read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise DatasetError(f"the keys file {str(keys_file)!r} cannot be read: {error}") from error
+        return read_text(keys_file, limit=_MAX_KEYS_BYTES, error=DatasetError).splitlines()
     if "keys" not in arrays:
         return None
     keys = arrays["keys"]

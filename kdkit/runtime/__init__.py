@@ -1,7 +1,7 @@
 """Runtime: utilities that all other packages share.
 
 Where to look:
-    distributed.py  ranks and their collective operations
+    distributed.py  ranks and their collective operations; agreement.py compares their settings
     reading.py      opens files of any origin: regular ones only, bounded; documents.py bounds JSON and YAML
     files.py        atomic, durable writes; output.py, output folders
     progress.py     the progress display; layout.py wraps text output

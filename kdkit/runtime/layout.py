@@ -7,6 +7,8 @@ import textwrap
 from collections.abc import Mapping
 from typing import TextIO
 
+from kdkit.errors import printable
+
 COLUMNS = 80
 _UNBOUNDED = 1 << 30
 
@@ -36,7 +38,7 @@ def print_wrapped(text: str, *, file: TextIO | None = None) -> None:
 def _print(text: str, first: str, later: str, file: TextIO | None) -> None:
     file = file or sys.stdout
     lines = textwrap.wrap(
-        text,
+        printable(text),  # names come from files of any origin
         COLUMNS if file.isatty() else _UNBOUNDED,
         initial_indent=first,
         subsequent_indent=later,

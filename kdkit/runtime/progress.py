@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.table import Column
 from rich.text import Text
 
+from kdkit.errors import printable
 from kdkit.runtime.layout import format_rate
 
 _SECONDS_BETWEEN_LINES = 10.0
@@ -119,7 +120,7 @@ class _Bar(Display):
         self._bar.update(self._id, values=values)
 
     def write(self, text: str) -> None:
-        self._bar.console.print(text, highlight=False, markup=False, soft_wrap=True)
+        self._bar.console.print(printable(text), highlight=False, markup=False, soft_wrap=True)
 
 
 class _Lines(_Bar):

@@ -61,7 +61,7 @@ def create_teacher(
     teacher = Teacher(
         module,
         class_map=class_map,
-        class_names=label_names(module) if class_names is None else class_names,
+        class_names=class_names or (label_names(module) if isinstance(model, str) else _stated_names(module)),
         missing_classes=missing_classes,
         normalization=normalization,
         input_size=(input_size, input_size) if isinstance(input_size, int) else input_size,
@@ -70,12 +70,22 @@ def create_teacher(
         resize=resize,
         autocast=autocast,
     )
+    if num_classes is not None and teacher.num_classes is None:
+        raise ConfigError(f"the teacher {teacher.name!r} does not tell how many classes it has: set model.num_classes")
     if num_classes is not None and teacher.num_classes != num_classes:
         raise ClassMismatchError(
             f"the teacher {teacher.name!r} has {teacher.num_classes} classes, expected {num_classes}: "
             "pass a class_map, or a checkpoint trained on those classes"
         )
     return teacher
+
+
+def _stated_names(module: nn.Module) -> tuple[str, ...] | None:
+    """The names in a module's configuration, unless they do not fit: its head may have been replaced since."""
+    try:
+        return label_names(module)
+    except ClassMismatchError:
+        return None
 
 
 def _resolve_model(model: str | nn.Module, checkpoint: str | Path | None) -> nn.Module:

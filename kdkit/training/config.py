@@ -187,12 +187,19 @@ class DistillConfig(ColumnsConfig, DeviceConfig, MismatchConfig, OverwriteConfig
         """The task that is given, or that the losses need: feature if one of them compares features."""
         if not self.has_teacher:
             return "labels"
-        return self.task or ("feature" if self._compares_features else "logit")
+        if self.task is not None:
+            return self.task
+        return "feature" if any(self._compares_features) else "logit"
 
     @property
-    def _compares_features(self) -> bool:
-        """Whether a loss compares features."""
+    def compares_logits(self) -> bool:
+        """Whether a loss compares logits with the teacher's, so that both have the same classes."""
+        return self.has_teacher and not all(self._compares_features)
+
+    @property
+    def _compares_features(self) -> list[bool]:
+        """For each distillation loss whether it compares features."""
         from kdkit.losses import is_feature_loss  # loads torch, which a configuration does without until here
 
         names = self.distill_loss if isinstance(self.distill_loss, Mapping) else (self.distill_loss,)
-        return any(is_feature_loss(name) for name in names)
+        return [is_feature_loss(name) for name in names]

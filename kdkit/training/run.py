@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +51,7 @@ def run_identity(
         "teacher": EMA if config.is_own_teacher else None if teacher is None else teacher.fingerprint(),
         "recipe": _plain(dataset.recipe.to_dict()),
         "dataset_sha256": keys_sha256(dataset.keys),
+        "class_names": None if dataset.class_names is None else list(dataset.class_names),
         "cache_sha256": None if cache is None else cache.identity,
     }
 
@@ -74,11 +77,23 @@ class SkipRecord:
     def __call__(self, key: str, reason: str) -> None:
         """Records one sample."""
         if not self._keys and self._path.exists():
-            self._keys = {json.loads(line)["key"] for line in self._path.read_text(encoding="utf-8").splitlines()}
+            self._keys = self._recorded()
         if key not in self._keys:
             self._keys.add(key)
             with open(self._path, "a", encoding="utf-8") as file:
                 file.write(json.dumps({"key": key, "reason": reason}) + "\n")
+
+    def _recorded(self) -> set[str]:
+        """The keys in the file. A last line that a kill cut is removed, so that the next record gets its own line."""
+        content = self._path.read_bytes()
+        whole = content[: content.rfind(b"\n") + 1]
+        if whole != content:
+            os.truncate(self._path, len(whole))
+        keys = set()
+        for line in whole.splitlines():
+            with suppress(ValueError, LookupError, TypeError):  # a damaged line: at worst its sample is recorded twice
+                keys.add(str(json.loads(line)["key"]))
+        return keys
 
 
 def _plain(value: Any) -> Any:

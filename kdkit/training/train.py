@@ -23,6 +23,7 @@ from kdkit.training.config import TrainConfig
 from kdkit.training.evaluate import evaluate_each
 from kdkit.training.finite import first_non_finite, non_finite_loss
 from kdkit.training.interrupt import StopAgreement, StopRequest, stop_request
+from kdkit.training.labels import labelled_batches
 from kdkit.training.logger import RunLogger
 from kdkit.training.meter import Meter, Record
 from kdkit.training.optimizer import create_optimizer, create_schedule, schedule_errors
@@ -64,6 +65,7 @@ def train(
     Raises:
         NonFiniteLossError: the loss is NaN or infinite; names the step, its terms and the checkpoint from before.
         ConfigError, UnknownNameError: a setting is invalid; raised before the first step.
+        ClassMismatchError: a label is out of range; names the sample.
         CheckpointError: the checkpoint cannot be read, or is another run's.
         DiskFullError, WriteError: a checkpoint cannot be written.
     """
@@ -120,7 +122,7 @@ class _Loop:
         self.loader.set_epoch(epoch, state.position.batch)
         self.task.train()
         self.meter = Meter(state.sums)
-        for number, batch in enumerate(self.loader, start=state.position.batch):
+        for number, batch in enumerate(labelled_batches(self.loader, self.task), start=state.position.batch):
             first_of_group = number - number % config.accumulate
             group_size = min(config.accumulate, self.num_batches - first_of_group)
             is_update = number == first_of_group + group_size - 1

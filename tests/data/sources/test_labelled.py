@@ -151,6 +151,8 @@ def test_columns_are_named_where_they_have_other_names_and_suggested_where_missp
         create_source(table, image_column="file", label_column="clas")
     with pytest.raises(DatasetError, match=r"no column 'label' among .*label_column"):
         create_source(table, image_column="file")
+    with pytest.raises(DatasetError, match="in one column, 'file': expected two"):
+        create_source(table, image_column="file", label_column="file")
     assert targets(create_source(table, image_column="file", label_column="class")) == [0, 1, 2, 0, 1, 2]
 
 
