@@ -17,7 +17,7 @@ from pathlib import Path
 from kdkit.errors import DiskFullError, KdkitError, WriteError
 
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_CANNOT_UNNAMED = {errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL}
+_CANNOT_UNNAMED = {errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.ENOSYS}
 _CANNOT_RESERVE = {errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS}
 TEMPORARY_SUFFIX = ".tmp"
 _MAX_NAME_BYTES = 255
