@@ -37,7 +37,11 @@ class MissingTeacherError(KdkitError, RuntimeError):
     """A distillation task has neither a teacher nor a teacher output."""
 
 
-class TeacherMemoryError(KdkitError, MemoryError):
+class DeviceMemoryError(KdkitError, MemoryError):
+    """The device has too little memory for a step; names the batch size and the precision."""
+
+
+class TeacherMemoryError(DeviceMemoryError):
     """The device has too little memory to run the teacher on a single image."""
 
 
@@ -63,6 +67,10 @@ class CheckpointError(KdkitError, ValueError):
 
 class DatasetError(KdkitError, ValueError):
     """A dataset that is missing, empty, or without the sample keys that replay needs."""
+
+
+class LabelError(DatasetError):
+    """A label that is no class index, or is out of range; names the sample."""
 
 
 class WriteError(KdkitError, OSError):

@@ -16,6 +16,7 @@ from torch import Tensor, from_numpy
 from kdkit.cache.codecs import Codec, FeatureCodec, RowCodec
 from kdkit.cache.fidelity import summarise_rows
 from kdkit.cache.format.constants import LOGITS, RECORDS
+from kdkit.cache.hdf5.documents import BuildRecord, read_build_record
 from kdkit.cache.lazy_arrays import stored_fidelity, stored_keys, stored_pixels
 from kdkit.cache.matching import match_keys
 from kdkit.cache.opening import locate, open_place, verify_arrays
@@ -41,6 +42,11 @@ class CacheFile:
     def __init__(self, path: str | Path, *, verify: bool = True) -> None:
         self._path, (self.metadata, codecs, self._payloads) = open_place(Path(path), verify)
         self._codecs = {stream: codec for stream, codec in codecs.items() if stream != RECORDS}
+
+    @property
+    def build_record(self) -> BuildRecord:
+        """How the build ran."""
+        return read_build_record(self.path)
 
     @property
     def path(self) -> Path:
@@ -193,5 +199,5 @@ class CacheFile:
             wanted = ",".join([*self._codecs, stream])
             raise CacheStreamError(
                 f"the cache {str(self.path)!r} has no stream {stream!r}, it has streams {', '.join(self._codecs)}: "
-                f"build one that has it with `kdkit cache build ... --build.streams {wanted}`"
+                f"build one that has it with `kdkit cache build ... --streams {wanted}`"
             )

@@ -12,6 +12,7 @@ from jsonargparse import ArgumentParser
 from kdkit.cli import COMMANDS
 from kdkit.cli._flags import Grammar
 from kdkit.cli._help import describe_command
+from kdkit.cli._stopped import note_config
 from kdkit.errors import KdkitError, UsageError, first_line, nearest
 from kdkit.runtime.reading import read_yaml
 
@@ -57,7 +58,9 @@ def parse_config(
     except ValueError as error:  # of a part that may be left out, about which the parser writes many lines
         found = next((cause for cause in (error, error.__cause__) if isinstance(cause, KdkitError)), None)
         raise found or UsageError(_reason(str(error), grammar)) from None
-    return config_class(**{name: value for name, value in values.items() if name != "config"})
+    config = config_class(**{name: value for name, value in values.items() if name != "config"})
+    note_config(config)
+    return config
 
 
 def _check_config_files(arguments: Sequence[str]) -> None:

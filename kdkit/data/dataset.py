@@ -14,6 +14,7 @@ from typing_extensions import Self
 
 from kdkit.data.sample import Sample, Unreadable
 from kdkit.data.sources.base import ImageSource, Targets, targets_of
+from kdkit.data.sources.checked import CheckedSource, check_source
 from kdkit.data.sources.labels import Unlabelled
 from kdkit.data.views.custom import CustomTransform, check_replayable
 from kdkit.data.views.identity import transform_identity
@@ -21,7 +22,7 @@ from kdkit.data.views.mixing import NOT_MIXED, Pairing, draw_mix
 from kdkit.data.views.recorded import RecordedRenderer, RecordStore, open_records
 from kdkit.data.views.seed import preserve_rng_state, seed_all, view_seed
 from kdkit.data.views.transform import Transform, create_view_transform
-from kdkit.errors import ConfigError, DatasetError
+from kdkit.errors import ConfigError, DatasetError, LabelError
 from kdkit.recipe import ViewRecipe
 
 Index = tuple[int, int]
@@ -47,7 +48,8 @@ class ReplayedDataset(Dataset[Sample]):
         records: the open cache with the parameters of the views, if the recipe is for recorded views.
 
     Raises:
-        DatasetError: the source is empty, or two samples share a key.
+        DatasetError: the source is empty, two samples share a key, or it returns another image each time.
+        LabelError: a label is no class index; one that is known only with its image is compared when it is loaded.
         ConfigError: the recipe was made for another transform, or the transform cannot be replayed or identified.
     """
 
@@ -61,18 +63,13 @@ class ReplayedDataset(Dataset[Sample]):
         num_classes: int | None = None,
         records: RecordStore | None = None,
     ) -> None:
-        if len(source) == 0:
-            raise DatasetError("the dataset holds no samples")
-        keys: Sequence[object] = source.keys  # a custom source may hold anything
-        for other in (key for key in keys if not isinstance(key, str)):
-            raise DatasetError(f"a sample has the key {other!r}, a {type(other).__name__}: keys must be strings")
-        if len(set(source.keys)) != len(source.keys):
-            raise DatasetError(f"two samples have the key {_first_repeated(source.keys)!r}: keys must be unique")
+        check_source(source)
         self.source = source
         self.recipe = recipe if transform is None else _named(recipe, transform, transform_id)
         self.keys: Sequence[str] = source.keys
         self.class_names: Sequence[str] | None = source.class_names
         self.num_classes = num_classes or (None if self.class_names is None else len(self.class_names))
+        self._load = CheckedSource(source, self.num_classes)
         self._pairing = Pairing(self.keys, recipe.seed) if recipe.mixes else None
         self._recorded = open_records(self.recipe, records, self.keys)
         self._student = _create(self.recipe, recipe.size, transform)
@@ -115,6 +112,19 @@ class ReplayedDataset(Dataset[Sample]):
         """The same views of unlabelled samples: target -1, no class names."""
         other = copy.copy(self)
         other.source, other.class_names, other.num_classes = Unlabelled(self.source), None, None
+        other._load = CheckedSource(other.source, None)
+        return other
+
+    def for_classes(self, num_classes: int) -> Self:
+        """The same views for a model of so many classes, to which no label may be equal or above.
+
+        Labels that are known before their images are loaded are compared at once, others when they are loaded.
+
+        Raises:
+            LabelError: a label is out of range; names the sample.
+        """
+        other = copy.copy(self)
+        other._load = CheckedSource(self.source, num_classes)
         return other
 
     def partners(self, view: int) -> Tensor | None:
@@ -146,7 +156,7 @@ class ReplayedDataset(Dataset[Sample]):
             DatasetError: an index names no view, or a sample cannot be loaded and such samples are not skipped.
         """
         self._check_indices(indices)
-        drawn = lru_cache(maxsize=None)(self._views if self._recorded is None else self.source.__getitem__)
+        drawn = lru_cache(maxsize=None)(self._views if self._recorded is None else self._load)
         with preserve_rng_state():
             return [self._sample_or_reason(row, view, drawn) for row, view in indices]
 
@@ -165,6 +175,8 @@ class ReplayedDataset(Dataset[Sample]):
     def _sample_or_reason(self, row: int, view: int, drawn: Callable[..., tuple[Any, ...]]) -> Sample | Unreadable:
         try:
             return self._sample(row, view, drawn)
+        except LabelError as error:  # never skipped: the image is readable
+            raise DatasetError(str(error)) from error
         except Exception as error:  # a custom source or transform may raise anything
             reason = str(error)
             if not isinstance(error, DatasetError):
@@ -188,7 +200,7 @@ class ReplayedDataset(Dataset[Sample]):
 
     def _views(self, row: int, view: int) -> tuple[Any, ...]:
         """A view before mixing, uint8 [3, H, W] at each size, and the sample's target."""
-        image, target = self.source[row]
+        image, target = self._load(row)
         seed = view_seed(self.recipe.seed, self.keys[row], view)
         images = []
         for transform in self._shown:
@@ -218,12 +230,3 @@ def _create(recipe: ViewRecipe, size: int, transform: Callable[..., Any] | None)
     if recipe.transform is not None:
         raise ConfigError(f"the recipe is for the transform {recipe.transform!r}: ReplayedDataset(..., transform=...)")
     return create_view_transform(recipe, size)
-
-
-def _first_repeated(keys: Sequence[str]) -> str:
-    seen: set[str] = set()
-    for key in keys:
-        if key in seen:
-            return key
-        seen.add(key)
-    raise AssertionError("no key is repeated")

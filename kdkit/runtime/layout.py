@@ -13,6 +13,11 @@ COLUMNS = 80
 _UNBOUNDED = 1 << 30
 
 
+def format_rate(per_second: float) -> str:
+    """A speed without decimals, or with two digits where it is below ten, e.g. "1,234", "0.41"."""
+    return f"{per_second:,.0f}" if per_second >= 10 else f"{per_second:.2g}"
+
+
 def print_labelled(values: Mapping[str, str], *, file: TextIO | None = None, label_width: int = 12) -> None:
     """Prints each label, followed by its text.
 

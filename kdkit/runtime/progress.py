@@ -15,6 +15,7 @@ from rich.table import Column
 from rich.text import Text
 
 from kdkit.errors import printable
+from kdkit.runtime.layout import format_rate
 
 _SECONDS_BETWEEN_LINES = 10.0
 _TERMS = ("loss", "task_loss", "kd_loss", "agreement_top1", "teacher_top1")
@@ -84,7 +85,7 @@ def _columns(console: Console, unit: str) -> tuple[ProgressColumn, ...]:
 
     class Speed(ProgressColumn):
         def render(self, task: Task) -> Text:
-            return Text(f"{_speed(task):,.0f} {unit}/s" if console.width >= _WIDTH_FOR_SPEED else "")
+            return Text(f"{format_rate(_speed(task))} {unit}/s" if console.width >= _WIDTH_FOR_SPEED else "")
 
     class Metrics(ProgressColumn):
         def render(self, task: Task) -> Text:
@@ -137,7 +138,7 @@ class _Lines(_Bar):
         self._written = now
         spent, left = (timedelta(seconds=ceil(seconds or 0)) for seconds in (task.elapsed, task.time_remaining))
         self.write(
-            f"{task.completed:,} of {task.total:,} {self._unit}, {_speed(task):,.0f} {self._unit}/s, "
+            f"{task.completed:,} of {task.total:,} {self._unit}, {format_rate(_speed(task))} {self._unit}/s, "
             + (f"in {spent}" if task.finished else f"{left} left")
             + (f", {terms}" if (terms := format_terms(task.fields["values"])) else "")
         )

@@ -19,7 +19,7 @@ from kdkit.runtime import files
 from kdkit.teachers import Teacher
 from kdkit.training.config import DistillConfig
 from kdkit.training.logger import RunLogger
-from kdkit.training.trackers import TENSORBOARD, Run, create_tracker
+from kdkit.training.trackers import Run, create_tracker
 
 CONFIG = "config.yaml"
 """The run's resolved configuration, which --config accepts."""
@@ -28,7 +28,7 @@ SKIPPED = "skipped.jsonl"
 
 _FREE = {
     *("output", "data", "cache", "teacher", "validation", "device"),  # paths; the contents of their files are compared
-    *("resume", "overwrite", "preflight", "tensorboard", "tracker", "project", "allow_mismatch"),
+    *("resume", "overwrite", "preflight", "tracker", "project", "allow_mismatch"),
 }
 _FREE_TRAIN = {"num_workers", "log_every", "checkpoint_every"}
 """Fields in which a resumed run may differ from the one that stopped: they change no weight."""
@@ -51,6 +51,7 @@ def run_identity(
         "teacher": EMA if config.is_own_teacher else None if teacher is None else teacher.fingerprint(),
         "recipe": _plain(dataset.recipe.to_dict()),
         "dataset_sha256": keys_sha256(dataset.keys),
+        "class_names": None if dataset.class_names is None else list(dataset.class_names),
         "cache_sha256": None if cache is None else cache.identity,
     }
 
@@ -63,9 +64,7 @@ def create_logger(config: DistillConfig, folder: Path) -> RunLogger:
         MissingDependencyError: a tracker is not installed.
     """
     run = Run(folder, config.project, _plain(dataclasses.asdict(config)))
-    names = [TENSORBOARD] if config.tensorboard else []
-    names += [] if config.tracker is None else [config.tracker]
-    return RunLogger(folder, trackers=[create_tracker(name, run) for name in names])
+    return RunLogger(folder, trackers=[create_tracker(name, run) for name in config.trackers])
 
 
 class SkipRecord:
