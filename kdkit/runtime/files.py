@@ -55,6 +55,22 @@ def atomic_write(path: Path) -> Iterator[Path]:
             remove_file(temporary)
 
 
+@contextmanager
+def typed_errors(path: Path) -> Iterator[None]:
+    """Within it, what the file system refuses while `path` is extended or rewritten is a WriteError.
+
+    Raises:
+        DiskFullError: there was no space.
+        WriteError: the file system refused.
+    """
+    try:
+        yield
+    except KdkitError:
+        raise
+    except OSError as error:
+        raise write_error(path, error, "what it held is there") from error
+
+
 def write_error(path: Path, error: OSError, state: str = "nothing was kept") -> WriteError:
     """The typed error for a write to `path` that the file system refused; `state` describes what is there now."""
     if error.errno in _NO_ROOM:
