@@ -2,8 +2,9 @@
 
 A terminal sends SIGINT, and Slurm and other supervisors send SIGTERM, to every process of a run. The main process then
 writes a checkpoint after the current step, and needs its workers until then. So only a SIGTERM of the parent, by which
-multiprocessing ends workers at exit, ends a worker. A worker whose parent is gone ends as well: torch's own watchdog takes
-whatever is the parent at its start for the manager, so a worker that starts while its parent is killed would live on.
+multiprocessing ends workers at exit, ends a worker. A worker whose parent is gone ends as well: torch's own watchdog
+takes whatever is the parent at its start for the manager, so a worker that starts while its parent is killed would
+live on.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -151,14 +152,14 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 
 def test_fault_37_a_worker_that_starts_while_its_parent_is_killed_ends() -> None:
+    begun = time.monotonic()
     owner = subprocess.Popen([sys.executable, "-c", ORPHAN], stdout=subprocess.PIPE, text=True)
     assert owner.stdout is not None
     with owner.stdout as output:
         worker = int(output.readline())
         owner.wait()
         output.read()  # until the worker, which holds the pipe as well, has ended
-    with pytest.raises(ProcessLookupError):
-        os.kill(worker, 0)
+    assert time.monotonic() - begun < 100, f"worker {worker} slept on until its end"
 
 
 def test_fault_37_a_forked_process_that_ends_in_order_leaves_the_lock_to_its_owner(tmp_path: Path) -> None:
