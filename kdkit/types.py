@@ -59,6 +59,8 @@ class Batch:
         view: number of the replayed view that the whole batch shows, or None.
         teacher_input: the same views at the size that a live teacher takes [B, 3, T, T], in the same normalisation;
             None if the teacher takes `input`.
+        pixel_crc32: CRC-32 of the uint8 pixels of rows that have a pixel hash [B] int64 on the CPU, -1 for other rows;
+            of `teacher_input` if there is one. A cache compares it with what its teacher saw. None: not compared.
     """
 
     input: Tensor
@@ -66,6 +68,7 @@ class Batch:
     row: Tensor | None = None
     view: int | None = None
     teacher_input: Tensor | None = None
+    pixel_crc32: Tensor | None = None
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
         """Returns the same batch with images and target on `device`; rows stay on the CPU, where caches are read."""
@@ -75,6 +78,7 @@ class Batch:
             self.row,
             self.view,
             None if self.teacher_input is None else self.teacher_input.to(device, non_blocking=non_blocking),
+            self.pixel_crc32,
         )
 
 

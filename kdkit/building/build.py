@@ -18,6 +18,7 @@ from kdkit.building.plan import BuildPlan, as_built
 from kdkit.building.shards import fill_together
 from kdkit.building.teacher import for_dataset, with_streams
 from kdkit.building.unreadable import leave_out_unreadable, listing_unreadable, rows_left
+from kdkit.cache.lazy_arrays import BEGUN, begun_at
 from kdkit.cache.reader import CachedTeacher
 from kdkit.cache.writer import CacheWriter
 from kdkit.data import ReplayedDataset
@@ -85,7 +86,7 @@ def build_cache(
     begun, config, path = time.monotonic(), config or BuildConfig(), Path(path)
     dataset = leave_out_unreadable(as_built(dataset), path, config, show_progress=show_progress)
     teacher = with_streams(for_dataset(teacher, dataset), config.streams).to(torch.device(device))
-    plan = BuildPlan(teacher, dataset, config, device, allow_mismatch)
+    plan = BuildPlan(teacher, dataset, config, device, allow_mismatch, show_progress=show_progress)
     with ExitStack() as held:
 
         def begin() -> CacheWriter:
@@ -124,7 +125,11 @@ def fill_and_finish(
     else:
         images = fill_together(writer, missing, plan, show_progress=show_progress)
     record = {"seconds": round(time.monotonic() - begun, 3), "images": images, "device": str(plan.device)}
-    place = distributed.on_rank_zero(lambda: writer.finish(pack=plan.config.pack, record=record))
+
+    def finish() -> Path:
+        return writer.finish(pack=plan.config.pack, record={**record, BEGUN: begun_at(writer.path)})
+
+    place = distributed.on_rank_zero(finish)
     cache = CachedTeacher(place)
     return BuildReport(place, cache.num_rows, cache.num_views, cache.num_bytes, images, time.monotonic() - begun)
 

@@ -10,10 +10,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from kdkit.building.scan import content_records
 from kdkit.building.teacher import for_dataset, run_teacher, with_streams
 from kdkit.cache import CachedTeacher, open_cache
+from kdkit.cache.content import CONTENT_FIELD
 from kdkit.cache.fidelity import kl_divergence
 from kdkit.cache.format.constants import LOGITS
+from kdkit.cache.format.keys import list_keys
 from kdkit.data import EpochSampler, PixelBatch, ReplayedDataset, ReplayLoader
 from kdkit.errors import CacheMismatchError
 from kdkit.runtime.compare import check_match
@@ -40,6 +43,8 @@ class VerifyReport:
     their mean size."""
     divergence: Mapping[int, float] = field(default_factory=dict)
     """View -> mean KL(teacher || cache) of its rows, nats at T = 1; empty without logits."""
+    num_files: int = 0
+    """Samples whose content was read and compared; 0 without a dataset, and where the cache has no records of it."""
 
 
 def verify_cache(
@@ -68,7 +73,8 @@ def verify_cache(
 
     Raises:
         CacheCorruptError: a checksum differs; names file, view and rows.
-        CacheMismatchError: the teacher is a different one, or its output on a row differs; names the sample.
+        CacheMismatchError: an image was replaced, the teacher is a different one, or its output on a row differs;
+            names the sample.
     """
     cache = open_cache(path)
     if dataset is not None:
@@ -76,8 +82,9 @@ def verify_cache(
         cache.match(dataset, allow_mismatch=allow_mismatch)
         dataset = dataset.for_teacher()
     cache.verify()
+    num_files = 0 if dataset is None else _check_all_content(cache, dataset, allow_mismatch)
     if teacher is None or dataset is None:
-        return VerifyReport(cache.num_rows, cache.num_views, 0, {})
+        return VerifyReport(cache.num_rows, cache.num_views, 0, {}, num_files=num_files)
     teacher = for_dataset(teacher, dataset)
     check_match("teacher", cache.metadata.teacher, teacher.fingerprint(), f"the cache {str(path)!r}", allow_mismatch)
     teacher = with_streams(teacher, cache.codecs).to(torch.device(device))
@@ -93,7 +100,28 @@ def verify_cache(
             compared_rows += len(pixels.row)
         if divergences:
             kept[view] = sum(divergences) / len(divergences)
-    return VerifyReport(cache.num_rows, cache.num_views, compared_rows, differences, kept)
+    return VerifyReport(cache.num_rows, cache.num_views, compared_rows, differences, kept, num_files)
+
+
+def _check_all_content(cache: CachedTeacher, dataset: ReplayedDataset, allow: Collection[str]) -> int:
+    """Reads all files and compares them with the cache's records; returns their number, 0 where it has none.
+
+    Raises:
+        CacheMismatchError: files were replaced; names them.
+    """
+    if cache.metadata.content_kind != dataset.content.kind or CONTENT_FIELD in allow:
+        return 0
+    rows = cache.rows_of(torch.arange(len(dataset)))
+    records, changed = cache.content()[rows], []
+    for row, record in content_records(dataset, 0, show_progress=False):
+        if record != records[row].tobytes():
+            changed.append(dataset.keys[row])
+    if changed:
+        raise CacheMismatchError(
+            f"the cache {str(cache.path)!r} was built from other images under the names of {len(changed)} of "
+            f"{len(dataset)} ({list_keys(changed)}): put the first ones back, or build another cache"
+        )
+    return len(dataset)
 
 
 def _choose(dataset: ReplayedDataset, num_rows: int, seed: int | None) -> dict[int, list[int]]:

@@ -16,7 +16,7 @@ from torch import Tensor, from_numpy
 from kdkit.cache.codecs import Codec, FeatureCodec, RowCodec
 from kdkit.cache.fidelity import summarise_rows
 from kdkit.cache.format.constants import LOGITS, RECORDS
-from kdkit.cache.lazy_arrays import stored_absent, stored_fidelity, stored_keys, stored_pixels
+from kdkit.cache.lazy_arrays import stored_absent, stored_content, stored_fidelity, stored_keys, stored_pixels
 from kdkit.cache.matching import match_keys
 from kdkit.cache.opening import locate, open_packed, open_parts, verify_arrays
 from kdkit.cache.summary import num_bytes, summarise
@@ -120,6 +120,10 @@ class CacheFile:
     def absent_keys(self) -> Sequence[str]:
         """Keys of the samples that its build left out, because they could not be read; they have no rows."""
         return stored_absent(self.path, self.metadata)
+
+    def content(self) -> Array:
+        """The content record of each row, uint8 [R, 28]; none if the cache has no records."""
+        return stored_content(self.path, self.metadata)
 
     def match_keys(self, keys: Sequence[str]) -> Array:
         """Cache row of each of a dataset's samples, int64 [N], by their keys.

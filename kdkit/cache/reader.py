@@ -16,6 +16,7 @@ from kdkit.cache.codecs import RowCodec, TopKCodec
 from kdkit.cache.file import CacheFile
 from kdkit.cache.format.constants import LOGITS
 from kdkit.cache.matching import Replayable, match_dataset
+from kdkit.cache.pixels import other_pixels
 from kdkit.cache.summary import describe_content
 from kdkit.cache.types import Array
 from kdkit.errors import CacheMismatchError, ConfigError
@@ -109,6 +110,7 @@ class CachedTeacher(CacheFile):
         self._verify = verify
         self._sparse = sparse
         self._rows: Array | None = None
+        self._pixels: dict[int, dict[int, int]] = {}  # view -> hashed row -> CRC-32
         named = (streams,) if isinstance(streams, str) else streams  # else its letters would be streams
         self.streams = tuple(self._codecs) if named is None else tuple(named)
         for stream in self.streams:
@@ -147,9 +149,27 @@ class CachedTeacher(CacheFile):
         if batch.row is None or batch.view is None:
             raise CacheMismatchError("the batch has no rows or no view: load it with ReplayLoader")
         rows, view, device = self.rows_of(batch.row), batch.view, batch.input.device
+        self._check_pixels(batch, rows, view)
         payloads = {stream: _to_device(self.read_encoded(rows, view, stream), device) for stream in self.streams}
         with torch.autocast(device.type, enabled=False):  # a loop may call this within its own
             return self._decode(payloads)
+
+    def _check_pixels(self, batch: Batch, rows: Array, view: int) -> None:
+        """Compares the pixels of hashed rows with those that the teacher saw.
+
+        Raises:
+            CacheMismatchError: they differ; names the sample.
+        """
+        teacher_size = self.metadata.recipe.get("teacher_size")
+        if batch.pixel_crc32 is None or (teacher_size is not None and batch.teacher_input is None):
+            return  # a student's smaller view is not the one that the teacher saw
+        expected = self._pixels.get(view)
+        if expected is None:
+            expected = self._pixels[view] = self.pixel_crc32(view)
+        for row, found in zip(rows.tolist(), batch.pixel_crc32.tolist(), strict=True):
+            if found >= 0 and expected.get(row, found) != found:
+                made_with = self.metadata.dataset.get("versions") or {}
+                raise other_pixels(self.keys()[row], view, made_with, f"the cache {str(self.path)!r}")
 
     def _decode(self, payloads: dict[str, Tensor]) -> TeacherOutput:
         """The outputs decoded from encoded rows, stream -> uint8 [B, row_bytes]."""

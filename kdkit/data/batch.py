@@ -12,6 +12,7 @@ from torch.utils.data import default_collate
 
 from kdkit.data.sample import Sample, Unreadable
 from kdkit.errors import DatasetError
+from kdkit.runtime.pixels import is_hashed, pixel_crc32
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,7 +21,8 @@ class PixelBatch:
 
     Of mixed views, `partner_target` [B] holds the partner's class index and `share` [B] float32 the share of the
     sample's own label. `teacher_images` uint8 [B, 3, T, T] are the same views at the teacher's size T, if it differs.
-    `skipped` holds the row and the reason of each sample that was left out.
+    `pixel_crc32` [B] int64 is the CRC-32 of the pixels, of the teacher's if there are any, of each row that has a pixel
+    hash, and -1 for the others. `skipped` holds the row and the reason of each sample that was left out.
     """
 
     images: Tensor
@@ -31,6 +33,7 @@ class PixelBatch:
     share: Tensor | None = None
     teacher_images: Tensor | None = None
     skipped: tuple[tuple[int, str], ...] = ()
+    pixel_crc32: Tensor | None = None
 
     def pin_memory(self) -> PixelBatch:
         """The same batch in page-locked memory, rows excepted; DataLoader calls this."""
@@ -81,4 +84,12 @@ def collate(found: list[Sample | Unreadable]) -> PixelBatch:
         torch.tensor([sample.share for sample in samples]) if partner_targets else None,
         default_collate(teacher_images) if teacher_images else None,
         skipped,
+        torch.tensor([_pixel_hash(sample) for sample in samples]),
     )
+
+
+def _pixel_hash(sample: Sample) -> int:
+    """CRC-32 of the pixels that the teacher saw, or -1 for a row without a hash; computed here, in a worker."""
+    if not is_hashed(sample.row):
+        return -1
+    return pixel_crc32(sample.image if sample.teacher_image is None else sample.teacher_image)

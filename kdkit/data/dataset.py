@@ -13,7 +13,8 @@ from torch.utils.data import Dataset
 from typing_extensions import Self
 
 from kdkit.data.sample import Sample, Unreadable
-from kdkit.data.sources.base import ImageSource, Targets, targets_of
+from kdkit.data.sources.base import ImageSource, Targets, check_keys, targets_of
+from kdkit.data.sources.content import SampleContent
 from kdkit.data.sources.labels import Unlabelled
 from kdkit.data.sources.selection import SelectedSource
 from kdkit.data.views.custom import CustomTransform, check_replayable
@@ -65,13 +66,7 @@ class ReplayedDataset(Dataset[Sample]):
         num_classes: int | None = None,
         records: RecordStore | None = None,
     ) -> None:
-        if len(source) == 0:
-            raise DatasetError("the dataset holds no samples")
-        keys: Sequence[object] = source.keys  # a custom source may hold anything
-        for other in (key for key in keys if not isinstance(key, str)):
-            raise DatasetError(f"a sample has the key {other!r}, a {type(other).__name__}: keys must be strings")
-        if len(set(source.keys)) != len(source.keys):
-            raise DatasetError(f"two samples have the key {_first_repeated(source.keys)!r}: keys must be unique")
+        check_keys(source)
         self.source = source
         self.recipe = recipe if transform is None else _named(recipe, transform, transform_id)
         self.keys: Sequence[str] = source.keys
@@ -102,6 +97,11 @@ class ReplayedDataset(Dataset[Sample]):
     def is_unlabelled(self) -> bool:
         """Whether no sample has a label, as in a folder without class folders."""
         return self.targets is not None and bool((self.targets < 0).all())
+
+    @property
+    def content(self) -> SampleContent:
+        """The files of the samples, or what stands for them."""
+        return SampleContent(self.source)
 
     def for_teacher(self) -> Self:
         """The same views at the recipe's teacher_size, as the teacher sees them."""
@@ -239,12 +239,3 @@ def _create(recipe: ViewRecipe, size: int, transform: Callable[..., Any] | None)
     if recipe.transform is not None:
         raise ConfigError(f"the recipe is for the transform {recipe.transform!r}: ReplayedDataset(..., transform=...)")
     return create_view_transform(recipe, size)
-
-
-def _first_repeated(keys: Sequence[str]) -> str:
-    seen: set[str] = set()
-    for key in keys:
-        if key in seen:
-            return key
-        seen.add(key)
-    raise AssertionError("no key is repeated")

@@ -149,6 +149,7 @@ class ReplayLoader:
             pixels.row,
             pixels.view,
             teacher_input=None if pixels.teacher_images is None else self._normalized(pixels.teacher_images),
+            pixel_crc32=pixels.pixel_crc32,
         )
 
     def _normalized(self, images: Tensor) -> Tensor:

@@ -60,6 +60,10 @@ class CheckedHDF5File:
             raise CacheCorruptError(f"{str(self.path)!r}: attribute {name!r} does not match its checksum")
         return str(content.decode())
 
+    def text(self, name: str) -> str:
+        """The text of root attribute `name`, its type and size verified; it may have no checksum."""
+        return str(read_scalar(self._root, name, str(self.path), text=True).decode())
+
     def json(self, name: str) -> Any:
         """The parsed text of root attribute `name`."""
         return parse_json(self.document(name), f"{str(self.path)!r}: attribute {name!r}")

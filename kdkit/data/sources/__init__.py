@@ -7,5 +7,6 @@ Where to look:
     table.py        CSV and Parquet; columns.py chooses their columns
     hfds.py         Hugging Face datasets by name; hugging_face.py reads them, stream.py refuses streams
     mapped.py       any map-style dataset; array.py, arrays in memory; selection.py, a subset of another source
+    content.py      the files of the samples, before decoding
     image.py        decodes one image; labels.py maps labels to class indices
 """

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
-from kdkit.errors import ConfigError
+from kdkit.errors import ConfigError, DatasetError
 
 Targets = np.ndarray[Any, np.dtype[np.int64]]
 """Class indices [N]; -1 for a sample without a label."""
@@ -45,6 +45,23 @@ def targets_of(source: ImageSource) -> Targets | None:
     found = np.asarray(getattr(source, "targets", None))
     is_index = found.shape == (len(source),) and np.issubdtype(found.dtype, np.integer)
     return found.astype(np.int64) if is_index else None
+
+
+def check_keys(source: ImageSource) -> None:
+    """Checks that a source has samples, each with a key of its own.
+
+    Raises:
+        DatasetError: the source is empty, or a key is no string or that of two samples.
+    """
+    if len(source) == 0:
+        raise DatasetError("the dataset holds no samples")
+    seen: set[object] = set()
+    for key in source.keys:  # a custom source may hold anything
+        if not isinstance(key, str):
+            raise DatasetError(f"a sample has the key {key!r}, a {type(key).__name__}: keys must be strings")
+        if key in seen:
+            raise DatasetError(f"two samples have the key {key!r}: keys must be unique")
+        seen.add(key)
 
 
 @dataclass(frozen=True)

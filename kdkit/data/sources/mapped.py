@@ -78,9 +78,7 @@ class MappedSource:
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
         key, origin = self.keys[index], type(self.dataset).__name__
         if isinstance(self.dataset, ImageDataset):
-            if self._process != os.getpid():
-                _forget_open_tars(self.dataset.reader)
-                self._process = os.getpid()
+            self.reopen_after_fork()
             try:
                 stream, target = self.dataset.reader[self._rows[index]]
             except OSError as error:
@@ -93,6 +91,12 @@ class MappedSource:
 
     def __repr__(self) -> str:
         return describe(self, type(self.dataset).__name__)
+
+    def reopen_after_fork(self) -> None:
+        """Called before timm's reader is used, whose open tars would share their position with another process."""
+        if self._process != os.getpid():
+            _forget_open_tars(self.dataset.reader)
+            self._process = os.getpid()
 
     def _item(self, row: int, key: str) -> tuple[Any, Any]:
         item = self.dataset[row]
