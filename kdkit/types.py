@@ -148,12 +148,15 @@ class TeacherOutput:
     Attributes:
         logits: [B, C] float, or None. From a cache they are normalised log-probabilities, which serve as logits.
         features: tap name -> [B, D], [B, D, H, W] or [B, N, D].
+        is_normalized: whether the logits are log-probabilities of one distribution over the classes, whose scale and
+            offset a multi-label loss could not use.
         sparse: takes the place of logits if a cache was opened to return its sparse rows as they are.
     """
 
     logits: Tensor | None = None
     features: Mapping[str, Tensor] = field(default_factory=dict)
     sparse: SparseLogits | None = None
+    is_normalized: bool = False
 
     def __post_init__(self) -> None:
         if self.logits is not None:
@@ -162,7 +165,7 @@ class TeacherOutput:
         object.__setattr__(self, "features", MappingProxyType(detached))
 
     def __reduce__(self) -> tuple[Any, ...]:  # a mapping proxy does not pickle
-        return TeacherOutput, (self.logits, dict(self.features), self.sparse)
+        return TeacherOutput, (self.logits, dict(self.features), self.sparse, self.is_normalized)
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> TeacherOutput:
         """Returns the same outputs with every tensor on `device`."""
@@ -170,6 +173,7 @@ class TeacherOutput:
             None if self.logits is None else self.logits.to(device, non_blocking=non_blocking),
             {name: tensor.to(device, non_blocking=non_blocking) for name, tensor in self.features.items()},
             None if self.sparse is None else self.sparse.to(device, non_blocking=non_blocking),
+            self.is_normalized,
         )
 
     @property

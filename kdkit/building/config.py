@@ -23,7 +23,8 @@ class BuildConfig(LoadingConfig):
 
     codec: str | None = None
     """Codec of the logits: float32 (exact), float16, int8, topk or lowrank; by default lowrank if its rows are
-    smaller than float16's, else float16."""
+    smaller than float16's, else float16. Of a multi-label teacher: sigmoid_float32, sigmoid_float16 or sigmoid_int8,
+    which multi-label data take by themselves."""
 
     row_bytes: int | None = None
     """Maximum bytes per row of logits, for the codecs lowrank and topk; without a codec, lowrank if float16 would

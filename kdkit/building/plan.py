@@ -13,7 +13,15 @@ import torch
 from kdkit.building.config import BuildConfig
 from kdkit.building.fit import FIT_ROWS, fit_and_measure
 from kdkit.building.scan import record_content
-from kdkit.cache.codecs import Codec, RowCodec, codec_of_size, create_codec, create_feature_codec, default_codec
+from kdkit.cache.codecs import (
+    Codec,
+    RowCodec,
+    codec_of_size,
+    create_codec,
+    create_feature_codec,
+    default_codec,
+    multi_label_codec,
+)
 from kdkit.cache.content import CONTENT_FIELD, check_content
 from kdkit.cache.format.constants import LOGITS
 from kdkit.cache.format.content import CONTENT_BYTES
@@ -117,6 +125,10 @@ class BuildPlan:
                 "class_map, or use a teacher trained on those classes"
             )
         config = self.config
+        if self.dataset.is_multi_label:
+            if config.row_bytes is not None:
+                raise ConfigError("multi-label logits have codecs of one size each: leave out row_bytes (--bytes)")
+            return multi_label_codec(config.codec, num_classes, **config.codec_options)
         if config.row_bytes is not None:
             return codec_of_size(config.codec, num_classes, config.row_bytes, **config.codec_options)
         return create_codec(config.codec or default_codec(num_classes).name, num_classes, **config.codec_options)

@@ -14,7 +14,7 @@ from kdkit.building.scan import content_records
 from kdkit.building.teacher import for_dataset, run_teacher, with_streams
 from kdkit.cache import CachedTeacher, open_cache
 from kdkit.cache.content import CONTENT_FIELD
-from kdkit.cache.fidelity import kl_divergence
+from kdkit.cache.fidelity import kl_divergence, sigmoid_divergence
 from kdkit.cache.format.constants import LOGITS
 from kdkit.cache.format.keys import list_keys
 from kdkit.data import EpochSampler, PixelBatch, ReplayedDataset, ReplayLoader
@@ -167,7 +167,8 @@ def _compare(cache: CachedTeacher, stream: str, values: Tensor, pixels: PixelBat
     if stream != LOGITS:
         difference /= now.flatten(1).abs().mean(dim=1).clamp_min(torch.finfo(torch.float32).tiny)
         return _Compared(difference, None, difference <= TOLERANCE)
-    divergence, optimum = kl_divergence(values, then), kl_divergence(values, now)
+    between = sigmoid_divergence if cache.is_multi_label else kl_divergence
+    divergence, optimum = between(values, then), between(values, now)
     as_good = divergence <= optimum * (1 + _SLACK) + _EXACT  # lowrank's search may end at another good solution
     return _Compared(difference, divergence, (difference <= TOLERANCE) | as_good)
 

@@ -25,7 +25,8 @@ def export_cache(
 ) -> Path:
     """Writes one stream of one view, and for npz 'keys' [R] as well.
 
-    Logits are written as 'log_probabilities' float16 [R, C], features under their stream's name as float32 [R, ...].
+    Logits are written as 'log_probabilities' float16 [R, C], multi-label ones as 'logits' float16 [R, C], features
+    under their stream's name as float32 [R, ...].
 
     Args:
         path: the cache.
@@ -46,7 +47,8 @@ def export_cache(
     if output.exists() and not overwrite:
         raise OutputExistsError(f"{str(output)!r} exists: pass --overwrite to replace it")
     cache = open_cache(path, streams=[stream])
-    name, rows = "log_probabilities" if stream == LOGITS else stream, _decode(cache, view, stream)
+    name = "log_probabilities" if stream == LOGITS and not cache.is_multi_label else stream
+    rows = _decode(cache, view, stream)
     with files.atomic_write(output) as temporary:
         if output.suffix == ".npz":
             with open(temporary, "xb") as file:

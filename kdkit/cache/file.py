@@ -70,6 +70,12 @@ class CacheFile:
         return len(names)
 
     @property
+    def is_multi_label(self) -> bool:
+        """Whether the logits are multi-label: one distribution per class, not one over all classes."""
+        codec = self._codecs.get(LOGITS)
+        return isinstance(codec, Codec) and codec.multi_label
+
+    @property
     def names_classes(self) -> bool:
         """Whether the class names of its dataset are those of its logits; imported labels may be of other classes."""
         codec, names = self._codecs.get(LOGITS), self.metadata.dataset["class_names"]

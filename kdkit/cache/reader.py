@@ -44,6 +44,11 @@ class CacheReader(TeacherSource, Protocol):
         ...
 
     @property
+    def is_multi_label(self) -> bool:
+        """Whether the logits are multi-label: one distribution per class."""
+        ...
+
+    @property
     def class_names(self) -> Sequence[str] | None:
         """Names of the classes [C], in order; None if they are not known."""
         ...
@@ -127,6 +132,11 @@ class CachedTeacher(CacheFile):
         """
         self._rows = match_dataset(self.path, self.metadata, dataset, allow_mismatch)
 
+    def check_averageable(self) -> None:
+        """Raises ConfigError for multi-label logits, which are no distribution that could be averaged with others."""
+        if self.is_multi_label:
+            raise ConfigError(f"the cache {str(self.path)!r} is multi-label, so it cannot be averaged: open it alone")
+
     def rows_of(self, rows: Tensor) -> Array:
         """Cache rows int64 [B] of the matched dataset's rows int64 [B].
 
@@ -179,7 +189,7 @@ class CachedTeacher(CacheFile):
             return TeacherOutput(features=features)
         if self._sparse and isinstance(codec, TopKCodec):
             return TeacherOutput(features=features, sparse=codec.decode_sparse(logits))
-        return TeacherOutput(codec.decode(logits), features)
+        return TeacherOutput(codec.decode(logits), features, is_normalized=not self.is_multi_label)
 
     def __repr__(self) -> str:
         return f"CachedTeacher({str(self.path)!r}: {describe_content(self.metadata, self.codecs)})"

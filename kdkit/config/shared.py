@@ -47,7 +47,8 @@ class ColumnsConfig:
     """Column of the images or their paths, if the data has columns; image, or the only candidate, by default."""
 
     label_column: str | None = None
-    """Column of the labels, if the data has columns; label, or the only candidate, by default."""
+    """Column of the labels, if the data has columns; label, or the only candidate, by default. For several labels per
+    image of a table: columns of 0 and 1 as sea,city, or a column of names with its separator as tags[|]."""
 
     @property
     def columns(self) -> dict[str, Any]:

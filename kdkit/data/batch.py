@@ -77,15 +77,20 @@ def collate(found: list[Sample | Unreadable]) -> PixelBatch:
     teacher_images = [sample.teacher_image for sample in samples if sample.teacher_image is not None]
     return PixelBatch(
         default_collate([sample.image for sample in samples]),  # in a worker, straight into shared memory
-        torch.tensor([sample.target for sample in samples]),
+        _stack([sample.target for sample in samples]),
         torch.tensor([sample.row for sample in samples]),
         samples[0].view,
-        torch.tensor(partner_targets) if partner_targets else None,
+        _stack(partner_targets) if partner_targets else None,
         torch.tensor([sample.share for sample in samples]) if partner_targets else None,
         default_collate(teacher_images) if teacher_images else None,
         skipped,
         torch.tensor([_pixel_hash(sample) for sample in samples]),
     )
+
+
+def _stack(targets: list[int | Tensor]) -> Tensor:
+    """Class indices [B], or vectors [B, C]."""
+    return torch.stack([torch.as_tensor(target) for target in targets])
 
 
 def _pixel_hash(sample: Sample) -> int:

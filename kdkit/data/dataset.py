@@ -16,6 +16,7 @@ from kdkit.data.sample import Sample, Unreadable
 from kdkit.data.sources.base import ImageSource, Targets, check_keys, targets_of
 from kdkit.data.sources.content import SampleContent
 from kdkit.data.sources.labels import Unlabelled
+from kdkit.data.sources.multi_label import num_labels_of
 from kdkit.data.sources.selection import SelectedSource
 from kdkit.data.views.custom import CustomTransform, check_replayable
 from kdkit.data.views.identity import transform_identity
@@ -50,6 +51,7 @@ class ReplayedDataset(Dataset[Sample]):
 
     Attributes:
         absent: keys of the samples that `without` left out.
+        is_multi_label: whether a target is a vector float32 [C] of 0 and 1.
 
     Raises:
         DatasetError: the source is empty, or two samples share a key.
@@ -71,7 +73,9 @@ class ReplayedDataset(Dataset[Sample]):
         self.recipe = recipe if transform is None else _named(recipe, transform, transform_id)
         self.keys: Sequence[str] = source.keys
         self.class_names: Sequence[str] | None = source.class_names
-        self.num_classes = num_classes or (None if self.class_names is None else len(self.class_names))
+        num_labels = num_labels_of(source)
+        self.is_multi_label = num_labels is not None
+        self.num_classes = num_classes or num_labels or len(self.class_names or ()) or None
         self._pairing = Pairing(self.keys, recipe.seed) if recipe.mixes else None
         self._records = records
         self._recorded = open_records(self.recipe, records, self.keys)
@@ -136,6 +140,7 @@ class ReplayedDataset(Dataset[Sample]):
         """The same views of unlabelled samples: target -1, no class names."""
         other = copy.copy(self)
         other.source, other.class_names, other.num_classes = Unlabelled(self.source), None, None
+        other.is_multi_label = False
         return other
 
     def partners(self, view: int) -> Tensor | None:

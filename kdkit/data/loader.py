@@ -162,6 +162,9 @@ class ReplayLoader:
             return target
         partner = pixels.partner_target.to(self.device, non_blocking=True)
         share = pixels.share.to(self.device, non_blocking=True)
+        if target.ndim == 2:  # multi-label; where one of the two is not labelled, their mixture is not either
+            mixed = share[:, None] * target + (1 - share[:, None]) * partner
+            return torch.where((target < 0) | ((partner < 0) & (share[:, None] < 1)), -torch.ones_like(mixed), mixed)
         soft = torch.zeros(len(target), self.dataset.num_classes, device=self.device)
         for label, weight in ((target, share), (partner, 1 - share)):
             soft.scatter_add_(1, label.clamp(min=0)[:, None], (weight * (label >= 0))[:, None])

@@ -79,7 +79,8 @@ def make_task(
     teacher = _live_teacher(config, dataset, device)
     num_classes = _num_classes(config, dataset, cache, teacher)
     check_labels(dataset, num_classes, config.data)
-    return create_task(config, _create_student(config, dataset, num_classes), teacher, cache).to(device)
+    student = _create_student(config, dataset, num_classes)
+    return create_task(config, student, teacher, cache, is_multi_label=dataset.is_multi_label).to(device)
 
 
 def num_classes_of(task: TrainingTask) -> int:
@@ -137,6 +138,8 @@ def _num_classes(
         return cache.num_classes
     if isinstance(teacher, Teacher) and teacher.num_classes is not None:
         return teacher.num_classes
+    if dataset.is_multi_label and dataset.num_classes is not None:
+        return dataset.num_classes
     if (given := config.student_options.get("num_classes")) is not None:
         return int(given)
     raise ConfigError("the data does not name its classes: give their number, --student_options '{num_classes: N}'")

@@ -9,6 +9,7 @@ from kdkit import losses
 from kdkit.cache import CacheReader
 from kdkit.data import ReplayedDataset
 from kdkit.errors import ClassMismatchError, ConfigError, DatasetError
+from kdkit.tasks import TrainingTask
 from kdkit.teachers import Teacher
 from kdkit.training.config import DistillConfig
 
@@ -65,6 +66,26 @@ def check_labels(dataset: ReplayedDataset, num_classes: int, data: str) -> None:
             f"the label of {dataset.keys[row]!r} in {data!r} is {dataset.targets[row]}: expected 0 to "
             f"{num_classes - 1}, or -1 for no label"
         )
+
+
+def check_targets(task: TrainingTask, dataset: ReplayedDataset) -> None:
+    """Checks that a task takes the kind of targets that a dataset has.
+
+    Raises:
+        ConfigError: one of the two is multi-label, the other is not.
+    """
+    is_multi_label = bool(getattr(dataset, "is_multi_label", False))
+    if is_multi_label == task.is_multi_label or (dataset.is_unlabelled and not is_multi_label):
+        return
+    if is_multi_label:
+        raise ConfigError(
+            f"the data has several labels per image, which {type(task).__name__} does not take: use "
+            "MultiLabelClassificationTask or MultiLabelDistillationTask, or set is_multi_label in a task of your own"
+        )
+    raise ConfigError(
+        f"{type(task).__name__} takes several labels per image, the data has one class index: open it as "
+        "kdkit.data.MultiLabelSource(DATA, targets)"
+    )
 
 
 def class_names_of(

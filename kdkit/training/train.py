@@ -23,10 +23,11 @@ from kdkit.training.config import TrainConfig
 from kdkit.training.evaluate import evaluate_each
 from kdkit.training.finite import first_non_finite, non_finite_loss
 from kdkit.training.interrupt import StopAgreement, StopRequest, stop_request
+from kdkit.training.labels import check_targets
 from kdkit.training.logger import RunLogger
 from kdkit.training.meter import Meter, Record
 from kdkit.training.optimizer import create_optimizer, create_schedule
-from kdkit.training.report import TrainReport, epoch_line
+from kdkit.training.report import TrainReport, epoch_line, main_metric
 from kdkit.training.setup import autocast_dtype, prepare
 from kdkit.training.state import Position, RunState
 from kdkit.training.step import TrainingStep, choose_source
@@ -67,6 +68,7 @@ def train(
         CheckpointError: the checkpoint cannot be read, or is another run's.
         DiskFullError, WriteError: a checkpoint cannot be written.
     """
+    check_targets(task, loader.dataset)
     return _Loop(task, loader, config, teacher_source, validation, logger, display or Display(), checkpoints).run()
 
 
@@ -182,7 +184,7 @@ class _Loop:
     def _finish_epoch(self, epoch: int, record: Record) -> None:
         """Logs the epoch and writes its checkpoint and, if the metric improved, the best checkpoint."""
         state = self.state
-        metric = record.get("val_ema_top1", record.get("val_top1"))
+        metric = main_metric(record)
         if state.scheduler is not None:
             state.scheduler.step(epoch + 1, metric)
         if self.logger is not None:

@@ -6,6 +6,7 @@ Where to look:
     folder.py       image folders; zip.py, tar.py, webdataset.py read archives
     table.py        CSV and Parquet; columns.py chooses their columns
     hfds.py         Hugging Face datasets by name; hugging_face.py reads them, stream.py refuses streams
+    multi_label.py  several labels per image, in columns of a table or given as vectors
     mapped.py       any map-style dataset; array.py, arrays in memory; selection.py, a subset of another source
     content.py      the files of the samples, before decoding
     image.py        decodes one image; labels.py maps labels to class indices

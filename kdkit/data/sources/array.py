@@ -38,6 +38,14 @@ class ArraySource:
         if len(targets) != len(images):
             raise ShapeError(f"{len(images)} images came with {len(targets)} targets: expected one target per image")
         self.images = images
+        labels = np.asarray(targets)
+        if labels.ndim == 2:
+            raise ShapeError(
+                f"targets are class indices [N], got {list(labels.shape)}: for several labels per image, use "
+                "MultiLabelSource(ArraySource(images, [-1] * N), targets)"
+            )
+        if labels.dtype.kind == "f" and (labels != np.floor(labels)).any():
+            raise ShapeError("targets are class indices, got fractions: regression targets are not supported")
         self.targets = np.asarray(targets, dtype=np.int64)
         self.keys: Sequence[str] = [str(i) for i in range(len(images))] if keys is None else list(keys)
         if len(self.keys) != len(images):

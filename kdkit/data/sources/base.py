@@ -47,6 +47,28 @@ def targets_of(source: ImageSource) -> Targets | None:
     return found.astype(np.int64) if is_index else None
 
 
+def class_index(target: Any, key: str) -> int:
+    """The class index of a dataset's own label; None means no label, -1.
+
+    Raises:
+        DatasetError: the label is a vector or no whole number.
+    """
+    if target is None:
+        return -1
+    values = np.asarray(target)
+    if values.ndim == 1 and values.size > 1:
+        raise DatasetError(
+            f"the label of {key!r} is a vector of {values.size} numbers: for several labels per image, open the data "
+            "as kdkit.data.MultiLabelSource(DATA)"
+        )
+    if values.size != 1 or values.dtype.kind not in "iufb" or values.reshape(()) != int(values.reshape(())):
+        raise DatasetError(
+            f"the label of {key!r} is {str(target)[:40]!r}: expected a class index, since regression targets are not "
+            "supported"
+        )
+    return int(values.reshape(()))
+
+
 def check_keys(source: ImageSource) -> None:
     """Checks that a source has samples, each with a key of its own.
 

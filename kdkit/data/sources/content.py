@@ -23,6 +23,7 @@ from kdkit.data.sources.folder import FolderSource
 from kdkit.data.sources.hugging_face import HuggingFaceTable
 from kdkit.data.sources.labels import Unlabelled
 from kdkit.data.sources.mapped import MappedSource
+from kdkit.data.sources.multi_label import MultiLabelSource
 from kdkit.data.sources.selection import SelectedSource
 from kdkit.data.sources.table import TableSource
 from kdkit.data.sources.tar import Member, TarSource
@@ -55,7 +56,7 @@ class SampleContent:
 
     def __init__(self, source: ImageSource) -> None:
         rows: Any = None
-        while isinstance(source, (SelectedSource, Unlabelled)):
+        while isinstance(source, (SelectedSource, Unlabelled, MultiLabelSource)):
             if isinstance(source, SelectedSource):
                 rows = source.rows if rows is None else [source.rows[row] for row in rows]
             source = source.source

@@ -10,7 +10,7 @@ from kdkit.data.sources.base import Columns, ImageSource
 from kdkit.data.sources.mapped import MappedSource
 from kdkit.errors import DatasetError
 
-_KINDS = ("stream", "hfds", "zip", "webdataset", "tar", "table", "folder")
+_KINDS = ("stream", "hfds", "zip", "webdataset", "tar", "multi_label", "table", "folder")
 """Modules of this package, in the order in which they are tried. Each has `create(name, columns)`, which returns the
 source that a name refers to, or None if the name is of another kind. A new kind is one module, and one name here."""
 
@@ -25,7 +25,9 @@ def create_source(data: Any, *, image_column: str | None = None, label_column: s
             Hugging Face dataset (split train by default). A dataset is a source, a datasets.Dataset, or any map-style
             dataset (see MappedSource).
         image_column: column of the images or their paths, if `data` has columns.
-        label_column: column of the labels, if `data` has columns; of WebDataset shards, a field of the .json files.
+        label_column: column of the labels, if `data` has columns; of WebDataset shards, a field of the .json files. For
+            several labels per image of a table: columns of 0 and 1 as "sea,city", or a column of names with its
+            separator as "tags[|]".
 
     Raises:
         DatasetError: `data` does not exist, holds no images, has ambiguous classes, or is a stream.

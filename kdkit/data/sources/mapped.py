@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, Subset
 from torchvision.transforms.functional import to_pil_image
 
-from kdkit.data.sources.base import Columns, describe
+from kdkit.data.sources.base import Columns, class_index, describe
 from kdkit.data.sources.hugging_face import HuggingFaceTable, arrow_column, is_hugging_face
 from kdkit.data.sources.image import UNREADABLE, as_rgb, decode, decode_file, unreadable
 from kdkit.data.sources.listing import natural_order
@@ -76,6 +76,11 @@ class MappedSource:
         return len(self.keys)
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        image, target = self.load(index)
+        return image, class_index(target, self.keys[index])
+
+    def load(self, index: int) -> tuple[Image.Image, Any]:
+        """The RGB image of one sample, and its label as the dataset has it."""
         key, origin = self.keys[index], type(self.dataset).__name__
         if isinstance(self.dataset, ImageDataset):
             self.reopen_after_fork()
@@ -85,9 +90,9 @@ class MappedSource:
                 raise unreadable(key, origin, error) from None
             if target is not None and self.dataset.target_transform is not None:
                 target = self.dataset.target_transform(target)
-            return decode(stream, key, origin), -1 if target is None else int(target)
+            return decode(stream, key, origin), target
         image, target = self._item(self._rows[index], key)
-        return _to_image(image, key, origin), -1 if target is None else int(target)
+        return _to_image(image, key, origin), target
 
     def __repr__(self) -> str:
         return describe(self, type(self.dataset).__name__)

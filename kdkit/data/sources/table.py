@@ -32,18 +32,26 @@ class TableSource:
         path: the file; a CSV is UTF-8 and its first line names the columns.
         image_column: column of the paths; `path` or `image` by default.
         label_column: column of the labels; `label` by default.
+        with_labels: whether there is a column of labels to read.
 
     Raises:
         DatasetError: the file cannot be read, a column is missing, or a row has no path or an unusable label.
         MissingDependencyError: a parquet file needs the package pyarrow.
     """
 
-    def __init__(self, path: str | Path, *, image_column: str | None = None, label_column: str | None = None) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        image_column: str | None = None,
+        label_column: str | None = None,
+        with_labels: bool = True,
+    ) -> None:
         self.path = Path(path)
         origin = str(path)
-        table = _read_parquet(self.path) if self.path.suffix.lower() == ".parquet" else _read_text(self.path)
+        table = read_table(self.path)
         names = choose_column(image_column, _PATH_COLUMNS, list(table), "image_column", origin)
-        labels = choose_label(label_column, _LABEL_COLUMNS, list(table), names, origin)
+        labels = choose_label(label_column, _LABEL_COLUMNS, list(table), names, origin) if with_labels else None
         self._paths = [_to_path(value, row, origin) for row, value in enumerate(table[names], start=1)]
         self.keys: Sequence[str] = below_common_folder(self._paths)
         self.class_names: Sequence[str] | None = None
@@ -67,6 +75,16 @@ def create(name: str, columns: Columns) -> ImageSource | None:
     if Path(name).suffix.lower() not in (*_DELIMITERS, ".parquet"):
         return None
     return TableSource(name, image_column=columns.image, label_column=columns.label)
+
+
+def read_table(path: Path) -> dict[str, list[object]]:
+    """Column -> its values, of a .csv, .tsv or .parquet file.
+
+    Raises:
+        DatasetError: the file cannot be read.
+        MissingDependencyError: a parquet file needs the package pyarrow.
+    """
+    return _read_parquet(path) if path.suffix.lower() == ".parquet" else _read_text(path)
 
 
 def _read_text(path: Path) -> dict[str, list[object]]:
