@@ -64,6 +64,8 @@ __getattr__, __dir__ = lazy_exports(
         "ClassificationTask": "kdkit.tasks",
         "FeatureDistillationTask": "kdkit.tasks",
         "LogitDistillationTask": "kdkit.tasks",
+        "MultiLabelClassificationTask": "kdkit.tasks",
+        "MultiLabelDistillationTask": "kdkit.tasks",
         "Teacher": "kdkit.teachers",
         "TeacherEnsemble": "kdkit.teachers",
         "TeacherOutput": "kdkit.types",

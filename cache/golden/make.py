@@ -159,6 +159,11 @@ def main(folder: Path = Path(__file__).parent) -> None:
         (create_codec("topk", MANY_CLASSES, k=5), many),
         (create_codec("lowrank", MANY_CLASSES, row_bytes=12).fit(torch.from_numpy(many(0, rows=64))), many),
     ]
+    sigmoid = [create_codec(f"sigmoid_{name}", CLASSES) for name in ("float32", "float16", "int8")]
+    for codec in sigmoid:
+        if not (path := folder / f"v1-{codec.name}.h5").exists():
+            write(path, {"logits": codec}, lambda _, view: few(view), NAMES)
+            _describe(path, {"codec": codec.name, "logits": [few(view).tolist() for view in range(VIEWS)]})
     for codec, logits in [*exact, *lossy]:
         path = folder / f"v1-{codec.name}.h5"
         if not path.exists():
