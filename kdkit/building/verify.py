@@ -20,11 +20,13 @@ from kdkit.cache.format.keys import list_keys
 from kdkit.data import EpochSampler, PixelBatch, ReplayedDataset, ReplayLoader
 from kdkit.errors import CacheMismatchError
 from kdkit.runtime.compare import check_match
+from kdkit.runtime.hardware import choose_workers
 from kdkit.teachers import Teacher
 
 TOLERANCE = 1e-3
 """Mean absolute difference of log-probabilities (nats), or of features (share of their mean size), at which a row still
 counts as the teacher's: kernels round differently in another batch or on another device."""
+_MANY_FILES = 10_000  # that are read in worker processes, which take seconds to start
 _SLACK, _EXACT = 0.05, 1e-6  # of the divergence of a row encoded afresh, and nats
 
 
@@ -113,7 +115,8 @@ def _check_all_content(cache: CachedTeacher, dataset: ReplayedDataset, allow: Co
         return 0
     rows = cache.rows_of(torch.arange(len(dataset)))
     records, changed = cache.content()[rows], []
-    for row, record in content_records(dataset, 0, show_progress=False):
+    workers = choose_workers("auto") if len(dataset) > _MANY_FILES else 0
+    for row, record in content_records(dataset, workers, show_progress=False):
         if record != records[row].tobytes():
             changed.append(dataset.keys[row])
     if changed:

@@ -23,7 +23,7 @@ from kdkit.cache.format.constants import (
 )
 from kdkit.cache.format.content import CONTENT_BYTES
 from kdkit.cache.format.json import parse_json
-from kdkit.cache.format.keys import unpack_keys
+from kdkit.cache.format.keys import MAX_ABSENT_BYTES, unpack_keys
 from kdkit.cache.format.metadata import CacheMetadata, Shard
 from kdkit.cache.hdf5.open import open_hdf5
 from kdkit.cache.shards.folder import INDEX_NAME, ShardFolder, shard_folder
@@ -47,7 +47,7 @@ def stored_absent(path: Path, metadata: CacheMetadata) -> list[str]:
         return []
     index = _index_of(path)
     with open_hdf5(index) as file:
-        return unpack_keys(file.flat(ABSENT_NAME, "u1"), metadata.num_absent, repr(str(index)))
+        return unpack_keys(file.flat(ABSENT_NAME, "u1"), metadata.num_absent, repr(str(index)), MAX_ABSENT_BYTES)
 
 
 def stored_content(path: Path, metadata: CacheMetadata) -> Array:

@@ -24,7 +24,14 @@ from kdkit.cache.format.constants import (
     codec_array_name,
 )
 from kdkit.cache.format.content import check_records
-from kdkit.cache.format.keys import check_same_samples, check_unique_keys, key_digests, keys_sha256, pack_keys
+from kdkit.cache.format.keys import (
+    MAX_ABSENT_BYTES,
+    check_same_samples,
+    check_unique_keys,
+    key_digests,
+    keys_sha256,
+    pack_keys,
+)
 from kdkit.cache.format.limits import check_storable
 from kdkit.cache.format.metadata import CacheMetadata
 from kdkit.cache.hdf5.size import packed_num_bytes
@@ -189,7 +196,7 @@ class CacheSpec:
         """
         arrays = {DIGEST_NAME: key_digests(self.keys), KEYS_NAME: pack_keys(self.keys)}
         if self.absent_keys:
-            arrays[ABSENT_NAME] = pack_keys(self.absent_keys)
+            arrays[ABSENT_NAME] = pack_keys(self.absent_keys, MAX_ABSENT_BYTES)
         if self.content is not None:
             arrays[CONTENT_NAME] = self.content
         return {**arrays, **self._codec_arrays}

@@ -137,6 +137,8 @@ class DistillationTask(StudentTask):
         task_loss = self._task_loss(to_compute_dtype(output), target)
         terms |= self._logit_terms(to_compute_dtype(distilled), teacher_logits, target)
         result = self._sum(task_loss, terms) | {"output": output}
+        if self.is_multi_label:  # there is no one class to agree on
+            return result
         if teacher_logits is not None and num_classes_of(teacher_logits) == output.shape[1]:
             result |= observe(output, teacher_logits, target)
         return result
