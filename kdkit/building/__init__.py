@@ -7,6 +7,6 @@ Where to look:
     scan.py         reads every image once, before a build or to verify
     shards.py       the loop over missing shards; teacher.py runs the teacher, encoder.py encodes in parallel
     fit.py          fits the codecs and measures their fidelity; estimate.py, the cost before a build
-    verify.py       checksums, and rows on which the teacher runs again
+    verify.py       checksums, and rows on which the teacher runs again; agreement.py judges those rows
     ray.py          the same on a Ray cluster
 """

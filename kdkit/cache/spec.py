@@ -104,22 +104,19 @@ class CacheSpec:
     """Library -> its version, of those that drew the pixels; None if they are not known."""
 
     has_pixels: bool = False
-    """Whether shards are sealed with hashes of the pixels that the teacher saw. Without them, opening the cache
-    compares keys, recipe and class names, but no pixels."""
+    """Whether shards are sealed with hashes of the pixels that the teacher saw; without them none are compared."""
 
     names_classes: bool = True
-    """Whether `class_names` are those of the logits, so that there are as many. Imported labels may be of other classes
-    than the images' folders."""
+    """Whether `class_names` are those of the logits; imported labels may be of other classes than the folders."""
 
     absent_keys: Sequence[str] = ()
-    """Keys of samples that have no row, because they could not be read; students are not trained on them."""
+    """Keys of samples that have no row, because they could not be read."""
 
     content: Array | None = field(default=None, compare=False)
-    """Size, CRC-32 and digest of each sample's content, uint8 [R, 28], see `kdkit.cache.format.content`; None: not
-    known."""
+    """Records of the samples' content, uint8 [R, 28]: see `kdkit.cache.format.content`; None: not known."""
 
     content_kind: str = "files"
-    """What `content` was computed of: "files", byte for byte, or "pixels" of images that are in no file."""
+    """What `content` was computed of: "files", byte for byte, or "pixels"."""
 
     def __post_init__(self) -> None:
         plain = {
@@ -249,6 +246,4 @@ class CacheSpec:
         fitted = stored_index_arrays(origin, "codecs/")
         for name, array in self._codec_arrays.items():
             if not np.array_equal(fitted.get(name, np.empty(0)), array):
-                raise CacheMismatchError(
-                    f"{shown} was made with another array {name!r}: use the codec fitted for it, or build another cache"
-                )
+                raise CacheMismatchError(f"{shown} was made with another array {name!r}: use the codec fitted for it")

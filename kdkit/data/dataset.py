@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 from collections.abc import Callable, Collection, Sequence
 from functools import lru_cache
 from typing import Any
@@ -13,18 +12,18 @@ from torch.utils.data import Dataset
 from typing_extensions import Self
 
 from kdkit.data.sample import Sample, Unreadable
-from kdkit.data.sources.base import ImageSource, Targets, check_keys, targets_of
+from kdkit.data.sources.base import ImageSource, Targets, targets_of
+from kdkit.data.sources.checked import CheckedSource, check_source
 from kdkit.data.sources.content import SampleContent
 from kdkit.data.sources.labels import Unlabelled
 from kdkit.data.sources.multi_label import num_labels_of
 from kdkit.data.sources.selection import SelectedSource
-from kdkit.data.views.custom import CustomTransform, check_replayable
-from kdkit.data.views.identity import transform_identity
+from kdkit.data.views.custom import check_replayable
 from kdkit.data.views.mixing import NOT_MIXED, Pairing, draw_mix
-from kdkit.data.views.recorded import RecordedRenderer, RecordStore, open_records
+from kdkit.data.views.recorded import RecordStore, open_records
+from kdkit.data.views.renderer import create_renderer, with_identity
 from kdkit.data.views.seed import preserve_rng_state, seed_all, view_seed
-from kdkit.data.views.transform import Transform, create_view_transform
-from kdkit.errors import ConfigError, DatasetError, UnreadableError
+from kdkit.errors import DatasetError, LabelError, UnreadableError
 from kdkit.recipe import ViewRecipe
 
 Index = tuple[int, int]
@@ -54,7 +53,8 @@ class ReplayedDataset(Dataset[Sample]):
         is_multi_label: whether a target is a vector float32 [C] of 0 and 1.
 
     Raises:
-        DatasetError: the source is empty, or two samples share a key.
+        DatasetError: the source is empty, two samples share a key, or it returns another image each time.
+        LabelError: a label is no class index; one that is known only with its image is compared when it is loaded.
         ConfigError: the recipe was made for another transform, or the transform cannot be replayed or identified.
     """
 
@@ -68,21 +68,22 @@ class ReplayedDataset(Dataset[Sample]):
         num_classes: int | None = None,
         records: RecordStore | None = None,
     ) -> None:
-        check_keys(source)
+        check_source(source)
         self.source = source
-        self.recipe = recipe if transform is None else _named(recipe, transform, transform_id)
+        self.recipe = recipe if transform is None else with_identity(recipe, transform, transform_id)
         self.keys: Sequence[str] = source.keys
         self.class_names: Sequence[str] | None = source.class_names
         num_labels = num_labels_of(source)
         self.is_multi_label = num_labels is not None
         self.num_classes = num_classes or num_labels or len(self.class_names or ()) or None
+        self._load = CheckedSource(source, self.num_classes)
         self._pairing = Pairing(self.keys, recipe.seed) if recipe.mixes else None
         self._records = records
         self._recorded = open_records(self.recipe, records, self.keys)
-        self._student = _create(self.recipe, recipe.size, transform)
+        self._student = create_renderer(self.recipe, recipe.size, transform)
         self._teacher = self._student
         if recipe.teacher_size is not None:
-            self._teacher = _create(self.recipe, recipe.teacher_size, transform)
+            self._teacher = create_renderer(self.recipe, recipe.teacher_size, transform)
         self._shown: tuple[Any, ...] = (self._student,)
         self.skips_unreadable = False
         self.absent: frozenset[str] = frozenset()
@@ -132,6 +133,7 @@ class ReplayedDataset(Dataset[Sample]):
         other.absent = self.absent.union(keys)
         other.source = SelectedSource.without(self.source, other.absent)
         other.keys = other.source.keys
+        other._load = CheckedSource(other.source, self._load.num_classes)
         other._pairing = Pairing(other.keys, self.recipe.seed) if self.recipe.mixes else None
         other._recorded = open_records(self.recipe, self._records, other.keys)
         return other
@@ -140,7 +142,19 @@ class ReplayedDataset(Dataset[Sample]):
         """The same views of unlabelled samples: target -1, no class names."""
         other = copy.copy(self)
         other.source, other.class_names, other.num_classes = Unlabelled(self.source), None, None
-        other.is_multi_label = False
+        other.is_multi_label, other._load = False, CheckedSource(other.source, None)
+        return other
+
+    def for_classes(self, num_classes: int) -> Self:
+        """The same views for a model of so many classes, to which no label may be equal or above.
+
+        Labels that are known before their images are loaded are compared at once, others when they are loaded.
+
+        Raises:
+            LabelError: a label is out of range; names the sample.
+        """
+        other = copy.copy(self)
+        other._load = CheckedSource(self.source, num_classes)
         return other
 
     def partners(self, view: int) -> Tensor | None:
@@ -172,7 +186,7 @@ class ReplayedDataset(Dataset[Sample]):
             DatasetError: an index names no view, or a sample cannot be loaded and such samples are not skipped.
         """
         self._check_indices(indices)
-        drawn = lru_cache(maxsize=None)(self._views if self._recorded is None else self.source.__getitem__)
+        drawn = lru_cache(maxsize=None)(self._views if self._recorded is None else self._load)
         with preserve_rng_state():
             return [self._sample_or_reason(row, view, drawn) for row, view in indices]
 
@@ -191,6 +205,8 @@ class ReplayedDataset(Dataset[Sample]):
     def _sample_or_reason(self, row: int, view: int, drawn: Callable[..., tuple[Any, ...]]) -> Sample | Unreadable:
         try:
             return self._sample(row, view, drawn)
+        except LabelError as error:  # never skipped: the image is readable
+            raise DatasetError(str(error)) from error
         except Exception as error:  # a custom source or transform may raise anything
             reason = str(error)
             if not isinstance(error, DatasetError):
@@ -214,7 +230,7 @@ class ReplayedDataset(Dataset[Sample]):
 
     def _views(self, row: int, view: int) -> tuple[Any, ...]:
         """A view before mixing, uint8 [3, H, W] at each size, and the sample's target."""
-        image, target = self.source[row]
+        image, target = self._load(row)
         seed = view_seed(self.recipe.seed, self.keys[row], view)
         images = []
         for transform in self._shown:
@@ -226,21 +242,3 @@ class ReplayedDataset(Dataset[Sample]):
         other = copy.copy(self)
         other._shown = transforms
         return other
-
-
-def _named(recipe: ViewRecipe, transform: Callable[..., Any], name: str | None) -> ViewRecipe:
-    """The recipe with the transform's identity in it."""
-    identity = name or transform_identity(transform)
-    if recipe.transform not in (None, identity):
-        raise ConfigError(f"the recipe is for the transform {recipe.transform!r}, but this one is {identity!r}")
-    return dataclasses.replace(recipe, transform=identity)
-
-
-def _create(recipe: ViewRecipe, size: int, transform: Callable[..., Any] | None) -> Transform | RecordedRenderer:
-    if recipe.recorded is not None:
-        return RecordedRenderer(recipe, size)
-    if transform is not None:
-        return CustomTransform(transform, size)
-    if recipe.transform is not None:
-        raise ConfigError(f"the recipe is for the transform {recipe.transform!r}: ReplayedDataset(..., transform=...)")
-    return create_view_transform(recipe, size)

@@ -51,6 +51,8 @@ def create_loader(
 
     Raises:
         ConfigError: an argument is out of range.
+        LabelError: a label is beyond the classes of the student, and no task leaves labels out; a label that is known
+            only with its image is compared when it is loaded.
     """
     if views_per_decode != 1:
         raise ConfigError(f"views_per_decode is {views_per_decode}: only 1 is implemented")
@@ -59,6 +61,9 @@ def create_loader(
         model = model.get_eval_model()
     if device is None:
         device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    num_classes = getattr(model, "num_classes", None)
+    if num_classes and getattr(student, "task_loss_weight", 1) != 0:  # 0 classes: a student without a head
+        dataset = dataset.for_classes(num_classes)
     sampler = EpochSampler(
         range(len(dataset)),
         batch_size,

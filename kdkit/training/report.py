@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from kdkit.runtime.layout import format_rate
 from kdkit.training.meter import Record
 
 _METRICS = ("val_ema_top1", "val_top1", "val_ema_mAP", "val_mAP")
@@ -56,5 +57,4 @@ def epoch_line(epoch: int, epochs: int, record: Record) -> str:
     shares = {"agreement_top1": "agree", "val_top1": "top-1", "val_mAP": "mAP"}
     shares |= {"val_ema_top1": "EMA", "val_ema_mAP": "EMA"}
     terms += [f"{text} {record[name]:.1f} %" for name, text in shares.items() if name in record]
-    speed = record["images_per_second"]
-    return f"epoch {epoch + 1}/{epochs}: {', '.join(terms)}, {speed:,.0f} images/s"
+    return f"epoch {epoch + 1}/{epochs}: {', '.join(terms)}, {format_rate(record['images_per_second'])} images/s"

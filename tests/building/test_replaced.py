@@ -132,7 +132,7 @@ def _nameless(data: Any, recipe: ViewRecipe = RECIPE, **options: Any) -> Any:
 
 @pytest.mark.parametrize("write", KINDS)
 @pytest.mark.parametrize("side", [8, 9])
-def test_a_replaced_image_is_found_by_verify_in_any_kind_of_data(
+def test_fault_39_a_replaced_image_is_found_by_verify_in_any_kind_of_data(
     tmp_path: Path, write: Callable[[Path, list[bytes]], Any], side: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     contents = [as_bmp(row) for row in range(COUNT)]
@@ -148,7 +148,7 @@ def test_a_replaced_image_is_found_by_verify_in_any_kind_of_data(
 
 @pytest.mark.parametrize("write", FILES)
 @pytest.mark.parametrize("side", [8, 9])
-def test_a_replaced_file_is_found_at_opening_by_its_size_its_checksum_or_its_time(
+def test_fault_39_a_replaced_file_is_found_at_opening_by_its_size_its_checksum_or_its_time(
     tmp_path: Path, write: Callable[[Path, list[bytes]], Any], side: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     contents = [as_bmp(row) for row in range(COUNT)]
@@ -197,7 +197,7 @@ def test_a_build_or_an_extension_does_not_go_on_with_a_replaced_image(tmp_path: 
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_training_stops_at_an_image_that_is_replaced_while_it_runs(tmp_path: Path, num_workers: int) -> None:
+def test_fault_39_training_stops_at_an_image_that_is_replaced_while_it_runs(tmp_path: Path, num_workers: int) -> None:
     contents = [as_bmp(row) for row in range(COUNT)]
     data = write_folder(tmp_path, contents)
     build(data, tmp_path / "t.h5")

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 from PIL import Image
 
-from kdkit.errors import ConfigError, DatasetError
+from kdkit.errors import ConfigError, nearest
 
 Targets = np.ndarray[Any, np.dtype[np.int64]]
 """Class indices [N]; -1 for a sample without a label."""
+LabelRule = Literal["folder", "tar", "none"]
+"""Where labels come from, if the data does not show it: the top folder, the name of the tar, or nowhere."""
 
 
 class ImageSource(Protocol):
@@ -47,58 +49,40 @@ def targets_of(source: ImageSource) -> Targets | None:
     return found.astype(np.int64) if is_index else None
 
 
-def class_index(target: Any, key: str) -> int:
-    """The class index of a dataset's own label; None means no label, -1.
-
-    Raises:
-        DatasetError: the label is a vector or no whole number.
-    """
-    if target is None:
-        return -1
-    values = np.asarray(target)
-    if values.ndim == 1 and values.size > 1:
-        raise DatasetError(
-            f"the label of {key!r} is a vector of {values.size} numbers: for several labels per image, open the data "
-            "as kdkit.data.MultiLabelSource(DATA)"
-        )
-    if values.size != 1 or values.dtype.kind not in "iufb" or values.reshape(()) != int(values.reshape(())):
-        raise DatasetError(
-            f"the label of {key!r} is {str(target)[:40]!r}: expected a class index, since regression targets are not "
-            "supported"
-        )
-    return int(values.reshape(()))
-
-
-def check_keys(source: ImageSource) -> None:
-    """Checks that a source has samples, each with a key of its own.
-
-    Raises:
-        DatasetError: the source is empty, or a key is no string or that of two samples.
-    """
-    if len(source) == 0:
-        raise DatasetError("the dataset holds no samples")
-    seen: set[object] = set()
-    for key in source.keys:  # a custom source may hold anything
-        if not isinstance(key, str):
-            raise DatasetError(f"a sample has the key {key!r}, a {type(key).__name__}: keys must be strings")
-        if key in seen:
-            raise DatasetError(f"two samples have the key {key!r}: keys must be unique")
-        seen.add(key)
-
-
 @dataclass(frozen=True)
-class Columns:
-    """Which columns or fields of a dataset hold the images and the labels; None for the usual names."""
+class SourceOptions:
+    """How data is read if its content does not decide."""
 
-    image: str | None = None
-    """Column of the images or of their paths."""
-    label: str | None = None
-    """Column of the labels."""
+    image_column: str | None = None
+    """Column of the images or of their paths; None for the usual names."""
+    label_column: str | None = None
+    """Column of the labels, or field of the .json files of WebDataset shards; None for the usual names."""
+    labels: LabelRule | None = None
+    """Where labels come from; None: as the content shows, or an error."""
+    skip_missing: bool = False
+    """Whether empty class folders, dangling links and whatever else holds no image that can be listed are left out,
+    and listed in `skipped` of the source, instead of refused."""
 
-    def check_unused(self, kind: str) -> None:
+    def __post_init__(self) -> None:
+        known = get_args(LabelRule)
+        if self.labels is not None and self.labels not in known:
+            raise ConfigError(
+                f"labels is {self.labels!r}{nearest(str(self.labels), known)}: expected one of {', '.join(known)}, or "
+                "to leave it out"
+            )
+
+    def check_no_columns(self, kind: str) -> None:
         """Raises ConfigError if a column is named for a kind of data that has none."""
-        if given := " and ".join(f"{name}_column" for name in ("image", "label") if getattr(self, name) is not None):
+        names = ("image_column", "label_column")
+        if given := " and ".join(name for name in names if getattr(self, name) is not None):
             raise ConfigError(f"{given} came with {kind}, which has no columns: leave it out")
+
+    def check_rule(self, kind: str, *allowed: LabelRule) -> None:
+        """Raises ConfigError if labels shall come from where a kind of data has none; "none" is always possible."""
+        if self.labels is not None and self.labels not in (*allowed, "none"):
+            raise ConfigError(
+                f"labels={self.labels} came with {kind}: expected {' or '.join((*allowed, 'none'))}, or to leave it out"
+            )
 
 
 def describe(source: ImageSource, where: str) -> str:

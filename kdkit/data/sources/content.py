@@ -23,10 +23,11 @@ from kdkit.data.sources.folder import FolderSource
 from kdkit.data.sources.hugging_face import HuggingFaceTable
 from kdkit.data.sources.labels import Unlabelled
 from kdkit.data.sources.mapped import MappedSource
+from kdkit.data.sources.member import Member
 from kdkit.data.sources.multi_label import MultiLabelSource
 from kdkit.data.sources.selection import SelectedSource
 from kdkit.data.sources.table import TableSource
-from kdkit.data.sources.tar import Member, TarSource
+from kdkit.data.sources.tar import TarSource
 from kdkit.data.sources.webdataset import WebDatasetSource
 from kdkit.data.sources.zip import ZipSource
 

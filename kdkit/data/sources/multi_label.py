@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from kdkit.data.sources.base import Columns, ImageSource, describe
+from kdkit.data.sources.base import ImageSource, SourceOptions, describe
 from kdkit.data.sources.mapped import MappedSource
 from kdkit.data.sources.selection import SelectedSource
 from kdkit.data.sources.table import TableSource, read_table
@@ -100,13 +100,13 @@ def num_labels_of(source: ImageSource) -> int | None:
     return source.num_labels if isinstance(source, MultiLabelSource) else None
 
 
-def create(name: str, columns: Columns) -> MultiLabelSource | None:
+def create(name: str, options: SourceOptions) -> MultiLabelSource | None:
     """The images of a table with several label columns, `a,b,c`, or one with a separator, `tags[|]`; else None.
 
     Raises:
         DatasetError: a column is missing, or a value is neither 0 nor 1.
     """
-    label = columns.label
+    label = options.label_column
     if label is None or Path(name).suffix.lower() not in (".csv", ".tsv", ".parquet"):
         return None
     separated = _SEPARATED.fullmatch(label)
@@ -119,7 +119,7 @@ def create(name: str, columns: Columns) -> MultiLabelSource | None:
     for column in wanted:
         if column not in table:
             raise DatasetError(f"{name!r} has no column {column!r}; it has {', '.join(table)}")
-    source = TableSource(name, image_column=columns.image, with_labels=False)
+    source = TableSource(name, image_column=options.image_column, labels="none")
     if separated is None:
         rows = [[_to_value(table[column][row], column, row, name) for column in wanted] for row in range(len(source))]
         return MultiLabelSource(source, rows, class_names=wanted)
