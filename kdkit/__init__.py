@@ -37,6 +37,8 @@ __all__ = [
     "ClassificationTask",
     "FeatureDistillationTask",
     "LogitDistillationTask",
+    "MultiLabelClassificationTask",
+    "MultiLabelDistillationTask",
     "Teacher",
     "TeacherEnsemble",
     "TeacherOutput",

@@ -74,16 +74,12 @@ def verify_cache(
 
     Raises:
         CacheCorruptError: a checksum differs; names file, view and rows.
-        CacheMismatchError: an image was replaced, the teacher is a different one, or its output on a row differs;
-            names the sample.
+        CacheMismatchError: an image, the teacher or its output on a row is another one; names the sample.
     """
-    cache = open_cache(path)
+    cache, num_files = open_cache(path), 0
     if dataset is not None:
-        dataset = dataset.without(cache.absent_keys)
-        cache.match(dataset, allow_mismatch=allow_mismatch)
-        dataset = dataset.for_teacher()
+        dataset, num_files = _match(cache, dataset, allow_mismatch)
     cache.verify()
-    num_files = 0 if dataset is None else _check_all_content(cache, dataset, allow_mismatch)
     if teacher is None or dataset is None:
         return VerifyReport(cache.num_rows, cache.num_views, 0, {}, num_files=num_files)
     teacher = for_dataset(teacher, dataset, cache.codecs)
@@ -107,8 +103,16 @@ def verify_cache(
     for stream, found in compared.items():
         _check_agreement(found, cache, stream, dataset.keys, places)
     differences = {stream: float(found.difference.mean()) for stream, found in compared.items()}
-    by_view = _by_view(compared, places)
-    return VerifyReport(cache.num_rows, cache.num_views, len(places), differences, by_view, num_files)
+    return VerifyReport(
+        cache.num_rows, cache.num_views, len(places), differences, _by_view(compared, places), num_files
+    )
+
+
+def _match(cache: CachedTeacher, dataset: ReplayedDataset, allow: Collection[str]) -> tuple[ReplayedDataset, int]:
+    """The dataset that the cache was matched with, as the teacher sees it, and how many of its files were compared."""
+    dataset = dataset.without(cache.absent_keys)
+    cache.match(dataset, allow_mismatch=allow)
+    return dataset.for_teacher(), _check_all_content(cache, dataset, allow)
 
 
 def _check_all_content(cache: CachedTeacher, dataset: ReplayedDataset, allow: Collection[str]) -> int:
