@@ -15,7 +15,7 @@ Engine = Literal["local", "ray"]
 
 @dataclass(frozen=True, kw_only=True)
 class BuildConfig(LoadingConfig):
-    """How a cache is built. Of these fields, only streams and codecs change the contents of the cache."""
+    """How a cache is built. Of these fields, only streams, codecs and unreadable change what the cache holds."""
 
     streams: tuple[str, ...] = ("logits",)
     """Streams to store: logits, and taps of the teacher, e.g. pooled, tokens or stages.3; logits may be
@@ -23,7 +23,8 @@ class BuildConfig(LoadingConfig):
 
     codec: str | None = None
     """Codec of the logits: float32 (exact), float16, int8, topk or lowrank; by default lowrank if its rows are
-    smaller than float16's, else float16."""
+    smaller than float16's, else float16. Of a multi-label teacher: sigmoid_float32, sigmoid_float16 or sigmoid_int8,
+    which multi-label data take by themselves."""
 
     row_bytes: int | None = None
     """Maximum bytes per row of logits, for the codecs lowrank and topk; without a codec, lowrank if float16 would
@@ -39,11 +40,16 @@ class BuildConfig(LoadingConfig):
     """Rows per shard; a killed build loses at most one shard. Rounded up to whole thousands; fewer if a shard would
     exceed 256 MiB."""
 
+    unreadable: Literal["stop", "skip"] = "stop"
+    """Handling of images that cannot be read: stop and list all of them; or skip, which reads every image once before
+    the build, leaves the unreadable ones out and records them in the cache."""
+
     pack: bool = True
     """Pack the finished shards into one file; otherwise, the folder of shards is the cache."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_choices(self)
         if not self.streams or len(set(self.streams)) != len(self.streams):
             raise ConfigError(f"streams must name at least one stream, and none twice, got {list(self.streams)}")
         if self.shard_rows < 1:

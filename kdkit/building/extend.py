@@ -15,6 +15,7 @@ from kdkit.building.build import BuildReport, fill_and_finish
 from kdkit.building.config import BuildConfig
 from kdkit.building.plan import BuildPlan, as_built
 from kdkit.building.teacher import for_dataset, with_streams
+from kdkit.building.unreadable import recorded_absent
 from kdkit.cache.extension import check_adds_views
 from kdkit.cache.format.constants import LOGITS
 from kdkit.cache.format.keys import list_keys
@@ -68,7 +69,7 @@ def extend_cache(
     """
     begun = time.monotonic()
     check_same_on_ranks(dataset)
-    dataset = as_built(dataset)
+    dataset = as_built(dataset).without(recorded_absent(Path(path)))
     streams = CachedTeacher(Path(path)).codecs
     teacher = for_dataset(teacher, dataset, streams).to(torch.device(device))
     check_same_settings(lambda: {"teacher": teacher.fingerprint()})

@@ -11,6 +11,7 @@ import torch
 from kdkit.building.encoder import ShardEncoder
 from kdkit.building.plan import BuildPlan
 from kdkit.building.teacher import run_teacher
+from kdkit.building.unreadable import listing_unreadable, rows_left
 from kdkit.cache.format.metadata import Shard
 from kdkit.cache.shards.writer import ShardWriter
 from kdkit.cache.writer import CacheWriter
@@ -41,7 +42,8 @@ def fill_together(writer: CacheWriter, missing: Sequence[Shard], plan: BuildPlan
 
         def fill_mine() -> None:
             try:
-                fill_shards(writer, mine, plan, advance)
+                with listing_unreadable(plan, lambda: rows_left(writer, mine), show_progress=shown):
+                    fill_shards(writer, mine, plan, advance)
             except Exception as error:
                 if distributed.world_size() > 1:  # told at once: the others may take hours to come to their end
                     print(f"kdkit: rank {distributed.rank()} failed, waiting for the others: {error}", file=sys.stderr)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -17,7 +18,7 @@ from kdkit.cache.codecs import Codec, FeatureCodec, RowCodec
 from kdkit.cache.fidelity import summarise_rows
 from kdkit.cache.format.constants import LOGITS, RECORDS
 from kdkit.cache.hdf5.documents import BuildRecord, read_build_record
-from kdkit.cache.lazy_arrays import stored_fidelity, stored_keys, stored_pixels
+from kdkit.cache.lazy_arrays import stored_absent, stored_content, stored_fidelity, stored_keys, stored_pixels
 from kdkit.cache.matching import match_keys
 from kdkit.cache.opening import locate, open_place, verify_arrays
 from kdkit.cache.summary import num_bytes, summarise
@@ -81,6 +82,12 @@ class CacheFile:
         return len(names)
 
     @property
+    def is_multi_label(self) -> bool:
+        """Whether the logits are multi-label: one distribution per class, not one over all classes."""
+        codec = self._codecs.get(LOGITS)
+        return isinstance(codec, Codec) and codec.multi_label
+
+    @property
     def names_classes(self) -> bool:
         """Whether the class names of its dataset are those of its logits; imported labels may be of other classes."""
         codec, names = self._codecs.get(LOGITS), self.metadata.dataset["class_names"]
@@ -126,6 +133,15 @@ class CacheFile:
     def keys(self) -> list[str]:
         """The sample keys in row order, read from the file."""
         return stored_keys(self.path, self.num_rows)
+
+    @cached_property
+    def absent_keys(self) -> Sequence[str]:
+        """Keys of the samples that its build left out, because they could not be read; they have no rows."""
+        return stored_absent(self.path, self.metadata)
+
+    def content(self) -> Array:
+        """The content record of each row, uint8 [R, 28]; none if the cache has no records."""
+        return stored_content(self.path, self.metadata)
 
     def match_keys(self, keys: Sequence[str]) -> Array:
         """Cache row of each of a dataset's samples, int64 [N], by their keys.

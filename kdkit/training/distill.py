@@ -168,6 +168,7 @@ def _create_run(
 ) -> _Run:
     """The task, and the parts of the run checked against one another."""
     if cache is not None:
+        dataset = dataset.without(cache.absent_keys)
         cache.match(dataset, allow_mismatch=config.allow_mismatch)
         if not cache.names_classes:
             _logger.warning("the data's class folders are not the cache's classes: no label takes part in the loss")
