@@ -150,6 +150,6 @@ def _check_same_output(
     worst = int(compared.difference.masked_fill(compared.agrees, -1).argmax())
     raise CacheMismatchError(
         f"the cache {str(cache.path)!r} differs from the teacher's current output on {keys[int(pixels.row[worst])]!r} "
-        f"(view {pixels.view}): its {stream} differ by {float(compared.difference[worst]):.3g} "
+        f"(view {int(pixels.view[worst])}): its {stream} differ by {float(compared.difference[worst]):.3g} "
         f"{'nats' if stream == LOGITS else 'of their size'} on average: build it again"
     )

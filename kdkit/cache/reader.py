@@ -134,7 +134,7 @@ class CachedTeacher(CacheFile):
         return matched
 
     def __call__(self, batch: Batch) -> TeacherOutput:
-        """The teacher's outputs for the batch's rows and view, decoded on the device of its input.
+        """The teacher's outputs for the batch's rows and views, decoded on the device of its input.
 
         Raises:
             CacheMismatchError: the cache was not matched with a dataset, or the batch has no rows or view.

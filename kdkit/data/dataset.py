@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 from torch import Tensor
@@ -25,6 +25,7 @@ from kdkit.errors import ConfigError, DatasetError
 from kdkit.recipe import ViewRecipe
 
 Index = tuple[int, int]
+Load = Callable[[int], tuple[Any, int]]
 
 
 class ReplayedDataset(Dataset[Sample]):
@@ -73,7 +74,7 @@ class ReplayedDataset(Dataset[Sample]):
         self.keys: Sequence[str] = source.keys
         self.class_names: Sequence[str] | None = source.class_names
         self.num_classes = num_classes or (None if self.class_names is None else len(self.class_names))
-        self._pairing = Pairing(self.keys, recipe.seed) if recipe.mixes else None
+        self._pairing = Pairing(self.keys, recipe.seed, recipe.views_per_partner) if recipe.mixes else None
         self._recorded = open_records(self.recipe, records, self.keys)
         self._student = _create(self.recipe, recipe.size, transform)
         self._teacher = self._student
@@ -85,7 +86,7 @@ class ReplayedDataset(Dataset[Sample]):
             raise DatasetError("mixed labels need to know how many classes there are: give num_classes")
         if transform is not None:
             with preserve_rng_state():
-                check_replayable(lambda view: self._views(0, view)[0])
+                check_replayable(lambda view: self._views(self.source.__getitem__, 0, view)[0])
 
     @property
     def targets(self) -> Targets | None:
@@ -140,15 +141,23 @@ class ReplayedDataset(Dataset[Sample]):
         return sample
 
     def __getitems__(self, indices: Sequence[Index]) -> list[Sample | Unreadable]:
-        """The samples of a batch. An image that is shown and also mixed into another is decoded once.
+        """The samples of a batch. Adjacent views of an image, or of a pair that is mixed, share one decode.
 
         Raises:
             DatasetError: an index names no view, or a sample cannot be loaded and such samples are not skipped.
         """
         self._check_indices(indices)
-        drawn = lru_cache(maxsize=None)(self._views if self._recorded is None else self.source.__getitem__)
+        load = lru_cache(maxsize=self._images_kept)(self.source.__getitem__)
+        drawn = load if self._recorded is not None else lru_cache(maxsize=None)(partial(self._views, load))
         with preserve_rng_state():
             return [self._sample_or_reason(row, view, drawn) for row, view in indices]
+
+    @property
+    def _images_kept(self) -> int | None:
+        """Number of decoded images that are kept while a batch is made: a pair, or one."""
+        if self._recorded is not None and self._recorded.steps.mixing:
+            return None  # partners are anywhere in a batch
+        return 1 if self._pairing is None else 2
 
     def _check_indices(self, indices: Sequence[Any]) -> None:
         """Raises DatasetError for an index without a view; it is not an unreadable image, so it is never skipped."""
@@ -186,9 +195,9 @@ class ReplayedDataset(Dataset[Sample]):
         mixed = [mix.pixels(own, other) for own, other in zip(images, others, strict=True)]
         return Sample(mixed[0], target, row, view, partner_target, mix.share, *mixed[1:])
 
-    def _views(self, row: int, view: int) -> tuple[Any, ...]:
+    def _views(self, load: Load, row: int, view: int) -> tuple[Any, ...]:
         """A view before mixing, uint8 [3, H, W] at each size, and the sample's target."""
-        image, target = self.source[row]
+        image, target = load(row)
         seed = view_seed(self.recipe.seed, self.keys[row], view)
         images = []
         for transform in self._shown:

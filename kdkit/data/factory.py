@@ -26,6 +26,7 @@ def create_loader(
     shuffle: bool = True,
     seed: int = 0,
     device: torch.device | str | None = None,
+    num_epochs: int | None = None,
 ) -> ReplayLoader:
     """Creates a loader of normalised batches for one student; under torch.distributed, of this rank's images.
 
@@ -42,18 +43,25 @@ def create_loader(
         student: the model, whose `pretrained_cfg` holds the mean and standard deviation of its input, or a task that
             trains it. ImageNet's are used if there is none.
         batch_size: images per batch and rank.
-        views_per_decode: number of views that are drawn each time an image is decoded; only 1 is implemented.
+        views_per_decode: number k of views that are drawn each time an image is decoded, at most the recipe's. The k
+            passes of a group show the views that k plain passes show, but the k views of an image are adjacent in one
+            batch; let batch_size be a multiple of k, or of 2 k where views are mixed.
         num_workers: processes that load and augment images; 0 loads in the calling process, "auto" takes this
             rank's share of the CPUs that this process may use, 1 to 8.
         shuffle: whether each epoch has its own order.
         seed: seed of the order of images; the views have the recipe's.
         device: where batches arrive; the student's device by default.
+        num_epochs: number of passes that will be made, if known: with views_per_decode, the last group of passes is
+            then as short as the passes left.
 
     Raises:
         ConfigError: an argument is out of range.
     """
-    if views_per_decode != 1:
-        raise ConfigError(f"views_per_decode is {views_per_decode}: only 1 is implemented")
+    if not 1 <= views_per_decode <= dataset.recipe.num_views:
+        raise ConfigError(
+            f"views_per_decode must be from 1 to the {dataset.recipe.num_views} views of the recipe (num_views), got "
+            f"{views_per_decode}"
+        )
     model: Any = student
     if hasattr(model, "get_eval_model"):
         model = model.get_eval_model()
@@ -68,6 +76,8 @@ def create_loader(
         drop_last=shuffle and -(-len(dataset) // distributed.world_size()) > batch_size,
         rank=distributed.rank(),
         world_size=distributed.world_size(),
+        views_per_decode=views_per_decode,
+        num_epochs=num_epochs,
     )
     workers = choose_workers(num_workers)
     return ReplayLoader(dataset, sampler, Normalization.of(model), device=device, num_workers=workers)
