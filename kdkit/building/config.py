@@ -50,8 +50,8 @@ class BuildConfig(BuildLoadingConfig):
     """Codec of all other streams: float16, or int8 with a minimum and a step per row, token or channel."""
 
     shard_rows: int = 10_000
-    """Rows per shard; a killed build loses at most the shards of the rows that it was at. Rounded up to whole thousands;
-    fewer if a shard would exceed 256 MiB."""
+    """Rows per shard; a killed build loses at most the shards of the rows that it was at. Rounded up to whole
+    thousands; fewer if a shard would exceed 256 MiB."""
 
     pack: bool = True
     """Pack the finished shards into one file; otherwise, the folder of shards is the cache."""

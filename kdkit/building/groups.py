@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from kdkit.building.plan import BuildPlan
 from kdkit.cache.format.metadata import CacheMetadata, Shard
-from kdkit.data import PixelBatch
+from kdkit.data import ArraySource, PixelBatch
 
 _MEBIBYTE = 1 << 20
 
@@ -37,7 +37,9 @@ class ShardGroup:
 
 
 def views_in_memory(plan: BuildPlan, metadata: CacheMetadata) -> int:
-    """Number of views, at least 1, of which a batch of pixels and a shard each fit into the memory of the plan."""
+    """Number of views, at least 1, of which a batch of pixels and a shard each fit into the plan's memory."""
+    if type(plan.dataset.source) is ArraySource:  # nothing to decode, so that a kill need not lose several shards
+        return 1
     recipe, config = plan.dataset.recipe, plan.config
     size = recipe.size if recipe.teacher_size is None else recipe.teacher_size
     pixels = min(config.batch_size, metadata.num_rows) * 3 * size * size

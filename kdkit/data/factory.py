@@ -57,14 +57,9 @@ def create_loader(
     Raises:
         ConfigError: an argument is out of range.
     """
-    if not 1 <= views_per_decode <= dataset.recipe.num_views:
-        raise ConfigError(
-            f"views_per_decode must be from 1 to the {dataset.recipe.num_views} views of the recipe (num_views), got "
-            f"{views_per_decode}"
-        )
-    model: Any = student
-    if hasattr(model, "get_eval_model"):
-        model = model.get_eval_model()
+    _check_views_per_decode(views_per_decode, dataset.recipe.num_views)
+    get_eval_model: Any = getattr(student, "get_eval_model", None)
+    model: Any = student if get_eval_model is None else get_eval_model()
     if device is None:
         device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     sampler = EpochSampler(
@@ -79,5 +74,12 @@ def create_loader(
         views_per_decode=views_per_decode,
         num_epochs=num_epochs,
     )
-    workers = choose_workers(num_workers)
-    return ReplayLoader(dataset, sampler, Normalization.of(model), device=device, num_workers=workers)
+    options: dict[str, Any] = {"device": device, "num_workers": choose_workers(num_workers)}
+    return ReplayLoader(dataset, sampler, Normalization.of(model), **options)
+
+
+def _check_views_per_decode(views: int, num_views: int) -> None:
+    if not 1 <= views <= num_views:
+        raise ConfigError(
+            f"views_per_decode must be from 1 to the {num_views} views of the recipe (num_views), got {views}"
+        )

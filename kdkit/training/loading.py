@@ -7,10 +7,11 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import yaml
+from torch import nn
 
 from kdkit.data import ReplayedDataset, ReplayLoader
 from kdkit.data.batch import collate
@@ -118,6 +119,6 @@ def _measure_step(
     if device.type == "cuda":
         samples = (samples * -(-config.batch_size // len(samples)))[: config.batch_size]
     sampler = EpochSampler(range(len(dataset)), len(samples))
-    loader = ReplayLoader(dataset, sampler, Normalization.of(task.get_trainable_module()), device=device)
+    loader = ReplayLoader(dataset, sampler, Normalization.of(cast(nn.Module, task.get_eval_model())), device=device)
     batch: Batch = loader.to_batch(collate(samples))
     return time_step(task, batch, source, config) / len(samples)
