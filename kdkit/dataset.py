@@ -29,6 +29,7 @@ def open_dataset(
             see `kdkit.data.create_source`.
         cache: a teacher cache, its path, or a list of paths. It gives the recipe, and is compared with the dataset:
             samples, class names and the pixels of some views. An open cache is thereby matched with this dataset.
+            Images that its build left out as unreadable are left out.
         recipe: the settings of the views; the cache's by default, else `ViewRecipe()`.
         image_column: column of the images or their paths, where `data` has columns.
         label_column: column of the labels, where `data` has columns.
@@ -46,6 +47,7 @@ def open_dataset(
     source = create_source(data, image_column=image_column, label_column=label_column)
     dataset = ReplayedDataset(source, recipe, records=records or records_of(reader))
     if reader is not None:
+        dataset = dataset.without(reader.absent_keys)
         reader.match(dataset)
     return dataset
 

@@ -3,6 +3,7 @@
 Where to look:
     build.py        `kdkit cache build` from plan to file; extend.py adds views; config.py has the settings
     plan.py         what is built, compared with an existing cache; like.py takes the views of another cache
+    unreadable.py   images that cannot be read: all are listed, or left out and recorded
     shards.py       the loop over missing shards; groups.py, those of several views that share a decode
     teacher.py      runs the teacher; encoder.py encodes in parallel
     fit.py          fits the codecs and measures their fidelity; estimate.py, the cost before a build

@@ -29,7 +29,7 @@ class BuildLoadingConfig(LoadingConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class BuildConfig(BuildLoadingConfig):
-    """How a cache is built. Of these fields, only streams and codecs change the contents of the cache."""
+    """How a cache is built. Of these fields, only streams, codecs and unreadable change what the cache holds."""
 
     streams: tuple[str, ...] = ("logits",)
     """Streams to store: logits, and taps of the teacher, e.g. pooled, tokens or stages.3; logits may be
@@ -53,11 +53,16 @@ class BuildConfig(BuildLoadingConfig):
     """Rows per shard; a killed build loses at most the shards of the rows that it was at. Rounded up to whole
     thousands; fewer if a shard would exceed 256 MiB."""
 
+    unreadable: Literal["stop", "skip"] = "stop"
+    """Handling of images that cannot be read: stop and list all of them; or skip, which reads every image once before
+    the build, leaves the unreadable ones out and records them in the cache."""
+
     pack: bool = True
     """Pack the finished shards into one file; otherwise, the folder of shards is the cache."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_choices(self)
         if not self.streams or len(set(self.streams)) != len(self.streams):
             raise ConfigError(f"streams must name at least one stream, and none twice, got {list(self.streams)}")
         if self.shard_rows < 1:

@@ -16,6 +16,7 @@ from kdkit.building.build import BuildReport, fill_and_finish
 from kdkit.building.config import BuildConfig, BuildLoadingConfig
 from kdkit.building.plan import BuildPlan, as_built
 from kdkit.building.teacher import for_dataset, with_streams
+from kdkit.building.unreadable import recorded_absent
 from kdkit.cache.extension import check_adds_views
 from kdkit.cache.format.constants import LOGITS
 from kdkit.cache.format.keys import list_keys
@@ -67,7 +68,7 @@ def extend_cache(
         CacheError: the folder cannot be written, or the disk is full.
     """
     begun = time.monotonic()
-    dataset = as_built(dataset)
+    dataset = as_built(dataset).without(recorded_absent(Path(path)))
     teacher = for_dataset(teacher, dataset).to(torch.device(device))
     with ExitStack() as held:
 

@@ -12,6 +12,7 @@ from kdkit.building.encoder import ShardEncoder
 from kdkit.building.groups import ShardGroup, batches_of, group_shards, share_of_rank, views_in_memory
 from kdkit.building.plan import BuildPlan
 from kdkit.building.teacher import run_teacher
+from kdkit.building.unreadable import listing_unreadable, rows_left
 from kdkit.cache.format.metadata import Shard
 from kdkit.cache.shards.writer import ShardWriter
 from kdkit.cache.writer import CacheWriter
@@ -37,13 +38,15 @@ def fill_together(writer: CacheWriter, missing: Sequence[Shard], plan: BuildPlan
     """
     groups = group_shards(missing, views_in_memory(plan, writer.metadata))
     mine = share_of_rank(groups, distributed.rank(), distributed.world_size())
-    images = sum(group.num_images for group in mine)
+    shards = [shard for group in mine for shard in group.shards]
+    images = sum(shard.num_rows for shard in shards)
     shown = show_progress and distributed.rank() == 0
     with progress(f"running {plan.teacher.name}", images, "images", enabled=shown) as advance:
 
         def fill_mine() -> None:
             try:
-                fill_shards(writer, mine, plan, advance)
+                with listing_unreadable(plan, lambda: rows_left(writer, shards), show_progress=shown):
+                    fill_shards(writer, mine, plan, advance)
             except Exception as error:
                 if distributed.world_size() > 1:  # told at once: the others may take hours to come to their end
                     print(f"kdkit: rank {distributed.rank()} failed, waiting for the others: {error}", file=sys.stderr)

@@ -6,6 +6,7 @@ Dimensions: B batch, C classes, N samples of a dataset, R rows of the cache.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -16,7 +17,7 @@ from torch import Tensor
 from kdkit.cache.codecs import Codec, FeatureCodec, RowCodec
 from kdkit.cache.fidelity import summarise_rows
 from kdkit.cache.format.constants import LOGITS, RECORDS
-from kdkit.cache.lazy_arrays import stored_fidelity, stored_keys, stored_pixels
+from kdkit.cache.lazy_arrays import stored_absent, stored_fidelity, stored_keys, stored_pixels
 from kdkit.cache.matching import match_keys
 from kdkit.cache.opening import locate, open_packed, open_parts, verify_arrays
 from kdkit.cache.summary import num_bytes, summarise
@@ -115,6 +116,11 @@ class CacheFile:
     def keys(self) -> list[str]:
         """The sample keys in row order, read from the file."""
         return stored_keys(self.path, self.num_rows)
+
+    @cached_property
+    def absent_keys(self) -> Sequence[str]:
+        """Keys of the samples that its build left out, because they could not be read; they have no rows."""
+        return stored_absent(self.path, self.metadata)
 
     def match_keys(self, keys: Sequence[str]) -> Array:
         """Cache row of each of a dataset's samples, int64 [N], by their keys.

@@ -72,6 +72,11 @@ class CacheReader(TeacherSource, Protocol):
         """SHA-256 of its metadata, without the number of views; of several caches, one of each."""
         ...
 
+    @property
+    def absent_keys(self) -> Sequence[str]:
+        """Keys of the samples that its build left out, because they could not be read; they have no rows."""
+        ...
+
     def match(self, dataset: Replayable, *, allow_mismatch: Collection[str] = ()) -> None:
         """Checks it against `dataset`; from then on, batch rows index this dataset.
 

@@ -38,6 +38,7 @@ SHORT_FORMS: Mapping[str, tuple[str, ...]] = {
     "like": ("like",),
     "resume": ("resume",),
     "overwrite": ("overwrite",),
+    "unreadable": ("unreadable", "build.unreadable"),
     "output": ("output",),
 }
 """Short form -> the fields that it may mean: the first one that the command's configuration has."""

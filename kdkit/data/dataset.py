@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import lru_cache, partial
 from typing import Any
 
@@ -15,13 +14,14 @@ from typing_extensions import Self
 from kdkit.data.sample import Sample, Unreadable
 from kdkit.data.sources.base import ImageSource, Targets, targets_of
 from kdkit.data.sources.labels import Unlabelled
-from kdkit.data.views.custom import CustomTransform, check_replayable
-from kdkit.data.views.identity import transform_identity
+from kdkit.data.sources.selection import SelectedSource
+from kdkit.data.views.custom import check_replayable
+from kdkit.data.views.identity import with_identity
 from kdkit.data.views.mixing import NOT_MIXED, Pairing, draw_mix
-from kdkit.data.views.recorded import RecordedRenderer, RecordStore, open_records
+from kdkit.data.views.recorded import RecordStore, open_records
+from kdkit.data.views.renderer import create_renderer
 from kdkit.data.views.seed import preserve_rng_state, seed_all, view_seed
-from kdkit.data.views.transform import Transform, create_view_transform
-from kdkit.errors import ConfigError, DatasetError
+from kdkit.errors import DatasetError, UnreadableError
 from kdkit.recipe import ViewRecipe
 
 Index = tuple[int, int]
@@ -47,6 +47,9 @@ class ReplayedDataset(Dataset[Sample]):
         num_classes: number of classes of mixed labels; the number of the source's class names by default.
         records: the open cache with the parameters of the views, if the recipe is for recorded views.
 
+    Attributes:
+        absent: keys of the samples that `without` left out.
+
     Raises:
         DatasetError: the source is empty, or two samples share a key.
         ConfigError: the recipe was made for another transform, or the transform cannot be replayed or identified.
@@ -70,18 +73,20 @@ class ReplayedDataset(Dataset[Sample]):
         if len(set(source.keys)) != len(source.keys):
             raise DatasetError(f"two samples have the key {_first_repeated(source.keys)!r}: keys must be unique")
         self.source = source
-        self.recipe = recipe if transform is None else _named(recipe, transform, transform_id)
+        self.recipe = recipe if transform is None else with_identity(recipe, transform, transform_id)
         self.keys: Sequence[str] = source.keys
         self.class_names: Sequence[str] | None = source.class_names
         self.num_classes = num_classes or (None if self.class_names is None else len(self.class_names))
-        self._pairing = Pairing(self.keys, recipe.seed, recipe.views_per_partner) if recipe.mixes else None
+        self._pairing = Pairing.of(self.keys, recipe)
+        self._records = records
         self._recorded = open_records(self.recipe, records, self.keys)
-        self._student = _create(self.recipe, recipe.size, transform)
+        self._student = create_renderer(self.recipe, recipe.size, transform)
         self._teacher = self._student
         if recipe.teacher_size is not None:
-            self._teacher = _create(self.recipe, recipe.teacher_size, transform)
+            self._teacher = create_renderer(self.recipe, recipe.teacher_size, transform)
         self._shown: tuple[Any, ...] = (self._student,)
         self.skips_unreadable = False
+        self.absent: frozenset[str] = frozenset()
         if recipe.mixes and self.num_classes is None and not self.is_unlabelled:
             raise DatasetError("mixed labels need to know how many classes there are: give num_classes")
         if transform is not None:
@@ -110,6 +115,21 @@ class ReplayedDataset(Dataset[Sample]):
         """The same views; a sample that cannot be read is left out of its batch, and the loader reports its key."""
         other = copy.copy(self)
         other.skips_unreadable = True
+        return other
+
+    def without(self, keys: Collection[str]) -> Self:
+        """The same views of all samples but these, such as the ones that a cache has no rows for.
+
+        Mixed views pair the remaining samples alone. Keys that no sample has are noted as absent too.
+        """
+        if not keys:
+            return self
+        other = copy.copy(self)
+        other.absent = self.absent.union(keys)
+        other.source = SelectedSource.without(self.source, other.absent)
+        other.keys = other.source.keys
+        other._pairing = Pairing.of(other.keys, self.recipe)
+        other._recorded = open_records(self.recipe, self._records, other.keys)
         return other
 
     def without_labels(self) -> Self:
@@ -180,7 +200,7 @@ class ReplayedDataset(Dataset[Sample]):
                 reason = f"view {view} of {self.keys[row]!r} could not be loaded: {type(error).__name__}: {error}"
             if self.skips_unreadable:
                 return Unreadable(row, reason)
-            raise DatasetError(reason) from error
+            raise UnreadableError(reason) from error
 
     def _sample(self, row: int, view: int, drawn: Callable[..., tuple[Any, ...]]) -> Sample:
         if self._recorded is not None:
@@ -209,24 +229,6 @@ class ReplayedDataset(Dataset[Sample]):
         other = copy.copy(self)
         other._shown = transforms
         return other
-
-
-def _named(recipe: ViewRecipe, transform: Callable[..., Any], name: str | None) -> ViewRecipe:
-    """The recipe with the transform's identity in it."""
-    identity = name or transform_identity(transform)
-    if recipe.transform not in (None, identity):
-        raise ConfigError(f"the recipe is for the transform {recipe.transform!r}, but this one is {identity!r}")
-    return dataclasses.replace(recipe, transform=identity)
-
-
-def _create(recipe: ViewRecipe, size: int, transform: Callable[..., Any] | None) -> Transform | RecordedRenderer:
-    if recipe.recorded is not None:
-        return RecordedRenderer(recipe, size)
-    if transform is not None:
-        return CustomTransform(transform, size)
-    if recipe.transform is not None:
-        raise ConfigError(f"the recipe is for the transform {recipe.transform!r}: ReplayedDataset(..., transform=...)")
-    return create_view_transform(recipe, size)
 
 
 def _first_repeated(keys: Sequence[str]) -> str:

@@ -140,6 +140,7 @@ def _open(config: DistillConfig) -> _Run:
     if config.unreadable == "skip":
         dataset = dataset.skipping_unreadable()
     if cache is not None:
+        dataset = dataset.without(cache.absent_keys)
         cache.match(dataset, allow_mismatch=config.allow_mismatch)
         if not cache.names_classes:
             _logger.warning("the data's class folders are not the cache's classes: no label takes part in the loss")

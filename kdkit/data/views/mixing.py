@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from typing_extensions import Self
 
 from kdkit.data.views.seed import view_seed
 from kdkit.recipe import ViewRecipe
@@ -43,6 +44,11 @@ class Pairing:
         self.views_per_partner = views_per_partner
         self._keys = keys
         self._partners = lru_cache(maxsize=_GROUPS_KEPT)(self._pair)
+
+    @classmethod
+    def of(cls, keys: Sequence[str], recipe: ViewRecipe) -> Self | None:
+        """The pairing of a recipe; None if it mixes nothing."""
+        return cls(keys, recipe.seed, recipe.views_per_partner) if recipe.mixes else None
 
     def partners(self, view: int) -> Tensor:
         """The row of each sample's partner in `view`, int64 [N]; itself if unpaired."""
