@@ -6,7 +6,8 @@ Where to look:
     unreadable.py   images that cannot be read: all are listed, or left out and recorded
     shards.py       the loop over missing shards; groups.py, those of several views that share a decode
     teacher.py      runs the teacher; encoder.py encodes in parallel
-    fit.py          fits the codecs and measures their fidelity; estimate.py, the cost before a build
+    fit.py          fits the codecs and measures their fidelity
+    estimate.py     the cost before a build; speed.py, what each part of it takes
     verify.py       checksums, and rows on which the teacher runs again
     ray.py          the same on a Ray cluster
 """
