@@ -21,7 +21,7 @@ def run(arguments: list[str]) -> None:
     found = estimate_cache(teacher, dataset, config.build, device=device)
     made_of = describe_bytes(found.images * found.row_bytes)
     speeds, views = found.speeds, dataset.recipe.num_views
-    workers = f"{config.build.workers} workers"
+    workers = f"{config.build.workers} loader worker{'' if config.build.workers == 1 else 's'}"
     lines = {
         "bytes": f"{found.num_bytes:,} ({made_of}; twice as many while it is packed)",
         "images": f"{found.images:,} ({len(dataset):,} samples x {dataset.recipe.num_views} views)",
