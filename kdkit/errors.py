@@ -9,13 +9,17 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
+from unicodedata import category
+
+_MAX_MESSAGE, _MESSAGE_HEAD, _MESSAGE_TAIL = 2000, 1500, 400  # characters: a name of megabytes may come from a file
 
 
 class KdkitError(Exception):
     """Base of all kdkit errors; the command line prints it as one line and exits with 1."""
 
     def __str__(self) -> str:
-        return str(self.args[0]) if self.args else ""  # KeyError and OSError would add quotes or drop text
+        text = printable(str(self.args[0])) if self.args else ""  # KeyError and OSError would add quotes or drop text
+        return text if len(text) <= _MAX_MESSAGE else f"{text[:_MESSAGE_HEAD]} ... {text[-_MESSAGE_TAIL:]}"
 
 
 class ConfigError(KdkitError, ValueError):
@@ -34,7 +38,11 @@ class MissingTeacherError(KdkitError, RuntimeError):
     """A distillation task has neither a teacher nor a teacher output."""
 
 
-class TeacherMemoryError(KdkitError, MemoryError):
+class DeviceMemoryError(KdkitError, MemoryError):
+    """The device has too little memory for a step; names the batch size and the precision."""
+
+
+class TeacherMemoryError(DeviceMemoryError):
     """The device has too little memory to run the teacher on a single image."""
 
 
@@ -70,6 +78,10 @@ class UnreadableError(DatasetError):
     """
 
     samples: Mapping[str, str] = MappingProxyType({})
+
+
+class LabelError(DatasetError):
+    """A label that is no class index, or is out of range; names the sample."""
 
 
 class WriteError(KdkitError, OSError):
@@ -134,6 +146,16 @@ class CacheLockedError(CacheError):
 
 class NonFiniteOutputError(CacheError, ValueError):
     """The teacher's output holds NaN, infinity or a value that the codec cannot hold; lists sample keys."""
+
+
+def printable(text: str) -> str:
+    """The text with control characters escaped, apart from newline and tab: a name may come from anyone's file.
+
+    A terminal obeys escape sequences, and bidirectional controls show text in another order than it has.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in "\n\t" or category(c) == "Zs" else repr(c)[1:-1] for c in text)
 
 
 def first_line(error: BaseException) -> str:

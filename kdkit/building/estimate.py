@@ -16,6 +16,7 @@ from kdkit.building.plan import BuildPlan
 from kdkit.building.speed import Speeds, measure_speeds
 from kdkit.building.teacher import for_dataset, run_teacher, with_streams
 from kdkit.cache.codecs import RowCodec
+from kdkit.cache.encoding import encode_in_parts
 from kdkit.data import EpochSampler, ReplayedDataset, ReplayLoader, translate_worker_errors
 from kdkit.teachers import Teacher
 
@@ -62,8 +63,8 @@ def estimate_cache(
     """
     config = config or BuildConfig()
     dataset = dataset.for_teacher()
-    teacher = with_streams(for_dataset(teacher, dataset), config.streams).to(torch.device(device))
-    plan = BuildPlan(teacher, dataset, config, device, fit_rows=ESTIMATE_FIT_ROWS)
+    teacher = with_streams(for_dataset(teacher, dataset, config.streams), config.streams).to(torch.device(device))
+    plan = BuildPlan(teacher, dataset, config, device, fit_rows=ESTIMATE_FIT_ROWS, reads_content=False)
     spec = plan.make_spec()
     rows, images = len(spec.keys), len(spec.keys) * spec.num_views
     views = min(spec.num_views, views_in_memory(plan, spec.metadata))
@@ -123,7 +124,7 @@ def _measure_speed(
     images, begun = 0, time.perf_counter()
     for number, pixels in enumerate(loader.pixel_batches()):
         for stream, values in run_teacher(teacher, loader, pixels, codecs).items():
-            codecs[stream].encode(values).cpu()  # waits for the device
+            encode_in_parts(codecs[stream], values).cpu()  # waits for the device
         if number < ahead:
             images, begun = 0, time.perf_counter()
         else:

@@ -6,6 +6,7 @@ Dimensions: B batch, C classes, N samples of a dataset, R rows of the cache.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NoReturn
@@ -17,13 +18,14 @@ from torch import Tensor
 from kdkit.cache.codecs import Codec, FeatureCodec, RowCodec
 from kdkit.cache.fidelity import summarise_rows
 from kdkit.cache.format.constants import LOGITS, RECORDS
-from kdkit.cache.lazy_arrays import stored_absent, stored_fidelity, stored_keys, stored_pixels
+from kdkit.cache.hdf5.documents import BuildRecord, read_build_record
+from kdkit.cache.lazy_arrays import stored_absent, stored_content, stored_fidelity, stored_keys, stored_pixels
 from kdkit.cache.matching import match_keys
-from kdkit.cache.opening import locate, open_packed, open_parts, verify_arrays
+from kdkit.cache.opening import locate, open_place, verify_arrays
 from kdkit.cache.payload import Payload
 from kdkit.cache.summary import num_bytes, summarise
 from kdkit.cache.types import Array
-from kdkit.errors import CacheError, CacheStreamError
+from kdkit.errors import CacheError, CacheNotFoundError, CacheStreamError
 from kdkit.recipe import ViewRecipe
 
 _ROW = np.dtype(np.int64)
@@ -37,15 +39,25 @@ class CacheFile:
         verify: verify each block on first access.
 
     Attributes:
-        path: the packed file or the folder of shards.
         metadata: contents and origin of the cache.
     """
 
     def __init__(self, path: str | Path, *, verify: bool = True) -> None:
-        self.path = locate(Path(path))
-        opened = open_parts(self.path, verify) if self.path.is_dir() else open_packed(self.path, verify)
-        self.metadata, codecs, self._payloads = opened
+        self._path, (self.metadata, codecs, self._payloads) = open_place(Path(path), verify)
         self._codecs = {stream: codec for stream, codec in codecs.items() if stream != RECORDS}
+
+    @property
+    def build_record(self) -> BuildRecord:
+        """How the build ran."""
+        return read_build_record(self.path)
+
+    @property
+    def path(self) -> Path:
+        """The packed file or the folder of shards; the packed file once a writer has packed the folder."""
+        if not self._path.exists():
+            with suppress(CacheNotFoundError):
+                self._path = locate(self._path)
+        return self._path
 
     @property
     def num_rows(self) -> int:
@@ -70,6 +82,12 @@ class CacheFile:
         if names is None:
             self.check_exists(LOGITS)
         return len(names)
+
+    @property
+    def is_multi_label(self) -> bool:
+        """Whether the logits are multi-label: one distribution per class, not one over all classes."""
+        codec = self._codecs.get(LOGITS)
+        return isinstance(codec, Codec) and codec.multi_label
 
     @property
     def names_classes(self) -> bool:
@@ -123,6 +141,10 @@ class CacheFile:
         """Keys of the samples that its build left out, because they could not be read; they have no rows."""
         return stored_absent(self.path, self.metadata)
 
+    def content(self) -> Array:
+        """The content record of each row, uint8 [R, 28]; none if the cache has no records."""
+        return stored_content(self.path, self.metadata)
+
     def match_keys(self, keys: Sequence[str]) -> Array:
         """Cache row of each of a dataset's samples, int64 [N], by their keys.
 
@@ -162,26 +184,21 @@ class CacheFile:
         if not isinstance(view, int):
             views = np.asarray(view, _ROW)
             first = int(views.flat[0]) if views.size else 0
-            if views.ndim and (views != first).any():
-                return self._read_views(indices, views, stream)
-            view = first
+            view = views if views.ndim and (views != first).any() else first
         try:
+            if not isinstance(view, int):
+                return self._read_views(indices, view, stream)
             return torch.from_numpy(self._payload(view, stream).read(indices))
         except IndexError:  # numpy checks the upper bound anyway
             self._check_rows(indices)
 
     def _read_views(self, indices: Array, views: Array, stream: str) -> Tensor:
         """The same for rows of several views, int64 [B] each."""
-        encoded: Array | None = None
-        try:
-            for view in sorted(set(views.tolist())):
-                (mine,) = (views == view).nonzero()
-                found = self._payload(view, stream).read(indices[mine])
-                if encoded is None:
-                    encoded = np.empty((len(indices), found.shape[1]), dtype=np.uint8)
-                encoded[mine] = found
-        except IndexError:
-            self._check_rows(indices)
+        payloads = {view: self._payload(view, stream) for view in sorted(set(views.tolist()))}
+        encoded = np.empty((len(indices), next(iter(payloads.values())).row_bytes), dtype=np.uint8)
+        for view, payload in payloads.items():
+            (mine,) = (views == view).nonzero()
+            encoded[mine] = payload.read(indices[mine])
         return torch.from_numpy(encoded)
 
     def _payload(self, view: int, stream: str) -> Payload:
@@ -228,5 +245,5 @@ class CacheFile:
             wanted = ",".join([*self._codecs, stream])
             raise CacheStreamError(
                 f"the cache {str(self.path)!r} has no stream {stream!r}, it has streams {', '.join(self._codecs)}: "
-                f"build one that has it with `kdkit cache build ... --build.streams {wanted}`"
+                f"build one that has it with `kdkit cache build ... --streams {wanted}`"
             )

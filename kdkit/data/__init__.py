@@ -7,6 +7,7 @@ Where to look:
     loader.py       workers, batches and normalisation; factory.py makes the loader of a training loop
     batch.py        the batch that workers return; prefetch.py copies the next one to the GPU
     worker.py       signals in worker processes
+    ranks.py        compares the data of all ranks
 """
 
 from kdkit.data.batch import PixelBatch
@@ -20,6 +21,7 @@ from kdkit.data.sources.base import ImageSource
 from kdkit.data.sources.create import create_source
 from kdkit.data.sources.folder import FolderSource
 from kdkit.data.sources.mapped import MappedSource
+from kdkit.data.sources.multi_label import MultiLabelSource
 from kdkit.data.sources.table import TableSource
 from kdkit.data.sources.tar import TarSource
 from kdkit.data.sources.webdataset import WebDatasetSource
@@ -31,6 +33,7 @@ __all__ = [
     "FolderSource",
     "ImageSource",
     "MappedSource",
+    "MultiLabelSource",
     "PixelBatch",
     "RangeSampler",
     "ReplayLoader",

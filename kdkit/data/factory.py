@@ -56,12 +56,17 @@ def create_loader(
 
     Raises:
         ConfigError: an argument is out of range.
+        LabelError: a label is beyond the classes of the student, and no task leaves labels out; a label that is known
+            only with its image is compared when it is loaded.
     """
     _check_views_per_decode(views_per_decode, dataset.recipe.num_views)
     get_eval_model: Any = getattr(student, "get_eval_model", None)
     model: Any = student if get_eval_model is None else get_eval_model()
     if device is None:
         device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    num_classes = getattr(model, "num_classes", None)
+    if num_classes and getattr(student, "task_loss_weight", 1) != 0:  # 0 classes: a student without a head
+        dataset = dataset.for_classes(num_classes)
     sampler = EpochSampler(
         range(len(dataset)),
         batch_size,

@@ -7,11 +7,15 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
+from math import ceil
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.table import Column
 from rich.text import Text
+
+from kdkit.errors import printable
+from kdkit.runtime.layout import format_rate
 
 _SECONDS_BETWEEN_LINES = 10.0
 _TERMS = ("loss", "task_loss", "kd_loss", "agreement_top1", "teacher_top1")
@@ -70,13 +74,18 @@ def _format_term(name: str, value: float) -> str:
     return f"{name.replace('_', ' ')} {value:.4g}"
 
 
+def _speed(task: Task) -> float:
+    """Units per second, without an earlier run's: since the start, until rich has two calls to measure between."""
+    since_start = (task.completed - task.fields["resumed"]) / task.elapsed if task.elapsed else 0.0
+    return task.finished_speed or task.speed or since_start
+
+
 def _columns(console: Console, unit: str) -> tuple[ProgressColumn, ...]:
     """Description, bar, count, speed, time left and metrics; speed and metrics only if the terminal is wide."""
 
     class Speed(ProgressColumn):
         def render(self, task: Task) -> Text:
-            speed = task.finished_speed or task.speed or 0.0
-            return Text(f"{speed:,.0f} {unit}/s" if console.width >= _WIDTH_FOR_SPEED else "")
+            return Text(f"{format_rate(_speed(task))} {unit}/s" if console.width >= _WIDTH_FOR_SPEED else "")
 
     class Metrics(ProgressColumn):
         def render(self, task: Task) -> Text:
@@ -98,20 +107,20 @@ class _Bar(Display):
 
     def __init__(self, bar: Progress, description: str, total: int, unit: str) -> None:
         self._bar, self._unit = bar, unit
-        self._id = bar.add_task(description, total=total, values={})
+        self._id = bar.add_task(description, total=total, values={}, resumed=0)
         self._task = bar.tasks[0]
 
     def __call__(self, count: int) -> None:
         self._bar.advance(self._id, count)
 
     def set_completed(self, count: int) -> None:
-        self._bar.reset(self._id, completed=count)
+        self._bar.reset(self._id, completed=count, resumed=count, values={})
 
     def set_postfix(self, values: Mapping[str, float]) -> None:
         self._bar.update(self._id, values=values)
 
     def write(self, text: str) -> None:
-        self._bar.console.print(text, highlight=False, markup=False, soft_wrap=True)
+        self._bar.console.print(printable(text), highlight=False, markup=False, soft_wrap=True)
 
 
 class _Lines(_Bar):
@@ -127,10 +136,10 @@ class _Lines(_Bar):
         if not task.finished and now - self._written < _SECONDS_BETWEEN_LINES:
             return
         self._written = now
-        speed = task.finished_speed or task.speed or 0.0
-        left = timedelta(seconds=task.time_remaining or 0)
+        spent, left = (timedelta(seconds=ceil(seconds or 0)) for seconds in (task.elapsed, task.time_remaining))
         self.write(
-            f"{task.completed:,} of {task.total:,} {self._unit}, {speed:,.0f} {self._unit}/s, {left} left"
+            f"{task.completed:,} of {task.total:,} {self._unit}, {format_rate(_speed(task))} {self._unit}/s, "
+            + (f"in {spent}" if task.finished else f"{left} left")
             + (f", {terms}" if (terms := format_terms(task.fields["values"])) else "")
         )
 

@@ -11,9 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar, Union
 
-import yaml
-
-from kdkit.errors import ConfigError, first_line, nearest
+from kdkit.errors import ConfigError, nearest
+from kdkit.runtime.reading import read_yaml
 
 MAX_BYTES = 65_536  # a card is about 2 kB; a larger file is not a card, and is not parsed
 
@@ -31,29 +30,12 @@ def shown(value: object) -> str:
 
 
 def load_mapping(path: Path) -> Mapping[Any, Any]:
-    """Returns the mapping in a YAML file, read by yaml.safe_load: plain data, no Python objects.
+    """Returns the mapping in a YAML file, read as yaml.safe_load does: plain data, no Python objects.
 
     Raises:
         ConfigError: no such file, not readable, too large, not YAML, not a mapping, or a key given twice.
     """
-    try:
-        with path.open("rb") as file:
-            raw = file.read(MAX_BYTES + 1)
-    except (OSError, ValueError) as error:  # ValueError: a path with a null byte in it
-        raise ConfigError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
-    if len(raw) > MAX_BYTES:
-        raise ConfigError(f"{path}: larger than {MAX_BYTES} bytes, which no card is")
-    try:
-        text = raw.decode("utf-8")
-        flaw = _flaw(yaml.compose(text, Loader=yaml.SafeLoader))
-        data = yaml.safe_load(text) if flaw is None else None
-    except yaml.MarkedYAMLError as error:
-        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise ConfigError(f"{path}{line}: not valid YAML: {error.problem}") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: not UTF-8, or a date of month 13
-        raise ConfigError(f"{path}: not valid YAML: {first_line(error)}") from error
-    if flaw is not None:
-        raise ConfigError(f"{path}, line {flaw[0].start_mark.line + 1}: {flaw[1]}")
+    data = read_yaml(path, limit=MAX_BYTES)
     if not isinstance(data, Mapping):
         raise ConfigError(f"{path}: expected fields with values, got {shown(data)}")
     return data
@@ -111,27 +93,3 @@ def _convert_items(args: tuple[Any, ...], value: object, where: str) -> tuple[An
     if len(hints) != len(value):
         raise ConfigError(f"{where}: expected {len(hints)} items, got {len(value)}: {shown(value)}")
     return tuple(convert(h, item, f"{where}[{i}]") for i, (h, item) in enumerate(zip(hints, value, strict=True)))
-
-
-def _flaw(root: yaml.Node | None) -> tuple[yaml.Node, str] | None:
-    """The first node that safe_load would take but a card must not hold, and what is wrong with it.
-
-    Aliases can fill the memory from a few bytes, or hold themselves; of a key given twice, safe_load keeps the last.
-    """
-    todo, seen = [root], set()
-    while todo:
-        node = todo.pop()
-        if id(node) in seen and node is not None:
-            return node, "an alias (*); write the value out"
-        seen.add(id(node))
-        if isinstance(node, yaml.MappingNode):
-            keys = set()
-            for key, value in node.value:
-                if isinstance(key, yaml.ScalarNode) and key.value in keys:
-                    return key, f"{shown(key.value)} is given twice"
-                if isinstance(key, yaml.ScalarNode):
-                    keys.add(key.value)
-                todo += [key, value]
-        elif isinstance(node, yaml.SequenceNode):
-            todo += node.value
-    return None

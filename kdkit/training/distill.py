@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from timm.utils import random_seed
@@ -15,9 +16,11 @@ from timm.utils import random_seed
 from kdkit.cache import CacheReader, open_cache
 from kdkit.cache.format.constants import LOGITS
 from kdkit.data import ReplayedDataset, ReplayLoader
+from kdkit.data.ranks import open_on_all_ranks
 from kdkit.dataset import open_dataset, records_of
 from kdkit.resolve import resolve_device
 from kdkit.runtime import distributed
+from kdkit.runtime.agreement import check_same_settings
 from kdkit.runtime.layout import print_labelled, print_wrapped
 from kdkit.runtime.output import prepare_output
 from kdkit.runtime.progress import progress
@@ -26,6 +29,7 @@ from kdkit.tasks import DistillationTask, TrainingTask
 from kdkit.training.checkpoint import PREVIOUS, Checkpoints
 from kdkit.training.components import (
     card_top1,
+    check_validation,
     choose_recipe,
     create_loader,
     describe,
@@ -35,9 +39,9 @@ from kdkit.training.components import (
     open_validation,
 )
 from kdkit.training.config import DistillConfig
-from kdkit.training.header import describe_run
-from kdkit.training.labels import adapt_to_labels, class_names_of
-from kdkit.training.loading import Choice, choose_views_per_decode, stored_views_per_decode
+from kdkit.training.header import describe_run, doubts_of
+from kdkit.training.labels import LabelRecord, adapt_to_labels, class_names_of
+from kdkit.training.loading import resumes, settle_views_per_decode
 from kdkit.training.logger import FILES
 from kdkit.training.preflight import PreflightReport, preflight
 from kdkit.training.report import TrainReport
@@ -83,6 +87,10 @@ class _Run:
         """Names of the student's classes."""
         return class_names_of(self.dataset, self.cache, live_teacher_of(self.task))
 
+    def identity(self) -> dict[str, Any]:
+        """The settings that all ranks share, and that a resumed run shares with the stopped one."""
+        return run_identity(self.config, self.dataset, self.cache, live_teacher_of(self.task))
+
     @property
     def source(self) -> TeacherSource | None:
         """Where the teacher's outputs come from."""
@@ -104,8 +112,8 @@ def distill(config: DistillConfig, *, show_progress: bool = False) -> DistillRep
         config = dataclasses.replace(config, resume=True, overwrite=False)
     run = _open(config)
     start_average(run.task, config.train)
-    run, views = _choose_views_per_decode(run)
-    config = run.config
+    config, views = settle_views_per_decode(run.config, _shown(run), run.task, run.source, run.device)
+    run = dataclasses.replace(run, config=config)
     output = distributed.on_rank_zero(
         lambda: prepare_output(
             config.output, _FILES, overwrite=config.overwrite, checkpoints=(LAST, PREVIOUS) if config.resume else None
@@ -113,32 +121,54 @@ def distill(config: DistillConfig, *, show_progress: bool = False) -> DistillRep
     )
     checkpoints = Checkpoints(
         output,
-        run_identity(config, run.dataset, run.cache, live_teacher_of(run.task)),
+        run.identity(),
+        labels=LabelRecord.of(run.dataset),
         resume=config.resume,
         describe=lambda: describe(config, run.dataset, run.task, run.class_names, output),
     )
     loader, held_out = _create_loaders(run, output)
+    if distributed.rank() == 0:
+        for doubt in doubts_of(config, run.dataset, len(loader)):
+            _logger.warning("kdkit: warning: %s", doubt)
     shown = show_progress and distributed.rank() == 0
     if shown:
         header = describe_run(config, run.task, run.dataset, run.validation, run.cache, run.device)
         header["views"] += f", {views}"
         print_labelled(header, file=sys.stderr)
-    seen = None if _resumes(config) or not config.preflight else _check_first_step(run, loader, shown)
+    seen = None if resumes(config) or not config.preflight else _check_first_step(run, loader, shown)
     training = _train(run, loader, held_out, checkpoints, shown)
-    weights = checkpoints.best if checkpoints.best.exists() else checkpoints.last
-    return DistillReport(output, checkpoints.last, weights, training, seen)
+    best = checkpoints.best if checkpoints.best.exists() else checkpoints.last
+    return DistillReport(output, checkpoints.last, best, training, seen)
 
 
 def _open(config: DistillConfig) -> _Run:
-    """Cache, images and task, each checked against the others."""
+    """Cache, images and task, each checked against the others; of several ranks, all the same."""
     device = resolve_device(config.device)
-    cache = _open_cache(config)
-    if cache is not None and config.task_kind != "feature":
-        cache.check_exists(LOGITS)
+    cache = distributed.run_on_all_ranks(lambda: _open_cache(config))
+    dataset = open_on_all_ranks(lambda: _open_images(config, cache))
+    validation = None
+    if config.validation is not None:
+        validation = open_on_all_ranks(lambda: open_validation(config, dataset.recipe))
+    run = distributed.run_on_all_ranks(lambda: _create_run(config, device, cache, dataset, validation))
+    check_same_settings(run.identity)
+    return run
+
+
+def _open_images(config: DistillConfig, cache: CacheReader | None) -> ReplayedDataset:
+    """The training images in their views."""
     recipe = choose_recipe(config, cache)
     dataset = open_dataset(config.data, recipe=recipe, records=records_of(cache), **config.columns)
-    if config.unreadable == "skip":
-        dataset = dataset.skipping_unreadable()
+    return dataset.skipping_unreadable() if config.unreadable == "skip" else dataset
+
+
+def _create_run(
+    config: DistillConfig,
+    device: torch.device,
+    cache: CacheReader | None,
+    dataset: ReplayedDataset,
+    validation: ReplayedDataset | None,
+) -> _Run:
+    """The task, and the parts of the run checked against one another."""
     if cache is not None:
         dataset = dataset.without(cache.absent_keys)
         cache.match(dataset, allow_mismatch=config.allow_mismatch)
@@ -152,48 +182,29 @@ def _open(config: DistillConfig) -> _Run:
         for tap in taps:
             cache.check_exists(tap)
         cache.streams = tuple(stream for stream in cache.streams if stream in (LOGITS, *taps))
-    run = _Run(config, device, cache, dataset, None, task)
-    validation = open_validation(config, dataset, run.class_names, num_classes_of(task))
-    if validation is not None and config.unreadable == "skip":
-        validation = validation.skipping_unreadable()
-    return dataclasses.replace(run, validation=validation)
-
-
-def _choose_views_per_decode(run: _Run) -> tuple[_Run, str]:
-    """The run with the number of views that one decode serves, and a description of it; collective."""
-    train, output = run.config.train, Path(run.config.output)
-    given = train.views_per_decode
-    if isinstance(given, int):
-        return run, f"{given} per decode"
-
-    def choose() -> Choice:
-        stored = stored_views_per_decode(output) if _resumes(run.config) else None
-        if stored is not None:
-            return Choice(stored, "as the run began")
-        return choose_views_per_decode(_shown(run), run.task, run.source, train, run.device)
-
-    found = distributed.on_rank_zero(choose)
-    train = dataclasses.replace(train, views_per_decode=found.views_per_decode)
-    config = dataclasses.replace(run.config, train=train)
-    return dataclasses.replace(run, config=config), f"{found.views_per_decode} per decode ({found.reason})"
-
-
-def _resumes(config: DistillConfig) -> bool:
-    """Whether there is a checkpoint that the run resumes from."""
-    return config.resume and any((Path(config.output) / name).exists() for name in (LAST, PREVIOUS))
+    run = _Run(config, device, cache, dataset, validation, task)
+    if validation is not None:
+        check_validation(config, validation, dataset, run.class_names, num_classes_of(task))
+    return run
 
 
 def _shown(run: _Run) -> ReplayedDataset:
     """The training images as the loader shows them."""
-    has_live_teacher = live_teacher_of(run.task) is not None  # the student's average sees the student's views
-    return run.dataset.with_teacher_view() if has_live_teacher else run.dataset
+    return run.dataset if live_teacher_of(run.task) is None else run.dataset.with_teacher_view()
 
 
 def _open_cache(config: DistillConfig) -> CacheReader | None:
     """The cache of the run, or the average of several; None without one."""
-    if len(config.caches) > 1:
-        return open_cache(config.caches, weights=config.cache_weights, temperatures=config.cache_temperatures)
-    return open_cache(config.caches[0]) if config.caches else None
+    if not config.caches:
+        return None
+    cache: CacheReader = (
+        open_cache(config.caches[0])
+        if len(config.caches) == 1
+        else open_cache(config.caches, weights=config.cache_weights, temperatures=config.cache_temperatures)
+    )
+    if config.task_kind != "feature":
+        cache.check_exists(LOGITS)
+    return cache
 
 
 def _create_loaders(run: _Run, output: Path) -> tuple[ReplayLoader, ReplayLoader | None]:

@@ -23,10 +23,11 @@ from kdkit.training.config import TrainConfig
 from kdkit.training.evaluate import evaluate_each
 from kdkit.training.finite import first_non_finite, non_finite_loss
 from kdkit.training.interrupt import StopAgreement, StopRequest, stop_request
+from kdkit.training.labels import check_targets, labelled_batches
 from kdkit.training.logger import RunLogger
 from kdkit.training.meter import Meter, Record
-from kdkit.training.optimizer import create_optimizer, create_schedule
-from kdkit.training.report import TrainReport, epoch_line
+from kdkit.training.optimizer import create_optimizer, create_schedule, schedule_errors
+from kdkit.training.report import TrainReport, epoch_line, main_metric
 from kdkit.training.setup import autocast_dtype, prepare
 from kdkit.training.state import Position, RunState
 from kdkit.training.step import TrainingStep, choose_source
@@ -45,9 +46,7 @@ def train(
     display: Display | None = None,
     checkpoints: Checkpoints | None = None,
 ) -> TrainReport:
-    """Trains `task` for `config.epochs` epochs.
-
-    In a run of several ranks (torch.distributed is initialised) every rank calls this, with its share of the images.
+    """Trains `task` for `config.epochs` epochs; in a run of several ranks every rank calls this, with its images.
 
     Args:
         task: what a step computes; its trainable module must be on the loader's device.
@@ -63,10 +62,12 @@ def train(
 
     Raises:
         NonFiniteLossError: the loss is NaN or infinite; names the step, its terms and the checkpoint from before.
-        ConfigError, UnknownNameError: a setting is invalid; raised before the first step.
+        ConfigError, UnknownNameError: a setting is invalid, or the task takes no such targets; before the first step.
+        ClassMismatchError: a label is out of range; names the sample.
         CheckpointError: the checkpoint cannot be read, or is another run's.
         DiskFullError, WriteError: a checkpoint cannot be written.
     """
+    check_targets(task, loader.dataset)
     return _Loop(task, loader, config, teacher_source, validation, logger, display or Display(), checkpoints).run()
 
 
@@ -120,7 +121,7 @@ class _Loop:
         self.loader.set_epoch(epoch, state.position.batch)
         self.task.train()
         self.meter = Meter(state.sums)
-        for number, batch in enumerate(self.loader, start=state.position.batch):
+        for number, batch in enumerate(labelled_batches(self.loader, self.task), start=state.position.batch):
             first_of_group = number - number % config.accumulate
             group_size = min(config.accumulate, self.num_batches - first_of_group)
             is_update = number == first_of_group + group_size - 1
@@ -182,9 +183,10 @@ class _Loop:
     def _finish_epoch(self, epoch: int, record: Record) -> None:
         """Logs the epoch and writes its checkpoint and, if the metric improved, the best checkpoint."""
         state = self.state
-        metric = record.get("val_ema_top1", record.get("val_top1"))
+        metric = main_metric(record)
         if state.scheduler is not None:
-            state.scheduler.step(epoch + 1, metric)
+            with schedule_errors(self.config):
+                state.scheduler.step(epoch + 1, metric)
         if self.logger is not None:
             self.logger.log_epoch({"epoch": epoch, **record}, step=(epoch + 1) * self.num_batches - 1)
         self.display.write(epoch_line(epoch, self.config.epochs, record))

@@ -51,12 +51,21 @@ def test_a_pipe_gets_plain_lines_with_the_run_speed_time_left_and_terms(
     ]
 
 
-def test_a_pipe_is_told_of_the_end(capsys: pytest.CaptureFixture[str]) -> None:
-    with progress("building t.h5", 20, "images") as display:
-        display(10)
-        display(10)
+@pytest.mark.parametrize("calls", [[20], [10, 10], [1] * 20])
+@pytest.mark.parametrize("done_before", [0, 20])
+def test_the_last_line_in_a_pipe_tells_the_time_taken_and_the_speed_however_few_calls_there_were(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, calls: list[int], done_before: int
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    with progress("building t.h5", 20 + done_before, "images") as display:
+        display.set_completed(done_before)
+        for count in calls:
+            now[0] += count * 0.25
+            display(count)
     (line,) = capsys.readouterr().err.splitlines()
-    assert re.fullmatch(r"building t.h5: 20 of 20 images, [\d,]+ images/s, 0:00:00 left", line)
+    total = 20 + done_before
+    assert line == f"building t.h5: {total} of {total} images, 4 images/s, in 0:00:05"
 
 
 def test_a_terminal_gets_a_bar_with_the_same(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -141,7 +141,6 @@ def test_a_card_holds_the_values_of_the_file_and_is_immutable():
         ("200", "many", "num_classes: expected a whole number, got 'many'"),
         ("200", "200.0", "num_classes: expected a whole number, got 200.0"),
         ("200", "true", "num_classes: expected a whole number, got True"),
-        ("200", "0x" + "f" * 9000, "num_classes: expected a whole number, got a number of very many digits"),
         ("200", "1", "num_classes: expected at least 2, got 1"),
         ("[3, 224, 224]", "224", "input_size: expected a list, got 224"),
         ("[3, 224, 224]", "[224, 224]", "input_size: expected 3 items, got 2: [224, 224]"),
@@ -195,21 +194,22 @@ def test_a_wrong_field_is_named_with_its_file_in_one_line(old, new, complaint):
     [
         ("", "birds.yaml: expected fields with values, got None"),
         ("- name", "birds.yaml: expected fields with values, got ['name']"),
-        ("name: [", "birds.yaml, line 1: not valid YAML: "),
-        ("name: birds\nname: fish", "birds.yaml, line 2: 'name' is given twice"),
-        ("weights: {pypi: a, pypi: b}", "birds.yaml, line 1: 'pypi' is given twice"),
-        ("name: &a [b]\nmean: *a", "birds.yaml, line 1: an alias (*)"),
-        ("name: &a [*a]", "birds.yaml, line 1: an alias (*)"),
-        ("[b]: c", "birds.yaml, line 1: not valid YAML: found unhashable key"),
+        ("name: [", "birds.yaml', line 1: not valid YAML: "),
+        ("name: birds\nname: fish", "birds.yaml', line 2: 'name' is given twice"),
+        ("weights: {pypi: a, pypi: b}", "birds.yaml', line 1: 'pypi' is given twice"),
+        ("name: &a [b]\nmean: *a", "birds.yaml', line 1: an alias (*)"),
+        ("name: &a [*a]", "birds.yaml', line 1: an alias (*)"),
+        ("[b]: c", "birds.yaml', line 1: not valid YAML: found unhashable key"),
         ('"a\\nb": 1', r"birds.yaml: 'a\nb': no such field"),
-        ("name: 2026-13-01", "birds.yaml: not valid YAML: month must be in 1..12"),
+        ("name: 2026-13-01", "birds.yaml': not valid YAML: month must be in 1..12"),
         (
             "name: !!python/object/apply:os.getcwd []",
-            "birds.yaml, line 1: not valid YAML: could not determine a constr",
+            "birds.yaml', line 1: not valid YAML: could not determine a constr",
         ),
-        ("[" * 20_000, "birds.yaml: not valid YAML: maximum recursion depth exceeded"),
-        ("name: \x00", "birds.yaml: not valid YAML: "),
-        ("name: birds\n" * 10_000, "birds.yaml: larger than 65536 bytes, which no card is"),
+        ("num_classes: 0x" + "f" * 9000, "birds.yaml', line 1: a number of 9002 characters"),
+        ("[" * 20_000, "birds.yaml': not valid YAML: it is nested too deeply"),
+        ("name: \x00", "birds.yaml': not valid YAML: "),
+        ("name: birds\n" * 10_000, "birds.yaml' has 120,000 bytes, expected at most 65,536"),
     ],
 )
 def test_a_file_that_is_no_card_is_refused_in_one_line(text, complaint):
@@ -220,7 +220,7 @@ def test_a_file_that_is_no_card_is_refused_in_one_line(text, complaint):
 
 def test_a_file_that_is_not_text_is_refused(workdir):
     (workdir / "birds.yaml").write_bytes(b"name: \xff\xfe")
-    with pytest.raises(ConfigError, match=r"birds\.yaml: not valid YAML: 'utf-8' codec"):
+    with pytest.raises(ConfigError, match=r"birds\.yaml': not valid YAML: 'utf-8' codec"):
         load_card("birds.yaml")
 
 
@@ -235,13 +235,13 @@ def test_an_unknown_name_suggests_the_nearest():
 
 
 def test_a_missing_file_is_named(workdir):
-    with pytest.raises(ConfigError, match=r"nowhere\.yaml: cannot be read: No such file or directory"):
+    with pytest.raises(ConfigError, match=r"there is no file 'nowhere\.yaml'"):
         load_card("nowhere.yaml")
-    with pytest.raises(ConfigError, match="cannot be read: Is a directory"):
+    with pytest.raises(ConfigError, match="is a folder, expected a regular file"):
         load_card(workdir)
-    with pytest.raises(ConfigError, match="cannot be read: embedded null byte"):
+    with pytest.raises(ConfigError, match="no file has such a name"):
         load_card("a\0.yaml")
-    with pytest.raises(ConfigError, match="cannot be read: No such file or directory"):
+    with pytest.raises(ConfigError, match="there is no file"):
         load_card("~no-such-user/a.yaml")
 
 
@@ -279,7 +279,7 @@ def test_a_card_in_the_teachers_folder_must_have_the_name_of_its_file():
 def test_a_wrong_card_in_the_teachers_folder_does_not_hide_the_others():
     write("name: [", "teachers/birds.yaml")
     assert load_card("resnet50.a1_in1k").num_classes == 1000
-    with pytest.raises(ConfigError, match=r"birds\.yaml, line 1"):
+    with pytest.raises(ConfigError, match=r"birds\.yaml', line 1"):
         list_cards()
 
 

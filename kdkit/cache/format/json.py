@@ -6,52 +6,22 @@ CacheCorruptError.
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from kdkit.errors import CacheCorruptError
+from kdkit.runtime import documents
 
-MAX_DEPTH = 16
-_MAX_ITEMS = 1 << 20
+_MAX_NAME = 255
+_MAX_COMPONENTS = 3  # views/0000/logits
 
 
 def parse_json(text: str, origin: str) -> Any:
-    """Parses a JSON text of at most 16 levels and 2^20 items, in which no object has a name twice.
+    """Parses a JSON document of a cache within the bounds of kdkit.runtime.documents.
 
     Raises:
         CacheCorruptError: the text is something else; names `origin`.
     """
-    try:
-        value = json.loads(text, object_pairs_hook=_unique)
-        _check_size(value)
-    except (ValueError, RecursionError, MemoryError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise CacheCorruptError(f"{origin} is not JSON that kdkit wrote ({reason})") from None
-    return value
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    members = dict(pairs)
-    if len(members) != len(pairs):
-        raise ValueError("a name occurs twice")
-    return members
-
-
-def _check_size(value: Any) -> None:
-    """Level by level, so that no document is deep enough to exhaust the stack."""
-    level, items = [value], 0
-    for _ in range(MAX_DEPTH):
-        inner: list[Any] = []
-        for item in level:
-            if isinstance(item, (dict, list)):
-                inner.extend(item.values() if isinstance(item, dict) else item)
-        items += len(inner)
-        if not inner:
-            return
-        if items > _MAX_ITEMS:
-            raise ValueError(f"more than {_MAX_ITEMS} items")
-        level = inner
-    raise ValueError(f"deeper than {MAX_DEPTH} levels")
+    return documents.parse_json(text, origin, error=CacheCorruptError)
 
 
 class Fields:
@@ -138,9 +108,21 @@ class Fields:
         return value
 
 
+def check_component(name: str, origin: str) -> None:
+    """Raises CacheCorruptError for a name that could lead out of its group: a member has one component."""
+    if name in ("", ".", "..") or "/" in name or "\0" in name or len(name) > _MAX_NAME:
+        raise CacheCorruptError(f"{origin}: {name[:_MAX_NAME]!r} is no name of a member: expected one without '/'")
+
+
 def parse_sums(value: Any, origin: str) -> dict[str, int]:
-    """Array -> CRC-32, from their document."""
+    """Array -> CRC-32, from their document; every name is a path of two or three components."""
     fields = Fields(value, f"{origin}: the list of arrays")
+    for name in fields.names:
+        components = name.split("/", _MAX_COMPONENTS)
+        if len(components) not in (2, _MAX_COMPONENTS):
+            raise CacheCorruptError(f"{origin}: {name[:_MAX_NAME]!r} is no dataset: expected GROUP/NAME")
+        for component in components:
+            check_component(component, origin)
     return {name: fields.integer(name, 0, 0xFFFFFFFF) for name in fields.names}
 
 
