@@ -51,8 +51,7 @@ def create_loader(
         shuffle: whether each epoch has its own order.
         seed: seed of the order of images; the views have the recipe's.
         device: where batches arrive; the student's device by default.
-        num_epochs: number of passes that will be made, if known: with views_per_decode, the last group of passes is
-            then as short as the passes left.
+        num_epochs: number of passes that will be made, if known: the last group is then as short as the passes left.
 
     Raises:
         ConfigError: an argument is out of range.
@@ -60,10 +59,8 @@ def create_loader(
             only with its image is compared when it is loaded.
     """
     _check_views_per_decode(views_per_decode, dataset.recipe.num_views)
-    get_eval_model: Any = getattr(student, "get_eval_model", None)
-    model: Any = student if get_eval_model is None else get_eval_model()
-    if device is None:
-        device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    model = _model_of(student)
+    device = device or next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     num_classes = getattr(model, "num_classes", None)
     if num_classes and getattr(student, "task_loss_weight", 1) != 0:  # 0 classes: a student without a head
         dataset = dataset.for_classes(num_classes)
@@ -79,8 +76,14 @@ def create_loader(
         views_per_decode=views_per_decode,
         num_epochs=num_epochs,
     )
-    options: dict[str, Any] = {"device": device, "num_workers": choose_workers(num_workers)}
-    return ReplayLoader(dataset, sampler, Normalization.of(model), **options)
+    workers = choose_workers(num_workers)
+    return ReplayLoader(dataset, sampler, Normalization.of(model), device=device, num_workers=workers)
+
+
+def _model_of(student: Any) -> nn.Module:
+    """The model of a task, or the model itself."""
+    model: nn.Module = student.get_eval_model() if hasattr(student, "get_eval_model") else student
+    return model
 
 
 def _check_views_per_decode(views: int, num_views: int) -> None:
