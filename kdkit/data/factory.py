@@ -43,9 +43,8 @@ def create_loader(
         student: the model, whose `pretrained_cfg` holds the mean and standard deviation of its input, or a task that
             trains it. ImageNet's are used if there is none.
         batch_size: images per batch and rank.
-        views_per_decode: number k of views that are drawn each time an image is decoded, at most the recipe's. The k
-            passes of a group show the views that k plain passes show, but the k views of an image are adjacent in one
-            batch; let batch_size be a multiple of k, or of 2 k where views are mixed.
+        views_per_decode: number k of views per decoded image, adjacent in one batch, at most the recipe's. Groups of k
+            passes show what k plain passes show. Let batch_size be a multiple of k, or of 2 k where views are mixed.
         num_workers: processes that load and augment images; 0 loads in the calling process, "auto" takes this
             rank's share of the CPUs that this process may use, 1 to 8.
         shuffle: whether each epoch has its own order.
@@ -55,8 +54,7 @@ def create_loader(
 
     Raises:
         ConfigError: an argument is out of range.
-        LabelError: a label is beyond the classes of the student, and no task leaves labels out; a label that is known
-            only with its image is compared when it is loaded.
+        LabelError: a label is beyond the student's classes; of an image whose label it brings itself, on loading it.
     """
     _check_views_per_decode(views_per_decode, dataset.recipe.num_views)
     model = _model_of(student)
