@@ -14,7 +14,16 @@ Engine = Literal["local", "ray"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class BuildConfig(LoadingConfig):
+class BuildLoadingConfig(LoadingConfig):
+    """How the images of a build are loaded."""
+
+    memory: int = 2048
+    """Memory in MiB, on each process, for a batch of pixels and an unfinished shard of each view that is built at the
+    same time: an image is decoded once for as many views as fit."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildConfig(BuildLoadingConfig):
     """How a cache is built. Of these fields, only streams, codecs and unreadable change what the cache holds."""
 
     streams: tuple[str, ...] = ("logits",)
@@ -37,8 +46,8 @@ class BuildConfig(LoadingConfig):
     """Codec of all other streams: float16, or int8 with a minimum and a step per row, token or channel."""
 
     shard_rows: int = 10_000
-    """Rows per shard; a killed build loses at most one shard. Rounded up to whole thousands; fewer if a shard would
-    exceed 256 MiB."""
+    """Rows per shard; a killed build loses at most the shards of the rows that it was at. Rounded up to whole
+    thousands; fewer if a shard would exceed 256 MiB."""
 
     unreadable: Literal["stop", "skip"] = "stop"
     """Handling of images that cannot be read: stop and list all of them; or skip, which reads every image once before
@@ -101,7 +110,7 @@ class CacheBuildConfig(CacheEstimateConfig, MismatchConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CacheExtendConfig(ColumnsConfig, DeviceConfig, LoadingConfig, MismatchConfig):
+class CacheExtendConfig(ColumnsConfig, DeviceConfig, BuildLoadingConfig, MismatchConfig):
     """Cache to extend by more views, and the inputs that it was made from."""
 
     cache: str

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
-from torch import Tensor, from_numpy
+import torch
+from torch import Tensor
 
 from kdkit.cache.codecs import Codec, FeatureCodec, RowCodec
 from kdkit.cache.fidelity import summarise_rows
@@ -21,6 +22,7 @@ from kdkit.cache.hdf5.documents import BuildRecord, read_build_record
 from kdkit.cache.lazy_arrays import stored_absent, stored_content, stored_fidelity, stored_keys, stored_pixels
 from kdkit.cache.matching import match_keys
 from kdkit.cache.opening import locate, open_place, verify_arrays
+from kdkit.cache.payload import Payload
 from kdkit.cache.summary import num_bytes, summarise
 from kdkit.cache.types import Array
 from kdkit.errors import CacheError, CacheNotFoundError, CacheStreamError
@@ -163,25 +165,53 @@ class CacheFile:
         stored = stored_fidelity(self.path, self.metadata)
         return {stream: [summarise_rows(view) for view in views] for stream, views in stored.items()}
 
-    def read_encoded(self, rows: Array | Tensor, view: int, stream: str = LOGITS) -> Tensor:
+    def read_encoded(self, rows: Array | Tensor, view: Array | Tensor | int, stream: str = LOGITS) -> Tensor:
         """Encoded rows, uint8 [B, row_bytes], for cache rows int64 [B] in any order, repeats allowed.
+
+        Args:
+            rows: cache rows.
+            view: the view of each row, int64 [B], or one for all.
+            stream: a stream of the teacher's outputs.
 
         Raises:
             CacheStreamError: there is no such stream.
             CacheError: there is no such view or row.
             CacheCorruptError: a touched block does not match its checksum.
         """
+        indices = np.asarray(rows, _ROW)
+        if indices.size and indices.item(indices.argmin()) < 0:  # several microseconds less than (indices < 0).any()
+            self._check_rows(indices)
+        if not isinstance(view, int):
+            views = np.asarray(view, _ROW)
+            first = int(views.flat[0]) if views.size else 0
+            view = views if views.ndim and (views != first).any() else first
+        try:
+            if not isinstance(view, int):
+                return self._read_views(indices, view, stream)
+            return torch.from_numpy(self._payload(view, stream).read(indices))
+        except IndexError:  # numpy checks the upper bound anyway
+            self._check_rows(indices)
+
+    def _read_views(self, indices: Array, views: Array, stream: str) -> Tensor:
+        """The same for rows of several views, int64 [B] each."""
+        payloads = {view: self._payload(view, stream) for view in sorted(set(views.tolist()))}
+        encoded = np.empty((len(indices), next(iter(payloads.values())).row_bytes), dtype=np.uint8)
+        for view, payload in payloads.items():
+            (mine,) = (views == view).nonzero()
+            encoded[mine] = payload.read(indices[mine])
+        return torch.from_numpy(encoded)
+
+    def _payload(self, view: int, stream: str) -> Payload:
+        """The encoded rows of one stream of one view.
+
+        Raises:
+            CacheStreamError, CacheError: there is no such stream or view.
+        """
         payload = self._payloads.get((view, stream))
         if payload is None:
             self.check_exists(stream)
             raise CacheError(f"the cache {str(self.path)!r} has views 0 to {self.num_views - 1}, got view {view}")
-        indices = np.asarray(rows, _ROW)
-        if indices.size and indices.item(indices.argmin()) < 0:  # several microseconds less than (indices < 0).any()
-            self._check_rows(indices)
-        try:
-            return from_numpy(payload.read(indices))
-        except IndexError:  # numpy checks the upper bound anyway
-            self._check_rows(indices)
+        return payload
 
     def read_records(self, rows: Array | Tensor, view: int) -> Tensor:
         """Recorded parameters of views, uint8 [B, bytes], with the arguments of `read_encoded`.

@@ -9,6 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -151,7 +152,7 @@ class CachedTeacher(CacheFile):
         return matched
 
     def __call__(self, batch: Batch) -> TeacherOutput:
-        """The teacher's outputs for the batch's rows and view, decoded on the device of its input.
+        """The teacher's outputs for the batch's rows and views, decoded on the device of its input.
 
         Raises:
             CacheMismatchError: the cache was not matched with a dataset, or the batch has no rows or view.
@@ -164,7 +165,7 @@ class CachedTeacher(CacheFile):
         with torch.autocast(device.type, enabled=False):  # a loop may call this within its own
             return self._decode(payloads)
 
-    def _check_pixels(self, batch: Batch, rows: Array, view: int) -> None:
+    def _check_pixels(self, batch: Batch, rows: Array, view: Tensor | int) -> None:
         """Compares the pixels of hashed rows with those that the teacher saw.
 
         Raises:
@@ -173,13 +174,15 @@ class CachedTeacher(CacheFile):
         teacher_size = self.metadata.recipe.get("teacher_size")
         if batch.pixel_crc32 is None or (teacher_size is not None and batch.teacher_input is None):
             return  # a student's smaller view is not the one that the teacher saw
-        expected = self._pixels.get(view)
-        if expected is None:
-            expected = self._pixels[view] = self.pixel_crc32(view)
-        for row, found in zip(rows.tolist(), batch.pixel_crc32.tolist(), strict=True):
-            if found >= 0 and expected.get(row, found) != found:
+        views, hashes = np.broadcast_to(np.asarray(view), rows.shape), batch.pixel_crc32.numpy()
+        hashed = hashes >= 0
+        found = zip(views[hashed].tolist(), rows[hashed].tolist(), hashes[hashed].tolist(), strict=True)
+        for of, row, crc32 in found:
+            if of not in self._pixels:
+                self._pixels[of] = self.pixel_crc32(of)
+            if self._pixels[of].get(row, crc32) != crc32:
                 made_with = self.metadata.dataset.get("versions") or {}
-                raise other_pixels(self.keys()[row], view, made_with, f"the cache {str(self.path)!r}")
+                raise other_pixels(self.keys()[row], of, made_with, f"the cache {str(self.path)!r}")
 
     def _decode(self, payloads: dict[str, Tensor]) -> TeacherOutput:
         """The outputs decoded from encoded rows, stream -> uint8 [B, row_bytes]."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Collection, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 from torch import Tensor
@@ -27,6 +27,7 @@ from kdkit.errors import DatasetError, LabelError, UnreadableError
 from kdkit.recipe import ViewRecipe
 
 Index = tuple[int, int]
+Load = Callable[[int], tuple[Any, int]]
 
 
 class ReplayedDataset(Dataset[Sample]):
@@ -77,7 +78,7 @@ class ReplayedDataset(Dataset[Sample]):
         self.is_multi_label = num_labels is not None
         self.num_classes = num_classes or num_labels or len(self.class_names or ()) or None
         self._load = CheckedSource(source, self.num_classes)
-        self._pairing = Pairing(self.keys, recipe.seed) if recipe.mixes else None
+        self._pairing = Pairing.of(self.keys, recipe)
         self._records = records
         self._recorded = open_records(self.recipe, records, self.keys)
         self._student = create_renderer(self.recipe, recipe.size, transform)
@@ -91,7 +92,7 @@ class ReplayedDataset(Dataset[Sample]):
             raise DatasetError("mixed labels need to know how many classes there are: give num_classes")
         if transform is not None:
             with preserve_rng_state():
-                check_replayable(lambda view: self._views(0, view)[0])
+                check_replayable(lambda view: self._views(self.source.__getitem__, 0, view)[0])
 
     @property
     def targets(self) -> Targets | None:
@@ -134,7 +135,7 @@ class ReplayedDataset(Dataset[Sample]):
         other.source = SelectedSource.without(self.source, other.absent)
         other.keys = other.source.keys
         other._load = CheckedSource(other.source, self._load.num_classes)
-        other._pairing = Pairing(other.keys, self.recipe.seed) if self.recipe.mixes else None
+        other._pairing = Pairing.of(other.keys, self.recipe)
         other._recorded = open_records(self.recipe, self._records, other.keys)
         return other
 
@@ -180,13 +181,17 @@ class ReplayedDataset(Dataset[Sample]):
         return sample
 
     def __getitems__(self, indices: Sequence[Index]) -> list[Sample | Unreadable]:
-        """The samples of a batch. An image that is shown and also mixed into another is decoded once.
+        """The samples of a batch. Adjacent views of an image, or of a pair that is mixed, share one decode.
 
         Raises:
             DatasetError: an index names no view, or a sample cannot be loaded and such samples are not skipped.
         """
         self._check_indices(indices)
-        drawn = lru_cache(maxsize=None)(self._views if self._recorded is None else self._load)
+        kept = 1 if self._pairing is None else 2  # decoded images: those of adjacent views, or of a pair
+        if self._recorded is not None and self._recorded.steps.mixing:
+            kept = len(indices) * 2  # partners are anywhere in a batch
+        load = lru_cache(maxsize=kept)(self._load)
+        drawn = load if self._recorded is not None else lru_cache(maxsize=None)(partial(self._views, load))
         with preserve_rng_state():
             return [self._sample_or_reason(row, view, drawn) for row, view in indices]
 
@@ -228,9 +233,9 @@ class ReplayedDataset(Dataset[Sample]):
         mixed = [mix.pixels(own, other) for own, other in zip(images, others, strict=True)]
         return Sample(mixed[0], target, row, view, partner_target, mix.share, *mixed[1:])
 
-    def _views(self, row: int, view: int) -> tuple[Any, ...]:
+    def _views(self, load: Load, row: int, view: int) -> tuple[Any, ...]:
         """A view before mixing, uint8 [3, H, W] at each size, and the sample's target."""
-        image, target = self._load(row)
+        image, target = load(row)
         seed = view_seed(self.recipe.seed, self.keys[row], view)
         images = []
         for transform in self._shown:

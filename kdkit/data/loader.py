@@ -64,7 +64,7 @@ class ReplayLoader:
 
     Args:
         dataset: what to load.
-        sampler: yields the (row, view) pairs of each batch, all of one view.
+        sampler: yields the (row, view) pairs of each batch.
         normalization: mean and standard deviation of the student's input: `Normalization.of(student)`.
         device: device of the batches.
         num_workers: worker processes; 0 loads in the calling process.

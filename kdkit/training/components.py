@@ -204,11 +204,14 @@ def _image_size(student: str, dataset: ReplayedDataset) -> dict[str, int]:
 def create_loader(
     dataset: ReplayedDataset, task: TrainingTask, config: DistillConfig, device: torch.device, *, shuffle: bool
 ) -> ReplayLoader:
-    """This rank's share of the images, in the student's normalisation."""
+    """This rank's share of the images, in the student's normalisation; only training shares decodes."""
+    views = config.train.views_per_decode
     return kdkit.data.create_loader(
         dataset,
         task,
         batch_size=config.train.batch_size,
+        views_per_decode=views if shuffle and isinstance(views, int) else 1,
+        num_epochs=config.train.epochs,
         num_workers=config.train.workers,
         shuffle=shuffle,
         seed=config.train.seed,
