@@ -402,7 +402,7 @@ def test_open_dataset_leaves_out_the_labels_of_other_classes_than_the_caches(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     data = folder(tmp_path, list("abcabc"))
-    logits = np.random.default_rng(0).normal(size=(COUNT, 5)).astype("f4")
+    logits = np.random.default_rng(0).normal(size=(COUNT, 3)).astype("f4")
     keys = create_source(data).keys
     np.savez(tmp_path / "logits.npz", keys=np.array(keys), logits=logits)
     kdkit.importers.import_arrays(
