@@ -70,6 +70,10 @@ class ViewRecipe:
     switch_prob: float = 0.5
     """Probability of cutmix, rather than mixup, for a pair that is mixed, if both are enabled."""
 
+    views_per_partner: int = 1
+    """Mixing: views g n to g n + n - 1 of a sample have the same partner, so that one decode of a pair serves n views
+    of both; how they are mixed is drawn for each view. 1: a partner for each view."""
+
     teacher_size: int | None = None
     """Side in pixels of the teacher's views: the same random draws, rendered at this size; size by default."""
 

@@ -17,6 +17,8 @@ from kdkit.building.config import BuildConfig, Engine
 from kdkit.building.plan import BuildPlan, as_built
 from kdkit.building.shards import fill_together
 from kdkit.building.teacher import for_dataset, with_streams
+from kdkit.building.unreadable import leave_out_unreadable, listing_unreadable, rows_left
+from kdkit.cache.lazy_arrays import BEGUN, begun_at
 from kdkit.cache.reader import CachedTeacher
 from kdkit.cache.writer import CacheWriter
 from kdkit.data import ReplayedDataset
@@ -76,6 +78,7 @@ def build_cache(
         actors: how many actors the engine "ray" starts, each with a teacher.
 
     Raises:
+        UnreadableError: images cannot be read; names all of them, and leaves finished shards.
         CacheMismatchError: the cache at `path` was made with other settings; names the field and both values.
         DatasetError, ConfigError: another rank has other data, another teacher or other settings; names the rank and
             the first difference.
@@ -84,17 +87,19 @@ def build_cache(
         CacheError: the folder cannot be written, or the disk is full.
         MissingDependencyError: the engine is "ray", and Ray is not installed.
     """
-    begun, config = time.monotonic(), config or BuildConfig()
+    begun, config, path = time.monotonic(), config or BuildConfig(), Path(path)
     check_same_on_ranks(dataset)
+    dataset = leave_out_unreadable(as_built(dataset), path, config, show_progress=show_progress)
     teacher = with_streams(for_dataset(teacher, dataset, config.streams), config.streams).to(torch.device(device))
-    plan = BuildPlan(teacher, as_built(dataset), config, device, allow_mismatch)
+    plan = BuildPlan(teacher, dataset, config, device, allow_mismatch, show_progress=show_progress)
     check_same_settings(lambda: {"teacher": plan.teacher.fingerprint(), "streams": list(plan.config.streams)})
     with ExitStack() as held:
 
         def begin() -> CacheWriter:
-            writer = held.enter_context(CacheWriter.create(path, plan))
-            plan.check_same_pixels(writer)
-            return writer
+            with listing_unreadable(plan, lambda: range(len(dataset)), show_progress=show_progress):
+                writer = held.enter_context(CacheWriter.create(path, plan))
+                plan.check_same_pixels(writer)
+                return writer
 
         writer = distributed.on_rank_zero(begin)
         return fill_and_finish(writer, plan, begun, show_progress=show_progress, engine=engine, actors=actors)
@@ -121,7 +126,8 @@ def fill_and_finish(
     if engine == "ray" and missing:
         from kdkit.building.ray import fill_on_actors
 
-        images = fill_on_actors(writer, missing, plan, actors=actors, show_progress=show_progress)
+        with listing_unreadable(plan, lambda: rows_left(writer, missing), show_progress=show_progress):
+            images = fill_on_actors(writer, missing, plan, actors=actors, show_progress=show_progress)
     else:
         images = fill_together(writer, missing, plan, show_progress=show_progress)
     record = {
@@ -130,7 +136,11 @@ def fill_and_finish(
         "device": str(plan.device),
         "batch_size": plan.config.batch_size,
     }
-    place = distributed.on_rank_zero(lambda: writer.finish(pack=plan.config.pack, record=record))
+
+    def finish() -> Path:
+        return writer.finish(pack=plan.config.pack, record={**record, BEGUN: begun_at(writer.path)})
+
+    place = distributed.on_rank_zero(finish)
     cache = CachedTeacher(place)
     return BuildReport(place, cache.num_rows, cache.num_views, cache.num_bytes, images, time.monotonic() - begun)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Collection
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from typing import Literal
 
@@ -12,9 +13,10 @@ import numpy as np
 import torch
 
 from kdkit.building.build import BuildReport, fill_and_finish
-from kdkit.building.config import BuildConfig
+from kdkit.building.config import BuildConfig, BuildLoadingConfig
 from kdkit.building.plan import BuildPlan, as_built
 from kdkit.building.teacher import for_dataset, with_streams
+from kdkit.building.unreadable import recorded_absent
 from kdkit.cache.extension import check_adds_views
 from kdkit.cache.format.constants import LOGITS
 from kdkit.cache.format.keys import list_keys
@@ -37,6 +39,7 @@ def extend_cache(
     *,
     batch_size: int = BuildConfig.batch_size,
     num_workers: int | Literal["auto"] = BuildConfig.num_workers,
+    memory: int = BuildConfig.memory,
     device: torch.device | str = "cpu",
     allow_mismatch: Collection[str] = (),
     show_progress: bool = False,
@@ -54,6 +57,7 @@ def extend_cache(
         path: the packed file, the folder of shards, or the path that it would be packed to.
         batch_size: images per forward pass of the teacher.
         num_workers: processes that load and augment images.
+        memory: MiB for the views that are built at the same time, as in BuildConfig.
         device: where the teacher runs; it is moved there.
         allow_mismatch: fields, named as in the error, in which this run may differ from the cache.
         show_progress: whether progress is shown on standard error, by rank 0.
@@ -68,7 +72,7 @@ def extend_cache(
     """
     begun = time.monotonic()
     check_same_on_ranks(dataset)
-    dataset = as_built(dataset)
+    dataset = as_built(dataset).without(recorded_absent(Path(path)))
     streams = CachedTeacher(Path(path)).codecs
     teacher = for_dataset(teacher, dataset, streams).to(torch.device(device))
     check_same_settings(lambda: {"teacher": teacher.fingerprint()})
@@ -76,7 +80,8 @@ def extend_cache(
 
         def begin() -> tuple[CacheWriter, BuildConfig]:
             cache = CachedTeacher(Path(path))
-            config = _config_of(cache.metadata, batch_size, num_workers)
+            loading = BuildLoadingConfig(batch_size=batch_size, num_workers=num_workers, memory=memory)
+            config = _config_of(cache.metadata, loading)
             plan = BuildPlan(teacher, dataset, config, device, allow_mismatch)
             _check_same_build(cache, plan)
             writer = held.enter_context(CacheWriter.extend(cache.path, dataset.recipe.num_views))
@@ -108,7 +113,7 @@ def _check_no_more_images(cache: CachedTeacher, dataset: ReplayedDataset) -> Non
         )
 
 
-def _config_of(metadata: CacheMetadata, batch_size: int, num_workers: int | Literal["auto"]) -> BuildConfig:
+def _config_of(metadata: CacheMetadata, loading: BuildLoadingConfig) -> BuildConfig:
     """The configuration by which the cache was built, as far as it affects the contents of the cache."""
     codecs = {stream: dict(described["codec"]) for stream, described in metadata.streams.items()}
     logits = codecs.pop(LOGITS, {})
@@ -118,6 +123,5 @@ def _config_of(metadata: CacheMetadata, batch_size: int, num_workers: int | Lite
         codec=logits.pop("name", None),
         codec_options=logits,
         feature_codec=next((codec["name"] for codec in codecs.values()), BuildConfig.feature_codec),
-        batch_size=batch_size,
-        num_workers=num_workers,
+        **asdict(loading),
     )

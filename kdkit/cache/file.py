@@ -7,19 +7,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
-from torch import Tensor, from_numpy
+import torch
+from torch import Tensor
 
 from kdkit.cache.codecs import Codec, FeatureCodec, RowCodec
 from kdkit.cache.fidelity import summarise_rows
 from kdkit.cache.format.constants import LOGITS, RECORDS
 from kdkit.cache.hdf5.documents import BuildRecord, read_build_record
-from kdkit.cache.lazy_arrays import stored_fidelity, stored_keys, stored_pixels
+from kdkit.cache.lazy_arrays import stored_absent, stored_content, stored_fidelity, stored_keys, stored_pixels
 from kdkit.cache.matching import match_keys
 from kdkit.cache.opening import locate, open_place, verify_arrays
+from kdkit.cache.payload import Payload
 from kdkit.cache.summary import num_bytes, summarise
 from kdkit.cache.types import Array
 from kdkit.errors import CacheError, CacheNotFoundError, CacheStreamError
@@ -81,6 +84,12 @@ class CacheFile:
         return len(names)
 
     @property
+    def is_multi_label(self) -> bool:
+        """Whether the logits are multi-label: one distribution per class, not one over all classes."""
+        codec = self._codecs.get(LOGITS)
+        return isinstance(codec, Codec) and codec.multi_label
+
+    @property
     def names_classes(self) -> bool:
         """Whether the class names of its dataset are those of its logits; imported labels may be of other classes."""
         codec, names = self._codecs.get(LOGITS), self.metadata.dataset["class_names"]
@@ -127,6 +136,15 @@ class CacheFile:
         """The sample keys in row order, read from the file."""
         return stored_keys(self.path, self.num_rows)
 
+    @cached_property
+    def absent_keys(self) -> Sequence[str]:
+        """Keys of the samples that its build left out, because they could not be read; they have no rows."""
+        return stored_absent(self.path, self.metadata)
+
+    def content(self) -> Array:
+        """The content record of each row, uint8 [R, 28]; none if the cache has no records."""
+        return stored_content(self.path, self.metadata)
+
     def match_keys(self, keys: Sequence[str]) -> Array:
         """Cache row of each of a dataset's samples, int64 [N], by their keys.
 
@@ -147,25 +165,53 @@ class CacheFile:
         stored = stored_fidelity(self.path, self.metadata)
         return {stream: [summarise_rows(view) for view in views] for stream, views in stored.items()}
 
-    def read_encoded(self, rows: Array | Tensor, view: int, stream: str = LOGITS) -> Tensor:
+    def read_encoded(self, rows: Array | Tensor, view: Array | Tensor | int, stream: str = LOGITS) -> Tensor:
         """Encoded rows, uint8 [B, row_bytes], for cache rows int64 [B] in any order, repeats allowed.
+
+        Args:
+            rows: cache rows.
+            view: the view of each row, int64 [B], or one for all.
+            stream: a stream of the teacher's outputs.
 
         Raises:
             CacheStreamError: there is no such stream.
             CacheError: there is no such view or row.
             CacheCorruptError: a touched block does not match its checksum.
         """
+        indices = np.asarray(rows, _ROW)
+        if indices.size and indices.item(indices.argmin()) < 0:  # several microseconds less than (indices < 0).any()
+            self._check_rows(indices)
+        if not isinstance(view, int):
+            views = np.asarray(view, _ROW)
+            first = int(views.flat[0]) if views.size else 0
+            view = views if views.ndim and (views != first).any() else first
+        try:
+            if not isinstance(view, int):
+                return self._read_views(indices, view, stream)
+            return torch.from_numpy(self._payload(view, stream).read(indices))
+        except IndexError:  # numpy checks the upper bound anyway
+            self._check_rows(indices)
+
+    def _read_views(self, indices: Array, views: Array, stream: str) -> Tensor:
+        """The same for rows of several views, int64 [B] each."""
+        payloads = {view: self._payload(view, stream) for view in sorted(set(views.tolist()))}
+        encoded = np.empty((len(indices), next(iter(payloads.values())).row_bytes), dtype=np.uint8)
+        for view, payload in payloads.items():
+            (mine,) = (views == view).nonzero()
+            encoded[mine] = payload.read(indices[mine])
+        return torch.from_numpy(encoded)
+
+    def _payload(self, view: int, stream: str) -> Payload:
+        """The encoded rows of one stream of one view.
+
+        Raises:
+            CacheStreamError, CacheError: there is no such stream or view.
+        """
         payload = self._payloads.get((view, stream))
         if payload is None:
             self.check_exists(stream)
             raise CacheError(f"the cache {str(self.path)!r} has views 0 to {self.num_views - 1}, got view {view}")
-        indices = np.asarray(rows, _ROW)
-        if indices.size and indices.item(indices.argmin()) < 0:  # several microseconds less than (indices < 0).any()
-            self._check_rows(indices)
-        try:
-            return from_numpy(payload.read(indices))
-        except IndexError:  # numpy checks the upper bound anyway
-            self._check_rows(indices)
+        return payload
 
     def read_records(self, rows: Array | Tensor, view: int) -> Tensor:
         """Recorded parameters of views, uint8 [B, bytes], with the arguments of `read_encoded`.

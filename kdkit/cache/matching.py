@@ -12,11 +12,20 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from kdkit.cache.format.keys import check_same_samples, key_digests, match_rows
+from kdkit.cache.content import CONTENT_FIELD, check_content
+from kdkit.cache.format.keys import check_same_samples, key_digests, list_keys, match_rows
 from kdkit.cache.format.metadata import CacheMetadata
-from kdkit.cache.lazy_arrays import stored_digests, stored_keys, stored_pixels
+from kdkit.cache.lazy_arrays import (
+    begun_at,
+    stored_absent,
+    stored_content,
+    stored_digests,
+    stored_keys,
+    stored_pixels,
+)
 from kdkit.cache.pixels import check_pixels, checked_views
 from kdkit.cache.types import Array
+from kdkit.errors import CacheMismatchError
 from kdkit.recipe import ViewRecipe
 from kdkit.runtime.compare import check_match
 
@@ -60,7 +69,12 @@ def match_dataset(path: Path, metadata: CacheMetadata, dataset: Replayable, allo
     if not (dataset.class_names is None and dataset.is_unlabelled):  # images without labels have no names to compare
         cached_names = {"class_names": composed(metadata.dataset["class_names"])}
         check_match("dataset", cached_names, {"class_names": composed(dataset.class_names)}, origin, allow)
-    rows = match_keys(path, metadata.num_rows, dataset.keys, allow)
+    check_leaves_out(path, metadata, dataset.keys)
+    absent = getattr(dataset, "absent", ())  # a Replayable of one's own may know of none
+    rows = match_keys(path, metadata.num_rows, dataset.keys, allow, absent)
+    _check_partners(metadata, dataset, rows, origin)
+    if metadata.content_kind is not None and CONTENT_FIELD not in allow:
+        check_content(dataset, stored_content(path, metadata)[rows], metadata.content_kind, begun_at(path), origin)
     hashes = {view: stored_pixels(path, metadata, view) for view in checked_views(views)}
     check_pixels(dataset, rows, hashes, metadata.dataset.get("versions") or {}, origin)
     return rows
@@ -71,13 +85,40 @@ def composed(names: Sequence[str] | None) -> list[str] | None:
     return None if names is None else [unicodedata.normalize("NFC", name) for name in names]
 
 
-def match_keys(path: Path, num_rows: int, keys: Sequence[str], allow: Collection[str] = ()) -> Array:
-    """Cache row of each dataset sample, int64 [N].
+def check_leaves_out(path: Path, metadata: CacheMetadata, keys: Sequence[str]) -> None:
+    """Checks that a dataset holds none of the samples that the cache has no rows for.
+
+    Raises:
+        CacheMismatchError: it holds some; names them.
+    """
+    absent = set(stored_absent(path, metadata))
+    if absent and (held := [key for key in keys if key in absent]):
+        raise CacheMismatchError(
+            f"the cache {str(path)!r} has no rows for {len(held)} of {len(keys)} images ({list_keys(held)}), which "
+            "could not be read when it was built: open the images with kdkit.open_dataset(DATA, cache=FILE), which "
+            "leaves them out"
+        )
+
+
+def _check_partners(metadata: CacheMetadata, dataset: Replayable, rows: Array, origin: str) -> None:
+    """Raises CacheMismatchError if views are mixed and the dataset lacks samples: others would be mixed then."""
+    if dataset.recipe.mixes and (lacking := metadata.num_rows - len(np.unique(rows))):
+        raise CacheMismatchError(
+            f"{origin} mixes each image with another, and {lacking} of its {metadata.num_rows} images are not in the "
+            "dataset: use all of them, or build another cache"
+        )
+
+
+def match_keys(
+    path: Path, num_rows: int, keys: Sequence[str], allow: Collection[str] = (), absent: Collection[str] = ()
+) -> Array:
+    """Cache row of each dataset sample, int64 [N]; the dataset may lack the samples `absent`.
 
     Raises:
         CacheMismatchError: a sample was added, removed or renamed; named.
     """
     rows = match_rows(stored_digests(path, num_rows), key_digests(keys))
     if (rows < 0).any() or (SAMPLES_FIELD not in allow and len(np.unique(rows)) < num_rows):
-        check_same_samples(stored_keys(path, num_rows), keys, f"the cache {str(path)!r}")
+        expected = [key for key in stored_keys(path, num_rows) if key not in absent]
+        check_same_samples(expected, keys, f"the cache {str(path)!r}")
     return rows

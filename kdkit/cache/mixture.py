@@ -43,6 +43,8 @@ class CacheMixture:
         ConfigError: there is no cache, or weights or temperatures do not fit.
     """
 
+    is_multi_label = False  # multi-label caches are refused
+
     def __init__(
         self,
         caches: Sequence[CachedTeacher],
@@ -175,6 +177,11 @@ class CacheMixture:
             f"{share:.9g} {cache.identity[:16]} T={temperature:.9g}" for share, cache, temperature in parts
         )
 
+    @property
+    def absent_keys(self) -> Sequence[str]:
+        """Keys of the samples that one of the caches has no rows for."""
+        return list(dict.fromkeys(key for cache in self.caches for key in cache.absent_keys))
+
     def check_exists(self, stream: str) -> None:
         """Raises CacheStreamError if no cache holds the stream, or several do; names them."""
         if stream in self._places:
@@ -218,7 +225,9 @@ def _one_each(name: str, numbers: Sequence[float] | None, caches: Sequence[Cache
 
 
 def _check_same_classes(caches: Sequence[CachedTeacher]) -> None:
-    """Compares the number of classes of all caches with logits, and the class names of all caches that hold them."""
+    """Refuses multi-label caches; compares the number of classes, and the class names that caches hold."""
+    for cache in caches:
+        cache.check_averageable()
     counts = [(cache, cache.num_classes) for cache in caches if LOGITS in cache.codecs]
     for cache, count in counts[1:]:
         if count != counts[0][1]:
@@ -237,6 +246,4 @@ def _check_same_classes(caches: Sequence[CachedTeacher]) -> None:
             if at is None
             else f"class {at} as {names[at]!r} and {expected[at]!r}"
         )
-        raise ClassMismatchError(
-            f"{_name(cache)} and {_name(first)} have {found}: build one of them from the same data"
-        )
+        raise ClassMismatchError(f"{_name(cache)} and {_name(first)} have {found}: build one from the same data")

@@ -9,6 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,6 +17,7 @@ from kdkit.cache.codecs import RowCodec, TopKCodec
 from kdkit.cache.file import CacheFile
 from kdkit.cache.format.constants import LOGITS
 from kdkit.cache.matching import Replayable, match_dataset
+from kdkit.cache.pixels import other_pixels
 from kdkit.cache.summary import describe_content
 from kdkit.cache.types import Array
 from kdkit.errors import CacheMismatchError, ConfigError
@@ -40,6 +42,11 @@ class CacheReader(TeacherSource, Protocol):
     @property
     def codecs(self) -> Mapping[str, RowCodec]:
         """Stream name -> its codec."""
+        ...
+
+    @property
+    def is_multi_label(self) -> bool:
+        """Whether the logits are multi-label: one distribution per class."""
         ...
 
     @property
@@ -70,6 +77,11 @@ class CacheReader(TeacherSource, Protocol):
     @property
     def identity(self) -> str:
         """SHA-256 of its metadata, without the number of views; of several caches, one of each."""
+        ...
+
+    @property
+    def absent_keys(self) -> Sequence[str]:
+        """Keys of the samples that its build left out, because they could not be read; they have no rows."""
         ...
 
     def match(self, dataset: Replayable, *, allow_mismatch: Collection[str] = ()) -> None:
@@ -104,6 +116,7 @@ class CachedTeacher(CacheFile):
         self._verify = verify
         self._sparse = sparse
         self._rows: Array | None = None
+        self._pixels: dict[int, dict[int, int]] = {}  # view -> hashed row -> CRC-32
         named = (streams,) if isinstance(streams, str) else streams  # else its letters would be streams
         self.streams = tuple(self._codecs) if named is None else tuple(named)
         for stream in self.streams:
@@ -120,6 +133,11 @@ class CachedTeacher(CacheFile):
         """
         self._rows = match_dataset(self.path, self.metadata, dataset, allow_mismatch)
 
+    def check_averageable(self) -> None:
+        """Raises ConfigError for multi-label logits, which are no distribution that could be averaged with others."""
+        if self.is_multi_label:
+            raise ConfigError(f"the cache {str(self.path)!r} is multi-label, so it cannot be averaged: open it alone")
+
     def rows_of(self, rows: Tensor) -> Array:
         """Cache rows int64 [B] of the matched dataset's rows int64 [B].
 
@@ -134,7 +152,7 @@ class CachedTeacher(CacheFile):
         return matched
 
     def __call__(self, batch: Batch) -> TeacherOutput:
-        """The teacher's outputs for the batch's rows and view, decoded on the device of its input.
+        """The teacher's outputs for the batch's rows and views, decoded on the device of its input.
 
         Raises:
             CacheMismatchError: the cache was not matched with a dataset, or the batch has no rows or view.
@@ -142,9 +160,29 @@ class CachedTeacher(CacheFile):
         if batch.row is None or batch.view is None:
             raise CacheMismatchError("the batch has no rows or no view: load it with ReplayLoader")
         rows, view, device = self.rows_of(batch.row), batch.view, batch.input.device
+        self._check_pixels(batch, rows, view)
         payloads = {stream: _to_device(self.read_encoded(rows, view, stream), device) for stream in self.streams}
         with torch.autocast(device.type, enabled=False):  # a loop may call this within its own
             return self._decode(payloads)
+
+    def _check_pixels(self, batch: Batch, rows: Array, view: Tensor | int) -> None:
+        """Compares the pixels of hashed rows with those that the teacher saw.
+
+        Raises:
+            CacheMismatchError: they differ; names the sample.
+        """
+        teacher_size = self.metadata.recipe.get("teacher_size")
+        if batch.pixel_crc32 is None or (teacher_size is not None and batch.teacher_input is None):
+            return  # a student's smaller view is not the one that the teacher saw
+        views, hashes = np.broadcast_to(np.asarray(view), rows.shape), batch.pixel_crc32.numpy()
+        hashed = hashes >= 0
+        found = zip(views[hashed].tolist(), rows[hashed].tolist(), hashes[hashed].tolist(), strict=True)
+        for of, row, crc32 in found:
+            if of not in self._pixels:
+                self._pixels[of] = self.pixel_crc32(of)
+            if self._pixels[of].get(row, crc32) != crc32:
+                made_with = self.metadata.dataset.get("versions") or {}
+                raise other_pixels(self.keys()[row], of, made_with, f"the cache {str(self.path)!r}")
 
     def _decode(self, payloads: dict[str, Tensor]) -> TeacherOutput:
         """The outputs decoded from encoded rows, stream -> uint8 [B, row_bytes]."""
@@ -154,7 +192,7 @@ class CachedTeacher(CacheFile):
             return TeacherOutput(features=features)
         if self._sparse and isinstance(codec, TopKCodec):
             return TeacherOutput(features=features, sparse=codec.decode_sparse(logits))
-        return TeacherOutput(codec.decode(logits), features)
+        return TeacherOutput(codec.decode(logits), features, is_normalized=not self.is_multi_label)
 
     def __repr__(self) -> str:
         return f"CachedTeacher({str(self.path)!r}: {describe_content(self.metadata, self.codecs)})"

@@ -26,6 +26,7 @@ def create_loader(
     shuffle: bool = True,
     seed: int = 0,
     device: torch.device | str | None = None,
+    num_epochs: int | None = None,
 ) -> ReplayLoader:
     """Creates a loader of normalised batches for one student; under torch.distributed, of this rank's images.
 
@@ -42,25 +43,22 @@ def create_loader(
         student: the model, whose `pretrained_cfg` holds the mean and standard deviation of its input, or a task that
             trains it. ImageNet's are used if there is none.
         batch_size: images per batch and rank.
-        views_per_decode: number of views that are drawn each time an image is decoded; only 1 is implemented.
+        views_per_decode: number k of views per decoded image, adjacent in one batch, at most the recipe's. Groups of k
+            passes show what k plain passes show. Let batch_size be a multiple of k, or of 2 k where views are mixed.
         num_workers: processes that load and augment images; 0 loads in the calling process, "auto" takes this
             rank's share of the CPUs that this process may use, 1 to 8.
         shuffle: whether each epoch has its own order.
         seed: seed of the order of images; the views have the recipe's.
         device: where batches arrive; the student's device by default.
+        num_epochs: number of passes that will be made, if known: the last group is then as short as the passes left.
 
     Raises:
         ConfigError: an argument is out of range.
-        LabelError: a label is beyond the classes of the student, and no task leaves labels out; a label that is known
-            only with its image is compared when it is loaded.
+        LabelError: a label is beyond the student's classes; of an image whose label it brings itself, on loading it.
     """
-    if views_per_decode != 1:
-        raise ConfigError(f"views_per_decode is {views_per_decode}: only 1 is implemented")
-    model: Any = student
-    if hasattr(model, "get_eval_model"):
-        model = model.get_eval_model()
-    if device is None:
-        device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    _check_views_per_decode(views_per_decode, dataset.recipe.num_views)
+    model = _model_of(student)
+    device = device or next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     num_classes = getattr(model, "num_classes", None)
     if num_classes and getattr(student, "task_loss_weight", 1) != 0:  # 0 classes: a student without a head
         dataset = dataset.for_classes(num_classes)
@@ -73,6 +71,21 @@ def create_loader(
         drop_last=shuffle and -(-len(dataset) // distributed.world_size()) > batch_size,
         rank=distributed.rank(),
         world_size=distributed.world_size(),
+        views_per_decode=views_per_decode,
+        num_epochs=num_epochs,
     )
     workers = choose_workers(num_workers)
     return ReplayLoader(dataset, sampler, Normalization.of(model), device=device, num_workers=workers)
+
+
+def _model_of(student: Any) -> nn.Module:
+    """The model of a task, or the model itself."""
+    model: nn.Module = student.get_eval_model() if hasattr(student, "get_eval_model") else student
+    return model
+
+
+def _check_views_per_decode(views: int, num_views: int) -> None:
+    if not 1 <= views <= num_views:
+        raise ConfigError(
+            f"views_per_decode must be from 1 to the {num_views} views of the recipe (num_views), got {views}"
+        )

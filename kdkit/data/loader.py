@@ -64,7 +64,7 @@ class ReplayLoader:
 
     Args:
         dataset: what to load.
-        sampler: yields the (row, view) pairs of each batch, all of one view.
+        sampler: yields the (row, view) pairs of each batch.
         normalization: mean and standard deviation of the student's input: `Normalization.of(student)`.
         device: device of the batches.
         num_workers: worker processes; 0 loads in the calling process.
@@ -140,7 +140,8 @@ class ReplayLoader:
                         self.on_skip(self.dataset.keys[row], reason)
                     yield batch
         except DatasetError as error:  # a worker's error arrives with its traceback as text
-            raise DatasetError(str(error).rsplit("DatasetError: ", 1)[-1].strip()) from error
+            kind = type(error)
+            raise kind(str(error).rsplit(f"{kind.__name__}: ", 1)[-1].strip()) from error
 
     def to_batch(self, pixels: PixelBatch) -> Batch:
         """A normalised Batch on the loader's device."""
@@ -150,6 +151,7 @@ class ReplayLoader:
             pixels.row,
             pixels.view,
             teacher_input=None if pixels.teacher_images is None else self._normalized(pixels.teacher_images),
+            pixel_crc32=pixels.pixel_crc32,
         )
 
     def _normalized(self, images: Tensor) -> Tensor:
@@ -162,6 +164,9 @@ class ReplayLoader:
             return target
         partner = pixels.partner_target.to(self.device, non_blocking=True)
         share = pixels.share.to(self.device, non_blocking=True)
+        if target.ndim == 2:  # multi-label; where one of the two is not labelled, their mixture is not either
+            mixed = share[:, None] * target + (1 - share[:, None]) * partner
+            return torch.where((target < 0) | ((partner < 0) & (share[:, None] < 1)), -torch.ones_like(mixed), mixed)
         soft = torch.zeros(len(target), self.dataset.num_classes, dtype=torch.float32, device=self.device)
         check_class_indices(pixels, self.dataset.num_classes, self.dataset.keys)
         for label, weight in ((target, share), (partner, 1 - share)):

@@ -12,14 +12,14 @@ class Sample(NamedTuple):
 
     image: Tensor
     """Pixels, uint8 [3, H, W]; mixed with those of the partner if the recipe mixes views."""
-    target: int
-    """Class index; -1 if the sample has no label."""
+    target: int | Tensor
+    """Class index, -1 if the sample has no label; of multi-label data a vector float32 [C] of 0 and 1."""
     row: int
     """Index of the sample in the dataset."""
     view: int
     """Number of the view."""
-    partner_target: int | None = None
-    """Class index of the partner that the sample is mixed with, or its own without a partner; None without mixing."""
+    partner_target: int | Tensor | None = None
+    """Label of the partner that the sample is mixed with, or its own without a partner; None without mixing."""
     share: float = 1.0
     """Share of `target` in the mixed label; 1 if nothing is mixed."""
     teacher_image: Tensor | None = None

@@ -15,7 +15,7 @@ from kdkit.errors import ConfigError, MissingTeacherError
 from kdkit.tasks.observation import TeacherLogits, num_classes_of, observe
 from kdkit.tasks.student_task import Criterion, StudentTask
 from kdkit.tasks.teacher import check_same_classes, resolve_teacher
-from kdkit.tasks.term import DistillLosses, as_terms, bound_loss, check_weight
+from kdkit.tasks.term import DistillLosses, as_terms, bound_loss, check_scale, check_weight
 from kdkit.teachers import Teacher
 from kdkit.types import Batch, TeacherOutput, TeacherSource, to_compute_dtype
 
@@ -131,11 +131,14 @@ class DistillationTask(StudentTask):
             raise ConfigError(
                 f"teacher_output is a TeacherOutput, got {type(teacher_output).__name__}: wrap logits in one"
             )
+        check_scale(self.terms, teacher_output)
         teacher_logits = self._teacher_logits(teacher_output)
         output, distilled, terms = self._forward_student(input, teacher_output)
         task_loss = self._task_loss(to_compute_dtype(output), target)
         terms |= self._logit_terms(to_compute_dtype(distilled), teacher_logits, target)
         result = self._sum(task_loss, terms) | {"output": output}
+        if self.is_multi_label:  # there is no one class to agree on
+            return result
         if teacher_logits is not None and num_classes_of(teacher_logits) == output.shape[1]:
             result |= observe(output, teacher_logits, target)
         return result

@@ -86,7 +86,8 @@ def make_task(
             raise ClassMismatchError(describe_count_mismatch(f"the teacher {teacher.name!r}", count, names))
     num_classes = _num_classes(config, dataset, cache, teacher)
     check_labels(dataset, num_classes, config.data)
-    return create_task(config, _create_student(config, dataset, num_classes), teacher, cache).to(device)
+    student = _create_student(config, dataset, num_classes)
+    return create_task(config, student, teacher, cache, is_multi_label=dataset.is_multi_label).to(device)
 
 
 def num_classes_of(task: TrainingTask) -> int:
@@ -133,6 +134,8 @@ def _num_classes(
         return cache.num_classes
     if isinstance(teacher, Teacher) and teacher.num_classes:  # 0 without a head
         return teacher.num_classes
+    if dataset.is_multi_label and dataset.num_classes is not None:
+        return dataset.num_classes
     if (given := config.student_options.get("num_classes")) is not None:
         if isinstance(given, bool) or not isinstance(given, int):
             raise ConfigError(f"num_classes in student_options is a whole number, got {shown(given)}")
@@ -201,11 +204,14 @@ def _image_size(student: str, dataset: ReplayedDataset) -> dict[str, int]:
 def create_loader(
     dataset: ReplayedDataset, task: TrainingTask, config: DistillConfig, device: torch.device, *, shuffle: bool
 ) -> ReplayLoader:
-    """This rank's share of the images, in the student's normalisation."""
+    """This rank's share of the images, in the student's normalisation; only training shares decodes."""
+    views = config.train.views_per_decode
     return kdkit.data.create_loader(
         dataset,
         task,
         batch_size=config.train.batch_size,
+        views_per_decode=views if shuffle and isinstance(views, int) else 1,
+        num_epochs=config.train.epochs,
         num_workers=config.train.workers,
         shuffle=shuffle,
         seed=config.train.seed,

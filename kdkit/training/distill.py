@@ -41,6 +41,7 @@ from kdkit.training.components import (
 from kdkit.training.config import DistillConfig
 from kdkit.training.header import describe_run, doubts_of
 from kdkit.training.labels import LabelRecord, adapt_to_labels, class_names_of
+from kdkit.training.loading import resumes, settle_views_per_decode
 from kdkit.training.logger import FILES
 from kdkit.training.preflight import PreflightReport, preflight
 from kdkit.training.report import TrainReport
@@ -110,7 +111,9 @@ def distill(config: DistillConfig, *, show_progress: bool = False) -> DistillRep
     if distributed.is_restarted():  # an earlier start's output is this run's own: resume it
         config = dataclasses.replace(config, resume=True, overwrite=False)
     run = _open(config)
-    config = run.config
+    start_average(run.task, config.train)
+    config, views = settle_views_per_decode(run.config, _shown(run), run.task, run.source, run.device)
+    run = dataclasses.replace(run, config=config)
     output = distributed.on_rank_zero(
         lambda: prepare_output(
             config.output, _FILES, overwrite=config.overwrite, checkpoints=(LAST, PREVIOUS) if config.resume else None
@@ -130,13 +133,12 @@ def distill(config: DistillConfig, *, show_progress: bool = False) -> DistillRep
     shown = show_progress and distributed.rank() == 0
     if shown:
         header = describe_run(config, run.task, run.dataset, run.validation, run.cache, run.device)
+        header["views"] += f", {views}"
         print_labelled(header, file=sys.stderr)
-    start_average(run.task, config.train)
-    resumes = config.resume and (checkpoints.last.exists() or checkpoints.previous.exists())
-    seen = None if resumes or not config.preflight else _check_first_step(run, loader, shown)
+    seen = None if resumes(config) or not config.preflight else _check_first_step(run, loader, shown)
     training = _train(run, loader, held_out, checkpoints, shown)
-    weights = checkpoints.best if checkpoints.best.exists() else checkpoints.last
-    return DistillReport(output, checkpoints.last, weights, training, seen)
+    best = checkpoints.best if checkpoints.best.exists() else checkpoints.last
+    return DistillReport(output, checkpoints.last, best, training, seen)
 
 
 def _open(config: DistillConfig) -> _Run:
@@ -168,6 +170,7 @@ def _create_run(
 ) -> _Run:
     """The task, and the parts of the run checked against one another."""
     if cache is not None:
+        dataset = dataset.without(cache.absent_keys)
         cache.match(dataset, allow_mismatch=config.allow_mismatch)
         if not cache.names_classes:
             _logger.warning("the data's class folders are not the cache's classes: no label takes part in the loss")
@@ -183,6 +186,11 @@ def _create_run(
     if validation is not None:
         check_validation(config, validation, dataset, run.class_names, num_classes_of(task))
     return run
+
+
+def _shown(run: _Run) -> ReplayedDataset:
+    """The training images as the loader shows them."""
+    return run.dataset if live_teacher_of(run.task) is None else run.dataset.with_teacher_view()
 
 
 def _open_cache(config: DistillConfig) -> CacheReader | None:
@@ -201,9 +209,7 @@ def _open_cache(config: DistillConfig) -> CacheReader | None:
 
 def _create_loaders(run: _Run, output: Path) -> tuple[ReplayLoader, ReplayLoader | None]:
     """The loaders of the training and of the validation images, which record what they skip."""
-    has_live_teacher = live_teacher_of(run.task) is not None  # the student's average sees the student's views
-    dataset = run.dataset.with_teacher_view() if has_live_teacher else run.dataset
-    loader = create_loader(dataset, run.task, run.config, run.device, shuffle=True)
+    loader = create_loader(_shown(run), run.task, run.config, run.device, shuffle=True)
     loader.on_skip = SkipRecord(output)
     if run.validation is None:
         return loader, None
