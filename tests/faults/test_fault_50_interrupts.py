@@ -49,13 +49,14 @@ def kdkit(*arguments: str, cwd: Path, interrupt_after: float | None = None) -> t
     process = subprocess.Popen(
         [sys.executable, "-m", "kdkit", *arguments],
         cwd=cwd, env=environment, start_new_session=True, text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # where the tests run in the background
     )  # fmt: skip
     try:
         if interrupt_after is not None:
             time.sleep(interrupt_after)
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGINT)
-        _, error = process.communicate(timeout=120)
+        _, error = process.communicate(timeout=300)
     finally:
         process.kill()
     return process.returncode, error
