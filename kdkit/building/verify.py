@@ -87,25 +87,36 @@ def verify_cache(
     teacher = with_streams(teacher, cache.codecs)
     if device is not None:
         teacher = teacher.to(torch.device(device))
-    device, built = device_of(teacher), cache.build_record
-    rounding = rounding_of(teacher.fingerprint(), [device.type, built.device])
-    batch_size = batch_size or built.batch_size or _BATCH_SIZE
-    parts: dict[str, list[Compared]] = {stream: [] for stream in cache.codecs}
-    places: list[tuple[int, int]] = []  # view and row
-    for view, rows in _choose(dataset, num_rows, seed).items():
-        loader = _loader(view, rows, teacher, dataset, batch_size, device)
-        for pixels in loader.pixel_batches():
-            for stream, values in run_teacher(teacher, loader, pixels, cache.codecs).items():
-                encoded = cache.read_encoded(cache.rows_of(pixels.row), pixels.view, stream)
-                parts[stream].append(compare(cache.codecs[stream], values, encoded, rounding))
-            places += [(view, row) for row in pixels.row.tolist()]
-    compared = {stream: Compared.join(found) for stream, found in parts.items()}
+    batch_size = batch_size or cache.build_record.batch_size or _BATCH_SIZE
+    compared, places = _run_again(teacher, cache, dataset, _choose(dataset, num_rows, seed), batch_size)
     for stream, found in compared.items():
         _check_agreement(found, cache, stream, dataset.keys, places)
     differences = {stream: float(found.difference.mean()) for stream, found in compared.items()}
     return VerifyReport(
         cache.num_rows, cache.num_views, len(places), differences, _by_view(compared, places), num_files
     )
+
+
+def _run_again(
+    teacher: Teacher,
+    cache: CachedTeacher,
+    dataset: ReplayedDataset,
+    chosen: Mapping[int, Sequence[int]],
+    batch_size: int,
+) -> tuple[dict[str, Compared], list[tuple[int, int]]]:
+    """Stream -> the comparison of the chosen rows, view -> rows; and the view and row of each."""
+    device = device_of(teacher)
+    rounding = rounding_of(teacher.fingerprint(), [device.type, cache.build_record.device])
+    parts: dict[str, list[Compared]] = {stream: [] for stream in cache.codecs}
+    places: list[tuple[int, int]] = []
+    for view, rows in chosen.items():
+        loader = _loader(view, rows, teacher, dataset, batch_size, device)
+        for pixels in loader.pixel_batches():
+            for stream, values in run_teacher(teacher, loader, pixels, cache.codecs).items():
+                encoded = cache.read_encoded(cache.rows_of(pixels.row), pixels.view, stream)
+                parts[stream].append(compare(cache.codecs[stream], values, encoded, rounding))
+            places += [(view, row) for row in pixels.row.tolist()]
+    return {stream: Compared.join(found) for stream, found in parts.items()}, places
 
 
 def _match(cache: CachedTeacher, dataset: ReplayedDataset, allow: Collection[str]) -> tuple[ReplayedDataset, int]:
