@@ -204,7 +204,7 @@ def test_bad_input_is_a_one_line_error_with_advice(folder: Path, capsys: pytest.
     save_file(tiny_model(num_classes=12).state_dict(), folder / "twelve.safetensors")
     twelve = build(folder, "--output", str(folder / "u.h5"), "--teacher.checkpoint", str(folder / "twelve.safetensors"))
     found = fails(capsys, twelve)
-    assert "12 classes, the dataset 10" in found
+    assert "12 classes, the data has 10" in found
     assert "class_map" in found
     shutil.copytree(folder / "images", folder / "others")
     (folder / "others" / "digit 3" / "003.png").rename(folder / "others" / "digit 3" / "new.png")
