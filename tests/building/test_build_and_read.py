@@ -128,6 +128,7 @@ def test_only_topk_has_sparse_outputs(tmp_path: Path) -> None:
         open_cache(tmp_path / "t.h5", sparse=True)
 
 
+@pytest.mark.slow
 def test_many_shards_read_as_one(tmp_path: Path) -> None:
     recipe = ViewRecipe(size=16, num_views=2, hflip=0.0)
     source = digits(1700)
@@ -253,9 +254,7 @@ def test_a_build_does_not_go_on_with_other_pixels(tmp_path: Path) -> None:
     changed.images = changed.images ^ 0x10
     for allowed, refusal in (((), "its content differs"), (("dataset.content",), "shows other pixels")):
         with pytest.raises(CacheMismatchError, match=refusal):
-            build_cache(
-                teacher(), ReplayedDataset(changed, RECIPE), tmp_path / "t.h5", EXACT, allow_mismatch=allowed
-            )
+            build_cache(teacher(), ReplayedDataset(changed, RECIPE), tmp_path / "t.h5", EXACT, allow_mismatch=allowed)
     build_cache(teacher(), digits_dataset(20), tmp_path / "t.h5", EXACT)
 
 
