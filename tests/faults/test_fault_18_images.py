@@ -98,12 +98,11 @@ def test_fault_18_a_skipped_image_is_recorded_and_shifts_no_row(images: Path, nu
     expected = [whole[(row, 0)] for row in range(40)]
     damage(images)
     dataset = ReplayedDataset(FolderSource(images), RECIPE)
-    skips, allowed = dataset.skipping_unreadable(), {"dataset.content"}
     with pytest.raises(CacheMismatchError, match=DAMAGED):  # not the file that the cache was built from
-        open_cache(images.parent / "t.h5", skips)
+        open_cache(images.parent / "t.h5", dataset)
     with pytest.raises(DatasetError, match=DAMAGED):
-        open_cache(images.parent / "t.h5", dataset, allow_mismatch=allowed)
-    cache = open_cache(images.parent / "t.h5", skips, allow_mismatch=allowed)
+        open_cache(images.parent / "t.h5", dataset, allow_mismatch={"dataset.content"})
+    cache = open_cache(images.parent / "t.h5", dataset.skipping_unreadable())
     skipping, skipped, seen = loader(dataset.skipping_unreadable(), num_workers), [], []
     skipping.on_skip = lambda key, reason: skipped.append((key, "unreadable" in reason))
     damaged = dataset.keys.index(DAMAGED)
