@@ -70,7 +70,7 @@ def match_dataset(path: Path, metadata: CacheMetadata, dataset: Replayable, allo
         cached_names = {"class_names": composed(metadata.dataset["class_names"])}
         check_match("dataset", cached_names, {"class_names": composed(dataset.class_names)}, origin, allow)
     check_leaves_out(path, metadata, dataset.keys)
-    absent = getattr(dataset, "absent", ())  # a Replayable of one's own may know of none
+    absent = getattr(dataset, "absent", ())  # a custom Replayable may have no such attribute
     rows = match_keys(path, metadata.num_rows, dataset.keys, allow, absent)
     _check_partners(metadata, dataset, rows, origin)
     if metadata.content_kind is not None and CONTENT_FIELD not in allow:

@@ -352,7 +352,7 @@ def test_a_label_below_minus_one_is_not_taken_for_no_label_in_mixed_views() -> N
     images, keys = np.zeros((4, 8, 8), np.uint8), list("abcd")
 
     class Mine:
-        """A source of one's own, with known targets or without."""
+        """A custom source, with known targets or without."""
 
         class_names = None
 
