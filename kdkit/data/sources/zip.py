@@ -17,6 +17,7 @@ from kdkit.data.sources.base import ImageSource, LabelRule, SourceOptions, descr
 from kdkit.data.sources.image import decode, unreadable
 from kdkit.data.sources.listing import Listing, index_classes, inner_path
 from kdkit.errors import DatasetError
+from kdkit.runtime.reading import open_binary
 
 
 class ZipSource:
@@ -46,7 +47,7 @@ class ZipSource:
         options.check_rule("a zip file", "folder")
         listing = Listing(str(path), options)
         try:
-            with zipfile.ZipFile(self.path) as archive:
+            with open_binary(self.path) as file, zipfile.ZipFile(file) as archive:
                 members = archive.infolist()
         except (OSError, zipfile.BadZipFile) as error:
             raise DatasetError(f"{str(path)!r} cannot be opened as a zip file: {error}") from error
@@ -86,7 +87,7 @@ class ZipSource:
     def _archive(self) -> zipfile.ZipFile:
         """This process's own handle."""
         if self._open is None or self._open[0] != os.getpid():
-            self._open = os.getpid(), zipfile.ZipFile(self.path)
+            self._open = os.getpid(), zipfile.ZipFile(open_binary(self.path))
         return self._open[1]
 
     def __getstate__(self) -> dict[str, Any]:
