@@ -11,8 +11,7 @@ import torch
 
 from kdkit.config import EMA, SingleTeacherConfig, StudentConfig, TeacherConfig
 from kdkit.errors import ClassMismatchError, ConfigError, KdkitError, first_line
-from kdkit.runtime import distributed
-from kdkit.runtime.hardware import choose_device
+from kdkit.runtime.hardware import use_device
 from kdkit.runtime.reading import read_json
 from kdkit.student import is_student_folder, load_student
 from kdkit.teachers import Teacher, TeacherCard, TeacherEnsemble, create_teacher, load_card
@@ -26,17 +25,12 @@ _NAMED = 3  # classes of a mapped teacher
 
 
 def resolve_device(name: str) -> torch.device:
-    """The device called `name`; resolves "auto", and "cuda" to this rank's GPU.
+    """The device called `name`, made the current one; resolves "auto", and "cuda" to this rank's GPU.
 
     Raises:
-        ConfigError: there is no such device here.
+        ConfigError: there is no such device here, or several local ranks would share it.
     """
-    try:
-        device = torch.device(distributed.local_device(choose_device(name)))
-        torch.empty(1, device=device).tolist()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ConfigError(f"the device {name!r} cannot be used here ({first_line(error)}): try cpu") from error
-    return device
+    return use_device(name)
 
 
 def resolve_teacher(

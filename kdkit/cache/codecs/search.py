@@ -25,14 +25,15 @@ _JITTER = 1e-6  # of the mean curvature, so that rounding never makes a curvatur
 _NEWTON_STEPS, _CLASSES_A_STEP = 3, 2048  # steps make up for the other classes, so more of those need more steps
 _SWEEPS = 2
 _BLOCK = 32  # coefficients rounded together
-_CHUNK_BYTES = 192 << 20  # of the largest temporary, of which about three exist at a time
+_CPU_BYTES, _GPU_BYTES = 192 << 20, 384 << 20  # of the largest temporary; all together are less than twice as much
 _CPU_CHUNK, _GPU_CHUNK = 6, 8  # at most 2**6 rows on a CPU, whose caches hold no more, and 2**8 elsewhere
 
 
 def chunk_rows(num_classes: int, rank: int, device: torch.device) -> int:
-    """Rows B to search at a time: a power of two, so few that no temporary exceeds `_CHUNK_BYTES`."""
-    most = _CHUNK_BYTES // (4 * max(_num_heavy(num_classes) * rank, num_classes, 1))
-    return 1 << min(most.bit_length() - 1, _CPU_CHUNK if device.type == "cpu" else _GPU_CHUNK)
+    """Rows B to search at a time: a power of two, so few that no temporary exceeds the bound in bytes of its device."""
+    limit, most = (_CPU_BYTES, _CPU_CHUNK) if device.type == "cpu" else (_GPU_BYTES, _GPU_CHUNK)
+    rows = limit // (4 * max(_num_heavy(num_classes) * rank, num_classes, 1))
+    return 1 << min(rows.bit_length() - 1, most)
 
 
 def _num_heavy(num_classes: int) -> int:
