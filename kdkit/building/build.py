@@ -92,6 +92,7 @@ def build_cache(
     dataset = leave_out_unreadable(as_built(dataset), path, config, show_progress=show_progress)
     teacher = with_streams(for_dataset(teacher, dataset, config.streams), config.streams)
     teacher, device = placed(teacher, device)
+    teacher = teacher.compile() if config.compile else teacher
     plan = BuildPlan(teacher, dataset, config, device, allow_mismatch, show_progress=show_progress)
     check_same_settings(lambda: {"teacher": plan.teacher.fingerprint(), "streams": list(plan.config.streams)})
     with ExitStack() as held:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Literal
 
 from kdkit.errors import ConfigError, first_line
@@ -69,6 +71,44 @@ def describe_device(device: torch.device) -> str:
     import torch
 
     return f"{device} ({torch.cuda.get_device_name(device)})"
+
+
+@contextmanager
+def fast_kernels(device: torch.device) -> Iterator[None]:
+    """Within the context, CUDA takes the convolutions that it measures as fastest, and TF32 for float32 products.
+
+    For a student. A build leaves both as torch has them: its rows must be the same when it is resumed or extended, and
+    its codecs need whole products.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    import torch
+
+    before = torch.backends.cudnn.benchmark, torch.get_float32_matmul_precision()
+    torch.backends.cudnn.benchmark = True
+    torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before[0]
+        torch.set_float32_matmul_precision(before[1])
+
+
+@contextmanager
+def whole_products(device: torch.device) -> Iterator[None]:
+    """Within the context, float32 products on CUDA keep all bits, which TF32 would round to ten."""
+    import torch
+
+    before = torch.get_float32_matmul_precision()
+    if device.type != "cuda" or before == "highest":
+        yield
+        return
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def choose_workers(number: int | Literal["auto"] = AUTO) -> int:
