@@ -53,7 +53,8 @@ def create_teacher(
         taps, resize, autocast: as for Teacher.
 
     Raises:
-        UnknownNameError: timm has no such model or tag, or the model no such tap; the error suggests the nearest names.
+        ConfigError: `model` is neither a name nor a module, or an option does not fit it.
+        UnknownNameError: there is no such model, tag or tap; the error suggests the nearest names.
         CheckpointError: the weights cannot be read or do not fit.
         ClassMismatchError: the teacher has another number of classes than `num_classes`.
     """
