@@ -26,14 +26,18 @@ _NEWTON_STEPS, _CLASSES_A_STEP = 3, 2048  # steps make up for the other classes,
 _SWEEPS = 2
 _BLOCK = 32  # coefficients rounded together
 _GRAM_BLOCK = 64  # rows of the curvature that are computed together
-_CPU_BYTES, _GPU_BYTES = 192 << 20, 384 << 20  # of the largest temporary; all together are less than twice as much
+_CPU_BYTES = 192 << 20  # of the largest temporary, of which about three exist at a time
+_GPU_BYTES = 1 << 30  # of all temporaries together
 _CPU_CHUNK, _GPU_CHUNK = 6, 8  # at most 2**6 rows on a CPU, whose caches hold no more, and 2**8 elsewhere
 
 
 def chunk_rows(num_classes: int, rank: int, device: torch.device) -> int:
-    """Rows B to search at a time: a power of two, so few that no temporary exceeds the bound in bytes of its device."""
-    limit, most = (_CPU_BYTES, _CPU_CHUNK) if device.type == "cpu" else (_GPU_BYTES, _GPU_CHUNK)
-    rows = limit // (4 * max(_num_heavy(num_classes) * rank, num_classes, 1))
+    """Rows B to search at a time: a power of two, so few that temporaries stay within the bound in bytes."""
+    heavy, most = _num_heavy(num_classes), _CPU_CHUNK if device.type == "cpu" else _GPU_CHUNK
+    if device.type == "cpu":
+        rows = _CPU_BYTES // (4 * max(heavy * rank, num_classes, 1))
+    else:
+        rows = _GPU_BYTES // (4 * (3 * heavy * rank + 8 * num_classes + 2 * rank * rank))
     return 1 << min(rows.bit_length() - 1, most)
 
 
