@@ -46,7 +46,8 @@ class MlDrCache:
         self.sorts_classes = True
         self._members = Members(source, _SUFFIX)
         self._keys = keys
-        self._index = {row: index for index, row in enumerate(torchvision_order(keys))}
+        self._rows = np.array(torchvision_order(keys), dtype=np.uint32)  # dataset row of each of ml-dr's indices
+        self._index = {row: index for index, row in enumerate(self._rows.tolist())}
         self._names = self._find_names()
         config = self._read_config()
         reinforce = config["reinforce"]
@@ -85,8 +86,7 @@ class MlDrCache:
         partners = records["row"][mixed]
         if len(partners) and partners.max() >= len(self._keys):
             raise DatasetError(f"{origin} is mixed with image {partners.max()}, the data has {len(self._keys)} images")
-        order = np.array(sorted(self._index, key=self._index.__getitem__), dtype=np.uint32)
-        records["row"][mixed] = order[partners]
+        records["row"][mixed] = self._rows[partners]
 
     def _find_names(self) -> dict[int, str]:
         """Index -> member name; exactly one for each image."""
