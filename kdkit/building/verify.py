@@ -87,7 +87,7 @@ def verify_cache(
 
     Raises:
         CacheCorruptError: a checksum differs; names file, view and rows.
-        CacheMismatchError: an image, the teacher or its output on a row is another one; names the sample and, where it
+        CacheMismatchError: an image, the teacher or its output on a row differs; names the sample and, where it
             is found, the cause.
         ClassMismatchError: the teacher has other classes than the cache.
     """
