@@ -33,7 +33,7 @@ from kdkit.types import Normalization
 
 Array = np.ndarray[Any, Any]
 _logger = logging.getLogger(__name__)
-_ROWS = 48
+_ROWS = 64
 _SEARCHED, _CHUNK = 50_000, 4096
 _NEIGHBOURS = 8
 _EXPLAINS, _MOST_LEFT = 0.25, 0.2
@@ -123,8 +123,11 @@ class Rerun:
 
 
 def choose_places(places: Sequence[Place]) -> list[Place]:
-    """Some of the places that were compared, sorted by view."""
-    return sorted(places[:: max(1, len(places) // _ROWS)])
+    """Up to 64 of the rows that were compared, in two views: one row per view would not show their order."""
+    views, rows = sorted({view for view, _ in places}), sorted({row for _, row in places})
+    shown = sorted({views[0], views[-1]})
+    chosen = rows[:: -(-len(rows) // _ROWS)]
+    return sorted((shown[place % len(shown)], row) for place, row in enumerate(chosen))
 
 
 def find_cause(run: Rerun) -> tuple[Cause | None, float]:

@@ -23,6 +23,7 @@ from torchvision.transforms import functional
 from kdkit import CacheSpec, CacheWriter, build_cache, open_dataset, verify_cache
 from kdkit.building.cause import fit_temperature, is_softmax_of_probabilities, match_columns, undo_softmax
 from kdkit.building.config import BuildConfig
+from kdkit.building.diagnosis import choose_places
 from kdkit.building.other_views import NORMALIZATIONS, as_model_sees
 from kdkit.cache import create_codec
 from kdkit.cli import main
@@ -273,6 +274,12 @@ def test_the_command_prints_the_agreement_and_names_a_cause_in_one_line(
             assert printed.err.count("\n") == 1
         else:
             assert "labels: the top-1 of 200 rows is their class folder for 100.0% (by chance 10." in printed.out
+
+
+def test_rows_of_many_views_are_judged_in_two_of_them() -> None:
+    chosen = choose_places([(view, 1000 - view) for view in range(100)])
+    assert {view for view, _ in chosen} == {0, 99}
+    assert len({row for _, row in chosen}) == len(chosen) == 50
 
 
 def test_softmax_applied_twice_is_undone() -> None:
