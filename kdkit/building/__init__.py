@@ -10,5 +10,7 @@ Where to look:
     fit.py          fits the codecs and measures their fidelity
     estimate.py     the cost before a build; speed.py, what each part of it takes
     verify.py       checksums, and rows on which the teacher runs again; agreement.py judges those rows
+    label_agreement.py  whether outputs fit the labels; diagnosis.py, why they are not the teacher's
+    cause.py        likely causes; other_views.py, the crops and normalisations that the teacher may have seen
     ray.py          the same on a Ray cluster
 """

@@ -138,7 +138,7 @@ class CacheVerifyConfig(ColumnsConfig, DeviceConfig, MismatchConfig):
     """Cache: its file or its folder of shards."""
 
     data: str | None = None
-    """Images that the cache was made from; the teacher is run again on some of them."""
+    """Images that the cache was made from; outputs are compared with labels, and the teacher runs on some."""
 
     teacher: TeacherConfig | None = None
     """The teacher that made the cache."""

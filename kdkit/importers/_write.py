@@ -174,6 +174,7 @@ def _plan(foreign: ForeignCache, data: ImageSource, codec: Codec | str | None, c
     if RECORDS in first:
         codecs[RECORDS] = RecordCodec((first[RECORDS].shape[1],))
         row_bytes += codecs[RECORDS].row_bytes
+    in_memory = _RANGE_BYTES // max(num_views * row_bytes, 4 * foreign.num_classes)  # of all views, or dense of one
     measures = measure_rows(fitted, first[LOGITS], fitted.encode(first[LOGITS]))
     return CacheSpec(
         keys=data.keys,
@@ -183,9 +184,7 @@ def _plan(foreign: ForeignCache, data: ImageSource, codec: Codec | str | None, c
         recipe=foreign.recipe,
         class_names=data.class_names,
         names_classes=False,  # the labels may be of other classes than the folders
-        shard_rows=max(
-            BLOCK_ROWS, min(_SHARD_ROWS, _RANGE_BYTES // (num_views * row_bytes)) // BLOCK_ROWS * BLOCK_ROWS
-        ),
+        shard_rows=max(BLOCK_ROWS, min(_SHARD_ROWS, in_memory) // BLOCK_ROWS * BLOCK_ROWS),
         fidelity={LOGITS: {**summarise_rows(measures), "each": each}},
     )
 
