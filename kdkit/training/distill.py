@@ -210,7 +210,7 @@ def _open_cache(config: DistillConfig) -> CacheReader | None:
 def _create_loaders(run: _Run, output: Path) -> tuple[ReplayLoader, ReplayLoader | None]:
     """The loaders of the training and of the validation images, which record what they skip."""
     loader = create_loader(_shown(run), run.task, run.config, run.device, shuffle=True)
-    loader.on_skip = SkipRecord(output)
+    loader.on_skip = SkipRecord(output, run.dataset)
     if run.validation is None:
         return loader, None
     held_out = create_loader(run.validation, run.task, run.config, run.device, shuffle=False)
