@@ -70,7 +70,7 @@ class MultiLabelCrossEntropy(nn.Module):
                 "class indices [B] need a ClassificationTask or a LogitDistillationTask"
             )
         target = target.masked_fill((target > 1 + _ROUNDING) | ((target < 0) & (target != -1)), torch.nan)
-        known = ~(target < 0)  # NaN is no mark for unknown: it reaches the loss, which stops the training
+        known = ~(target < 0)  # NaN is not a mark for unknown: it reaches the loss, which stops the training
         logits = torch.where(known, logits, torch.zeros_like(logits))  # an infinite logit takes no part either
         target = torch.where(known, target.to(logits.dtype), torch.zeros_like(logits))
         if self.label_smoothing > 0:
