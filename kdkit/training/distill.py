@@ -17,7 +17,7 @@ from kdkit.cache import CacheReader, open_cache
 from kdkit.cache.format.constants import LOGITS
 from kdkit.data import ReplayedDataset, ReplayLoader
 from kdkit.data.ranks import open_on_all_ranks
-from kdkit.dataset import open_dataset, records_of
+from kdkit.dataset import open_dataset, records_of, without_foreign_labels
 from kdkit.resolve import resolve_device
 from kdkit.runtime import distributed
 from kdkit.runtime.agreement import check_same_settings
@@ -172,9 +172,7 @@ def _create_run(
     if cache is not None:
         dataset = dataset.without(cache.absent_keys)
         cache.match(dataset, allow_mismatch=config.allow_mismatch)
-        if not cache.names_classes:
-            _logger.warning("the data's class folders are not the cache's classes: no label takes part in the loss")
-            dataset = dataset.without_labels()
+        dataset = without_foreign_labels(dataset, cache)
     config = adapt_to_labels(config, dataset)
     task = make_task(config, dataset, cache, device)
     if cache is not None:

@@ -230,7 +230,7 @@ def test_a_table_with_a_missing_column_or_another_value_is_refused(tmp_path: Pat
         csv.writer(file).writerows([["path", "a", "b"], ["0/000.png", 1, 2], ["1/001.png", 0, 0]])
     with pytest.raises(DatasetError, match="has no column 'c'; it has path, a, b"):
         open_dataset(images / "list.csv", label_column="a,c")
-    with pytest.raises(DatasetError, match=r"row 1 of .* has '2' in the label column 'b': expected 0 or 1"):
+    with pytest.raises(DatasetError, match=r"line 2 of .* has '2' in the label column 'b': expected 0 or 1"):
         open_dataset(images / "list.csv", label_column="a,b")
 
 
@@ -308,7 +308,7 @@ def test_map_of_scores_that_are_nan_is_nan_whatever_their_order() -> None:
 
 @pytest.mark.parametrize(
     ("field", "problem"),
-    [("a|nan", "row 2 of .* has the label 'nan'"), ("NULL", "has the label 'NULL'")],
+    [("a|nan", "line 3 of .* has the label 'nan'"), ("NULL", "has the label 'NULL'")],
 )
 def test_a_missing_value_is_no_tag(tmp_path: Path, field: str, problem: str) -> None:
     path = table_of_tags(tmp_path, ["a", field])
