@@ -42,13 +42,14 @@ def indexed(file: Path, tars: tuple[str, ...], list_tar: Callable[[], list[Membe
         tars: the names that its members' keys begin with.
         list_tar: lists it; its errors are raised.
     """
-    before = _stamp(file)
-    place = _place(file)
+    before, place = _stamp(file), _place(file)
+    if before is None or place is None:
+        return list_tar()
     if (found := _read(place, before, str(file), tars)) is not None:
         return found
     members = list_tar()
-    if len(members) >= _WORTH and before is not None and before == _stamp(file) and _is_settled(before):
-        with suppress(KdkitError, OSError):  # a read-only home or a full disk: it is listed again next time
+    if len(members) >= _WORTH and before == _stamp(file) and _is_settled(before):
+        with suppress(KdkitError, OSError, ValueError):  # a read-only home, a full disk: it is listed again next time
             files.make_folder(place.parent)
             files.write_bytes(place, _pack(members, before, len(tars)))
     return members
@@ -67,10 +68,13 @@ def _is_settled(stamp: tuple[int, ...]) -> bool:
     return max(stamp[2:]) < (time.time() - _SETTLED) * 1e9
 
 
-def _place(file: Path) -> Path:
-    root = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    with suppress(RuntimeError):  # no home
-        root = os.path.expanduser(root)  # noqa: PTH111
+def _place(file: Path) -> Path | None:
+    """The index of a tar; None for a user without a home."""
+    root = os.environ.get("XDG_CACHE_HOME", "")
+    if not Path(root).is_absolute():  # as the XDG specification has it
+        root = os.path.expanduser("~/.cache")  # noqa: PTH111
+    if not Path(root).is_absolute():
+        return None
     name = hashlib.sha256(os.fsencode(os.path.realpath(file))).hexdigest()[:32]
     return Path(root, "kdkit", "tars", f"{name}.index")
 
@@ -82,7 +86,7 @@ def _pack(members: Sequence[Member], stamp: tuple[int, ...], depth: int) -> byte
     buffer = io.BytesIO()
     np.savez(
         buffer,
-        stamp=np.array(stamp, dtype=np.uint64),
+        stamp=_texts([str(number) for number in stamp]),
         inner=_texts(["\n".join(map(_escape, tars)) for tars in inner]),
         names=_texts([member.name for member in members]),
         tars=np.array([places[member.tars[depth:]] for member in members], dtype=np.uint32),
@@ -94,17 +98,15 @@ def _pack(members: Sequence[Member], stamp: tuple[int, ...], depth: int) -> byte
     return _FORMAT + zlib.crc32(content).to_bytes(4, "little") + content
 
 
-def _read(place: Path, stamp: tuple[int, ...] | None, file: str, tars: tuple[str, ...]) -> list[Member] | None:
+def _read(place: Path, stamp: tuple[int, ...], file: str, tars: tuple[str, ...]) -> list[Member] | None:
     """The members that the index at `place` holds; None without an index, or if it is damaged or of another file."""
-    if stamp is None or not place.is_file():
-        return None
     try:
         content = read_bytes(place, limit=_MAX_BYTES)
         start = len(_FORMAT) + 4
         if content[:start] != _FORMAT + zlib.crc32(content[start:]).to_bytes(4, "little"):
             return None
         with np.load(io.BytesIO(content[start:]), allow_pickle=False) as arrays:
-            if tuple(arrays["stamp"].tolist()) != stamp:
+            if _split(arrays["stamp"]) != [str(number) for number in stamp]:
                 return None
             inner = [(*tars, *map(_unescape, text.split("\n") if text else ())) for text in _split(arrays["inner"])]
             columns = [arrays[name].tolist() for name in ("tars", "numbers", "headers", "kinds")]

@@ -140,7 +140,20 @@ def test_a_folder_in_which_nothing_can_be_written_or_an_unfinished_tar_gets_no_i
     monkeypatch.setattr(tar_index, "_SETTLED", -60.0)
     places.parent.parent.write_text("a file in place of the folder")
     assert len(create_source(path)) == 12
-    assert listed == [path.name] * 2
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")  # is ignored
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)  # as of a user without a home
+    monkeypatch.chdir(tmp_path)
+    os.utime(path, ns=(-5, -5))
+    assert len(create_source(path)) == 12
+    assert listed == [path.name] * 3
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == [path.name, "cache"]
+
+
+def test_a_tar_from_before_1970_gets_an_index_too(tmp_path: Path, listed: list[str]) -> None:
+    path = shard(tmp_path / "a-000000.tar")
+    os.utime(path, ns=(-5, -5))
+    assert tar_listing.list_members(path) == tar_listing.list_members(path)
+    assert listed == [path.name]
 
 
 def test_a_tar_that_is_packed_again_after_it_was_listed_gives_no_other_image(tmp_path: Path) -> None:
