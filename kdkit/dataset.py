@@ -36,7 +36,8 @@ def open_dataset(
         cache: a teacher cache, its path, or a list of paths. It gives the recipe, and is compared with the dataset:
             samples, class names and the pixels of some views. An open cache is thereby matched with this dataset.
             Images that its build left out as unreadable are left out.
-            If the cache does not name its classes, the labels of `data` may be of others: a warning says so.
+            If its logits are of other classes than the labels of `data`, as those of an import may be, the dataset has
+            no labels (target -1), and a warning says so.
         recipe: the settings of the views; the cache's by default, else `ViewRecipe()`.
         image_column: column of the images or their paths, where `data` has columns.
         label_column: column of the labels, where `data` has columns; of WebDataset shards, a field of the .json files.
@@ -60,9 +61,24 @@ def open_dataset(
     if reader is not None:
         dataset = dataset.without(reader.absent_keys)
         reader.match(dataset)
-        if not reader.names_classes and not dataset.is_unlabelled:
-            _logger.warning("the classes of the data are not those of the cache: a loss must not use labels and logits")
+        dataset = without_foreign_labels(dataset, reader)
     return dataset
+
+
+def without_foreign_labels(dataset: ReplayedDataset, cache: CacheReader) -> ReplayedDataset:
+    """The dataset without its labels if they are of other classes than the cache's logits, which is logged.
+
+    A class index of ten folders is another class among a teacher's thousand, so a loss on both would be wrong without
+    an error. An import gives a cache the classes of the data where it can map them by their WNIDs.
+    """
+    if cache.names_classes or dataset.is_unlabelled:
+        return dataset
+    _logger.warning(
+        "the data's %s are not the cache's %d classes: no label takes part in a loss",
+        "classes" if dataset.class_names is None else f"{len(dataset.class_names)} classes",
+        cache.num_classes,
+    )
+    return dataset.without_labels()
 
 
 def records_of(cache: object) -> RecordStore | None:

@@ -25,6 +25,7 @@ from kdkit.cache.format.constants import BLOCK_ROWS, LOGITS, RECORDS
 from kdkit.cache.format.metadata import Shard
 from kdkit.data.loader import translate_worker_errors
 from kdkit.data.sources.base import ImageSource
+from kdkit.data.sources.left_out import skipped_of
 from kdkit.data.worker import leave_signals_to_parent
 from kdkit.errors import DatasetError
 from kdkit.importers._classes import choose_classes
@@ -184,6 +185,7 @@ def _plan(foreign: ForeignCache, data: ImageSource, codec: Codec | str | None, c
         recipe=foreign.recipe,
         class_names=data.class_names,
         names_classes=False,  # the labels may be of other classes than the folders
+        skipped=skipped_of(data),
         shard_rows=max(BLOCK_ROWS, min(_SHARD_ROWS, in_memory) // BLOCK_ROWS * BLOCK_ROWS),
         fidelity={LOGITS: {**summarise_rows(measures), "each": each}},
     )

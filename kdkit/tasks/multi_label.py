@@ -23,11 +23,14 @@ from kdkit.tasks.student_task import Criterion
 from kdkit.tasks.term import DistillLosses
 from kdkit.teachers import Teacher
 
+_ROUNDING = 1e-3  # of the shares of mixed labels
+
 
 class MultiLabelCrossEntropy(nn.Module):
     """Binary cross-entropy of each class, averaged over all labels that are known; exactly 0 if none is.
 
-    A target of -1 means that nobody labelled this class of this image; it takes no part.
+    A target of -1 means that nobody labelled this class of this image; it takes no part. Any other number outside 0 to
+    1 makes the loss NaN, which stops a training: an error that names it would have to wait for the device in each step.
 
     Args:
         weight: factor of each class [C]; all 1 when None.
@@ -69,6 +72,7 @@ class MultiLabelCrossEntropy(nn.Module):
                 f"multi-label targets are [B, C] of 0 and 1, got {list(target.shape)} for logits {list(logits.shape)}: "
                 "class indices [B] need a ClassificationTask or a LogitDistillationTask"
             )
+        target = target.masked_fill((target > 1 + _ROUNDING) | ((target < 0) & (target != -1)), torch.nan)
         known = ~(target < 0)  # NaN is not a mark for unknown: it reaches the loss, which stops the training
         logits = torch.where(known, logits, torch.zeros_like(logits))  # an infinite logit takes no part either
         target = torch.where(known, target.to(logits.dtype), torch.zeros_like(logits))

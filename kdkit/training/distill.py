@@ -17,7 +17,7 @@ from kdkit.cache import CacheReader, open_cache
 from kdkit.cache.format.constants import LOGITS
 from kdkit.data import ReplayedDataset, ReplayLoader
 from kdkit.data.ranks import open_on_all_ranks
-from kdkit.dataset import open_dataset, records_of
+from kdkit.dataset import open_dataset, records_of, without_foreign_labels
 from kdkit.resolve import resolve_device
 from kdkit.runtime import distributed
 from kdkit.runtime.agreement import check_same_settings
@@ -171,9 +171,7 @@ def _create_run(
     if cache is not None:
         dataset = dataset.without(cache.absent_keys)
         cache.match(dataset, allow_mismatch=config.allow_mismatch)
-        if not cache.names_classes:
-            _logger.warning("the data's class folders are not the cache's classes: no label takes part in the loss")
-            dataset = dataset.without_labels()
+        dataset = without_foreign_labels(dataset, cache)
     config = adapt_to_labels(config, dataset)
     task = make_task(config, dataset, cache, device)
     if cache is not None:
@@ -209,7 +207,7 @@ def _open_cache(config: DistillConfig) -> CacheReader | None:
 def _create_loaders(run: _Run, output: Path) -> tuple[ReplayLoader, ReplayLoader | None]:
     """The loaders of the training and of the validation images, which record what they skip."""
     loader = create_loader(_shown(run), run.task, run.config, run.device, shuffle=True)
-    loader.on_skip = SkipRecord(output)
+    loader.on_skip = SkipRecord(output, run.dataset)
     if run.validation is None:
         return loader, None
     held_out = create_loader(run.validation, run.task, run.config, run.device, shuffle=False)

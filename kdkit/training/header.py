@@ -8,6 +8,7 @@ import torch
 
 from kdkit.cache import CacheReader
 from kdkit.data import ReplayedDataset
+from kdkit.data.sources.left_out import describe_skipped
 from kdkit.resolve import describe_teacher
 from kdkit.runtime import distributed
 from kdkit.runtime.hardware import describe_device
@@ -37,7 +38,7 @@ def describe_run(
     recipe, training = dataset.recipe, config.train
     return {
         "student": f"{config.student}, {parameters / 1e6:.1f} M parameters{start}",
-        "images": f"{_describe_images(dataset, num_classes_of(task))}, {config.data}",
+        "images": f"{_describe_images(dataset, num_classes_of(task))}, {config.data}{describe_skipped(dataset.source)}",
         "validation": held_out,
         "teacher": _describe_teacher(config, task, cache),
         "loss": _describe_loss(config, dataset),
