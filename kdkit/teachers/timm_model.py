@@ -28,7 +28,7 @@ FIRST_WEIGHTS = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", _FILE
 
 
 def build_model(
-    name: str, checkpoint: str | Path | None, *, ema: bool | None = None, subject: str = "model"
+    name: str, checkpoint: str | Path | Checkpoint | None, *, ema: bool | None = None, subject: str = "model"
 ) -> nn.Module:
     """Returns timm's model called `name`, with the weights of `checkpoint`, or else with timm's pretrained weights.
 
@@ -37,7 +37,7 @@ def build_model(
 
     Args:
         name: with or without tag, also `hf-hub:` and `local-dir:` names.
-        checkpoint: the file, or None.
+        checkpoint: the file, or what was read from it, or None.
         ema: as for `read_checkpoint`.
         subject: the model's part in errors, e.g. "teacher".
 
@@ -48,7 +48,11 @@ def build_model(
     check_name(name, subject)
     if checkpoint is None:
         return create_model(name, subject, pretrained=True)
-    return _with_weights(name, read_checkpoint(checkpoint, ema=ema), subject)
+    return _with_weights(name, _read(checkpoint, ema), subject)
+
+
+def _read(checkpoint: str | Path | Checkpoint, ema: bool | None) -> Checkpoint:
+    return checkpoint if isinstance(checkpoint, Checkpoint) else read_checkpoint(checkpoint, ema=ema)
 
 
 def _with_weights(name: str, checkpoint: Checkpoint, subject: str) -> nn.Module:
@@ -65,7 +69,12 @@ def _with_weights(name: str, checkpoint: Checkpoint, subject: str) -> nn.Module:
 
 
 def build_trained(
-    name: str, options: Mapping[str, Any], checkpoint: str | Path, *, ema: bool | None = None, subject: str = "student"
+    name: str,
+    options: Mapping[str, Any],
+    checkpoint: str | Path | Checkpoint,
+    *,
+    ema: bool | None = None,
+    subject: str = "student",
 ) -> nn.Module:
     """Returns timm's model called `name`, built with `options`, with the weights of `checkpoint`.
 
@@ -76,10 +85,10 @@ def build_trained(
         CheckpointError: the weights cannot be read or do not fit.
     """
     check_name(name, subject)
-    found = read_checkpoint(checkpoint, ema=ema)
+    found = _read(checkpoint, ema)
     make = functools.partial(create_model, name, subject, **options)
     plain = skeleton_of(make)
-    state = fit_state(plain, found.fitted_to(plain.state_dict().keys()), checkpoint)
+    state = fit_state(plain, found.fitted_to(plain.state_dict().keys()), found.path)
     module = make()
     module.load_state_dict(state, strict=True)
     return module

@@ -45,6 +45,14 @@ class Checkpoint:
     """timm's arguments of that training; empty in other files."""
     prefers_ema: bool
     """Whether a moving average is taken rather than the model itself."""
+    num_epochs: int | None = None
+    """Number of epochs after which it was written, if the file tells."""
+
+    def __str__(self) -> str:
+        """The file, when in its training it was written, and whether its moving average is taken, for people."""
+        after = "" if self.num_epochs is None else f", after {self.num_epochs} epoch{'s' * (self.num_epochs != 1)}"
+        is_ema = self.container.partition(".")[0] in _EMA
+        return f"{str(self.path)!r}{after}{', moving average' if is_ema else ''}"
 
     def fitted_to(self, names: Collection[str]) -> dict[str, Tensor]:
         """The weights [...] by the names of a model, without prefixes; says on the log what was taken if it is unusual.
@@ -121,7 +129,9 @@ def read_checkpoint(path: str | Path, *, ema: bool | None = None) -> Checkpoint:
         raise CheckpointError(f"{str(path)!r} holds no state dict of tensors: expected a model's weights, {holds}")
     args = content.get("args") if isinstance(content, Mapping) else None
     settings = vars(args) if isinstance(args, argparse.Namespace) else args if isinstance(args, Mapping) else {}
-    return Checkpoint(path, found[1], found[0], settings, prefers_ema)
+    epoch = content.get("epoch") if isinstance(content, Mapping) else None  # timm counts from 0
+    num_epochs = epoch + 1 if type(epoch) is int and epoch >= -1 else None
+    return Checkpoint(path, found[1], found[0], settings, prefers_ema, num_epochs)
 
 
 def _find(content: Any, containers: Sequence[str], depth: int = 2) -> tuple[str, Mapping[str, Tensor]] | None:

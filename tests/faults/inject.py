@@ -1,11 +1,12 @@
 """Run by test_injected_faults.py and benchmarks/kills.py: commands that are killed, or whose file system fails.
 
-    LD_PRELOAD=shim.so python inject.py FOLDER SHIM COMMAND FAULT TRIALS
+    LD_PRELOAD=shim.so python inject.py FOLDER SHIM COMMAND:FAULT:TRIALS...
 
 Each trial forks a process that runs the command with a fault at a counted call, or a kill at a random time. Then the
 same command runs again, at once and without a fault: it must work, its output must equal that of an undisturbed run,
-and nothing may be left beside it. Prints one line of JSON a trial: [fault, number, how the disturbed run ended]. The
-calls are spread evenly over those of an undisturbed run; with more trials than calls each call is met once.
+and nothing may be left beside it. Prints one line of JSON a trial: [command, fault, number, how the disturbed run
+ended], and before those of a command and fault the number of calls of an undisturbed run. The calls are spread evenly
+over those of an undisturbed run; with more trials than calls each call is met once.
 """
 
 from __future__ import annotations
@@ -109,6 +110,7 @@ class Injector:
 
     def __init__(self, root: Path, shim: str, name: str) -> None:
         self.root, self.command = root, COMMANDS[name]
+        root.mkdir()
         self.shim = ctypes.CDLL(shim)
         self.shim.disarm.restype = ctypes.c_long
         self.shared = root / "prepared"
@@ -150,7 +152,8 @@ class Injector:
         begun = time.monotonic()
         assert in_child(run) == DONE
         self.seconds = time.monotonic() - begun
-        self.num_calls[fault] = int(counts.read_text())
+        counted = int(counts.read_text())
+        self.num_calls |= {fault: counted} if fault == "ENOSPC" else {"kill": counted, "EIO": counted}
         self.expected = self.command.contents(folder)
 
     def trial(self, fault: str, number: int, seed: int | None) -> str:
@@ -197,20 +200,29 @@ def in_child(work: Callable[[], object], kill_after: float | None = None) -> int
     return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
 
 
-def main(root: Path, shim: str, name: str, fault: str, trials: int) -> None:
-    """Runs the trials; "kill" is half at counted calls and half at random times."""
-    torch.set_num_threads(1)
-    injector = Injector(root, shim, name)
-    injector.undisturbed(fault)
+def run(injector: Injector, name: str, fault: str, trials: int) -> None:
+    """Runs the trials of one command and fault; "kill" is half at counted calls and half at random times."""
+    if fault not in injector.num_calls:
+        injector.undisturbed(fault)
     calls = injector.num_calls[fault]
     counted = min(calls, (trials + 1) // 2 if fault == "kill" else trials)
-    chosen = [1 + index * calls // counted for index in range(counted)]
-    print(json.dumps({"calls": calls, "seconds": injector.seconds}), flush=True)
+    chosen = [1 + (2 * index + 1) * calls // (2 * counted) for index in range(counted)]
+    print(json.dumps({"command": name, "fault": fault, "calls": calls, "seconds": injector.seconds}), flush=True)
     for number in chosen:
-        print(json.dumps([fault, number, injector.trial(fault, number, None)]), flush=True)
+        print(json.dumps([name, fault, number, injector.trial(fault, number, None)]), flush=True)
     for seed in range(trials - counted if fault == "kill" else 0):
-        print(json.dumps(["kill at random", seed, injector.trial(fault, seed, seed)]), flush=True)
+        print(json.dumps([name, fault, f"seed {seed}", injector.trial(fault, seed, seed)]), flush=True)
+
+
+def main(root: Path, shim: str, requests: list[str]) -> None:
+    """Runs all requests in this one process: loading torch takes longer than a trial."""
+    torch.set_num_threads(1)
+    injectors: dict[str, Injector] = {}
+    for name, fault, trials in (request.split(":") for request in requests):
+        if name not in injectors:
+            injectors[name] = Injector(root / name, shim, name)
+        run(injectors[name], name, fault, int(trials))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2], sys.argv[3], sys.argv[4], int(sys.argv[5]))
+    main(Path(sys.argv[1]), sys.argv[2], sys.argv[3:])
