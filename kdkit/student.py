@@ -18,12 +18,13 @@ from kdkit.runtime import files
 from kdkit.runtime.reading import read_json
 from kdkit.teachers.class_names import label_names
 from kdkit.teachers.model_config import model_config
+from kdkit.teachers.model_folder import MODEL_CONFIG
 from kdkit.teachers.timm_model import FIRST_WEIGHTS, build_model, build_trained
 from kdkit.teachers.weights import Checkpoint, read_checkpoint
 
 STUDENT = "student.json"
 """The file of a run's folder that describes how its student is built."""
-EXPORTED = "config.json"
+EXPORTED = MODEL_CONFIG
 """The file of an export's folder that describes its model, in the layout of timm's hub."""
 _MAX_BYTES = 1 << 24  # the names of a million classes
 BEST, LAST = "model_best.pth.tar", "last.pth.tar"

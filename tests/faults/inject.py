@@ -31,7 +31,7 @@ from foreign_caches import Keys, write_ml_dr
 from safetensors.torch import save_file
 from support import Pixels, cache_contents, digits, tiny_model, write_digits
 
-from kdkit import build_cache, extend_cache
+from kdkit import ClassificationTask, build_cache, extend_cache
 from kdkit.building.config import BuildConfig
 from kdkit.cache.places import pack_cache
 from kdkit.cli import main as kdkit
@@ -40,6 +40,8 @@ from kdkit.errors import KdkitError
 from kdkit.importers import import_mldr
 from kdkit.recipe import ViewRecipe
 from kdkit.teachers import Teacher
+from kdkit.training.checkpoint import Checkpoints
+from kdkit.training.state import Position, RunState
 
 FAULTS = {"kill": 0, "ENOSPC": errno.ENOSPC, "EIO": errno.EIO}
 TIMINGS = ("seconds", "images_per_second")
@@ -86,6 +88,33 @@ def run_contents(folder: Path) -> Any:
     return weights, records, sorted(path.name for path in (folder / "run").iterdir())
 
 
+def checkpoint(folder: Path) -> None:
+    """Three checkpoints of a run, the second the best; continued after the newest that there is."""
+    checkpoints = Checkpoints(folder / "run", resume=True)
+    state = state_after(0)
+    checkpoints.restore(state)
+    for update in range(state.position.update + 1, 4):
+        checkpoints.save(state_after(update), is_best=update == 2)
+
+
+def state_after(update: int) -> RunState:
+    """The state of a run after so many updates, its weights drawn from a seed."""
+    task = ClassificationTask(tiny_model(seed=update))
+    optimizer = torch.optim.SGD(task.parameters(), lr=0.1)
+    scaler = torch.amp.GradScaler(enabled=False)
+    return RunState(task, optimizer, None, scaler, torch.device("cpu"), Position(0, update, update))
+
+
+def checkpoint_contents(folder: Path) -> Any:
+    """The updates that the checkpoints hold, and their weights."""
+    contents = {}
+    for path in sorted((folder / "run").iterdir()):
+        content = torch.load(path, weights_only=True)
+        weights = [weight.numpy().tobytes() for weight in content["state_dict"].values()]
+        contents[path.name] = (content["kdkit"]["position"], weights)
+    return contents
+
+
 @dataclass(frozen=True)
 class Command:
     """A command, what must be there before it, and its output."""
@@ -101,6 +130,7 @@ COMMANDS = {
     "extend": Command(extend, lambda folder: build(folder, views=2, workers=0)),
     "pack": Command(lambda folder: pack_cache(folder / "t.h5"), lambda folder: build(folder, workers=0, pack=False)),
     "import": Command(import_),
+    "checkpoint": Command(checkpoint, lambda folder: (folder / "run").mkdir(), checkpoint_contents, ("run",)),
     "distill": Command(distill, contents=run_contents, output=("run",)),
 }
 

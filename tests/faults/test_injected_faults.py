@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-KILLS = {"build": 4, "extend": 4, "pack": 6, "import": 4, "distill": 2}
-ERRORS = {"build": 3, "extend": 3, "pack": 8, "import": 4, "distill": 1}
+KILLS = {"build": 4, "extend": 4, "pack": 6, "import": 4, "checkpoint": 12, "distill": 2}
+ERRORS = {"build": 3, "extend": 3, "pack": 8, "import": 4, "checkpoint": 12, "distill": 1}
 HERE = Path(__file__).parent
 
 
