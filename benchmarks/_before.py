@@ -180,12 +180,14 @@ def _card(folder: Path, shim: ctypes.CDLL) -> str:
 
 @case("34", "a shard of other rows, with its own right checksums, in the place of one; cache verify")
 def _shard(folder: Path, shim: ctypes.CDLL) -> str:
-    must(*build(images(folder / "images", 24), folder / "t.h5", "--build.pack", "false"))
+    must(*build(images(folder / "images", 24), folder / "t.h5", "--build.pack=false"))
     (shard,) = (folder / "t.h5.parts").glob("v0001*.h5")
     with h5py.File(shard, "r+") as file:
         payload, checksums = file["views/0001/logits"], file["views/0001/logits_crc32"]
         rows = payload[:][::-1].copy()
         payload[:], checksums[:] = rows, [zlib.crc32(rows.tobytes())]
+        own = {"views/0001/logits_crc32": zlib.crc32(checksums[:].tobytes())}
+        document(file, "kdkit_arrays", lambda values: values.update(own))
     return command("cache", "verify", "--cache", folder / "t.h5")
 
 
@@ -222,7 +224,7 @@ def _orphans(folder: Path, shim: ctypes.CDLL) -> str:
 def _pack(folder: Path, shim: ctypes.CDLL) -> str:
     data = images(folder / "images", 8)
     (folder / "made").mkdir()
-    must(*build(data, folder / "made" / "t.h5", "--build.pack", "false"))
+    must(*build(data, folder / "made" / "t.h5", "--build.pack=false"))
     ends = []
     for number in range(10, 300, 40):
         place = folder / "trial"
