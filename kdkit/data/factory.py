@@ -43,10 +43,10 @@ def create_loader(
         student: the model, whose `pretrained_cfg` holds the mean and standard deviation of its input, or a task that
             trains it. ImageNet's are used if there is none.
         batch_size: images per batch and rank.
-        views_per_decode: number k of views per decoded image, adjacent in one batch, at most the recipe's. Groups of k
-            passes show what k plain passes show. Let batch_size be a multiple of k, or of 2 k where views are mixed.
+        views_per_decode: number k of views per decoded image, adjacent in one batch, at most the recipe's; k passes
+            show what k passes without it show. Let batch_size be a multiple of k, or of 2 k where views are mixed.
         num_workers: processes that load and augment images; 0 loads in the calling process, "auto" takes this
-            rank's share of the CPUs that this process may use, 1 to 8.
+            rank's share of the CPUs that this process may use, 1 to 16.
         shuffle: whether each epoch has its own order.
         seed: seed of the order of images; the views have the recipe's.
         device: where batches arrive; the student's device by default.
@@ -54,7 +54,7 @@ def create_loader(
 
     Raises:
         ConfigError: an argument is out of range.
-        LabelError: a label is beyond the student's classes; of an image whose label it brings itself, on loading it.
+        LabelError: a label is beyond the student's classes; raised while iterating if labels come with their images.
     """
     _check_views_per_decode(views_per_decode, dataset.recipe.num_views)
     model = _model_of(student)

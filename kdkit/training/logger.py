@@ -130,7 +130,7 @@ def _read_records(path: Path) -> list[dict[str, Any]]:
             origin = f"{shown_path(path)}, line {number},"
             record = parse_json(line, origin, error=CheckpointError)
             if not isinstance(record, dict) or record.get("kind") not in (EPOCH, STEP):
-                raise CheckpointError(f"{origin} is no record of a run: put the file back, or start another run")
+                raise CheckpointError(f"{origin} is not a record of a run: put the file back, or start another run")
             records.append(record)
     return records
 

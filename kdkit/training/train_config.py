@@ -23,9 +23,9 @@ class TrainConfig(LoadingConfig):
     """Passes over the training images; epoch e shows view e mod V."""
 
     views_per_decode: int | Literal["auto"] = 1
-    """Views k drawn each time an image is decoded: each k epochs show the views of k plain epochs, with the k views of
-    an image side by side in a batch. A number, or auto: up to 4 where loading takes longer than training, else 1.
-    The default of the command line is auto."""
+    """Views k drawn each time an image is decoded: each k epochs show the views of k epochs without it, with the
+    k views of an image side by side in a batch. A number, or auto: up to 4 where loading takes longer than training,
+    else 1. The default of the command line is auto."""
 
     accumulate: int = 1
     """Steps whose gradients are averaged for one update of the weights."""
