@@ -178,19 +178,6 @@ def _card(folder: Path, shim: ctypes.CDLL) -> str:
     return command("teachers", "show", folder / "card.yaml", patience=10)
 
 
-@case("34", "a shard of other rows, with its own right checksums, in the place of one; cache verify")
-def _shard(folder: Path, shim: ctypes.CDLL) -> str:
-    must(*build(images(folder / "images", 24), folder / "t.h5", "--build.pack=false"))
-    (shard,) = (folder / "t.h5.parts").glob("v0001*.h5")
-    with h5py.File(shard, "r+") as file:
-        payload, checksums = file["views/0001/logits"], file["views/0001/logits_crc32"]
-        rows = payload[:][::-1].copy()
-        payload[:], checksums[:] = rows, [zlib.crc32(rows.tobytes())]
-        own = {"views/0001/logits_crc32": zlib.crc32(checksums[:].tobytes())}
-        document(file, "kdkit_arrays", lambda values: values.update(own))
-    return command("cache", "verify", "--cache", folder / "t.h5")
-
-
 @case("36", "a build whose n-th call is an input/output error, n = 1 to 16")
 def _lock(folder: Path, shim: ctypes.CDLL) -> str:
     data, ends = images(folder / "images", 4), []

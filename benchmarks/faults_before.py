@@ -4,8 +4,9 @@
     python benchmarks/faults_before.py --only 33 38        some faults
     python benchmarks/faults_before.py --before HEAD~100   another version
 
-Faults of docs/faults.md from 33 on are caused in the same way with both versions. Only their tests show faults 35, 43,
-46, 47 and 49: they need races, patches of functions that have other names now, large caches or several devices.
+Faults of docs/faults.md from 33 on are caused in the same way with both versions. Only their tests show faults 34,
+35, 43, 46, 47 and 49: they need races, files of other writers, patches of functions that have other names now, or
+several devices.
 """
 
 from __future__ import annotations

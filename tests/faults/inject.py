@@ -72,7 +72,7 @@ def distill(folder: Path) -> None:
         "distill", str(shared / "images"), "--cache", str(shared / "cache" / "t.h5"), "--output", str(folder / "run"),
         "--student", "test_vit3", "--student_options", "{img_size: 32}", "--train.epochs", "2",
         "--train.num_workers", "2", "--train.batch_size", "16", "--train.checkpoint_every", "1",
-        "--device", "cpu", "--resume",
+        "--views-per-decode", "2", "--device", "cpu", "--resume",
     ])  # fmt: skip
     if code == 1:
         raise KdkitError("the command printed an error of one line")
