@@ -18,11 +18,13 @@ from kdkit.runtime import files
 from kdkit.runtime.reading import read_json
 from kdkit.teachers.class_names import label_names
 from kdkit.teachers.model_config import model_config
+from kdkit.teachers.model_folder import MODEL_CONFIG
 from kdkit.teachers.timm_model import FIRST_WEIGHTS, build_model, build_trained
+from kdkit.teachers.weights import Checkpoint, read_checkpoint
 
 STUDENT = "student.json"
 """The file of a run's folder that describes how its student is built."""
-EXPORTED = "config.json"
+EXPORTED = MODEL_CONFIG
 """The file of an export's folder that describes its model, in the layout of timm's hub."""
 _MAX_BYTES = 1 << 24  # the names of a million classes
 BEST, LAST = "model_best.pth.tar", "last.pth.tar"
@@ -51,10 +53,14 @@ class Student:
     """How many parameters it has; None in files from before that was recorded."""
     num_views: int | None = None
     """Views of each image that it was trained on; None in files from before that was recorded, and for other models."""
+    weights: str | None = None
+    """The weights file that `load_student` took, in words; None for weights of timm. It is not written."""
 
     def write(self, folder: Path) -> None:
         """Writes `folder`/student.json."""
-        files.write_text(folder / STUDENT, json.dumps(dataclasses.asdict(self), indent=2) + "\n")
+        values = dataclasses.asdict(self)
+        del values["weights"]
+        files.write_text(folder / STUDENT, json.dumps(values, indent=2) + "\n")
 
     @classmethod
     def read(cls, folder: Path) -> Student:
@@ -109,22 +115,24 @@ def load_student(config: StudentConfig) -> tuple[nn.Module, Student]:
     if config.checkpoint is not None and folder.is_dir():
         raise ConfigError(f"{config.student!r} holds its own weights: leave out checkpoint, or name the model instead")
     name = f"local-dir:{folder}" if folder.is_dir() else config.student
-    model = build_model(name, config.checkpoint, ema=config.ema, subject="student")
-    return model.eval(), _described(name, model)
+    found = None if config.checkpoint is None else read_checkpoint(config.checkpoint, ema=config.ema)
+    model = build_model(name, found, subject="student")
+    return model.eval(), _described(name, model, found)
 
 
 def _load_run(folder: Path, config: StudentConfig) -> tuple[nn.Module, Student]:
     """The student in a run's folder, in evaluation mode on the CPU, and its description."""
     student = Student.read(folder)
-    checkpoint = _checkpoint(folder) if config.checkpoint is None else Path(config.checkpoint)
+    path = _checkpoint(folder) if config.checkpoint is None else Path(config.checkpoint)
+    found = read_checkpoint(path, ema=config.ema)
     try:
-        model = build_trained(student.model, student.model_args, checkpoint, ema=config.ema)
+        model = build_trained(student.model, student.model_args, found)
     except (ConfigError, UnknownNameError) as error:
         raise CheckpointError(f"{str(folder / STUDENT)!r} describes no student of timm: {error}") from error
     own: dict[str, Any] = {"crop_pct": student.crop_pct, "interpolation": student.interpolation}
     own |= {"input_size": (3, student.input_size, student.input_size), "test_input_size": None, "test_crop_pct": None}
     setattr(model, "pretrained_cfg", {**model_config(model), **own})  # noqa: B010 -- as an export has them
-    return model.eval(), student
+    return model.eval(), dataclasses.replace(student, weights=str(found))
 
 
 def _checkpoint(folder: Path) -> Path:
@@ -134,7 +142,7 @@ def _checkpoint(folder: Path) -> Path:
     raise CheckpointError(f"{str(folder)!r} holds no checkpoint yet: expected one of {', '.join(CHECKPOINTS)}")
 
 
-def _described(name: str, model: nn.Module) -> Student:
+def _described(name: str, model: nn.Module, checkpoint: Checkpoint | None) -> Student:
     """The description that a timm model's own configuration gives."""
     config = model_config(model)
     size = config.get("test_input_size") or config.get("input_size") or (3, 224, 224)
@@ -146,4 +154,5 @@ def _described(name: str, model: nn.Module) -> Student:
         crop_pct=float(config.get("test_crop_pct") or config.get("crop_pct") or ViewRecipe.crop_pct),
         interpolation="bilinear" if bilinear else "bicubic",
         class_names=label_names(model),
+        weights=None if checkpoint is None else str(checkpoint),
     )

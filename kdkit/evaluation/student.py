@@ -51,6 +51,8 @@ class EvaluateReport:
     """Images per second, loading included."""
     mean_ap: float | None = None
     """Mean average precision over the classes, percent, of multi-label data; else None."""
+    weights: str | None = None
+    """The weights file and its epoch; None for an export, and for weights of timm."""
 
 
 @translate_worker_errors()
@@ -101,6 +103,7 @@ def evaluate_student(config: EvaluateConfig, *, show_progress: bool = False) -> 
         len(dataset),
         len(dataset) / seconds,
         found.get("mAP"),
+        student.weights,
     )
     if output is not None:
         files.write_text(output, json.dumps(dataclasses.asdict(report), indent=2) + "\n")

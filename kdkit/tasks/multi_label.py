@@ -102,11 +102,16 @@ class MultiLabelEvaluator:
         self._targets.append(target.detach().float().cpu())
 
     def compute(self, distributed: bool = False) -> dict[str, float]:
-        """'loss' (binary cross-entropy, nats) and 'mAP' (percent); NaN if no class has a positive image."""
-        output, target = torch.cat(self._outputs), torch.cat(self._targets)
+        """'loss' (binary cross-entropy, nats) and 'mAP' (percent); NaN without a positive image, or any.
+
+        With `distributed`, over the images of all ranks, of which some may have none; all ranks must call it.
+        """
+        batches = list(zip(self._outputs, self._targets, strict=True))
         if distributed:
-            pieces = _gather((output, target))
-            output, target = (torch.cat(side) for side in zip(*pieces, strict=True))
+            batches = [pair for of_rank in _gather(batches) for pair in of_rank]
+        if not batches:
+            return {"loss": float("nan"), "mAP": float("nan")}
+        output, target = (torch.cat(side) for side in zip(*batches, strict=True))
         loss = MultiLabelCrossEntropy()(output.double(), target)
         return {"loss": float(loss), "mAP": 100 * mean_average_precision(output, target)}
 
@@ -137,7 +142,7 @@ def _average_precision(scores: Tensor, target: Tensor) -> float | None:
     return float((gained * hits / places).sum() / hits[-1])
 
 
-def _gather(value: tuple[Tensor, Tensor]) -> list[tuple[Tensor, Tensor]]:
+def _gather(value: list[tuple[Tensor, Tensor]]) -> list[list[tuple[Tensor, Tensor]]]:
     return distributed.all_gather(value)
 
 

@@ -29,6 +29,8 @@ class ExportReport:
     """The folder, for timm.create_model("local-dir:FOLDER", pretrained=True)."""
     files: tuple[Path, ...]
     """The files that were written."""
+    weights: str | None = None
+    """The weights file and its epoch; None for weights of timm."""
 
 
 def export_student(config: ExportConfig) -> ExportReport:
@@ -63,7 +65,7 @@ def export_student(config: ExportConfig) -> ExportReport:
     if config.onnx:
         _write_onnx(model, student.input_size, folder / ONNX)
     names = (WEIGHTS, CONFIG, ONNX) if config.onnx else (WEIGHTS, CONFIG)
-    return ExportReport(folder, tuple(folder / name for name in names))
+    return ExportReport(folder, tuple(folder / name for name in names), student.weights)
 
 
 def _write_onnx(model: nn.Module, size: int, path: Path) -> None:

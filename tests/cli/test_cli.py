@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -135,7 +136,7 @@ def test_extend_adds_views_and_its_rows_are_the_teachers_outputs(
     found = fails(capsys, [*verify, str(folder / "teacher.safetensors")])
     assert "(view 3)" in found  # which another teacher made
     found = fails(capsys, [*verify, str(folder / "other.safetensors"), "--allow-mismatch", "teacher.weights_sha256"])
-    assert "(view 3)" not in found  # rows are chosen at random, and those of the other three views differ
+    assert re.search(r"\(view [012]\)", found)  # the row that differs most
 
 
 def test_features_are_built_described_verified_and_exported(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -62,6 +62,18 @@ def test_sigmoid_kl_is_the_sum_of_the_divergences_of_all_classes(temperature: fl
     assert float(losses.sigmoid_kl(both[1], both[1])) == 0
 
 
+def test_sigmoid_kl_counts_0_log_0_as_0_where_the_teacher_is_certain() -> None:
+    student = draw(3, CLASSES).requires_grad_()
+    teacher = torch.where(draw(3, CLASSES) > 0, torch.inf, -torch.inf).double()
+    loss = losses.sigmoid_kl(student, teacher)
+    loss.backward()
+    q = torch.sigmoid(student.detach())
+    expected = -torch.where(teacher > 0, q.log(), (1 - q).log()).sum(1).mean()
+    assert float(loss.detach()) == pytest.approx(float(expected), rel=1e-12)
+    assert student.grad is not None
+    assert torch.allclose(student.grad, (q - (teacher > 0).double()) / len(q))
+
+
 def test_sigmoid_kl_stays_finite_where_the_teacher_is_certain_and_flows_into_the_student_alone() -> None:
     student, teacher = draw(3, 4).float().requires_grad_(), (draw(3, 4).sign() * 500).float().requires_grad_()
     loss = losses.sigmoid_kl(student, teacher)
@@ -88,6 +100,12 @@ def test_the_loss_on_labels_is_torchs_with_weights_and_leaves_out_unknown_labels
     assert float(MultiLabelCrossEntropy()(logits, torch.full_like(target, -1))) == 0
     with pytest.raises(ShapeError, match=r"targets are \[B, C\] of 0 and 1, got \[8\].*need a ClassificationTask"):
         MultiLabelCrossEntropy()(logits, torch.zeros(8, dtype=torch.int64))
+
+
+def test_an_evaluator_without_images_knows_neither_loss_nor_map() -> None:
+    found = MultiLabelEvaluator().compute(distributed=True)  # as on a rank whose share is empty
+    assert found.keys() == {"loss", "mAP"}
+    assert all(np.isnan(value) for value in found.values())
 
 
 def test_map_is_scikit_learns_also_with_ties_unknown_labels_and_classes_without_an_image() -> None:
