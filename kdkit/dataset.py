@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from kdkit.cache import CacheReader, open_cache
+from kdkit.cache import CacheReader, ClassSelection, open_cache
 from kdkit.cache.open import Paths
 from kdkit.data import ReplayedDataset, create_source
+from kdkit.data.sources.classes import ClassesSource
 from kdkit.data.views.recorded import RecordStore
 from kdkit.recipe import ViewRecipe
 
@@ -21,6 +22,7 @@ def open_dataset(
     image_column: str | None = None,
     label_column: str | None = None,
     records: RecordStore | None = None,
+    class_names: Sequence[str] | None = None,
 ) -> ReplayedDataset:
     """Opens the images that `data` refers to, in the views of a cache or a recipe.
 
@@ -28,12 +30,15 @@ def open_dataset(
         data: a name or path, as the command line takes it, a source, a datasets.Dataset or another map-style dataset:
             see `kdkit.data.create_source`.
         cache: a teacher cache, its path, or a list of paths. It gives the recipe, and is compared with the dataset:
-            samples, class names and the pixels of some views. An open cache is thereby matched with this dataset.
+            samples, class names and the pixels of some views. An open cache is thereby matched with this dataset. Of a
+            cache of a part of the classes, the images of other classes are left out.
         recipe: the settings of the views; the cache's by default, else `ViewRecipe()`.
         image_column: column of the images or their paths, where `data` has columns.
         label_column: column of the labels, where `data` has columns.
         records: an open cache that is not matched here; its recorded views are replayed where the recipe says so.
             `cache` by default.
+        class_names: the classes of `data` to keep, in the order of their labels; those of `cache` by default if it was
+            opened for a part of its classes.
 
     Raises:
         DatasetError: `data` cannot be read.
@@ -44,6 +49,10 @@ def open_dataset(
     if recipe is None:
         recipe = ViewRecipe() if reader is None else reader.recipe
     source = create_source(data, image_column=image_column, label_column=label_column)
+    if isinstance(reader, ClassSelection) and class_names is None:
+        class_names = reader.class_names
+    if class_names is not None:
+        source = ClassesSource(source, class_names, None if reader is None else all_class_names(reader))
     dataset = ReplayedDataset(source, recipe, records=records or records_of(reader))
     if reader is not None:
         reader.match(dataset)
@@ -52,4 +61,10 @@ def open_dataset(
 
 def records_of(cache: object) -> RecordStore | None:
     """The cache as a store of recorded views, if it can be one."""
+    cache = cache.cache if isinstance(cache, ClassSelection) else cache
     return cache if isinstance(cache, RecordStore) else None
+
+
+def all_class_names(cache: CacheReader) -> Sequence[str] | None:
+    """Names of all classes of a cache that may have been opened for a part of them."""
+    return cache.cache.class_names if isinstance(cache, ClassSelection) else cache.class_names

@@ -2,7 +2,8 @@
 
 Where to look:
     open.py         `open_cache`; opening.py, lazy_arrays.py check and read the file; file.py reads its contents
-    reader.py       rows of a batch -> decoded outputs; payload.py gathers the encoded rows, mixture.py averages caches
+    reader.py       rows of a batch -> decoded outputs; payload.py gathers the encoded rows, mixture.py averages caches,
+                 selection.py takes a part of the classes
     codecs/         encode and decode a row; encoding.py applies them to a shard; fidelity.py measures the loss
     matching.py     sample -> cache row; pixels.py checks that student and teacher see the same pixels
     writer.py       `CacheWriter`, given a spec.py, checked by spec_values.py; sealing.py, shards/ write shards,
@@ -17,6 +18,7 @@ from kdkit.cache.codecs import Codec, available_codecs, create_codec, register_c
 from kdkit.cache.mixture import CacheMixture
 from kdkit.cache.open import open_cache
 from kdkit.cache.reader import CachedTeacher, CacheReader
+from kdkit.cache.selection import ClassSelection
 from kdkit.cache.spec import CacheSpec
 from kdkit.cache.writer import CacheWriter
 
@@ -26,6 +28,7 @@ __all__ = [
     "CacheSpec",
     "CacheWriter",
     "CachedTeacher",
+    "ClassSelection",
     "Codec",
     "available_codecs",
     "create_codec",

@@ -11,16 +11,14 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from kdkit.cache.format.keys import check_same_samples, key_digests, match_rows
+from kdkit.cache.format.keys import key_digests, list_keys, match_rows
 from kdkit.cache.format.metadata import CacheMetadata
-from kdkit.cache.lazy_arrays import stored_digests, stored_keys, stored_pixels
+from kdkit.cache.lazy_arrays import stored_digests, stored_pixels
 from kdkit.cache.pixels import check_pixels, checked_views
 from kdkit.cache.types import Array
+from kdkit.errors import CacheMismatchError
 from kdkit.recipe import ViewRecipe
 from kdkit.runtime.compare import check_match
-
-SAMPLES_FIELD = "dataset.samples"
-"""The field of `allow_mismatch` for samples which the cache has and the dataset lacks."""
 
 
 class Replayable(Protocol):
@@ -60,19 +58,33 @@ def match_dataset(path: Path, metadata: CacheMetadata, dataset: Replayable, allo
         names = None if dataset.class_names is None else list(dataset.class_names)
         cached_names = {"class_names": metadata.dataset["class_names"]}
         check_match("dataset", cached_names, {"class_names": names}, origin, allow)
-    rows = match_keys(path, metadata.num_rows, dataset.keys, allow)
+    rows = match_keys(path, metadata.num_rows, dataset.keys)
+    _check_partners(metadata, dataset, rows, origin)
     hashes = {view: stored_pixels(path, metadata, view) for view in checked_views(views)}
     check_pixels(dataset, rows, hashes, metadata.dataset.get("versions") or {}, origin)
     return rows
 
 
-def match_keys(path: Path, num_rows: int, keys: Sequence[str], allow: Collection[str] = ()) -> Array:
-    """Cache row of each dataset sample, int64 [N].
+def match_keys(path: Path, num_rows: int, keys: Sequence[str]) -> Array:
+    """Cache row of each dataset sample, int64 [N]; the dataset may be a part of the cache's samples.
 
     Raises:
-        CacheMismatchError: a sample was added, removed or renamed; named.
+        CacheMismatchError: the cache does not hold a sample; named, with the command that adds it.
     """
     rows = match_rows(stored_digests(path, num_rows), key_digests(keys))
-    if (rows < 0).any() or (SAMPLES_FIELD not in allow and len(np.unique(rows)) < num_rows):
-        check_same_samples(stored_keys(path, num_rows), keys, f"the cache {str(path)!r}")
+    if (rows < 0).any():
+        more = [keys[place] for place in np.flatnonzero(rows < 0).tolist()]
+        raise CacheMismatchError(
+            f"the cache {str(path)!r} was made from another dataset: {len(more)} of {len(keys)} samples are not in it "
+            f"({list_keys(more)}): add them with `kdkit cache extend {path} DATA`, leave them out, or rename them back"
+        )
     return rows
+
+
+def _check_partners(metadata: CacheMetadata, dataset: Replayable, rows: Array, origin: str) -> None:
+    """Raises CacheMismatchError if views are mixed and the dataset lacks samples: others would be mixed then."""
+    if dataset.recipe.mixes and (lacking := metadata.num_rows - len(np.unique(rows))):
+        raise CacheMismatchError(
+            f"{origin} mixes each image with another, and {lacking} of its {metadata.num_rows} images are not in the "
+            "dataset: open all of them, and train on a part with --train.fraction, or build another cache"
+        )

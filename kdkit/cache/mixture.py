@@ -136,6 +136,11 @@ class CacheMixture:
         return next((cache for cache in self.caches if LOGITS in cache.codecs), self.caches[0]).num_classes
 
     @property
+    def num_rows(self) -> int:
+        """Samples of the cache with the fewest."""
+        return min(cache.num_rows for cache in self.caches)
+
+    @property
     def class_names(self) -> Sequence[str] | None:
         """Names of the classes [C], in order; None if no cache holds them."""
         return next((cache.class_names for cache in self.caches if cache.class_names is not None), None)

@@ -38,6 +38,11 @@ class CacheReader(TeacherSource, Protocol):
         ...
 
     @property
+    def num_rows(self) -> int:
+        """Samples of the cache; a run may train on a part of them."""
+        ...
+
+    @property
     def codecs(self) -> Mapping[str, RowCodec]:
         """Stream name -> its codec."""
         ...

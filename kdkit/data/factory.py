@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -26,6 +27,7 @@ def create_loader(
     shuffle: bool = True,
     seed: int = 0,
     device: torch.device | str | None = None,
+    rows: Sequence[int] | None = None,
 ) -> ReplayLoader:
     """Creates a loader of normalised batches for one student; under torch.distributed, of this rank's images.
 
@@ -48,6 +50,7 @@ def create_loader(
         shuffle: whether each epoch has its own order.
         seed: seed of the order of images; the views have the recipe's.
         device: where batches arrive; the student's device by default.
+        rows: dataset rows to load; all by default.
 
     Raises:
         ConfigError: an argument is out of range.
@@ -59,13 +62,14 @@ def create_loader(
         model = model.get_eval_model()
     if device is None:
         device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    rows = range(len(dataset)) if rows is None else rows
     sampler = EpochSampler(
-        range(len(dataset)),
+        rows,
         batch_size,
         num_views=dataset.recipe.num_views,
         shuffle=shuffle,
         seed=seed,
-        drop_last=shuffle and -(-len(dataset) // distributed.world_size()) > batch_size,
+        drop_last=shuffle and -(-len(rows) // distributed.world_size()) > batch_size,
         rank=distributed.rank(),
         world_size=distributed.world_size(),
     )

@@ -49,12 +49,21 @@ def choose_recipe(config: DistillConfig, cache: CacheReader | None) -> ViewRecip
 
 
 def open_validation(
-    config: DistillConfig, training: ReplayedDataset, class_names: Sequence[str] | None, num_classes: int
+    config: DistillConfig,
+    training: ReplayedDataset,
+    class_names: Sequence[str] | None,
+    num_classes: int,
+    chosen: Sequence[str] | None = None,
 ) -> ReplayedDataset | None:
-    """The validation images, labelled; of the student's classes, or an error. None if the run has none."""
+    """The validation images, labelled; of the student's classes, or an error. None if the run has none.
+
+    Of the images of a run on some classes, `chosen`, those of others are left out.
+    """
     if (folder := config.validation) is None:
         return None
-    dataset = open_dataset(folder, recipe=ViewRecipe.evaluation(training.recipe.size), **config.columns)
+    dataset = open_dataset(
+        folder, recipe=ViewRecipe.evaluation(training.recipe.size), class_names=chosen, **config.columns
+    )
     if dataset.is_unlabelled:
         raise DatasetError(f"no image of {folder!r} has a label to validate with: give a folder of class folders")
     names = None if class_names is None else list(class_names)
@@ -198,9 +207,15 @@ def _image_size(student: str, dataset: ReplayedDataset) -> dict[str, int]:
 
 
 def create_loader(
-    dataset: ReplayedDataset, task: TrainingTask, config: DistillConfig, device: torch.device, *, shuffle: bool
+    dataset: ReplayedDataset,
+    task: TrainingTask,
+    config: DistillConfig,
+    device: torch.device,
+    *,
+    shuffle: bool,
+    rows: Sequence[int] | None = None,
 ) -> ReplayLoader:
-    """This rank's share of the images, in the student's normalisation."""
+    """This rank's share of the images, or of those in `rows`, in the student's normalisation."""
     return kdkit.data.create_loader(
         dataset,
         task,
@@ -209,6 +224,7 @@ def create_loader(
         shuffle=shuffle,
         seed=config.train.seed,
         device=device,
+        rows=rows,
     )
 
 

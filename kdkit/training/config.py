@@ -59,6 +59,14 @@ class DistillConfig(ColumnsConfig, DeviceConfig, MismatchConfig, OverwriteConfig
     """Temperatures that the outputs of several caches are softened by before they are averaged, one each; 1 by
     default."""
 
+    class_names: tuple[str, ...] | None = None
+    """Classes to train on, of those of the data and the cache, in the student's order: their names, or one file with a
+    name per line or a JSON list; images of other classes are left out. All by default."""
+
+    class_map: str | None = None
+    """JSON file with the cache's class, by index or name, for each class of class_names or of the data; by default the
+    one of the same name."""
+
     teacher: TeacherConfig | None = None
     """Live teacher, instead of a cache."""
 
@@ -147,6 +155,10 @@ class DistillConfig(ColumnsConfig, DeviceConfig, MismatchConfig, OverwriteConfig
             raise ConfigError("distill_warmup_epochs needs a teacher: give --cache FILE or --teacher NAME")
 
     def _check_caches(self) -> None:
+        if self.class_map is not None and not self.caches:
+            raise ConfigError("class_map is of a cache, and there is none: give --cache FILE, or --teacher.class_map")
+        if self.class_names == ():
+            raise ConfigError("class_names is empty: name at least 2 classes, or leave it out")
         if "" in self.caches:
             raise ConfigError("a cache's name is empty: give its path, or leave out cache")
         for name in ("cache_weights", "cache_temperatures"):

@@ -41,6 +41,7 @@ from kdkit.training.logger import FILES
 from kdkit.training.preflight import PreflightReport, preflight
 from kdkit.training.report import TrainReport
 from kdkit.training.run import CONFIG, SKIPPED, SkipRecord, create_logger, run_identity
+from kdkit.training.selection import ChosenClasses, choose_rows
 from kdkit.training.setup import start_average
 from kdkit.training.trackers import TENSORBOARD
 from kdkit.training.train import train
@@ -74,6 +75,7 @@ class _Run:
     device: torch.device
     cache: CacheReader | None
     dataset: ReplayedDataset
+    rows: Sequence[int]
     validation: ReplayedDataset | None
     task: TrainingTask
 
@@ -117,7 +119,7 @@ def distill(config: DistillConfig, *, show_progress: bool = False) -> DistillRep
     loader, held_out = _create_loaders(run, output)
     shown = show_progress and distributed.rank() == 0
     if shown:
-        header = describe_run(config, run.task, run.dataset, run.validation, run.cache, run.device)
+        header = describe_run(config, run.task, run.dataset, run.validation, run.cache, run.device, len(run.rows))
         print_labelled(header, file=sys.stderr)
     start_average(run.task, config.train)
     resumes = config.resume and (checkpoints.last.exists() or checkpoints.previous.exists())
@@ -134,9 +136,13 @@ def _open(config: DistillConfig) -> _Run:
     if cache is not None and config.task_kind != "feature":
         cache.check_exists(LOGITS)
     recipe = choose_recipe(config, cache)
-    dataset = open_dataset(config.data, recipe=recipe, records=records_of(cache), **config.columns)
+    chosen = ChosenClasses.read(config)
+    dataset = open_dataset(
+        config.data, recipe=recipe, records=records_of(cache), class_names=chosen.names, **config.columns
+    )
     if config.unreadable == "skip":
         dataset = dataset.skipping_unreadable()
+    cache = chosen.select(cache, dataset)
     if cache is not None:
         cache.match(dataset, allow_mismatch=config.allow_mismatch)
         if not cache.names_classes:
@@ -149,8 +155,8 @@ def _open(config: DistillConfig) -> _Run:
         for tap in taps:
             cache.check_exists(tap)
         cache.streams = tuple(stream for stream in cache.streams if stream in (LOGITS, *taps))
-    run = _Run(config, device, cache, dataset, None, task)
-    validation = open_validation(config, dataset, run.class_names, num_classes_of(task))
+    run = _Run(config, device, cache, dataset, choose_rows(config.train, dataset), None, task)
+    validation = open_validation(config, dataset, run.class_names, num_classes_of(task), chosen.names)
     if validation is not None and config.unreadable == "skip":
         validation = validation.skipping_unreadable()
     return dataclasses.replace(run, validation=validation)
@@ -167,7 +173,7 @@ def _create_loaders(run: _Run, output: Path) -> tuple[ReplayLoader, ReplayLoader
     """The loaders of the training and of the validation images, which record what they skip."""
     has_live_teacher = live_teacher_of(run.task) is not None  # the student's average sees the student's views
     dataset = run.dataset.with_teacher_view() if has_live_teacher else run.dataset
-    loader = create_loader(dataset, run.task, run.config, run.device, shuffle=True)
+    loader = create_loader(dataset, run.task, run.config, run.device, shuffle=True, rows=run.rows)
     loader.on_skip = SkipRecord(output)
     if run.validation is None:
         return loader, None

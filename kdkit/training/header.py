@@ -23,8 +23,12 @@ def describe_run(
     validation: ReplayedDataset | None,
     cache: CacheReader | None,
     device: torch.device,
+    num_rows: int,
 ) -> dict[str, str]:
-    """Label -> text, in reading order: student, images, teacher, loss, views, epochs, device, output."""
+    """Label -> text, in reading order: student, images, teacher, loss, views, epochs, device, output.
+
+    `num_rows` of the dataset's images are trained on.
+    """
     student: Any = task.get_eval_model()
     parameters = sum(parameter.numel() for parameter in student.parameters())
     start = ", pretrained" if config.pretrained else ""
@@ -33,7 +37,7 @@ def describe_run(
     recipe, training = dataset.recipe, config.train
     return {
         "student": f"{config.student}, {parameters / 1e6:.1f} M parameters{start}",
-        "images": f"{_describe_images(dataset, num_classes_of(task))}, {config.data}",
+        "images": f"{_describe_images(dataset, num_rows, cache, num_classes_of(task))}, {config.data}",
         "validation": held_out,
         "teacher": _describe_teacher(config, task, cache),
         "loss": _describe_loss(config, dataset),
@@ -54,10 +58,13 @@ def _describe_teacher(config: DistillConfig, task: TrainingTask, cache: CacheRea
     return "none, labels alone" if teacher is None else f"{describe_teacher(teacher)}, live"
 
 
-def _describe_images(dataset: ReplayedDataset, num_classes: int) -> str:
+def _describe_images(dataset: ReplayedDataset, num_rows: int, cache: CacheReader | None, num_classes: int) -> str:
     unlabelled = count_unlabelled(dataset)
     missing = "" if not unlabelled else f", {'all' if dataset.is_unlabelled else f'{unlabelled:,}'} without a label"
-    return f"{len(dataset):,} of {num_classes} classes{missing}"
+    if cache is not None and num_rows < cache.num_rows:
+        return f"{num_rows:,} of {cache.num_rows:,} cached images, {num_classes} classes{missing}"
+    part = f" of {len(dataset):,} images, {num_classes}" if num_rows < len(dataset) else f" of {num_classes}"
+    return f"{num_rows:,}{part} classes{missing}"
 
 
 def _describe_loss(config: DistillConfig, dataset: ReplayedDataset) -> str:

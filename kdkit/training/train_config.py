@@ -21,6 +21,12 @@ class TrainConfig(LoadingConfig):
     epochs: int = 100
     """Passes over the training images; epoch e shows view e mod V."""
 
+    fraction: float = 1.0
+    """Share of the training images that the run sees, drawn evenly from each class; above 0, at most 1."""
+
+    fraction_seed: int = 0
+    """Seed of the draw of that share; it depends on the images' keys, not on their order."""
+
     accumulate: int = 1
     """Steps whose gradients are averaged for one update of the weights."""
 
@@ -105,6 +111,8 @@ class TrainConfig(LoadingConfig):
                 raise ConfigError(f"{name} must be a finite number, got {number}")
         if not 0 <= self.seed < _SEEDS:
             raise ConfigError(f"seed must be at least 0 and below {_SEEDS}, got {self.seed}")
+        if not 0 < self.fraction <= 1:
+            raise ConfigError(f"fraction must be above 0 and at most 1, got {self.fraction}")
         if self.checkpoint_every < 0:
             raise ConfigError(f"checkpoint_every must be 0 or more, got {self.checkpoint_every}")
         for name in ("warmup_epochs", "distill_warmup_epochs"):

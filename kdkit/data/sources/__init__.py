@@ -6,6 +6,7 @@ Where to look:
     folder.py       image folders; zip.py, tar.py, webdataset.py read archives
     table.py        CSV and Parquet; columns.py chooses their columns
     hfds.py         Hugging Face datasets by name; hugging_face.py reads them, stream.py refuses streams
-    mapped.py       any map-style dataset; array.py, arrays in memory; selection.py, a subset of another source
+    mapped.py       any map-style dataset; array.py, arrays in memory; selection.py, a subset of another source,
+                    classes.py, its images of some classes
     image.py        decodes one image; labels.py maps labels to class indices
 """

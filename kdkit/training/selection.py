@@ -1,0 +1,118 @@
+"""What a run trains on: a part of the classes, and a part of the images.
+
+Dimensions: N samples of a dataset, C classes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from kdkit.cache import CachedTeacher, CacheMixture, CacheReader, ClassSelection
+from kdkit.cache.selection import ClassMap
+from kdkit.data import ReplayedDataset
+from kdkit.errors import ConfigError
+from kdkit.runtime.reading import read_json, read_text
+from kdkit.training.config import DistillConfig
+from kdkit.training.train_config import TrainConfig
+
+_MAX_LIST_BYTES = 16 << 20  # a million classes
+
+
+@dataclass(frozen=True)
+class ChosenClasses:
+    """The classes that a run's configuration names."""
+
+    names: tuple[str, ...] | None
+    """Names of the classes [C], in order; None: those of the data."""
+    class_map: ClassMap | None
+    """For each class the index or the name of the cache's class; None: it has the same name."""
+
+    @classmethod
+    def read(cls, config: DistillConfig) -> ChosenClasses:
+        """The classes of a configuration, whose files are read.
+
+        Raises:
+            ConfigError: a file cannot be read, or is no list.
+        """
+        names = config.class_names
+        if names is not None and len(names) == 1:
+            names = tuple(_read_names(names[0]))
+        return cls(names, None if config.class_map is None else _read_map(config.class_map))
+
+    def select(self, cache: CacheReader | None, dataset: ReplayedDataset) -> CacheReader | None:
+        """The cache of these classes; `cache` itself if the run takes all of its classes, under their own names."""
+        if cache is None or (self.names is None and self.class_map is None):
+            return cache
+        assert isinstance(cache, (CachedTeacher, CacheMixture))
+        names = self.names if self.names is not None else dataset.class_names
+        return ClassSelection(cache, names, self.class_map)
+
+
+def choose_rows(config: TrainConfig, dataset: ReplayedDataset) -> list[int]:
+    """The dataset rows that a run trains on, ascending: all, or the fraction that the configuration names.
+
+    Raises:
+        ConfigError: the fraction is less than one image.
+    """
+    if config.fraction == 1:
+        return list(range(len(dataset)))
+    return draw_fraction(dataset.keys, dataset.targets, config.fraction, config.fraction_seed)
+
+
+def draw_fraction(keys: Sequence[str], targets: Any, fraction: float, seed: int) -> list[int]:
+    """Draws a fraction of the samples by their keys, as evenly from each class as whole images allow.
+
+    It depends on seed and keys alone, not on their order, and a smaller fraction is a part of a larger one.
+
+    Args:
+        keys: keys of the samples [N].
+        targets: their class indices int64 [N]; None if they are not known.
+        fraction: share of the samples, above 0 and at most 1.
+        seed: seed of the draw.
+
+    Returns:
+        Their rows, ascending; round(fraction * N) of them.
+
+    Raises:
+        ConfigError: there would be none.
+    """
+    count = round(fraction * len(keys))
+    if count == 0:
+        raise ConfigError(f"fraction {fraction:g} of {len(keys):,} images is less than one image: give a larger one")
+    prefix = f"{seed}\0".encode()
+    hashes = np.array(
+        [hashlib.blake2b(prefix + key.encode("utf-8", "surrogateescape"), digest_size=8).digest() for key in keys]
+    ).view("<u8")
+    classes = np.zeros(len(keys), dtype=np.int64) if targets is None else np.asarray(targets)
+    by_class = np.lexsort((hashes, classes))
+    sizes = np.unique(classes, return_counts=True)[1]
+    place = np.concatenate([(np.arange(size) + 0.5) / size for size in sizes])  # in its class, from 0 to 1
+    order = by_class[np.lexsort((hashes[by_class], place))]
+    return sorted(order[:count].tolist())
+
+
+def _read_names(path: str) -> list[str]:
+    """The class names in a file: a JSON list, or one name per line."""
+    if path.endswith(".json"):
+        found = read_json(path, limit=_MAX_LIST_BYTES)
+        if not isinstance(found, list) or {*map(type, found)} != {str}:
+            raise ConfigError(f"{path!r} must hold a list of class names")
+        return [str(name) for name in found]
+    lines = [line.strip() for line in read_text(path, limit=_MAX_LIST_BYTES).splitlines()]
+    names = [line for line in lines if line]
+    if not names:
+        raise ConfigError(f"{path!r} holds no class name: expected one per line")
+    return names
+
+
+def _read_map(path: str) -> ClassMap:
+    """The class map in a JSON file."""
+    found = read_json(path, limit=_MAX_LIST_BYTES)
+    if not isinstance(found, list) or {*map(type, found)} not in ({int}, {str}):
+        raise ConfigError(f"the class map {path!r} must be a list of whole numbers or one of class names")
+    return found
