@@ -1,10 +1,13 @@
 """Building: run a teacher over every view of every image and write a cache.
 
 Where to look:
-    build.py        `kdkit cache build` from plan to file; extend.py adds views; config.py has the settings
+    build.py        `kdkit cache build` from plan to file; extend.py adds views, images.py images;
+                 config.py, change_config.py have the settings
     plan.py         what is built, compared with an existing cache; like.py takes the views of another cache
     shards.py       the loop over missing shards; teacher.py runs the teacher, encoder.py encodes in parallel
     fit.py          fits the codecs and measures their fidelity; estimate.py, the cost before a build
     verify.py       checksums, and rows on which the teacher runs again
     ray.py          the same on a Ray cluster
+    rewrite.py      rows of finished caches as a new one, ordered by arrange.py: merge.py merges and prunes, recode.py
+                 changes codecs and views, in_place.py replaces the old file, parts.py tells old images from new
 """

@@ -96,19 +96,19 @@ class CacheBuildConfig(CacheEstimateConfig, MismatchConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class CacheExtendConfig(ColumnsConfig, DeviceConfig, LoadingConfig, MismatchConfig):
-    """Cache to extend by more views, and the inputs that it was made from."""
+    """Cache to extend by more views or images, and the inputs that it was made from."""
 
     cache: str
     """Cache: its file or its folder of shards."""
 
     data: str
-    """Images that the cache was made from."""
+    """Images that the cache was made from, and further ones, on which the teacher runs in all views."""
 
     teacher: TeacherConfig | None = None
     """The teacher that made the cache."""
 
-    num_views: int
-    """Total views per image after extending, including existing views."""
+    num_views: int | None = None
+    """Total views per image after extending, including existing views; as many as there are by default."""
 
 
 @dataclass(frozen=True, kw_only=True)

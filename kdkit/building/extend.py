@@ -1,4 +1,4 @@
-"""Extending a cache: the teacher is run on further views of the samples that it holds."""
+"""Extending a cache: the teacher is run on further views of the samples that it holds, and on further samples."""
 
 from __future__ import annotations
 
@@ -6,26 +6,29 @@ import time
 from collections.abc import Collection
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
 from kdkit.building.build import BuildReport, fill_and_finish
 from kdkit.building.config import BuildConfig
+from kdkit.building.images import add_images, check_can_grow, remove_remains
+from kdkit.building.parts import part_of, split_images
 from kdkit.building.plan import BuildPlan, as_built
 from kdkit.building.teacher import for_dataset, with_streams
 from kdkit.cache.extension import check_adds_views
 from kdkit.cache.format.constants import LOGITS
-from kdkit.cache.format.keys import list_keys
 from kdkit.cache.format.metadata import CacheMetadata
 from kdkit.cache.pixels import check_pixels, checked_views
 from kdkit.cache.reader import CachedTeacher
 from kdkit.cache.writer import CacheWriter
 from kdkit.data import ReplayedDataset
-from kdkit.errors import CacheMismatchError
 from kdkit.runtime import distributed
 from kdkit.teachers import Teacher
+
+Loading = tuple[int, int | Literal["auto"]]
+"""Images per batch, and processes that load them."""
 
 
 def extend_cache(
@@ -39,16 +42,19 @@ def extend_cache(
     allow_mismatch: Collection[str] = (),
     show_progress: bool = False,
 ) -> BuildReport:
-    """Adds views to a finished cache, packed or in shards, until it has as many as the dataset's recipe.
+    """Adds views to a finished cache until it has as many as the dataset's recipe, and the dataset's further images.
 
     Streams, fitted codecs and shard length stay those of the cache. Built with the same batch size, the extended cache
     is byte-identical to a build of all views at once, apart from the build record. Until all further views are sealed,
     the cache stays unchanged; then it is replaced in one step. An interrupted extension resumes when this function is
     called again, even with other ranks, another batch size or more views.
 
+    On images that a packed cache does not hold, the teacher runs in all views; the rows that it holds keep their bytes,
+    and the codecs the fit to its first images. Images that the dataset lacks stay, unless views are added.
+
     Args:
         teacher: the model that the cache was made with.
-        dataset: the samples that the cache was made from, in the same order; its recipe has the new number of views.
+        dataset: the samples that the cache was made from and further ones; its recipe has the new number of views.
         path: the packed file, the folder of shards, or the path that it would be packed to.
         batch_size: images per forward pass of the teacher.
         num_workers: processes that load and augment images.
@@ -63,14 +69,42 @@ def extend_cache(
         NonFiniteOutputError: an output is NaN, infinite, or beyond what the codec can hold; names samples.
         CacheError: the folder cannot be written, or the disk is full.
     """
-    begun = time.monotonic()
-    dataset = as_built(dataset)
+    dataset, cache = as_built(dataset), CachedTeacher(path)
     teacher = for_dataset(teacher, dataset).to(torch.device(device))
+    held, more = split_images(cache, dataset)
+    known = part_of(dataset, held)
+    if more:
+        check_can_grow(cache)
+    run: dict[str, Any] = {"device": device, "allow_mismatch": allow_mismatch, "show_progress": show_progress}
+    loading: Loading = (batch_size, num_workers)
+    if not more or dataset.recipe.num_views != cache.num_views:
+        report = _add_views(teacher, known, cache.path, loading, **run)
+        if not more:
+            distributed.on_rank_zero(lambda: remove_remains(cache.path))
+            return report
+        cache = CachedTeacher(cache.path)
+    elif held:
+        distributed.on_rank_zero(lambda: cache.match(known))  # its pixels, as for views
+    return add_images(teacher, part_of(dataset, more), cache, _config_of(cache.metadata, *loading), **run)
+
+
+def _add_views(
+    teacher: Teacher,
+    dataset: ReplayedDataset,
+    path: Path,
+    loading: Loading,
+    *,
+    device: torch.device | str,
+    allow_mismatch: Collection[str],
+    show_progress: bool,
+) -> BuildReport:
+    """Adds the views that the dataset's recipe has and the cache lacks; the arguments are those of `extend_cache`."""
+    begun = time.monotonic()
     with ExitStack() as held:
 
         def begin() -> tuple[CacheWriter, BuildConfig]:
-            cache = CachedTeacher(Path(path))
-            config = _config_of(cache.metadata, batch_size, num_workers)
+            cache = CachedTeacher(path)
+            config = _config_of(cache.metadata, *loading)
             plan = BuildPlan(teacher, dataset, config, device, allow_mismatch)
             _check_same_build(cache, plan)
             writer = held.enter_context(CacheWriter.extend(cache.path, dataset.recipe.num_views))
@@ -85,21 +119,11 @@ def extend_cache(
 def _check_same_build(cache: CachedTeacher, plan: BuildPlan) -> None:
     """Checks the settings as a resumed build does; only the number of views may exceed the cache's."""
     dataset = plan.dataset
-    _check_no_more_images(cache, dataset)
     plan.check_same(cache.metadata.with_views(dataset.recipe.num_views), cache.path)
     check_adds_views(cache.path, cache.metadata, dataset.recipe.num_views)
     hashes = {view: cache.pixel_crc32(view) for view in checked_views(cache.num_views)}
     made_with = cache.metadata.dataset.get("versions") or {}
     check_pixels(dataset, np.arange(len(dataset)), hashes, made_with, f"the cache {str(cache.path)!r}")
-
-
-def _check_no_more_images(cache: CachedTeacher, dataset: ReplayedDataset) -> None:
-    known = set(cache.keys())
-    if more := [key for key in dataset.keys if key not in known]:
-        raise CacheMismatchError(
-            f"the cache {str(cache.path)!r} cannot be extended by images, only by views: {len(more)} of {len(dataset)} "
-            f"images are not in it ({list_keys(more)}); leave them out, or build another cache"
-        )
 
 
 def _config_of(metadata: CacheMetadata, batch_size: int, num_workers: int | Literal["auto"]) -> BuildConfig:

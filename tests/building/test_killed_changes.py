@@ -1,0 +1,87 @@
+"""A cache that grows or shrinks by images is always the old one or the new one, wherever the process dies."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from crash import Disk, Recorder, write_tree
+from support import Pixels
+from test_more_and_fewer_images import build, extend, rows_by_key, seen
+
+from kdkit import open_cache
+from kdkit.building.merge import prune_cache
+
+OLD, NEW = 30, 60
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("change", ["extend", "prune"])
+def test_a_crash_or_power_loss_at_any_call_leaves_the_old_cache_or_the_new_one(tmp_path: Path, change: str) -> None:
+    assert Pixels.num_classes == 10
+    before, after = (OLD, NEW) if change == "extend" else (NEW, OLD)
+    root = tmp_path / "run"
+    root.mkdir()
+    recorder = Recorder(root)
+    with recorder.recording():
+        build(root / "t.h5", range(before))
+        begun, old = len(recorder.events), rows_by_key(root / "t.h5")
+        run(root / "t.h5", change, after)
+    recorder.assert_complete()
+    new = rows_by_key(root / "t.h5")
+    disk, found = Disk(), set()
+    for number, event in enumerate(recorder.events):
+        disk.apply(event)
+        if number < begun:
+            continue
+        for tree in (disk.tree(), disk.tree_after_power_loss(random.Random(number))):
+            write_tree(tree, tmp_path / "lost")
+            path = tmp_path / "lost" / "t.h5"
+            open_cache(path).verify()
+            rows = rows_by_key(path)
+            assert rows in (old, new)
+            found.add(len(rows))
+            if number % 11 == 0:
+                run(path, change, after)
+                assert rows_by_key(path) == new
+                assert [place.name for place in path.parent.iterdir()] == ["t.h5"]
+            shutil.rmtree(tmp_path / "lost")
+    assert found == {len(old), len(new)}
+
+
+def run(path: Path, change: str, rows: int) -> None:
+    """Extends or prunes the cache to so many images."""
+    if change == "extend":
+        extend(path, range(rows))
+    else:
+        prune_cache(path, seen(range(rows)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("change", ["extend", "prune"])
+def test_kill_9_at_random_moments_loses_no_row_and_the_repeat_finishes(tmp_path: Path, change: str) -> None:
+    before, after = (OLD, 200) if change == "extend" else (200, OLD)
+    path = build(tmp_path / "t.h5", range(before))
+    old = rows_by_key(path)
+    new = rows_by_key(build(tmp_path / "fresh.h5", range(after)))
+    draw, here = random.Random(change), Path(__file__).parents[1]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(here), *sys.path])}
+    command = [sys.executable, str(here / "building" / "killed_change.py"), change, str(path), str(after)]
+    for _ in range(int(os.environ.get("KDKIT_KILLS", "3"))):
+        process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "begun\n"
+        time.sleep(draw.uniform(0, 0.6))
+        process.kill()
+        process.communicate()
+        open_cache(path).verify()
+        assert rows_by_key(path) in (old, new)
+    subprocess.run(command, env=environment, check=True, capture_output=True)
+    assert rows_by_key(path) == new
+    assert sorted(place.name for place in tmp_path.iterdir()) == ["fresh.h5", "t.h5"]
