@@ -15,6 +15,7 @@ from kdkit.config import StudentConfig
 from kdkit.errors import CheckpointError, ConfigError
 from kdkit.recipe import Interpolation, ViewRecipe
 from kdkit.runtime import files
+from kdkit.runtime.reading import read_json
 from kdkit.teachers.factory import build_model, load_weights, read_weights
 from kdkit.teachers.model_config import model_config
 
@@ -24,6 +25,8 @@ EXPORTED = "config.json"
 """The file of an export's folder that describes its model, in the layout of timm's hub."""
 BEST, LAST = "model_best.pth.tar", "last.pth.tar"
 """A run's checkpoint with the best metric and its newest, by the names that timm gives them."""
+CACHES = "kdkit_caches"
+"""Where the configuration of an export holds `Student.caches`."""
 CHECKPOINTS = (BEST, LAST)
 """The checkpoints of a run's folder that weights are loaded from; the first that exists is used."""
 
@@ -48,6 +51,9 @@ class Student:
     """How many parameters it has; None in files from before that was recorded."""
     num_views: int | None = None
     """Views of each image that it was trained on; None in files from before that was recorded, and for other models."""
+    caches: tuple[dict[str, str], ...] = ()
+    """The caches that taught it: {"teacher": its name, "identity": SHA-256 of the cache's metadata}; empty for a
+    student of a live teacher or of labels alone, and in files from before that was recorded."""
 
     def write(self, folder: Path) -> None:
         """Writes `folder`/student.json."""
@@ -64,9 +70,14 @@ class Student:
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
             names = values["class_names"]
-            return cls(**{**values, "class_names": None if names is None else tuple(names)})
+            caches = tuple({**cache} for cache in values.get("caches", ()))
+            return cls(**{**values, "class_names": None if names is None else tuple(names), "caches": caches})
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise CheckpointError(f"{str(path)!r} does not describe a student ({error}): was it edited?") from error
+
+    def describe_caches(self) -> list[str]:
+        """A line for each cache that taught it: its teacher and its identity."""
+        return [f"{cache.get('teacher')}, cache {cache.get('identity')}" for cache in self.caches]
 
     @property
     def recipe(self) -> ViewRecipe:
@@ -104,7 +115,8 @@ def load_student(config: StudentConfig) -> tuple[nn.Module, Student]:
         raise ConfigError(f"{config.student!r} holds its own weights: leave out checkpoint, or name the model instead")
     name = f"local-dir:{folder}" if folder.is_dir() else config.student
     model = build_model(name, config.checkpoint, ema=config.ema)
-    return model.eval(), _described(name, model)
+    student = _described(name, model)
+    return model.eval(), dataclasses.replace(student, caches=_exported_caches(folder)) if folder.is_dir() else student
 
 
 def _checkpoint(folder: Path) -> Path:
@@ -112,6 +124,13 @@ def _checkpoint(folder: Path) -> Path:
         if (folder / name).is_file():
             return folder / name
     raise CheckpointError(f"{str(folder)!r} holds no checkpoint yet: expected one of {', '.join(CHECKPOINTS)}")
+
+
+def _exported_caches(folder: Path) -> tuple[dict[str, str], ...]:
+    """The caches that an export names; none if its configuration does not name them as kdkit does."""
+    found = read_json(folder / EXPORTED, error=CheckpointError).get(CACHES)
+    caches = found if isinstance(found, list) else []
+    return tuple(cache for cache in caches if isinstance(cache, dict) and {*map(type, cache.values())} == {str})
 
 
 def _described(name: str, model: nn.Module) -> Student:

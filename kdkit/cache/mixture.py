@@ -174,11 +174,9 @@ class CacheMixture:
 
     @property
     def identity(self) -> str:
-        """The identity of each cache, abbreviated, with its share and its temperature."""
+        """The identity of each cache with its share and its temperature."""
         parts = zip(self.weights, self.caches, self.temperatures, strict=True)
-        return " + ".join(
-            f"{share:.9g} {cache.identity[:16]} T={temperature:.9g}" for share, cache, temperature in parts
-        )
+        return " + ".join(f"{share:.9g} {cache.identity} T={temperature:.9g}" for share, cache, temperature in parts)
 
     def check_exists(self, stream: str) -> None:
         """Raises CacheStreamError if no cache holds the stream, or several do; names them."""

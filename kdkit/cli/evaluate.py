@@ -16,3 +16,5 @@ def run(arguments: list[str]) -> None:
     figures = f"top-1 {report.top1:.2f} %, top-5 {report.top5:.2f} %, loss {report.loss:.4f}"
     size = f"{report.num_images:,} images, {report.images_per_second:,.0f} images/s"
     print_wrapped(f"{report.student}: {figures}, {size}")
+    for cache in report.caches:
+        print(f"taught by {cache.get('teacher')}, cache {cache.get('identity')}")

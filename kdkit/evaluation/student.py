@@ -40,6 +40,8 @@ class EvaluateReport:
     """Number of images."""
     images_per_second: float
     """Images per second, loading included."""
+    caches: tuple[dict[str, str], ...] = ()
+    """The caches that taught the student, as `kdkit.student.Student` names them."""
 
 
 @translate_worker_errors()
@@ -79,7 +81,13 @@ def evaluate_student(config: EvaluateConfig, *, show_progress: bool = False) -> 
         seconds = time.perf_counter() - begun
         advance(len(dataset))
     report = EvaluateReport(
-        config.student, found["top1"], found["top5"], found["loss"], len(dataset), len(dataset) / seconds
+        config.student,
+        found["top1"],
+        found["top5"],
+        found["loss"],
+        len(dataset),
+        len(dataset) / seconds,
+        student.caches,
     )
     if output is not None:
         files.write_text(output, json.dumps(dataclasses.asdict(report), indent=2) + "\n")

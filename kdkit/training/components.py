@@ -35,7 +35,7 @@ from kdkit.teachers.card import find_card
 from kdkit.training.config import DistillConfig
 from kdkit.training.create_task import create_task
 from kdkit.training.labels import check_labels, class_names_of
-from kdkit.training.run import write_config
+from kdkit.training.run import origins_of, write_config
 
 _FIRST_WEIGHTS = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir")
 """Arguments of timm.create_model about the initial weights: the trained ones are in the checkpoint."""
@@ -168,6 +168,7 @@ def describe(
     task: TrainingTask,
     class_names: Sequence[str] | None,
     output: Path,
+    cache: CacheReader | None,
 ) -> None:
     """Writes the configuration, and the student's description that `kdkit evaluate`, `export` and `compare` need."""
     write_config(config, output)
@@ -185,6 +186,7 @@ def describe(
         names,
         num_parameters=sum(parameter.numel() for parameter in student.parameters()),
         num_views=dataset.recipe.num_views,
+        caches=origins_of(cache),
     ).write(output)
 
 

@@ -114,7 +114,7 @@ def distill(config: DistillConfig, *, show_progress: bool = False) -> DistillRep
         output,
         run_identity(config, run.dataset, run.cache, live_teacher_of(run.task)),
         resume=config.resume,
-        describe=lambda: describe(config, run.dataset, run.task, run.class_names, output),
+        describe=lambda: describe(config, run.dataset, run.task, run.class_names, output, run.cache),
     )
     loader, held_out = _create_loaders(run, output)
     shown = show_progress and distributed.rank() == 0
