@@ -30,8 +30,9 @@ def open_dataset(
         data: a name or path, as the command line takes it, a source, a datasets.Dataset or another map-style dataset:
             see `kdkit.data.create_source`.
         cache: a teacher cache, its path, or a list of paths. It gives the recipe, and is compared with the dataset:
-            samples, class names and the pixels of some views. An open cache is thereby matched with this dataset. Of a
-            cache of a part of the classes, the images of other classes are left out.
+            samples, class names and the pixels of some views. An open cache is thereby matched with this dataset.
+            Images that its build left out as unreadable are left out, and of a cache of a part of the classes the
+            images of other classes.
         recipe: the settings of the views; the cache's by default, else `ViewRecipe()`.
         image_column: column of the images or their paths, where `data` has columns.
         label_column: column of the labels, where `data` has columns.
@@ -55,6 +56,7 @@ def open_dataset(
         source = ClassesSource(source, class_names, None if reader is None else all_class_names(reader))
     dataset = ReplayedDataset(source, recipe, records=records or records_of(reader))
     if reader is not None:
+        dataset = dataset.without(reader.absent_keys)
         reader.match(dataset)
     return dataset
 

@@ -7,7 +7,8 @@ A message states what arrived, what was expected and what to do next, in one lin
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from unicodedata import category
 
 
@@ -60,6 +61,16 @@ class CheckpointError(KdkitError, ValueError):
 
 class DatasetError(KdkitError, ValueError):
     """A dataset that is missing, empty, or without the sample keys that replay needs."""
+
+
+class UnreadableError(DatasetError):
+    """An image that cannot be read, or cannot be shown in a view; names it.
+
+    Attributes:
+        samples: key -> reason of each such image, where all of them were looked for.
+    """
+
+    samples: Mapping[str, str] = MappingProxyType({})
 
 
 class WriteError(KdkitError, OSError):

@@ -17,6 +17,7 @@ from kdkit.errors import ConfigError, UnknownNameError, nearest
 
 Interpolation = Literal["bilinear", "bicubic", "random"]
 ErasingMode = Literal["const", "rand", "pixel"]
+_AT_LEAST_ONE = {"size": "pixel", "num_views": "view", "views_per_partner": "view", "erasing_count": "rectangle"}
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,10 @@ class ViewRecipe:
     switch_prob: float = 0.5
     """Probability of cutmix, rather than mixup, for a pair that is mixed, if both are enabled."""
 
+    views_per_partner: int = 1
+    """Mixing: views g n to g n + n - 1 of a sample have the same partner, so that one decode of a pair serves n views
+    of both; how they are mixed is drawn for each view. 1: a partner for each view."""
+
     teacher_size: int | None = None
     """Side in pixels of the teacher's views: the same random draws, rendered at this size; size by default."""
 
@@ -100,7 +105,7 @@ class ViewRecipe:
         self._check_combinations()
 
     def _check_numbers(self) -> None:
-        for name, unit in (("size", "pixel"), ("num_views", "view"), ("erasing_count", "rectangle")):
+        for name, unit in _AT_LEAST_ONE.items():
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1 {unit}, got {getattr(self, name)}")
         for name in ("hflip", "erasing", "mix_prob", "switch_prob"):
@@ -234,16 +239,6 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     "funmatch": {"scale": (0.05, 1.0), "interpolation": "bilinear", "mixup_alpha": 1.0},
 }
 """Fields in which a published recipe differs from the defaults. Repeated augmentation belongs to the sampler."""
-
-
-def describe_recipe(recipe: ViewRecipe) -> str:
-    """The fields of a recipe that differ from their defaults, and always its size and number of views."""
-    plain = ViewRecipe()
-    changed = [
-        field.name for field in dataclasses.fields(recipe) if getattr(recipe, field.name) != getattr(plain, field.name)
-    ]
-    shown = ["size", "num_views", *(name for name in changed if name not in ("size", "num_views"))]
-    return ", ".join(f"{name}={getattr(recipe, name)!r}" for name in shown)
 
 
 def _default(name: str) -> Any:

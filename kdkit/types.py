@@ -56,7 +56,7 @@ class Batch:
         input: images [B, 3, H, W], float, in the student's normalisation.
         target: class indices [B] int64, or soft labels [B, C].
         row: dataset indices of the samples [B] int64 on the CPU, or None when nothing is replayed.
-        view: number of the replayed view that the whole batch shows, or None.
+        view: number of the replayed view of each sample [B] int64 on the CPU, one number for the whole batch, or None.
         teacher_input: the same views at the size that a live teacher takes [B, 3, T, T], in the same normalisation;
             None if the teacher takes `input`.
     """
@@ -64,11 +64,11 @@ class Batch:
     input: Tensor
     target: Tensor
     row: Tensor | None = None
-    view: int | None = None
+    view: Tensor | int | None = None
     teacher_input: Tensor | None = None
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
-        """Returns the same batch with images and target on `device`; rows stay on the CPU, where caches are read."""
+        """Returns the same batch with images and target on `device`; rows and views stay on the CPU, for caches."""
         return Batch(
             self.input.to(device, non_blocking=non_blocking),
             self.target.to(device, non_blocking=non_blocking),

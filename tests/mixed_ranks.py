@@ -4,32 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections import Counter
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from support import CLASSES, RECIPE, digits
+from support import RECIPE, CountingDigits, digits
 
-from kdkit.data import ArraySource, EpochSampler, RangeSampler, ReplayedDataset, ReplayLoader
+from kdkit.data import EpochSampler, RangeSampler, ReplayedDataset, ReplayLoader
 from kdkit.types import Normalization
 
 MIXED = dataclasses.replace(RECIPE, mixup_alpha=0.8, cutmix_alpha=1.0)
 BATCH_SIZES = (2, 8, 30)
 COUNTS = (60, 61)
-
-
-class Counting(ArraySource):
-    """Digits that count how often each is decoded."""
-
-    def __init__(self, count: int) -> None:
-        plain = digits(count)
-        super().__init__(plain.images, plain.targets, keys=plain.keys, class_names=CLASSES)
-        self.decoded: Counter[int] = Counter()
-
-    def __getitem__(self, index: int) -> Any:
-        self.decoded[index] += 1
-        return super().__getitem__(index)
 
 
 def gathered(mine: Any) -> list[Any]:
@@ -51,7 +37,7 @@ def taught(count: int, view: int) -> dict[int, torch.Tensor]:
 
 def epoch(count: int, batch_size: int, view: int) -> dict[str, Any]:
     """What all ranks showed and decoded in an epoch, and which rows were not, to the bit, what the teacher saw."""
-    source, teacher = Counting(count), taught(count, view)
+    source, teacher = CountingDigits(count), taught(count, view)
     sampler = EpochSampler(
         range(count), batch_size, num_views=2, seed=1, rank=dist.get_rank(), world_size=dist.get_world_size()
     )

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -104,3 +106,19 @@ def cache_contents(path: Path) -> dict[str, bytes]:
             lambda name, item: found.update({name: item[()].tobytes()}) if isinstance(item, h5py.Dataset) else None
         )
     return found
+
+
+class CountingDigits(ArraySource):
+    """Digits that count how often each is decoded."""
+
+    def __init__(self, count: int, unreadable: tuple[int, ...] = ()) -> None:
+        plain = digits(count)
+        super().__init__(plain.images, plain.targets, keys=plain.keys, class_names=CLASSES)
+        self.decoded: Counter[int] = Counter()
+        self.unreadable = unreadable
+
+    def __getitem__(self, index: int) -> Any:
+        self.decoded[index] += 1
+        if index in self.unreadable:
+            raise OSError("truncated")
+        return super().__getitem__(index)

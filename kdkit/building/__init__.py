@@ -4,7 +4,9 @@ Where to look:
     build.py        `kdkit cache build` from plan to file; extend.py adds views, images.py images;
                  config.py, change_config.py have the settings
     plan.py         what is built, compared with an existing cache; like.py takes the views of another cache
-    shards.py       the loop over missing shards; teacher.py runs the teacher, encoder.py encodes in parallel
+    unreadable.py   images that cannot be read: all are listed, or left out and recorded
+    shards.py       the loop over missing shards; groups.py, those of several views that share a decode
+    teacher.py      runs the teacher; encoder.py encodes in parallel
     fit.py          fits the codecs and measures their fidelity; estimate.py, the cost before a build
     verify.py       checksums, and rows on which the teacher runs again
     ray.py          the same on a Ray cluster

@@ -17,6 +17,7 @@ from kdkit.building.config import BuildConfig, Engine
 from kdkit.building.plan import BuildPlan, as_built
 from kdkit.building.shards import fill_together
 from kdkit.building.teacher import for_dataset, with_streams
+from kdkit.building.unreadable import leave_out_unreadable, listing_unreadable, rows_left
 from kdkit.cache.reader import CachedTeacher
 from kdkit.cache.writer import CacheWriter
 from kdkit.data import ReplayedDataset
@@ -74,21 +75,24 @@ def build_cache(
         actors: how many actors the engine "ray" starts, each with a teacher.
 
     Raises:
+        UnreadableError: images cannot be read; names all of them, and leaves finished shards.
         CacheMismatchError: the cache at `path` was made with other settings; names the field and both values.
         CacheLockedError: another process is building it.
         NonFiniteOutputError: an output is NaN, infinite, or beyond what the codec can hold; names samples.
         CacheError: the folder cannot be written, or the disk is full.
         MissingDependencyError: the engine is "ray", and Ray is not installed.
     """
-    begun, config = time.monotonic(), config or BuildConfig()
+    begun, config, path = time.monotonic(), config or BuildConfig(), Path(path)
+    dataset = leave_out_unreadable(as_built(dataset), path, config, show_progress=show_progress)
     teacher = with_streams(for_dataset(teacher, dataset), config.streams).to(torch.device(device))
-    plan = BuildPlan(teacher, as_built(dataset), config, device, allow_mismatch)
+    plan = BuildPlan(teacher, dataset, config, device, allow_mismatch)
     with ExitStack() as held:
 
         def begin() -> CacheWriter:
-            writer = held.enter_context(CacheWriter.create(path, plan))
-            plan.check_same_pixels(writer)
-            return writer
+            with listing_unreadable(plan, lambda: range(len(dataset)), show_progress=show_progress):
+                writer = held.enter_context(CacheWriter.create(path, plan))
+                plan.check_same_pixels(writer)
+                return writer
 
         writer = distributed.on_rank_zero(begin)
         return fill_and_finish(writer, plan, begun, show_progress=show_progress, engine=engine, actors=actors)
@@ -115,7 +119,8 @@ def fill_and_finish(
     if engine == "ray" and missing:
         from kdkit.building.ray import fill_on_actors
 
-        images = fill_on_actors(writer, missing, plan, actors=actors, show_progress=show_progress)
+        with listing_unreadable(plan, lambda: rows_left(writer, missing), show_progress=show_progress):
+            images = fill_on_actors(writer, missing, plan, actors=actors, show_progress=show_progress)
     else:
         images = fill_together(writer, missing, plan, show_progress=show_progress)
     record = {"seconds": round(time.monotonic() - begun, 3), "images": images, "device": str(plan.device)}

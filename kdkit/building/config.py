@@ -14,8 +14,22 @@ Engine = Literal["local", "ray"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class BuildConfig(LoadingConfig):
-    """How a cache is built. Of these fields, only streams and codecs change the contents of the cache."""
+class BuildLoadingConfig(LoadingConfig):
+    """How the images of a build are loaded."""
+
+    memory: int = 2048
+    """Memory in MiB, on each process, for a batch of pixels and an unfinished shard of each view that is built at the
+    same time: an image is decoded once for as many views as fit."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.memory < 1:
+            raise ConfigError(f"memory must be at least 1 MiB, got {self.memory}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildConfig(BuildLoadingConfig):
+    """How a cache is built. Of these fields, only streams, codecs and unreadable change what the cache holds."""
 
     streams: tuple[str, ...] = ("logits",)
     """Streams to store: logits, and taps of the teacher, e.g. pooled, tokens or stages.3; logits may be
@@ -36,14 +50,19 @@ class BuildConfig(LoadingConfig):
     """Codec of all other streams: float16, or int8 with a minimum and a step per row, token or channel."""
 
     shard_rows: int = 10_000
-    """Rows per shard; a killed build loses at most one shard. Rounded up to whole thousands; fewer if a shard would
-    exceed 256 MiB."""
+    """Rows per shard; a killed build loses at most the shards of the rows that it was at. Rounded up to whole
+    thousands; fewer if a shard would exceed 256 MiB."""
+
+    unreadable: Literal["stop", "skip"] = "stop"
+    """Handling of images that cannot be read: stop and list all of them; or skip, which reads every image once before
+    the build, leaves the unreadable ones out and records them in the cache."""
 
     pack: bool = True
     """Pack the finished shards into one file; otherwise, the folder of shards is the cache."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_choices(self)
         if not self.streams or len(set(self.streams)) != len(self.streams):
             raise ConfigError(f"streams must name at least one stream, and none twice, got {list(self.streams)}")
         if self.shard_rows < 1:
@@ -95,7 +114,7 @@ class CacheBuildConfig(CacheEstimateConfig, MismatchConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CacheExtendConfig(ColumnsConfig, DeviceConfig, LoadingConfig, MismatchConfig):
+class CacheExtendConfig(ColumnsConfig, DeviceConfig, BuildLoadingConfig, MismatchConfig):
     """Cache to extend by more views or images, and the inputs that it was made from."""
 
     cache: str

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
@@ -27,12 +28,25 @@ from kdkit.runtime.background import Worker
 _WAITING = 2  # batches that may wait to be encoded; bounds the memory, on the device too
 
 
+@dataclass
+class _OpenShard:
+    """A shard of which some rows are encoded."""
+
+    payloads: dict[str, Array]
+    """Stream -> encoded rows, uint8 [R, row_bytes]."""
+    fidelity: dict[str, list[Array]]
+    """Stream -> fidelity of the measured rows, batch by batch."""
+    rows_left: int
+    pixels: list[int] = field(default_factory=list)
+    """CRC-32 of the hashed rows."""
+
+
 class ShardEncoder(Worker):
     """Encodes batches in order, copies them to the host and hands whole shards to a writer, in one thread.
 
     On a GPU it works on a side stream, which waits only for the teacher's output of the batch, and copies through
-    page-locked memory, so that the teacher's next batch is not held up. Fails as Background does; a shard that a
-    failure left incomplete is dropped.
+    page-locked memory, so that the teacher's next batch is not held up. Several shards may be open at a time. Fails as
+    Background does; shards that a failure left incomplete are dropped.
 
     Args:
         metadata: tells on which rows fidelity is measured.
@@ -59,10 +73,7 @@ class ShardEncoder(Worker):
         self._teacher = teacher
         self._keys = keys
         self._side = torch.cuda.Stream(device) if device.type == "cuda" else None
-        self._payloads: dict[str, Array] = {}
-        self._pixels: list[int] = []
-        self._fidelity: dict[str, list[Array]] = {}
-        self._rows_left = 0
+        self._open: dict[Shard, _OpenShard] = {}
 
     def submit(self, shard: Shard, pixels: PixelBatch, outputs: Mapping[str, Tensor]) -> None:
         """Queues a batch of `shard`, and waits while too many are queued.
@@ -81,29 +92,32 @@ class ShardEncoder(Worker):
     def _encode(
         self, shard: Shard, pixels: PixelBatch, outputs: Mapping[str, Tensor], ready: torch.cuda.Event | None
     ) -> None:
-        if self._rows_left == 0:
-            self._begin(shard)
+        opened = self._open.get(shard) or self._begin(shard)
         rows = pixels.row.numpy() - shard.start
         with torch.no_grad(), self._after(ready):
             for stream, codec in self._codecs.items():
                 check_encodable(outputs[stream], codec, stream, self._teacher, self._keys, pixels)
                 encoded = codec.encode(outputs[stream])
-                self._payloads[stream][rows] = self._to_host(encoded)
+                opened.payloads[stream][rows] = self._to_host(encoded)
                 if self._metadata.measures_views(stream):
-                    self._fidelity[stream].append(self._measure(stream, pixels, outputs[stream], encoded))
-        self._pixels += _hash_pixels(pixels)
-        self._rows_left -= len(rows)
-        if self._rows_left == 0:
-            fidelity = {stream: np.concatenate(pieces) for stream, pieces in self._fidelity.items()}
-            self._writer.submit(shard, self._payloads, np.asarray(self._pixels, dtype="<u4"), fidelity)
+                    opened.fidelity[stream].append(self._measure(stream, pixels, outputs[stream], encoded))
+        opened.pixels += _hash_pixels(pixels)
+        opened.rows_left -= len(rows)
+        if opened.rows_left == 0:
+            del self._open[shard]
+            fidelity = {stream: np.concatenate(pieces) for stream, pieces in opened.fidelity.items()}
+            self._writer.submit(shard, opened.payloads, np.asarray(opened.pixels, dtype="<u4"), fidelity)
 
-    def _begin(self, shard: Shard) -> None:
-        self._payloads = {
+    def _begin(self, shard: Shard) -> _OpenShard:
+        payloads = {
             stream: np.empty((shard.num_rows, codec.row_bytes), dtype=np.uint8)
             for stream, codec in self._codecs.items()
         }
-        self._fidelity = {stream: [] for stream in self._codecs if self._metadata.measures_views(stream)}
-        self._pixels, self._rows_left = [], shard.num_rows
+        fidelity: dict[str, list[Array]] = {
+            stream: [] for stream in self._codecs if self._metadata.measures_views(stream)
+        }
+        self._open[shard] = _OpenShard(payloads, fidelity, shard.num_rows)
+        return self._open[shard]
 
     def _measure(self, stream: str, pixels: PixelBatch, values: Tensor, encoded: Tensor) -> Array:
         """Fidelity of the measured rows of the batch, float32 [rows, measures]."""

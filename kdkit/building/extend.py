@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Collection
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,11 +13,12 @@ import numpy as np
 import torch
 
 from kdkit.building.build import BuildReport, fill_and_finish
-from kdkit.building.config import BuildConfig
+from kdkit.building.config import BuildConfig, BuildLoadingConfig
 from kdkit.building.images import add_images, check_can_grow, remove_remains
 from kdkit.building.parts import part_of, split_images
 from kdkit.building.plan import BuildPlan, as_built
 from kdkit.building.teacher import for_dataset, with_streams
+from kdkit.building.unreadable import recorded_absent
 from kdkit.cache.extension import check_adds_views
 from kdkit.cache.format.constants import LOGITS
 from kdkit.cache.format.metadata import CacheMetadata
@@ -27,9 +29,6 @@ from kdkit.data import ReplayedDataset
 from kdkit.runtime import distributed
 from kdkit.teachers import Teacher
 
-Loading = tuple[int, int | Literal["auto"]]
-"""Images per batch, and processes that load them."""
-
 
 def extend_cache(
     teacher: Teacher,
@@ -38,6 +37,7 @@ def extend_cache(
     *,
     batch_size: int = BuildConfig.batch_size,
     num_workers: int | Literal["auto"] = BuildConfig.num_workers,
+    memory: int = BuildConfig.memory,
     device: torch.device | str = "cpu",
     allow_mismatch: Collection[str] = (),
     show_progress: bool = False,
@@ -58,6 +58,7 @@ def extend_cache(
         path: the packed file, the folder of shards, or the path that it would be packed to.
         batch_size: images per forward pass of the teacher.
         num_workers: processes that load and augment images.
+        memory: MiB for the views that are built at the same time, as in BuildConfig.
         device: where the teacher runs; it is moved there.
         allow_mismatch: fields, named as in the error, in which this run may differ from the cache.
         show_progress: whether progress is shown on standard error, by rank 0.
@@ -69,14 +70,15 @@ def extend_cache(
         NonFiniteOutputError: an output is NaN, infinite, or beyond what the codec can hold; names samples.
         CacheError: the folder cannot be written, or the disk is full.
     """
-    dataset, cache = as_built(dataset), CachedTeacher(path)
+    cache = CachedTeacher(path)
+    dataset = as_built(dataset).without(recorded_absent(Path(path)))
     teacher = for_dataset(teacher, dataset).to(torch.device(device))
     held, more = split_images(cache, dataset)
     known = part_of(dataset, held)
     if more:
         check_can_grow(cache)
     run: dict[str, Any] = {"device": device, "allow_mismatch": allow_mismatch, "show_progress": show_progress}
-    loading: Loading = (batch_size, num_workers)
+    loading = BuildLoadingConfig(batch_size=batch_size, num_workers=num_workers, memory=memory)
     if not more or dataset.recipe.num_views != cache.num_views:
         report = _add_views(teacher, known, cache.path, loading, **run)
         if not more:
@@ -85,14 +87,14 @@ def extend_cache(
         cache = CachedTeacher(cache.path)
     elif held:
         distributed.on_rank_zero(lambda: cache.match(known))  # its pixels, as for views
-    return add_images(teacher, part_of(dataset, more), cache, _config_of(cache.metadata, *loading), **run)
+    return add_images(teacher, part_of(dataset, more), cache, _config_of(cache.metadata, loading), **run)
 
 
 def _add_views(
     teacher: Teacher,
     dataset: ReplayedDataset,
     path: Path,
-    loading: Loading,
+    loading: BuildLoadingConfig,
     *,
     device: torch.device | str,
     allow_mismatch: Collection[str],
@@ -104,7 +106,7 @@ def _add_views(
 
         def begin() -> tuple[CacheWriter, BuildConfig]:
             cache = CachedTeacher(path)
-            config = _config_of(cache.metadata, *loading)
+            config = _config_of(cache.metadata, loading)
             plan = BuildPlan(teacher, dataset, config, device, allow_mismatch)
             _check_same_build(cache, plan)
             writer = held.enter_context(CacheWriter.extend(cache.path, dataset.recipe.num_views))
@@ -126,7 +128,7 @@ def _check_same_build(cache: CachedTeacher, plan: BuildPlan) -> None:
     check_pixels(dataset, np.arange(len(dataset)), hashes, made_with, f"the cache {str(cache.path)!r}")
 
 
-def _config_of(metadata: CacheMetadata, batch_size: int, num_workers: int | Literal["auto"]) -> BuildConfig:
+def _config_of(metadata: CacheMetadata, loading: BuildLoadingConfig) -> BuildConfig:
     """The configuration by which the cache was built, as far as it affects the contents of the cache."""
     codecs = {stream: dict(described["codec"]) for stream, described in metadata.streams.items()}
     logits = codecs.pop(LOGITS, {})
@@ -136,6 +138,5 @@ def _config_of(metadata: CacheMetadata, batch_size: int, num_workers: int | Lite
         codec=logits.pop("name", None),
         codec_options=logits,
         feature_codec=next((codec["name"] for codec in codecs.values()), BuildConfig.feature_codec),
-        batch_size=batch_size,
-        num_workers=num_workers,
+        **asdict(loading),
     )

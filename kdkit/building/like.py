@@ -33,6 +33,7 @@ def open_like(
     held = [places[key] for key in keys if key in places]
     check_same_samples(keys, [source.keys[place] for place in held], f"the cache {str(like)!r}")
     dataset = ReplayedDataset(SelectedSource(source, held), cache.recipe)
+    dataset.absent = frozenset(cache.absent_keys)
     if dataset.class_names is None:  # unlabelled images, or class indices: only the cache knows the names
         dataset.class_names = cache.class_names
     cache.match(dataset)

@@ -82,6 +82,7 @@ class BuildPlan:
             shard_rows=self.config.shard_rows,
             versions=transform_versions(),
             has_pixels=True,
+            absent_keys=sorted(self.dataset.absent),
         )
 
     def choose_codec(self) -> Codec | None:
@@ -121,6 +122,7 @@ class BuildPlan:
             "keys_sha256": keys_sha256(self.dataset.keys),
             "class_names": None if names is None else list(names),
             "has_pixels": True,
+            **({"num_absent": len(self.dataset.absent)} if self.dataset.absent else {}),
         }
         then = {**asdict(stored)["dataset"], "has_pixels": stored.has_pixels}
         check_match("teacher", stored.teacher, self.teacher.fingerprint(), shown, allow)
@@ -164,7 +166,7 @@ def as_built(dataset: ReplayedDataset) -> ReplayedDataset:
         ConfigError: the dataset skips unreadable samples.
     """
     if dataset.skips_unreadable:
-        raise ConfigError("a cache has a row for each sample: a build cannot skip one; remove the unreadable samples")
+        raise ConfigError('a build cannot skip samples on its way: leave them out with BuildConfig(unreadable="skip")')
     return dataset.for_teacher()
 
 

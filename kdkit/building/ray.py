@@ -2,7 +2,7 @@
 
 The driver creates the cache and holds its lock; each actor joins it. Teacher and dataset go to the cluster's object
 store once, and from there to each actor; a shard is handed over as three numbers. An actor that dies, alone or with its
-node, loses its current shard, which another actor then builds. Output and images are on a file system that all nodes
+node, loses its current shards, which another actor then builds. Output and images are on a file system that all nodes
 share.
 """
 
@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from kdkit.building.groups import ShardGroup, group_shards, views_in_memory
 from kdkit.building.plan import BuildPlan
 from kdkit.building.shards import fill_shards
 from kdkit.cache.format.metadata import Shard
@@ -24,6 +25,7 @@ from kdkit.errors import CacheError, ConfigError, KdkitError, MissingDependencyE
 from kdkit.runtime.progress import progress
 
 _logger = logging.getLogger(__name__)
+_GROUPS_PER_ACTOR = 2  # at least, so that no actor waits long for the last one
 _MAX_DEATHS = 3  # of actors at the same shard, or while they start: then the node is not at fault
 
 
@@ -43,10 +45,10 @@ class ShardBuilder:
         """Moves the teacher to its device; returns when the actor is ready."""
         self._plan.teacher.to(torch.device(self._plan.device))
 
-    def fill(self, shard: Shard) -> None:
-        """Builds and seals one shard, unless an actor that died since has sealed it."""
-        if not self._writer.is_sealed(shard):
-            fill_shards(self._writer, [shard], self._plan, lambda images: None)
+    def fill(self, group: ShardGroup) -> None:
+        """Builds and seals the shards of a group, except those that an actor that died since has sealed."""
+        left = tuple(shard for shard in group.shards if not self._writer.is_sealed(shard))
+        fill_shards(self._writer, [ShardGroup(left)] if left else [], self._plan, lambda images: None)
 
 
 def fill_on_actors(
@@ -83,10 +85,12 @@ def fill_on_actors(
         plan.teacher.to(device)
     options = {"num_cpus": 1, "num_gpus": 1 if device.type == "cuda" else 0, "max_restarts": 0}
     remote = ray.remote(**options)(_StoredShardBuilder)
-    pool = Pool(ray, lambda: remote.remote(stored), deque(missing))
-    images = sum(shard.num_rows for shard in missing)
+    views = min(views_in_memory(plan, writer.metadata), -(-len(missing) // (actors * _GROUPS_PER_ACTOR)))
+    groups = group_shards(missing, views)
+    pool = Pool(ray, lambda: remote.remote(stored), deque(groups))
+    images = sum(group.num_images for group in groups)
     with progress(f"running {plan.teacher.name}", images, "images", enabled=show_progress) as advance:
-        pool.run(min(actors, len(missing)), lambda shard: advance(shard.num_rows))
+        pool.run(min(actors, len(groups)), lambda group: advance(group.num_images))
     return images
 
 
@@ -99,21 +103,21 @@ class _StoredShardBuilder(ShardBuilder):
 
 @dataclass
 class Pool:
-    """The actors and their current shards; an actor that dies is replaced as soon as the cluster has room."""
+    """The actors and their current groups of shards; an actor that dies is replaced as soon as the cluster has room."""
 
     ray: Any
     create: Callable[[], Any]
-    waiting: deque[Shard]
-    running: dict[Any, tuple[Any, Shard | None]] = field(default_factory=dict)
-    """Pending call -> its actor and the shard, or None while the actor starts."""
-    deaths: Counter[Shard | None] = field(default_factory=Counter)
+    waiting: deque[ShardGroup]
+    running: dict[Any, tuple[Any, ShardGroup | None]] = field(default_factory=dict)
+    """Pending call -> its actor and the group, or None while the actor starts."""
+    deaths: Counter[ShardGroup | None] = field(default_factory=Counter)
 
-    def run(self, actors: int, done: Callable[[Shard], None]) -> None:
-        """Fills every shard with a fixed number of actors."""
+    def run(self, actors: int, done: Callable[[ShardGroup], None]) -> None:
+        """Fills every group with a fixed number of actors."""
         try:
             for _ in range(actors):
                 self._start()
-            while self.waiting or any(shard is not None for _, shard in self.running.values()):
+            while self.waiting or any(group is not None for _, group in self.running.values()):
                 (call,), _ = self.ray.wait(list(self.running), num_returns=1)
                 self._collect(call, done)
         finally:
@@ -124,33 +128,33 @@ class Pool:
         actor = self.create()
         self.running[actor.start.remote()] = (actor, None)
 
-    def _collect(self, call: Any, done: Callable[[Shard], None]) -> None:
-        """Takes the result of a call, and gives its actor, or the one in its place, the next shard."""
-        actor, shard = self.running.pop(call)
+    def _collect(self, call: Any, done: Callable[[ShardGroup], None]) -> None:
+        """Takes the result of a call, and gives its actor, or the one in its place, the next group."""
+        actor, group = self.running.pop(call)
         try:
             self.ray.get(call)
         except self.ray.exceptions.RayActorError as error:
-            return self._replace(shard, error)
+            return self._replace(group, error)
         except self.ray.exceptions.RayTaskError as error:
             cause = error.cause
             raise cause if isinstance(cause, KdkitError) else error from None
-        if shard is not None:
+        if group is not None:
             self.deaths.clear()
-            done(shard)
+            done(group)
         if self.waiting:
             following = self.waiting.popleft()
             self.running[actor.fill.remote(following)] = (actor, following)
         return None
 
-    def _replace(self, shard: Shard | None, error: Exception) -> None:
-        self.deaths[shard] += 1
-        if self.deaths[shard] >= _MAX_DEATHS:
-            what = "while they started" if shard is None else f"at {shard}"
+    def _replace(self, group: ShardGroup | None, error: Exception) -> None:
+        self.deaths[group] += 1
+        if self.deaths[group] >= _MAX_DEATHS:
+            what = "while they started" if group is None else f"at {group}"
             reason = " ".join(str(error).split())[:200]
             raise CacheError(f"{_MAX_DEATHS} Ray actors died {what}: see Ray's logs; the last: {reason}") from error
-        if shard is not None:
-            _logger.warning("a Ray actor died at %s: another actor builds that shard", shard)
-            self.waiting.appendleft(shard)
+        if group is not None:
+            _logger.warning("a Ray actor died at %s: another actor builds it", group)
+            self.waiting.appendleft(group)
         self._start()
 
 

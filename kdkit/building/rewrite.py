@@ -103,7 +103,14 @@ class Rewrite:
             versions=versions[0] if all(found == versions[0] for found in versions) else None,
             has_pixels=self.has_pixels,
             names_classes=self.first.names_classes,
+            absent_keys=self._absent_keys(),
         )
+
+    def _absent_keys(self) -> list[str]:
+        """Keys that the caches have no rows for because their images could not be read, apart from those of rows."""
+        known = set(self._keys)
+        absent = (key for piece in self.pieces for key in piece.cache.absent_keys)
+        return sorted({key for key in absent if key not in known})
 
     def fill(self, writer: CacheWriter, advance: Callable[[int], None]) -> None:
         """Seals the missing shards of the new cache; `advance` is called with the rows of each."""

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 
 import torch
 
 from kdkit.building.encoder import ShardEncoder
+from kdkit.building.groups import ShardGroup, batches_of, group_shards, share_of_rank, views_in_memory
 from kdkit.building.plan import BuildPlan
 from kdkit.building.teacher import run_teacher
+from kdkit.building.unreadable import listing_unreadable, rows_left
 from kdkit.cache.format.metadata import Shard
 from kdkit.cache.shards.writer import ShardWriter
 from kdkit.cache.writer import CacheWriter
-from kdkit.data import PixelBatch, RangeSampler, ReplayLoader, translate_worker_errors
+from kdkit.data import RangeSampler, ReplayLoader, translate_worker_errors
 from kdkit.runtime import distributed
 from kdkit.runtime.progress import progress
 
@@ -34,14 +36,17 @@ def fill_together(writer: CacheWriter, missing: Sequence[Shard], plan: BuildPlan
     Returns:
         Number of images on which the teacher ran, over all ranks.
     """
-    mine = missing[distributed.rank() :: distributed.world_size()]
-    images = sum(shard.num_rows for shard in mine)
+    groups = group_shards(missing, views_in_memory(plan, writer.metadata))
+    mine = share_of_rank(groups, distributed.rank(), distributed.world_size())
+    shards = [shard for group in mine for shard in group.shards]
+    images = sum(shard.num_rows for shard in shards)
     shown = show_progress and distributed.rank() == 0
     with progress(f"running {plan.teacher.name}", images, "images", enabled=shown) as advance:
 
         def fill_mine() -> None:
             try:
-                fill_shards(writer, mine, plan, advance)
+                with listing_unreadable(plan, lambda: rows_left(writer, shards), show_progress=shown):
+                    fill_shards(writer, mine, plan, advance)
             except Exception as error:
                 if distributed.world_size() > 1:  # told at once: the others may take hours to come to their end
                     print(f"kdkit: rank {distributed.rank()} failed, waiting for the others: {error}", file=sys.stderr)
@@ -51,41 +56,34 @@ def fill_together(writer: CacheWriter, missing: Sequence[Shard], plan: BuildPlan
     return sum(shard.num_rows for shard in missing)
 
 
-def fill_shards(writer: CacheWriter, shards: Sequence[Shard], plan: BuildPlan, advance: Callable[[int], None]) -> None:
-    """Builds and seals shards in order, with one loader that never drains between them.
+def fill_shards(
+    writer: CacheWriter, groups: Sequence[ShardGroup], plan: BuildPlan, advance: Callable[[int], None]
+) -> None:
+    """Builds and seals shards, group by group, with one loader that never drains between them.
 
     Three things run at the same time: the loader's workers with the teacher, the encoder, and the writer.
 
     Args:
         writer: seals the shards.
-        shards: the shards to build in this process.
+        groups: the shards to build in this process; an image is decoded once for each group.
         plan: the teacher, data and settings of the build.
         advance: called with the number of images of each batch.
     """
     teacher, dataset, device = plan.teacher, plan.dataset, torch.device(plan.device)
     loader = ReplayLoader(
         dataset,
-        RangeSampler([(shard.view, shard.start, shard.stop) for shard in shards], plan.config.batch_size),
+        RangeSampler([group.range for group in groups], plan.config.batch_size),
         teacher.input_normalization,
         device=device,
-        num_workers=plan.config.workers if shards else 0,
+        num_workers=plan.config.workers if groups else 0,
     )
-    batches = loader.pixel_batches()
+    loaded = loader.pixel_batches()
     with (
         translate_worker_errors(),
         ShardWriter(writer.seal) as sealing,
         ShardEncoder(writer.metadata, writer.codecs, sealing, teacher.name, dataset.keys, device) as encoder,
     ):
-        for shard in shards:
-            for pixels in _batches_of(shard, batches):
+        for group in groups:
+            for shard, pixels in batches_of(group, loaded, plan.config.batch_size):
                 encoder.submit(shard, pixels, run_teacher(teacher, loader, pixels, writer.codecs))
                 advance(len(pixels.row))
-
-
-def _batches_of(shard: Shard, batches: Iterator[PixelBatch]) -> Iterator[PixelBatch]:
-    """The next batches, up to the shard's last row."""
-    rows = 0
-    while rows < shard.num_rows:
-        batch = next(batches)
-        rows += len(batch.row)
-        yield batch

@@ -65,7 +65,7 @@ def check_encodable(
         codec,
         stream,
         teacher=teacher,
-        view=pixels.view,
+        view=int(pixels.view[0]),
         keys=lambda: [keys[row] for row in pixels.row.tolist()],
     )
 

@@ -70,10 +70,12 @@ def verify_cache(
         CacheCorruptError: a checksum differs; names file, view and rows.
         CacheMismatchError: the teacher is a different one, or its output on a row differs; names the sample.
     """
-    cache = open_cache(path, dataset, allow_mismatch=allow_mismatch)
-    cache.verify()
+    cache = open_cache(path)
     if dataset is not None:
+        dataset = dataset.without(cache.absent_keys)
+        cache.match(dataset, allow_mismatch=allow_mismatch)
         dataset = dataset.for_teacher()
+    cache.verify()
     if teacher is None or dataset is None:
         return VerifyReport(cache.num_rows, cache.num_views, 0, {})
     teacher = for_dataset(teacher, dataset)
@@ -150,6 +152,6 @@ def _check_same_output(
     worst = int(compared.difference.masked_fill(compared.agrees, -1).argmax())
     raise CacheMismatchError(
         f"the cache {str(cache.path)!r} differs from the teacher's current output on {keys[int(pixels.row[worst])]!r} "
-        f"(view {pixels.view}): its {stream} differ by {float(compared.difference[worst]):.3g} "
+        f"(view {int(pixels.view[worst])}): its {stream} differ by {float(compared.difference[worst]):.3g} "
         f"{'nats' if stream == LOGITS else 'of their size'} on average: build it again"
     )

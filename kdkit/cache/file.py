@@ -6,16 +6,18 @@ Dimensions: B batch, C classes, N samples of a dataset, R rows of the cache.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
-from torch import Tensor, from_numpy
+import torch
+from torch import Tensor
 
 from kdkit.cache.codecs import Codec, FeatureCodec, RowCodec
 from kdkit.cache.fidelity import summarise_rows
 from kdkit.cache.format.constants import LOGITS, RECORDS
-from kdkit.cache.lazy_arrays import stored_fidelity, stored_keys, stored_pixels
+from kdkit.cache.lazy_arrays import stored_absent, stored_fidelity, stored_keys, stored_pixels
 from kdkit.cache.matching import match_keys
 from kdkit.cache.opening import locate, open_packed, open_parts, verify_arrays
 from kdkit.cache.summary import num_bytes, summarise
@@ -115,6 +117,11 @@ class CacheFile:
         """The sample keys in row order, read from the file."""
         return stored_keys(self.path, self.num_rows)
 
+    @cached_property
+    def absent_keys(self) -> Sequence[str]:
+        """Keys of the samples that its build left out, because they could not be read; they have no rows."""
+        return stored_absent(self.path, self.metadata)
+
     def match_keys(self, keys: Sequence[str]) -> Array:
         """Cache row of each of a dataset's samples, int64 [N], by their keys.
 
@@ -135,14 +142,24 @@ class CacheFile:
         stored = stored_fidelity(self.path, self.metadata)
         return {stream: [summarise_rows(view) for view in views] for stream, views in stored.items()}
 
-    def read_encoded(self, rows: Array | Tensor, view: int, stream: str = LOGITS) -> Tensor:
+    def read_encoded(self, rows: Array | Tensor, view: Array | Tensor | int, stream: str = LOGITS) -> Tensor:
         """Encoded rows, uint8 [B, row_bytes], for cache rows int64 [B] in any order, repeats allowed.
+
+        Args:
+            rows: cache rows.
+            view: the view of each row, int64 [B], or one for all.
+            stream: a stream of the teacher's outputs.
 
         Raises:
             CacheStreamError: there is no such stream.
             CacheError: there is no such view or row.
             CacheCorruptError: a touched block does not match its checksum.
         """
+        if not isinstance(view, int):
+            views = np.asarray(view, _ROW)
+            if views.ndim and (views != views[:1]).any():
+                return self._read_views(np.asarray(rows, _ROW), views, stream)
+            view = int(views.flat[0]) if views.size else 0
         payload = self._payloads.get((view, stream))
         if payload is None:
             self.check_exists(stream)
@@ -151,9 +168,19 @@ class CacheFile:
         if indices.size and indices.item(indices.argmin()) < 0:  # several microseconds less than (indices < 0).any()
             self._check_rows(indices)
         try:
-            return from_numpy(payload.read(indices))
+            return torch.from_numpy(payload.read(indices))
         except IndexError:  # numpy checks the upper bound anyway
             self._check_rows(indices)
+
+    def _read_views(self, rows: Array, views: Array, stream: str) -> Tensor:
+        """The same for rows of several views, int64 [B] each."""
+        if stream not in self.metadata.streams:
+            self.check_exists(stream)
+        encoded = torch.empty((len(rows), self.metadata.row_bytes(stream)), dtype=torch.uint8)
+        for view in np.unique(views).tolist():
+            (mine,) = np.nonzero(views == view)
+            encoded.numpy()[mine] = self.read_encoded(rows[mine], view, stream).numpy()
+        return encoded
 
     def read_records(self, rows: Array | Tensor, view: int) -> Tensor:
         """Recorded parameters of views, uint8 [B, bytes], with the arguments of `read_encoded`.

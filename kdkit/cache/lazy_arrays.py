@@ -10,7 +10,15 @@ from pathlib import Path
 import numpy as np
 
 from kdkit.cache.format.arrays import side_arrays
-from kdkit.cache.format.constants import DIGEST_BYTES, DIGEST_NAME, KEYS_NAME, fidelity_name, hashed_rows, pixel_name
+from kdkit.cache.format.constants import (
+    ABSENT_NAME,
+    DIGEST_BYTES,
+    DIGEST_NAME,
+    KEYS_NAME,
+    fidelity_name,
+    hashed_rows,
+    pixel_name,
+)
 from kdkit.cache.format.keys import unpack_keys
 from kdkit.cache.format.metadata import CacheMetadata, Shard
 from kdkit.cache.hdf5.open import open_hdf5
@@ -23,6 +31,15 @@ def stored_keys(path: Path, num_rows: int) -> list[str]:
     index = _index_of(path)
     with open_hdf5(index) as file:
         return unpack_keys(file.flat(KEYS_NAME, "u1"), num_rows, repr(str(index)))
+
+
+def stored_absent(path: Path, metadata: CacheMetadata) -> list[str]:
+    """Keys of the samples that the build left out."""
+    if not metadata.num_absent:
+        return []
+    index = _index_of(path)
+    with open_hdf5(index) as file:
+        return unpack_keys(file.flat(ABSENT_NAME, "u1"), metadata.num_absent, repr(str(index)))
 
 
 def stored_digests(path: Path, num_rows: int) -> Array:

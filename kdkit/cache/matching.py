@@ -13,7 +13,7 @@ import numpy as np
 
 from kdkit.cache.format.keys import key_digests, list_keys, match_rows
 from kdkit.cache.format.metadata import CacheMetadata
-from kdkit.cache.lazy_arrays import stored_digests, stored_pixels
+from kdkit.cache.lazy_arrays import stored_absent, stored_digests, stored_pixels
 from kdkit.cache.pixels import check_pixels, checked_views
 from kdkit.cache.types import Array
 from kdkit.errors import CacheMismatchError
@@ -58,11 +58,27 @@ def match_dataset(path: Path, metadata: CacheMetadata, dataset: Replayable, allo
         names = None if dataset.class_names is None else list(dataset.class_names)
         cached_names = {"class_names": metadata.dataset["class_names"]}
         check_match("dataset", cached_names, {"class_names": names}, origin, allow)
+    check_leaves_out(path, metadata, dataset.keys)
     rows = match_keys(path, metadata.num_rows, dataset.keys)
     _check_partners(metadata, dataset, rows, origin)
     hashes = {view: stored_pixels(path, metadata, view) for view in checked_views(views)}
     check_pixels(dataset, rows, hashes, metadata.dataset.get("versions") or {}, origin)
     return rows
+
+
+def check_leaves_out(path: Path, metadata: CacheMetadata, keys: Sequence[str]) -> None:
+    """Checks that a dataset holds none of the samples that the cache has no rows for.
+
+    Raises:
+        CacheMismatchError: it holds some; names them.
+    """
+    absent = set(stored_absent(path, metadata))
+    if absent and (held := [key for key in keys if key in absent]):
+        raise CacheMismatchError(
+            f"the cache {str(path)!r} has no rows for {len(held)} of {len(keys)} images ({list_keys(held)}), which "
+            "could not be read when it was built: open the images with kdkit.open_dataset(DATA, cache=FILE), which "
+            "leaves them out"
+        )
 
 
 def match_keys(path: Path, num_rows: int, keys: Sequence[str]) -> Array:

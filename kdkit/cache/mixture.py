@@ -178,6 +178,11 @@ class CacheMixture:
         parts = zip(self.weights, self.caches, self.temperatures, strict=True)
         return " + ".join(f"{share:.9g} {cache.identity} T={temperature:.9g}" for share, cache, temperature in parts)
 
+    @property
+    def absent_keys(self) -> Sequence[str]:
+        """Keys of the samples that one of the caches has no rows for, because they could not be read."""
+        return list(dict.fromkeys(key for cache in self.caches for key in cache.absent_keys))
+
     def check_exists(self, stream: str) -> None:
         """Raises CacheStreamError if no cache holds the stream, or several do; names them."""
         if stream in self._places:

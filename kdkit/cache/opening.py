@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from kdkit.cache.codecs import RowCodec, codec_from_dict, known_codecs
-from kdkit.cache.format.constants import DIGEST_BYTES, DIGEST_NAME, KEYS_NAME, codec_array_name
+from kdkit.cache.format.constants import ABSENT_NAME, DIGEST_BYTES, DIGEST_NAME, KEYS_NAME, codec_array_name
 from kdkit.cache.format.metadata import CacheMetadata, Shard
 from kdkit.cache.hdf5.documents import read_metadata
 from kdkit.cache.hdf5.open import open_hdf5
@@ -104,9 +104,11 @@ def _index_groups(file: CheckedHDF5File) -> list[str]:
 
 def _open_codecs(file: CheckedHDF5File, metadata: CacheMetadata) -> dict[str, RowCodec]:
     """The codecs with their fitted arrays; checks the location of the keys."""
-    file.expect_members("rows", [name.removeprefix("rows/") for name in (DIGEST_NAME, KEYS_NAME)])
+    texts = [KEYS_NAME, ABSENT_NAME] if metadata.num_absent else [KEYS_NAME]
+    file.expect_members("rows", [name.removeprefix("rows/") for name in (DIGEST_NAME, *texts)])
     file.map(DIGEST_NAME, "u1", (metadata.num_rows, DIGEST_BYTES))
-    file.map_flat(KEYS_NAME, "u1")
+    for name in texts:
+        file.map_flat(name, "u1")
     read_array = {stream: _fitted_names(file.checksums(), stream) for stream in metadata.streams}
     if any(read_array.values()):
         file.expect_members("codecs", [stream for stream, names in read_array.items() if names])

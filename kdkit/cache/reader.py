@@ -77,6 +77,11 @@ class CacheReader(TeacherSource, Protocol):
         """SHA-256 of its metadata, without the number of views; of several caches, one of each."""
         ...
 
+    @property
+    def absent_keys(self) -> Sequence[str]:
+        """Keys of the samples that its build left out, because they could not be read; they have no rows."""
+        ...
+
     def match(self, dataset: Replayable, *, allow_mismatch: Collection[str] = ()) -> None:
         """Checks it against `dataset`; from then on, batch rows index this dataset.
 
@@ -139,7 +144,7 @@ class CachedTeacher(CacheFile):
         return matched
 
     def __call__(self, batch: Batch) -> TeacherOutput:
-        """The teacher's outputs for the batch's rows and view, decoded on the device of its input.
+        """The teacher's outputs for the batch's rows and views, decoded on the device of its input.
 
         Raises:
             CacheMismatchError: the cache was not matched with a dataset, or the batch has no rows or view.

@@ -119,6 +119,11 @@ class ClassSelection:
         return self.cache.num_rows
 
     @property
+    def absent_keys(self) -> Sequence[str]:
+        """Keys of the samples that the cache has no rows for, because they could not be read."""
+        return self.cache.absent_keys
+
+    @property
     def codecs(self) -> Mapping[str, RowCodec]:
         """Stream name -> its codec; that of the logits has all of the cache's classes."""
         return self.cache.codecs

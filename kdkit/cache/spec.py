@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from kdkit.cache.codecs import Codec, FeatureCodec, RowCodec
-from kdkit.cache.format.constants import BLOCK_ROWS, DIGEST_NAME, KEYS_NAME, LOGITS, codec_array_name
+from kdkit.cache.format.constants import ABSENT_NAME, BLOCK_ROWS, DIGEST_NAME, KEYS_NAME, LOGITS, codec_array_name
 from kdkit.cache.format.keys import check_same_samples, check_unique_keys, key_digests, keys_sha256, pack_keys
 from kdkit.cache.format.limits import check_storable
 from kdkit.cache.format.metadata import CacheMetadata
@@ -95,6 +95,9 @@ class CacheSpec:
     """Whether `class_names` are those of the logits, so that there are as many. Imported labels may be of other classes
     than the images' folders."""
 
+    absent_keys: Sequence[str] = ()
+    """Keys of samples that have no row, because they could not be read; students are not trained on them."""
+
     def __post_init__(self) -> None:
         plain = {
             "keys": texts("keys", self.keys, "sample keys"),
@@ -107,12 +110,13 @@ class CacheSpec:
             "versions": None if self.versions is None else document("versions", self.versions),
             "has_pixels": flag("has_pixels", self.has_pixels),
             "names_classes": flag("names_classes", self.names_classes),
+            "absent_keys": texts("absent_keys", self.absent_keys, "sample keys"),
         }
         for name, value in plain.items():
             object.__setattr__(self, name, value)
         self._check_codecs()
         self._check_class_names()
-        check_unique_keys(self.keys)
+        check_unique_keys([*self.keys, *self.absent_keys])
 
     def _check_codecs(self) -> None:
         codecs: Any = self.codecs
@@ -160,6 +164,7 @@ class CacheSpec:
                 "class_names": self.class_names,
                 **({} if self.versions is None else {"versions": self.versions}),
                 **({} if self.has_pixels else {"has_pixels": False}),
+                **({"num_absent": len(self.absent_keys)} if self.absent_keys else {}),
             },
             fidelity=self.fidelity,
         )
@@ -178,7 +183,9 @@ class CacheSpec:
         Raises:
             DatasetError: a key holds NUL, or the keys are longer than a cache holds.
         """
-        return {DIGEST_NAME: key_digests(self.keys), KEYS_NAME: pack_keys(self.keys), **self._codec_arrays}
+        absent = {ABSENT_NAME: pack_keys(self.absent_keys)} if self.absent_keys else {}
+        keys = {DIGEST_NAME: key_digests(self.keys), KEYS_NAME: pack_keys(self.keys)}
+        return {**keys, **absent, **self._codec_arrays}
 
     @property
     def _codec_arrays(self) -> dict[str, Array]:

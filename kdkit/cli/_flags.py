@@ -31,15 +31,20 @@ SHORT_FORMS: Mapping[str, tuple[str, ...]] = {
     "lr": ("train.lr",),
     "batch_size": ("train.batch_size", "build.batch_size", "batch_size"),
     "views_per_decode": ("train.views_per_decode",),
+    "memory": ("build.memory", "memory"),
     "workers": ("train.num_workers", "build.num_workers", "num_workers"),
     "device": ("device",),
     "val": ("validation",),
     "like": ("like",),
     "resume": ("resume",),
     "overwrite": ("overwrite",),
+    "unreadable": ("unreadable", "build.unreadable"),
     "output": ("output",),
 }
 """Short form -> the fields that it may mean: the first one that the command's configuration has."""
+
+COMMAND_LINE_DEFAULTS: Mapping[str, Mapping[str, str]] = {"distill": {"train.views_per_decode": "auto"}}
+"""Command -> fields whose default on the command line differs from the one in Python."""
 
 LETTERS = {"-o": "--output"}
 _CONFIG, _RECIPE, _PRESET, _PRINT = "config", "recipe", "preset", "print_config"
@@ -72,6 +77,7 @@ class Grammar:
         Raises:
             UsageError: there is no such flag, value or positional argument.
         """
+        defaults = [f"--{name}={value}" for name, value in COMMAND_LINE_DEFAULTS.get(self.command, {}).items()]
         files: list[str] = []
         recipe: list[str] = []
         preset: str | None = None
@@ -79,7 +85,7 @@ class Grammar:
         lists: dict[str, list[str]] = {}
         for name, value in self._read(arguments):
             if name == _CONFIG:
-                files.append(f"--{_CONFIG}={value}")
+                files.insert(0, f"--{_CONFIG}={value}")
             elif name == _RECIPE:
                 recipe = _preset.recipe_flags(value)
             elif name == _PRESET:
@@ -91,9 +97,10 @@ class Grammar:
                 values.append((name, value))
         if preset is not None:
             from_cache = "cache" in lists
-            files.insert(0, f"--{_CONFIG}={_preset.as_yaml(self.command, preset, from_cache=from_cache)}")
+            files.append(f"--{_CONFIG}={_preset.as_yaml(self.command, preset, from_cache=from_cache)}")
         given = [f"--{name}={value}" if name != _PRINT else f"--{name}" for name, value in values]
-        return [*files, *recipe, *given, *(f"--{name}={self._as_value(name, items)}" for name, items in lists.items())]
+        listed = [f"--{name}={self._as_value(name, items)}" for name, items in lists.items()]
+        return [*defaults, *files, *recipe, *given, *listed]
 
     def _as_value(self, name: str, items: list[str]) -> str:
         """The items of a list as the parser reads them; one path as it is, where the parser reads it as text."""

@@ -31,6 +31,7 @@ def run(arguments: list[str]) -> None:
             config.cache,
             batch_size=config.batch_size,
             num_workers=config.num_workers,
+            memory=config.memory,
             device=device,
             allow_mismatch=config.allow_mismatch,
             show_progress=True,

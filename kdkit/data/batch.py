@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,24 +17,37 @@ from kdkit.errors import DatasetError
 
 @dataclass(frozen=True, eq=False)
 class PixelBatch:
-    """A batch as the workers return it: images uint8 [B, 3, H, W], target [B] and row [B] int64, one view.
+    """A batch as the workers return it: images uint8 [B, 3, H, W]; target, row and view [B] int64.
 
     Of mixed views, `partner_target` [B] holds the partner's class index and `share` [B] float32 the share of the
     sample's own label. `teacher_images` uint8 [B, 3, T, T] are the same views at the teacher's size T, if it differs.
-    `skipped` holds the row and the reason of each sample that was left out.
+    `skipped` holds the row and the reason, once, of each sample that was left out.
     """
 
     images: Tensor
     target: Tensor
     row: Tensor
-    view: int
+    view: Tensor
     partner_target: Tensor | None = None
     share: Tensor | None = None
     teacher_images: Tensor | None = None
     skipped: tuple[tuple[int, str], ...] = ()
 
+    @classmethod
+    def of_view(cls, parts: Sequence[PixelBatch], view: int) -> PixelBatch:
+        """The samples that several batches show in one view, in their order; in page-locked memory if those are."""
+        if len(parts) == 1 and bool((parts[0].view == view).all()):
+            return parts[0]
+        places = [torch.nonzero(part.view == view).flatten() for part in parts]
+        chosen = {
+            name: _select([getattr(part, name) for part in parts], places)
+            for name, value in vars(parts[0]).items()
+            if isinstance(value, Tensor)
+        }
+        return replace(parts[0], **chosen, skipped=())
+
     def pin_memory(self) -> PixelBatch:
-        """The same batch in page-locked memory, rows excepted; DataLoader calls this."""
+        """The same batch in page-locked memory, rows and views excepted; DataLoader calls this."""
         return replace(
             self,
             images=self.images.pin_memory(),
@@ -52,6 +66,16 @@ class PixelBatch:
         self.__dict__.update({**state, **arrays})
 
 
+def _select(parts: Sequence[Tensor], places: Sequence[Tensor]) -> Tensor:
+    """The samples at `places` of each part, copied once."""
+    counts = [len(place) for place in places]
+    shape = (sum(counts), *parts[0].shape[1:])
+    out = torch.empty(shape, dtype=parts[0].dtype, pin_memory=parts[0].is_pinned())
+    for part, place, to in zip(parts, places, out.split(counts), strict=True):
+        torch.index_select(part, 0, place, out=to)
+    return out
+
+
 def _is_numbers(value: Any) -> bool:
     """Whether this is one number per sample, not pixels."""
     return isinstance(value, Tensor) and value.ndim == 1
@@ -61,22 +85,19 @@ def collate(found: list[Sample | Unreadable]) -> PixelBatch:
     """Collates the samples that a dataset returned into one batch.
 
     Raises:
-        DatasetError: no sample could be read, or the samples show several views.
+        DatasetError: no sample could be read.
     """
     samples = [sample for sample in found if isinstance(sample, Sample)]
-    skipped = tuple((sample.row, sample.reason) for sample in found if isinstance(sample, Unreadable))
+    skipped = tuple({sample.row: sample.reason for sample in found if isinstance(sample, Unreadable)}.items())
     if not samples:
         raise DatasetError(f"none of the {len(found)} samples of a batch could be read, the first: {skipped[0][1]}")
-    views = {sample.view for sample in samples}
-    if len(views) != 1:
-        raise DatasetError(f"a batch shows one view, got views {sorted(views)}: let the sampler keep them apart")
     partner_targets = [sample.partner_target for sample in samples if sample.partner_target is not None]
     teacher_images = [sample.teacher_image for sample in samples if sample.teacher_image is not None]
     return PixelBatch(
         default_collate([sample.image for sample in samples]),  # in a worker, straight into shared memory
         torch.tensor([sample.target for sample in samples]),
         torch.tensor([sample.row for sample in samples]),
-        samples[0].view,
+        torch.tensor([sample.view for sample in samples]),
         torch.tensor(partner_targets) if partner_targets else None,
         torch.tensor([sample.share for sample in samples]) if partner_targets else None,
         default_collate(teacher_images) if teacher_images else None,

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
-from collections.abc import Callable, Sequence
-from functools import lru_cache
+from collections.abc import Callable, Collection, Sequence
+from functools import lru_cache, partial
 from typing import Any
 
 from torch import Tensor
@@ -15,16 +14,18 @@ from typing_extensions import Self
 from kdkit.data.sample import Sample, Unreadable
 from kdkit.data.sources.base import ImageSource, Targets, targets_of
 from kdkit.data.sources.labels import Unlabelled
-from kdkit.data.views.custom import CustomTransform, check_replayable
-from kdkit.data.views.identity import transform_identity
+from kdkit.data.sources.selection import SelectedSource
+from kdkit.data.views.custom import check_replayable
+from kdkit.data.views.identity import with_identity
 from kdkit.data.views.mixing import NOT_MIXED, Pairing, draw_mix
-from kdkit.data.views.recorded import RecordedRenderer, RecordStore, open_records
+from kdkit.data.views.recorded import RecordStore, open_records
+from kdkit.data.views.renderer import create_renderer
 from kdkit.data.views.seed import preserve_rng_state, seed_all, view_seed
-from kdkit.data.views.transform import Transform, create_view_transform
-from kdkit.errors import ConfigError, DatasetError
+from kdkit.errors import DatasetError, UnreadableError
 from kdkit.recipe import ViewRecipe
 
 Index = tuple[int, int]
+Load = Callable[[int], tuple[Any, int]]
 
 
 class ReplayedDataset(Dataset[Sample]):
@@ -45,6 +46,9 @@ class ReplayedDataset(Dataset[Sample]):
             `kdkit.data.views.identity.transform_identity`).
         num_classes: number of classes of mixed labels; the number of the source's class names by default.
         records: the open cache with the parameters of the views, if the recipe is for recorded views.
+
+    Attributes:
+        absent: keys of the samples that `without` left out.
 
     Raises:
         DatasetError: the source is empty, or two samples share a key.
@@ -69,23 +73,25 @@ class ReplayedDataset(Dataset[Sample]):
         if len(set(source.keys)) != len(source.keys):
             raise DatasetError(f"two samples have the key {_first_repeated(source.keys)!r}: keys must be unique")
         self.source = source
-        self.recipe = recipe if transform is None else _named(recipe, transform, transform_id)
+        self.recipe = recipe if transform is None else with_identity(recipe, transform, transform_id)
         self.keys: Sequence[str] = source.keys
         self.class_names: Sequence[str] | None = source.class_names
         self.num_classes = num_classes or (None if self.class_names is None else len(self.class_names))
-        self._pairing = Pairing(self.keys, recipe.seed) if recipe.mixes else None
+        self._pairing = Pairing.of(self.keys, recipe)
+        self._records = records
         self._recorded = open_records(self.recipe, records, self.keys)
-        self._student = _create(self.recipe, recipe.size, transform)
+        self._student = create_renderer(self.recipe, recipe.size, transform)
         self._teacher = self._student
         if recipe.teacher_size is not None:
-            self._teacher = _create(self.recipe, recipe.teacher_size, transform)
+            self._teacher = create_renderer(self.recipe, recipe.teacher_size, transform)
         self._shown: tuple[Any, ...] = (self._student,)
         self.skips_unreadable = False
+        self.absent: frozenset[str] = frozenset()
         if recipe.mixes and self.num_classes is None and not self.is_unlabelled:
             raise DatasetError("mixed labels need to know how many classes there are: give num_classes")
         if transform is not None:
             with preserve_rng_state():
-                check_replayable(lambda view: self._views(0, view)[0])
+                check_replayable(lambda view: self._views(self.source.__getitem__, 0, view)[0])
 
     @property
     def targets(self) -> Targets | None:
@@ -109,6 +115,21 @@ class ReplayedDataset(Dataset[Sample]):
         """The same views; a sample that cannot be read is left out of its batch, and the loader reports its key."""
         other = copy.copy(self)
         other.skips_unreadable = True
+        return other
+
+    def without(self, keys: Collection[str]) -> Self:
+        """The same views of all samples but these, such as the ones that a cache has no rows for.
+
+        Mixed views pair the remaining samples alone. Keys that no sample has are noted as absent too.
+        """
+        if not keys:
+            return self
+        other = copy.copy(self)
+        other.absent = self.absent.union(keys)
+        other.source = SelectedSource.without(self.source, other.absent)
+        other.keys = other.source.keys
+        other._pairing = Pairing.of(other.keys, self.recipe)
+        other._recorded = open_records(self.recipe, self._records, other.keys)
         return other
 
     def without_labels(self) -> Self:
@@ -140,15 +161,23 @@ class ReplayedDataset(Dataset[Sample]):
         return sample
 
     def __getitems__(self, indices: Sequence[Index]) -> list[Sample | Unreadable]:
-        """The samples of a batch. An image that is shown and also mixed into another is decoded once.
+        """The samples of a batch. Adjacent views of an image, or of a pair that is mixed, share one decode.
 
         Raises:
             DatasetError: an index names no view, or a sample cannot be loaded and such samples are not skipped.
         """
         self._check_indices(indices)
-        drawn = lru_cache(maxsize=None)(self._views if self._recorded is None else self.source.__getitem__)
+        load = lru_cache(maxsize=self._images_kept)(self.source.__getitem__)
+        drawn = load if self._recorded is not None else lru_cache(maxsize=None)(partial(self._views, load))
         with preserve_rng_state():
             return [self._sample_or_reason(row, view, drawn) for row, view in indices]
+
+    @property
+    def _images_kept(self) -> int | None:
+        """Number of decoded images that are kept while a batch is made: a pair, or one."""
+        if self._recorded is not None and self._recorded.steps.mixing:
+            return None  # partners are anywhere in a batch
+        return 1 if self._pairing is None else 2
 
     def _check_indices(self, indices: Sequence[Any]) -> None:
         """Raises DatasetError for an index without a view; it is not an unreadable image, so it is never skipped."""
@@ -171,7 +200,7 @@ class ReplayedDataset(Dataset[Sample]):
                 reason = f"view {view} of {self.keys[row]!r} could not be loaded: {type(error).__name__}: {error}"
             if self.skips_unreadable:
                 return Unreadable(row, reason)
-            raise DatasetError(reason) from error
+            raise UnreadableError(reason) from error
 
     def _sample(self, row: int, view: int, drawn: Callable[..., tuple[Any, ...]]) -> Sample:
         if self._recorded is not None:
@@ -186,9 +215,9 @@ class ReplayedDataset(Dataset[Sample]):
         mixed = [mix.pixels(own, other) for own, other in zip(images, others, strict=True)]
         return Sample(mixed[0], target, row, view, partner_target, mix.share, *mixed[1:])
 
-    def _views(self, row: int, view: int) -> tuple[Any, ...]:
+    def _views(self, load: Load, row: int, view: int) -> tuple[Any, ...]:
         """A view before mixing, uint8 [3, H, W] at each size, and the sample's target."""
-        image, target = self.source[row]
+        image, target = load(row)
         seed = view_seed(self.recipe.seed, self.keys[row], view)
         images = []
         for transform in self._shown:
@@ -200,24 +229,6 @@ class ReplayedDataset(Dataset[Sample]):
         other = copy.copy(self)
         other._shown = transforms
         return other
-
-
-def _named(recipe: ViewRecipe, transform: Callable[..., Any], name: str | None) -> ViewRecipe:
-    """The recipe with the transform's identity in it."""
-    identity = name or transform_identity(transform)
-    if recipe.transform not in (None, identity):
-        raise ConfigError(f"the recipe is for the transform {recipe.transform!r}, but this one is {identity!r}")
-    return dataclasses.replace(recipe, transform=identity)
-
-
-def _create(recipe: ViewRecipe, size: int, transform: Callable[..., Any] | None) -> Transform | RecordedRenderer:
-    if recipe.recorded is not None:
-        return RecordedRenderer(recipe, size)
-    if transform is not None:
-        return CustomTransform(transform, size)
-    if recipe.transform is not None:
-        raise ConfigError(f"the recipe is for the transform {recipe.transform!r}: ReplayedDataset(..., transform=...)")
-    return create_view_transform(recipe, size)
 
 
 def _first_repeated(keys: Sequence[str]) -> str:

@@ -27,6 +27,7 @@ def create_loader(
     shuffle: bool = True,
     seed: int = 0,
     device: torch.device | str | None = None,
+    num_epochs: int | None = None,
     rows: Sequence[int] | None = None,
 ) -> ReplayLoader:
     """Creates a loader of normalised batches for one student; under torch.distributed, of this rank's images.
@@ -44,22 +45,24 @@ def create_loader(
         student: the model, whose `pretrained_cfg` holds the mean and standard deviation of its input, or a task that
             trains it. ImageNet's are used if there is none.
         batch_size: images per batch and rank.
-        views_per_decode: number of views that are drawn each time an image is decoded; only 1 is implemented.
+        views_per_decode: number k of views that are drawn each time an image is decoded, at most the recipe's. The k
+            passes of a group show the views that k plain passes show, but the k views of an image are adjacent in one
+            batch; let batch_size be a multiple of k, or of 2 k where views are mixed.
         num_workers: processes that load and augment images; 0 loads in the calling process, "auto" takes this
             rank's share of the CPUs that this process may use, 1 to 8.
         shuffle: whether each epoch has its own order.
         seed: seed of the order of images; the views have the recipe's.
         device: where batches arrive; the student's device by default.
+        num_epochs: number of passes that will be made, if known: with views_per_decode, the last group of passes is
+            then as short as the passes left.
         rows: dataset rows to load; all by default.
 
     Raises:
         ConfigError: an argument is out of range.
     """
-    if views_per_decode != 1:
-        raise ConfigError(f"views_per_decode is {views_per_decode}: only 1 is implemented")
-    model: Any = student
-    if hasattr(model, "get_eval_model"):
-        model = model.get_eval_model()
+    _check_views_per_decode(views_per_decode, dataset.recipe.num_views)
+    get_eval_model: Any = getattr(student, "get_eval_model", None)
+    model: Any = student if get_eval_model is None else get_eval_model()
     if device is None:
         device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     rows = range(len(dataset)) if rows is None else rows
@@ -72,6 +75,15 @@ def create_loader(
         drop_last=shuffle and -(-len(rows) // distributed.world_size()) > batch_size,
         rank=distributed.rank(),
         world_size=distributed.world_size(),
+        views_per_decode=views_per_decode,
+        num_epochs=num_epochs,
     )
-    workers = choose_workers(num_workers)
-    return ReplayLoader(dataset, sampler, Normalization.of(model), device=device, num_workers=workers)
+    options: dict[str, Any] = {"device": device, "num_workers": choose_workers(num_workers)}
+    return ReplayLoader(dataset, sampler, Normalization.of(model), **options)
+
+
+def _check_views_per_decode(views: int, num_views: int) -> None:
+    if not 1 <= views <= num_views:
+        raise ConfigError(
+            f"views_per_decode must be from 1 to the {num_views} views of the recipe (num_views), got {views}"
+        )

@@ -64,7 +64,7 @@ class ReplayLoader:
 
     Args:
         dataset: what to load.
-        sampler: yields the (row, view) pairs of each batch, all of one view.
+        sampler: yields the (row, view) pairs of each batch.
         normalization: mean and standard deviation of the student's input: `Normalization.of(student)`.
         device: device of the batches.
         num_workers: worker processes; 0 loads in the calling process.
@@ -138,7 +138,8 @@ class ReplayLoader:
                         self.on_skip(self.dataset.keys[row], reason)
                     yield batch
         except DatasetError as error:  # a worker's error arrives with its traceback as text
-            raise DatasetError(str(error).rsplit("DatasetError: ", 1)[-1].strip()) from error
+            kind = type(error)
+            raise kind(str(error).rsplit(f"{kind.__name__}: ", 1)[-1].strip()) from error
 
     def to_batch(self, pixels: PixelBatch) -> Batch:
         """A normalised Batch on the loader's device."""

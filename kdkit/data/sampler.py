@@ -15,15 +15,20 @@ Index = tuple[int, int]
 
 
 class EpochSampler(Sampler[list[Index]]):
-    """Batches of one training epoch: every row once, all in view e mod V.
+    """Batches of one training epoch: every row once, in view e mod V.
 
     Pass e over the sampler is epoch e; `set_epoch` before a pass chooses another, and later passes continue from there.
     The order depends only on seed and epoch. Each rank takes every world_size-th row. The order is padded with its
     first rows to a multiple of world_size, so that all ranks make the same number of steps.
 
-    If views are mixed, partners are adjacent, so that a batch of even size holds whole pairs and no image is decoded
-    twice. Rows without a partner among `rows` come last. Several ranks take every world_size-th pair: the last row of
-    an odd number is repeated, then the pairs are padded with the first ones.
+    With views_per_decode k, the epochs g k to g k + k - 1 are a group. A group shows the pairs of row and view that k
+    plain epochs show, as many in each of its epochs, but the k views of a row are adjacent in one epoch, so that one
+    decode serves them. Of n rows per rank, the last n mod k of the group's order are shown plainly, one view an epoch.
+    A batch size that is no multiple of k splits the views of a row between two batches, which both decode it.
+
+    If views are mixed, partners are adjacent, so that a batch of even size, or of a multiple of 2 k, holds whole pairs
+    and no image is decoded twice. Rows without a partner among `rows` come last. Several ranks take every
+    world_size-th pair: the last row of an odd number is repeated, then the pairs are padded with the first ones.
 
     Args:
         rows: dataset indices to draw from; `range(n)` for all n samples.
@@ -33,6 +38,8 @@ class EpochSampler(Sampler[list[Index]]):
         seed: seed of the order of rows.
         drop_last: whether a last batch that is not full is dropped.
         rank, world_size: which share of the rows this process takes.
+        views_per_decode: number k of views of a row that are adjacent.
+        num_epochs: number of epochs of the run, if known: the last group is then as short as the epochs left.
 
     Attributes:
         partners: `ReplayedDataset.partners` of a dataset that mixes views, else None; ReplayLoader sets it.
@@ -49,10 +56,13 @@ class EpochSampler(Sampler[list[Index]]):
         drop_last: bool = False,
         rank: int = 0,
         world_size: int = 1,
+        views_per_decode: int = 1,
+        num_epochs: int | None = None,
     ) -> None:
-        if batch_size < 1 or num_views < 1 or not 0 <= rank < world_size:
+        if batch_size < 1 or num_views < 1 or views_per_decode < 1 or not 0 <= rank < world_size:
             raise ConfigError(
-                f"batch_size {batch_size}, num_views {num_views} and rank {rank} of {world_size} cannot make batches"
+                f"batch_size {batch_size}, num_views {num_views}, views_per_decode {views_per_decode} and rank {rank} "
+                f"of {world_size} cannot make batches"
             )
         self.rows = torch.as_tensor(rows, dtype=torch.int64)
         self.batch_size = batch_size
@@ -62,6 +72,8 @@ class EpochSampler(Sampler[list[Index]]):
         self.drop_last = drop_last
         self.rank = rank
         self.world_size = world_size
+        self.views_per_decode = views_per_decode
+        self.num_epochs = num_epochs
         self.epoch = 0
         self.start_batch = 0
         self._has_begun = False
@@ -109,18 +121,28 @@ class EpochSampler(Sampler[list[Index]]):
         if self._has_begun:
             self.set_epoch(self.epoch + 1)
         self._has_begun = True
-        view = self.epoch % self.num_views
-        blocks = self._order(view).view(-1, self._block)
-        mine = blocks[self.rank :: self.world_size].flatten().tolist()
+        rows, views = self._pairs()
         first, stop = self.start_batch * self.batch_size, len(self) * self.batch_size
         for start in range(first, stop, self.batch_size):
-            yield [(row, view) for row in mine[start : start + self.batch_size]]
+            end = start + self.batch_size
+            yield list(zip(rows[start:end].tolist(), views[start:end].tolist(), strict=True))
 
-    def _order(self, view: int) -> torch.Tensor:
-        """This epoch's rows, padded so that every rank gets as many."""
+    def _pairs(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Row and view of this rank's samples in this epoch, int64 [n] each."""
+        first = self.epoch - self.epoch % self.views_per_decode
+        k = self.views_per_decode
+        if self.num_epochs is not None and self.epoch < self.num_epochs:
+            k = min(k, self.num_epochs - first)
+        views = torch.arange(first, first + k) % self.num_views
+        blocks = self._order(first, int(views[0])).view(-1, self._block)
+        mine = blocks[self.rank :: self.world_size].flatten()
+        return _piece(mine, views, self.epoch - first, 1 if self.partners is None else 2)
+
+    def _order(self, epoch: int, view: int) -> torch.Tensor:
+        """The rows of the group that begins with `epoch` and `view`, padded so that every rank gets as many."""
         order = self.rows
         if self.shuffle:
-            generator = torch.Generator().manual_seed(view_seed(self.seed, "order", self.epoch) >> 1)  # 63 bits
+            generator = torch.Generator().manual_seed(view_seed(self.seed, "order", epoch) >> 1)  # 63 bits
             order = order[torch.randperm(len(order), generator=generator)]
         partners = None if self.partners is None else self.partners(view)
         if partners is not None:
@@ -128,6 +150,26 @@ class EpochSampler(Sampler[list[Index]]):
             order = torch.cat([order, order[len(order) - len(order) % self._block :]])
         missing = self._rows_per_rank * self.world_size - len(order)
         return torch.cat([order, order.repeat(math.ceil(missing / max(1, len(order))))[:missing]])
+
+
+def _piece(
+    rows: torch.Tensor, views: torch.Tensor, piece: int, rows_together: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Row and view of the samples in one epoch of a group, int64 [n] each.
+
+    Args:
+        rows: the rows of the group, int64 [n].
+        views: the k views of the group.
+        piece: number of the epoch in the group.
+        rows_together: rows whose views are adjacent: 2 if they are partners.
+    """
+    k = len(views)
+    each = len(rows) // (rows_together * k) * rows_together  # rows with all their views in one epoch
+    mine, rest = rows[piece * each : (piece + 1) * each], rows[k * each :]
+    return (
+        torch.cat([mine.repeat_interleave(k), rest]),
+        torch.cat([views.repeat(each), views[piece].expand(len(rest))]),
+    )
 
 
 def _side_by_side(order: torch.Tensor, partners: torch.Tensor) -> torch.Tensor:
@@ -141,34 +183,46 @@ def _side_by_side(order: torch.Tensor, partners: torch.Tensor) -> torch.Tensor:
 
 
 class RangeSampler(Sampler[list[Index]]):
-    """Batches of a cache build: (view, start, stop) ranges, one after another; no batch spans two ranges.
+    """Batches of a cache build: (views, start, stop) ranges, one after another; no batch spans two ranges.
 
-    The batches of a range depend only on that range, so that a range that is built again after a crash is computed in
-    the same batches.
+    A range of one view is cut into batches of batch_size rows. A range of V views is cut into the same blocks of rows,
+    and each block into batches of about batch_size samples, in which the V views of a row are adjacent. The batches of
+    a range depend only on that range, so that a range that is built again after a crash is computed in the same
+    batches.
 
     Args:
-        ranges: (view, start, stop) triples.
-        batch_size: samples per batch; the last batch of a range may be smaller.
+        ranges: (view, start, stop) or (views, start, stop) triples.
+        batch_size: rows per block; the last block of a range may be smaller.
     """
 
-    def __init__(self, ranges: Sequence[tuple[int, int, int]], batch_size: int) -> None:
+    def __init__(self, ranges: Sequence[tuple[int | Sequence[int], int, int]], batch_size: int) -> None:
         if batch_size < 1:
             raise ConfigError(f"batch_size must be at least 1, got {batch_size}")
-        self.ranges = list(ranges)
+        self.ranges = [
+            ((views,) if isinstance(views, int) else tuple(views), start, stop) for views, start, stop in ranges
+        ]
         self.batch_size = batch_size
 
     @property
     def num_images(self) -> int:
         """Number of images of all ranges."""
-        return sum(stop - start for _, start, stop in self.ranges)
+        return sum(len(views) * (stop - start) for views, start, stop in self.ranges)
 
     def set_epoch(self, epoch: int, start_batch: int = 0) -> None:
         """Does nothing: a build has no epochs."""
 
     def __len__(self) -> int:
-        return sum(math.ceil((stop - start) / self.batch_size) for _, start, stop in self.ranges)
+        return sum(1 for _ in self._chunks())
 
     def __iter__(self) -> Iterator[list[Index]]:
-        for view, start, stop in self.ranges:
+        for views, rows in self._chunks():
+            yield [(row, view) for row in rows for view in views]
+
+    def _chunks(self) -> Iterator[tuple[tuple[int, ...], range]]:
+        """Views and rows of each batch."""
+        for views, start, stop in self.ranges:
+            chunk = math.ceil(self.batch_size / len(views))
             for first in range(start, stop, self.batch_size):
-                yield [(row, view) for row in range(first, min(first + self.batch_size, stop))]
+                end = min(first + self.batch_size, stop)
+                for row in range(first, end, chunk):
+                    yield views, range(row, min(row + chunk, end))

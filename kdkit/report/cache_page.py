@@ -64,7 +64,7 @@ def show_cache_part(config: ReportConfig, student: RunStudent | None, notes: lis
         charts = cache_charts(cache, rows)
         listed = _key_lists(cache, rows) if LOGITS in cache.codecs else ""
         return CachePart(f"<h2>Cache</h2>\n{facts_html(cache)}\n{charts_html(charts)}\n{listed}", charts)
-    dataset = open_dataset(config.data, recipe=cache.recipe)
+    dataset = open_dataset(config.data, recipe=cache.recipe).without(cache.absent_keys)
     cache.match(dataset, allow_mismatch=config.allow_mismatch)
     return _with_images(config, cache, dataset, student, notes)
 

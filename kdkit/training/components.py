@@ -217,11 +217,17 @@ def create_loader(
     shuffle: bool,
     rows: Sequence[int] | None = None,
 ) -> ReplayLoader:
-    """This rank's share of the images, or of those in `rows`, in the student's normalisation."""
+    """This rank's share of the images, or of those in `rows`, in the student's normalisation.
+
+    Only training shares decodes.
+    """
+    views = config.train.views_per_decode
     return kdkit.data.create_loader(
         dataset,
         task,
         batch_size=config.train.batch_size,
+        views_per_decode=views if shuffle and isinstance(views, int) else 1,
+        num_epochs=config.train.epochs,
         num_workers=config.train.workers,
         shuffle=shuffle,
         seed=config.train.seed,

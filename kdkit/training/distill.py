@@ -37,6 +37,7 @@ from kdkit.training.components import (
 from kdkit.training.config import DistillConfig
 from kdkit.training.header import describe_run
 from kdkit.training.labels import adapt_to_labels, class_names_of
+from kdkit.training.loading import Choice, choose_views_per_decode, stored_views_per_decode
 from kdkit.training.logger import FILES
 from kdkit.training.preflight import PreflightReport, preflight
 from kdkit.training.report import TrainReport
@@ -104,6 +105,8 @@ def distill(config: DistillConfig, *, show_progress: bool = False) -> DistillRep
     if distributed.is_restarted():  # an earlier start's output is this run's own: resume it
         config = dataclasses.replace(config, resume=True, overwrite=False)
     run = _open(config)
+    start_average(run.task, config.train)
+    run, views = _choose_views_per_decode(run)
     config = run.config
     output = distributed.on_rank_zero(
         lambda: prepare_output(
@@ -120,10 +123,9 @@ def distill(config: DistillConfig, *, show_progress: bool = False) -> DistillRep
     shown = show_progress and distributed.rank() == 0
     if shown:
         header = describe_run(config, run.task, run.dataset, run.validation, run.cache, run.device, len(run.rows))
+        header["views"] += f", {views}"
         print_labelled(header, file=sys.stderr)
-    start_average(run.task, config.train)
-    resumes = config.resume and (checkpoints.last.exists() or checkpoints.previous.exists())
-    seen = None if resumes or not config.preflight else _check_first_step(run, loader, shown)
+    seen = None if _resumes(config) or not config.preflight else _check_first_step(run, loader, shown)
     training = _train(run, loader, held_out, checkpoints, shown)
     weights = checkpoints.best if checkpoints.best.exists() else checkpoints.last
     return DistillReport(output, checkpoints.last, weights, training, seen)
@@ -144,6 +146,7 @@ def _open(config: DistillConfig) -> _Run:
         dataset = dataset.skipping_unreadable()
     cache = chosen.select(cache, dataset)
     if cache is not None:
+        dataset = dataset.without(cache.absent_keys)
         cache.match(dataset, allow_mismatch=config.allow_mismatch)
         if not cache.names_classes:
             _logger.warning("the data's class folders are not the cache's classes: no label takes part in the loss")
@@ -162,6 +165,36 @@ def _open(config: DistillConfig) -> _Run:
     return dataclasses.replace(run, validation=validation)
 
 
+def _choose_views_per_decode(run: _Run) -> tuple[_Run, str]:
+    """The run with the number of views that one decode serves, and a description of it; collective."""
+    train, output = run.config.train, Path(run.config.output)
+    given = train.views_per_decode
+    if isinstance(given, int):
+        return run, f"{given} per decode"
+
+    def choose() -> Choice:
+        stored = stored_views_per_decode(output) if _resumes(run.config) else None
+        if stored is not None:
+            return Choice(stored, "as the run began")
+        return choose_views_per_decode(_shown(run), run.task, run.source, train, run.device)
+
+    found = distributed.on_rank_zero(choose)
+    train = dataclasses.replace(train, views_per_decode=found.views_per_decode)
+    config = dataclasses.replace(run.config, train=train)
+    return dataclasses.replace(run, config=config), f"{found.views_per_decode} per decode ({found.reason})"
+
+
+def _resumes(config: DistillConfig) -> bool:
+    """Whether there is a checkpoint that the run resumes from."""
+    return config.resume and any((Path(config.output) / name).exists() for name in (LAST, PREVIOUS))
+
+
+def _shown(run: _Run) -> ReplayedDataset:
+    """The training images as the loader shows them."""
+    has_live_teacher = live_teacher_of(run.task) is not None  # the student's average sees the student's views
+    return run.dataset.with_teacher_view() if has_live_teacher else run.dataset
+
+
 def _open_cache(config: DistillConfig) -> CacheReader | None:
     """The cache of the run, or the average of several; None without one."""
     if len(config.caches) > 1:
@@ -171,9 +204,7 @@ def _open_cache(config: DistillConfig) -> CacheReader | None:
 
 def _create_loaders(run: _Run, output: Path) -> tuple[ReplayLoader, ReplayLoader | None]:
     """The loaders of the training and of the validation images, which record what they skip."""
-    has_live_teacher = live_teacher_of(run.task) is not None  # the student's average sees the student's views
-    dataset = run.dataset.with_teacher_view() if has_live_teacher else run.dataset
-    loader = create_loader(dataset, run.task, run.config, run.device, shuffle=True, rows=run.rows)
+    loader = create_loader(_shown(run), run.task, run.config, run.device, shuffle=True, rows=run.rows)
     loader.on_skip = SkipRecord(output)
     if run.validation is None:
         return loader, None

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from kdkit.config import LoadingConfig
 from kdkit.config.choices import check_choices
 from kdkit.errors import ConfigError
+from kdkit.runtime.hardware import AUTO
 
 _FINITE = ("lr", "weight_decay", "layer_decay", "min_lr", "warmup_lr")
 _SEEDS = 2**31  # NumPy's seeds end at 2**32, and each rank adds its number
@@ -26,6 +27,10 @@ class TrainConfig(LoadingConfig):
 
     fraction_seed: int = 0
     """Seed of the draw of that share; it depends on the images' keys, not on their order."""
+    views_per_decode: int | Literal["auto"] = 1
+    """Views k drawn each time an image is decoded: each k epochs show the views of k plain epochs, with the k views of
+    an image side by side in a batch. A number, or auto: up to 4 where loading takes longer than training, else 1.
+    The default of the command line is auto."""
 
     accumulate: int = 1
     """Steps whose gradients are averaged for one update of the weights."""
@@ -103,6 +108,8 @@ class TrainConfig(LoadingConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_choices(self)
+        if self.views_per_decode != AUTO and self.views_per_decode < 1:
+            raise ConfigError(f"views_per_decode must be auto, or at least 1 view, got {self.views_per_decode}")
         for name in ("epochs", "accumulate", "log_every"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")

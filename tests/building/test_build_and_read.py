@@ -83,6 +83,27 @@ def test_a_cache_has_the_outputs_of_the_live_teacher(tmp_path: Path, codec: str)
     torch.testing.assert_close(logits.exp().sum(1), torch.ones(4))
 
 
+@pytest.mark.parametrize("pack", [True, False])
+def test_rows_of_several_views_are_read_as_each_view_is(tmp_path: Path, pack: bool) -> None:
+    dataset = digits_dataset(1100, ViewRecipe(size=8, num_views=3, hflip=0.0))
+    built = build_cache(teacher(), dataset, tmp_path / "t.h5", dataclasses.replace(EXACT, batch_size=550, pack=pack))
+    cache = open_cache(built.path, dataset)
+    draw = np.random.default_rng(0)
+    rows, views = draw.integers(0, 1100, 300), draw.integers(0, 3, 300)
+    expected = torch.stack([cache.read_encoded(rows[i : i + 1], int(views[i]))[0] for i in range(300)])
+    assert torch.equal(cache.read_encoded(rows, views), expected)
+    assert torch.equal(cache.read_encoded(torch.from_numpy(rows), torch.from_numpy(views)), expected)
+    assert torch.equal(cache.read_encoded(rows, np.full(300, 2)), cache.read_encoded(rows, 2))
+    batch = Batch(torch.empty(300, 0), torch.zeros(300), torch.from_numpy(rows), torch.from_numpy(views))
+    logits = cache(batch).logits
+    assert logits is not None
+    assert torch.equal(logits, cache.codecs["logits"].decode(expected))
+    assert len(cache.read_encoded(rows[:0], views[:0])) == 0
+    for bad in (-1, 3):
+        with pytest.raises(CacheError, match=f"has views 0 to 2, got view {bad}"):
+            cache.read_encoded(rows[:2], np.array([0, bad]))
+
+
 @pytest.mark.parametrize("loss", ["kl", "soft_ce", "dkd"])
 def test_a_sparse_topk_cache_teaches_as_the_dense_one_does(tmp_path: Path, loss: str) -> None:
     dataset = digits_dataset(40)

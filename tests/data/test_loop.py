@@ -77,7 +77,7 @@ def test_passes_are_epochs_and_set_epoch_chooses_another() -> None:
         return [(batch[0][1], [row for row, _ in batch]) for batch in sampler]
 
     def shown() -> list[Any]:
-        return [(batch.view, batch.row.tolist()) for batch in loader if batch.row is not None]
+        return [(int(batch.view[0]), batch.row.tolist()) for batch in loader]  # type: ignore[index, union-attr]
 
     assert [shown(), shown(), shown()] == [expected(0), expected(1), expected(2)]
     next(iter(loader))  # a pass that is left early was epoch 3
@@ -125,7 +125,8 @@ def test_each_rank_loads_its_share(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"views_per_decode": 2}, "views_per_decode is 2: only 1"),
+        ({"views_per_decode": 3}, "views_per_decode must be from 1 to the 2 views of the recipe .num_views., got 3"),
+        ({"views_per_decode": 0}, "views_per_decode must be from 1 to the 2 views of the recipe .num_views., got 0"),
         ({"num_workers": "many"}, "num_workers must be auto, or 0 or more, got 'many'"),
         ({"num_workers": -1}, "num_workers must be auto, or 0 or more, got -1"),
         ({"batch_size": 0}, "batch_size 0"),

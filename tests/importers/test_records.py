@@ -141,9 +141,26 @@ def test_views_are_the_same_in_workers_and_after_pickling(name: str, tmp_path: P
     for epoch in range(2):
         loader.set_epoch(epoch)
         for batch in loader.pixel_batches():
-            for place, row in enumerate(batch.row.tolist()):
-                assert torch.equal(batch.images[place], dataset[row, batch.view].image)
-                assert torch.equal(batch.images[place], copied[row, batch.view].image)
+            for image, row, view in zip(batch.images, batch.row.tolist(), batch.view.tolist(), strict=True):
+                assert torch.equal(image, dataset[row, view].image)
+                assert torch.equal(image, copied[row, view].image)
+
+
+@pytest.mark.parametrize("name", ["ml-dr/randaug_mixing", "fkd/hard"])
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_recorded_views_that_share_a_decode_are_those_of_plain_epochs(
+    name: str, num_workers: int, tmp_path: Path
+) -> None:
+    import_sample(name, tmp_path / "teacher.h5")
+    dataset = open_dataset(TRAIN, cache=tmp_path / "teacher.h5")
+    sampler = EpochSampler(range(6), 4, num_views=6, views_per_decode=3)
+    loader, pairs = ReplayLoader(dataset, sampler, Normalization(), num_workers=num_workers), []
+    for _ in range(3):
+        for batch in loader.pixel_batches():
+            for image, row, view in zip(batch.images, batch.row.tolist(), batch.view.tolist(), strict=True):
+                assert torch.equal(image, dataset[row, view].image)
+                pairs.append((row, view))
+    assert sorted(pairs) == [(row, view) for row in range(6) for view in range(3)]
 
 
 def test_a_mixed_view_has_the_labels_of_both_images_by_their_share_of_the_pixels(tmp_path: Path) -> None:

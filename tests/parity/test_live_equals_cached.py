@@ -7,14 +7,15 @@ bits, since a teacher's matrix products may round otherwise in another batch, an
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 import torch
-from support import digits_dataset, loader_for, tiny_model
+from support import RECIPE, digits_dataset, loader_for, tiny_model
 from torch import nn
 
-from kdkit import LogitDistillationTask, build_cache, create_teacher, open_cache
+from kdkit import LogitDistillationTask, build_cache, create_loader, create_teacher, open_cache
 from kdkit.building.config import BuildConfig
 from kdkit.cache import CachedTeacher
 from kdkit.data import ReplayedDataset
@@ -56,6 +57,27 @@ def test_every_step_has_the_same_loss_by_live_teacher_and_by_cache(
             optimizer.step()
             steps += 1
     assert steps == 12
+
+
+def test_every_step_has_the_same_loss_where_mixed_views_share_a_decode(tmp_path: Path, teacher: nn.Module) -> None:
+    recipe = dataclasses.replace(RECIPE, num_views=8, mixup_alpha=0.8, cutmix_alpha=1.0, views_per_partner=4)
+    dataset = digits_dataset(50, recipe)
+    cache = cached(teacher, dataset, tmp_path / "t.h5", num_workers=0)
+    task = LogitDistillationTask(tiny_model("test_efficientnet"), teacher, temperature=2.0)
+    optimizer = torch.optim.SGD(task.trainable_module.parameters(), lr=0.01)
+    loader = create_loader(dataset, task, batch_size=20, views_per_decode=4, num_workers=0)
+    steps = 0
+    for _ in range(5):
+        for batch in loader:
+            from_cache = task(batch.input, batch.target, cache(batch))
+            live = task(batch.input, batch.target)
+            for term in ("loss", "task_loss", "kd_loss"):
+                torch.testing.assert_close(from_cache[term], live[term], rtol=1e-6, atol=1e-6)
+            optimizer.zero_grad()
+            live["loss"].backward()
+            optimizer.step()
+            steps += 1
+    assert steps == 10
 
 
 def test_two_students_trained_apart_stay_together(tmp_path: Path, teacher: nn.Module) -> None:

@@ -22,6 +22,8 @@ RECORDS = "view_records"
 
 DIGEST_NAME = "rows/key_digest"
 KEYS_NAME = "rows/keys_zlib"
+ABSENT_NAME = "rows/absent_zlib"
+"""Keys of the samples that the build left out, because they could not be read."""
 DIGEST_BYTES = 16
 BLOCK_ROWS = 1000
 """Rows that one checksum covers."""

@@ -63,7 +63,8 @@ class CacheMetadata:
     """The view recipe's dict form."""
     dataset: Mapping[str, Any]
     """{"keys_sha256": of the keys in row order, "class_names": list or null, and if there are any "versions" of the
-    libraries that drew the pixels, "has_pixels": false where the cache was made without them}."""
+    libraries that drew the pixels, "has_pixels": false where the cache was made without them, "num_absent": number of
+    samples that were left out, if there are any}."""
     fidelity: Mapping[str, Mapping[str, float]] = dataclasses.field(default_factory=dict)
     """Stream name -> fidelity of its codec in view 0, and "each": the rows 0, each, 2 each, ... of every
     view were measured. Older caches lack it."""
@@ -107,6 +108,11 @@ class CacheMetadata:
     def has_pixels(self) -> bool:
         """Whether the pixel hashes are those of images that the teacher saw; otherwise they are meaningless zeros."""
         return bool(self.dataset.get("has_pixels", True))
+
+    @property
+    def num_absent(self) -> int:
+        """Samples that the build left out, because they could not be read; they have no rows."""
+        return int(self.dataset.get("num_absent", 0))
 
     def row_bytes(self, stream: str) -> int:
         """Bytes of one encoded row of `stream`."""
@@ -181,6 +187,8 @@ class CacheMetadata:
             raise CacheCorruptError(f"{origin}: dataset: class_names is empty, expected names or null")
         dataset.optional_mapping("versions")
         dataset.optional_flag("has_pixels", default=True)
+        if "num_absent" in dataset.names:
+            dataset.integer("num_absent", 1, MAX_ROWS)
 
 
 def _canonical(document: Mapping[str, Any]) -> str:

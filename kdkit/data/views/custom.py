@@ -48,7 +48,8 @@ class CustomTransform:
         seed: Any = getattr(self.transform, "set_random_seed", None)
         if seed is not None:
             seed(random.getrandbits(31))
-        result = self.transform(image=np.asarray(image)) if self._by_keyword else self.transform(image)
+        # a copy, because a transform may draw on the image, which shows further views
+        result = self.transform(image=np.array(image)) if self._by_keyword else self.transform(image.copy())
         pixels = _to_pixels(result["image"] if isinstance(result, dict) else result)
         if pixels.dtype != torch.uint8 or tuple(pixels.shape) != (3, self.size, self.size):
             raise ShapeError(

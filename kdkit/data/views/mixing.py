@@ -1,8 +1,8 @@
 """Mixup and CutMix that do not depend on the batch: a seeded involution over the sample keys pairs the samples.
 
-For each view, sample a has one partner b, whose partner is a; with an odd count, one sample is unpaired. Whether,
-how, and by how much the two are mixed is drawn from the seed of the pair, so it is the same in any batch, on any rank,
-and in build and training.
+In each view, sample a has one partner b, whose partner is a; with an odd count, one sample is unpaired. Whether,
+how, and by how much the two are mixed in a view is drawn from the seed of the pair, so it is the same in any batch, on
+any rank, and in build and training. A recipe may let a group of views share the partner, which is then decoded once.
 
 Dimensions: N samples of a dataset, H W height and width.
 """
@@ -20,44 +20,53 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from typing_extensions import Self
 
 from kdkit.data.views.seed import view_seed
 from kdkit.recipe import ViewRecipe
 
 Words = np.ndarray[Any, np.dtype[np.uint64]]
+_GROUPS_KEPT = 16  # so that batches of several views do not pair the samples anew; 8 bytes per sample each
 _SHARES = 1 << 16  # shares are whole multiples of 1 / _SHARES, so that blending is exact integer arithmetic
 
 
 class Pairing:
-    """Pairs the samples of each view: an involution that depends only on the set of keys, the seed and the view.
+    """Pairs the samples of each group of views: an involution that depends only on the keys, the seed and the group.
 
     Args:
         keys: keys of all samples; their order does not matter.
         seed: seed of the recipe.
+        views_per_partner: number n of views g n to g n + n - 1 that are group g.
     """
 
-    def __init__(self, keys: Sequence[str], seed: int) -> None:
+    def __init__(self, keys: Sequence[str], seed: int, views_per_partner: int = 1) -> None:
         self.seed = seed
+        self.views_per_partner = views_per_partner
         self._keys = keys
-        self._partners = lru_cache(maxsize=2)(self._pair)
+        self._partners = lru_cache(maxsize=_GROUPS_KEPT)(self._pair)
+
+    @classmethod
+    def of(cls, keys: Sequence[str], recipe: ViewRecipe) -> Self | None:
+        """The pairing of a recipe; None if it mixes nothing."""
+        return cls(keys, recipe.seed, recipe.views_per_partner) if recipe.mixes else None
 
     def partners(self, view: int) -> Tensor:
         """The row of each sample's partner in `view`, int64 [N]; itself if unpaired."""
-        return self._partners(view)
+        return self._partners(view // self.views_per_partner)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"seed": self.seed, "keys": self._keys}
+        return {"seed": self.seed, "keys": self._keys, "views_per_partner": self.views_per_partner}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["keys"], state["seed"])  # type: ignore[misc]
+        self.__init__(state["keys"], state["seed"], state["views_per_partner"])  # type: ignore[misc]
 
     @cached_property
     def _words(self) -> Words:
         return _key_words(self._keys)
 
-    def _pair(self, view: int) -> Tensor:
-        """Sorts the samples by a hash of key and view; two neighbours are a pair."""
-        shuffled = _scramble(self._words ^ np.uint64(view_seed(self.seed, "pairing", view)))
+    def _pair(self, group: int) -> Tensor:
+        """Sorts the samples by a hash of key and group; two neighbours are a pair."""
+        shuffled = _scramble(self._words ^ np.uint64(view_seed(self.seed, "pairing", group)))
         order = torch.from_numpy(np.argsort(shuffled, kind="stable"))
         even = len(order) // 2 * 2
         partners = torch.arange(len(order))

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from mixed_ranks import BATCH_SIZES, COUNTS, MIXED, Counting
-from support import CLASSES, RECIPE, digits, digits_dataset, tiny_model, torchrun
+from mixed_ranks import BATCH_SIZES, COUNTS, MIXED
+from support import CLASSES, RECIPE, CountingDigits, digits, digits_dataset, tiny_model, torchrun
 
 from kdkit import LogitDistillationTask, build_cache, create_teacher, open_cache
 from kdkit.building.config import BuildConfig
@@ -139,7 +139,7 @@ def test_teacher_and_student_see_the_same_mixed_pixels_and_each_image_is_decoded
     tmp_path: Path, count: int, batch_size: int, world_size: int
 ) -> None:
     expected = digits_dataset(count, BOTH)
-    source = Counting(count)
+    source = CountingDigits(count)
     dataset = ReplayedDataset(source, BOTH)
     shown: Counter[int] = Counter()
     for rank in range(world_size):
@@ -179,7 +179,7 @@ def test_two_real_ranks_train_on_the_same_tensors_that_the_teacher_ran_on(tmp_pa
 
 
 def test_an_odd_batch_size_decodes_a_straddling_pair_twice_and_shows_the_same() -> None:
-    source = Counting(60)
+    source = CountingDigits(60)
     dataset, expected = ReplayedDataset(source, BOTH), digits_dataset(60, BOTH)
     loader = ReplayLoader(dataset, EpochSampler(range(60), 7, num_views=2), Normalization())
     for pixels in loader.pixel_batches():
@@ -229,8 +229,8 @@ def test_mixed_views_are_identical_for_workers_order_ranges_and_batch_size() -> 
         for num_workers in (0, 1):
             loader = ReplayLoader(dataset, sampler, Normalization(), num_workers=num_workers)
             for pixels in loader.pixel_batches():
-                for row, image in zip(pixels.row.tolist(), pixels.images, strict=True):
-                    assert torch.equal(image, expected[row, pixels.view])
+                for row, view, image in zip(pixels.row.tolist(), pixels.view.tolist(), pixels.images, strict=True):
+                    assert torch.equal(image, expected[row, view])
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
