@@ -10,6 +10,7 @@ Where to look:
                  packing.py joins them in one file
     extension.py    further views of a finished cache; places.py prepares its path; write_errors.py types write errors
     format/, hdf5/  the documents in the file, and the file itself
+    statistics.py   the teacher's confidence for each row and view
     summary.py      `kdkit cache info`; plot.py draws, export.py writes decoded rows, config.py configures the commands
     types.py        shared types
 """

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from kdkit.data.dataset import ReplayedDataset
 from kdkit.data.loader import ReplayLoader
@@ -29,6 +29,7 @@ def create_loader(
     device: torch.device | str | None = None,
     num_epochs: int | None = None,
     rows: Sequence[int] | None = None,
+    shown_views: Tensor | None = None,
 ) -> ReplayLoader:
     """Creates a loader of normalised batches for one student; under torch.distributed, of this rank's images.
 
@@ -56,6 +57,7 @@ def create_loader(
         num_epochs: number of passes that will be made, if known: with views_per_decode, the last group of passes is
             then as short as the passes left.
         rows: dataset rows to load; all by default.
+        shown_views: the view to show in place of each view of each dataset row, int64 [N, V]; by default each as it is.
 
     Raises:
         ConfigError: an argument is out of range.
@@ -78,6 +80,7 @@ def create_loader(
         views_per_decode=views_per_decode,
         num_epochs=num_epochs,
     )
+    sampler.shown_views = shown_views
     options: dict[str, Any] = {"device": device, "num_workers": choose_workers(num_workers)}
     return ReplayLoader(dataset, sampler, Normalization.of(model), **options)
 

@@ -36,6 +36,7 @@ from kdkit.training.config import DistillConfig
 from kdkit.training.create_task import create_task
 from kdkit.training.labels import check_labels, class_names_of
 from kdkit.training.run import origins_of, write_config
+from kdkit.training.selection import ChosenSamples
 
 _FIRST_WEIGHTS = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir")
 """Arguments of timm.create_model about the initial weights: the trained ones are in the checkpoint."""
@@ -215,9 +216,9 @@ def create_loader(
     device: torch.device,
     *,
     shuffle: bool,
-    rows: Sequence[int] | None = None,
+    samples: ChosenSamples | None = None,
 ) -> ReplayLoader:
-    """This rank's share of the images, or of those in `rows`, in the student's normalisation.
+    """This rank's share of the images, or of the chosen ones, in the student's normalisation.
 
     Only training shares decodes.
     """
@@ -232,7 +233,8 @@ def create_loader(
         shuffle=shuffle,
         seed=config.train.seed,
         device=device,
-        rows=rows,
+        rows=None if samples is None else samples.rows,
+        shown_views=None if samples is None else samples.views,
     )
 
 

@@ -155,6 +155,8 @@ class DistillConfig(ColumnsConfig, DeviceConfig, MismatchConfig, OverwriteConfig
             raise ConfigError("distill_warmup_epochs needs a teacher: give --cache FILE or --teacher NAME")
 
     def _check_caches(self) -> None:
+        if not self.caches and (self.train.min_confidence is not None or self.train.label_agreement):
+            raise ConfigError("min_confidence and label_agreement are of a cached teacher: give --cache FILE")
         if self.class_map is not None and not self.caches:
             raise ConfigError("class_map is of a cache, and there is none: give --cache FILE, or --teacher.class_map")
         if self.class_names == ():

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from timm.utils import random_seed
 
-from kdkit.cache import CacheReader, open_cache
+from kdkit.cache import CacheReader
 from kdkit.cache.format.constants import LOGITS
 from kdkit.data import ReplayedDataset, ReplayLoader
 from kdkit.dataset import open_dataset, records_of
@@ -42,7 +42,7 @@ from kdkit.training.logger import FILES
 from kdkit.training.preflight import PreflightReport, preflight
 from kdkit.training.report import TrainReport
 from kdkit.training.run import CONFIG, SKIPPED, SkipRecord, create_logger, run_identity
-from kdkit.training.selection import ChosenClasses, choose_rows
+from kdkit.training.selection import ChosenClasses, ChosenSamples, choose_samples, open_caches
 from kdkit.training.setup import start_average
 from kdkit.training.trackers import TENSORBOARD
 from kdkit.training.train import train
@@ -76,7 +76,7 @@ class _Run:
     device: torch.device
     cache: CacheReader | None
     dataset: ReplayedDataset
-    rows: Sequence[int]
+    samples: ChosenSamples
     validation: ReplayedDataset | None
     task: TrainingTask
 
@@ -104,7 +104,8 @@ def distill(config: DistillConfig, *, show_progress: bool = False) -> DistillRep
     """
     if distributed.is_restarted():  # an earlier start's output is this run's own: resume it
         config = dataclasses.replace(config, resume=True, overwrite=False)
-    run = _open(config)
+    shown = show_progress and distributed.rank() == 0
+    run = _open(config, show_progress=shown)
     start_average(run.task, config.train)
     run, views = _choose_views_per_decode(run)
     config = run.config
@@ -120,10 +121,11 @@ def distill(config: DistillConfig, *, show_progress: bool = False) -> DistillRep
         describe=lambda: describe(config, run.dataset, run.task, run.class_names, output, run.cache),
     )
     loader, held_out = _create_loaders(run, output)
-    shown = show_progress and distributed.rank() == 0
     if shown:
-        header = describe_run(config, run.task, run.dataset, run.validation, run.cache, run.device, len(run.rows))
-        header["views"] += f", {views}"
+        header = describe_run(
+            config, run.task, run.dataset, run.validation, run.cache, run.device, len(run.samples.rows)
+        )
+        header["views"] += f", {views}" if run.samples.shown is None else f", {views}; {run.samples.shown}"
         print_labelled(header, file=sys.stderr)
     seen = None if _resumes(config) or not config.preflight else _check_first_step(run, loader, shown)
     training = _train(run, loader, held_out, checkpoints, shown)
@@ -131,10 +133,10 @@ def distill(config: DistillConfig, *, show_progress: bool = False) -> DistillRep
     return DistillReport(output, checkpoints.last, weights, training, seen)
 
 
-def _open(config: DistillConfig) -> _Run:
+def _open(config: DistillConfig, *, show_progress: bool) -> _Run:
     """Cache, images and task, each checked against the others."""
     device = resolve_device(config.device)
-    cache = _open_cache(config)
+    cache = open_caches(config)
     if cache is not None and config.task_kind != "feature":
         cache.check_exists(LOGITS)
     recipe = choose_recipe(config, cache)
@@ -152,13 +154,14 @@ def _open(config: DistillConfig) -> _Run:
             _logger.warning("the data's class folders are not the cache's classes: no label takes part in the loss")
             dataset = dataset.without_labels()
     config = adapt_to_labels(config, dataset)
+    samples = choose_samples(config.train, cache, dataset, show_progress=show_progress)
     task = make_task(config, dataset, cache, device)
     if cache is not None:
         taps = task.taps if isinstance(task, DistillationTask) else ()
         for tap in taps:
             cache.check_exists(tap)
         cache.streams = tuple(stream for stream in cache.streams if stream in (LOGITS, *taps))
-    run = _Run(config, device, cache, dataset, choose_rows(config.train, dataset), None, task)
+    run = _Run(config, device, cache, dataset, samples, None, task)
     validation = open_validation(config, dataset, run.class_names, num_classes_of(task), chosen.names)
     if validation is not None and config.unreadable == "skip":
         validation = validation.skipping_unreadable()
@@ -195,16 +198,9 @@ def _shown(run: _Run) -> ReplayedDataset:
     return run.dataset.with_teacher_view() if has_live_teacher else run.dataset
 
 
-def _open_cache(config: DistillConfig) -> CacheReader | None:
-    """The cache of the run, or the average of several; None without one."""
-    if len(config.caches) > 1:
-        return open_cache(config.caches, weights=config.cache_weights, temperatures=config.cache_temperatures)
-    return open_cache(config.caches[0]) if config.caches else None
-
-
 def _create_loaders(run: _Run, output: Path) -> tuple[ReplayLoader, ReplayLoader | None]:
     """The loaders of the training and of the validation images, which record what they skip."""
-    loader = create_loader(_shown(run), run.task, run.config, run.device, shuffle=True, rows=run.rows)
+    loader = create_loader(_shown(run), run.task, run.config, run.device, shuffle=True, samples=run.samples)
     loader.on_skip = SkipRecord(output)
     if run.validation is None:
         return loader, None

@@ -14,6 +14,7 @@ from kdkit.tasks import TrainingTask
 from kdkit.training.components import live_teacher_of, num_classes_of
 from kdkit.training.config import DistillConfig
 from kdkit.training.labels import count_unlabelled
+from kdkit.training.selection import ChosenSamples
 
 
 def describe_run(
@@ -23,11 +24,11 @@ def describe_run(
     validation: ReplayedDataset | None,
     cache: CacheReader | None,
     device: torch.device,
-    num_rows: int,
+    samples: ChosenSamples,
 ) -> dict[str, str]:
     """Label -> text, in reading order: student, images, teacher, loss, views, epochs, device, output.
 
-    `num_rows` of the dataset's images are trained on.
+    `samples` are the ones of the dataset that are trained on.
     """
     student: Any = task.get_eval_model()
     parameters = sum(parameter.numel() for parameter in student.parameters())
@@ -37,11 +38,11 @@ def describe_run(
     recipe, training = dataset.recipe, config.train
     return {
         "student": f"{config.student}, {parameters / 1e6:.1f} M parameters{start}",
-        "images": f"{_describe_images(dataset, num_rows, cache, num_classes_of(task))}, {config.data}",
+        "images": f"{_describe_images(dataset, len(samples.rows), cache, num_classes_of(task))}, {config.data}",
         "validation": held_out,
         "teacher": _describe_teacher(config, task, cache),
         "loss": _describe_loss(config, dataset),
-        "views": f"{recipe.num_views} per image, {recipe.size} pixels",
+        "views": f"{recipe.num_views} per image, {recipe.size} pixels{'' if samples.shown is None else f', {samples.shown}'}",
         "epochs": f"{training.epochs}, in batches of {training.batch_size} images",
         "device": f"{device}, {training.workers} loader workers{processes}",
         "output": config.output,

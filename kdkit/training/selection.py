@@ -11,12 +11,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
-from kdkit.cache import CachedTeacher, CacheMixture, CacheReader, ClassSelection
+from kdkit.cache import CachedTeacher, CacheMixture, CacheReader, ClassSelection, open_cache
 from kdkit.cache.selection import ClassMap
 from kdkit.data import ReplayedDataset
 from kdkit.errors import ConfigError
+from kdkit.runtime import distributed
 from kdkit.runtime.reading import read_json, read_text
+from kdkit.training.confidence import ShownViews, choose_views
 from kdkit.training.config import DistillConfig
 from kdkit.training.train_config import TrainConfig
 
@@ -53,15 +56,49 @@ class ChosenClasses:
         return ClassSelection(cache, names, self.class_map)
 
 
-def choose_rows(config: TrainConfig, dataset: ReplayedDataset) -> list[int]:
-    """The dataset rows that a run trains on, ascending: all, or the fraction that the configuration names.
+@dataclass(frozen=True)
+class ChosenSamples:
+    """The samples of a dataset that a run trains on."""
+
+    rows: Sequence[int]
+    """Their dataset rows, ascending."""
+    shown: ShownViews | None
+    """The view that is shown in place of each; None: each as it is."""
+
+    @property
+    def views(self) -> Tensor | None:
+        """The view that is shown in place of each view of each dataset row, int64 [N, V]; None: each as it is."""
+        return None if self.shown is None else self.shown.views
+
+
+def choose_samples(
+    config: TrainConfig, cache: CacheReader | None, dataset: ReplayedDataset, *, show_progress: bool
+) -> ChosenSamples:
+    """All samples, or those that the configuration names by a fraction and by the teacher's predictions. Collective.
 
     Raises:
-        ConfigError: the fraction is less than one image.
+        ConfigError: no sample would be left.
+        CacheStreamError: the teacher's predictions are compared, and the cache has no logits.
     """
-    if config.fraction == 1:
-        return list(range(len(dataset)))
-    return draw_fraction(dataset.keys, dataset.targets, config.fraction, config.fraction_seed)
+    rows: Sequence[int] = range(len(dataset))
+    if config.fraction < 1:
+        rows = draw_fraction(dataset.keys, dataset.targets, config.fraction, config.fraction_seed)
+    shown: ShownViews | None = None
+    if cache is not None:
+        shown = distributed.on_rank_zero(lambda: choose_views(config, cache, dataset, show_progress=show_progress))
+    if shown is not None:
+        left = set(shown.rows)
+        rows = [row for row in rows if row in left]
+        if not rows:
+            raise ConfigError("no view of the chosen fraction of the images would be left: lower min_confidence")
+    return ChosenSamples(rows, shown)
+
+
+def open_caches(config: DistillConfig) -> CacheReader | None:
+    """The cache of the run, or the average of several; None without one."""
+    if len(config.caches) > 1:
+        return open_cache(config.caches, weights=config.cache_weights, temperatures=config.cache_temperatures)
+    return open_cache(config.caches[0]) if config.caches else None
 
 
 def draw_fraction(keys: Sequence[str], targets: Any, fraction: float, seed: int) -> list[int]:

@@ -32,6 +32,13 @@ class TrainConfig(LoadingConfig):
     an image side by side in a batch. A number, or auto: up to 4 where loading takes longer than training, else 1.
     The default of the command line is auto."""
 
+    min_confidence: float | None = None
+    """Minimum probability of the cached teacher's likeliest class: a view below it is left out, and the image's next
+    view shown in its place; none by default."""
+
+    label_agreement: bool = False
+    """Leave out views on which the cached teacher's likeliest class is not the label, in the same way."""
+
     accumulate: int = 1
     """Steps whose gradients are averaged for one update of the weights."""
 
@@ -120,6 +127,8 @@ class TrainConfig(LoadingConfig):
             raise ConfigError(f"seed must be at least 0 and below {_SEEDS}, got {self.seed}")
         if not 0 < self.fraction <= 1:
             raise ConfigError(f"fraction must be above 0 and at most 1, got {self.fraction}")
+        if self.min_confidence is not None and not 0 < self.min_confidence <= 1:
+            raise ConfigError(f"min_confidence must be above 0 and at most 1, got {self.min_confidence}")
         if self.checkpoint_every < 0:
             raise ConfigError(f"checkpoint_every must be 0 or more, got {self.checkpoint_every}")
         for name in ("warmup_epochs", "distill_warmup_epochs"):
