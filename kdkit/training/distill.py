@@ -122,10 +122,8 @@ def distill(config: DistillConfig, *, show_progress: bool = False) -> DistillRep
     )
     loader, held_out = _create_loaders(run, output)
     if shown:
-        header = describe_run(
-            config, run.task, run.dataset, run.validation, run.cache, run.device, len(run.samples.rows)
-        )
-        header["views"] += f", {views}" if run.samples.shown is None else f", {views}; {run.samples.shown}"
+        header = describe_run(config, run.task, run.dataset, run.validation, run.cache, run.device, run.samples)
+        header["views"] += f", {views}"
         print_labelled(header, file=sys.stderr)
     seen = None if _resumes(config) or not config.preflight else _check_first_step(run, loader, shown)
     training = _train(run, loader, held_out, checkpoints, shown)
