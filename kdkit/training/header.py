@@ -36,13 +36,14 @@ def describe_run(
     held_out = "none" if validation is None else f"{len(validation):,} images, {config.validation}"
     processes = "" if distributed.world_size() == 1 else f", {distributed.world_size()} processes"
     recipe, training = dataset.recipe, config.train
+    left_out = "" if samples.shown is None else f", {samples.shown}"
     return {
         "student": f"{config.student}, {parameters / 1e6:.1f} M parameters{start}",
         "images": f"{_describe_images(dataset, len(samples.rows), cache, num_classes_of(task))}, {config.data}",
         "validation": held_out,
         "teacher": _describe_teacher(config, task, cache),
         "loss": _describe_loss(config, dataset),
-        "views": f"{recipe.num_views} per image, {recipe.size} pixels{'' if samples.shown is None else f', {samples.shown}'}",
+        "views": f"{recipe.num_views} per image, {recipe.size} pixels{left_out}",
         "epochs": f"{training.epochs}, in batches of {training.batch_size} images",
         "device": f"{device}, {training.workers} loader workers{processes}",
         "output": config.output,
