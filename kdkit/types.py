@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -137,6 +137,17 @@ class SparseLogits:
         return top - total.unsqueeze(1), each - total
 
 
+class TeacherMember(NamedTuple):
+    """One of several teachers whose distributions are mixed."""
+
+    name: str
+    """Its name in logs, e.g. the number of its cache."""
+    logits: Tensor
+    """Its logits [B, C], at the temperature at which they enter the mix."""
+    weight: float
+    """Its share of the mix; those of all members have the sum 1."""
+
+
 @dataclass(frozen=True, eq=False)
 class TeacherOutput:
     """A teacher's outputs for one batch; immutable, without gradient.
@@ -145,11 +156,13 @@ class TeacherOutput:
         logits: [B, C] float, or None. From a cache they are normalised log-probabilities, which serve as logits.
         features: tap name -> [B, D], [B, D, H, W] or [B, N, D].
         sparse: takes the place of logits if a cache was opened to return its sparse rows as they are.
+        members: the teachers that `logits` is the mix of; empty for one teacher.
     """
 
     logits: Tensor | None = None
     features: Mapping[str, Tensor] = field(default_factory=dict)
     sparse: SparseLogits | None = None
+    members: tuple[TeacherMember, ...] = ()
 
     def __post_init__(self) -> None:
         if self.logits is not None:
@@ -158,7 +171,7 @@ class TeacherOutput:
         object.__setattr__(self, "features", MappingProxyType(detached))
 
     def __reduce__(self) -> tuple[Any, ...]:  # a mapping proxy does not pickle
-        return TeacherOutput, (self.logits, dict(self.features), self.sparse)
+        return TeacherOutput, (self.logits, dict(self.features), self.sparse, self.members)
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> TeacherOutput:
         """Returns the same outputs with every tensor on `device`."""
@@ -166,6 +179,7 @@ class TeacherOutput:
             None if self.logits is None else self.logits.to(device, non_blocking=non_blocking),
             {name: tensor.to(device, non_blocking=non_blocking) for name, tensor in self.features.items()},
             None if self.sparse is None else self.sparse.to(device, non_blocking=non_blocking),
+            tuple(m._replace(logits=m.logits.to(device, non_blocking=non_blocking)) for m in self.members),
         )
 
     @property

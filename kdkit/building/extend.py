@@ -14,7 +14,8 @@ import torch
 
 from kdkit.building.build import BuildReport, fill_and_finish
 from kdkit.building.config import BuildConfig, BuildLoadingConfig
-from kdkit.building.images import add_images, check_can_grow, remove_remains
+from kdkit.building.images import add_images, check_can_grow
+from kdkit.building.in_place import tidy
 from kdkit.building.parts import part_of, split_images
 from kdkit.building.plan import BuildPlan, as_built
 from kdkit.building.teacher import for_dataset, with_streams
@@ -82,7 +83,8 @@ def extend_cache(
     if not more or dataset.recipe.num_views != cache.num_views:
         report = _add_views(teacher, known, cache.path, loading, **run)
         if not more:
-            distributed.on_rank_zero(lambda: remove_remains(cache.path))
+            if cache.path.is_file():  # a run that added images may have been stopped as it tidied up
+                distributed.on_rank_zero(lambda: tidy(cache.path))
             return report
         cache = CachedTeacher(cache.path)
     elif held:

@@ -70,7 +70,7 @@ def add_images(
     """
     begun = time.monotonic()
     teacher = with_streams(teacher.to(torch.device(device)), config.streams)
-    place = cache.path.with_name(cache.path.name + ".more")
+    place = cache.path.with_name(cache.path.name + in_place.MORE)
     codec = cache.codecs.get(LOGITS)
     assert codec is None or isinstance(codec, Codec)
     plan = _MorePlan(teacher, more, replace(config, pack=True), device, allow_mismatch, codec=codec)
@@ -84,11 +84,6 @@ def add_images(
         images = fill_and_finish(writer, plan, begun, show_progress=show_progress).images_built
     distributed.on_rank_zero(lambda: _join(cache, place, allow_mismatch, show_progress=show_progress))
     return report_on(cache.path, images, begun)
-
-
-def remove_remains(path: Path) -> None:
-    """Removes the further images beside a cache that holds them already: a run was stopped as it tidied up."""
-    in_place.remove(path.with_name(path.name + ".more"))
 
 
 def check_can_grow(cache: CachedTeacher) -> None:
@@ -141,4 +136,3 @@ def _join(cache: CachedTeacher, place: Path, allow_mismatch: Collection[str], *,
     total = rewrite.num_views * (cache.num_rows + more.num_rows)
     with progress(f"joining {cache.path}", total, "rows", enabled=show_progress) as advance:
         in_place.replace(cache, rewrite, {"extended": cache.identity, "images": more.num_rows}, advance)
-    remove_remains(cache.path)

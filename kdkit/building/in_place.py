@@ -9,12 +9,15 @@ from typing import Any
 from kdkit.building.rewrite import Rewrite, write_rows
 from kdkit.cache import CachedTeacher
 from kdkit.cache.extension import is_extending
+from kdkit.cache.places import remove_remains
 from kdkit.cache.shards.folder import shard_folder
 from kdkit.cache.shards.lock import writer_lock
 from kdkit.errors import CacheError, CacheLockedError, CacheMismatchError
 from kdkit.runtime import files
 
 _NEW = ".new"
+MORE = ".more"
+"""Suffix of the cache of further images, until both are one."""
 
 
 def check_replaceable(cache: CachedTeacher) -> None:
@@ -50,7 +53,18 @@ def replace(cache: CachedTeacher, rewrite: Rewrite, record: Mapping[str, Any], a
         remove(new)
         raise CacheLockedError(f"the cache {str(cache.path)!r} was just changed by another process: run again")
     files.rename(new, cache.path)
+    tidy(cache.path)
     return cache.path
+
+
+def tidy(path: Path) -> None:
+    """Removes what stopped changes of a packed cache left beside it, but not an unfinished extension to more views."""
+    for suffix in (_NEW, MORE):
+        other = path.with_name(path.name + suffix)
+        remove(other)
+        files.remove_leftovers(path.parent, other.name)
+    files.remove_leftovers(path.parent, path.name)
+    remove_remains(path, CachedTeacher(path).num_views)
 
 
 def remove(path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from kdkit.building.build import BuildReport
-from kdkit.building.in_place import check_replaceable, remove, replace
+from kdkit.building.in_place import check_replaceable, replace, tidy
 from kdkit.building.parts import check_stands_alone
 from kdkit.building.rewrite import Piece, Rewrite, codecs_of, write_rows
 from kdkit.cache import CachedTeacher
@@ -82,7 +82,7 @@ def prune_cache(path: str | Path, dataset: ReplayedDataset, *, show_progress: bo
             f"({list_keys(dataset.keys)}): expected the images to keep"
         )
     if len(rows) == cache.num_rows:
-        remove(cache.path.with_name(cache.path.name + ".new"))
+        tidy(cache.path)
         return report_on(cache.path, 0, begun)
     check_stands_alone(cache, "pruned")
     seen = dataset.for_teacher()

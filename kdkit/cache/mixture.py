@@ -1,7 +1,4 @@
-"""CacheMixture: several caches of one dataset as one teacher, their probabilities averaged.
-
-Dimensions: B batch, C classes.
-"""
+"""CacheMixture: several caches as one teacher, their probabilities averaged. Dimensions: B batch, C classes."""
 
 from __future__ import annotations
 
@@ -18,7 +15,7 @@ from kdkit.cache.reader import CachedTeacher
 from kdkit.errors import CacheStreamError, ClassMismatchError, ConfigError
 from kdkit.losses import mean_teacher
 from kdkit.recipe import ViewRecipe
-from kdkit.types import Batch, TeacherOutput
+from kdkit.types import Batch, TeacherMember, TeacherOutput
 
 _TEMPERATURES = 1e-6, 1e6  # log-probabilities in float32 stay finite when they are divided by these
 
@@ -113,13 +110,17 @@ class CacheMixture:
             if name != LOGITS
             for number, stream in self._places[name]
         }
-        parts = zip(outputs, self.temperatures, self.weights, strict=True)
-        mixed = [(output.logits / temp, share) for output, temp, share in parts if output.logits is not None]
-        if not mixed:
+        parts = enumerate(zip(outputs, self.temperatures, self.weights, strict=True))
+        members = tuple(
+            TeacherMember(str(number), output.logits / temperature, share)
+            for number, (output, temperature, share) in parts
+            if output.logits is not None
+        )
+        if not members:
             return TeacherOutput(features=features)
         with torch.autocast(batch.input.device.type, enabled=False):  # a loop may call this within its own
-            logits = mean_teacher([logits for logits, _ in mixed], [share for _, share in mixed])
-        return TeacherOutput(logits, features)
+            logits = mean_teacher([member.logits for member in members], [member.weight for member in members])
+        return TeacherOutput(logits, features, members=members)
 
     def match(self, dataset: Replayable, *, allow_mismatch: Collection[str] = ()) -> None:
         """Compares each cache with `dataset`, whose rows are those of every batch from then on.
@@ -197,10 +198,9 @@ class CacheMixture:
 
     def _describe(self) -> str:
         """The caches' teachers with their shares and temperatures, in a line."""
-        parts = zip(self.weights, self.caches, self.temperatures, strict=True)
         return " + ".join(
             f"{share:.3g} {cache.teacher['name']}" + (f" at T={temperature:g}" if temperature != 1 else "")
-            for share, cache, temperature in parts
+            for share, cache, temperature in zip(self.weights, self.caches, self.temperatures, strict=True)
         )
 
     def __repr__(self) -> str:

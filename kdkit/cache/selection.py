@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from kdkit.cache.codecs import RowCodec
 from kdkit.cache.matching import Replayable
@@ -71,8 +72,12 @@ class ClassSelection:
         if output.logits is None:
             return output
         with torch.autocast(batch.input.device.type, enabled=False):  # a loop may call this within its own
-            chosen = output.logits.index_select(1, self._columns.to(output.logits.device))
-            return TeacherOutput(F.log_softmax(chosen, dim=1), output.features)
+            members = tuple(member._replace(logits=self._chosen(member.logits)) for member in output.members)
+            return TeacherOutput(self._chosen(output.logits), output.features, members=members)
+
+    def _chosen(self, logits: Tensor) -> Tensor:
+        """Log-probabilities of the chosen classes [B, C], from logits [B, K]."""
+        return F.log_softmax(logits.index_select(1, self._columns.to(logits.device)), dim=1)
 
     def match(self, dataset: Replayable, *, allow_mismatch: Collection[str] = ()) -> None:
         """Compares the cache with `dataset`, whose labels and class names are of the chosen classes.

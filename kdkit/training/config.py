@@ -59,6 +59,10 @@ class DistillConfig(ColumnsConfig, DeviceConfig, MismatchConfig, OverwriteConfig
     """Temperatures that the outputs of several caches are softened by before they are averaged, one each; 1 by
     default."""
 
+    cache_combine: Literal["probabilities", "losses"] = "probabilities"
+    """How several caches teach: by the loss against their average (probabilities), or by the sum of the losses against
+    each (losses)."""
+
     class_names: tuple[str, ...] | None = None
     """Classes to train on, of those of the data and the cache, in the student's order: their names, or one file with a
     name per line or a JSON list; images of other classes are left out. All by default."""
@@ -163,6 +167,8 @@ class DistillConfig(ColumnsConfig, DeviceConfig, MismatchConfig, OverwriteConfig
             raise ConfigError("class_names is empty: name at least 2 classes, or leave it out")
         if "" in self.caches:
             raise ConfigError("a cache's name is empty: give its path, or leave out cache")
+        if self.cache_combine != "probabilities" and len(self.caches) < 2:
+            raise ConfigError(f"cache_combine is of several caches, got {len(self.caches)}: leave it out")
         for name in ("cache_weights", "cache_temperatures"):
             numbers, count = getattr(self, name), len(self.caches)
             if numbers is not None and (count < 2 or len(numbers) != count):

@@ -37,6 +37,7 @@ def create_task(
         "standardize": config.standardize,
         "task_loss_weight": config.task_loss_weight,
         "distill_loss_weight": config.distill_loss_weight,
+        "combine": config.cache_combine,
     }
     if config.task_kind == "feature":
         return FeatureDistillationTask(

@@ -12,7 +12,7 @@ import pytest
 import torch
 from support import CLASSES, RECIPE, digits, digits_dataset, tiny_model
 
-from kdkit import TeacherEnsemble, build_cache, create_teacher, open_cache, open_dataset
+from kdkit import LogitDistillationTask, TeacherEnsemble, build_cache, create_teacher, open_cache, open_dataset
 from kdkit.building.config import BuildConfig
 from kdkit.cache import CachedTeacher, CacheReader, CacheSpec, CacheWriter, create_codec
 from kdkit.data import ArraySource, ReplayedDataset, create_loader
@@ -69,6 +69,32 @@ def test_each_cache_is_softened_by_its_temperature_and_then_weighted(folder: Pat
     expected = np.log(0.75 * softened[0] + 0.25 * softened[1])
     assert output.logits is not None
     np.testing.assert_allclose(output.logits.numpy(), expected, rtol=0, atol=1e-6)
+
+
+def test_each_loss_is_summed_over_the_teachers_and_each_teacher_is_logged_apart(folder: Path) -> None:
+    weights, temperatures = [3, 1], [2.0, 0.5]
+    output, batch = mixed([folder / "a.h5", folder / "b.h5"], weights=weights, temperatures=temperatures), a_batch()
+    target = torch.tensor([digits(COUNT).targets[row] for row in batch.row.tolist()])  # type: ignore[union-attr]
+    student = tiny_model(seed=9).eval()
+    expected = 0.0
+    for name, weight, temperature in zip(("a.h5", "b.h5"), (0.75, 0.25), temperatures, strict=True):
+        power = probabilities(folder / name, batch) ** (1 / temperature)
+        teacher = power / power.sum(axis=1, keepdims=True)
+        log_student = student(batch.input).double().log_softmax(1).detach().numpy()
+        expected += weight * (teacher * (np.log(teacher) - log_student)).sum(axis=1).mean()
+    task = LogitDistillationTask(student, distill_loss="kl", temperature=1.0, combine="losses").eval()
+    result = task(batch.input, target, output)
+    assert float(result["kd_loss"]) == pytest.approx(expected, rel=1e-5)
+    assert (
+        float(LogitDistillationTask(student, temperature=1.0).eval()(batch.input, target, output)["kd_loss"]) < expected
+    )
+    for number, name in enumerate(("a.h5", "b.h5")):
+        choice = probabilities(folder / name, batch).argmax(axis=1)
+        own = student(batch.input).argmax(1).numpy()
+        assert float(result[f"teacher_top1_{number}"]) == pytest.approx(100 * (choice == target.numpy()).mean())
+        assert float(result[f"agreement_top1_{number}"]) == pytest.approx(100 * (choice == own).mean())
+    with pytest.raises(ConfigError, match="combine must be one of probabilities, losses, got 'mean'"):
+        LogitDistillationTask(student, combine="mean")  # type: ignore[arg-type]
 
 
 def test_a_mix_of_two_trains_in_a_loop_as_one_cache_does(folder: Path) -> None:
