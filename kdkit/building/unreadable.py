@@ -52,7 +52,7 @@ def leave_out_unreadable(
 
 def recorded_absent(path: Path) -> list[str]:
     """Keys of the images that the cache at `path`, finished or not, records as unreadable; none without a cache."""
-    if _is_file(path) or path.is_dir():
+    if _is_file(path) or (path / INDEX_NAME).is_file():
         return list(CacheFile(path).absent_keys)
     folder = shard_folder(path)
     return stored_absent(folder, ShardFolder.open(folder).metadata) if _is_begun(path) else []

@@ -34,9 +34,7 @@ def create_loader(
     """Creates a loader of normalised batches for one student; under torch.distributed, of this rank's images.
 
     Pass e over the loader is epoch e, counted from 0: it has its own order, and shows view e mod V. `set_epoch(e)`
-    before a pass chooses another epoch, and the passes after it continue from there. A pass counts as soon as it
-    begins, even if the loop leaves it early.
-
+    before a pass chooses another epoch, and the passes after it continue from there. A pass counts once it has begun.
     While shuffling, a last batch that is not full is left out, unless it is the only one: a batch of one image would
     break batch normalisation. Without shuffling every image is shown.
 
@@ -54,20 +52,17 @@ def create_loader(
         shuffle: whether each epoch has its own order.
         seed: seed of the order of images; the views have the recipe's.
         device: where batches arrive; the student's device by default.
-        num_epochs: number of passes that will be made, if known: with views_per_decode, the last group of passes is
-            then as short as the passes left.
+        num_epochs: number of passes, if known: the last group of views_per_decode is then as short as those left.
         rows: dataset rows to load; all by default.
-        shown_views: the view to show in place of each view of each dataset row, int64 [N, V]; by default each as it is.
+        shown_views: the view to show in place of each view of each row of the dataset, int64 [N, V]; None: each itself.
 
     Raises:
         ConfigError: an argument is out of range.
     """
     _check_views_per_decode(views_per_decode, dataset.recipe.num_views)
-    get_eval_model: Any = getattr(student, "get_eval_model", None)
-    model: Any = student if get_eval_model is None else get_eval_model()
+    model, rows = _model_of(student), range(len(dataset)) if rows is None else rows
     if device is None:
         device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    rows = range(len(dataset)) if rows is None else rows
     sampler = EpochSampler(
         rows,
         batch_size,
@@ -81,8 +76,14 @@ def create_loader(
         num_epochs=num_epochs,
     )
     sampler.shown_views = shown_views
-    options: dict[str, Any] = {"device": device, "num_workers": choose_workers(num_workers)}
+    options: Any = {"device": device, "num_workers": choose_workers(num_workers)}
     return ReplayLoader(dataset, sampler, Normalization.of(model), **options)
+
+
+def _model_of(student: Any) -> nn.Module:
+    """The student of a task, or the model itself."""
+    model: nn.Module = student.get_eval_model() if hasattr(student, "get_eval_model") else student
+    return model
 
 
 def _check_views_per_decode(views: int, num_views: int) -> None:
