@@ -41,8 +41,7 @@ def create_loader(
     Args:
         dataset: what to load, e.g. from `kdkit.open_dataset`; `dataset.with_teacher_view()` where a live teacher sees
             the views at its own size.
-        student: the model, whose `pretrained_cfg` holds the mean and standard deviation of its input, or a task that
-            trains it. ImageNet's are used if there is none.
+        student: the model, with the normalisation of its input in `pretrained_cfg`, else ImageNet's; or its task.
         batch_size: images per batch and rank.
         views_per_decode: number k of views that are drawn each time an image is decoded, at most the recipe's. The k
             passes of a group show the views that k plain passes show, but the k views of an image are adjacent in one
