@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from kdkit.config import ColumnsConfig, MismatchConfig
+from kdkit.config import ColumnsConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class CachePruneConfig(ColumnsConfig, MismatchConfig):
+class CachePruneConfig(ColumnsConfig):
     """Cache to remove images from."""
 
     cache: str

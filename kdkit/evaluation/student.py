@@ -63,7 +63,7 @@ def evaluate_student(config: EvaluateConfig, *, show_progress: bool = False) -> 
         raise OutputExistsError(f"{str(output)!r} exists: pass --overwrite to replace it")
     device = resolve_device(config.device)
     model, student = load_student(config)
-    dataset = open_dataset(config.data, recipe=_recipe(config, student), **config.columns)
+    dataset = _open_images(config, student)
     if dataset.is_unlabelled:
         raise DatasetError(f"no image of {config.data!r} has a label to evaluate with: give a folder of class folders")
     _check_same_classes(config, model, student, dataset)
@@ -92,6 +92,16 @@ def evaluate_student(config: EvaluateConfig, *, show_progress: bool = False) -> 
     if output is not None:
         files.write_text(output, json.dumps(dataclasses.asdict(report), indent=2) + "\n")
     return report
+
+
+def _open_images(config: EvaluateConfig, student: Student) -> ReplayedDataset:
+    """The images in the student's view; of its classes alone and in its order, where the data has them all by name."""
+    recipe, names = _recipe(config, student), student.class_names
+    dataset = open_dataset(config.data, recipe=recipe, **config.columns)
+    found = tuple(dataset.class_names or ())
+    if names is None or names == found or not set(names) <= set(found):
+        return dataset
+    return open_dataset(config.data, recipe=recipe, class_names=names, **config.columns)
 
 
 def _recipe(config: EvaluateConfig, student: Student) -> ViewRecipe:

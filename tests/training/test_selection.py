@@ -92,7 +92,9 @@ def test_more_images_than_the_cache_holds_are_refused_with_the_command_that_adds
 
 
 @pytest.mark.parametrize("form", ["list", "lines", "json"])
-def test_a_part_of_the_classes_trains_in_one_option(folder: Path, tmp_path: Path, form: str) -> None:
+def test_a_part_of_the_classes_trains_in_one_option(
+    folder: Path, tmp_path: Path, form: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     chosen = ["d4", "d1", "d8"]
     (tmp_path / "names.txt").write_text("\n".join(chosen) + "\n")
     (tmp_path / "names.json").write_text(json.dumps(chosen))
@@ -101,6 +103,9 @@ def test_a_part_of_the_classes_trains_in_one_option(folder: Path, tmp_path: Path
     assert distill(folder, folder / "data", tmp_path / "run", *options) == 0
     assert Student.read(tmp_path / "run").class_names == tuple(chosen)
     assert Student.read(tmp_path / "run").model_args["num_classes"] == 3
+    few = sum(len(list((folder / "val" / name).iterdir())) for name in chosen)
+    assert main(["evaluate", str(tmp_path / "run"), str(folder / "val"), "--workers", "0", "--device", "cpu"]) == 0
+    assert f"{few} images" in " ".join(capsys.readouterr().out.split())
 
 
 def test_a_class_map_names_the_classes_of_the_cache_for_those_of_the_data(folder: Path, tmp_path: Path) -> None:
