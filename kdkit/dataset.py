@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,12 @@ from typing import Any
 from kdkit.cache import CacheReader, ClassSelection, open_cache
 from kdkit.cache.open import Paths
 from kdkit.data import ReplayedDataset, create_source
+from kdkit.data.sources.base import LabelRule
 from kdkit.data.sources.classes import ClassesSource
 from kdkit.data.views.recorded import RecordStore
 from kdkit.recipe import ViewRecipe
+
+_logger = logging.getLogger(__name__)
 
 
 def open_dataset(
@@ -21,6 +25,8 @@ def open_dataset(
     recipe: ViewRecipe | None = None,
     image_column: str | None = None,
     label_column: str | None = None,
+    labels: LabelRule | None = None,
+    skip_missing: bool = False,
     records: RecordStore | None = None,
     class_names: Sequence[str] | None = None,
 ) -> ReplayedDataset:
@@ -32,10 +38,13 @@ def open_dataset(
         cache: a teacher cache, its path, or a list of paths. It gives the recipe, and is compared with the dataset:
             samples, class names and the pixels of some views. An open cache is thereby matched with this dataset.
             Images that its build left out as unreadable are left out, and of a cache of a part of the classes the
-            images of other classes.
+            images of other classes. If the cache does not name its classes, the labels of `data` may be of others,
+            and are left out.
         recipe: the settings of the views; the cache's by default, else `ViewRecipe()`.
         image_column: column of the images or their paths, where `data` has columns.
-        label_column: column of the labels, where `data` has columns.
+        label_column: column of the labels, where `data` has columns; of WebDataset shards, a field of the .json files.
+        labels: where labels come from, if the content of `data` does not decide: "folder", "tar" or "none".
+        skip_missing: leaves out whatever should hold an image and does not, instead of refusing `data`.
         records: an open cache that is not matched here; its recorded views are replayed where the recipe says so.
             `cache` by default.
         class_names: the classes of `data` to keep, in the order of their labels; those of `cache` by default if it was
@@ -49,7 +58,9 @@ def open_dataset(
     reader = open_cache(cache) if isinstance(cache, (str, Path, Sequence)) else cache
     if recipe is None:
         recipe = ViewRecipe() if reader is None else reader.recipe
-    source = create_source(data, image_column=image_column, label_column=label_column)
+    source = create_source(
+        data, image_column=image_column, label_column=label_column, labels=labels, skip_missing=skip_missing
+    )
     if isinstance(reader, ClassSelection) and class_names is None:
         class_names = reader.class_names
     if class_names is not None:
@@ -58,6 +69,9 @@ def open_dataset(
     if reader is not None:
         dataset = dataset.without(reader.absent_keys)
         reader.match(dataset)
+        if not reader.names_classes and not dataset.is_unlabelled:
+            _logger.warning("the classes of the data are not those of the cache: no label takes part in the loss")
+            dataset = dataset.without_labels()
     return dataset
 
 

@@ -11,12 +11,15 @@ from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from unicodedata import category
 
+_MAX_MESSAGE, _MESSAGE_HEAD, _MESSAGE_TAIL = 2000, 1500, 400  # characters: a name of megabytes may come from a file
+
 
 class KdkitError(Exception):
     """Base of all kdkit errors; the command line prints it as one line and exits with 1."""
 
     def __str__(self) -> str:
-        return printable(str(self.args[0])) if self.args else ""  # KeyError and OSError would add quotes or drop text
+        text = printable(str(self.args[0])) if self.args else ""  # KeyError and OSError would add quotes or drop text
+        return text if len(text) <= _MAX_MESSAGE else f"{text[:_MESSAGE_HEAD]} ... {text[-_MESSAGE_TAIL:]}"
 
 
 class ConfigError(KdkitError, ValueError):
@@ -35,7 +38,11 @@ class MissingTeacherError(KdkitError, RuntimeError):
     """A distillation task has neither a teacher nor a teacher output."""
 
 
-class TeacherMemoryError(KdkitError, MemoryError):
+class DeviceMemoryError(KdkitError, MemoryError):
+    """The device has too little memory for a step; names the batch size and the precision."""
+
+
+class TeacherMemoryError(DeviceMemoryError):
     """The device has too little memory to run the teacher on a single image."""
 
 
@@ -71,6 +78,10 @@ class UnreadableError(DatasetError):
     """
 
     samples: Mapping[str, str] = MappingProxyType({})
+
+
+class LabelError(DatasetError):
+    """A label that is no class index, or is out of range; names the sample."""
 
 
 class WriteError(KdkitError, OSError):

@@ -10,7 +10,7 @@ import timm
 import torch
 
 from kdkit.config import EMA, SingleTeacherConfig, StudentConfig, TeacherConfig
-from kdkit.errors import ConfigError, first_line
+from kdkit.errors import ClassMismatchError, ConfigError, first_line
 from kdkit.runtime import distributed
 from kdkit.runtime.hardware import choose_device
 from kdkit.runtime.reading import read_json
@@ -44,6 +44,7 @@ def resolve_teacher(
     device: torch.device,
     class_names: Sequence[str] | None = None,
     *,
+    needs_logits: bool = True,
     card: TeacherCard | None = None,
 ) -> Teacher:
     """The teacher that the configuration names, or the ensemble if it names several.
@@ -53,6 +54,7 @@ def resolve_teacher(
         device: where it runs.
         class_names: of the data [C]; the classes of a teacher that knows their names are brought into this order,
             unless the configuration has a class map.
+        needs_logits: whether the teacher's logits are used; a teacher of features alone may have other classes.
         card: the card that describes the teacher's weights and input; by default the configuration does.
 
     Raises:
@@ -66,8 +68,22 @@ def resolve_teacher(
         )
     resolved = [_resolve_member(member, device, card if member is config else None) for member in members]
     if class_names is not None:
-        resolved = [teacher.for_classes(class_names) for teacher in resolved]
+        resolved = [match_classes(teacher, class_names, needs_logits=needs_logits) for teacher in resolved]
     return TeacherEnsemble(resolved, [member.weight for member in members]) if config.ensemble else resolved[0]
+
+
+def match_classes(teacher: Teacher, class_names: Sequence[str], *, needs_logits: bool = True) -> Teacher:
+    """The teacher with its classes in the order of the data's, by name.
+
+    Raises:
+        ClassMismatchError: it has other classes, and its logits are needed.
+    """
+    try:
+        return teacher.for_classes(class_names)
+    except ClassMismatchError:
+        if needs_logits:
+            raise
+        return teacher
 
 
 def describe_teacher(teacher: Teacher) -> str:

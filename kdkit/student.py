@@ -8,21 +8,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import timm
 from torch import nn
 
+from kdkit.bounds import check_fields, check_model_arguments
 from kdkit.config import StudentConfig
-from kdkit.errors import CheckpointError, ConfigError
+from kdkit.errors import CheckpointError, ConfigError, UnknownNameError, first_line
 from kdkit.recipe import Interpolation, ViewRecipe
 from kdkit.runtime import files
 from kdkit.runtime.reading import read_json
-from kdkit.teachers.factory import build_model, load_weights, read_weights
+from kdkit.teachers.class_names import label_names
 from kdkit.teachers.model_config import model_config
+from kdkit.teachers.timm_model import FIRST_WEIGHTS, build_model, build_trained
 
 STUDENT = "student.json"
 """The file of a run's folder that describes how its student is built."""
 EXPORTED = "config.json"
 """The file of an export's folder that describes its model, in the layout of timm's hub."""
+_MAX_BYTES = 1 << 24  # the names of a million classes
 BEST, LAST = "model_best.pth.tar", "last.pth.tar"
 """A run's checkpoint with the best metric and its newest, by the names that timm gives them."""
 CACHES = "kdkit_caches"
@@ -67,13 +69,20 @@ class Student:
             CheckpointError: the file is not as `write` writes it.
         """
         path = folder / STUDENT
+        values = read_json(path, limit=_MAX_BYTES, error=CheckpointError)
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
             names = values["class_names"]
             caches = tuple({**cache} for cache in values.get("caches", ()))
-            return cls(**{**values, "class_names": None if names is None else tuple(names), "caches": caches})
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(f"{str(path)!r} does not describe a student ({error}): was it edited?") from error
+            student = cls(**{**values, "class_names": None if names is None else tuple(names), "caches": caches})
+            check_fields(student)
+            check_model_arguments(student.model_args)
+        except (ValueError, LookupError, TypeError) as error:
+            raise CheckpointError(
+                f"{str(path)!r} does not describe a student ({first_line(error)}): was it edited?"
+            ) from error
+        if foreign := [name for name in FIRST_WEIGHTS if name in student.model_args]:
+            raise CheckpointError(f"{str(path)!r} does not describe a student: its model_args name {foreign[0]}")
+        return student
 
     def describe_caches(self) -> list[str]:
         """A line for each cache that taught it: its teacher and its identity."""
@@ -99,11 +108,7 @@ def load_student(config: StudentConfig) -> tuple[nn.Module, Student]:
     """
     folder = Path(config.student)
     if (folder / STUDENT).is_file():
-        student = Student.read(folder)
-        checkpoint = _checkpoint(folder) if config.checkpoint is None else Path(config.checkpoint)
-        model: nn.Module = timm.create_model(student.model, **student.model_args)
-        load_weights(model, read_weights(checkpoint, ema=config.ema), checkpoint)
-        return model.eval(), student
+        return _load_run(folder, config)
     if folder.is_dir() and not (folder / EXPORTED).is_file():
         raise CheckpointError(
             f"{str(folder)!r} holds no student: expected {STUDENT}, which kdkit distill writes, or {EXPORTED}, which "
@@ -114,9 +119,23 @@ def load_student(config: StudentConfig) -> tuple[nn.Module, Student]:
     if config.checkpoint is not None and folder.is_dir():
         raise ConfigError(f"{config.student!r} holds its own weights: leave out checkpoint, or name the model instead")
     name = f"local-dir:{folder}" if folder.is_dir() else config.student
-    model = build_model(name, config.checkpoint, ema=config.ema)
+    model = build_model(name, config.checkpoint, ema=config.ema, subject="student")
     student = _described(name, model)
     return model.eval(), dataclasses.replace(student, caches=_exported_caches(folder)) if folder.is_dir() else student
+
+
+def _load_run(folder: Path, config: StudentConfig) -> tuple[nn.Module, Student]:
+    """The student in a run's folder, in evaluation mode on the CPU, and its description."""
+    student = Student.read(folder)
+    checkpoint = _checkpoint(folder) if config.checkpoint is None else Path(config.checkpoint)
+    try:
+        model = build_trained(student.model, student.model_args, checkpoint, ema=config.ema)
+    except (ConfigError, UnknownNameError) as error:
+        raise CheckpointError(f"{str(folder / STUDENT)!r} describes no student of timm: {error}") from error
+    own: dict[str, Any] = {"crop_pct": student.crop_pct, "interpolation": student.interpolation}
+    own |= {"input_size": (3, student.input_size, student.input_size), "test_input_size": None, "test_crop_pct": None}
+    setattr(model, "pretrained_cfg", {**model_config(model), **own})  # noqa: B010 -- as an export has them
+    return model.eval(), student
 
 
 def _checkpoint(folder: Path) -> Path:
@@ -137,7 +156,6 @@ def _described(name: str, model: nn.Module) -> Student:
     """The description that a timm model's own configuration gives."""
     config = model_config(model)
     size = config.get("test_input_size") or config.get("input_size") or (3, 224, 224)
-    names = config.get("label_names")
     bilinear = config.get("interpolation") == "bilinear"
     return Student(
         model=name,
@@ -145,5 +163,5 @@ def _described(name: str, model: nn.Module) -> Student:
         input_size=int(size[-1]),
         crop_pct=float(config.get("test_crop_pct") or config.get("crop_pct") or ViewRecipe.crop_pct),
         interpolation="bilinear" if bilinear else "bicubic",
-        class_names=None if names is None else tuple(names),
+        class_names=label_names(model),
     )

@@ -22,6 +22,7 @@ from kdkit.cache.shards.lock import LOCK_NAME
 
 _PAGE = 4096
 Event = tuple[Any, ...]
+O_TMPFILE = getattr(os, "O_TMPFILE", -1)  # a file without a name: no crash leaves anything of it
 FOLDER = -1  # stands for an inode where a name is a folder's
 
 
@@ -45,7 +46,8 @@ class Recorder:
         real |= {name: getattr(os, name) for name in ("fsync", "replace", "unlink", "mkdir", "rmdir")}
 
         def open_(path: Any, flags: int, *arguments: Any, **options: Any) -> int:
-            inside = None if Path(os.fsdecode(path)).name == LOCK_NAME else self._relative(path)
+            leaves_nothing = Path(os.fsdecode(path)).name == LOCK_NAME or flags & O_TMPFILE == O_TMPFILE
+            inside = None if leaves_nothing else self._relative(path)
             new = inside is not None and bool(flags & os.O_CREAT) and not os.path.lexists(path)
             descriptor = int(real["open"](path, flags, *arguments, **options))
             if inside is not None:

@@ -175,6 +175,25 @@ def _extra(file: h5py.File, bait: Path) -> None:
     file["views/0000/more"] = h5py.ExternalLink(str(bait), "/")
 
 
+def _name_through_link(file: h5py.File, bait: Path) -> None:
+    """A name in the table of checksums that leads through an external link."""
+    file["codecs/logits/x"] = h5py.ExternalLink(str(bait), "/")
+    set_sum(file, "codecs/logits/x/y", 0)
+
+
+def _sum(name: str) -> Change:
+    """A name more in the table of checksums."""
+    return lambda file, bait: set_sum(file, name, 0)
+
+
+def set_keys(file: h5py.File, joined: bytes) -> None:
+    """The keys, joined by NUL, with a right checksum."""
+    packed = zlib.compress(joined, 9)
+    del file["rows/keys_zlib"]
+    _contiguous(file, "rows/keys_zlib", np.frombuffer(packed, "u1"))
+    set_sum(file, "rows/keys_zlib", zlib.crc32(packed))
+
+
 def _huge_everywhere(file: h5py.File, bait: Path) -> None:
     metadata(num_rows=1 << 36)(file, bait)
     _dataset(shape=(1 << 36, 24), dtype="u1")(file, bait)
@@ -187,6 +206,14 @@ PACKED: dict[str, Change] = {
     "external link as the views": _replaced("views", lambda f, bait: h5py.ExternalLink(str(bait), "/views")),
     "external link as one view": _replaced("views/0001", lambda f, bait: h5py.ExternalLink(str(bait), "/views/0001")),
     "external link as an extra member": _extra,
+    "a name that leads through an external link": _name_through_link,
+    "'..' in a name": _sum("codecs/logits/.."),
+    "'../' in a name": _sum("codecs/logits/../../rows"),
+    "an absolute name": _sum("/views/0000/logits"),
+    "an empty name": _sum(""),
+    "a name of one component": _sum("x"),
+    "NUL in a name": _sum("codecs/logits/a\0b"),
+    "a hundred thousand empty keys": lambda file, bait: set_keys(file, bytes(100_000)),
     "soft link to the rows": _replaced(ROWS, lambda f, bait: h5py.SoftLink("/views/0001/logits")),
     "soft link as a group": _replaced("views/0001", lambda f, bait: h5py.SoftLink("/views/0000")),
     "virtual dataset": _virtual,

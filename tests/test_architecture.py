@@ -31,7 +31,7 @@ FLOORS = (
     ("student",),
     ("teachers", "data", "config", "presets"),
     ("runtime", "losses", "recipe"),
-    ("types",),
+    ("types", "bounds"),
     ("errors", "_lazy", "_version"),
 )
 HEIGHT = {room: -number for number, floor in enumerate(FLOORS) for room in floor}

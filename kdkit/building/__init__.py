@@ -8,7 +8,7 @@ Where to look:
     shards.py       the loop over missing shards; groups.py, those of several views that share a decode
     teacher.py      runs the teacher; encoder.py encodes in parallel
     fit.py          fits the codecs and measures their fidelity; estimate.py, the cost before a build
-    verify.py       checksums, and rows on which the teacher runs again
+    verify.py       checksums, and rows on which the teacher runs again; agreement.py judges those rows
     ray.py          the same on a Ray cluster
     rewrite.py      rows of finished caches as a new one, ordered by arrange.py: merge.py merges and prunes, recode.py
                  changes codecs and views, in_place.py replaces the old file, parts.py tells old images from new

@@ -21,7 +21,9 @@ from kdkit.building.unreadable import leave_out_unreadable, listing_unreadable, 
 from kdkit.cache.reader import CachedTeacher
 from kdkit.cache.writer import CacheWriter
 from kdkit.data import ReplayedDataset
+from kdkit.data.ranks import check_same_on_ranks
 from kdkit.runtime import distributed
+from kdkit.runtime.agreement import check_same_settings
 from kdkit.teachers import Teacher
 
 
@@ -77,15 +79,19 @@ def build_cache(
     Raises:
         UnreadableError: images cannot be read; names all of them, and leaves finished shards.
         CacheMismatchError: the cache at `path` was made with other settings; names the field and both values.
+        DatasetError, ConfigError: another rank has other data, another teacher or other settings; names the rank and
+            the first difference.
         CacheLockedError: another process is building it.
         NonFiniteOutputError: an output is NaN, infinite, or beyond what the codec can hold; names samples.
         CacheError: the folder cannot be written, or the disk is full.
         MissingDependencyError: the engine is "ray", and Ray is not installed.
     """
     begun, config, path = time.monotonic(), config or BuildConfig(), Path(path)
+    check_same_on_ranks(dataset)
     dataset = leave_out_unreadable(as_built(dataset), path, config, show_progress=show_progress)
-    teacher = with_streams(for_dataset(teacher, dataset), config.streams).to(torch.device(device))
+    teacher = with_streams(for_dataset(teacher, dataset, config.streams), config.streams).to(torch.device(device))
     plan = BuildPlan(teacher, dataset, config, device, allow_mismatch)
+    check_same_settings(lambda: {"teacher": plan.teacher.fingerprint(), "streams": list(plan.config.streams)})
     with ExitStack() as held:
 
         def begin() -> CacheWriter:
@@ -123,7 +129,12 @@ def fill_and_finish(
             images = fill_on_actors(writer, missing, plan, actors=actors, show_progress=show_progress)
     else:
         images = fill_together(writer, missing, plan, show_progress=show_progress)
-    record = {"seconds": round(time.monotonic() - begun, 3), "images": images, "device": str(plan.device)}
+    record = {
+        "seconds": round(time.monotonic() - begun, 3),
+        "images": images,
+        "device": str(plan.device),
+        "batch_size": plan.config.batch_size,
+    }
     place = distributed.on_rank_zero(lambda: writer.finish(pack=plan.config.pack, record=record))
     cache = CachedTeacher(place)
     return BuildReport(place, cache.num_rows, cache.num_views, cache.num_bytes, images, time.monotonic() - begun)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from kdkit.building.teacher import check_encodable
 from kdkit.cache.codecs import RowCodec
-from kdkit.cache.fidelity import measure_rows
+from kdkit.cache.encoding import encode_in_parts, measure_in_parts
 from kdkit.cache.format.constants import hashed_rows
 from kdkit.cache.format.metadata import CacheMetadata, Shard
 from kdkit.cache.pixels import pixel_crc32
@@ -97,7 +97,7 @@ class ShardEncoder(Worker):
         with torch.no_grad(), self._after(ready):
             for stream, codec in self._codecs.items():
                 check_encodable(outputs[stream], codec, stream, self._teacher, self._keys, pixels)
-                encoded = codec.encode(outputs[stream])
+                encoded = encode_in_parts(codec, outputs[stream])
                 opened.payloads[stream][rows] = self._to_host(encoded)
                 if self._metadata.measures_views(stream):
                     opened.fidelity[stream].append(self._measure(stream, pixels, outputs[stream], encoded))
@@ -124,7 +124,7 @@ class ShardEncoder(Worker):
         first = int(pixels.row[0])
         measured = self._metadata.measured_rows(stream, first, first + len(pixels.row))
         here = slice(measured.start - first, None, measured.step)
-        return measure_rows(self._codecs[stream], values[here], encoded[here])
+        return measure_in_parts(self._codecs[stream], values[here], encoded[here])
 
     @contextmanager
     def _after(self, ready: torch.cuda.Event | None) -> Iterator[None]:

@@ -13,6 +13,7 @@ from kdkit.building.fit import num_probed
 from kdkit.building.plan import BuildPlan
 from kdkit.building.teacher import for_dataset, run_teacher, with_streams
 from kdkit.cache.codecs import RowCodec
+from kdkit.cache.encoding import encode_in_parts
 from kdkit.data import EpochSampler, ReplayedDataset, ReplayLoader, translate_worker_errors
 from kdkit.teachers import Teacher
 
@@ -51,7 +52,7 @@ def estimate_cache(
     """
     config = config or BuildConfig()
     dataset = dataset.for_teacher()
-    teacher = with_streams(for_dataset(teacher, dataset), config.streams).to(torch.device(device))
+    teacher = with_streams(for_dataset(teacher, dataset, config.streams), config.streams).to(torch.device(device))
     plan = BuildPlan(teacher, dataset, config, device, fit_rows=ESTIMATE_FIT_ROWS)
     spec = plan.make_spec()
     images = len(spec.keys) * spec.num_views
@@ -86,7 +87,7 @@ def _measure_speed(
     images, begun = 0, time.perf_counter()
     for number, pixels in enumerate(loader.pixel_batches()):
         for stream, values in run_teacher(teacher, loader, pixels, codecs).items():
-            codecs[stream].encode(values).cpu()  # waits for the device
+            encode_in_parts(codecs[stream], values).cpu()  # waits for the device
         if number < ahead:
             images, begun = 0, time.perf_counter()
         else:

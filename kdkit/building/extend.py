@@ -27,7 +27,9 @@ from kdkit.cache.pixels import check_pixels, checked_views
 from kdkit.cache.reader import CachedTeacher
 from kdkit.cache.writer import CacheWriter
 from kdkit.data import ReplayedDataset
+from kdkit.data.ranks import check_same_on_ranks
 from kdkit.runtime import distributed
+from kdkit.runtime.agreement import check_same_settings
 from kdkit.teachers import Teacher
 
 
@@ -66,14 +68,17 @@ def extend_cache(
 
     Raises:
         CacheMismatchError: the cache was made with other settings, or has more views; names the field and both values.
+        DatasetError, ConfigError: another rank has other data or another teacher; names the rank and the difference.
         CacheIncompleteError: its build has not finished.
         CacheLockedError: another process is writing it.
         NonFiniteOutputError: an output is NaN, infinite, or beyond what the codec can hold; names samples.
         CacheError: the folder cannot be written, or the disk is full.
     """
     cache = CachedTeacher(path)
+    check_same_on_ranks(dataset)
     dataset = as_built(dataset).without(recorded_absent(Path(path)))
-    teacher = for_dataset(teacher, dataset).to(torch.device(device))
+    teacher = for_dataset(teacher, dataset, cache.codecs).to(torch.device(device))
+    check_same_settings(lambda: {"teacher": teacher.fingerprint()})
     held, more = split_images(cache, dataset)
     known = part_of(dataset, held)
     if more:

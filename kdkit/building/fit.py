@@ -16,7 +16,8 @@ from torch import Tensor
 from kdkit.building.config import BuildConfig
 from kdkit.building.teacher import check_encodable, run_teacher
 from kdkit.cache.codecs import Codec, RowCodec, create_feature_codec
-from kdkit.cache.fidelity import measure_rows, summarise_rows
+from kdkit.cache.encoding import encode_in_parts, measure_in_parts
+from kdkit.cache.fidelity import summarise_rows
 from kdkit.cache.format.constants import LOGITS
 from kdkit.cache.types import Array
 from kdkit.data import EpochSampler, ReplayedDataset, ReplayLoader, translate_worker_errors
@@ -67,7 +68,7 @@ def fit_and_measure(
             codecs[LOGITS] = _fit(logit_codec, _draw(dataset, each, fit_rows), teacher, dataset, config, device)
     measures: dict[str, list[Array]] = {stream: [] for stream in config.streams}
     for stream, values in _run_on(range(0, len(dataset), each), codecs, teacher, dataset, config, device):
-        measures[stream].append(measure_rows(codecs[stream], values, codecs[stream].encode(values)))
+        measures[stream].append(measure_in_parts(codecs[stream], values, encode_in_parts(codecs[stream], values)))
     return {
         stream: Probed(codecs[stream], {**summarise_rows(np.concatenate(pieces)), "each": each})
         for stream, pieces in measures.items()

@@ -11,9 +11,7 @@ from kdkit.data import ReplayedDataset, create_source
 from kdkit.data.sources.selection import SelectedSource
 
 
-def open_like(
-    data: Any, like: str | Path, *, image_column: str | None = None, label_column: str | None = None
-) -> ReplayedDataset:
+def open_like(data: Any, like: str | Path, **options: Any) -> ReplayedDataset:
     """The images of `data` that a cache holds, in the cache's order and views, for `build_cache` with another teacher.
 
     Recipe, number of views, samples, their order and the class names are the cache's. Images of `data` that the cache
@@ -22,12 +20,12 @@ def open_like(
     Args:
         data: where the images are, as for `kdkit.open_dataset`.
         like: the cache.
-        image_column, label_column: as for `kdkit.open_dataset`.
+        options: how the data is read, as for `kdkit.data.create_source`.
 
     Raises:
         CacheMismatchError: an image is missing, the class names differ, or a view shows other pixels; named.
     """
-    cache, source = open_cache(like), create_source(data, image_column=image_column, label_column=label_column)
+    cache, source = open_cache(like), create_source(data, **options)
     places = {key: place for place, key in enumerate(source.keys)}
     keys = cache.keys()
     held = [places[key] for key in keys if key in places]

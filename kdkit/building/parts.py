@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 
 from kdkit.cache import CachedTeacher
 from kdkit.data import ReplayedDataset
-from kdkit.data.sources.selection import SelectedSource
 from kdkit.data.views.record import RecordedSteps
 from kdkit.errors import CacheMismatchError
 
@@ -16,10 +14,7 @@ def part_of(dataset: ReplayedDataset, rows: Sequence[int]) -> ReplayedDataset:
     """The same views of some samples, in the order of `rows`; all as they are if their views depend on each other."""
     if list(rows) == list(range(len(dataset))) or dataset.recipe.mixes or dataset.recipe.recorded is not None:
         return dataset
-    part = copy.copy(dataset)
-    part.source = SelectedSource(dataset.source, rows)
-    part.keys = part.source.keys
-    return part
+    return dataset.selecting(rows)
 
 
 def split_images(cache: CachedTeacher, dataset: ReplayedDataset) -> tuple[list[int], list[int]]:

@@ -17,6 +17,7 @@ from kdkit.cache.format.constants import LOGITS
 from kdkit.cache.format.keys import check_same_samples, keys_sha256
 from kdkit.cache.format.metadata import CacheMetadata
 from kdkit.cache.lazy_arrays import stored_keys
+from kdkit.cache.matching import composed
 from kdkit.cache.pixels import check_pixels, transform_versions
 from kdkit.cache.spec import CacheSpec
 from kdkit.cache.writer import CacheWriter
@@ -25,6 +26,7 @@ from kdkit.errors import ClassMismatchError, ConfigError
 from kdkit.recipe import ViewRecipe
 from kdkit.runtime.compare import check_match
 from kdkit.teachers import Teacher
+from kdkit.teachers.class_names import describe_count_mismatch
 
 VIEWS_FIELD, KEYS_FIELD = "recipe.num_views", "dataset.keys_sha256"
 _SHARDS_REPLAYED, _ROWS_REPLAYED = 16, 4  # number of sealed shards, and of rows of each, when a build resumes
@@ -97,11 +99,8 @@ class BuildPlan:
         name, num_classes, names = self.teacher.name, self.teacher.num_classes, self.dataset.class_names
         if num_classes is None:
             raise ConfigError(f"the teacher {name!r} does not tell how many classes it has: set model.num_classes")
-        if names is not None and len(names) != num_classes:
-            raise ClassMismatchError(
-                f"the teacher {name!r} has {num_classes} classes, the dataset {len(names)}: give the teacher a "
-                "class_map, or use a teacher trained on those classes"
-            )
+        if num_classes == 0 or (names is not None and len(names) != num_classes):
+            raise ClassMismatchError(describe_count_mismatch(f"the teacher {name!r}", num_classes, names or ()))
         config = self.config
         if config.row_bytes is not None:
             return codec_of_size(config.codec, num_classes, config.row_bytes, **config.codec_options)
@@ -120,11 +119,12 @@ class BuildPlan:
         names = stored.dataset["class_names"] if self._is_nameless else self.dataset.class_names
         now = {
             "keys_sha256": keys_sha256(self.dataset.keys),
-            "class_names": None if names is None else list(names),
+            "class_names": composed(names),
             "has_pixels": True,
             **({"num_absent": len(self.dataset.absent)} if self.dataset.absent else {}),
         }
         then = {**asdict(stored)["dataset"], "has_pixels": stored.has_pixels}
+        then["class_names"] = composed(then["class_names"])
         check_match("teacher", stored.teacher, self.teacher.fingerprint(), shown, allow)
         recipe = ViewRecipe.completed(stored.recipe)
         check_match("recipe", recipe, self.dataset.recipe.to_dict(), shown, allow - {VIEWS_FIELD})

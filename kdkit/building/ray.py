@@ -22,6 +22,7 @@ from kdkit.building.shards import fill_shards
 from kdkit.cache.format.metadata import Shard
 from kdkit.cache.writer import CacheWriter
 from kdkit.errors import CacheError, ConfigError, KdkitError, MissingDependencyError
+from kdkit.runtime.install import install_command
 from kdkit.runtime.progress import progress
 
 _logger = logging.getLogger(__name__)
@@ -162,5 +163,5 @@ def _import_ray() -> Any:
     try:
         import ray
     except ImportError as error:
-        raise MissingDependencyError("the engine 'ray' needs Ray: pip install 'kdkit[ray]'") from error
+        raise MissingDependencyError(f"the engine 'ray' needs Ray: {install_command('ray')}") from error
     return ray

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Iterable, Sequence
 
+import torch
 from torch import Tensor
 
 from kdkit.cache import encoding
@@ -11,8 +13,11 @@ from kdkit.cache.codecs import RowCodec
 from kdkit.cache.format.constants import LOGITS
 from kdkit.data import PixelBatch, ReplayedDataset, ReplayLoader
 from kdkit.errors import MissingTeacherError
+from kdkit.resolve import match_classes
 from kdkit.teachers import Teacher
 from kdkit.types import TeacherOutput
+
+_logger = logging.getLogger(__name__)
 
 
 def run_teacher(
@@ -30,16 +35,21 @@ def run_teacher(
     return {stream: select_stream(output, stream, teacher.name) for stream in streams}
 
 
-def for_dataset(teacher: Teacher, dataset: ReplayedDataset) -> Teacher:
-    """Returns the teacher with its classes in the dataset's order, by name.
+def for_dataset(teacher: Teacher, dataset: ReplayedDataset, streams: Collection[str]) -> Teacher:
+    """Returns the teacher with its classes in the dataset's order, by name, and says so where that changes them.
 
     It is `teacher` itself if one of the two does not name its classes.
 
     Raises:
-        ClassMismatchError: the two name different classes; names the first difference.
+        ClassMismatchError: the two name different classes, and a stream is of logits; names the first difference.
     """
     names = dataset.class_names
-    return teacher if names is None else teacher.for_classes(names)
+    if names is None:
+        return teacher
+    found = match_classes(teacher, names, needs_logits=LOGITS in streams)
+    if found.class_map != teacher.class_map:
+        _logger.warning("the classes of the teacher %r are brought into the order of the data, by name", teacher.name)
+    return found
 
 
 def with_streams(teacher: Teacher, streams: Iterable[str]) -> Teacher:
@@ -50,6 +60,12 @@ def with_streams(teacher: Teacher, streams: Iterable[str]) -> Teacher:
     """
     taps = [stream for stream in streams if stream != LOGITS]
     return teacher if set(taps) <= set(teacher.taps) else teacher.with_taps(taps)
+
+
+def device_of(teacher: Teacher) -> torch.device:
+    """The device that the teacher's weights are on; the CPU for a teacher without any."""
+    model = teacher.model
+    return next((tensor.device for tensor in (*model.parameters(), *model.buffers())), torch.device("cpu"))
 
 
 def check_encodable(

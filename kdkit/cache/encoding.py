@@ -14,6 +14,7 @@ from kdkit.cache.format.constants import BLOCK_ROWS
 from kdkit.cache.format.keys import list_keys
 from kdkit.cache.types import Array
 from kdkit.errors import NonFiniteOutputError
+from kdkit.runtime.memory import run_in_parts
 
 
 def as_tensor(values: Tensor | Array) -> Tensor:
@@ -47,6 +48,29 @@ def check_encodable(
     )
 
 
+def encode_in_parts(codec: RowCodec, values: Tensor) -> Tensor:
+    """The encoded rows of outputs [B, ...], uint8 [B, row_bytes]; in parts where memory is too little.
+
+    Raises:
+        DeviceMemoryError: there is too little memory for a single row.
+    """
+    return run_in_parts(codec.encode, values, f"encoding with {codec.name!r}")
+
+
+def measure_in_parts(codec: RowCodec, values: Tensor, encoded: Tensor) -> Array:
+    """The measures of `measure_rows`, float32 [B, M]; in parts where memory is too little.
+
+    Raises:
+        DeviceMemoryError: there is too little memory for a single row.
+    """
+
+    def measure(places: Tensor) -> Tensor:
+        return torch.from_numpy(measure_rows(codec, values[places], encoded[places]))
+
+    places = torch.arange(len(values), device=values.device)
+    return run_in_parts(measure, places, f"measuring {codec.name!r}").numpy()
+
+
 @torch.no_grad()
 def encode_rows(codec: RowCodec, values: Tensor, measured: range | None) -> tuple[Array, Array | None]:
     """Encodes the rows of a shard, a block at a time, which bounds the memory.
@@ -61,7 +85,7 @@ def encode_rows(codec: RowCodec, values: Tensor, measured: range | None) -> tupl
     """
     encoded = torch.empty((len(values), codec.row_bytes), dtype=torch.uint8)
     for start in range(0, len(values), BLOCK_ROWS):
-        encoded[start : start + BLOCK_ROWS] = codec.encode(values[start : start + BLOCK_ROWS]).cpu()
+        encoded[start : start + BLOCK_ROWS] = encode_in_parts(codec, values[start : start + BLOCK_ROWS]).cpu()
     if measured is None:
         return encoded.numpy(), None
     places = np.asarray(measured, dtype=np.int64)

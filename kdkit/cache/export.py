@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import json
+import math
+import zipfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
-from torch import Tensor
 
 from kdkit.cache import CachedTeacher, open_cache
 from kdkit.cache.format.constants import LOGITS
+from kdkit.cache.types import Array
 from kdkit.errors import ConfigError, OutputExistsError
 from kdkit.runtime import files
 
 _CHUNK = 1024
+_MAX_KEYS_BYTES = 1 << 30
+_ALIGNMENT = 8
+_DTYPES = {"<f2": "F16", "<f4": "F32"}  # numpy's names -> those of safetensors
 FORMATS = (".npz", ".safetensors")
 
 
@@ -35,7 +40,7 @@ def export_cache(
         overwrite: whether a file at `output` is replaced.
 
     Raises:
-        ConfigError: `output` ends in neither.
+        ConfigError: `output` ends in neither, or a key is too long for an array of keys.
         CacheStreamError: the cache holds no such stream.
         OutputExistsError: there is a file at `output`.
         WriteError, DiskFullError: `output` cannot be written, or the disk is full.
@@ -46,26 +51,69 @@ def export_cache(
     if output.exists() and not overwrite:
         raise OutputExistsError(f"{str(output)!r} exists: pass --overwrite to replace it")
     cache = open_cache(path, streams=[stream])
-    name, rows = "log_probabilities" if stream == LOGITS else stream, _decode(cache, view, stream)
-    with files.atomic_write(output) as temporary:
+    files.remove_leftovers(output.parent, output.name)
+    with files.atomic_write(output) as temporary, open(temporary, "xb") as file:
         if output.suffix == ".npz":
-            with open(temporary, "xb") as file:
-                arrays: dict[str, Any] = {name: rows.numpy(), "keys": np.array(cache.keys())}
-                np.savez(file, **arrays)
+            _write_npz(file, cache, _Rows(cache, view, stream))
         else:
-            try:
-                save_file({name: rows}, temporary, {"teacher": cache.metadata.teacher["name"]})
-            except SafetensorError as error:  # safetensors wraps every file-system error in it
-                raise OSError(str(error)) from error
+            _write_safetensors(file, cache, _Rows(cache, view, stream))
     return output
 
 
-def _decode(cache: CachedTeacher, view: int, stream: str) -> Tensor:
-    """All rows of a stream of a view."""
-    codec, dtype = cache.codecs[stream], torch.float16 if stream == LOGITS else torch.float32
-    chunks = [np.arange(first, min(first + _CHUNK, cache.num_rows)) for first in range(0, cache.num_rows, _CHUNK)]
-    shape = codec.decode(cache.read_encoded(np.arange(0), view, stream)).shape[1:]
-    rows = torch.empty(cache.num_rows, *shape, dtype=dtype)
-    for wanted in chunks:
-        rows[wanted[0] : wanted[-1] + 1] = codec.decode(cache.read_encoded(wanted, view, stream))
-    return rows
+class _Rows:
+    """The decoded rows of a stream of a view, chunk by chunk; all of them never stand in memory.
+
+    Attributes:
+        name: the name that they are exported under.
+        shape, dtype: of all rows.
+    """
+
+    def __init__(self, cache: CachedTeacher, view: int, stream: str) -> None:
+        self._cache, self._view, self._stream = cache, view, stream
+        is_logits = stream == LOGITS
+        self.name = "log_probabilities" if is_logits else stream
+        self._dtype = torch.float16 if is_logits else torch.float32
+        first = self._decode(0, 0)
+        self.shape, self.dtype = (cache.num_rows, *first.shape[1:]), first.dtype
+
+    def chunks(self) -> Iterator[bytes]:
+        """The bytes of the rows, in order."""
+        for first in range(0, self._cache.num_rows, _CHUNK):
+            yield self._decode(first, min(first + _CHUNK, self._cache.num_rows)).tobytes()
+
+    def _decode(self, start: int, stop: int) -> Array:
+        encoded = self._cache.read_encoded(np.arange(start, stop), self._view, self._stream)
+        rows: Array = self._cache.codecs[self._stream].decode(encoded).to(self._dtype).numpy()
+        return rows
+
+
+def _write_npz(file: IO[bytes], cache: CachedTeacher, rows: _Rows) -> None:
+    """The archive that np.savez would write: members NAME.npy, stored."""
+    keys = cache.keys()
+    width = max(map(len, keys), default=1)
+    texts = np.dtype(f"<U{max(1, width)}")
+    if len(keys) * texts.itemsize > _MAX_KEYS_BYTES:
+        raise ConfigError(
+            f"the {len(keys)} keys would take {len(keys) * texts.itemsize:,} bytes as an array, as the longest has "
+            f"{width:,} characters; expected at most {_MAX_KEYS_BYTES:,}: export to .safetensors, without keys"
+        )
+    pieces = (np.array(keys[first : first + _CHUNK], texts).tobytes() for first in range(0, len(keys), _CHUNK))
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, dtype, shape, content in (
+            (rows.name, rows.dtype, rows.shape, rows.chunks()),
+            ("keys", texts, (len(keys),), pieces),
+        ):
+            header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array_header_1_0(member, header)
+                member.writelines(content)
+
+
+def _write_safetensors(file: IO[bytes], cache: CachedTeacher, rows: _Rows) -> None:
+    """The format of safetensors: the length of the header, the header as JSON, the bytes of the only tensor."""
+    num_bytes = math.prod(rows.shape) * rows.dtype.itemsize
+    tensor = {"dtype": _DTYPES[rows.dtype.str], "shape": rows.shape, "data_offsets": [0, num_bytes]}
+    header = json.dumps({"__metadata__": {"teacher": cache.metadata.teacher["name"]}, rows.name: tensor}).encode()
+    header += b" " * (-len(header) % _ALIGNMENT)
+    file.write(len(header).to_bytes(8, "little") + header)
+    file.writelines(rows.chunks())

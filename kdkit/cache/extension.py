@@ -2,21 +2,28 @@
 
 A packed cache gets a parts folder, with an index that counts all views and with the further views' shards; at
 the end a new file is packed from both and renamed over the old. The shards of an unpacked cache go into its folder,
-where readers ignore them; at the end its index is replaced by one that counts them. Both need only one rename.
+where readers ignore them; at the end its index is replaced by one that counts them. Until then `extension.json` in it
+states their number, for the processes that join. Both need only one rename.
 """
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from kdkit.cache.format.constants import MAX_VIEWS
 from kdkit.cache.format.limits import check_storable
 from kdkit.cache.format.metadata import CacheMetadata, Shard
 from kdkit.cache.hdf5.open import open_hdf5
 from kdkit.cache.packing import check_no_further_views, index_arrays, pack
 from kdkit.cache.shards.folder import INDEX_NAME, ShardFolder, shard_folder
-from kdkit.errors import CacheIncompleteError, CacheMismatchError
+from kdkit.errors import CacheError, CacheIncompleteError, CacheMismatchError
 from kdkit.runtime import files
+from kdkit.runtime.reading import read_json
+
+PLAN_NAME = "extension.json"
+_MAX_PLAN_BYTES = 4096
 
 
 @dataclass(frozen=True)
@@ -51,6 +58,8 @@ class Extension:
         check_storable(grown, ())
         if path.is_dir():
             check_no_further_views(ShardFolder(path, grown))
+            if _planned_views(path) != num_views:
+                files.write_text(path / PLAN_NAME, json.dumps({"num_views": num_views}))
             return cls(path, old, ShardFolder(path, grown))
         files.remove_leftovers(path.parent, path.name)
         if (folder / INDEX_NAME).is_file():
@@ -73,6 +82,16 @@ class Extension:
             arrays = {name: file.read_array(name) for name in file.checksums() if not name.startswith("views/")}
         return cls(path, old, ShardFolder.create(folder, grown, arrays))
 
+    @classmethod
+    def joined(cls, parts: ShardFolder) -> Extension | None:
+        """The extension in progress of the unpacked cache in `parts`; None if there is none."""
+        num_views = _planned_views(parts.folder)
+        if num_views is None or not parts.metadata.num_views < num_views <= MAX_VIEWS:
+            return None
+        grown = parts.metadata.with_views(num_views)
+        check_storable(grown, ())
+        return cls(parts.folder, parts.metadata, ShardFolder(parts.folder, grown))
+
     def missing(self) -> list[Shard]:
         """The shards of the further views that are not sealed, in order."""
         return self.parts.missing(self.old.num_views)
@@ -92,7 +111,18 @@ class Extension:
         for shard in self.parts.metadata.shards(self.old.num_views):
             self.parts.open_shard(shard)
         ShardFolder.create(self.path, self.parts.metadata, index_arrays(self.parts))
+        files.remove_file(self.path / PLAN_NAME)
         return None
+
+
+def _planned_views(folder: Path) -> int | None:
+    """The number of views that the extension in progress in an unpacked cache plans; None if nothing states it."""
+    try:
+        plan = read_json(folder / PLAN_NAME, limit=_MAX_PLAN_BYTES, error=CacheError)
+    except CacheError:
+        return None
+    found = plan.get("num_views") if isinstance(plan, dict) else None
+    return found if type(found) is int else None
 
 
 def check_adds_views(path: Path, old: CacheMetadata, num_views: int) -> None:

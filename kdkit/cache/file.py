@@ -6,6 +6,7 @@ Dimensions: B batch, C classes, N samples of a dataset, R rows of the cache.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NoReturn
@@ -17,12 +18,13 @@ from torch import Tensor
 from kdkit.cache.codecs import Codec, FeatureCodec, RowCodec
 from kdkit.cache.fidelity import summarise_rows
 from kdkit.cache.format.constants import LOGITS, RECORDS
+from kdkit.cache.hdf5.documents import BuildRecord, read_build_record
 from kdkit.cache.lazy_arrays import stored_absent, stored_fidelity, stored_keys, stored_pixels
 from kdkit.cache.matching import match_keys
-from kdkit.cache.opening import locate, open_packed, open_parts, verify_arrays
+from kdkit.cache.opening import locate, open_place, verify_arrays
 from kdkit.cache.summary import num_bytes, summarise
 from kdkit.cache.types import Array
-from kdkit.errors import CacheError, CacheStreamError
+from kdkit.errors import CacheError, CacheNotFoundError, CacheStreamError
 from kdkit.recipe import ViewRecipe
 
 _ROW = np.dtype(np.int64)
@@ -36,15 +38,25 @@ class CacheFile:
         verify: verify each block on first access.
 
     Attributes:
-        path: the packed file or the folder of shards.
         metadata: contents and origin of the cache.
     """
 
     def __init__(self, path: str | Path, *, verify: bool = True) -> None:
-        self.path = locate(Path(path))
-        opened = open_parts(self.path, verify) if self.path.is_dir() else open_packed(self.path, verify)
-        self.metadata, codecs, self._payloads = opened
+        self._path, (self.metadata, codecs, self._payloads) = open_place(Path(path), verify)
         self._codecs = {stream: codec for stream, codec in codecs.items() if stream != RECORDS}
+
+    @property
+    def build_record(self) -> BuildRecord:
+        """How the build ran."""
+        return read_build_record(self.path)
+
+    @property
+    def path(self) -> Path:
+        """The packed file or the folder of shards; the packed file once a writer has packed the folder."""
+        if not self._path.exists():
+            with suppress(CacheNotFoundError):
+                self._path = locate(self._path)
+        return self._path
 
     @property
     def num_rows(self) -> int:
@@ -214,5 +226,5 @@ class CacheFile:
             wanted = ",".join([*self._codecs, stream])
             raise CacheStreamError(
                 f"the cache {str(self.path)!r} has no stream {stream!r}, it has streams {', '.join(self._codecs)}: "
-                f"build one that has it with `kdkit cache build ... --build.streams {wanted}`"
+                f"build one that has it with `kdkit cache build ... --streams {wanted}`"
             )

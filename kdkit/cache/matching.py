@@ -5,6 +5,7 @@ Dimensions: N samples of a dataset, R rows of the cache.
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -55,15 +56,19 @@ def match_dataset(path: Path, metadata: CacheMetadata, dataset: Replayable, allo
     recipe = ViewRecipe.completed({**metadata.recipe, "num_views": views})
     check_match("recipe", recipe, dataset.recipe.to_dict(), origin, allow)
     if not (dataset.class_names is None and dataset.is_unlabelled):  # images without labels have no names to compare
-        names = None if dataset.class_names is None else list(dataset.class_names)
-        cached_names = {"class_names": metadata.dataset["class_names"]}
-        check_match("dataset", cached_names, {"class_names": names}, origin, allow)
+        cached_names = {"class_names": composed(metadata.dataset["class_names"])}
+        check_match("dataset", cached_names, {"class_names": composed(dataset.class_names)}, origin, allow)
     check_leaves_out(path, metadata, dataset.keys)
     rows = match_keys(path, metadata.num_rows, dataset.keys)
     _check_partners(metadata, dataset, rows, origin)
     hashes = {view: stored_pixels(path, metadata, view) for view in checked_views(views)}
     check_pixels(dataset, rows, hashes, metadata.dataset.get("versions") or {}, origin)
     return rows
+
+
+def composed(names: Sequence[str] | None) -> list[str] | None:
+    """Class names in Unicode's composed form (NFC), in which all compare; older caches may hold another form."""
+    return None if names is None else [unicodedata.normalize("NFC", name) for name in names]
 
 
 def check_leaves_out(path: Path, metadata: CacheMetadata, keys: Sequence[str]) -> None:

@@ -15,19 +15,55 @@ from kdkit.cache.hdf5.open import open_hdf5
 from kdkit.cache.hdf5.read import CheckedHDF5File
 from kdkit.cache.hdf5.segments import open_segments
 from kdkit.cache.payload import Payload, Segment
-from kdkit.cache.shards.folder import ShardFolder, shard_folder
-from kdkit.errors import CacheCorruptError, CacheIncompleteError, CacheNotFoundError, CacheVersionError, KdkitError
+from kdkit.cache.shards.folder import INDEX_NAME, ShardFolder, packed_path, shard_folder
+from kdkit.errors import (
+    CacheCorruptError,
+    CacheError,
+    CacheIncompleteError,
+    CacheNotFoundError,
+    CacheVersionError,
+    KdkitError,
+)
 
+_ATTEMPTS = 5
 Opened = tuple[CacheMetadata, dict[str, RowCodec], dict[tuple[int, str], Payload]]
 
 
 def locate(path: Path) -> Path:
-    """The packed file or parts folder that `path` refers to."""
+    """The packed file or parts folder that `path` refers to; the file also where `path` names shards packed since."""
     with suppress(OSError):  # a name too long to be one
-        for place in (path, shard_folder(path)):
-            if place.is_dir() or (place == path and place.exists()):
+        if path.is_dir() and (path / INDEX_NAME).exists():
+            return path
+        for place in (packed_path(path), path, shard_folder(path)):
+            if place.is_dir() or (place != shard_folder(path) and place.exists()):
                 return place
     raise CacheNotFoundError(f"there is no cache at {str(path)!r}: build one with `kdkit cache build`")
+
+
+def open_place(path: Path, verify: bool) -> tuple[Path, Opened]:
+    """The packed file or parts folder that `path` refers to, and its contents.
+
+    A writer may pack the shards, or replace the file, while it is being opened: then it is opened again.
+    """
+    for attempt in range(1, _ATTEMPTS + 1):
+        before = None
+        try:
+            place = locate(path)
+            before = _identity(place)
+            return place, open_parts(place, verify) if place.is_dir() else open_packed(place, verify)
+        except CacheError:
+            if attempt == _ATTEMPTS or (before is not None and before == _identity(place)):
+                raise
+    raise AssertionError("the last attempt returns or raises")
+
+
+def _identity(place: Path) -> tuple[int, ...] | None:
+    """What changes if a cache at `place` is replaced or removed; None if there is nothing (any more)."""
+    found = [place, place / INDEX_NAME] if place.is_dir() else [place]
+    try:
+        return tuple(number for each in found for number in (each.stat().st_dev, each.stat().st_ino))
+    except OSError:
+        return None
 
 
 def open_packed(path: Path, verify: bool) -> Opened:

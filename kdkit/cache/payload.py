@@ -30,6 +30,8 @@ class Segment:
     """The whole file."""
     num_bytes: int
     """The file's size when it was opened."""
+    file_crc32: int | None = None
+    """CRC-32 of the whole file of a shard that nothing else ties to its manifest entry; compared at first touch."""
 
     def check_not_truncated(self) -> None:
         """Raises CacheCorruptError if the file was truncated since it was opened: reading past the end raises SIGBUS.
@@ -41,6 +43,14 @@ class Segment:
             raise CacheCorruptError(
                 f"{self.path!r} was cut from {self.num_bytes} to {self.mapping.size()} bytes while it was open: its "
                 f"rows from {self.start} on cannot be read; restore the file"
+            )
+
+    def check_sealed(self, view: int) -> None:
+        """Raises CacheCorruptError unless the file is the one that was sealed: its own checksums fit any shard."""
+        if zlib.crc32(self.mapping) != self.file_crc32:
+            raise CacheCorruptError(
+                f"{self.path!r}: view {view}, rows {self.start} to {self.start + len(self.rows) - 1} are not those "
+                "that were sealed in this cache: delete the file and build again"
             )
 
 
@@ -64,6 +74,7 @@ class Payload:
         num_blocks = sum(len(segment.checksums) for segment in segments)
         self._unverified = np.full(num_blocks, verify)
         self._num_unverified = num_blocks if verify else 0
+        self._unsealed = {index for index, segment in enumerate(segments) if segment.file_crc32 is not None}
 
     def read(self, rows: Array) -> Array:
         """The encoded rows, uint8 [B, row_bytes], in the order of `rows`; `rows` int64 [B], repeats allowed."""
@@ -99,7 +110,8 @@ class Payload:
 
     def _verify_block(self, block: int) -> None:
         first = block * BLOCK_ROWS
-        segment = self.segments[int(np.searchsorted(self._starts, first, side="right")) - 1]
+        index = int(np.searchsorted(self._starts, first, side="right")) - 1
+        segment = self.segments[index]
         local = first - segment.start
         segment.check_not_truncated()
         rows = segment.rows[local : local + BLOCK_ROWS]
@@ -108,5 +120,8 @@ class Payload:
                 f"{segment.path}: view {self.view}, rows {first} to {first + len(rows) - 1} of {self.stream!r} "
                 "do not match their checksum: restore the file, or build the cache again"
             )
+        if index in self._unsealed:
+            segment.check_sealed(self.view)
+            self._unsealed.discard(index)
         self._unverified[block] = False
         self._num_unverified = int(self._unverified.sum())  # not one less: two threads may verify the same block

@@ -8,9 +8,9 @@ from pathlib import Path
 from kdkit.cache.extension import Extension, is_extending
 from kdkit.cache.file import CacheFile
 from kdkit.cache.packing import pack
-from kdkit.cache.shards.folder import ShardFolder, packed_path, shard_folder
+from kdkit.cache.shards.folder import INDEX_NAME, ShardFolder, packed_path, shard_folder
 from kdkit.cache.shards.lock import writer_lock
-from kdkit.cache.write_errors import check_not_full
+from kdkit.cache.write_errors import cache_write_errors, check_not_full
 from kdkit.errors import CacheError
 from kdkit.runtime import files
 
@@ -50,23 +50,34 @@ def remove_remains(path: Path, num_views: int) -> None:
                 files.remove_folder(folder)
 
 
+@cache_write_errors()
 def pack_cache(path: str | Path) -> Path:
     """Packs the finished shards in `path`.parts into one file at `path`, and returns its path.
+
+    What a killed packing has left is finished or removed. A cache that is packed already stays as it is.
 
     Args:
         path: the packed file to write, or its folder of shards, which may be those of an extension.
 
     Raises:
-        CacheNotFoundError: there are no shards.
-        CacheIncompleteError: some are missing.
+        CacheNotFoundError: there is no cache.
+        CacheIncompleteError: some shards are missing.
         CacheLockedError: they are being written.
+        CacheCorruptError: a shard, or the packed file, is damaged.
     """
     path = packed_path(Path(path))
     folder = shard_folder(path)
+    if path.is_file() and not (folder / INDEX_NAME).exists():
+        remove_remains(path, CacheFile(path).num_views)
+        return path
     parts = ShardFolder.open(folder)
     with writer_lock(folder):
-        if path.is_file():
-            Extension.begin(path, CacheFile(path).metadata, parts.metadata.num_views).finish("{}")
-        else:
+        files.remove_leftovers(folder)
+        files.remove_leftovers(path.parent, path.name)
+        if not path.is_file():
             pack(parts, path)
+        elif CacheFile(path).metadata == parts.metadata:  # killed after it was packed, before the shards were removed
+            files.remove_folder(folder)
+        else:
+            Extension.begin(path, CacheFile(path).metadata, parts.metadata.num_views).finish("{}")
     return path

@@ -17,6 +17,7 @@ from kdkit.cache import CachedTeacher
 from kdkit.cache.format.constants import LOGITS
 from kdkit.cache.summary import main_measure
 from kdkit.errors import MissingDependencyError
+from kdkit.runtime.install import install_command
 
 _ROWS = 4096  # of each view, spread evenly
 _QUANTILES = (0.1, 0.5, 0.9)
@@ -43,7 +44,7 @@ def plot_cache(cache: CachedTeacher, path: str | Path) -> Path:
     try:
         import matplotlib
     except ImportError as error:
-        raise MissingDependencyError('the plot needs matplotlib: pip install "kdkit[demo]"') from error
+        raise MissingDependencyError(f"the plot needs matplotlib: {install_command('demo')}") from error
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 

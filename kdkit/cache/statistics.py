@@ -56,8 +56,8 @@ class CacheStatistics:
 class _Rows(Protocol):
     """The part of a cache that its statistics need."""
 
-    path: Path
-
+    @property
+    def path(self) -> Path: ...
     @property
     def num_rows(self) -> int: ...
     @property

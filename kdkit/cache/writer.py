@@ -104,7 +104,10 @@ class CacheWriter(ShardSealer):
         if old is not None and not (folder / INDEX_NAME).is_file():
             return cls(path, old, None)
         parts = ShardFolder.open(folder)
-        return cls(path, parts.metadata, parts if old is None else Extension(path, old, parts))
+        if old is not None:
+            return cls(path, parts.metadata, Extension(path, old, parts))
+        extension = Extension.joined(parts)
+        return cls(path, parts.metadata, parts) if extension is None else cls(folder, *_work_of(extension))
 
     @classmethod
     @cache_write_errors()
@@ -138,7 +141,7 @@ class CacheWriter(ShardSealer):
                 raise CacheLockedError(f"the cache {str(cache.path)!r} was just extended by another process: run again")
             files.remove_leftovers(folder)
             extension = Extension.begin(cache.path, cache.metadata, num_views)
-            return cls(cache.path, extension.parts.metadata, extension)._holding(held)
+            return cls(cache.path, *_work_of(extension))._holding(held)
 
     def finish(self, *, pack: bool = True, record: Mapping[str, Any] = _NOTHING) -> Path:
         """Verifies all shards and packs them into one file at `path`; an extension replaces the cache in one step.
@@ -214,6 +217,10 @@ class CacheWriter(ShardSealer):
         """This writer, which releases the lock from now on."""
         self._lock = lock.pop_all()
         return self
+
+
+def _work_of(extension: Extension) -> tuple[CacheMetadata, Extension]:
+    return extension.parts.metadata, extension
 
 
 def _resume_or_start(path: Path, folder: Path, plan: CacheSpec | CachePlan) -> ShardFolder:

@@ -6,7 +6,8 @@ Where to look:
     COMMANDS        every command; `kdkit cache build` is cache_build.py, and so on
     _flags.py       short flags (`SHORT_FORMS`), positional arguments; _preset.py reads --preset and --recipe
     _fields.py      fields of a configuration; _parse.py fills it, _help.py prints --help
-    _header.py      the description printed before a build
+    _header.py      the description printed before a build; _loading.py, a notice while torch loads
+    _stopped.py     what Ctrl-C leaves behind, and which command continues
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ import textwrap
 from collections.abc import Sequence
 
 from kdkit._version import __version__
-from kdkit.errors import KdkitError, UsageError, nearest
+from kdkit.cli._loading import loading_notice
+from kdkit.cli._stopped import Interrupt
+from kdkit.errors import KdkitError, UsageError, first_line, nearest
 
 COMMANDS = {
     "demo": "train students on scikit-learn's digits with and without a cached teacher",
@@ -63,35 +66,58 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = [argument for argument in arguments if argument != "--debug"]
     os.environ["HDF5_PLUGIN_PRELOAD"] = "::"  # before h5py is imported: no plugin is ever loaded
     signal.signal(signal.SIGTERM, _exit_on_sigterm)
+    interrupt = Interrupt()
     try:
-        code = _dispatch(arguments)
+        with loading_notice():
+            code = _dispatch(arguments)
         sys.stdout.flush()
         return code
-    except KdkitError as error:
-        if debug:
-            raise
-        print(f"kdkit: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2 if isinstance(error, UsageError) else 1
     except KeyboardInterrupt:
-        print("kdkit: stopped", file=sys.stderr)
+        interrupt.report(command_of(arguments), ends_process=argv is None)
         return 130
-    except BrokenPipeError:  # the reader of our output has gone, e.g. head
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
+    except Exception as error:
+        if interrupt.came and not isinstance(error, BrokenPipeError):
+            interrupt.report(command_of(arguments), ends_process=argv is None)
+            return 130
+        return _report(error, debug=debug)
     except SystemExit as stop:  # --help and --print_config end this way, and SIGTERM
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+
+
+def _report(error: Exception, *, debug: bool) -> int:
+    """Prints an error in one line and returns its exit code; raises it under --debug, or if it is a bug of kdkit."""
+    if isinstance(error, BrokenPipeError):  # the reader of our output has gone, e.g. head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    if debug:
+        raise error
+    if isinstance(error, KdkitError):
+        print(f"kdkit: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2 if isinstance(error, UsageError) else 1
+    if "torch" in sys.modules:
+        from kdkit.runtime.memory import is_out_of_memory
+
+        if is_out_of_memory(error):
+            reason = first_line(error)
+            print(f"kdkit: error: not enough memory ({reason}): lower --batch-size, or free memory", file=sys.stderr)
+            return 1
+    raise error
+
+
+def command_of(arguments: Sequence[str]) -> str:
+    """The name of the command that a command line gives, e.g. "cache build"; "" if it gives none."""
+    names = (" ".join(arguments[:length]) for length in (2, 1))
+    return next((name for name in names if name in COMMANDS), "")
 
 
 def _dispatch(arguments: list[str]) -> int:
     if arguments[:1] == ["--version"]:
         print(f"kdkit {__version__}")
         return 0
-    for length in (2, 1):
-        name = " ".join(arguments[:length])
-        if name in COMMANDS:
-            module = importlib.import_module(f"kdkit.cli.{name.replace(' ', '_')}")
-            module.run(arguments[length:])
-            return 0
+    if name := command_of(arguments):
+        module = importlib.import_module(f"kdkit.cli.{name.replace(' ', '_')}")
+        module.run(arguments[len(name.split()) :])
+        return 0
     group = arguments[0] if arguments and any(name.startswith(f"{arguments[0]} ") for name in COMMANDS) else ""
     if arguments in ([], [_HELP[0]], [_HELP[1]], [group], [group, _HELP[0]], [group, _HELP[1]]):
         print(_usage(group))

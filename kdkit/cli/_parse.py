@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from argparse import ArgumentError
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 from jsonargparse import ArgumentParser
@@ -12,10 +12,13 @@ from jsonargparse import ArgumentParser
 from kdkit.cli import COMMANDS
 from kdkit.cli._flags import Grammar
 from kdkit.cli._help import describe_command
+from kdkit.cli._stopped import note_config
 from kdkit.errors import KdkitError, UsageError, first_line, nearest
+from kdkit.runtime.reading import read_yaml
 
 Config = TypeVar("Config")
 
+_MAX_ALIASES = 100  # yaml.dump writes one where a list occurs twice
 _REQUIRED = re.compile(r"following arguments are required: (.+)")
 _KEY = re.compile(r'Parser key "([\w.]+)"')
 _UNKNOWN = re.compile(r"Option '([\w.]+)' is not accepted")
@@ -44,8 +47,10 @@ def parse_config(
     parser = ArgumentParser(prog=f"kdkit {command}", exit_on_error=False)
     parser.add_argument("--config", action="config")
     parser.add_class_arguments(config_class)
+    long_forms = grammar.to_long_forms(arguments)
+    _check_config_files(long_forms)
     try:
-        values: dict[str, Any] = vars(parser.instantiate(parser.parse_args(grammar.to_long_forms(arguments))))
+        values: dict[str, Any] = vars(parser.instantiate(parser.parse_args(long_forms)))
     except (ArgumentError, TypeError) as error:
         raise UsageError(_reason(str(error), grammar)) from error
     except UnicodeDecodeError as error:
@@ -53,7 +58,21 @@ def parse_config(
     except ValueError as error:  # of a part that may be left out, about which the parser writes many lines
         found = next((cause for cause in (error, error.__cause__) if isinstance(cause, KdkitError)), None)
         raise found or UsageError(_reason(str(error), grammar)) from None
-    return config_class(**{name: value for name, value in values.items() if name != "config"})
+    config = config_class(**{name: value for name, value in values.items() if name != "config"})
+    note_config(config)
+    return config
+
+
+def _check_config_files(arguments: Sequence[str]) -> None:
+    """Reads each file of --config once, within the bounds of any document; jsonargparse has none."""
+    for number, argument in enumerate(arguments):
+        flag, _, value = argument.partition("=")
+        if flag == "--config" and (value or number + 1 < len(arguments)):
+            read_yaml(value or arguments[number + 1], error=_not_config, max_aliases=_MAX_ALIASES)
+
+
+def _not_config(reason: str) -> UsageError:
+    return UsageError(f"--config names no configuration that can be read: {reason}")
 
 
 def _reason(text: str, grammar: Grammar) -> str:

@@ -14,8 +14,10 @@ def run(arguments: list[str]) -> None:
     from kdkit.building.build import build_cache
     from kdkit.building.like import open_like
     from kdkit.building.shards import RANK_TIMEOUT
+    from kdkit.cache.format.constants import LOGITS
     from kdkit.cache.places import check_writable
     from kdkit.cli._header import describe_build, describe_built
+    from kdkit.data.ranks import open_on_all_ranks
     from kdkit.dataset import open_dataset
     from kdkit.resolve import resolve_device, resolve_teacher
     from kdkit.runtime import distributed
@@ -24,11 +26,18 @@ def run(arguments: list[str]) -> None:
     with distributed.process_group(config.device, timeout=RANK_TIMEOUT):
         device = resolve_device(config.device)
         check_writable(config.output)  # before the teacher is loaded
-        if config.like is None:
-            dataset = open_dataset(config.data, recipe=config.recipe, **config.columns)
-        else:
-            dataset = open_like(config.data, config.like, **config.columns)
-        teacher = resolve_teacher(config.teacher, device, dataset.class_names)
+        like = config.like
+        dataset = open_on_all_ranks(
+            lambda: (
+                open_dataset(config.data, recipe=config.recipe, **config.columns)
+                if like is None
+                else open_like(config.data, like, **config.columns)
+            )
+        )
+        wanted, needs_logits = dataset.class_names, LOGITS in config.build.streams
+        teacher = distributed.run_on_all_ranks(
+            lambda: resolve_teacher(config.teacher, device, wanted, needs_logits=needs_logits)
+        )
         if distributed.rank() == 0:
             header = describe_build(teacher, dataset, config.data, config.build, device, config.output)
             print_labelled(header, file=sys.stderr)

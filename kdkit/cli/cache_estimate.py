@@ -10,19 +10,20 @@ def run(arguments: list[str]) -> None:
     """Prints what a cache would cost."""
     config = parse_config(CacheEstimateConfig, "cache estimate", arguments, {"DATA": "data"})
     from kdkit.building.estimate import estimate_cache
+    from kdkit.cache.format.constants import LOGITS
     from kdkit.cache.summary import describe_bytes, describe_fidelity
     from kdkit.dataset import open_dataset
     from kdkit.resolve import resolve_device, resolve_teacher
-    from kdkit.runtime.layout import print_labelled
+    from kdkit.runtime.layout import format_rate, print_labelled
 
     device = resolve_device(config.device)
     dataset = open_dataset(config.data, recipe=config.recipe, **config.columns)
-    teacher = resolve_teacher(config.teacher, device, dataset.class_names)
+    teacher = resolve_teacher(config.teacher, device, dataset.class_names, needs_logits=LOGITS in config.build.streams)
     found = estimate_cache(teacher, dataset, config.build, device=device)
     made_of = describe_bytes(found.images * found.row_bytes)
     lines = {
         "bytes": f"{found.num_bytes:,} ({made_of}; twice as many while it is packed)",
         "images": f"{found.images:,} ({len(dataset):,} samples x {dataset.recipe.num_views} views)",
-        "time": f"{found.seconds:,.0f} s at {found.images_per_second:,.0f} images/s",
+        "time": f"{found.seconds:,.0f} s at {format_rate(found.images_per_second)} images/s",
     }
     print_labelled(lines | {stream: describe_fidelity(kept) for stream, kept in found.fidelity.items()})

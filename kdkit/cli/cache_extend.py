@@ -13,6 +13,7 @@ def run(arguments: list[str]) -> None:
     from kdkit.building.shards import RANK_TIMEOUT
     from kdkit.cache import open_cache
     from kdkit.cli._header import describe_built
+    from kdkit.data.ranks import open_on_all_ranks
     from kdkit.dataset import open_dataset
     from kdkit.recipe import ViewRecipe
     from kdkit.resolve import resolve_device, resolve_teacher, teacher_of_cache
@@ -23,10 +24,10 @@ def run(arguments: list[str]) -> None:
         device = resolve_device(config.device)
         metadata = open_cache(config.cache).metadata
         recipe = ViewRecipe.from_dict({**metadata.recipe, "num_views": config.num_views or metadata.num_views})
-        dataset = open_dataset(config.data, recipe=recipe, **config.columns)
-        teacher = config.teacher or teacher_of_cache(metadata.teacher)
+        dataset = open_on_all_ranks(lambda: open_dataset(config.data, recipe=recipe, **config.columns))
+        named = config.teacher or teacher_of_cache(metadata.teacher)
         report = extend_cache(
-            resolve_teacher(teacher, device, dataset.class_names),
+            distributed.run_on_all_ranks(lambda: resolve_teacher(named, device)),
             dataset,
             config.cache,
             batch_size=config.batch_size,

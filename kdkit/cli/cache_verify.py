@@ -20,7 +20,7 @@ def run(arguments: list[str]) -> None:
         cache = open_cache(config.cache)
         dataset = open_dataset(config.data, recipe=cache.recipe, records=cache, **config.columns)
         made_by = config.teacher or teacher_of_cache(cache.teacher)
-        teacher = resolve_teacher(made_by, device, dataset.class_names)
+        teacher = resolve_teacher(made_by, device, dataset.class_names, needs_logits="logits" in cache.codecs)
     report = verify_cache(
         config.cache, teacher, dataset, num_rows=config.rows, device=device, allow_mismatch=config.allow_mismatch
     )

@@ -6,6 +6,7 @@ import shutil
 import sys
 
 from kdkit.cli._parse import parse_config
+from kdkit.errors import printable
 from kdkit.report.config import CompareConfig
 
 
@@ -19,6 +20,6 @@ def run(arguments: list[str]) -> None:
         print(table.to_json())
     elif config.csv:
         print(table.to_csv())
-        print(*table.problems, sep="\n", end="\n" * bool(table.problems), file=sys.stderr)
+        print(*map(printable, table.problems), sep="\n", end="\n" * bool(table.problems), file=sys.stderr)
     else:
-        print(table.text(shutil.get_terminal_size().columns))
+        print(printable(table.text(shutil.get_terminal_size().columns)))

@@ -10,7 +10,7 @@ def run(arguments: list[str]) -> None:
     """Trains a student, and prints its accuracy, its weights and the next command."""
     config = parse_config(DistillConfig, "distill", arguments, {"DATA": "data"})
     from kdkit.runtime import distributed
-    from kdkit.runtime.layout import print_wrapped
+    from kdkit.runtime.layout import format_rate, print_wrapped
     from kdkit.training.distill import distill
 
     with distributed.process_group(config.device):
@@ -19,7 +19,7 @@ def run(arguments: list[str]) -> None:
             return
     training, best = report.training, report.training.best
     top1 = "not validated" if best is None else f"best top-1 {best[1]:.2f} % in epoch {best[0]}"
-    speed = f"{training.images_per_second:,.0f} images/s"
+    speed = f"{format_rate(training.images_per_second)} images/s"
     print_wrapped(f"{config.student}: {top1}, last loss {training.epochs[-1]['loss']:.4f}, {speed}")
     print(f"weights: {report.weights}")
     command = f"evaluate {report.output} {config.validation}" if config.validation else f"export {report.output} -o DIR"

@@ -10,11 +10,11 @@ def run(arguments: list[str]) -> None:
     """Prints the accuracy and the speed of a student."""
     config = parse_config(EvaluateConfig, "evaluate", arguments, {"RUN": "student", "DATA": "data"})
     from kdkit.evaluation.student import evaluate_student
-    from kdkit.runtime.layout import print_wrapped
+    from kdkit.runtime.layout import format_rate, print_wrapped
 
     report = evaluate_student(config, show_progress=True)
     figures = f"top-1 {report.top1:.2f} %, top-5 {report.top5:.2f} %, loss {report.loss:.4f}"
-    size = f"{report.num_images:,} images, {report.images_per_second:,.0f} images/s"
+    size = f"{report.num_images:,} images, {format_rate(report.images_per_second)} images/s"
     print_wrapped(f"{report.student}: {figures}, {size}")
     for cache in report.caches:
         print(f"taught by {cache.get('teacher')}, cache {cache.get('identity')}")

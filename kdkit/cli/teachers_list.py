@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from kdkit.cli._parse import parse_config
+from kdkit.errors import printable
 
 
 @dataclass(frozen=True)
@@ -22,4 +23,4 @@ def run(arguments: list[str]) -> None:
         top1 = max(card.published_top1, key=lambda entry: entry.percent, default=None)
         shown = "" if top1 is None else f"{top1.percent:.2f} at {top1.input_size:3}"
         params = "" if card.params_m is None else f"{card.params_m:.1f} M"
-        print(f"{card.name:<46} {params:>7} {shown:>12}  {card.license or ''}")
+        print(printable(f"{card.name:<46} {params:>7} {shown:>12}  {card.license or ''}"))

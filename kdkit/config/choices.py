@@ -5,6 +5,7 @@ from __future__ import annotations
 import types
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from kdkit.bounds import check_fields
 from kdkit.errors import ConfigError, nearest
 
 
@@ -19,11 +20,12 @@ def choices(hint: Any) -> tuple[Any, ...]:
 
 
 def check_choices(config: object) -> None:
-    """Checks each field of a dataclass whose type is a `Literal`, or a `Literal` or None.
+    """Checks each field of a dataclass: its type, its bound, and that it is one of the choices of its `Literal`.
 
     Raises:
-        ConfigError: a field holds a value that is not one of its choices.
+        ConfigError: a field holds a value of another type, out of range, or none of its choices.
     """
+    check_fields(config)
     for name, hint in get_type_hints(type(config)).items():
         kinds = alternatives(hint)
         if not all(get_origin(kind) is Literal or kind is type(None) for kind in kinds):

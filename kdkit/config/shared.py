@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
-from kdkit.errors import ConfigError
+from kdkit.bounds import check_fields
 from kdkit.runtime.hardware import AUTO, choose_workers
 
 
@@ -29,8 +29,7 @@ class LoadingConfig:
     process."""
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise ConfigError(f"batch_size must be at least 1 image, got {self.batch_size}")
+        check_fields(self)
         choose_workers(self.num_workers)
 
     @property
@@ -41,18 +40,27 @@ class LoadingConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ColumnsConfig:
-    """Columns of the images and labels, if the data has columns: hfds/NAME:SPLIT, a CSV or a Parquet file."""
+    """How the data is read, if its content does not decide."""
 
     image_column: str | None = None
     """Column of the images or their paths, if the data has columns; image, or the only candidate, by default."""
 
     label_column: str | None = None
-    """Column of the labels, if the data has columns; label, or the only candidate, by default."""
+    """Column of the labels, if the data has columns, or field of the .json files of WebDataset shards; label by
+    default."""
+
+    labels: Literal["folder", "tar", "none"] | None = None
+    """Where labels come from: folder (the top folder, whatever its name), tar (the name of the tar) or none; by default
+    the data's content decides, or the data is refused."""
+
+    skip_missing: bool = False
+    """Leave out empty class folders, dangling links and other entries without a readable image, and list them in a
+    warning, instead of refusing the data."""
 
     @property
     def columns(self) -> dict[str, Any]:
-        """The two columns, as `kdkit.open_dataset` takes them."""
-        return {"image_column": self.image_column, "label_column": self.label_column}
+        """These options, as `kdkit.open_dataset` takes them."""
+        return {field.name: getattr(self, field.name) for field in fields(ColumnsConfig)}
 
 
 @dataclass(frozen=True, kw_only=True)

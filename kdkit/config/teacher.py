@@ -48,8 +48,6 @@ class SingleTeacherConfig:
 
     def __post_init__(self) -> None:
         check_choices(self)
-        if self.input_size is not None and self.input_size < 1:
-            raise ConfigError(f"input_size must be at least 1 pixel, got {self.input_size}")
         if self.missing_classes != "error" and self.class_map is None:
             raise ConfigError(f"missing_classes={self.missing_classes!r} needs a class_map, and there is none")
         if self.arch is not None and self.checkpoint is not None:

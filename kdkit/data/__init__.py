@@ -7,6 +7,7 @@ Where to look:
     loader.py       workers, batches and normalisation; factory.py makes the loader of a training loop
     batch.py        the batch that workers return; prefetch.py copies the next one to the GPU
     worker.py       signals in worker processes
+    ranks.py        compares the data of all ranks
 """
 
 from kdkit.data.batch import PixelBatch

@@ -99,7 +99,25 @@ def collate(found: list[Sample | Unreadable]) -> PixelBatch:
         torch.tensor([sample.row for sample in samples]),
         torch.tensor([sample.view for sample in samples]),
         torch.tensor(partner_targets) if partner_targets else None,
-        torch.tensor([sample.share for sample in samples]) if partner_targets else None,
+        torch.tensor([sample.share for sample in samples], dtype=torch.float32) if partner_targets else None,
         default_collate(teacher_images) if teacher_images else None,
         skipped,
     )
+
+
+def check_class_indices(pixels: PixelBatch, num_classes: int, keys: Sequence[str]) -> None:
+    """Checks the labels of mixed views, which are summed class by class.
+
+    Args:
+        pixels: the batch, on the CPU.
+        num_classes: number of classes C.
+        keys: keys of the dataset's samples.
+
+    Raises:
+        DatasetError: a label is no class index; names the sample.
+    """
+    for row, label in zip(pixels.row.tolist(), pixels.target.tolist(), strict=True):
+        if not -1 <= label < num_classes:
+            raise DatasetError(
+                f"the label of {keys[row]!r} is {label}: expected 0 to {num_classes - 1}, or -1 for no label"
+            )

@@ -13,6 +13,7 @@ from typing_extensions import Self
 
 from kdkit.data.sample import Sample, Unreadable
 from kdkit.data.sources.base import ImageSource, Targets, targets_of
+from kdkit.data.sources.checked import CheckedSource, check_source
 from kdkit.data.sources.labels import Unlabelled
 from kdkit.data.sources.selection import SelectedSource
 from kdkit.data.views.custom import check_replayable
@@ -21,7 +22,7 @@ from kdkit.data.views.mixing import NOT_MIXED, Pairing, draw_mix
 from kdkit.data.views.recorded import RecordStore, open_records
 from kdkit.data.views.renderer import create_renderer
 from kdkit.data.views.seed import preserve_rng_state, seed_all, view_seed
-from kdkit.errors import DatasetError, UnreadableError
+from kdkit.errors import DatasetError, LabelError, UnreadableError
 from kdkit.recipe import ViewRecipe
 
 Index = tuple[int, int]
@@ -51,7 +52,8 @@ class ReplayedDataset(Dataset[Sample]):
         absent: keys of the samples that `without` left out.
 
     Raises:
-        DatasetError: the source is empty, or two samples share a key.
+        DatasetError: the source is empty, two samples share a key, or it returns another image each time.
+        LabelError: a label is no class index; one that is known only with its image is compared when it is loaded.
         ConfigError: the recipe was made for another transform, or the transform cannot be replayed or identified.
     """
 
@@ -65,18 +67,13 @@ class ReplayedDataset(Dataset[Sample]):
         num_classes: int | None = None,
         records: RecordStore | None = None,
     ) -> None:
-        if len(source) == 0:
-            raise DatasetError("the dataset holds no samples")
-        keys: Sequence[object] = source.keys  # a custom source may hold anything
-        for other in (key for key in keys if not isinstance(key, str)):
-            raise DatasetError(f"a sample has the key {other!r}, a {type(other).__name__}: keys must be strings")
-        if len(set(source.keys)) != len(source.keys):
-            raise DatasetError(f"two samples have the key {_first_repeated(source.keys)!r}: keys must be unique")
+        check_source(source)
         self.source = source
         self.recipe = recipe if transform is None else with_identity(recipe, transform, transform_id)
         self.keys: Sequence[str] = source.keys
         self.class_names: Sequence[str] | None = source.class_names
         self.num_classes = num_classes or (None if self.class_names is None else len(self.class_names))
+        self._load = CheckedSource(source, self.num_classes)
         self._pairing = Pairing.of(self.keys, recipe)
         self._records = records
         self._recorded = open_records(self.recipe, records, self.keys)
@@ -91,7 +88,7 @@ class ReplayedDataset(Dataset[Sample]):
             raise DatasetError("mixed labels need to know how many classes there are: give num_classes")
         if transform is not None:
             with preserve_rng_state():
-                check_replayable(lambda view: self._views(self.source.__getitem__, 0, view)[0])
+                check_replayable(lambda view: self._views(self._load, 0, view)[0])
 
     @property
     def targets(self) -> Targets | None:
@@ -124,10 +121,17 @@ class ReplayedDataset(Dataset[Sample]):
         """
         if not keys:
             return self
+        absent = self.absent.union(keys)
+        other = self.selecting([row for row, key in enumerate(self.keys) if key not in absent])
+        other.absent = absent
+        return other
+
+    def selecting(self, rows: Sequence[int]) -> Self:
+        """The same views of some samples, in the order of `rows`; mixed views pair these alone."""
         other = copy.copy(self)
-        other.absent = self.absent.union(keys)
-        other.source = SelectedSource.without(self.source, other.absent)
+        other.source = SelectedSource(self.source, rows)
         other.keys = other.source.keys
+        other._load = CheckedSource(other.source, self._load.num_classes)
         other._pairing = Pairing.of(other.keys, self.recipe)
         other._recorded = open_records(self.recipe, self._records, other.keys)
         return other
@@ -136,6 +140,19 @@ class ReplayedDataset(Dataset[Sample]):
         """The same views of unlabelled samples: target -1, no class names."""
         other = copy.copy(self)
         other.source, other.class_names, other.num_classes = Unlabelled(self.source), None, None
+        other._load = CheckedSource(other.source, None)
+        return other
+
+    def for_classes(self, num_classes: int) -> Self:
+        """The same views for a model of so many classes, to which no label may be equal or above.
+
+        Labels that are known before their images are loaded are compared at once, others when they are loaded.
+
+        Raises:
+            LabelError: a label is out of range; names the sample.
+        """
+        other = copy.copy(self)
+        other._load = CheckedSource(self.source, num_classes)
         return other
 
     def partners(self, view: int) -> Tensor | None:
@@ -167,7 +184,7 @@ class ReplayedDataset(Dataset[Sample]):
             DatasetError: an index names no view, or a sample cannot be loaded and such samples are not skipped.
         """
         self._check_indices(indices)
-        load = lru_cache(maxsize=self._images_kept)(self.source.__getitem__)
+        load = lru_cache(maxsize=self._images_kept)(self._load)
         drawn = load if self._recorded is not None else lru_cache(maxsize=None)(partial(self._views, load))
         with preserve_rng_state():
             return [self._sample_or_reason(row, view, drawn) for row, view in indices]
@@ -194,6 +211,8 @@ class ReplayedDataset(Dataset[Sample]):
     def _sample_or_reason(self, row: int, view: int, drawn: Callable[..., tuple[Any, ...]]) -> Sample | Unreadable:
         try:
             return self._sample(row, view, drawn)
+        except LabelError as error:  # never skipped: the image is readable
+            raise DatasetError(str(error)) from error
         except Exception as error:  # a custom source or transform may raise anything
             reason = str(error)
             if not isinstance(error, DatasetError):
@@ -229,12 +248,3 @@ class ReplayedDataset(Dataset[Sample]):
         other = copy.copy(self)
         other._shown = transforms
         return other
-
-
-def _first_repeated(keys: Sequence[str]) -> str:
-    seen: set[str] = set()
-    for key in keys:
-        if key in seen:
-            return key
-        seen.add(key)
-    raise AssertionError("no key is repeated")

@@ -57,11 +57,16 @@ def create_loader(
 
     Raises:
         ConfigError: an argument is out of range.
+        LabelError: a label is beyond the classes of the student, and no task leaves labels out; a label that is known
+            only with its image is compared when it is loaded.
     """
     _check_views_per_decode(views_per_decode, dataset.recipe.num_views)
     model, rows = _model_of(student), range(len(dataset)) if rows is None else rows
     if device is None:
         device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    num_classes = getattr(model, "num_classes", None)
+    if num_classes and getattr(student, "task_loss_weight", 1) != 0:  # 0 classes: a student without a head
+        dataset = dataset.for_classes(num_classes)
     sampler = EpochSampler(
         rows,
         batch_size,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from kdkit.data.batch import PixelBatch, collate
+from kdkit.data.batch import PixelBatch, check_class_indices, collate
 from kdkit.data.dataset import ReplayedDataset
 from kdkit.data.prefetch import prefetch_to_device
 from kdkit.data.sampler import EpochSampler, RangeSampler
@@ -91,8 +91,10 @@ class ReplayLoader:
         self.on_skip: Callable[[str, str], None] = _log_skip
         if dataset.recipe.mixes and isinstance(sampler, EpochSampler):
             sampler.partners = dataset.partners
-        self._offset = torch.tensor(normalization.mean, device=self.device).mul(255).view(1, 3, 1, 1)
-        self._scale = torch.tensor(normalization.std, device=self.device).mul(255).view(1, 3, 1, 1)
+        self._offset = (
+            torch.tensor(normalization.mean, dtype=torch.float32, device=self.device).mul(255).view(1, 3, 1, 1)
+        )
+        self._scale = torch.tensor(normalization.std, dtype=torch.float32, device=self.device).mul(255).view(1, 3, 1, 1)
         self._loader: DataLoader[Any] = DataLoader(
             dataset,
             batch_sampler=sampler,
@@ -161,7 +163,8 @@ class ReplayLoader:
             return target
         partner = pixels.partner_target.to(self.device, non_blocking=True)
         share = pixels.share.to(self.device, non_blocking=True)
-        soft = torch.zeros(len(target), self.dataset.num_classes, device=self.device)
+        soft = torch.zeros(len(target), self.dataset.num_classes, dtype=torch.float32, device=self.device)
+        check_class_indices(pixels, self.dataset.num_classes, self.dataset.keys)
         for label, weight in ((target, share), (partner, 1 - share)):
             soft.scatter_add_(1, label.clamp(min=0)[:, None], (weight * (label >= 0))[:, None])
         return soft

@@ -10,6 +10,7 @@ import numpy as np
 
 from kdkit.data import ArraySource
 from kdkit.errors import MissingDependencyError
+from kdkit.runtime.install import install_command
 
 NUM_CLASSES = 10
 LABELS_PER_CLASS = 10
@@ -53,7 +54,7 @@ def load_digits() -> Digits:
         from sklearn import datasets
         from sklearn.model_selection import train_test_split
     except ImportError as error:
-        raise MissingDependencyError('the demo needs scikit-learn: pip install "kdkit[demo]"') from error
+        raise MissingDependencyError(f"the demo needs scikit-learn: {install_command('demo')}") from error
     data = datasets.load_digits()
     labels = data.target.astype(np.int64)
     rows = np.arange(len(labels))

@@ -10,6 +10,7 @@ import numpy as np
 
 from kdkit.building.build import BuildReport
 from kdkit.errors import MissingDependencyError
+from kdkit.runtime.install import install_command
 from kdkit.training.report import TrainReport
 
 Row = tuple[str, ...]
@@ -98,7 +99,7 @@ def draw_curves(students: Mapping[str, Sequence[TrainReport]], path: Path) -> No
     try:
         import matplotlib
     except ImportError as error:
-        raise MissingDependencyError('the learning curves need matplotlib: pip install "kdkit[demo]"') from error
+        raise MissingDependencyError(f"the learning curves need matplotlib: {install_command('demo')}") from error
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 

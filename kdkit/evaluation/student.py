@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from kdkit.data import EpochSampler, ReplayedDataset, ReplayLoader, translate_worker_errors
 from kdkit.dataset import open_dataset
@@ -20,8 +23,13 @@ from kdkit.runtime import files
 from kdkit.runtime.progress import progress
 from kdkit.student import Student, load_student
 from kdkit.tasks import ClassificationTask
+from kdkit.teachers.class_names import check_names, describe_count_mismatch, reorder_names
+from kdkit.teachers.imagenet import names_like
 from kdkit.training.evaluate import evaluate
+from kdkit.training.labels import check_labels
 from kdkit.types import Normalization
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -54,7 +62,7 @@ def evaluate_student(config: EvaluateConfig, *, show_progress: bool = False) -> 
 
     Raises:
         CheckpointError: there are no such weights, or they do not fit.
-        ClassMismatchError: the folder's classes are not the student's.
+        ClassMismatchError: the folder's classes are not the student's; in another order they are matched by name.
         DatasetError: the images have no labels.
         OutputExistsError: the output file exists.
     """
@@ -66,11 +74,11 @@ def evaluate_student(config: EvaluateConfig, *, show_progress: bool = False) -> 
     dataset = _open_images(config, student)
     if dataset.is_unlabelled:
         raise DatasetError(f"no image of {config.data!r} has a label to evaluate with: give a folder of class folders")
-    _check_same_classes(config, model, student, dataset)
+    normalization, model = Normalization.of(model), _match_classes(config, model, student, dataset)
     loader = ReplayLoader(
         dataset,
         EpochSampler(range(len(dataset)), config.batch_size, shuffle=False),
-        Normalization.of(model),
+        normalization,
         device=device,
         num_workers=config.workers,
     )
@@ -114,16 +122,45 @@ def _recipe(config: EvaluateConfig, student: Student) -> ViewRecipe:
     )
 
 
-def _check_same_classes(config: EvaluateConfig, model: nn.Module, student: Student, dataset: ReplayedDataset) -> None:
-    names, count = dataset.class_names or (), getattr(model, "num_classes", None)
-    if count != len(names):
-        raise ClassMismatchError(
-            f"the student {config.student!r} has {count} classes, the folder {config.data!r} has {len(names)}: "
-            "give images of its classes"
-        )
-    if student.class_names is not None and tuple(names) != student.class_names:
-        first = next(i for i, pair in enumerate(zip(names, student.class_names, strict=True)) if pair[0] != pair[1])
-        raise ClassMismatchError(
-            f"class {first} is {names[first]!r} in the folder {config.data!r}, but "
-            f"{student.class_names[first]!r} for the student {config.student!r}: name the class folders as its classes"
-        )
+def _match_classes(config: EvaluateConfig, model: nn.Module, student: Student, dataset: ReplayedDataset) -> nn.Module:
+    """The model with its classes in the order of the data's, by name where both name them.
+
+    Raises:
+        ClassMismatchError: the data has other classes; names the first difference.
+    """
+    names, count, subject = dataset.class_names, getattr(model, "num_classes", None), f"the student {config.student!r}"
+    if count is not None:
+        check_labels(dataset, count, config.data)
+    if names is None:
+        return model
+    known = check_names(student.class_names, model, subject) or names_like(names, count)
+    if known is None:
+        if count is not None and count != len(names):
+            raise ClassMismatchError(describe_count_mismatch(subject, count, names))
+        return model
+    index = reorder_names(names, known, subject, takes_map=False)
+    if index == tuple(range(len(index))):
+        return model
+    _logger.warning("the classes of %s are brought into the order of the data, by name", subject)
+    return _InOrder(model, index)
+
+
+class _InOrder(nn.Module):
+    """A model whose classes are in another order.
+
+    Args:
+        model: maps images to logits [B, C].
+        index: for each class its index among the model's [C].
+    """
+
+    def __init__(self, model: nn.Module, index: Sequence[int]) -> None:
+        super().__init__()
+        self.model = model
+        self.register_buffer("index", torch.tensor(index))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits [B, C] of images [B, 3, H, W]."""
+        logits: Tensor = self.model(images)
+        return logits[:, self.index]
+
+    index: Tensor

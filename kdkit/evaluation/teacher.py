@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from timm.data import infer_imagenet_subset
 from torch import Tensor
 
 from kdkit.data import EpochSampler, ReplayedDataset, ReplayLoader, create_source, translate_worker_errors
@@ -20,8 +20,10 @@ from kdkit.recipe import Interpolation, ViewRecipe
 from kdkit.resolve import card_of, describe_teacher, resolve_device, resolve_teacher
 from kdkit.teachers import Teacher, TeacherCard, TeacherEnsemble
 from kdkit.teachers.card import PublishedTop1
-from kdkit.teachers.class_map import are_synsets, map_names, synsets
+from kdkit.teachers.class_map import map_names
+from kdkit.teachers.class_names import describe_count_mismatch
 from kdkit.teachers.model_config import model_config
+from kdkit.training.labels import check_labels
 
 SLACK = 2.0
 """Percentage points that a top-1 may be below the published one, in addition to three standard errors of the sample:
@@ -64,7 +66,7 @@ def check_named_teacher(config: TeachersCheckConfig) -> CheckReport:
     card, device = card_of(config.teacher, config.card), resolve_device(config.device)
     source = create_source(config.data, **config.columns)
     own_card = None if config.teacher.ensemble or config.card is not None else card
-    teacher = resolve_teacher(config.teacher, device, source.class_names, card=own_card)
+    teacher = _in_order_of(source.class_names, resolve_teacher(config.teacher, device, card=own_card))
     dataset = ReplayedDataset(source, check_recipe(card, teacher, config.teacher.input_size))
     return check_teacher(
         teacher,
@@ -102,11 +104,12 @@ def check_teacher(
         device: where the teacher runs; it is moved there.
 
     Raises:
-        ClassMismatchError: the images have other classes than the teacher.
+        ClassMismatchError: the images have other classes than the teacher, or a label is out of range.
         DatasetError: no image has a label.
     """
     teacher = teacher.to(torch.device(device))
     classes = torch.tensor(_class_numbers(teacher, dataset))
+    check_labels(dataset, len(classes), type(dataset.source).__name__)
     rows = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(0))[:limit].tolist()
     loader = ReplayLoader(
         dataset,
@@ -166,17 +169,22 @@ def _evaluation(size: int, crop_pct: float, interpolation: str) -> ViewRecipe:
     return ViewRecipe.evaluation(size, crop_pct=min(crop_pct, 1.0), interpolation=known)
 
 
+def _in_order_of(names: Sequence[str] | None, teacher: Teacher) -> Teacher:
+    """The teacher with its classes in the data's order; as it is if the data has a part of them: see _class_numbers."""
+    known = None if names is None else teacher.names_like(names)
+    if names is None or (known is not None and teacher.class_map is None and set(names) < set(known)):
+        return teacher
+    return teacher.for_classes(names)
+
+
 def _class_numbers(teacher: Teacher, dataset: ReplayedDataset) -> list[int]:
     """The teacher's class [K] for each class of the dataset [C]."""
-    names = list(dataset.class_names or ())
-    family = infer_imagenet_subset({"num_classes": teacher.num_classes})
-    if family is not None and are_synsets(names):
-        return list(map_names(names, synsets(family), f"the teacher {teacher.name!r}"))
-    if teacher.num_classes is not None and names and len(names) != teacher.num_classes:
-        raise ClassMismatchError(
-            f"the teacher {teacher.name!r} has {teacher.num_classes} classes, the images have {len(names)}: "
-            "give images of its classes, or name their folders by synset if it is an ImageNet teacher"
-        )
+    names, subject = list(dataset.class_names or ()), f"the teacher {teacher.name!r}"
+    known = teacher.names_like(names) if names else None
+    if known is not None and teacher.class_map is None:
+        return list(map_names(names, known, subject))
+    if teacher.num_classes == 0 or (teacher.num_classes is not None and names and len(names) != teacher.num_classes):
+        raise ClassMismatchError(describe_count_mismatch(subject, teacher.num_classes, names))
     return list(range(teacher.num_classes or len(names)))
 
 

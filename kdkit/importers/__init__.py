@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from kdkit._lazy import lazy_exports
 
 IMPORTERS = {
@@ -11,4 +13,10 @@ IMPORTERS = {
 }
 """Format, as `kdkit cache import` takes it -> module and function. The functions are names of this package."""
 
-__getattr__, __dir__ = lazy_exports(__name__, {function: module for module, function in IMPORTERS.values()})
+if TYPE_CHECKING:
+    from kdkit.importers._write import ImportReport as ImportReport
+
+__getattr__, __dir__ = lazy_exports(
+    __name__,
+    {function: module for module, function in IMPORTERS.values()} | {"ImportReport": "kdkit.importers._write"},
+)

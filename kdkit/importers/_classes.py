@@ -7,6 +7,8 @@ from functools import cache
 
 from timm.data import ImageNetInfo
 
+from kdkit.errors import ClassMismatchError
+
 _IMAGENET_CLASSES = 1000
 
 
@@ -31,6 +33,20 @@ def choose_classes(names: Sequence[str] | None, num_classes: int, *, sorts_class
     indices = [_imagenet_wnids().get(name) for name in names]
     known = [index for index in indices if index is not None]
     return known if len(known) == len(names) > 1 else None
+
+
+def check_same_count(names: Sequence[str] | None, num_classes: int, origin: str) -> None:
+    """Checks that arrays have as many classes as the data names.
+
+    Raises:
+        ClassMismatchError: they have not, nor are the data's classes a part of ImageNet's; names both counts.
+    """
+    if names is None or len(names) == num_classes or choose_classes(names, num_classes, sorts_classes=False):
+        return
+    raise ClassMismatchError(
+        f"{origin} has {num_classes} classes, the data {len(names)} class folders: give the images of those classes, "
+        "each in a folder of its class, or a folder of images only"
+    )
 
 
 @cache

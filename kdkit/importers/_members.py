@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import tarfile
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 from kdkit.errors import DatasetError
 from kdkit.importers._plain import MAX_BYTES
+from kdkit.runtime.reading import open_regular
 
 _COMPRESSED = {b"\x1f\x8b": "gzip -d", b"BZ": "bzip2 -d", b"\xfd7": "xz -d"}
 
@@ -56,10 +58,10 @@ class Members:
         if num_bytes > MAX_BYTES:
             raise DatasetError(f"{self.describe(name)} has {num_bytes:,} bytes, expected at most {MAX_BYTES:,}")
         try:
-            with open(path, "rb") as file:
+            with open_regular(path, error=DatasetError) as file:
                 file.seek(offset)
                 content = file.read(num_bytes)
-        except OSError as error:
+        except DatasetError as error:
             raise DatasetError(f"{self.describe(name)} cannot be read: {error}") from None
         if len(content) != num_bytes:
             raise DatasetError(f"{self.describe(name)} is cut short: {len(content)} of {num_bytes} bytes")
@@ -76,19 +78,26 @@ def _of_folder(folder: Path, suffix: str) -> Iterator[tuple[str, _Place]]:
             yield path.relative_to(folder).as_posix(), _Place(str(path), 0, path.stat().st_size)
 
 
+def _no_source(path: Path, reason: str) -> DatasetError:
+    return DatasetError(f"{str(path)!r} is neither a folder nor a readable tar: {reason}")
+
+
 def _of_tar(path: Path, suffix: str) -> Iterator[tuple[str, _Place]]:
     try:
-        with open(path, "rb") as file:
+        with open_regular(path, error=partial(_no_source, path)) as file:
             start = file.read(2)
-        if start in _COMPRESSED:
-            raise DatasetError(f"{str(path)!r} is compressed, so its members cannot be found: {_COMPRESSED[start]} it")
-        with tarfile.open(path, "r:") as archive:
-            for member in archive:
-                archive.members = []  # type: ignore[attr-defined]  # tarfile would keep every one of a million
-                if member.isreg() and not member.issparse() and member.name.endswith(suffix):
-                    name = member.name.removeprefix("./")
-                    yield name, _Place(str(path), member.offset_data, member.size)
-    except (tarfile.TarError, OSError) as error:
+            if start in _COMPRESSED:
+                raise DatasetError(
+                    f"{str(path)!r} is compressed, so its members cannot be found: {_COMPRESSED[start]} it"
+                )
+            file.seek(0)
+            with tarfile.open(fileobj=file, mode="r:") as archive:
+                for member in archive:
+                    archive.members = []  # type: ignore[attr-defined]  # tarfile would keep every one of a million
+                    if member.isreg() and not member.issparse() and member.name.endswith(suffix):
+                        name = member.name.removeprefix("./")
+                        yield name, _Place(str(path), member.offset_data, member.size)
+    except (tarfile.TarError, OSError, ValueError, OverflowError) as error:
         if isinstance(error, DatasetError):
             raise
-        raise DatasetError(f"{str(path)!r} is neither a folder nor a readable tar: {error}") from None
+        raise _no_source(path, str(error)) from None

@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from kdkit.errors import DatasetError
+from kdkit.importers._pickle_size import check_pickle_size
 
 MAX_BYTES = 64 << 20
 """Greatest size of one file, and of the pickle in it; 400 views of an image take about 100 kB."""
@@ -40,6 +41,7 @@ def read_plain(content: bytes, origin: str) -> Any:
         raise DatasetError(f"{origin} has {len(content):,} bytes, expected at most {MAX_BYTES:,}")
     pickled = _pickle_of(content, origin)
     try:
+        check_pickle_size(pickled)
         value = _PlainUnpickler(io.BytesIO(pickled)).load()
     except DatasetError as error:  # from one of the constructors below
         raise DatasetError(f"{origin} holds {error}, which is not read: expected plain numbers and arrays") from None

@@ -14,11 +14,14 @@ from kdkit.data import create_source
 from kdkit.data.views.record import RecordedSteps
 from kdkit.errors import ConfigError, DatasetError
 from kdkit.importers._array_file import ONLY, Array, open_arrays
+from kdkit.importers._classes import check_same_count
 from kdkit.importers._foreign import ForeignViews, check_labels, name_some
 from kdkit.importers._write import ImportReport, write_import
 from kdkit.recipe import ViewRecipe
+from kdkit.runtime.reading import read_text
 
 _STEPS = RecordedSteps(crop="crop")
+_MAX_KEYS_BYTES = 1 << 30
 _GUESSED_ROWS = 64
 _SUM_TOLERANCE = 1e-2
 
@@ -147,10 +150,7 @@ class ArraysCache:
 def _read_keys(arrays: Mapping[str, Array], keys_file: str | Path | None) -> Sequence[str] | None:
     """Keys of the rows; None if nothing names them."""
     if keys_file is not None:
-        try:
-            return Path(keys_file).read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise DatasetError(f"the keys file {str(keys_file)!r} cannot be read: {error}") from error
+        return read_text(keys_file, limit=_MAX_KEYS_BYTES, error=DatasetError).splitlines()
     if "keys" not in arrays:
         return None
     keys = arrays["keys"]
@@ -222,9 +222,11 @@ def import_arrays(
     Raises:
         DatasetError: arrays are of other shapes, an image is missing or left over, or values are not finite; names it.
         ConfigError: the recipe does not fit, or num_classes is missing.
+        ClassMismatchError: the data has another number of classes.
         CacheError: the cache cannot be written.
     """
     recipe = recipe or ViewRecipe.evaluation(224)
     images = create_source(data)
     foreign = ArraysCache(source, images.keys, recipe, num_classes=num_classes, keys_file=keys_file)
+    check_same_count(images.class_names, foreign.num_classes, foreign.name)
     return write_import(foreign, images, path, codec=codec, num_workers=num_workers, show_progress=show_progress)

@@ -21,7 +21,7 @@ class Expected(torch.autograd.Function):
     """mean over rows of sum over c of weights_c * (alpha * target term + beta * rest term), c the target: a scalar.
 
     With `divergence` the terms are the KL divergences TCKD and NCKD of dkd; without, the cross-entropies of nkd at
-    T = 1: -p_t[c] log p_s[c], and that of the classes other than c. Each row of weights is scaled to sum 1.
+    T = 1: -p_t[c] log p_s[c], and that of the classes other than c. A row counts by the sum of its weights.
     """
 
     @staticmethod
@@ -58,7 +58,6 @@ def _expected_rows(
 
     The teacher's coefficients multiply log p_c or log(1 - p_c) of the student: of_p and of_rest [R, C] add them up.
     """
-    weights = weights / weights.sum(dim=1, keepdim=True).clamp_min(torch.finfo(weights.dtype).tiny)
     s, t = _Rows(student), _Rows(teacher)
     of_target = t.p().mul_(weights).mul_(alpha)
     of_p, of_rest = t.mixture(weights).mul_(beta).add_(of_target), weights * -beta

@@ -9,7 +9,7 @@ from torch import Tensor
 from kdkit.losses._checks import check_classes, check_positive, soften, to_logit_pair
 from kdkit.losses._expected import Expected
 from kdkit.losses._rest import binary_kl, split_target
-from kdkit.losses._target import SoftLabels, resolve_target
+from kdkit.losses._target import Labels, SoftLabels, resolve_target
 from kdkit.losses.registry import logit_loss
 from kdkit.losses.sparse import sparse_dkd
 from kdkit.types import SparseLogits
@@ -28,13 +28,15 @@ def dkd(
 ) -> Tensor:
     """Decoupled knowledge distillation: the target's share and the order of the others, weighted apart.
 
-    T^2 * mean_b (alpha * TCKD + beta * NCKD): reduction "batchmean", T^2 applied. TCKD is the KL divergence of the
-    binary distributions (p[y], 1 - p[y]); NCKD that of the softmax over the other classes. NCKD of 2 classes is 0.
+    T^2 * mean_b (alpha * TCKD + beta * NCKD): reduction "batchmean" over the labelled samples, T^2 applied. TCKD is the
+    KL divergence of the binary distributions (p[y], 1 - p[y]); NCKD that of the softmax over the other classes. NCKD of
+    2 classes is 0.
 
     Args:
         student_logits: [B, C], C >= 2.
         teacher_logits: [B, C], or sparse (then with index labels); no gradient flows into them.
-        target: index labels [B], or soft labels [B, C] under the policy `soft_labels`. Required.
+        target: index labels [B], or soft labels [B, C] under the policy `soft_labels`. Required. A sample without a
+            label (-1, or a row of zeros) takes no part.
         alpha: weight of TCKD.
         beta: weight of NCKD; 8 for CIFAR at T = 4, 0.5 for ImageNet at T = 1.
         temperature: T > 0.
@@ -56,14 +58,14 @@ def dkd(
     student, teacher = to_logit_pair(student_logits, teacher_logits)
     labels = resolve_target("dkd", student, target, soft_labels)
     student, teacher = soften(student, temperature), soften(teacher, temperature)
-    if labels.ndim == 2:
-        expected: Tensor = Expected.apply(student, teacher, labels, alpha, beta, True)
+    if labels.target.ndim == 2:
+        expected: Tensor = Expected.apply(student, teacher, _weighted(labels), alpha, beta, True)
         return expected * temperature**2
-    _, student_log_sum, student_odds = split_target(student, labels)
-    others, teacher_log_sum, teacher_odds = split_target(teacher, labels)
+    _, student_log_sum, student_odds = split_target(student, labels.target)
+    others, teacher_log_sum, teacher_odds = split_target(teacher, labels.target)
     # log(q_t / q_s) is a difference of logits, less one of logsumexps; q_t is 0 at the target.
     nckd = (F.softmax(others, dim=1) * (teacher - student)).sum(dim=1) - (teacher_log_sum - student_log_sum)
-    return (alpha * binary_kl(student_odds, teacher_odds) + beta * nckd).mean() * temperature**2
+    return labels.mean(alpha * binary_kl(student_odds, teacher_odds) + beta * nckd) * temperature**2
 
 
 @logit_loss(needs_target=True)
@@ -78,14 +80,15 @@ def nkd(
 ) -> Tensor:
     """Normalised knowledge distillation: cross-entropies of the target and of the renormalised others.
 
-    mean_b [-p_t[y] log p_s[y] - gamma * T^2 * sum_{j != y} q_t[j] log q_s[j]]: mean over the batch. p is the softmax
-    at T = 1; q the softmax at T over the classes other than y. T^2 applies only to the second term. Its minimum is
-    not 0.
+    mean_b [-p_t[y] log p_s[y] - gamma * T^2 * sum_{j != y} q_t[j] log q_s[j]]: mean over the labelled samples. p is the
+    softmax at T = 1; q the softmax at T over the classes other than y. T^2 applies only to the second term. Its minimum
+    is not 0.
 
     Args:
         student_logits: [B, C], C >= 2.
         teacher_logits: [B, C]; no gradient flows into them.
-        target: index labels [B], or soft labels [B, C] under the policy `soft_labels`. Required.
+        target: index labels [B], or soft labels [B, C] under the policy `soft_labels`. Required. A sample without a
+            label (-1, or a row of zeros) takes no part.
         gamma: weight of the second term.
         temperature: T > 0, of the second term.
         soft_labels: for [B, C] targets: 'expected' the label-weighted mean over y, 'argmax' the largest label as y, or
@@ -100,16 +103,22 @@ def nkd(
     check_classes("nkd", student_logits)
     student, teacher = to_logit_pair(student_logits, teacher_logits)
     labels = resolve_target("nkd", student, target, soft_labels)
-    if labels.ndim == 2:
-        return _expected_nkd(student, teacher, labels, gamma, temperature)
+    if labels.target.ndim == 2:
+        return _expected_nkd(student, teacher, _weighted(labels), gamma, temperature)
+    target = labels.target
     soft_student, soft_teacher = soften(student, temperature), soften(teacher, temperature)
-    _, log_sum, student_odds = split_target(soft_student, labels)
-    others, _, teacher_odds = split_target(soft_teacher, labels)
+    _, log_sum, student_odds = split_target(soft_student, target)
+    others, _, teacher_odds = split_target(soft_teacher, target)
     of_others = log_sum - (F.softmax(others, dim=1) * soft_student).sum(dim=1)
     if soft_student is not student:  # the target's own term is taken at T = 1
-        student_odds, teacher_odds = split_target(student, labels)[2], split_target(teacher, labels)[2]
+        student_odds, teacher_odds = split_target(student, target)[2], split_target(teacher, target)[2]
     of_target = -torch.sigmoid(teacher_odds) * F.logsigmoid(student_odds)
-    return (of_target + gamma * temperature**2 * of_others).mean()
+    return labels.mean(of_target + gamma * temperature**2 * of_others)
+
+
+def _weighted(labels: Labels) -> Tensor:
+    """Soft labels [B, C] whose mean over all B samples is that over the labelled ones."""
+    return labels.target * (labels.weight * len(labels.weight)).unsqueeze(1)
 
 
 def _expected_nkd(student: Tensor, teacher: Tensor, weights: Tensor, gamma: float, temperature: float) -> Tensor:

@@ -23,13 +23,15 @@ def ofa(
 ) -> Tensor:
     """Cross-entropy against the teacher's distribution with the target class enhanced.
 
-    -mean_b sum_j ((p_t[j] + 1[j = y])^eps - 1[j = y]) log p_s[j], with p = softmax(z / T): mean over the batch, no T^2.
+    -mean_b sum_j ((p_t[j] + 1[j = y])^eps - 1[j = y]) log p_s[j], with p = softmax(z / T): mean over the labelled
+    samples, no T^2.
     eps = 1 is soft_ce without T^2; above 1 the target counts more and the others less. Its minimum is not 0.
 
     Args:
         student_logits: [B, C].
         teacher_logits: [B, C]; no gradient flows into them.
-        target: index labels [B], or soft labels [B, C] under the policy `soft_labels`. Required.
+        target: index labels [B], or soft labels [B, C] under the policy `soft_labels`. Required. A sample without a
+            label (-1, or a row of zeros) takes no part.
         eps: the modulating exponent, above 0; the paper's gamma, 1 to 1.5 in its experiments.
         temperature: T > 0.
         soft_labels: for [B, C] targets: 'expected' the label-weighted mean over y, 'argmax' the largest label as y, or
@@ -47,12 +49,12 @@ def ofa(
     log_p_student = F.log_softmax(soften(student, temperature), dim=1)
     log_p_teacher = F.log_softmax(soften(teacher, temperature), dim=1)
     plain = (eps * log_p_teacher).exp()
-    if labels.ndim == 2:
-        coefficient = plain + labels * (_enhanced(log_p_teacher, eps) - plain)
+    if labels.target.ndim == 2:
+        coefficient = plain + labels.target * (_enhanced(log_p_teacher, eps) - plain)
     else:
-        column = labels.unsqueeze(1)
+        column = labels.target.unsqueeze(1)
         coefficient = plain.scatter(1, column, _enhanced(log_p_teacher.gather(1, column), eps))
-    return -(coefficient * log_p_student).sum(dim=1).mean()
+    return -labels.mean((coefficient * log_p_student).sum(dim=1))
 
 
 def _enhanced(log_p: Tensor, eps: float) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor
 from kdkit.errors import ShapeError
 from kdkit.losses._checks import check_logits, soften
 from kdkit.losses._rest import binary_kl, split_target
+from kdkit.losses._target import Labels
 from kdkit.types import LOG_ZERO, SparseLogits, to_compute_dtype
 
 
@@ -30,12 +31,12 @@ def sparse_kl(student_logits: Tensor, teacher: SparseLogits, temperature: float,
 
 
 def sparse_dkd(
-    student_logits: Tensor, teacher: SparseLogits, target: Tensor, *, alpha: float, beta: float, temperature: float
+    student_logits: Tensor, teacher: SparseLogits, labels: Labels, *, alpha: float, beta: float, temperature: float
 ) -> Tensor:
     """The loss `dkd` for index labels [B]."""
     student = soften(_check_pair(student_logits, teacher), temperature)
-    index = target.unsqueeze(1)
-    _, log_sum, student_odds = split_target(student, target)
+    index = labels.target.unsqueeze(1)
+    _, log_sum, student_odds = split_target(student, labels.target)
     top, each = teacher.soften(temperature)
     is_target = teacher.ids == index
     kept_target = is_target.any(dim=1)
@@ -49,7 +50,7 @@ def sparse_dkd(
     rest = student.sum(dim=1) - kept.sum(dim=1) - torch.where(kept_target, 0.0, student.gather(1, index).squeeze(1))
     each_q_mass = torch.where(others > 0, each_q, LOG_ZERO).exp()
     nckd = (top_q.exp() * (top_q - kept)).sum(dim=1) + each_q_mass * (others * each_q - rest) + log_sum
-    return (alpha * binary_kl(student_odds, teacher_odds) + beta * nckd).mean() * temperature**2
+    return labels.mean(alpha * binary_kl(student_odds, teacher_odds) + beta * nckd) * temperature**2
 
 
 def _log_times(log_each: Tensor, count: Tensor | int) -> Tensor:

@@ -24,6 +24,7 @@ from kdkit.report.show import check_output
 from kdkit.report.table import RunTable, common_folder
 from kdkit.resolve import resolve_device
 from kdkit.runtime import files
+from kdkit.runtime.install import install_command
 
 _STEPS = 500  # records of steps that are read of each run
 
@@ -91,7 +92,7 @@ def _plotly() -> str:
     try:
         return (resources.files("plotly") / "package_data" / "plotly.min.js").read_text(encoding="utf-8")
     except (ImportError, OSError) as error:
-        raise MissingDependencyError('the report needs plotly: pip install "kdkit[report]"') from error
+        raise MissingDependencyError(f"the report needs plotly: {install_command('report')}") from error
 
 
 def _best_student(config: ReportConfig, runs: Sequence[Run], notes: list[str]) -> tuple[Run | None, RunStudent | None]:

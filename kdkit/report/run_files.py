@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,7 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
+from kdkit.errors import ConfigError
+from kdkit.runtime.reading import open_regular, read_json, read_yaml
 
 Record = dict[str, Any]
 
@@ -20,6 +22,7 @@ _MARKS = (METRICS, SUMMARY, CONFIG, STUDENT, TIMM_CONFIG)
 _TIMM_COLUMNS = {"train_loss": "loss", "eval_loss": "val_loss", "eval_top1": "val_top1", "eval_top5": "val_top5"}
 _TIMM_OPTIONS = {"model": "student", "data_dir": "data"}
 _CONTEXT = "seed"  # of a folder that holds several runs: their number; besides, every field of text tells them apart
+_MAX_JSON_BYTES, _MAX_ALIASES = 16 << 20, 1000
 _STEP = '"kind": "step"'
 
 
@@ -179,11 +182,13 @@ def _read_csv(path: Path, problems: list[str]) -> list[Record]:
 
 def _read_document(path: Path, problems: list[str]) -> dict[str, Any]:
     """A YAML or JSON file with one mapping; empty if there is none to read."""
-    text = "".join(_lines(path, problems))
+    if not path.exists():
+        return {}
     try:
-        found = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        problems.append(f"{str(path)!r} cannot be read ({' '.join(str(error).split())[:80]})")
+        is_json = path.suffix == ".json"
+        found = read_json(path, limit=_MAX_JSON_BYTES) if is_json else read_yaml(path, max_aliases=_MAX_ALIASES)
+    except ConfigError as error:
+        problems.append(f"{str(path)!r} cannot be read ({error})")
         return {}
     if isinstance(found, dict):
         return {str(name): value for name, value in found.items()}
@@ -194,13 +199,13 @@ def _read_document(path: Path, problems: list[str]) -> dict[str, Any]:
 
 def _lines(path: Path, problems: list[str]) -> Iterator[str]:
     """The lines of a file; none if it is missing."""
-    try:
-        with open(path, encoding="utf-8", errors="replace", newline="") as file:
-            yield from file
-    except FileNotFoundError:
+    if not path.exists():
         return
-    except OSError as error:
-        problems.append(f"{str(path)!r} cannot be read ({error.strerror})")
+    try:
+        with open_regular(path) as file, io.TextIOWrapper(file, "utf-8", "replace", newline="") as lines:
+            yield from lines
+    except ConfigError as error:
+        problems.append(str(error))
 
 
 def _parse(line: str) -> Record | None:

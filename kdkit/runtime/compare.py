@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
+from itertools import zip_longest
 from typing import Any
 
 from kdkit.errors import CacheMismatchError
@@ -29,8 +30,11 @@ def check_match(
     """
     for field, then, now in differences(what, cached, current):
         if field not in allow:
+            place = ""
+            if max(len(repr(then)), len(repr(now))) > _SHOWN:
+                place, then, now = first_item(then, now)
             raise CacheMismatchError(
-                f"{origin} was made with {field} = {_show(then)}, this run has {_show(now)}: "
+                f"{origin} was made with {field}{place} = {_show(then)}, this run has {_show(now)}: "
                 f"{_ADVICE.get(field, 'use the same setting, or build another cache')}"
             )
 
@@ -45,6 +49,16 @@ def differences(what: str, cached: Mapping[str, Any], current: Mapping[str, Any]
             yield from differences(f"{what}.{name}", then, now)
         elif then != now:
             yield f"{what}.{name}", then, now
+
+
+def first_item(then: Any, now: Any) -> tuple[str, Any, Any]:
+    """("[2]", item, other item) for the first place at which two lists differ; other values as they are, after ""."""
+    if not (isinstance(then, list) and isinstance(now, list)):
+        return "", then, now
+    for place, (item, other) in enumerate(zip_longest(then, now)):
+        if item != other:
+            return f"[{place}]", item, other
+    raise AssertionError("the lists are equal")
 
 
 def _numbered(value: Any) -> Any:

@@ -31,7 +31,10 @@ _LOST = ("gloo", "nccl", "connection closed", "connection reset", "processgroup"
 
 @contextmanager
 def process_group(device: str, *, timeout: timedelta = timedelta(minutes=30)) -> Iterator[None]:
-    """The process group of the ranks that torchrun started, destroyed at exit; nothing where this process is alone.
+    """The process group of the ranks that torchrun started; nothing where this process is alone.
+
+    It is destroyed at exit, but not after an error: that would wait for operations in which the other ranks are, so
+    that the error would be shown late or never. This process ends with its error, which ends those of the others.
 
     Args:
         device: device of the run, e.g. cuda or auto; its type decides between nccl and gloo.
@@ -60,8 +63,7 @@ def process_group(device: str, *, timeout: timedelta = timedelta(minutes=30)) ->
             f"rank {rank()} lost another one ({reason}): see its message above, and start the run again, which then "
             "resumes"
         ) from error
-    finally:
-        dist.destroy_process_group()
+    dist.destroy_process_group()
 
 
 def _rendezvous(timeout: timedelta) -> tuple[Store, int, int]:
@@ -100,17 +102,21 @@ def world_size() -> int:
     return dist.get_world_size() if _is_initialized() else 1
 
 
-def run_on_all_ranks(function: Callable[[], None]) -> None:
-    """Calls `function` on every rank and waits for all; if it fails on one, every rank fails.
+def run_on_all_ranks(function: Callable[[], Result]) -> Result:
+    """Calls `function`, which makes no collective call, on every rank, and waits for all.
+
+    Returns:
+        This rank's result. If it fails on one rank, every rank fails.
 
     Raises:
         OtherRankError: on ranks where it did not fail, with the first message of the ranks where it did.
     """
     if world_size() == 1:
         return function()
+    result: Any = None
     error: BaseException | None = None
     try:
-        function()
+        result = function()
     except BaseException as caught:
         error = caught
     messages: list[str | None] = []
@@ -119,7 +125,7 @@ def run_on_all_ranks(function: Callable[[], None]) -> None:
     for number, message in enumerate(messages):
         if message is not None:
             raise OtherRankError(f"rank {number} failed: {message}")
-    return None
+    return cast(Result, result)
 
 
 def on_rank_zero(function: Callable[[], Result]) -> Result:

@@ -17,6 +17,7 @@ from pathlib import Path
 from kdkit.errors import DiskFullError, KdkitError, WriteError
 
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_CANNOT_UNNAMED = {errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL}
 _CANNOT_RESERVE = {errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS}
 TEMPORARY_SUFFIX = ".tmp"
 _MAX_NAME_BYTES = 255
@@ -101,11 +102,12 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Writes `content` to `path`, durably and atomically.
+    """Writes `content` to `path`, durably and atomically; removes what a killed writer of `path` has left.
 
     Raises:
         WriteError: as for `atomic_write`.
     """
+    remove_leftovers(path.parent, path.name)
     with atomic_write(path) as temporary, new_file(temporary, len(content)) as descriptor:
         write_at(descriptor, content, 0)
 
@@ -154,18 +156,27 @@ def remove_folder(folder: Path) -> None:
 
 
 def remove_leftovers(folder: Path, name: str = "") -> None:
-    """Removes temporary files of writers that died: those of the file called `name`, or all."""
+    """Removes temporary files of writers that died, as far as it may: those of the file called `name`, or all."""
     pattern = f".{glob.escape(name)}.{'[0-9a-f]' * 12}" if name else ".*"
-    for leftover in folder.glob(f"{pattern}{TEMPORARY_SUFFIX}"):
-        remove_file(leftover)
+    with suppress(OSError):  # a read-only folder; whoever writes there finds out
+        for leftover in folder.glob(f"{pattern}{TEMPORARY_SUFFIX}"):
+            remove_file(leftover)
 
 
 def check_writable(folder: Path) -> None:
-    """Writes a file into `folder` and removes it.
+    """Makes a file in `folder` that has no name, so that no kill leaves it; with a name only where that is impossible.
 
     Raises:
         OSError: `folder` cannot be written.
     """
+    if unnamed := getattr(os, "O_TMPFILE", 0):
+        try:
+            os.close(os.open(folder, unnamed | os.O_WRONLY | os.O_CLOEXEC, 0o600))
+        except OSError as error:
+            if error.errno not in _CANNOT_UNNAMED:
+                raise
+        else:
+            return
     place = folder / f".{secrets.token_hex(6)}{TEMPORARY_SUFFIX}"
     place.touch(exist_ok=False)
     place.unlink()

@@ -7,8 +7,15 @@ import textwrap
 from collections.abc import Mapping
 from typing import TextIO
 
+from kdkit.errors import printable
+
 COLUMNS = 80
 _UNBOUNDED = 1 << 30
+
+
+def format_rate(per_second: float) -> str:
+    """A speed without decimals, or with two digits where it is below ten, e.g. "1,234", "0.41"."""
+    return f"{per_second:,.0f}" if per_second >= 10 else f"{per_second:.2g}"
 
 
 def print_labelled(values: Mapping[str, str], *, file: TextIO | None = None, label_width: int = 12) -> None:
@@ -31,7 +38,7 @@ def print_wrapped(text: str, *, file: TextIO | None = None) -> None:
 def _print(text: str, first: str, later: str, file: TextIO | None) -> None:
     file = file or sys.stdout
     lines = textwrap.wrap(
-        text,
+        printable(text),  # names come from files of any origin
         COLUMNS if file.isatty() else _UNBOUNDED,
         initial_indent=first,
         subsequent_indent=later,

@@ -14,6 +14,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.table import Column
 from rich.text import Text
 
+from kdkit.errors import printable
+from kdkit.runtime.layout import format_rate
+
 _SECONDS_BETWEEN_LINES = 10.0
 _TERMS = ("loss", "task_loss", "kd_loss", "agreement_top1", "teacher_top1")
 _METRICS = ("loss", "kd_loss")  # metrics that fit next to a bar
@@ -82,7 +85,7 @@ def _columns(console: Console, unit: str) -> tuple[ProgressColumn, ...]:
 
     class Speed(ProgressColumn):
         def render(self, task: Task) -> Text:
-            return Text(f"{_speed(task):,.0f} {unit}/s" if console.width >= _WIDTH_FOR_SPEED else "")
+            return Text(f"{format_rate(_speed(task))} {unit}/s" if console.width >= _WIDTH_FOR_SPEED else "")
 
     class Metrics(ProgressColumn):
         def render(self, task: Task) -> Text:
@@ -117,7 +120,7 @@ class _Bar(Display):
         self._bar.update(self._id, values=values)
 
     def write(self, text: str) -> None:
-        self._bar.console.print(text, highlight=False, markup=False, soft_wrap=True)
+        self._bar.console.print(printable(text), highlight=False, markup=False, soft_wrap=True)
 
 
 class _Lines(_Bar):
@@ -135,7 +138,7 @@ class _Lines(_Bar):
         self._written = now
         spent, left = (timedelta(seconds=ceil(seconds or 0)) for seconds in (task.elapsed, task.time_remaining))
         self.write(
-            f"{task.completed:,} of {task.total:,} {self._unit}, {_speed(task):,.0f} {self._unit}/s, "
+            f"{task.completed:,} of {task.total:,} {self._unit}, {format_rate(_speed(task))} {self._unit}/s, "
             + (f"in {spent}" if task.finished else f"{left} left")
             + (f", {terms}" if (terms := format_terms(task.fields["values"])) else "")
         )

@@ -23,5 +23,5 @@ class ClassificationTask(StudentTask):
 
         Target holds class indices [B], -1 for a sample without a label, or soft labels [B, C].
         """
-        output = self.trainable_module(input)
+        output = self._run_student(input)
         return {"loss": self._label_loss(to_compute_dtype(output), target), "output": output}

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 
 class LabelledCrossEntropy(nn.CrossEntropyLoss):
-    """Cross-entropy averaged over the samples of a batch that have a label; exactly 0 if none has.
+    """Cross-entropy averaged over the samples of a batch that have a label; exactly 0 if none has, whatever `weight`.
 
     An unlabelled sample has the target -1 and takes no part. The label of a mixed sample is soft; the part of it that
     comes from an unlabelled sample is missing, so that its row sums to less than 1. The average is then over the sum of
@@ -29,10 +29,15 @@ class LabelledCrossEntropy(nn.CrossEntropyLoss):
         """Returns a scalar [] from logits [B, C] and class indices [B], -1 for no label, or soft labels [B, C]."""
         if target.ndim == logits.ndim:
             return self._soft(logits, target)
-        is_any_labelled = (target >= 0).any()
-        # A mean over nothing is NaN, also in its gradient: without labels the loss of class 0 is multiplied by 0.
-        target = torch.where(is_any_labelled, target, torch.zeros_like(target))
-        return super().forward(logits, target) * is_any_labelled
+        total = F.cross_entropy(
+            logits, target, self.weight, reduction="sum", ignore_index=-1, label_smoothing=self.label_smoothing
+        )
+        factors = (target >= 0).to(total.dtype)
+        if self.weight is not None:
+            factors = factors * self.weight[target.clamp_min(0)]
+        count = factors.sum()
+        # A mean over nothing, or over classes of weight 0 alone, would be NaN, also in its gradient.
+        return total / torch.where(count > 0, count, torch.ones_like(count))
 
     def _soft(self, logits: Tensor, target: Tensor) -> Tensor:
         known = target.sum(dim=1, keepdim=True).clamp(max=1)  # the labelled share of each sample [B, 1]

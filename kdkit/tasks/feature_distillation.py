@@ -111,7 +111,7 @@ class FeatureDistillationTask(DistillationTask):
             held = ["logits"] * (teacher_output.any_logits is not None) + sorted(teacher_output.features)
             raise MissingTeacherError(
                 f"teacher_output holds no {tap!r}, only {held}: build the cache with it, "
-                f"kdkit cache build ... --build.streams '[{', '.join(streams)}]'"
+                f"kdkit cache build ... --streams {','.join(streams)}"
             )
         return teacher_output.features[tap]
 

@@ -14,5 +14,5 @@ class LogitDistillationTask(DistillationTask):
     def _forward_student(
         self, input: Tensor, teacher_output: TeacherOutput
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        output = self.trainable_module(input)
+        output = self._run_student(input)
         return output, output, {}

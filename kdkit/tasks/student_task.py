@@ -12,6 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from typing_extensions import Self
 
 from kdkit.errors import ConfigError
+from kdkit.runtime.model_errors import logits_of
 from kdkit.tasks.criterion import LabelledCrossEntropy
 from kdkit.tasks.task import TrainingTask
 
@@ -25,9 +26,9 @@ class StudentTask(TrainingTask):
     Args:
         student_model: the model to train.
         criterion: loss on labels; LabelledCrossEntropy by default. A module with buffers, such as class weights,
-            follows the task's device, and is kept in at least float32, because it receives logits in float32. For
-            class indices [B] it receives only the labelled samples (-1 means no label), so the host reads the targets
-            of each step from the device; the default needs no such read.
+            follows the task's device, and is kept in at least float32, because it receives logits in float32. It
+            receives only the labelled samples (-1, or a soft label of zeros, means no label), so the host reads the
+            targets of each step from the device; the default needs no such read.
         device, dtype, verbose: as for TrainingTask.
 
     Raises:
@@ -55,11 +56,16 @@ class StudentTask(TrainingTask):
 
     trainable_module: nn.Module
 
+    def _run_student(self, input: Tensor) -> Tensor:
+        """The student's logits [B, C] for images [B, 3, H, W]."""
+        return logits_of(self.trainable_module(input), "the student")
+
     def _label_loss(self, logits: Tensor, target: Tensor) -> Tensor:
         """The criterion [] of logits [B, C] over the labelled samples; exactly 0 if no sample is labelled."""
-        if isinstance(self.criterion, LabelledCrossEntropy) or target.ndim != 1 or target.is_floating_point():
+        is_index = target.ndim == 1 and not target.is_floating_point()
+        if isinstance(self.criterion, LabelledCrossEntropy) or not (is_index or target.ndim == 2):
             return self.criterion(logits, target)
-        labelled = target >= 0
+        labelled = target >= 0 if is_index else target.sum(dim=1) > 0
         if bool(labelled.all()):
             return self.criterion(logits, target)
         if not bool(labelled.any()):

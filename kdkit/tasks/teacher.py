@@ -10,6 +10,7 @@ from torch import nn
 
 from kdkit.errors import ClassMismatchError, ConfigError
 from kdkit.teachers import Teacher, create_teacher
+from kdkit.teachers.class_names import describe_count_mismatch
 from kdkit.types import Normalization
 
 
@@ -41,12 +42,16 @@ def check_same_classes(teacher: Teacher, student_model: nn.Module) -> None:
     """Raises ClassMismatchError if teacher and student have different numbers of classes."""
     student: Any = unwrap_model(student_model)
     num_classes = getattr(student, "num_classes", None)
-    if num_classes is not None and teacher.num_classes is not None and num_classes != teacher.num_classes:
-        raise ClassMismatchError(
-            f"the teacher {teacher.name!r} has {teacher.num_classes} classes, the student {num_classes}: "
-            "give the teacher a class_map, or the student num_classes="
-            f"{teacher.num_classes}"
-        )
+    if num_classes is None or teacher.num_classes is None or num_classes == teacher.num_classes:
+        return
+    subject = f"the teacher {teacher.name!r}"
+    if teacher.num_classes == 0:
+        raise ClassMismatchError(describe_count_mismatch(subject, 0, ()))
+    raise ClassMismatchError(
+        f"{subject} has {teacher.num_classes} classes, the student {num_classes}: a student learns the teacher's "
+        f"classes, so make it with num_classes={teacher.num_classes}, or pick {num_classes} of the teacher's with a "
+        "class_map"
+    )
 
 
 def _check_no_shared_weights(teacher: str | nn.Module | Teacher, student_model: nn.Module) -> None:

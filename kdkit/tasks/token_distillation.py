@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from typing_extensions import Unpack
 
 from kdkit.errors import ConfigError
+from kdkit.runtime.model_errors import logits_of
 from kdkit.tasks.distillation import DistillationTask, TaskOptions
 from kdkit.tasks.student_task import Criterion
 from kdkit.tasks.term import DistillLosses
@@ -62,7 +63,10 @@ class TokenDistillationTask(DistillationTask):
         self, input: Tensor, teacher_output: TeacherOutput
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         output = self.trainable_module(input)
-        main, distilled = output if isinstance(output, tuple) else (output, output)
+        if isinstance(output, tuple) and len(output) == 2:
+            main, distilled = output
+        else:
+            main = distilled = logits_of(output, "the student")
         return main, distilled, {}
 
     def _has_idle_head(self) -> bool:

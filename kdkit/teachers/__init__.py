@@ -2,9 +2,12 @@
 
 Where to look:
     factory.py      `create_teacher`: timm name, checkpoint or module -> teacher.py; ensemble.py averages several
+    timm_model.py   builds a model by its timm name; weights.py finds the weights in a checkpoint and fits them to it,
+                    weights_file.py reads the file
     teacher.py      the frozen model; preparation.py resizes and normalises, split.py runs a batch in parts
     tap.py          features by name; structure.py, model_config.py read facts from a timm model
-    class_map.py    the model's classes in the order of the data; class_names.py finds their names
+    class_map.py    the model's classes in the order of the data; class_names.py finds their names,
+                    imagenet.py those of ImageNet's families
     card.py         teacher cards; card_reading.py parses them
     fingerprint.py  the record of the teacher in a cache
 """

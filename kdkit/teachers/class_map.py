@@ -5,28 +5,16 @@ Dimensions: C classes of the data, K classes of the model.
 
 from __future__ import annotations
 
-import functools
-import re
+from collections import Counter
 from collections.abc import Sequence
 from typing import Literal, get_args
 
 import torch
-from timm.data import ImageNetInfo, infer_imagenet_subset
 from timm.utils import unwrap_model
 from torch import Tensor, nn
 
-from kdkit.errors import ClassMismatchError, ConfigError, UnknownNameError, nearest
-
-IMAGENETS = (
-    "imagenet-1k",
-    "imagenet-12k",
-    "imagenet-21k",
-    "imagenet-21k-goog",
-    "imagenet-21k-miil",
-    "imagenet-22k",
-    "imagenet-22k-ms",
-)
-"""The families whose synsets timm lists, as it calls them; imagenet-21k is Google's, with 21,843 classes."""
+from kdkit.errors import ClassMismatchError, ConfigError
+from kdkit.teachers.imagenet import family_of, names_like, synsets
 
 ClassMap = str | Sequence[int] | Sequence[str]
 """The name of an ImageNet family; or for each class of the data the index, or the name, of the model's class."""
@@ -37,21 +25,7 @@ MissingClasses = Literal["error", "min_logit"]
 MISSING = -1
 """Takes the place of an index in a class map, for a class that the model does not have."""
 
-_SYNSET = re.compile(r"n\d{8}")
 _SHOWN = 5
-
-
-@functools.cache
-def synsets(family: str) -> tuple[str, ...]:
-    """Returns the WordNet ids of a family's classes in its order, e.g. n01440764 first of imagenet-1k.
-
-    Raises:
-        UnknownNameError: timm lists no such family.
-    """
-    if family not in IMAGENETS:
-        known = ", ".join(IMAGENETS)
-        raise UnknownNameError(f"timm lists no synsets of {family!r}{nearest(family, IMAGENETS)}; it knows {known}")
-    return tuple(ImageNetInfo(family).label_names())
 
 
 def map_names(
@@ -76,8 +50,8 @@ def map_names(
             'leave them out of class_map, pass missing_classes="min_logit" to never predict them, '
             "or take another teacher"
         )
-    doubtful = {name for name in names if names.count(name) > 1} if len(index) < len(names) else set()
-    if ambiguous := [name for name in wanted if name in doubtful]:
+    counts = Counter(names)
+    if ambiguous := [name for name in wanted if counts[name] > 1]:
         raise ClassMismatchError(f"{subject} calls several classes {_listed(ambiguous)}: map them by index")
     return tuple(index.get(name, MISSING) for name in wanted)
 
@@ -95,8 +69,8 @@ def resolve_class_map(
         class_map: an ImageNet family, indices, or names.
         model: the model that has the classes.
         subject: the model's name in errors.
-        class_names: of the model's classes [K]; if they are not given, the synsets of the ImageNet family that has
-            as many classes as the model.
+        class_names: of the model's classes [K]; if they are not given, the synsets or the WordNet names of the
+            ImageNet family that has as many classes as the model.
         missing_classes: "error" or "min_logit", for a class that the model does not have.
     """
     if missing_classes not in get_args(MissingClasses):
@@ -108,11 +82,8 @@ def resolve_class_map(
     wanted = synsets(class_map) if isinstance(class_map, str) else tuple(class_map)
     if not any(isinstance(name, str) for name in wanted):
         return tuple(class_index(class_map, model, subject, missing_classes).tolist())  # type: ignore[arg-type]
-    width = getattr(unwrap_model(model), "num_classes", None)
-    if class_names is not None and width is not None and len(class_names) != width:
-        raise ClassMismatchError(f"{subject} has {width} classes, class_names names {len(class_names)}")
-    names = tuple(class_names) if class_names is not None else _family_names(model, subject)
     wanted_names = [str(name) for name in wanted]
+    names = tuple(class_names) if class_names is not None else _family_names(model, wanted_names, subject)
     return map_names(wanted_names, names, subject, missing_classes)
 
 
@@ -143,20 +114,15 @@ def pick_classes(logits: Tensor, index: Tensor) -> Tensor:
     return torch.where(is_missing, smallest, picked)
 
 
-def are_synsets(names: Sequence[str]) -> bool:
-    """Returns whether all names are WordNet ids."""
-    return bool(names) and all(_SYNSET.fullmatch(name) for name in names)
-
-
-def _family_names(model: nn.Module, subject: str) -> tuple[str, ...]:
-    family = infer_imagenet_subset(unwrap_model(model))
-    if family is None:
-        width = getattr(unwrap_model(model), "num_classes", None)
+def _family_names(model: nn.Module, wanted: Sequence[str], subject: str) -> tuple[str, ...]:
+    """The names of the model's classes by its ImageNet family, in the manner of the wanted ones."""
+    width = getattr(unwrap_model(model), "num_classes", None)
+    if (family := family_of(width)) is None:
         raise ConfigError(
             f"the names of the classes of {subject} are not known: no ImageNet family has {width}; "
             "pass class_names=[...]"
         )
-    return synsets(family)
+    return names_like(wanted, width) or synsets(family)
 
 
 def _listed(names: Sequence[str]) -> str:

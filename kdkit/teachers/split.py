@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kdkit.errors import TeacherMemoryError
+from kdkit.errors import KdkitError, TeacherMemoryError
+from kdkit.runtime.memory import is_out_of_memory, release_memory
+from kdkit.runtime.model_errors import explain_model_error
 
 Outputs = tuple[Any, dict[str, Tensor]]
 """Logits [B, C] and features by tap."""
@@ -53,7 +55,11 @@ class Splitter:
         """The outputs, or None if memory was too little; the error's references to tensors are gone by then."""
         try:
             return forward(images)
-        except torch.OutOfMemoryError as error:
+        except KdkitError:
+            raise
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise explain_model_error(error, self.subject, images) from error
             if len(images) > 1:
                 return None
             raise TeacherMemoryError(
@@ -66,8 +72,7 @@ class Splitter:
         _log.warning(
             "%s: not enough memory for %d images at once, trying %d", self.subject, len(images), self.max_batch_size
         )
-        if images.device.type == "cuda":
-            torch.cuda.empty_cache()
+        release_memory(images.device)
 
 
 def _joined(parts: Sequence[Outputs]) -> Outputs:

@@ -13,10 +13,11 @@ from timm.utils import unwrap_model
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from kdkit.errors import ConfigError
+from kdkit.runtime.model_errors import logits_of
 from kdkit.teachers.class_map import MISSING, ClassMap, MissingClasses, class_index, pick_classes, resolve_class_map
-from kdkit.teachers.class_names import reorder_names
+from kdkit.teachers.class_names import check_names, match_names, pick_names
 from kdkit.teachers.fingerprint import fingerprint
+from kdkit.teachers.imagenet import names_like
 from kdkit.teachers.model_config import model_config, only_input_size, unwrap_timm_teacher
 from kdkit.teachers.preparation import Preparation, Resize
 from kdkit.teachers.split import Outputs, Splitter
@@ -81,8 +82,8 @@ class Teacher(nn.Module):
         self.input_size = input_size or only_input_size(model)
         self.normalization = normalization or own_normalization or Normalization.of(model)
         self.input_normalization = input_normalization or self.normalization
+        self._model_class_names = check_names(class_names, model, self._subject)
         self.class_map = resolve_class_map(class_map, model, self._subject, class_names, missing_classes)
-        self._model_class_names = None if class_names is None else tuple(class_names)
         self.taps = check_taps(model, taps, self._subject)
         self.resize = resize
         self.autocast = autocast
@@ -112,11 +113,8 @@ class Teacher(nn.Module):
 
     @property
     def class_names(self) -> tuple[str, ...] | None:
-        """Names of the C classes, after the class map, where those of the model's classes were given; else None."""
-        names = self._model_class_names
-        if names is None or self.class_map is None:
-            return names
-        return None if MISSING in self.class_map else tuple(names[index] for index in self.class_map)
+        """Names of the C classes, after the class map, if those of the model's classes were given; else None."""
+        return pick_names(self._model_class_names, self.class_map)
 
     @property
     def head_weight(self) -> Tensor | None:
@@ -134,20 +132,21 @@ class Teacher(nn.Module):
         """Returns a Teacher of the same frozen model that returns the features at `taps`."""
         return self._with(taps=taps)
 
-    def for_classes(self, names: Sequence[str]) -> Teacher:
-        """Returns a Teacher of the same frozen model whose classes are those of the data, by name and in this order.
+    def names_like(self, names: Sequence[str]) -> tuple[str, ...] | None:
+        """Returns the class names, those of the model's ImageNet family where none were given and `names` are its."""
+        width = getattr(unwrap_model(self.model), "num_classes", None)
+        return pick_names(self._model_class_names or names_like(names, width), self.class_map)
 
-        Returns the teacher itself if nothing changes, its class names are unknown, or its class map has other names.
+    def for_classes(self, names: Sequence[str]) -> Teacher:
+        """Returns a Teacher of the same model whose classes are those of the data, by name; itself without names.
 
         Raises:
             ClassMismatchError: the data has other classes; names the first difference.
         """
-        known = self.class_names
-        is_mapped = self.class_map is not None and known is not None and set(known) != set(names)  # by the user
-        if known is None or known == tuple(names) or is_mapped:
+        known = self.names_like(names)
+        if known is None or (index := match_names(names, known, self.class_map, self._subject)) is None:
             return self
-        index = reorder_names(names, known, self._subject)
-        return self._with(class_map=index if self.class_map is None else [self.class_map[i] for i in index])
+        return self._with(class_map=index, class_names=self._model_class_names if self.class_map else known)
 
     def _with(self, **changes: Any) -> Teacher:
         settings = {
@@ -178,8 +177,6 @@ class Teacher(nn.Module):
             self.model.eval()
         images = batch.input if batch.teacher_input is None else batch.teacher_input
         logits, features = self._split(self._forward, images)
-        if not isinstance(logits, Tensor):
-            raise ConfigError(f"{self._subject} returns {type(logits).__name__}, expected logits [B, C]")
         return TeacherOutput(None if self.num_classes == 0 else self._mapped(logits), features)
 
     def _mapped(self, logits: Tensor) -> Tensor:
@@ -194,7 +191,8 @@ class Teacher(nn.Module):
         with torch.autocast(device, enabled=False):
             images = self._prepare(images)
         with torch.autocast(device, dtype=self.autocast, enabled=self.autocast is not None):
-            return self._forward_fn(self.model, images, self.taps)
+            output, features = self._forward_fn(self.model, images, self.taps)
+        return (output if self.num_classes == 0 else logits_of(output, self._subject)), features
 
     def fingerprint(self) -> dict[str, Any]:
         """Returns what identifies this teacher, as plain JSON values; see kdkit.teachers.fingerprint."""

@@ -23,9 +23,10 @@ import torch
 
 from kdkit.errors import CheckpointError, ConfigError, DiskFullError, first_line
 from kdkit.runtime import distributed, files
-from kdkit.runtime.compare import differences
+from kdkit.runtime.compare import differences, first_item
 from kdkit.student import BEST, LAST
 from kdkit.training.checkpoint_file import check_usable, load_checkpoint, non_finite_weight
+from kdkit.training.labels import LabelRecord
 from kdkit.training.state import RunState
 
 PREVIOUS = "previous.pth.tar"
@@ -41,6 +42,7 @@ class Checkpoints:
     Args:
         folder: folder of the checkpoints.
         config: configuration that identifies the run, as plain values; `restore` refuses the checkpoint of another run.
+        labels: of the training images; `restore` refuses the checkpoint of a run with other ones.
         resume: whether `restore` reads the newest checkpoint; otherwise it does nothing.
         describe: called on rank 0 before the first checkpoint is written, e.g. to write the configuration.
     """
@@ -50,12 +52,14 @@ class Checkpoints:
         folder: str | Path,
         config: Mapping[str, Any] | None = None,
         *,
+        labels: LabelRecord | None = None,
         resume: bool = False,
         describe: Callable[[], None] = lambda: None,
     ) -> None:
         self.folder = Path(folder)
         self.last, self.previous, self.best = (self.folder / name for name in (LAST, PREVIOUS, BEST))
         self.config = dict(config or {}) | {"world_size": distributed.world_size()}
+        self.labels = labels
         self.resume = resume
         self._describe: Callable[[], None] | None = describe
         self._last_update: int | None = None  # of the checkpoint at `last`; None if it should not be kept
@@ -77,6 +81,8 @@ class Checkpoints:
         """
         content = {**state.to_dict(), "metric": metric}
         content["kdkit"]["config"] = self.config
+        if self.labels is not None:
+            content["kdkit"]["labels"] = self.labels.packed
         distributed.on_rank_zero(lambda: self._write(content, state.position.update, is_best))
         self._last_update = state.position.update
 
@@ -118,6 +124,7 @@ class Checkpoints:
 
         Raises:
             ConfigError: the checkpoint is of another configuration; names the field and both values.
+            DatasetError: it is of other labels; names the first image and both labels.
             CheckpointError: no checkpoint can be read, or the checkpoint is not one of kdkit's.
         """
         path = distributed.on_rank_zero(lambda: self._newest_usable(with_log)) if self.resume else None
@@ -149,6 +156,8 @@ class Checkpoints:
     def _load(self, path: Path, state: RunState) -> None:
         content = load_checkpoint(path)
         check_same_config(content["kdkit"]["config"], self.config, path)
+        if self.labels is not None:
+            self.labels.check_same(content["kdkit"].get("labels"), path)
         try:
             state.load_dict(content)
         except (LookupError, RuntimeError, ValueError, TypeError, AttributeError) as error:
@@ -162,9 +171,11 @@ def check_same_config(then: Mapping[str, Any], now: Mapping[str, Any], path: Pat
     Raises:
         ConfigError: names the first field that differs, and both values.
     """
-    for name, old, new in differences("", then, now):
+    then = {"class_names": now.get("class_names"), **then}  # not recorded before version 2 of kdkit
+    for name, *values in differences("", then, now):
+        place, old, new = first_item(*values)
         raise ConfigError(
-            f"{str(path)!r} was made with {name.lstrip('.')} = {old!r}, this run has {new!r}: "
+            f"{str(path)!r} was made with {name.lstrip('.')}{place} = {old!r}, this run has {new!r}: "
             "resume with the same setting, or start another run in another folder"
         )
 

@@ -12,34 +12,27 @@ from timm.utils import unwrap_model
 from torch import nn
 
 import kdkit.data
+from kdkit.bounds import check_bound, shown
 from kdkit.cache import CacheReader
 from kdkit.cache.format.constants import LOGITS
 from kdkit.config import EMA
 from kdkit.data import ReplayedDataset, ReplayLoader
 from kdkit.dataset import open_dataset
-from kdkit.errors import (
-    CheckpointError,
-    ClassMismatchError,
-    ConfigError,
-    DatasetError,
-    UnknownNameError,
-    first_line,
-    nearest,
-)
+from kdkit.errors import ClassMismatchError, ConfigError, DatasetError, UnknownNameError
 from kdkit.recipe import ViewRecipe
 from kdkit.resolve import resolve_teacher
-from kdkit.student import Student
+from kdkit.runtime.compare import first_item
+from kdkit.student import Student, is_student_folder
 from kdkit.tasks import DistillationTask, TrainingTask
 from kdkit.teachers import Teacher
 from kdkit.teachers.card import find_card
+from kdkit.teachers.class_names import describe_count_mismatch
+from kdkit.teachers.timm_model import FIRST_WEIGHTS, check_name, create_model
 from kdkit.training.config import DistillConfig
 from kdkit.training.create_task import create_task
 from kdkit.training.labels import check_labels, class_names_of
 from kdkit.training.run import origins_of, write_config
 from kdkit.training.selection import ChosenSamples
-
-_FIRST_WEIGHTS = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir")
-"""Arguments of timm.create_model about the initial weights: the trained ones are in the checkpoint."""
 
 
 def choose_recipe(config: DistillConfig, cache: CacheReader | None) -> ViewRecipe:
@@ -49,34 +42,35 @@ def choose_recipe(config: DistillConfig, cache: CacheReader | None) -> ViewRecip
     return ViewRecipe() if cache is None else cache.recipe
 
 
-def open_validation(
+def open_validation(config: DistillConfig, recipe: ViewRecipe, chosen: Sequence[str] | None = None) -> ReplayedDataset:
+    """The validation images, at the size of the training's views, of the `chosen` classes; they must have labels."""
+    folder = str(config.validation)
+    dataset = open_dataset(folder, recipe=ViewRecipe.evaluation(recipe.size), class_names=chosen, **config.columns)
+    if dataset.is_unlabelled:
+        raise DatasetError(f"no image of {folder!r} has a label to validate with: give a folder of class folders")
+    return dataset.skipping_unreadable() if config.unreadable == "skip" else dataset
+
+
+def check_validation(
     config: DistillConfig,
+    dataset: ReplayedDataset,
     training: ReplayedDataset,
     class_names: Sequence[str] | None,
     num_classes: int,
-    chosen: Sequence[str] | None = None,
-) -> ReplayedDataset | None:
-    """The validation images, labelled; of the student's classes, or an error. None if the run has none.
-
-    Of the images of a run on some classes, `chosen`, those of others are left out.
-    """
-    if (folder := config.validation) is None:
-        return None
-    dataset = open_dataset(
-        folder, recipe=ViewRecipe.evaluation(training.recipe.size), class_names=chosen, **config.columns
-    )
-    if dataset.is_unlabelled:
-        raise DatasetError(f"no image of {folder!r} has a label to validate with: give a folder of class folders")
+) -> None:
+    """Checks that the validation images are of the student's classes, and their labels in range."""
     names = None if class_names is None else list(class_names)
     is_known = names is not None or not training.is_unlabelled
-    if dataset.class_names != names if is_known else len(dataset.class_names or ()) not in (0, num_classes):
+    own = None if dataset.class_names is None else list(dataset.class_names)
+    if own != names if is_known else len(own or ()) not in (0, num_classes):
         expected = _shorten(names) if is_known else f"{num_classes} classes without names"
+        place, here, there = first_item(own, names)
+        first = f" (class {place[1:-1]} is {here!r}, and {there!r} in training)" if place else ""
         raise DatasetError(
-            f"the validation folder {folder!r} has the classes {_shorten(dataset.class_names)}, "
-            f"the training folder {expected}: both must have the same class folders"
+            f"the validation folder {config.validation!r} has the classes {_shorten(own)}, the training folder "
+            f"{expected}{first}: both must have the same class folders"
         )
-    check_labels(dataset, num_classes, folder)
-    return dataset
+    check_labels(dataset, num_classes, str(config.validation))
 
 
 def make_task(
@@ -85,8 +79,12 @@ def make_task(
     """The student with its teacher and losses, on the device; the student's weights are drawn from the seed."""
     names = dataset.class_names
     if names is not None and cache is not None and cache.num_classes != len(names):
-        raise ClassMismatchError(f"the cache has {cache.num_classes} classes, the data {len(names)}")
+        raise ClassMismatchError(describe_count_mismatch("the cache", cache.num_classes, names))
     teacher = _live_teacher(config, dataset, device)
+    if names is not None and isinstance(teacher, Teacher) and config.compares_logits:
+        count = teacher.num_classes
+        if count is not None and count != len(names):
+            raise ClassMismatchError(describe_count_mismatch(f"the teacher {teacher.name!r}", count, names))
     num_classes = _num_classes(config, dataset, cache, teacher)
     check_labels(dataset, num_classes, config.data)
     return create_task(config, _create_student(config, dataset, num_classes), teacher, cache).to(device)
@@ -105,36 +103,25 @@ def live_teacher_of(task: TrainingTask) -> Teacher | None:
 
 def _create_student(config: DistillConfig, dataset: ReplayedDataset, num_classes: int) -> nn.Module:
     """The student, its random weights drawn from the seed."""
-    if not timm.is_model(config.student.partition(".")[0]):
-        raise UnknownNameError(
-            f"timm {timm.__version__} has no student {config.student!r}{nearest(config.student, timm.list_models())}"
+    options = config.student_options
+    if options.get("in_chans", 3) != 3:
+        raise ConfigError(f"in_chans must be 3, because images are RGB, got {shown(options['in_chans'])}: leave it out")
+    if options.get("features_only"):
+        raise ConfigError("a student of features_only has no logits to train: leave it out of student_options")
+    if isinstance(given := options.get("num_classes", num_classes), int) and given < num_classes:
+        raise ClassMismatchError(
+            f"student_options give the student {given} classes, and the images or the teacher have {num_classes}: "
+            "leave out num_classes"
         )
-    _check_tag(config.student)
+    if is_student_folder(config.student):
+        raise UnknownNameError(
+            f"the student {config.student!r} is the folder of a trained one, expected a timm name: to start from its "
+            "weights, name its model and give --student_options '{checkpoint_path: FILE}'"
+        )
+    check_name(config.student, "student")
     torch.manual_seed(config.train.seed)  # just before the student, so that it starts alike with and without a teacher
     arguments = {"pretrained": config.pretrained, **_model_args(config, dataset, num_classes)}
-    try:
-        student: nn.Module = timm.create_model(config.student, **arguments)
-        return student
-    except TypeError as error:
-        raise ConfigError(f"the student {config.student!r} does not take these student_options: {error}") from error
-    except Exception as error:
-        if not config.pretrained:
-            raise
-        raise CheckpointError(  # for whatever the hub client raises
-            f"the pretrained weights of the student {config.student!r} could not be loaded ({first_line(error)}): "
-            "check the network, or leave out pretrained"
-        ) from error
-
-
-def _check_tag(name: str) -> None:
-    """Raises UnknownNameError unless timm knows the tag, where the name has one."""
-    try:
-        timm.get_pretrained_cfg(name)
-    except RuntimeError as error:
-        tagged = timm.list_pretrained(f"{name.partition('.')[0]}.*")
-        raise UnknownNameError(
-            f"timm {timm.__version__} has no student {name!r}; it has {', '.join(tagged) or 'none'}"
-        ) from error
+    return create_model(config.student, "student", **arguments)
 
 
 def _num_classes(
@@ -145,17 +132,22 @@ def _num_classes(
         return len(names)
     if cache is not None and LOGITS in cache.codecs:
         return cache.num_classes
-    if isinstance(teacher, Teacher) and teacher.num_classes is not None:
+    if isinstance(teacher, Teacher) and teacher.num_classes:  # 0 without a head
         return teacher.num_classes
     if (given := config.student_options.get("num_classes")) is not None:
-        return int(given)
+        if isinstance(given, bool) or not isinstance(given, int):
+            raise ConfigError(f"num_classes in student_options is a whole number, got {shown(given)}")
+        check_bound("num_classes", given)
+        return given
     raise ConfigError("the data does not name its classes: give their number, --student_options '{num_classes: N}'")
 
 
 def _live_teacher(config: DistillConfig, dataset: ReplayedDataset, device: torch.device) -> Teacher | str | None:
     if config.teacher is None:
         return None
-    return EMA if config.is_own_teacher else resolve_teacher(config.teacher, device, dataset.class_names)
+    if config.is_own_teacher:
+        return EMA
+    return resolve_teacher(config.teacher, device, dataset.class_names, needs_logits=config.compares_logits)
 
 
 def _model_args(config: DistillConfig, dataset: ReplayedDataset, num_classes: int) -> dict[str, Any]:
@@ -176,7 +168,7 @@ def describe(
     evaluated = ViewRecipe.evaluation(dataset.recipe.size)
     names = None if class_names is None else tuple(class_names)
     model_args = _model_args(config, dataset, num_classes_of(task))
-    model_args = {name: value for name, value in model_args.items() if name not in _FIRST_WEIGHTS}
+    model_args = {name: value for name, value in model_args.items() if name not in FIRST_WEIGHTS}
     student: Any = task.get_eval_model()
     Student(
         config.student,
@@ -239,5 +231,7 @@ def create_loader(
 
 
 def _shorten(names: Any, limit: int = 5) -> str:
+    if names is None:
+        return "without names"
     listed = ", ".join(list(names or ())[:limit])
     return f"[{listed}{', ...' if names and len(names) > limit else ''}]"

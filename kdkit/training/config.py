@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from kdkit.bounds import shown
 from kdkit.config import EMA, ColumnsConfig, DeviceConfig, MismatchConfig, OverwriteConfig, StudentConfig, TeacherConfig
 from kdkit.config.choices import check_choices
 from kdkit.errors import ConfigError
 from kdkit.recipe import ViewRecipe
+from kdkit.training.trackers import check_tracker
 from kdkit.training.train_config import TrainConfig
 
 __all__ = ["DistillConfig", "ExportConfig", "TrainConfig"]
@@ -122,20 +124,25 @@ class DistillConfig(ColumnsConfig, DeviceConfig, MismatchConfig, OverwriteConfig
     preflight: bool = True
     """Checks of the teacher, its classes and the memory before the first step."""
 
-    tensorboard: bool = False
-    """Write metrics to TensorBoard files in the output folder as well."""
-
-    tracker: str | None = None
-    """Tracker that metrics go to as well: tensorboard, trackio, wandb, or module:NAME of your own; none by default."""
+    tracker: tuple[str, ...] | str | None = None
+    """Tracker, or several, that metrics go to as well: tensorboard (files in the output folder), trackio, wandb, or
+    module:NAME of your own; none by default."""
 
     project: str = "kdkit"
     """Name of the project in the tracker."""
 
     def __post_init__(self) -> None:
         check_choices(self)
+        for name in self.trackers:
+            check_tracker(name)
         self._check_teacher()
         self._check_caches()
         kind = self.task_kind
+        if kind == "feature" and not self._compares_features:
+            raise ConfigError(
+                f"the task feature needs a loss on features, got {shown(self.distill_loss)}: give one, such as --loss "
+                "hint_mse, or leave out task"
+            )
         if kind != "feature" and (self.teacher_taps or self.student_taps != DistillConfig.student_taps):
             raise ConfigError(f"taps are of the task feature, this is the task {kind}: leave them out")
         if not 0 <= self.label_smoothing < 1:
@@ -175,6 +182,12 @@ class DistillConfig(ColumnsConfig, DeviceConfig, MismatchConfig, OverwriteConfig
                 raise ConfigError(f"{name} is one number for each of several caches, got {len(numbers)} for {count}")
 
     @property
+    def trackers(self) -> tuple[str, ...]:
+        """The trackers by name: none, one or several, each once."""
+        given = () if self.tracker is None else (self.tracker,) if isinstance(self.tracker, str) else self.tracker
+        return tuple(dict.fromkeys(given))
+
+    @property
     def caches(self) -> tuple[str, ...]:
         """The caches by name: none, one or several."""
         return () if self.cache is None else (self.cache,) if isinstance(self.cache, str) else tuple(self.cache)
@@ -196,7 +209,17 @@ class DistillConfig(ColumnsConfig, DeviceConfig, MismatchConfig, OverwriteConfig
             return "labels"
         if self.task is not None:
             return self.task
+        return "feature" if any(self._compares_features) else "logit"
+
+    @property
+    def compares_logits(self) -> bool:
+        """Whether a loss compares logits with the teacher's, so that both have the same classes."""
+        return self.has_teacher and not all(self._compares_features)
+
+    @property
+    def _compares_features(self) -> list[bool]:
+        """For each distillation loss whether it compares features."""
         from kdkit.losses import is_feature_loss  # loads torch, which a configuration does without until here
 
         names = self.distill_loss if isinstance(self.distill_loss, Mapping) else (self.distill_loss,)
-        return "feature" if any(is_feature_loss(name) for name in names) else "logit"
+        return [is_feature_loss(name) for name in names]

@@ -14,8 +14,17 @@ from kdkit.tasks import (
     TrainingTask,
 )
 from kdkit.tasks.distillation import TaskOptions
+from kdkit.tasks.term import as_terms
 from kdkit.teachers import Teacher
 from kdkit.training.config import DistillConfig
+
+
+def _check_streams(config: DistillConfig, cache: CacheReader) -> None:
+    """Raises CacheStreamError unless the cache holds the features that the losses compare; names the build command."""
+    own = config.teacher_taps or config.student_taps
+    for term in as_terms(config.distill_loss):
+        for tap in (term.teacher_taps or term.student_taps or own) if term.is_feature else ():
+            cache.check_exists(tap)
 
 
 def create_task(
@@ -40,6 +49,8 @@ def create_task(
         "combine": config.cache_combine,
     }
     if config.task_kind == "feature":
+        if cache is not None:
+            _check_streams(config, cache)
         return FeatureDistillationTask(
             student,
             teacher,

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from timm.utils import random_seed
@@ -15,9 +16,11 @@ from timm.utils import random_seed
 from kdkit.cache import CacheReader
 from kdkit.cache.format.constants import LOGITS
 from kdkit.data import ReplayedDataset, ReplayLoader
+from kdkit.data.ranks import open_on_all_ranks
 from kdkit.dataset import open_dataset, records_of
 from kdkit.resolve import resolve_device
 from kdkit.runtime import distributed
+from kdkit.runtime.agreement import check_same_settings
 from kdkit.runtime.layout import print_labelled, print_wrapped
 from kdkit.runtime.output import prepare_output
 from kdkit.runtime.progress import progress
@@ -26,6 +29,7 @@ from kdkit.tasks import DistillationTask, TrainingTask
 from kdkit.training.checkpoint import PREVIOUS, Checkpoints
 from kdkit.training.components import (
     card_top1,
+    check_validation,
     choose_recipe,
     create_loader,
     describe,
@@ -35,12 +39,12 @@ from kdkit.training.components import (
     open_validation,
 )
 from kdkit.training.config import DistillConfig
-from kdkit.training.header import describe_run
-from kdkit.training.labels import adapt_to_labels, class_names_of
+from kdkit.training.header import describe_run, doubts_of
+from kdkit.training.labels import LabelRecord, adapt_to_labels, class_names_of
 from kdkit.training.loading import Choice, choose_views_per_decode, stored_views_per_decode
 from kdkit.training.logger import FILES
 from kdkit.training.preflight import PreflightReport, preflight
-from kdkit.training.report import TrainReport
+from kdkit.training.report import DistillReport, TrainReport
 from kdkit.training.run import CONFIG, SKIPPED, SkipRecord, create_logger, run_identity
 from kdkit.training.selection import ChosenClasses, ChosenSamples, choose_samples, open_caches
 from kdkit.training.setup import start_average
@@ -50,22 +54,6 @@ from kdkit.types import TeacherSource
 
 _logger = logging.getLogger(__name__)
 _FILES = (*FILES, LAST, BEST, PREVIOUS, CONFIG, STUDENT, TENSORBOARD, SKIPPED)
-
-
-@dataclass(frozen=True)
-class DistillReport:
-    """The result of a training run."""
-
-    output: Path
-    """Folder of the checkpoints and the metrics."""
-    checkpoint: Path
-    """The newest checkpoint, with the student's weights in the layout of timm's checkpoints."""
-    weights: Path
-    """The checkpoint with the best top-1; the newest without validation images."""
-    training: TrainReport
-    """Accuracy, time and terms."""
-    preflight: PreflightReport | None
-    """Measurements before the first step; None for a resumed run, or without the preflight check."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +72,10 @@ class _Run:
     def class_names(self) -> Sequence[str] | None:
         """Names of the student's classes."""
         return class_names_of(self.dataset, self.cache, live_teacher_of(self.task))
+
+    def identity(self) -> dict[str, Any]:
+        """The settings that all ranks share, and that a resumed run shares with the stopped one."""
+        return run_identity(self.config, self.dataset, self.cache, live_teacher_of(self.task))
 
     @property
     def source(self) -> TeacherSource | None:
@@ -116,11 +108,15 @@ def distill(config: DistillConfig, *, show_progress: bool = False) -> DistillRep
     )
     checkpoints = Checkpoints(
         output,
-        run_identity(config, run.dataset, run.cache, live_teacher_of(run.task)),
+        run.identity(),
+        labels=LabelRecord.of(run.dataset),
         resume=config.resume,
         describe=lambda: describe(config, run.dataset, run.task, run.class_names, output, run.cache),
     )
     loader, held_out = _create_loaders(run, output)
+    if distributed.rank() == 0:
+        for doubt in doubts_of(config, run.dataset, len(loader)):
+            _logger.warning("kdkit: warning: %s", doubt)
     if shown:
         header = describe_run(config, run.task, run.dataset, run.validation, run.cache, run.device, run.samples)
         header["views"] += f", {views}"
@@ -132,19 +128,38 @@ def distill(config: DistillConfig, *, show_progress: bool = False) -> DistillRep
 
 
 def _open(config: DistillConfig, *, show_progress: bool) -> _Run:
-    """Cache, images and task, each checked against the others."""
+    """Cache, images and task, each checked against the others; of several ranks, all the same."""
     device = resolve_device(config.device)
-    cache = open_caches(config)
-    if cache is not None and config.task_kind != "feature":
-        cache.check_exists(LOGITS)
-    recipe = choose_recipe(config, cache)
-    chosen = ChosenClasses.read(config)
-    dataset = open_dataset(
-        config.data, recipe=recipe, records=records_of(cache), class_names=chosen.names, **config.columns
-    )
-    if config.unreadable == "skip":
-        dataset = dataset.skipping_unreadable()
-    cache = chosen.select(cache, dataset)
+    cache = distributed.run_on_all_ranks(lambda: open_caches(config))
+    chosen = distributed.run_on_all_ranks(lambda: ChosenClasses.read(config))
+    dataset = open_on_all_ranks(lambda: _open_images(config, cache, chosen.names))
+    cache = distributed.run_on_all_ranks(lambda: chosen.select(cache, dataset))
+    validation = None
+    if config.validation is not None:
+        validation = open_on_all_ranks(lambda: open_validation(config, dataset.recipe, chosen.names))
+    run = distributed.run_on_all_ranks(lambda: _create_run(config, device, cache, dataset, validation))
+    samples = choose_samples(config.train, cache, run.dataset, show_progress=show_progress)
+    check_same_settings(run.identity)
+    return dataclasses.replace(run, samples=samples)
+
+
+def _open_images(
+    config: DistillConfig, cache: CacheReader | None, class_names: Sequence[str] | None
+) -> ReplayedDataset:
+    """The training images of the chosen classes in their views."""
+    recipe, records = choose_recipe(config, cache), records_of(cache)
+    dataset = open_dataset(config.data, recipe=recipe, records=records, class_names=class_names, **config.columns)
+    return dataset.skipping_unreadable() if config.unreadable == "skip" else dataset
+
+
+def _create_run(
+    config: DistillConfig,
+    device: torch.device,
+    cache: CacheReader | None,
+    dataset: ReplayedDataset,
+    validation: ReplayedDataset | None,
+) -> _Run:
+    """The task, and the parts of the run checked against one another."""
     if cache is not None:
         dataset = dataset.without(cache.absent_keys)
         cache.match(dataset, allow_mismatch=config.allow_mismatch)
@@ -152,36 +167,32 @@ def _open(config: DistillConfig, *, show_progress: bool) -> _Run:
             _logger.warning("the data's class folders are not the cache's classes: no label takes part in the loss")
             dataset = dataset.without_labels()
     config = adapt_to_labels(config, dataset)
-    samples = choose_samples(config.train, cache, dataset, show_progress=show_progress)
     task = make_task(config, dataset, cache, device)
     if cache is not None:
         taps = task.taps if isinstance(task, DistillationTask) else ()
         for tap in taps:
             cache.check_exists(tap)
         cache.streams = tuple(stream for stream in cache.streams if stream in (LOGITS, *taps))
-    run = _Run(config, device, cache, dataset, samples, None, task)
-    validation = open_validation(config, dataset, run.class_names, num_classes_of(task), chosen.names)
-    if validation is not None and config.unreadable == "skip":
-        validation = validation.skipping_unreadable()
-    return dataclasses.replace(run, validation=validation)
+    run = _Run(config, device, cache, dataset, ChosenSamples(range(len(dataset)), None), validation, task)
+    if validation is not None:
+        check_validation(config, validation, dataset, run.class_names, num_classes_of(task))
+    return run
 
 
 def _choose_views_per_decode(run: _Run) -> tuple[_Run, str]:
     """The run with the number of views that one decode serves, and a description of it; collective."""
     train, output = run.config.train, Path(run.config.output)
-    given = train.views_per_decode
-    if isinstance(given, int):
-        return run, f"{given} per decode"
+    if isinstance(train.views_per_decode, int):
+        return run, f"{train.views_per_decode} per decode"
 
     def choose() -> Choice:
         stored = stored_views_per_decode(output) if _resumes(run.config) else None
-        if stored is not None:
-            return Choice(stored, "as the run began")
-        return choose_views_per_decode(_shown(run), run.task, run.source, train, run.device)
+        if stored is None:
+            return choose_views_per_decode(_shown(run), run.task, run.source, train, run.device)
+        return Choice(stored, "as the run began")
 
     found = distributed.on_rank_zero(choose)
-    train = dataclasses.replace(train, views_per_decode=found.views_per_decode)
-    config = dataclasses.replace(run.config, train=train)
+    config = dataclasses.replace(run.config, train=dataclasses.replace(train, views_per_decode=found.views_per_decode))
     return dataclasses.replace(run, config=config), f"{found.views_per_decode} per decode ({found.reason})"
 
 

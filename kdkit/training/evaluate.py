@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from kdkit.data import ReplayLoader
 from kdkit.errors import ConfigError
 from kdkit.runtime import distributed
+from kdkit.runtime.model_errors import logits_of, model_errors
 from kdkit.tasks import TrainingTask
 
 Between = Callable[[], None]
@@ -75,8 +76,12 @@ def _metrics(
     evaluator = task.create_evaluator(device=loader.device, max_samples=None if may_lack_labels else limit)
     seen = 0
     for batch in loader:
-        with torch.no_grad(), torch.autocast(loader.device.type, dtype=amp, enabled=amp is not None):
-            output = model(batch.input)
+        with (
+            model_errors("the student", batch.input, amp),
+            torch.no_grad(),
+            torch.autocast(loader.device.type, dtype=amp, enabled=amp is not None),
+        ):
+            output = logits_of(model(batch.input), "the student")
         if may_lack_labels:
             left = None if limit is None else max(0, limit - seen)
             evaluator.update(*_labelled(output[:left], batch.target[:left]))

@@ -12,6 +12,7 @@ from timm.models import save_for_hf
 from torch import nn
 
 from kdkit.errors import MissingDependencyError
+from kdkit.runtime.install import install_command
 from kdkit.runtime.output import prepare_output
 from kdkit.student import CACHES, load_student
 from kdkit.training.config import ExportConfig
@@ -44,7 +45,7 @@ def export_student(config: ExportConfig) -> ExportReport:
         MissingDependencyError: `config` has ONNX and the package onnx is not installed.
     """
     if config.onnx and importlib.util.find_spec("onnx") is None:
-        raise MissingDependencyError('an ONNX export needs onnx: pip install "kdkit[onnx]"')
+        raise MissingDependencyError(f"an ONNX export needs onnx: {install_command('onnx')}")
     model, student = load_student(config)
     folder = prepare_output(config.output, (WEIGHTS, CONFIG, ONNX), overwrite=config.overwrite)
     normalization = Normalization.of(model)

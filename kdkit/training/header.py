@@ -16,6 +16,8 @@ from kdkit.training.config import DistillConfig
 from kdkit.training.labels import count_unlabelled
 from kdkit.training.selection import ChosenSamples
 
+_MANY_EPOCHS = 10
+
 
 def describe_run(
     config: DistillConfig,
@@ -48,6 +50,26 @@ def describe_run(
         "device": f"{device}, {training.workers} loader workers{processes}",
         "output": config.output,
     }
+
+
+def doubts_of(config: DistillConfig, dataset: ReplayedDataset, num_batches: int) -> list[str]:
+    """What is allowed and rarely meant: one view for many epochs, one update per epoch.
+
+    Args:
+        config: the run.
+        dataset: the training images.
+        num_batches: batches of an epoch.
+    """
+    training, recipe, doubts = config.train, dataset.recipe, []
+    if recipe.num_views == 1 and recipe.augment and training.epochs >= _MANY_EPOCHS:
+        more = "build the cache with more (--views N)" if config.caches else "give more, --views N"
+        doubts.append(f"each image has one view, so all {training.epochs} epochs show the same pixels: {more}")
+    if -(-num_batches // training.accumulate) == 1 and training.epochs > 1:
+        doubts.append(
+            f"an epoch is a single update, because {len(dataset):,} images make {num_batches} batch of up to "
+            f"{training.batch_size} in {training.accumulate} accumulated: lower --batch-size or --train.accumulate"
+        )
+    return doubts
 
 
 def _describe_teacher(config: DistillConfig, task: TrainingTask, cache: CacheReader | None) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from timm.optim import create_optimizer_v2, list_optimizers
@@ -12,7 +13,17 @@ from timm.scheduler.scheduler import Scheduler
 from torch import nn
 from torch.optim import Optimizer
 
-from kdkit.errors import ConfigError, UnknownNameError, nearest
+from kdkit.errors import (
+    ConfigError,
+    DeviceMemoryError,
+    KdkitError,
+    MissingDependencyError,
+    UnknownNameError,
+    first_line,
+    nearest,
+)
+from kdkit.runtime import distributed
+from kdkit.runtime.memory import is_out_of_memory
 from kdkit.training.config import TrainConfig
 
 SCHEDULES = ("cosine", "tanh", "step", "multistep", "poly", "wsd", "rsqrt", "constant", "plateau", "none")
@@ -37,9 +48,63 @@ def create_optimizer(model: nn.Module, config: TrainConfig) -> Optimizer:
             layer_decay=config.layer_decay,
             **config.opt_options,
         )
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"the optimiser {config.opt!r} does not take these options: {error}") from error
+    except ImportError as error:
+        raise MissingDependencyError(f"the optimiser {config.opt!r} cannot be used: {first_line(error)}") from error
+    except Exception as error:  # optimisers check their options by assertions, by comparisons, or not at all
+        raise ConfigError(f"the optimiser {config.opt!r} does not take these options: {first_line(error)}") from error
+    if is_second_order(optimizer):
+        _check_second_order(config)
     return optimizer
+
+
+def is_second_order(optimizer: Optimizer) -> bool:
+    """Whether an optimiser differentiates the gradients, so that `backward` must keep their graph."""
+    return bool(getattr(optimizer, "is_second_order", False))
+
+
+def _check_second_order(config: TrainConfig) -> None:
+    """Raises ConfigError where the gradients of a second-order optimiser cannot be differentiated."""
+    reasons = {
+        "compile": config.compile,
+        "amp float16, whose loss is scaled": config.amp == "float16",
+        f"{distributed.world_size()} ranks": distributed.world_size() > 1,
+    }
+    for reason, applies in reasons.items():
+        if applies:
+            raise ConfigError(
+                f"the optimiser {config.opt!r} differentiates the gradients, which does not work with {reason}: take "
+                "another optimiser, or leave that out"
+            )
+
+
+@contextmanager
+def schedule_errors(config: TrainConfig) -> Iterator[None]:
+    """Within the context, what a schedule raises, which timm gives its options unchecked, is a one-line error."""
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f"the schedule {config.sched!r} does not work with these options: {type(error).__name__}: "
+            f"{first_line(error)}"
+        ) from error
+
+
+@contextmanager
+def optimizer_errors(config: TrainConfig) -> Iterator[None]:
+    """Within the context, what an optimiser's step raises is a one-line error that names the optimiser."""
+    try:
+        yield
+    except KdkitError:
+        raise
+    except Exception as error:
+        if first_line(error).startswith("DataLoader worker"):  # its death is raised from any statement
+            raise
+        if is_out_of_memory(error):
+            raise DeviceMemoryError(
+                f"the optimiser {config.opt!r} has not enough memory for its state ({first_line(error)}): take one "
+                "with less state, such as sgd, or a smaller student"
+            ) from error
+        raise ConfigError(f"the optimiser {config.opt!r} cannot take a step here: {first_line(error)}") from error
 
 
 def create_schedule(optimizer: Optimizer, config: TrainConfig, updates_per_epoch: int) -> Scheduler | None:
@@ -65,8 +130,8 @@ def create_schedule(optimizer: Optimizer, config: TrainConfig, updates_per_epoch
     }
     try:
         schedule, num_epochs = create_scheduler_v2(optimizer, config.sched, **{**options, **config.sched_options})
-    except (TypeError, ValueError, AssertionError) as error:
-        raise ConfigError(f"the schedule {config.sched!r} does not take these options: {error}") from error
+    except Exception as error:  # schedules check their options by assertions, by arithmetic, or not at all
+        raise ConfigError(f"the schedule {config.sched!r} does not take these options: {first_line(error)}") from error
     if schedule is not None and num_epochs > config.epochs:
         raise ConfigError(
             f"the schedule {config.sched!r} with its warm-up and cooldown takes {num_epochs} epochs, the run "

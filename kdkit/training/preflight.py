@@ -17,17 +17,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kdkit.data import ReplayLoader
+from kdkit.data import ReplayedDataset, ReplayLoader
 from kdkit.errors import ClassMismatchError
 from kdkit.tasks import TrainingTask
+from kdkit.teachers import Teacher
 from kdkit.training.config import TrainConfig
 from kdkit.training.setup import autocast_dtype
-from kdkit.training.step import forward
+from kdkit.training.step import forward, step_errors
 from kdkit.types import Batch, TeacherOutput, TeacherSource
 
 IMAGES = 256
 """Minimum number of labelled images that the teacher's top-1 is measured on; rounded up to whole batches."""
 _CHANCES = 3.0  # a teacher that knows the classes is right far more often than by chance, also on hard crops
+_ENOUGH = 16  # labelled images below which even a good teacher may miss them all
 _KIBIBYTE = 1024
 
 
@@ -57,7 +59,7 @@ class PreflightReport:
     @property
     def is_suspicious(self) -> bool:
         """Whether the teacher's top-1 is so near to chance that its classes are probably different ones."""
-        if self.teacher_top1 is None or not self.num_classes:
+        if self.teacher_top1 is None or not self.num_classes or self.images < _ENOUGH:
             return False
         return self.teacher_top1 < 100 * _CHANCES / (self.num_classes + _CHANCES)
 
@@ -80,8 +82,11 @@ def preflight(
         card_top1: top-1 that the teacher's card cites, percent.
 
     Raises:
-        ClassMismatchError: teacher and student have different numbers of classes.
+        ClassMismatchError: teacher and student have different numbers of classes, or a live teacher that knows the
+            names of its classes has others than the data, or another order.
     """
+    if any(not term.is_feature for term in getattr(task, "terms", ())):
+        _compare_names(source, loader.dataset)
     amp = autocast_dtype(config)
     sampler = copy.copy(loader.sampler)
     sampler.set_epoch(0)
@@ -124,8 +129,9 @@ def _step(
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         task.train()
-        result = forward(task, batch, teacher_output, amp)
-        result["loss"].backward()
+        with step_errors(task, batch, amp):
+            result = forward(task, batch, teacher_output, amp)
+            result["loss"].backward()
         if device.type == "cuda":
             return torch.cuda.max_memory_allocated(device), result.get("output")
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB, but bytes on macOS
@@ -144,12 +150,25 @@ def _undone(task: TrainingTask, device: torch.device) -> Iterator[None]:
     module.zero_grad(set_to_none=True)
 
 
+def _compare_names(source: TeacherSource | None, dataset: ReplayedDataset) -> None:
+    """Compares the classes of a live teacher with those of the data, by name where both name them."""
+    names = dataset.class_names
+    if not isinstance(source, Teacher) or names is None:
+        return
+    if source.for_classes(names).class_names != source.class_names:
+        raise ClassMismatchError(
+            f"the teacher {source.name!r} has the classes of the data in another order: pass "
+            "teacher.for_classes(dataset.class_names) to the task"
+        )
+
+
 def _compare_classes(output: Tensor | None, teacher_output: TeacherOutput | None) -> int | None:
     if output is None or teacher_output is None or teacher_output.logits is None:
         return None
     student, teacher = output.shape[-1], teacher_output.logits.shape[-1]
     if student != teacher:
         raise ClassMismatchError(
-            f"the teacher has {teacher} classes, the student {student}: give the teacher a class_map"
+            f"the teacher has {teacher} classes, the student {student}: a student learns the teacher's classes, so "
+            "both need those of the data"
         )
     return teacher

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+from kdkit.runtime.layout import format_rate
 from kdkit.training.meter import Record
+from kdkit.training.preflight import PreflightReport
 
 
 @dataclass(frozen=True)
@@ -45,5 +48,20 @@ def epoch_line(epoch: int, epochs: int, record: Record) -> str:
     terms = [f"{text} {record[name]:.4g}" for name, text in names.items() if name in record]
     shares = {"agreement_top1": "agree", "val_top1": "top-1", "val_ema_top1": "EMA"}
     terms += [f"{text} {record[name]:.1f} %" for name, text in shares.items() if name in record]
-    speed = record["images_per_second"]
-    return f"epoch {epoch + 1}/{epochs}: {', '.join(terms)}, {speed:,.0f} images/s"
+    return f"epoch {epoch + 1}/{epochs}: {', '.join(terms)}, {format_rate(record['images_per_second'])} images/s"
+
+
+@dataclass(frozen=True)
+class DistillReport:
+    """The result of a training run."""
+
+    output: Path
+    """Folder of the checkpoints and the metrics."""
+    checkpoint: Path
+    """The newest checkpoint, with the student's weights in the layout of timm's checkpoints."""
+    weights: Path
+    """The checkpoint with the best top-1; the newest without validation images."""
+    training: TrainReport
+    """Accuracy, time and terms."""
+    preflight: PreflightReport | None
+    """Measurements before the first step; None for a resumed run, or without the preflight check."""

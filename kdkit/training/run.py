@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from kdkit.runtime import files
 from kdkit.teachers import Teacher
 from kdkit.training.config import DistillConfig
 from kdkit.training.logger import RunLogger
-from kdkit.training.trackers import TENSORBOARD, Run, create_tracker
+from kdkit.training.trackers import Run, create_tracker
 
 CONFIG = "config.yaml"
 """The run's resolved configuration, which --config accepts."""
@@ -26,7 +28,7 @@ SKIPPED = "skipped.jsonl"
 
 _FREE = {
     *("output", "data", "cache", "teacher", "validation", "device"),  # paths; the contents of their files are compared
-    *("resume", "overwrite", "preflight", "tensorboard", "tracker", "project", "allow_mismatch"),
+    *("resume", "overwrite", "preflight", "tracker", "project", "allow_mismatch"),
 }
 _FREE_TRAIN = {"num_workers", "log_every", "checkpoint_every"}
 """Fields in which a resumed run may differ from the one that stopped: they change no weight."""
@@ -49,6 +51,7 @@ def run_identity(
         "teacher": EMA if config.is_own_teacher else None if teacher is None else teacher.fingerprint(),
         "recipe": _plain(dataset.recipe.to_dict()),
         "dataset_sha256": keys_sha256(dataset.keys),
+        "class_names": None if dataset.class_names is None else list(dataset.class_names),
         "cache_sha256": None if cache is None else cache.identity,
     }
 
@@ -68,9 +71,7 @@ def create_logger(config: DistillConfig, folder: Path) -> RunLogger:
         MissingDependencyError: a tracker is not installed.
     """
     run = Run(folder, config.project, _plain(dataclasses.asdict(config)))
-    names = [TENSORBOARD] if config.tensorboard else []
-    names += [] if config.tracker is None else [config.tracker]
-    return RunLogger(folder, trackers=[create_tracker(name, run) for name in names])
+    return RunLogger(folder, trackers=[create_tracker(name, run) for name in config.trackers])
 
 
 class SkipRecord:
@@ -83,11 +84,23 @@ class SkipRecord:
     def __call__(self, key: str, reason: str) -> None:
         """Records one sample."""
         if not self._keys and self._path.exists():
-            self._keys = {json.loads(line)["key"] for line in self._path.read_text(encoding="utf-8").splitlines()}
+            self._keys = self._recorded()
         if key not in self._keys:
             self._keys.add(key)
             with open(self._path, "a", encoding="utf-8") as file:
                 file.write(json.dumps({"key": key, "reason": reason}) + "\n")
+
+    def _recorded(self) -> set[str]:
+        """The keys in the file. A last line that a kill cut is removed, so that the next record gets its own line."""
+        content = self._path.read_bytes()
+        whole = content[: content.rfind(b"\n") + 1]
+        if whole != content:
+            os.truncate(self._path, len(whole))
+        keys = set()
+        for line in whole.splitlines():
+            with suppress(ValueError, LookupError, TypeError):  # a damaged line: at worst its sample is recorded twice
+                keys.add(str(json.loads(line)["key"]))
+        return keys
 
 
 def _plain(value: Any) -> Any:

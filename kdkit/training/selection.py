@@ -14,6 +14,7 @@ import numpy as np
 from torch import Tensor
 
 from kdkit.cache import CachedTeacher, CacheMixture, CacheReader, ClassSelection, open_cache
+from kdkit.cache.format.constants import LOGITS
 from kdkit.cache.selection import ClassMap
 from kdkit.data import ReplayedDataset
 from kdkit.errors import ConfigError
@@ -96,9 +97,16 @@ def choose_samples(
 
 def open_caches(config: DistillConfig) -> CacheReader | None:
     """The cache of the run, or the average of several; None without one."""
-    if len(config.caches) > 1:
-        return open_cache(config.caches, weights=config.cache_weights, temperatures=config.cache_temperatures)
-    return open_cache(config.caches[0]) if config.caches else None
+    if not config.caches:
+        return None
+    cache: CacheReader = (
+        open_cache(config.caches[0])
+        if len(config.caches) == 1
+        else open_cache(config.caches, weights=config.cache_weights, temperatures=config.cache_temperatures)
+    )
+    if config.task_kind != "feature":
+        cache.check_exists(LOGITS)
+    return cache
 
 
 def draw_fraction(keys: Sequence[str], targets: Any, fraction: float, seed: int) -> list[int]:

@@ -5,18 +5,22 @@ The loss itself, the weighted sum of its terms, is computed by the task: see kdk
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import cast
 
 import torch
-from timm.utils import dispatch_clip_grad
+from timm.utils import dispatch_clip_grad, unwrap_model
 from torch import Tensor
 
 from kdkit.runtime import distributed
+from kdkit.runtime.model_errors import model_errors
 from kdkit.tasks import TrainingTask, gradient_norms
 from kdkit.teachers import Teacher
+from kdkit.teachers.model_config import model_config
 from kdkit.training.config import TrainConfig
+from kdkit.training.optimizer import is_second_order, optimizer_errors, schedule_errors
 from kdkit.training.setup import autocast_dtype, to_memory_format
 from kdkit.training.state import RunState
 from kdkit.types import Batch, Normalization, TeacherOutput, TeacherSource
@@ -34,6 +38,7 @@ class TrainingStep:
     def __init__(self, state: RunState, config: TrainConfig, source: TeacherSource | None) -> None:
         self._state, self._config, self._source = state, config, source
         self._amp = autocast_dtype(config)
+        self._is_second_order = is_second_order(state.optimizer)
 
     def backward(
         self, batch: Batch, *, group_size: int, is_update: bool, log_gradients: bool
@@ -51,12 +56,22 @@ class TrainingStep:
         """
         task = self._state.task
         batch = to_memory_format(batch, self._config)
-        with nullcontext() if is_update else task.no_sync():
+        with nullcontext() if is_update else task.no_sync(), step_errors(task, batch, self._amp):
             teacher_output = None if self._source is None else self._source(batch)
             result = forward(task, batch, teacher_output, self._amp)
             norms = gradient_norms(task, result) if log_gradients else {}
-            self._state.scaler.scale(result["loss"] / group_size).backward()
+            self._differentiate(self._state.scaler.scale(result["loss"] / group_size))
         return result, norms
+
+    def _differentiate(self, loss: Tensor) -> None:
+        """Adds the gradients of a loss []; a second-order optimiser needs their graph too."""
+        if not self._is_second_order:
+            loss.backward()
+            return
+        with warnings.catch_warnings():
+            # The cycle that torch warns of ends with the gradients, when the update sets them to None.
+            warnings.filterwarnings("ignore", message="Using backward.. with create_graph=True")
+            loss.backward(create_graph=True)
 
     def update(self) -> None:
         """Clips the gradients, updates the weights and their moving average, and sets the next learning rate."""
@@ -65,7 +80,8 @@ class TrainingStep:
             state.scaler.unscale_(state.optimizer)
             parameters = task.get_clip_parameters(exclude_head=self._config.clip_mode == "agc")
             dispatch_clip_grad(parameters, clip, mode=self._config.clip_mode)
-        state.scaler.step(state.optimizer)
+        with optimizer_errors(self._config):
+            state.scaler.step(state.optimizer)
         state.scaler.update()
         state.optimizer.zero_grad()
         state.position.update += 1
@@ -74,7 +90,15 @@ class TrainingStep:
         if ema is not None and task.is_own_teacher:  # else each rank's teacher has the statistics of its own images
             distributed.broadcast_buffers(ema)
         if state.scheduler is not None:
-            state.scheduler.step_update(state.position.update)
+            with schedule_errors(self._config):
+                state.scheduler.step_update(state.position.update)
+
+
+def step_errors(task: TrainingTask, batch: Batch, amp: torch.dtype | None) -> AbstractContextManager[None]:
+    """Within the context, what the student raises on a batch, forward or backward, is a one-line error."""
+    student = task.get_eval_model()
+    name = model_config(student).get("architecture") if student is not None else None
+    return model_errors(f"the student {name or type(unwrap_model(student)).__name__!r}", batch.input, amp)
 
 
 def forward(

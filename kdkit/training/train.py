@@ -23,9 +23,10 @@ from kdkit.training.config import TrainConfig
 from kdkit.training.evaluate import evaluate_each
 from kdkit.training.finite import first_non_finite, non_finite_loss
 from kdkit.training.interrupt import StopAgreement, StopRequest, stop_request
+from kdkit.training.labels import labelled_batches
 from kdkit.training.logger import RunLogger
 from kdkit.training.meter import Meter, Record
-from kdkit.training.optimizer import create_optimizer, create_schedule
+from kdkit.training.optimizer import create_optimizer, create_schedule, schedule_errors
 from kdkit.training.report import TrainReport, epoch_line
 from kdkit.training.setup import autocast_dtype, prepare
 from kdkit.training.state import Position, RunState
@@ -64,6 +65,7 @@ def train(
     Raises:
         NonFiniteLossError: the loss is NaN or infinite; names the step, its terms and the checkpoint from before.
         ConfigError, UnknownNameError: a setting is invalid; raised before the first step.
+        ClassMismatchError: a label is out of range; names the sample.
         CheckpointError: the checkpoint cannot be read, or is another run's.
         DiskFullError, WriteError: a checkpoint cannot be written.
     """
@@ -120,7 +122,7 @@ class _Loop:
         self.loader.set_epoch(epoch, state.position.batch)
         self.task.train()
         self.meter = Meter(state.sums)
-        for number, batch in enumerate(self.loader, start=state.position.batch):
+        for number, batch in enumerate(labelled_batches(self.loader, self.task), start=state.position.batch):
             first_of_group = number - number % config.accumulate
             group_size = min(config.accumulate, self.num_batches - first_of_group)
             is_update = number == first_of_group + group_size - 1
@@ -184,7 +186,8 @@ class _Loop:
         state = self.state
         metric = record.get("val_ema_top1", record.get("val_top1"))
         if state.scheduler is not None:
-            state.scheduler.step(epoch + 1, metric)
+            with schedule_errors(self.config):
+                state.scheduler.step(epoch + 1, metric)
         if self.logger is not None:
             self.logger.log_epoch({"epoch": epoch, **record}, step=(epoch + 1) * self.num_batches - 1)
         self.display.write(epoch_line(epoch, self.config.epochs, record))

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from kdkit.bounds import shown
 from kdkit.config import LoadingConfig
 from kdkit.config.choices import check_choices
 from kdkit.errors import ConfigError
@@ -113,24 +114,20 @@ class TrainConfig(LoadingConfig):
     """Updates between two checkpoints, in addition to the one at the end of each epoch; 0 for only the latter."""
 
     def __post_init__(self) -> None:
+        seed: Any = self.seed
+        if isinstance(seed, int) and not 0 <= seed < _SEEDS:  # a narrower range than that of the views' seed
+            raise ConfigError(f"seed must be at least 0 and below {_SEEDS}, got {shown(seed)}")
         super().__post_init__()
         check_choices(self)
         if self.views_per_decode != AUTO and self.views_per_decode < 1:
             raise ConfigError(f"views_per_decode must be auto, or at least 1 view, got {self.views_per_decode}")
-        for name in ("epochs", "accumulate", "log_every"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
         for name in _FINITE:
             if (number := getattr(self, name)) is not None and not math.isfinite(number):
                 raise ConfigError(f"{name} must be a finite number, got {number}")
-        if not 0 <= self.seed < _SEEDS:
-            raise ConfigError(f"seed must be at least 0 and below {_SEEDS}, got {self.seed}")
         if not 0 < self.fraction <= 1:
             raise ConfigError(f"fraction must be above 0 and at most 1, got {self.fraction}")
         if self.min_confidence is not None and not 0 < self.min_confidence <= 1:
             raise ConfigError(f"min_confidence must be above 0 and at most 1, got {self.min_confidence}")
-        if self.checkpoint_every < 0:
-            raise ConfigError(f"checkpoint_every must be 0 or more, got {self.checkpoint_every}")
         for name in ("warmup_epochs", "distill_warmup_epochs"):
             if not 0 <= getattr(self, name) < self.epochs:
                 raise ConfigError(f"{name} must be below epochs = {self.epochs}, got {getattr(self, name)}")

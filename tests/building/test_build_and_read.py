@@ -298,7 +298,7 @@ def test_fault_16_class_names_and_counts_are_compared(tmp_path: Path) -> None:
     reordered.class_names = list(reversed(reordered.class_names or ()))
     with pytest.raises(CacheMismatchError, match=r"dataset\.class_names"):
         open_cache(tmp_path / "t.h5", ReplayedDataset(reordered, RECIPE))
-    with pytest.raises(ClassMismatchError, match="12 classes, the dataset 10"):
+    with pytest.raises(ClassMismatchError, match=r"12 classes, the data has 10, '0' to '9': add the class folders"):
         build_cache(create_teacher(tiny_model(num_classes=12)), digits_dataset(8), tmp_path / "u.h5", EXACT)
 
 

@@ -149,7 +149,7 @@ def test_features_are_built_described_verified_and_exported(folder: Path, capsys
     assert "pooled: 64 random rows match the teacher's outputs" in capsys.readouterr().out
     assert main(["cache", "export", *cache, "--stream", "pooled", "--output", str(folder / "p.safetensors")]) == 0
     assert load_file(folder / "p.safetensors")["pooled"].shape == (100, 96)
-    assert "kdkit cache build ... --build.streams" in fails(
+    assert "kdkit cache build ... --streams" in fails(
         capsys, ["cache", "export", *cache, "--stream", "tokens", "--output", str(folder / "t.npz")]
     )
 

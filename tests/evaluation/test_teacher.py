@@ -101,7 +101,7 @@ class Constant(nn.Module):
 
 
 def test_images_of_other_classes_or_without_labels_are_refused() -> None:
-    with pytest.raises(ClassMismatchError, match="7 classes, the images have 5"):
+    with pytest.raises(ClassMismatchError, match="7 classes, the data has 5"):
         check_teacher(create_teacher(Brightness(7)), greys())
     source = ArraySource(np.zeros((4, 8, 8, 3), np.uint8), [-1] * 4, keys=list("abcd"))
     with pytest.raises(DatasetError, match="label"):

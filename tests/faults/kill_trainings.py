@@ -25,7 +25,7 @@ from kdkit.cli import main
 
 TIMINGS = ("seconds", "images_per_second")
 ENDS = 3
-GRACE = 20.0  # seconds
+GRACE = 8.0  # seconds
 
 
 def prepare(folder: Path) -> None:

@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 
 from kdkit.cache import open_cache
 from kdkit.dataset import open_dataset
-from kdkit.errors import ConfigError, DatasetError
+from kdkit.errors import ClassMismatchError, ConfigError, DatasetError
 from kdkit.importers import import_arrays
 from kdkit.recipe import ViewRecipe
 
@@ -107,7 +107,13 @@ def test_boxes_and_flips_become_recorded_views(tmp_path: Path) -> None:
     source = photographs()
     boxes = np.array([[[10, 5, 60, 80], [0, 0, 90, 90]]] * 6)
     flips = np.array([[True, False]] * 6)
-    np.savez(tmp_path / "x.npz", logits=logits(6, 2, CLASSES), keys=list(source.keys), boxes=boxes, flips=flips)
+    np.savez(
+        tmp_path / "x.npz",
+        logits=logits(6, 2, len(source.class_names)),
+        keys=list(source.keys),
+        boxes=boxes,
+        flips=flips,
+    )
     import_arrays(tmp_path / "x.npz", source, tmp_path / "teacher.h5", recipe=ViewRecipe(size=48))
     dataset = open_dataset(TRAIN, cache=tmp_path / "teacher.h5")
     for row in range(6):
@@ -175,3 +181,11 @@ def test_python_objects_and_damaged_files_are_refused_in_one_line(tmp_path: Path
         with pytest.raises(DatasetError, match=name.replace(".", r"\.")) as error:
             import_arrays(tmp_path / name, Keys(KEYS), tmp_path / "teacher.h5")
         assert "\n" not in str(error.value)
+
+
+def test_arrays_of_another_number_of_classes_than_the_data_are_refused_with_both_numbers(tmp_path: Path) -> None:
+    source = photographs()
+    np.savez(tmp_path / "x.npz", logits=logits(6, 7), keys=list(source.keys))
+    with pytest.raises(ClassMismatchError, match=r"x.npz has 7 classes, the data 4 class folders"):
+        import_arrays(tmp_path / "x.npz", source, tmp_path / "teacher.h5")
+    assert not (tmp_path / "teacher.h5.parts").exists()

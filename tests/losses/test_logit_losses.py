@@ -266,12 +266,45 @@ def test_missing_labels_are_named(name):
 
 
 @pytest.mark.parametrize("name", ["dkd", "nkd", "ofa"])
-@pytest.mark.parametrize("label", [-100, -1, 9])
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+@pytest.mark.parametrize("form", ["index", "expected", "argmax", "sparse"])
+def test_samples_without_a_label_take_no_part_and_no_label_at_all_is_0(name, temperature, form):
+    """Of a soft label with a missing part, the known part is the weight: by hand, one row at a time."""
+    if form == "sparse" and name != "dkd":
+        pytest.skip("only dkd takes a sparse teacher")
+    options = {"temperature": temperature, **({"soft_labels": form} if form in ("expected", "argmax") else {})}
+    student, teacher, index = make()
+    shares = torch.tensor([1.0, 0.0, 0.4, 1.0, 0.0, 1.0]).double()
+    if form in ("expected", "argmax"):
+        rows = 0.75 * F.one_hot(index, 9) + 0.25 * F.one_hot((index + 1) % 9, 9)
+        target, empty = rows * shares[:, None], torch.zeros(6, 9).double()
+    else:
+        shares = (shares > 0).double()
+        target, empty = torch.where(shares > 0, index, -1), torch.full((6,), -1)
+    whole = losses.SparseLogits.from_logits(teacher, 3) if form == "sparse" else teacher
+    parts = [losses.SparseLogits.from_logits(row[None], 3) if form == "sparse" else row[None] for row in teacher]
+    given = rows if form in ("expected", "argmax") else index
+
+    def by_hand(logits):
+        each = [call(name, logits[i : i + 1], parts[i], given[i : i + 1], **options) for i in range(6)]
+        return (shares * torch.stack(each)).sum() / shares.sum()
+
+    leaf = student.clone().requires_grad_()
+    by_hand(leaf).backward()
+    torch.testing.assert_close(call(name, student, whole, target, **options), by_hand(student))
+    torch.testing.assert_close(slope(name, student, whole, target, **options), leaf.grad)
+    assert float(call(name, student, whole, empty, **options)) == 0
+    assert not slope(name, student, whole, empty, **options).any()
+
+
+@pytest.mark.parametrize("name", ["dkd", "nkd", "ofa"])
+@pytest.mark.parametrize("label", [-100, -2, 9])
 def test_a_label_out_of_range_is_named_with_both_shapes(name, label):
     student, teacher, target = make()
     target[2] = label
     with pytest.raises(
-        ShapeError, match=rf"^target holds label {label}, outside 0..8, in target \[6\] for logits \[6, 9\]$"
+        ShapeError,
+        match=rf"^target holds label {label}, outside 0..8 \(-1 for no label\), in target \[6\] for logits \[6, 9\]$",
     ):
         call(name, student, teacher, target)
 

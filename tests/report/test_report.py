@@ -240,7 +240,7 @@ def test_without_plotly_one_line_says_what_to_install(
         raise ModuleNotFoundError(name)
 
     monkeypatch.setattr(report_module.resources, "files", missing)
-    with pytest.raises(MissingDependencyError, match=r"kdkit\[report\]"):
+    with pytest.raises(MissingDependencyError, match=r"pip install .*\[report\]"):
         write_report(config(folder, tmp_path / "r.html"))
 
 

@@ -203,3 +203,10 @@ def test_fault_44_an_error_shows_escape_sequences_and_never_sends_them() -> None
     shown = str(KdkitError("the class \x1b[31mred\x1b[0m\u202e \x9b2J\r of 'café 日本\u3000'"))
     assert shown == "the class \\x1b[31mred\\x1b[0m\\u202e \\x9b2J\\r of 'café 日本\u3000'"
     assert printable("two\nlines\tand a tab") == "two\nlines\tand a tab"
+
+
+def test_fault_41_an_error_that_names_what_a_file_holds_stays_short() -> None:
+    shown = str(KdkitError("the class '" + "9" * 5000 + "' is unknown: leave it out"))
+    assert len(shown) < 2000
+    assert shown.startswith("the class '999")
+    assert shown.endswith("9' is unknown: leave it out")

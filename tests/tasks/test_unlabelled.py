@@ -9,9 +9,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 from support import tiny_model
+from task_rows import distilled_student
+from timm.loss import BinaryCrossEntropy, SoftTargetCrossEntropy
 from torch import Tensor, nn
 
-from kdkit import ClassificationTask, LogitDistillationTask, TeacherOutput
+from kdkit import (
+    ClassificationTask,
+    FeatureDistillationTask,
+    LogitDistillationTask,
+    TeacherOutput,
+    TokenDistillationTask,
+)
 from kdkit.tasks import LabelledCrossEntropy
 from kdkit.tasks.observation import observe
 
@@ -72,6 +80,25 @@ def test_with_all_labels_it_is_torchs_cross_entropy(smoothing: float) -> None:
     torch.testing.assert_close(criterion(logits, soft), F.cross_entropy(logits, soft, label_smoothing=smoothing))
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_class_weights_are_torchs_over_the_labelled_samples_and_never_make_a_nan(smoothing: float) -> None:
+    weight = torch.tensor([0.0, *[1.0 + number for number in range(CLASSES - 1)]])
+    criterion = LabelledCrossEntropy(weight, label_smoothing=smoothing)
+    logits, target = some_logits(), torch.tensor([3, -1, 0, -1, 9, -1])
+    labelled = target >= 0
+    expected = F.cross_entropy(logits[labelled], target[labelled], weight, label_smoothing=smoothing)
+    torch.testing.assert_close(criterion(logits, target), expected)
+    for empty in (torch.full((6,), -1), torch.zeros(6, CLASSES)):
+        leaf = some_logits().requires_grad_()
+        criterion(leaf, empty).backward()
+        assert float(criterion(leaf, empty).detach()) == 0.0
+        assert torch.equal(leaf.grad, torch.zeros(6, CLASSES))  # type: ignore[arg-type]
+    assert torch.isfinite(criterion(logits, torch.zeros(6, dtype=torch.int64)))  # all of the class of weight 0
+
+
+TASKS = ("labels", "live", "cached", "feature", "token")
+
+
 def of_labels(task: str, criterion: Callable[[Tensor, Tensor], Tensor] | None) -> Callable[[Tensor, Tensor], Tensor]:
     """A function of (images, target) -> the loss on labels of a task, its teacher live or cached."""
     student = tiny_model().eval()
@@ -81,11 +108,17 @@ def of_labels(task: str, criterion: Callable[[Tensor, Tensor], Tensor] | None) -
     if task == "live":
         live = LogitDistillationTask(student, tiny_model(seed=1), criterion)
         return lambda images, target: live(images, target)["task_loss"]
+    if task == "feature":
+        feature = FeatureDistillationTask(student, tiny_model(seed=1), criterion, distill_loss="hint_cosine")
+        return lambda images, target: feature(images, target)["task_loss"]
+    if task == "token":
+        token = TokenDistillationTask(distilled_student().eval(), tiny_model(seed=1), criterion)
+        return lambda images, target: token(images, target)["task_loss"]
     cached = LogitDistillationTask(student, None, criterion)
     return lambda images, target: cached(images, target, TeacherOutput(some_logits(len(images))))["task_loss"]
 
 
-@pytest.mark.parametrize("task", ["labels", "live", "cached"])
+@pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("criterion", [None, nn.CrossEntropyLoss(label_smoothing=0.1), lambda z, y: F.nll_loss(z, y)])
 def test_every_task_and_criterion_is_given_the_labelled_samples_alone(
     task: str, criterion: Callable[[Tensor, Tensor], Tensor] | None
@@ -97,6 +130,34 @@ def test_every_task_and_criterion_is_given_the_labelled_samples_alone(
     nothing = loss(images, torch.full((5,), -1))
     assert float(nothing.detach()) == 0.0
     assert nothing.requires_grad
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("criterion", [SoftTargetCrossEntropy(), BinaryCrossEntropy(), nn.CrossEntropyLoss()])
+def test_a_custom_criterion_is_not_given_the_rows_of_zeros_of_soft_labels(
+    task: str, criterion: Callable[[Tensor, Tensor], Tensor]
+) -> None:
+    loss = of_labels(task, criterion)
+    images, target = torch.randn(5, 3, 32, 32), torch.zeros(5, CLASSES)
+    target[1, 3], target[1, 4], target[4, 0] = 0.6, 0.4, 1.0
+    labelled = target.sum(dim=1) > 0
+    torch.testing.assert_close(loss(images, target), loss(images[labelled], target[labelled]))
+    assert float(loss(images, torch.zeros(5, CLASSES)).detach()) == 0.0
+
+
+@pytest.mark.parametrize("name", ["dkd", "nkd", "ofa"])
+@pytest.mark.parametrize("way", ["live", "cached"])
+def test_a_term_that_needs_labels_takes_the_labelled_samples_alone(name: str, way: str) -> None:
+    task = LogitDistillationTask(tiny_model().eval(), tiny_model(seed=1) if way == "live" else None, distill_loss=name)
+    images, target = torch.randn(5, 3, 32, 32), torch.tensor([4, -1, -1, 0, -1])
+
+    def kd_loss(rows: Tensor, labels: Tensor) -> Tensor:
+        output = () if way == "live" else (TeacherOutput(some_logits(5)[rows]),)
+        return task(images[rows], labels, *output)["kd_loss"]
+
+    everything, some = torch.arange(5), torch.tensor([0, 3])
+    torch.testing.assert_close(kd_loss(everything, target), kd_loss(some, target[some]))
+    assert float(kd_loss(everything, torch.full((5,), -1)).detach()) == 0.0
 
 
 def test_the_teachers_top1_is_over_labelled_samples_and_nan_without_any() -> None:

@@ -8,7 +8,8 @@ from support import tiny_model
 
 from kdkit import create_teacher
 from kdkit.errors import ClassMismatchError, ConfigError, UnknownNameError
-from kdkit.teachers.class_map import IMAGENETS, are_synsets, map_names, pick_classes, resolve_class_map, synsets
+from kdkit.teachers.class_map import map_names, pick_classes, resolve_class_map
+from kdkit.teachers.imagenet import IMAGENETS, are_synsets, synsets
 from kdkit.types import Batch
 
 WIDTHS = {

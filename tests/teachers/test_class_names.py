@@ -7,11 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 from support import loader_for, tiny_model
+from timm.data import ImageNetInfo
 from timm.models import save_for_hf
 
-from kdkit import TeacherEnsemble, ViewRecipe, build_cache, create_teacher, open_cache
+from kdkit import Teacher, TeacherEnsemble, ViewRecipe, build_cache, create_teacher, open_cache
 from kdkit.building.config import BuildConfig
 from kdkit.config import SingleTeacherConfig, TeacherConfig
 from kdkit.data import ArraySource, ReplayedDataset
@@ -63,6 +65,113 @@ def test_an_export_whose_classes_are_in_another_order_is_mapped_by_name(export: 
 def test_other_classes_are_refused_by_the_first_difference(export: Path, names: list[str], difference: str) -> None:
     with pytest.raises(ClassMismatchError, match=difference):
         resolve_teacher(TeacherConfig(f"local-dir:{export}"), CPU, names)
+
+
+@pytest.mark.parametrize(
+    ("given", "problem"),
+    [
+        (["dog", "cat"], "has 3 classes, label_names names 2"),
+        (["dog", "cat", "eel", "fox"], "has 3 classes, label_names names 4"),
+        ("dog,cat,eel", "expected a list of names"),
+        ([0, 1, 2], "expected a list of names"),
+        ({"0": "dog", "one": "cat", "2": "eel"}, "have the key 'one': expected the index of a class"),
+    ],
+)
+def test_label_names_that_are_not_one_name_for_each_class_are_refused_for_a_teacher_by_name(
+    tmp_path: Path, given: object, problem: str
+) -> None:
+    model = tiny_model(num_classes=3)
+    save_for_hf(model, tmp_path / "odd", safe_serialization=True)
+    config = json.loads((tmp_path / "odd" / "config.json").read_text())
+    (tmp_path / "odd" / "config.json").write_text(json.dumps({**config, "label_names": given}))
+    for name in (f"local-dir:{tmp_path / 'odd'}", str(tmp_path / "odd")):
+        with pytest.raises(ClassMismatchError, match=problem):
+            resolve_teacher(TeacherConfig(name), CPU, NAMES)
+
+
+def test_label_names_may_be_a_mapping_from_index_to_name(tmp_path: Path) -> None:
+    model = tiny_model(num_classes=12)
+    names = [f"name {number}" for number in range(12)]
+    save_for_hf(model, tmp_path / "map", model_config={"label_names": dict(enumerate(names))}, safe_serialization=True)
+    assert create_teacher(f"local-dir:{tmp_path / 'map'}").class_names == tuple(names)
+
+
+def test_a_module_whose_head_was_replaced_has_no_names(export: Path) -> None:
+    assert create_teacher(timm.create_model(f"local-dir:{export}", pretrained=True)).class_names == tuple(NAMES)
+    other = timm.create_model(f"local-dir:{export}", pretrained=True, num_classes=2)
+    assert create_teacher(other).class_names is None
+
+
+@pytest.mark.parametrize("class_map", [None, [0, 1], ["a", "b"]])
+def test_class_names_of_the_wrong_length_are_refused(class_map: list[int] | None) -> None:
+    with pytest.raises(ClassMismatchError, match="has 3 classes, class_names names 2: give one name for each class"):
+        create_teacher(tiny_model(num_classes=3), class_names=["a", "b"], class_map=class_map)
+
+
+@pytest.fixture(scope="module")
+def imagenet() -> Teacher:
+    return create_teacher(tiny_model(num_classes=1000))
+
+
+def spelled(name: str) -> str:
+    return name.replace(" ", "_").upper()
+
+
+@pytest.mark.parametrize("manner", ["synsets", "all names"])
+def test_an_imagenet_teacher_is_matched_with_folders_named_by_synset_or_by_name(imagenet: Teacher, manner: str) -> None:
+    """WordNet calls two classes "crane"; folders cannot."""
+    info = ImageNetInfo("imagenet-1k")
+    own = info.label_names() if manner == "synsets" else [spelled(name) for name in info.label_descriptions()]
+    if manner == "all names":
+        own = [f"{name}-{number}" if own.count(name) > 1 else name for number, name in enumerate(own)]
+        with pytest.raises(ClassMismatchError, match="no class 'CRANE-134', which the data has"):
+            imagenet.for_classes(own)
+        return
+    assert imagenet.for_classes(own).class_map is None
+    turned = imagenet.for_classes(own[::-1])
+    assert turned.class_map == tuple(range(999, -1, -1))
+    assert turned.class_names == tuple(own[::-1])
+    assert turned.for_classes(own[::-1]) is turned
+    assert torch.equal(logits(turned), logits(imagenet).flip(1))
+
+
+def test_a_part_of_imagenets_classes_is_picked_by_a_class_map_of_names_only(imagenet: Teacher) -> None:
+    some = ["n03773504", "n02124075"]
+    with pytest.raises(ClassMismatchError, match=r"the data has 2 of its 1,000 classes; .*pick these with a class_map"):
+        imagenet.for_classes(some)
+    expected = logits(imagenet)[:, [657, 285]]
+    for class_map in (some, ["missile", "Egyptian cat"], ["Missile", "egyptian_cat"]):
+        picked = create_teacher(imagenet.model, class_map=class_map)
+        assert torch.equal(logits(picked), expected)
+        assert picked.for_classes(class_map) is picked
+        assert torch.equal(logits(picked.for_classes(class_map[::-1])), expected.flip(1))
+    with pytest.raises(ClassMismatchError, match="has no class 'n00000001'"):
+        imagenet.for_classes(["n00000001", *ImageNetInfo("imagenet-1k").label_names()[1:]])
+
+
+def test_a_thousand_classes_of_other_names_are_not_taken_for_imagenets(imagenet: Teacher) -> None:
+    assert imagenet.for_classes([f"{number:04d}" for number in range(1000)]) is imagenet
+    assert imagenet.for_classes(["crane", *[f"bird {number}" for number in range(999)]]) is imagenet
+    assert create_teacher(tiny_model(num_classes=10)).for_classes(["tench", "goldfish"]).class_map is None
+
+
+def test_a_map_whose_names_stand_for_other_classes_is_refused() -> None:
+    teacher = create_teacher(tiny_model(num_classes=3), class_names=NAMES, class_map=["cat", "dog"])
+    with pytest.raises(ClassMismatchError, match="gives class 0 of the data, 'dog', the teacher's class 'cat'"):
+        teacher.for_classes(["dog", "wolf"])
+    assert teacher.for_classes(["cat", "wolf"]) is teacher
+    assert teacher.for_classes(["kitten", "wolf"]) is teacher
+
+
+def test_a_teacher_of_features_alone_may_have_other_classes(export: Path, tmp_path: Path) -> None:
+    with pytest.raises(ClassMismatchError, match="no class 'fox'"):
+        resolve_teacher(TeacherConfig(str(export)), CPU, ["fox", "owl"])
+    teacher = resolve_teacher(TeacherConfig(str(export)), CPU, ["fox", "owl"], needs_logits=False)
+    images = np.random.default_rng(0).integers(0, 255, (4, 32, 32, 3), dtype=np.uint8)
+    dataset = ReplayedDataset(ArraySource(images, [0, 1] * 2, class_names=["fox", "owl"]), ViewRecipe(size=32))
+    config = BuildConfig(streams=("pooled",), num_workers=0)
+    build_cache(teacher, dataset, tmp_path / "f.h5", config, device="cpu")
+    assert open_cache(tmp_path / "f.h5", dataset).class_names == ["fox", "owl"]
 
 
 def test_a_class_map_goes_before_the_names(export: Path, tmp_path: Path) -> None:

@@ -300,7 +300,7 @@ def test_a_tracker_is_closed_when_the_run_fails(folder: Path, tracker: _Tracker)
 
 
 def test_tensorboard_holds_the_same_numbers(folder: Path) -> None:
-    distill(config(folder, folder / "board", tensorboard=True))
+    distill(config(folder, folder / "board", tracker="tensorboard"))
     events = EventAccumulator(str(folder / "board" / "tensorboard"))
     events.Reload()
     logged = [json.loads(line) for line in (folder / "board" / "metrics.jsonl").read_text().splitlines()]

@@ -11,11 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from safetensors.torch import save_file
 from support import CLASSES, digits, tiny_model, write_digits
 
-from kdkit import ClassificationTask, build_cache, create_teacher, open_dataset
+from kdkit import ClassificationTask, LogitDistillationTask, build_cache, create_teacher, open_dataset
 from kdkit.building.config import BuildConfig
 from kdkit.cache import open_cache
+from kdkit.config import TeacherConfig
 from kdkit.data import ArraySource, ReplayedDataset, create_loader
 from kdkit.errors import ClassMismatchError, ConfigError, DatasetError
 from kdkit.evaluation.config import EvaluateConfig
@@ -25,6 +28,7 @@ from kdkit.training.config import DistillConfig, TrainConfig
 from kdkit.training.distill import distill
 from kdkit.training.evaluate import evaluate
 from kdkit.training.meter import Meter
+from kdkit.training.train import train
 
 COUNT = 24
 EXACT = BuildConfig(codec="float32", num_workers=0)
@@ -79,8 +83,6 @@ def test_a_cache_of_unlabelled_images_holds_the_class_names_that_its_teacher_kno
 def test_a_live_teacher_gives_classes_and_names_too(folder: Path, tmp_path: Path) -> None:
     taught = tmp_path / "teacher"
     distill(config(folder, taught))
-    from kdkit.config import TeacherConfig
-
     output, recipe = tmp_path / "live", ViewRecipe(size=32)
     distill(config(folder, output, cache=None, teacher=TeacherConfig(str(taught)), recipe=recipe))
     assert json.loads((output / "student.json").read_text())["class_names"] == CLASSES
@@ -89,7 +91,7 @@ def test_a_live_teacher_gives_classes_and_names_too(folder: Path, tmp_path: Path
 def test_images_without_labels_need_a_teacher_and_a_loss_without_labels(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match=r"no image of .*flat' has a label, and there is no teacher"):
         distill(config(folder, tmp_path / "run", cache=None, recipe=ViewRecipe(size=32)))
-    with pytest.raises(ConfigError, match=r"the loss 'dkd' needs the label of each image, and 24 of 24 images"):
+    with pytest.raises(ConfigError, match=r"the loss 'dkd' needs labels, and no image of .*flat' has one"):
         distill(config(folder, tmp_path / "run", distill_loss="dkd"))
     with pytest.raises(DatasetError, match=r"no image of .*flat' has a label to validate with"):
         distill(config(folder, tmp_path / "run", validation=str(folder / "flat")))
@@ -117,6 +119,45 @@ def test_a_label_out_of_range_is_named_with_its_image_before_the_first_step(fold
     assert not (tmp_path / "run" / "last.pth.tar").exists()
 
 
+class Silent(ArraySource):
+    """A source that tells its labels only with the images."""
+
+    targets = None  # type: ignore[assignment]
+
+    def __init__(self, labels: list[int]) -> None:
+        plain = digits(COUNT)
+        super().__init__(plain.images, plain.targets, keys=plain.keys, class_names=CLASSES)
+        self.labels, self.targets = labels, None
+
+    def __getitem__(self, index: int) -> Any:
+        return Image.fromarray(self.images[index]).convert("RGB"), self.labels[index]
+
+
+@pytest.mark.parametrize("label", [10, -2])
+@pytest.mark.parametrize("known", ["known", "on loading", "on loading, mixed"])
+def test_a_custom_loop_names_the_image_of_a_label_out_of_range_before_it_is_trained_on(known: str, label: int) -> None:
+    labels = [row % 10 for row in range(COUNT)]
+    labels[7] = label
+    plain = digits(COUNT)
+    source = ArraySource(plain.images, labels, keys=plain.keys, class_names=CLASSES)
+    recipe = ViewRecipe(size=32, mixup_alpha=0.8 if known.endswith("mixed") else 0.0)
+    task = ClassificationTask(tiny_model())
+    before = {name: value.clone() for name, value in tiny_model().named_parameters()}
+    dataset = ReplayedDataset(source if known == "known" else Silent(labels), recipe)
+    loader = create_loader(dataset, task, batch_size=COUNT, num_workers=0)
+    with pytest.raises((ClassMismatchError, DatasetError), match=f"the label of 'digit-7'.* is {label}: expected 0 to"):
+        train(task, loader, TrainConfig(epochs=1, batch_size=COUNT))
+    assert all(torch.equal(value, before[name]) for name, value in task.trainable_module.named_parameters())
+
+
+def test_a_task_without_labels_takes_images_of_any_classes() -> None:
+    plain = digits(COUNT)
+    dataset = ReplayedDataset(ArraySource(plain.images, [row + 10 for row in range(COUNT)]), ViewRecipe(size=32))
+    task = LogitDistillationTask(tiny_model(), tiny_model(seed=1), task_loss_weight=0)
+    report = train(task, create_loader(dataset, task, batch_size=8, num_workers=0), TrainConfig(epochs=1))
+    assert math.isfinite(report.epochs[0]["loss"])
+
+
 def test_few_labels_train_with_those_alone(folder: Path, tmp_path: Path) -> None:
     labels: list[object] = [row % 10 if row < 6 else "" for row in range(COUNT)]
     table = write_table(folder, "few.csv", labels)
@@ -126,6 +167,37 @@ def test_few_labels_train_with_those_alone(folder: Path, tmp_path: Path) -> None
     epochs = [record for record in records(tmp_path / "run") if record["kind"] == "epoch"]
     assert all(record["task_loss"] > 0 for record in epochs)
     assert all(0 <= record["teacher_top1"] <= 100 for record in epochs)
+
+
+@pytest.mark.parametrize("way", ["live", "plain", "mixed"])
+@pytest.mark.parametrize("loss", ["kl", "dkd", "nkd", "ofa"])
+def test_with_few_labels_every_loss_trains_live_and_cached_and_with_mixing(
+    folder: Path, tmp_path: Path, way: str, loss: str
+) -> None:
+    labels: list[object] = [f"class {row % 10}" if row < 10 else "" for row in range(COUNT)]
+    table = write_table(folder, f"few-{way}.csv", labels)
+    recipe = ViewRecipe.preset("funmatch" if way == "mixed" else "rrc", size=32, num_views=2)
+    parts: dict[str, Any] = {"cache": str(tmp_path / "few.h5"), "distill_loss": loss, "preflight": True}
+    if way == "live":
+        save_file(tiny_model(seed=1).state_dict(), tmp_path / "teacher.safetensors")
+        teacher = TeacherConfig("test_resnet", checkpoint=str(tmp_path / "teacher.safetensors"))
+        parts |= {"cache": None, "teacher": teacher, "recipe": recipe}
+    else:
+        build_cache(create_teacher(tiny_model(seed=1)), open_dataset(table, recipe=recipe), tmp_path / "few.h5", EXACT)
+    distill(
+        config(
+            folder,
+            tmp_path / "run",
+            data=table,
+            train=TrainConfig(epochs=2, batch_size=2, num_workers=0, log_every=1),
+            **parts,
+        )
+    )
+    steps = [record for record in records(tmp_path / "run") if record["kind"] == "step"]
+    assert all(math.isfinite(record["loss"]) for record in steps)
+    if loss != "kl":  # some batches of 2 have no label
+        assert any(record["task_loss"] == 0 == record["kd_loss"] for record in steps)
+        assert any(record["task_loss"] > 0 < record["kd_loss"] for record in steps)
 
 
 def test_an_evaluation_is_over_the_labelled_images_alone() -> None:

@@ -19,6 +19,7 @@ MAX_BITS = 8  # of one coefficient: steps finer than 1/256 of its range are smal
 # Distance, in deviations, between the 2**b levels that suit a normal variable best (Max 1960, table II), b = 1 to 8.
 _SPACING = np.array([1.596, 0.9957, 0.5860, 0.3352, 0.1881, 0.1041, 0.0569, 0.0308])
 _WIDEN = 1.3  # coefficients found under a row's own weights spread wider than plain projections
+_MAX_LOGIT = 1e30  # far from what float32 holds, so that sums and differences of logits are finite
 _STORED = {"mean": "float32", "basis": "float16", "step": "float32", "bits": "uint8"}
 
 
@@ -45,6 +46,11 @@ class Components:
     def arrays(self) -> dict[str, np.ndarray[Any, Any]]:
         """The four arrays by name."""
         return {name: getattr(self, name) for name in _STORED}
+
+    @property
+    def max_codes(self) -> list[int]:
+        """The largest code of each coefficient."""
+        return [(1 << bits) - 1 for bits in self.bits.tolist()]
 
     def on(self, device: torch.device) -> Tables:
         """The tables on `device`, uploaded once."""
@@ -94,6 +100,7 @@ def load_components(arrays: Mapping[str, np.ndarray[Any, Any]], num_classes: int
         if not np.isfinite(array).all():
             raise ConfigError(f"lowrank array {name!r} holds values that are not finite")
     _check_levels(arrays["step"], arrays["bits"], free_bits)
+    _check_reach(arrays)
     return Components(**{name: np.ascontiguousarray(arrays[name]) for name in _STORED})
 
 
@@ -104,3 +111,11 @@ def _check_levels(step: np.ndarray[Any, Any], bits: np.ndarray[Any, Any], free_b
         raise ConfigError(f"lowrank array 'bits' must hold 1 to {MAX_BITS}, got {bits.min()} to {bits.max()}")
     if int(bits.sum()) > free_bits:
         raise ConfigError(f"lowrank array 'bits' sums to {int(bits.sum())}, but a row has room for {free_bits}")
+
+
+def _check_reach(arrays: Mapping[str, np.ndarray[Any, Any]]) -> None:
+    """Finite arrays may still decode to infinity, and its softmax to NaN."""
+    mean, basis, step = (np.abs(arrays[name].astype(np.float64)) for name in ("mean", "basis", "step"))
+    reach = (mean + (step * 2.0 ** arrays["bits"].astype(np.float64)) @ basis).max(initial=0.0)
+    if reach > _MAX_LOGIT:
+        raise ConfigError(f"the lowrank arrays decode to logits up to {reach:.1e}, expected at most {_MAX_LOGIT:.0e}")

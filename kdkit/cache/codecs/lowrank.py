@@ -22,7 +22,7 @@ from kdkit.cache.codecs.bits import BitFields
 from kdkit.cache.codecs.components import MAX_BITS, Components, Tables, load_components, make_components
 from kdkit.cache.codecs.entries import Entries, EntryFormat
 from kdkit.cache.codecs.principal import allot_bits, head_rows, principal_components
-from kdkit.cache.codecs.search import Levels, TailObjective
+from kdkit.cache.codecs.search import Levels, TailObjective, chunk_rows
 from kdkit.errors import ConfigError, NonFiniteOutputError, ShapeError
 
 _VALUE_BITS = 7
@@ -127,7 +127,7 @@ class LowRankCodec(Codec):
     def encode(self, logits: Tensor) -> Tensor:
         """[B, C] float -> uint8 [B, row_bytes]."""
         check_logits(self, logits)
-        size = 32 if logits.device.type == "cpu" else 512
+        size = chunk_rows(self.num_classes, len(self._fitted.bits), logits.device)
         chunks = [self._encode_chunk(F.pad(c, (0, 0, 0, size - len(c))))[: len(c)] for c in torch.split(logits, size)]
         return torch.cat(chunks)  # always the same shapes, so that a row's bytes do not depend on its batch
 
@@ -153,7 +153,9 @@ class LowRankCodec(Codec):
         step, half = tables.step[1:], tables.half[1:]
         reach = (best.abs() / (half * step)).kthvalue(max(1, int(_RANGE_SHARE * len(half))), dim=1, keepdim=True)[0]
         gain_code = (_GAIN_ONE + _GAINS_PER_OCTAVE * reach.log2()).ceil().clamp(_FLAT + 1, 2**_GAIN_BITS - 1)
-        return gain_code.to(torch.int64), objective.round(best, Levels(_gain(gain_code) * step, half))
+        return gain_code.to(torch.int64), objective.round(
+            best, Levels(_gain(gain_code) * step, half, self._fitted.max_codes)
+        )
 
     def _keep_top1(self, entries: Entries, decoded: Tensor) -> Entries:
         """Raise the first entry until no other class decodes above it."""

@@ -63,7 +63,10 @@ def create_codec(name: str, num_classes: int, **options: Any) -> Codec:
         if option not in known_options:
             accepted = ", ".join(sorted(known_options)) or "none"
             raise ConfigError(f"codec {name!r} has no option {option!r}; it takes {accepted}")
-    return _CODECS[name](num_classes, **options)
+    try:
+        return _CODECS[name](num_classes, **options)
+    except TypeError as error:  # a codec compares its options, and may be a user's own
+        raise ConfigError(f"codec {name!r} does not take the options {options!r}: {error}") from error
 
 
 def default_codec(num_classes: int) -> Codec:

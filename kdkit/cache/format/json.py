@@ -11,6 +11,9 @@ from typing import Any
 from kdkit.errors import CacheCorruptError
 from kdkit.runtime import documents
 
+_MAX_NAME = 255
+_MAX_COMPONENTS = 3  # views/0000/logits
+
 
 def parse_json(text: str, origin: str) -> Any:
     """Parses a JSON document of a cache within the bounds of kdkit.runtime.documents.
@@ -105,9 +108,21 @@ class Fields:
         return value
 
 
+def check_component(name: str, origin: str) -> None:
+    """Raises CacheCorruptError for a name that could lead out of its group: a member has one component."""
+    if name in ("", ".", "..") or "/" in name or "\0" in name or len(name) > _MAX_NAME:
+        raise CacheCorruptError(f"{origin}: {name[:_MAX_NAME]!r} is no name of a member: expected one without '/'")
+
+
 def parse_sums(value: Any, origin: str) -> dict[str, int]:
-    """Array -> CRC-32, from their document."""
+    """Array -> CRC-32, from their document; every name is a path of two or three components."""
     fields = Fields(value, f"{origin}: the list of arrays")
+    for name in fields.names:
+        components = name.split("/", _MAX_COMPONENTS)
+        if len(components) not in (2, _MAX_COMPONENTS):
+            raise CacheCorruptError(f"{origin}: {name[:_MAX_NAME]!r} is no dataset: expected GROUP/NAME")
+        for component in components:
+            check_component(component, origin)
     return {name: fields.integer(name, 0, 0xFFFFFFFF) for name in fields.names}
 
 

@@ -15,6 +15,8 @@ from kdkit.cache.types import Array
 from kdkit.errors import CacheCorruptError, CacheMismatchError, DatasetError
 
 _SEPARATOR = "\0"
+_SHOWN = 1024  # characters of a key in an error; names of files are shorter
+_PIECE = 1 << 20
 _NAMED = 3  # number of samples that an error names
 _MAX_KEYS_BYTES, _MAX_MEAN_KEY_BYTES = 4 << 30, 4096  # limits of a reader: all keys together, and their mean
 
@@ -62,15 +64,28 @@ def pack_keys(keys: Sequence[str]) -> Array:
 
 def unpack_keys(packed: Array, num_rows: int, origin: str = "the cache") -> list[str]:
     """Inverse of `pack_keys`; raises CacheCorruptError, which names `origin`, unless there are `num_rows` keys."""
-    decompressor = zlib.decompressobj()
+    joined = _unpack(packed, num_rows, origin)
+    return joined.decode("utf-8", "surrogateescape").split(_SEPARATOR) if num_rows else []
+
+
+def _unpack(packed: Array, num_rows: int, origin: str) -> bytes:
+    """The joined keys, unpacked piece by piece and counted, so that no more is unpacked than `num_rows` keys take."""
+    decompressor, pieces = zlib.decompressobj(), []
+    num_bytes, num_keys, waiting = 0, min(num_rows, 1), packed.tobytes()
     try:
-        joined = decompressor.decompress(packed.tobytes(), _most_bytes(num_rows))
+        while not decompressor.eof and num_bytes <= _most_bytes(num_rows) and num_keys <= num_rows:
+            piece = decompressor.decompress(waiting, _PIECE)
+            waiting = decompressor.unconsumed_tail
+            if not piece and not waiting:
+                break
+            pieces.append(piece)
+            num_bytes += len(piece)
+            num_keys += piece.count(_SEPARATOR.encode())
     except zlib.error as error:
         raise CacheCorruptError(f"{origin}: the keys cannot be unpacked: {error}") from None
-    keys = joined.decode("utf-8", "surrogateescape").split(_SEPARATOR) if num_rows else []
-    if not decompressor.eof or len(keys) != num_rows:
+    if not decompressor.eof or num_keys != num_rows or num_bytes > _most_bytes(num_rows):
         raise CacheCorruptError(f"{origin} does not hold the expected {num_rows} keys")
-    return keys
+    return b"".join(pieces)
 
 
 def _most_bytes(num_rows: int) -> int:
@@ -104,7 +119,7 @@ def check_same_samples(cached: Sequence[str], current: Sequence[str], origin: st
 
 def list_keys(keys: Sequence[str], number: int | None = None) -> str:
     """The first keys of `number` (by default of all), for an error."""
-    listed = ", ".join(repr(key) for key in keys[:_NAMED])
+    listed = ", ".join(repr(key) if len(key) <= _SHOWN else f"{key[:_SHOWN]!r}..." for key in keys[:_NAMED])
     more = (len(keys) if number is None else number) - _NAMED
     return f"{listed} and {more} more" if more > 0 else listed
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-import stat
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,20 +12,25 @@ import h5py
 
 from kdkit.cache.hdf5.read import CheckedHDF5File
 from kdkit.errors import CacheCorruptError, CacheError, CacheNotFoundError
+from kdkit.runtime.reading import kind_of, open_descriptor
 
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
 
 
 @contextmanager
-def open_hdf5(path: Path) -> Iterator[CheckedHDF5File]:
+def open_hdf5(path: Path, *, follow_links: bool = True) -> Iterator[CheckedHDF5File]:
     """The file at `path`, read-only and without locking.
+
+    Args:
+        path: the file.
+        follow_links: whether `path` may be a symbolic link; a folder of shards holds none.
 
     Raises:
         CacheNotFoundError: there is none.
         CacheCorruptError: it is not a regular file, not HDF5, or reading it fails.
     """
     try:
-        with _open(path) as file:
+        with _open(path, follow_links) as file:
             yield CheckedHDF5File(path, file)
     except CacheError:
         raise
@@ -36,25 +41,40 @@ def open_hdf5(path: Path) -> Iterator[CheckedHDF5File]:
     except OSError as error:
         if error.errno in (errno.EMFILE, errno.ENFILE):
             raise CacheError(f"{str(path)!r}: too many open files: pack the cache, or raise `ulimit -n`") from None
+        if error.errno == errno.ELOOP:
+            raise CacheCorruptError(
+                f"{str(path)!r} is a symbolic link, expected a file: copy what it points to"
+            ) from None
         raise CacheCorruptError(f"{str(path)!r} cannot be read as a cache: {_one_line(error)}") from error
     except (RuntimeError, LookupError, ValueError, TypeError, MemoryError, OverflowError) as error:
         raise CacheCorruptError(f"{str(path)!r} cannot be read as a cache: {_one_line(error)}") from error
 
 
-def check_no_symlink(path: Path) -> None:
-    """Raises CacheCorruptError if `path` is a link: a parts folder holds regular files."""
-    if path.is_symlink():
-        raise CacheCorruptError(f"{str(path)!r} is a symbolic link, expected a file: copy what it points to")
+@contextmanager
+def _open(path: Path, follow_links: bool) -> Iterator[h5py.File]:
+    """Gives HDF5 only what is a regular file and begins as HDF5 does: no device, pipe or pickle.
 
-
-def _open(path: Path) -> h5py.File:
-    """Refuses by name and first bytes files that HDF5 should not even open: devices, pipes, pickles."""
-    if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for ever
-        raise CacheCorruptError(f"{str(path)!r} is not a regular file")
-    with open(path, "rb") as raw:
-        if raw.read(len(_SIGNATURE)) != _SIGNATURE:
+    HDF5 opens what this opened, through its descriptor, and not what has the name by then.
+    """
+    descriptor = open_descriptor(path, follow_links=follow_links)
+    try:
+        found = os.fstat(descriptor)
+        if (kind := kind_of(found.st_mode)) is not None:
+            raise CacheCorruptError(f"{str(path)!r} is {kind}, not a regular file")
+        if os.pread(descriptor, len(_SIGNATURE), 0) != _SIGNATURE:
             raise CacheCorruptError(f"{str(path)!r} is not an HDF5 file: a cache is one, made by `kdkit cache build`")
-    return h5py.File(path, "r", locking=False)
+        try:
+            file = h5py.File(f"/dev/fd/{descriptor}", "r", locking=False)
+        except OSError:
+            if os.fstat(descriptor).st_nlink == 0:  # replaced since: HDF5 wants a file with a name
+                raise FileNotFoundError from None
+            raise
+    finally:
+        os.close(descriptor)
+    with file:
+        if not os.path.samestat(os.fstat(file.id.get_vfd_handle()), found):
+            raise FileNotFoundError
+        yield file
 
 
 def _one_line(error: BaseException) -> str:

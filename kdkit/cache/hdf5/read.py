@@ -19,7 +19,7 @@ import h5py
 import numpy as np
 
 from kdkit.cache.format.constants import ARRAYS_ATTRIBUTE
-from kdkit.cache.format.json import parse_json, parse_sums
+from kdkit.cache.format.json import check_component, parse_json, parse_sums
 from kdkit.cache.hdf5.inspect import inspect_dataset, read_scalar
 from kdkit.cache.types import Array
 from kdkit.errors import CacheCorruptError
@@ -59,6 +59,12 @@ class CheckedHDF5File:
         if zlib.crc32(content) != int(read_scalar(self._root, f"{name}_crc32", str(self.path), text=False)):
             raise CacheCorruptError(f"{str(self.path)!r}: attribute {name!r} does not match its checksum")
         return str(content.decode())
+
+    def text(self, name: str) -> str:
+        """The text of root attribute `name`, its type and size verified; it has no checksum."""
+        if not self.has_document(name):
+            raise CacheCorruptError(f"{str(self.path)!r}: attribute {name!r} is missing")
+        return str(read_scalar(self._root, name, str(self.path), text=True).decode(errors="replace"))
 
     def json(self, name: str) -> Any:
         """The parsed text of root attribute `name`."""
@@ -119,6 +125,7 @@ class CheckedHDF5File:
 
     def _check_hard_link(self, group: str, name: str) -> None:
         place = f"{group}/{name}" if group else name
+        check_component(name, repr(str(self.path)))  # HDF5 would walk along a path, and through a link in it
         parent = self._group(group)
         if name.encode() not in parent or parent.links.get_info(name.encode()).type != h5py.h5l.TYPE_HARD:
             raise CacheCorruptError(f"{str(self.path)!r} has no dataset or group {place!r} of its own")

@@ -22,11 +22,20 @@ from kdkit.cache.format.arrays import check_side_arrays
 from kdkit.cache.format.constants import block_checksums, checksum_name, fidelity_name, payload_name, pixel_name
 from kdkit.cache.format.metadata import CacheMetadata, Shard
 from kdkit.cache.hdf5.documents import check_shard_identity, read_metadata, write_metadata, write_shard_identity
-from kdkit.cache.hdf5.open import check_no_symlink, open_hdf5
+from kdkit.cache.hdf5.open import open_hdf5
 from kdkit.cache.hdf5.segments import open_segments
 from kdkit.cache.hdf5.write import Region, write_hdf5
 from kdkit.cache.payload import Segment
-from kdkit.cache.shards.manifest import describe_shard, file_crc32, file_size, read_entry, remove_entry, write_entry
+from kdkit.cache.shards.manifest import (
+    ARRAYS_CRC32,
+    arrays_crc32,
+    describe_shard,
+    file_crc32,
+    file_size,
+    read_entry,
+    remove_entry,
+    write_entry,
+)
 from kdkit.cache.types import Array
 from kdkit.cache.write_errors import cache_write_errors
 from kdkit.errors import CacheCorruptError, CacheError, CacheNotFoundError
@@ -42,9 +51,10 @@ def shard_folder(path: Path) -> Path:
 
 
 def packed_path(path: Path) -> Path:
-    """The packed file of the cache whose packed file or parts folder is at `path`."""
-    named_folder = path.name.endswith(_SUFFIX) and path.name != _SUFFIX and path.is_dir()
-    return packed_file(path) if named_folder else path
+    """The packed file of the cache whose packed file or parts folder is, or was, at `path`."""
+    is_folder_name = path.name.endswith(_SUFFIX) and path.name != _SUFFIX
+    was_packed = is_folder_name and not path.exists() and packed_file(path).is_file()
+    return packed_file(path) if is_folder_name and (path.is_dir() or was_packed) else path
 
 
 def packed_file(folder: Path) -> Path:
@@ -85,12 +95,11 @@ class ShardFolder:
             CacheNotFoundError: there is none.
             CacheCorruptError: its index is damaged.
         """
-        index = folder / INDEX_NAME
-        check_no_symlink(index)
-        if not index.is_file():
-            raise CacheNotFoundError(f"there is no cache in {str(folder)!r}: it has no {INDEX_NAME}")
-        with open_hdf5(index) as file:
-            return cls(folder, read_metadata(file))
+        try:
+            with open_hdf5(folder / INDEX_NAME, follow_links=False) as file:
+                return cls(folder, read_metadata(file))
+        except CacheNotFoundError:
+            raise CacheNotFoundError(f"there is no cache in {str(folder)!r}: it has no {INDEX_NAME}") from None
 
     @staticmethod
     def remove_orphan_shards(folder: Path) -> None:
@@ -159,7 +168,8 @@ class ShardFolder:
                 regions=regions,
             )
             entry = describe_shard(shard, temporary)
-            if self.is_sealed(shard) and read_entry(path, shard) != entry:
+            sealed = read_entry(path, shard) if self.is_sealed(shard) else None
+            if sealed is not None and {**entry, **sealed} != entry:
                 raise CacheError(f"{str(path)!r} ({shard}) is sealed already, with other contents: it is kept as it is")
         write_entry(path, entry)
 
@@ -170,12 +180,19 @@ class ShardFolder:
             CacheCorruptError: the file is not that shard of this cache, or is damaged.
         """
         path = self.shard_path(shard)
-        check_no_symlink(path)
-        with open_hdf5(path) as file:
+        entry = read_entry(path, shard)
+        if entry is None:
+            raise CacheCorruptError(f"{str(path)!r} ({shard}) is not sealed")
+        with open_hdf5(path, follow_links=False) as file:
             check_shard_identity(file, self.metadata, shard)
+            is_tied = ARRAYS_CRC32 in entry
+            if is_tied and entry[ARRAYS_CRC32] != arrays_crc32(file):
+                raise CacheCorruptError(
+                    f"{str(path)!r} ({shard}) is not the file that was sealed here: delete it and build again"
+                )
             file.expect_members("", ["views"])
             file.expect_members("views", [f"{shard.view:04d}"])
-            segments = open_segments(file, self.metadata, shard)
+            segments = open_segments(file, self.metadata, shard, None if is_tied else entry["crc32"])
             file.check_no_overlap()
         return segments
 
@@ -211,9 +228,4 @@ class ShardFolder:
         entry = read_entry(path, shard)
         if entry is None or not self.is_sealed(shard):
             raise CacheCorruptError(f"{str(path)!r} ({shard}) is not sealed")
-        check_no_symlink(path)
-        try:
-            crc32 = file_crc32(path)
-        except OSError as error:
-            raise CacheCorruptError(f"{str(path)!r} ({shard}) cannot be read: {error.strerror}") from error
-        return bool(crc32 == entry["crc32"])
+        return bool(file_crc32(path) == entry["crc32"])

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 from PIL import Image
 
-from kdkit.errors import ConfigError
+from kdkit.errors import ConfigError, nearest
 
 Targets = np.ndarray[Any, np.dtype[np.int64]]
 """Class indices [N]; -1 for a sample without a label."""
+LabelRule = Literal["folder", "tar", "none"]
+"""Where labels come from, if the data does not show it: the top folder, the name of the tar, or nowhere."""
 
 
 class ImageSource(Protocol):
@@ -48,18 +50,39 @@ def targets_of(source: ImageSource) -> Targets | None:
 
 
 @dataclass(frozen=True)
-class Columns:
-    """Which columns or fields of a dataset hold the images and the labels; None for the usual names."""
+class SourceOptions:
+    """How data is read if its content does not decide."""
 
-    image: str | None = None
-    """Column of the images or of their paths."""
-    label: str | None = None
-    """Column of the labels."""
+    image_column: str | None = None
+    """Column of the images or of their paths; None for the usual names."""
+    label_column: str | None = None
+    """Column of the labels, or field of the .json files of WebDataset shards; None for the usual names."""
+    labels: LabelRule | None = None
+    """Where labels come from; None: as the content shows, or an error."""
+    skip_missing: bool = False
+    """Whether empty class folders, dangling links and whatever else holds no image that can be listed are left out,
+    and listed in `skipped` of the source, instead of refused."""
 
-    def check_unused(self, kind: str) -> None:
+    def __post_init__(self) -> None:
+        known = get_args(LabelRule)
+        if self.labels is not None and self.labels not in known:
+            raise ConfigError(
+                f"labels is {self.labels!r}{nearest(str(self.labels), known)}: expected one of {', '.join(known)}, or "
+                "to leave it out"
+            )
+
+    def check_no_columns(self, kind: str) -> None:
         """Raises ConfigError if a column is named for a kind of data that has none."""
-        if given := " and ".join(f"{name}_column" for name in ("image", "label") if getattr(self, name) is not None):
+        names = ("image_column", "label_column")
+        if given := " and ".join(name for name in names if getattr(self, name) is not None):
             raise ConfigError(f"{given} came with {kind}, which has no columns: leave it out")
+
+    def check_rule(self, kind: str, *allowed: LabelRule) -> None:
+        """Raises ConfigError if labels shall come from where a kind of data has none; "none" is always possible."""
+        if self.labels is not None and self.labels not in (*allowed, "none"):
+            raise ConfigError(
+                f"labels={self.labels} came with {kind}: expected {' or '.join((*allowed, 'none'))}, or to leave it out"
+            )
 
 
 def describe(source: ImageSource, where: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from kdkit.data.sources.base import SourceOptions
 from kdkit.errors import DatasetError, nearest
 
 
@@ -31,8 +32,13 @@ def choose_column(given: str | None, usual: Sequence[str], names: Sequence[str],
     return found[0]
 
 
-def choose_label(given: str | None, usual: Sequence[str], names: Sequence[str], image: str, origin: str) -> str | None:
-    """The column of the labels, as `choose_column` finds it; None if `image` is the only column."""
-    if given is None and set(names) == {image}:
+def choose_label(
+    options: SourceOptions, usual: Sequence[str], names: Sequence[str], image: str, origin: str
+) -> str | None:
+    """The column of the labels, as `choose_column` finds it; None without labels, or if `image` is the only column."""
+    if options.labels == "none" or (options.label_column is None and set(names) == {image}):
         return None
-    return choose_column(given, usual, names, "label_column", origin)
+    column = choose_column(options.label_column, usual, names, "label_column", origin)
+    if column == image:
+        raise DatasetError(f"{origin!r} has its images and its labels in one column, {image!r}: expected two")
+    return column

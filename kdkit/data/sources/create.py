@@ -6,16 +6,24 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from kdkit.data.sources.base import Columns, ImageSource
+from kdkit.data.sources.base import ImageSource, LabelRule, SourceOptions
+from kdkit.data.sources.labels import Unlabelled
 from kdkit.data.sources.mapped import MappedSource
 from kdkit.errors import DatasetError
 
-_KINDS = ("stream", "hfds", "zip", "webdataset", "tar", "table", "folder")
-"""Modules of this package, in the order in which they are tried. Each has `create(name, columns)`, which returns the
+_KINDS = ("stream", "hfds", "zip", "tar", "table", "folder")
+"""Modules of this package, in the order in which they are tried. Each has `create(name, options)`, which returns the
 source that a name refers to, or None if the name is of another kind. A new kind is one module, and one name here."""
 
 
-def create_source(data: Any, *, image_column: str | None = None, label_column: str | None = None) -> ImageSource:
+def create_source(
+    data: Any,
+    *,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    labels: LabelRule | None = None,
+    skip_missing: bool = False,
+) -> ImageSource:
     """Opens `data` as an image source.
 
     Args:
@@ -26,21 +34,36 @@ def create_source(data: Any, *, image_column: str | None = None, label_column: s
             dataset (see MappedSource).
         image_column: column of the images or their paths, if `data` has columns.
         label_column: column of the labels, if `data` has columns; of WebDataset shards, a field of the .json files.
+        labels: where labels come from, if the content of `data` does not decide: "folder", the top folder, whatever
+            its name; "tar", the name of the tar; "none", no image has a label.
+        skip_missing: leaves out empty class folders, dangling links, folders that cannot be listed, image formats that
+            Pillow cannot decode, and links in archives, which are errors otherwise. A warning counts them, and
+            `skipped` of the source lists them.
 
     Raises:
         DatasetError: `data` does not exist, holds no images, has ambiguous classes, or is a stream.
         MissingDependencyError: the kind of data needs a package that is not installed.
-        ConfigError: a column is named for data without columns.
+        ConfigError: an option does not fit the kind of data.
     """
-    columns = Columns(image_column, label_column)
+    options = SourceOptions(image_column, label_column, labels, skip_missing)
     if not isinstance(data, (str, Path)):
-        if all(hasattr(data, name) for name in ("keys", "class_names", "__getitem__", "__len__")):
-            columns.check_unused(f"a {type(data).__name__}")
-            source: ImageSource = data
-            return source
-        return MappedSource(data, image_column=image_column, label_column=label_column)
+        return _wrap(data, options)
+    if not str(data).strip():
+        raise DatasetError("the name of the data is empty: expected a folder, an archive, a table or hfds/NAME")
     for kind in _KINDS:
-        found: ImageSource | None = import_module(f"kdkit.data.sources.{kind}").create(str(data), columns)
+        found: ImageSource | None = import_module(f"kdkit.data.sources.{kind}").create(str(data), options)
         if found is not None:
             return found
     raise DatasetError(f"kdkit cannot read {str(data)!r}: expected a folder, an archive, a table or hfds/NAME")
+
+
+def _wrap(data: Any, options: SourceOptions) -> ImageSource:
+    """A source for a dataset that is given as an object."""
+    options.check_rule(f"a {type(data).__name__}")
+    if all(hasattr(data, name) for name in ("keys", "class_names", "__getitem__", "__len__")):
+        options.check_no_columns(f"a {type(data).__name__}")
+        source: ImageSource = data
+        return source if options.labels is None else Unlabelled(source)
+    return MappedSource(
+        data, image_column=options.image_column, label_column=options.label_column, labels=options.labels
+    )

@@ -8,10 +8,13 @@ from pathlib import Path
 
 from PIL import Image
 
-from kdkit.data.sources.base import Columns, ImageSource, describe
-from kdkit.data.sources.image import decode_file, is_image
+from kdkit.data.sources.base import ImageSource, LabelRule, SourceOptions, describe
+from kdkit.data.sources.image import decode_file
 from kdkit.data.sources.listing import Listing, index_classes, is_ignored
 from kdkit.errors import DatasetError
+
+_Identity = tuple[int, int]
+"""Device and inode of a folder."""
 
 
 class FolderSource:
@@ -22,24 +25,34 @@ class FolderSource:
 
     Args:
         root: folder with one sub-folder per class, or a flat folder of unlabelled images.
+        labels: "folder" takes the top folders as classes even if they look like the splits of a dataset or hold all
+            classes together; "none" takes every image below `root` without a label.
+        skip_missing: skips what should hold an image and does not; see `kdkit.data.create_source`.
+
+    Attributes:
+        skipped: one text for each entry that was skipped.
 
     Raises:
         DatasetError: the folder does not exist, holds no image, or its sub-folders are not classes.
     """
 
-    def __init__(self, root: str | Path) -> None:
+    def __init__(self, root: str | Path, *, labels: LabelRule | None = None, skip_missing: bool = False) -> None:
         self.root = Path(root)
+        options = SourceOptions(labels=labels, skip_missing=skip_missing)
+        options.check_rule("an image folder", "folder")
         if not self.root.is_dir():
             raise DatasetError(f"there is no image folder at {str(root)!r}: expected one with one folder per class")
-        listing = Listing(str(root))
-        _walk(listing, self.root, "", ())
+        listing = Listing(str(root), options)
+        _walk(listing, str(self.root))
         listing.finish()
         self.keys: Sequence[str] = [image.key for image in listing.images]
         self.class_names: Sequence[str] | None = None
         self.targets = [-1] * len(self.keys)
-        if not listing.is_flat:
+        if labels != "none" and not listing.is_flat:
             listing.check_not_wrapped()
             self.targets, self.class_names = index_classes(listing.classes(), str(root))
+        self.skipped: Sequence[str] = listing.left_out.skipped
+        listing.left_out.log()
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -52,30 +65,53 @@ class FolderSource:
         return describe(self, repr(str(self.root)))
 
 
-def create(name: str, columns: Columns) -> ImageSource:
+def create(name: str, options: SourceOptions) -> ImageSource:
     """Tried last: anything else is treated as a folder."""
-    columns.check_unused("an image folder")
-    return FolderSource(name)
+    options.check_no_columns("an image folder")
+    return FolderSource(name, labels=options.labels, skip_missing=options.skip_missing)
 
 
-def _walk(listing: Listing, folder: Path, below: str, above: tuple[tuple[int, int], ...]) -> None:
-    """Adds the contents of `folder`, which is `below` the root; follows symlinks."""
-    try:
-        status = folder.stat()
-        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-    except OSError as error:
-        raise DatasetError(f"the folder {str(folder)!r} cannot be listed: {error.strerror}") from error
-    here = (status.st_dev, status.st_ino)
-    if here in above:
-        raise DatasetError(f"the folder {str(folder)!r} is a symlink to a folder that contains it: remove the symlink")
-    for entry in entries:
-        path = f"{below}{entry.name}"
-        if is_ignored(entry.name):
+def _walk(listing: Listing, root: str) -> None:
+    """Adds the contents of a folder and of all folders below it; follows symlinks."""
+    pending: list[tuple[str, tuple[_Identity, ...]]] = [("", ())]
+    while pending:
+        below, above = pending.pop()
+        try:
+            here, entries = _scan(Path(root, below))
+        except OSError as error:
+            if not below:
+                raise DatasetError(f"the folder {root!r} cannot be listed: {error.strerror}") from error
+            _miss(listing, below.rstrip("/"), f"cannot be listed ({error.strerror})", "make it readable")
             continue
-        if entry.is_dir():
-            listing.add_folder(path)
-            _walk(listing, Path(entry.path), f"{path}/", (*above, here))
-        else:
-            if entry.is_symlink() and not is_image(entry.name) and not Path(entry.path).exists():
-                raise DatasetError(f"{path!r} in {listing.origin!r} is a dangling symlink: fix or remove it")
-            listing.add_file(path)
+        if here in above:
+            _miss(listing, below.rstrip("/"), "is a symlink to a folder that contains it", "remove the symlink")
+            continue
+        for entry in entries:
+            path = f"{below}{entry.name}"
+            if is_ignored(entry.name):
+                continue
+            try:
+                is_folder, is_file = entry.is_dir(), entry.is_file()
+            except OSError as error:  # of symlinks to themselves, or into a folder without permission
+                _miss(listing, path, f"cannot be followed ({error.strerror})", "fix the symlink")
+                continue
+            if is_folder:
+                listing.add_folder(path)
+                pending.append((f"{path}/", (*above, here)))
+            elif is_file:
+                listing.add_file(path)
+            elif entry.is_symlink():
+                _miss(listing, path, "is a dangling symlink", "fix or remove it")
+            else:
+                _miss(listing, path, "is neither a file nor a folder", "remove it")
+
+
+def _miss(listing: Listing, path: str, reason: str, remedy: str) -> None:
+    listing.left_out.miss(f"{path!r} in {listing.origin!r} {reason}", remedy)
+
+
+def _scan(folder: Path) -> tuple[_Identity, list[os.DirEntry[str]]]:
+    """The identity of a folder, and its entries."""
+    status = folder.stat()
+    with os.scandir(folder) as entries:
+        return (status.st_dev, status.st_ino), list(entries)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from kdkit.data.sources.base import Columns, ImageSource
+from kdkit.data.sources.base import ImageSource, SourceOptions
 from kdkit.data.sources.mapped import MappedSource
 from kdkit.errors import DatasetError, MissingDependencyError
+from kdkit.runtime.install import install_command
 
 
-def create(name: str, columns: Columns) -> ImageSource | None:
+def create(name: str, options: SourceOptions) -> ImageSource | None:
     """The images of hfds/NAME or hfds/NAME:SPLIT (train by default); None for anything else."""
     if not name.lower().startswith("hfds/"):
         return None
@@ -19,8 +20,11 @@ def create(name: str, columns: Columns) -> ImageSource | None:
 
         dataset: Any = datasets.load_dataset(path, split=split or "train")
     except ImportError as error:
-        raise MissingDependencyError(f'{name!r} needs the package datasets: pip install "kdkit[hfds]"') from error
+        raise MissingDependencyError(f"{name!r} needs the package datasets: {install_command('hfds')}") from error
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         reason = " ".join(str(error).split())
         raise DatasetError(f"the dataset {name!r} cannot be loaded: {reason}") from error
-    return MappedSource(dataset, image_column=columns.image, label_column=columns.label)
+    options.check_rule("a Hugging Face dataset")
+    return MappedSource(
+        dataset, image_column=options.image_column, label_column=options.label_column, labels=options.labels
+    )

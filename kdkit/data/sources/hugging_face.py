@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from kdkit.data.sources.base import Columns
+from kdkit.data.sources.base import SourceOptions
 from kdkit.data.sources.columns import choose_column, choose_label
 from kdkit.data.sources.labels import index_labels
 from kdkit.errors import DatasetError
@@ -15,23 +15,23 @@ _ARROW_ROWS = 10_000
 class HuggingFaceTable:
     """A datasets.Dataset as pairs of an undecoded image and a class index; class names are those of its features.
 
-    Images are not decoded by `datasets`, which would apply the EXIF orientation. Without a column of labels, where the
-    there are only images, the class index is -1.
+    Images are not decoded by `datasets`, which would apply the EXIF orientation. Without labels the class index
+    is -1.
 
     Args:
         dataset: the datasets.Dataset.
-        columns: columns of images and labels; `image` and `label` by default.
+        options: columns of images and labels, `image` and `label` by default; labels may be left out.
 
     Raises:
         DatasetError: it has its own transform, a column is missing, or a label is unusable.
     """
 
-    def __init__(self, dataset: Any, columns: Columns) -> None:
+    def __init__(self, dataset: Any, options: SourceOptions) -> None:
         if dataset.format["type"] == "custom":
             raise DatasetError("the Hugging Face dataset has a transform: take it out, kdkit makes the views")
         dataset, names = dataset.with_format(None), list(dataset.column_names)
-        image = choose_column(columns.image, ("image",), names, "image_column", "the Hugging Face dataset")
-        label = choose_label(columns.label, ("label",), names, image, "the Hugging Face dataset")
+        image = choose_column(options.image_column, ("image",), names, "image_column", "the Hugging Face dataset")
+        label = choose_label(options, ("label",), names, image, "the Hugging Face dataset")
         feature = dataset.features[image]
         if getattr(feature, "decode", False):
             dataset = dataset.cast_column(image, type(feature)(decode=False))

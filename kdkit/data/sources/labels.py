@@ -1,25 +1,84 @@
-"""Map the labels of a table or of shards to class indices."""
+"""Map the labels of data to class indices: one rule for every kind of data.
+
+A whole number from 0 is a class index. -1, None and an empty text mean that the sample has no label: -1. In a table or
+in shards a text may also be the name of a class. Everything else is an error that names the sample: a number with a
+fraction would become another class, and a text like "nan" the name of one.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 from PIL import Image
 
-from kdkit.data.sources.base import ImageSource
+from kdkit.data.sources.base import ImageSource, Targets
 from kdkit.data.sources.listing import index_classes
-from kdkit.errors import DatasetError
+from kdkit.errors import LabelError
 
 _INDEX = re.compile(r"0|[1-9]\d*|-1", re.ASCII)
-_NUMBER = re.compile(r"[+-]?\d+(\.\d*)?(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
+_MISSING = frozenset({"nan", "none", "null", "na", "n/a", "nat", "<na>", "#n/a", "-nan"})
+"""Texts that programs write for a value that is missing; a class may be called `none` in lower case."""
+_MAX_INDEX = 2**31 - 1
+
+
+def class_index(label: Any, key: str, origin: str, num_classes: int | None = None) -> int:
+    """The class index that one label is; -1 for no label.
+
+    Args:
+        label: None, or a whole number: Python's, NumPy's or torch's, also as an array of one element.
+        key: of the sample, for the message.
+        origin: where the label comes from, for the message.
+        num_classes: number of classes; None if it is unknown.
+
+    Raises:
+        LabelError: it is no whole number, e.g. a float, a bool or several numbers, or there is no such class.
+    """
+    if label is None:
+        return -1
+    value = label
+    if hasattr(label, "dtype") and hasattr(label, "reshape"):  # of NumPy, or of torch on any device
+        array = np.asarray(label.detach().cpu() if hasattr(label, "detach") else label)
+        value = array.item() if array.size == 1 else label
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise LabelError(
+            f"the label of {key!r} in {origin} is {_shown(value)}: expected a whole number from 0, or -1 or None for "
+            "no label; numbers with a fraction, as for regression, are not supported"
+        )
+    if not -1 <= value <= (_MAX_INDEX if num_classes is None else num_classes - 1):
+        raise _out_of_range(key, int(value), num_classes)
+    return int(value)
+
+
+def check_range(targets: Targets, num_classes: int | None, keys: Sequence[str]) -> None:
+    """Compares class indices [N] with the number of classes.
+
+    Args:
+        targets: class indices, -1 for no label.
+        num_classes: number of classes; None if it is unknown.
+        keys: of the samples, for the message.
+
+    Raises:
+        LabelError: an index is below -1, or there is no such class; names the first sample.
+    """
+    odd = (targets < -1) | (targets > (_MAX_INDEX if num_classes is None else num_classes - 1))
+    if odd.any():
+        row = int(odd.argmax())
+        raise _out_of_range(keys[row], int(targets[row]), num_classes)
+
+
+def _out_of_range(key: str, label: int, num_classes: int | None) -> LabelError:
+    known = "whole numbers from 0" if num_classes is None else f"0 to {num_classes - 1}"
+    return LabelError(f"the label of {key!r} is {label}: expected {known}, or -1 for no label")
 
 
 def index_labels(labels: Sequence[object], keys: Sequence[str], origin: str) -> tuple[list[int], list[str] | None]:
     """The class index of each label, and the class names if labels are names.
 
-    Whole numbers are class indices; other strings are class names, in natural order. An empty label, None and -1 mean
-    that the sample has no label: -1.
+    Whole numbers are class indices; other strings are class names, in natural order, without the blanks around them. An
+    empty label, None and -1 mean that the sample has no label: -1.
 
     Args:
         labels: whole numbers or strings, one per sample.
@@ -27,30 +86,55 @@ def index_labels(labels: Sequence[object], keys: Sequence[str], origin: str) -> 
         origin: where the labels come from, for messages.
 
     Raises:
-        DatasetError: a label is neither an index nor a name, or some are numbers and others names; the error
+        LabelError: a label is neither an index nor a name, or some are numbers and others names; the error
             names the sample.
     """
-    texts = ["" if label is None else str(label).strip() for label in labels]
+    texts: list[str] = []
     for label, key in zip(labels, keys, strict=True):
         if label is not None and (isinstance(label, bool) or not isinstance(label, (int, str))):
             raise _neither(label, key, origin)
-    is_index = [_INDEX.fullmatch(text) is not None for text in texts]
-    first_name = next((place for place, text in enumerate(texts) if text and not is_index[place]), None)
-    if first_name is None:
+        texts.append("" if label is None else str(label).strip())
+    index: int | None = None  # place of the first sample whose label is a class index, and of the first with a name
+    name: int | None = None
+    for place, text in enumerate(texts):
+        if _is_index(text):
+            index = place if index is None else index
+        elif text:
+            if _is_number(text) or (text != "none" and text.lower() in _MISSING):
+                raise _neither(text, keys[place], origin)
+            name = place if name is None else name
+    if name is None:
         return [int(text) if text else -1 for text in texts], None
-    first_index = next((place for place, found in enumerate(is_index) if found), None)
-    if first_index is not None or _NUMBER.fullmatch(texts[first_name]):
-        other = "" if first_index is None else f", that of {keys[first_index]!r} is {texts[first_index]!r}"
-        raise _neither(texts[first_name], keys[first_name], f"{origin}{other}")
+    if index is not None:
+        raise _neither(texts[name], keys[name], f"{origin}, that of {keys[index]!r} is {texts[index]!r},")
     indices, names = index_classes([text for text in texts if text], origin)
     found = iter(indices)
     return [next(found) if text else -1 for text in texts], names
 
 
-def _neither(label: object, key: str, origin: str) -> DatasetError:
-    return DatasetError(
-        f"the label of {key!r} in {origin} is {label!r}: expected whole numbers from 0 (-1 for no label) for all "
-        "samples, or names for all"
+def _is_index(text: str) -> bool:
+    return _INDEX.fullmatch(text) is not None and len(text) < 11 and int(text) <= _MAX_INDEX
+
+
+def _is_number(text: str) -> bool:
+    """Whether Python, and so a reader of tables, takes a text for a number."""
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _shown(label: Any) -> str:
+    """A label and its type, on one short line."""
+    shown = " ".join(repr(label).split())
+    return f"{shown[:60]}{'...' if len(shown) > 60 else ''} ({type(label).__name__})"
+
+
+def _neither(label: object, key: str, origin: str) -> LabelError:
+    return LabelError(
+        f"the label of {key!r} in {origin} is {_shown(label)}: expected whole numbers from 0 (-1 or nothing for no "
+        "label) for all samples, or names for all"
     )
 
 

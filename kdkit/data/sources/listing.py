@@ -4,23 +4,26 @@ Image folders, zip files and tar files follow the same rules:
 
 - an image is a file with the suffix of a format that Pillow decodes;
 - hidden files and folders, and files that operating systems leave behind, are ignored;
-- the class is the top folder, however deep the image is below it;
+- the class is the top folder, however deep the image is below it, as in torchvision;
+- top folders that are the splits of a dataset (train, val) or one folder around all classes are no classes;
 - images and classes are in natural order, in which 2 precedes 10; ties are broken by the exact name, so the order is
   the same in every process;
-- nothing is dropped silently: an empty class folder, a dangling symlink and an image that cannot be decoded are errors.
+- nothing is dropped silently: an empty class folder, a dangling symlink and an image that cannot be decoded are errors,
+  unless they shall be skipped; files that are no images are counted in a warning.
 """
 
 from __future__ import annotations
 
-import logging
 import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple, NoReturn
 
+from kdkit.data.sources.base import SourceOptions
 from kdkit.data.sources.image import UNSUPPORTED_SUFFIXES, is_image, suffix_of
+from kdkit.data.sources.left_out import LeftOut
 from kdkit.errors import DatasetError
 
-_logger = logging.getLogger(__name__)
 _LEFT_BEHIND = {
     "__MACOSX",
     "Thumbs.db",
@@ -30,7 +33,13 @@ _LEFT_BEHIND = {
     "$RECYCLE.BIN",
     "System Volume Information",
 }
-_SPLITS = {"train", "training", "val", "valid", "validation", "dev", "test", "testing"}
+_SPLIT = re.compile(
+    r"(train|training|val|valid|validation|dev|test|testing|eval|holdout|unlabell?ed)"
+    r"([-_ ]?(\d+|set|split|data|images?))*"
+)
+_PARTS = {"images", "image", "imgs", "img", "jpegimages", "annotations", "masks", "labels", "segmentations"}
+_MAX_DIGITS = 4000
+"""Digits of a number that count in the natural order; Python converts no more than 4,300."""
 
 
 def natural_order(name: str) -> tuple[list[str | int], str]:
@@ -39,12 +48,26 @@ def natural_order(name: str) -> tuple[list[str | int], str]:
     timm's `natural_key` has ties: A and a, or 1 and 01, could sort differently in another process.
     """
     parts = re.split(r"(\d+)", name.lower())
-    return [int(part) if place % 2 else part for place, part in enumerate(parts)], name
+    return [int(part[:_MAX_DIGITS]) if place % 2 else part for place, part in enumerate(parts)], name
 
 
 def is_ignored(path: str) -> bool:
     """Whether a path is hidden or left behind by an operating system, or is in such a folder."""
     return any(part.startswith(".") or part in _LEFT_BEHIND for part in path.split("/"))
+
+
+def inner_path(name: str, origin: str) -> str:
+    """The path of an archive's member below the top of the archive; "." is the top itself.
+
+    Raises:
+        DatasetError: the name leads out of the archive.
+    """
+    parts = [part for part in name.split("/") if part and part != "."]
+    if name.startswith("/") or ".." in parts:
+        raise DatasetError(
+            f"{name!r} in {origin!r} leads out of the archive: pack the images below the folder that holds the classes"
+        )
+    return "/".join(parts) or "."
 
 
 class Entry(NamedTuple):
@@ -63,13 +86,16 @@ class Listing:
 
     Args:
         origin: path of the folder or archive, for messages.
+        options: whether labels come from elsewhere, and whether images that are missing are skipped.
+        left_out: what is not listed; a new account by default.
     """
 
-    def __init__(self, origin: str) -> None:
+    def __init__(self, origin: str, options: SourceOptions, left_out: LeftOut | None = None) -> None:
         self.origin = origin
         self.images: list[Entry] = []
+        self.left_out = LeftOut(origin, options.skip_missing) if left_out is None else left_out
+        self._rule = options.labels
         self._folders: set[str] = set()
-        self._others: list[str] = []
 
     def add_file(self, path: str, *, key: str | None = None, member: object = None) -> None:
         """Adds a file, if it is an image.
@@ -83,46 +109,60 @@ class Listing:
         if is_image(path):
             self.images.append(Entry(path, path if key is None else key, member))
         elif suffix_of(path) in UNSUPPORTED_SUFFIXES:
-            raise DatasetError(
-                f"Pillow cannot decode {path!r} in {self.origin!r}: convert it, e.g. to PNG, or move it elsewhere"
+            self.left_out.miss(
+                f"Pillow cannot decode {path!r} in {self.origin!r}", "convert it, e.g. to PNG, or move it elsewhere"
             )
         else:
-            self._others.append(path)
+            self.left_out.count(path)
 
     def add_folder(self, path: str) -> None:
         """Adds a folder, which must hold an image if it is a class folder."""
-        if not is_ignored(path):
+        if path != "." and not is_ignored(path):
             self._folders.add(path)
 
-    def finish(self) -> None:
-        """Sorts the images, and logs the files that are not images.
+    def add_link(self, path: str, kind: str) -> None:
+        """Adds a link of an archive, whose target cannot be read through it.
 
         Raises:
-            DatasetError: there is no image.
+            DatasetError: always, unless the link is hidden or such entries are skipped.
+        """
+        if not is_ignored(path):
+            self.left_out.miss(f"{path!r} in the {kind} {self.origin!r} is a link", "pack its target instead")
+
+    def finish(self) -> None:
+        """Sorts the images.
+
+        Raises:
+            DatasetError: there is no image, or one path is listed twice.
         """
         if not self.images:
-            raise DatasetError(f"{self.origin!r} holds no images: expected CLASS/IMAGE.jpg or the like")
-        self.images.sort(key=lambda image: (natural_order(image.path), image.key))
-        if self._others:
-            first = min(self._others)
-            _logger.warning(
-                "ignored %d files in %s that are not images: %r, ...", len(self._others), self.origin, first
+            raise DatasetError(
+                f"{self.origin!r} holds no images{self.left_out.but()}: expected CLASS/IMAGE.jpg or the like"
             )
+        self.images.sort(key=lambda image: (natural_order(image.path), image.key))
+        for one, other in zip(self.images, self.images[1:], strict=False):
+            if one.path == other.path:
+                raise DatasetError(f"{self.origin!r} holds {one.path!r} twice: expected one file of a name")
 
     def unwrap(self) -> None:
         """Removes top folders that hold nothing but one folder, in which archives are often packed."""
-        while self._is_wrapped:
-            self.images = [Entry(image.path.split("/", 1)[1], image.key, image.member) for image in self.images]
-            self._folders = {folder.partition("/")[2] for folder in self._folders}
+        while self.is_wrapped and self._rule is None:
+            self.remove_top_folder()
+
+    def remove_top_folder(self) -> None:
+        """Takes the first folder off every path."""
+        self.images = [Entry(image.path.partition("/")[2], image.key, image.member) for image in self.images]
+        self._folders = {folder.partition("/")[2] for folder in self._folders}
 
     @property
-    def _top_folders(self) -> set[str]:
+    def top_folders(self) -> set[str]:
+        """Names of the top folders."""
         return {folder.partition("/")[0] for folder in self._folders} - {""}
 
     @property
-    def _is_wrapped(self) -> bool:
+    def is_wrapped(self) -> bool:
         """Whether all images are in sub-folders of one top folder."""
-        return len(self._top_folders) == 1 and all(image.path.count("/") > 1 for image in self.images)
+        return len(self.top_folders) == 1 and all(image.path.count("/") > 1 for image in self.images)
 
     @property
     def is_flat(self) -> bool:
@@ -138,47 +178,63 @@ class Listing:
         stray = next((image.path for image in self.images if "/" not in image.path), None)
         if stray is not None:
             raise DatasetError(
-                f"{self.origin!r} holds images outside any class folder ({stray!r}): "
-                "expected CLASS/IMAGE.jpg or the like"
+                f"{self.origin!r} holds images outside any class folder ({stray!r}): expected CLASS/IMAGE.jpg or the "
+                "like; labels=none takes all images without labels"
             )
         names = [image.path.split("/", 1)[0] for image in self.images]
-        if empty := sorted(self._top_folders - set(names), key=natural_order):
-            raise DatasetError(
-                f"the class folder {empty[0]!r} in {self.origin!r} holds no image that Pillow can decode: "
-                "add its images, or remove it"
+        for empty in sorted(self.top_folders - set(names), key=natural_order):
+            self.left_out.miss(
+                f"the class folder {empty!r} in {self.origin!r} holds no image that Pillow can decode",
+                "add its images, or remove it",
             )
-        self._check_no_splits(set(names))
+        if self._rule is None:
+            self._check_are_classes(set(names))
         return names
 
     def check_not_wrapped(self) -> None:
         """Raises DatasetError if there is one top folder, which holds the class folders."""
-        if self._is_wrapped:
-            self._raise_for_inner(sorted(self._top_folders))
+        if self.is_wrapped and self._rule is None:
+            self._raise_for_inner(sorted(self.top_folders))
 
-    def _check_no_splits(self, names: set[str]) -> None:
-        splits = sorted(name for name in names if name.lower() in _SPLITS)
-        if len(splits) > 1:
-            self._raise_for_inner(splits)
+    def _check_are_classes(self, names: set[str]) -> None:
+        """Raises DatasetError if top folders are the splits of a dataset, or images next to annotations."""
+        shallow = {image.path.partition("/")[0] for image in self.images if image.path.count("/") == 1}
+        splits = sorted(name for name in names if _SPLIT.fullmatch(name.lower()))
+        parts = sorted(name for name in names if name.lower() in _PARTS)
+        for found in (splits, parts):
+            if len(found) > 1 or set(found) - shallow:  # a class may be called train, if its images are in it
+                self._raise_for_inner(found)
 
     def _raise_for_inner(self, names: Sequence[str]) -> NoReturn:
         shown, inner = " and ".join(map(repr, names)), f"{self.origin}/{names[0]}"
-        raise DatasetError(f"{self.origin!r} holds {shown}, not class folders: give only one, e.g. {inner!r}")
+        raise DatasetError(
+            f"{self.origin!r} holds {shown}, not class folders: give only one, e.g. {inner!r}, or labels=folder if "
+            "they are classes"
+        )
 
 
 def index_classes(names: Sequence[str], origin: str) -> tuple[list[int], list[str]]:
     """The class index of each name, and the class names in natural order.
 
+    Class names are in Unicode's composed form (NFC), so a name that another system wrote in the decomposed form is the
+    same class.
+
     Raises:
-        DatasetError: a name cannot be printed.
+        DatasetError: a name cannot be printed, or two differ only in the blanks around them.
     """
-    classes = sorted(set(names), key=natural_order)
+    composed = {name: unicodedata.normalize("NFC", name) for name in set(names)}
+    classes = sorted(set(composed.values()), key=natural_order)
     check_printable(classes, origin)
+    bare: dict[str, str] = {}
+    for name in classes:
+        if (other := bare.setdefault(name.strip(), name)) != name:
+            raise DatasetError(f"{origin!r} has the classes {other!r} and {name!r}: remove the blanks around the names")
     indices = {name: index for index, name in enumerate(classes)}
-    return [indices[name] for name in names], classes
+    return [indices[composed[name]] for name in names], classes
 
 
 def check_printable(names: Iterable[str], origin: str) -> None:
     """Raises DatasetError if a class name is empty or cannot be printed."""
     for name in names:
-        if not name or not name.isprintable():
+        if not name.strip() or not name.isprintable():
             raise DatasetError(f"{origin!r} has a class with the name {name!a}: expected a printable name")

@@ -16,10 +16,12 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, Subset
 from torchvision.transforms.functional import to_pil_image
 
-from kdkit.data.sources.base import Columns, describe
-from kdkit.data.sources.hugging_face import HuggingFaceTable, arrow_column, is_hugging_face
+from kdkit.data.sources.base import LabelRule, SourceOptions, describe
+from kdkit.data.sources.hugging_face import HuggingFaceTable, is_hugging_face
 from kdkit.data.sources.image import UNREADABLE, as_rgb, decode, decode_file, unreadable
-from kdkit.data.sources.listing import natural_order
+from kdkit.data.sources.known import is_torchvisions, known_class_names, known_keys, known_labels
+from kdkit.data.sources.labels import class_index
+from kdkit.data.sources.repeatable import check_repeatable
 from kdkit.errors import DatasetError
 
 
@@ -42,9 +44,12 @@ class MappedSource:
             features of a Hugging Face dataset.
         image_column: name of the image in items that are mappings; `image` by default.
         label_column: name of the label in items that are mappings; `label` by default.
+        labels: "none" takes every image without a label.
 
     Raises:
-        DatasetError: it streams, its keys do not fit, or the order of its classes is not fixed.
+        DatasetError: it streams, its keys do not fit, the order of its classes is not fixed, or it returns another
+            image or label each time, as a random transform makes it do.
+        LabelError: a label that is known before its image is loaded is no class index.
     """
 
     def __init__(
@@ -55,22 +60,27 @@ class MappedSource:
         class_names: Sequence[str] | None = None,
         image_column: str | None = None,
         label_column: str | None = None,
+        labels: LabelRule | None = None,
     ) -> None:
         _check_map_style(dataset)
         self.dataset, self._rows = _without_subsets(dataset)
-        self._columns = Columns(image_column, label_column)
+        self._options = SourceOptions(image_column, label_column, labels)
+        self._options.check_rule(f"a {type(dataset).__name__}")
         if is_hugging_face(self.dataset):
-            self.dataset = HuggingFaceTable(self.dataset, self._columns)
+            self.dataset = HuggingFaceTable(self.dataset, self._options)
         self._process = os.getpid()
         if keys is None:
-            known = _keys(self.dataset)
+            known = known_keys(self.dataset)
             keys = [known[row] for row in self._rows]
         self.keys: Sequence[str] = list(keys)
         if len(self.keys) != len(dataset):
             raise DatasetError(f"{len(dataset)} samples came with {len(self.keys)} keys: expected one key per sample")
-        self.class_names: Sequence[str] | None = list(class_names) if class_names else _class_names(self.dataset)
-        labels = self.dataset.targets if isinstance(self.dataset, HuggingFaceTable) else None
-        self.targets: Sequence[int] | None = None if labels is None else [labels[row] for row in self._rows]
+        self.class_names: Sequence[str] | None = list(class_names) if class_names else known_class_names(self.dataset)
+        self.targets: Sequence[int] | None = self._known_targets()
+        if labels == "none":
+            self.class_names, self.targets = None, [-1] * len(self.keys)
+        if _has_own_items(self.dataset):
+            check_repeatable(self.__getitem__, len(self.keys), type(self.dataset).__name__)
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -87,22 +97,37 @@ class MappedSource:
                 raise unreadable(key, origin, error) from None
             if target is not None and self.dataset.target_transform is not None:
                 target = self.dataset.target_transform(target)
-            return decode(stream, key, origin), -1 if target is None else int(target)
-        image, target = self._item(self._rows[index], key)
-        return _to_image(image, key, origin), -1 if target is None else int(target)
+            image = decode(stream, key, origin)
+        else:
+            item, target = self._item(self._rows[index], key)
+            image = _to_image(item, key, origin)
+        count = None if self.class_names is None else len(self.class_names)
+        return image, -1 if self._options.labels == "none" else class_index(target, key, origin, count)
 
     def __repr__(self) -> str:
         return describe(self, type(self.dataset).__name__)
 
     def _item(self, row: int, key: str) -> tuple[Any, Any]:
         item = self.dataset[row]
-        if not isinstance(item, Mapping):
+        if isinstance(item, (tuple, list)) and len(item) > 1:
             return item[0], item[1]
-        image, label = self._columns.image or "image", self._columns.label or "label"
-        for name in (image, label):
+        if not isinstance(item, Mapping):
+            raise DatasetError(f"the sample {key!r} is a {type(item).__name__}: expected (image, label), or a mapping")
+        image, label = self._options.image_column or "image", self._options.label_column or "label"
+        needed = (image,) if self._options.labels == "none" else (image, label)
+        for name in needed:
             if name not in item:
                 raise DatasetError(f"the sample {key!r} has no {name!r} among {', '.join(map(str, item))}")
-        return item[image], item[label]
+        return item[image], item.get(label)
+
+    def _known_targets(self) -> list[int] | None:
+        """The class index of each sample, if it is known without loading an image."""
+        known = known_labels(self.dataset)
+        if known is None:
+            return None
+        origin = type(self.dataset).__name__
+        count = None if self.class_names is None else len(self.class_names)
+        return [class_index(known[row], key, origin, count) for row, key in zip(self._rows, self.keys, strict=True)]
 
 
 def _check_map_style(dataset: Any) -> None:
@@ -133,69 +158,29 @@ def _without_subsets(dataset: Any) -> tuple[Any, Sequence[int]]:
     return dataset, rows
 
 
-def _keys(dataset: Any) -> list[str]:
-    """The paths of a map-style dataset's samples where they are unique, else indices."""
-    if isinstance(dataset, HuggingFaceTable):
-        paths = dataset.paths
-    elif hasattr(getattr(dataset, "reader", None), "image_key"):
-        paths = arrow_column(dataset.reader.dataset, dataset.reader.image_key, "path")
-    elif isinstance(dataset, ImageDataset):
-        paths = dataset.filenames()
-    else:
-        samples = getattr(dataset, "samples", None) or []
-        paths = [sample[0] if isinstance(sample, (tuple, list)) else None for sample in samples]
-    texts = [str(path) for path in paths if isinstance(path, (str, Path))]
-    if len(texts) == len(dataset) and len(set(texts)) == len(texts):
-        return below_common_folder(texts)
-    return [str(index) for index in range(len(dataset))]
-
-
-def _class_names(dataset: Any) -> list[str] | None:
-    """The class names that a map-style dataset has, by their index.
-
-    Raises:
-        DatasetError: timm's reader has classes whose order differs from process to process.
-    """
-    for holder in (dataset, getattr(dataset, "reader", None)):
-        names = getattr(holder, "classes", None)
-        if isinstance(names, (list, tuple)) and all(isinstance(name, str) for name in names):
-            return list(names)
-        if isinstance(indices := getattr(holder, "class_to_idx", None), dict) and indices:
-            names = sorted(indices, key=indices.__getitem__)
-            if isinstance(dataset, ImageDataset) and len({str(natural_order(name)[0]) for name in names}) < len(names):
-                raise DatasetError(
-                    "timm orders class names by chance where only case or leading zeros differ: read the images "
-                    "with kdkit.data.FolderSource or TarSource"
-                )
-            return names
-    return None
-
-
-def below_common_folder(texts: Sequence[str]) -> list[str]:
-    """Absolute paths without the folder that all have in common, which differs from machine to machine."""
-    paths = [Path(text) for text in texts]
-    if not paths or not all(path.is_absolute() for path in paths):
-        return [path.as_posix() for path in paths]
-    root = Path(os.path.commonpath([path.parent for path in paths]))
-    return [path.relative_to(root).as_posix() for path in paths]
+def _has_own_items(dataset: Any) -> bool:
+    """Whether the dataset's own code makes its items, which may then differ each time."""
+    if isinstance(dataset, (HuggingFaceTable, ImageDataset)):
+        return False
+    return not is_torchvisions(dataset) or getattr(dataset, "transforms", None) is not None
 
 
 def _to_image(image: Any, key: str, origin: str) -> Image.Image:
-    if isinstance(image, Image.Image):
-        try:
+    try:
+        if isinstance(image, Image.Image):
             rgb = as_rgb(image)
-        except UNREADABLE as error:
-            raise unreadable(key, origin, error) from None
-        return rgb.copy() if rgb is image else rgb  # a transform may write to it, and the dataset may keep it
+            return rgb.copy() if rgb is image else rgb  # a transform may write to it, and the dataset may keep it
+        if isinstance(image, np.ndarray) and image.dtype == np.uint8:
+            return Image.fromarray(image).convert("RGB")
+        if isinstance(image, Tensor) and image.dtype == torch.uint8:
+            converted: Image.Image = to_pil_image(image)
+            return converted.convert("RGB")
+    except (*UNREADABLE, TypeError) as error:
+        raise unreadable(key, origin, error) from None
     if isinstance(image, Mapping) and {"bytes", "path"} <= image.keys():  # undecoded, of a Hugging Face dataset
         if image["bytes"] is not None:
             return decode(io.BytesIO(image["bytes"]), key, origin)
         return decode_file(Path(str(image["path"])), key, origin)
-    if isinstance(image, np.ndarray) and image.dtype == np.uint8:
-        return Image.fromarray(image).convert("RGB")
-    if isinstance(image, Tensor) and image.dtype == torch.uint8:
-        converted: Image.Image = to_pil_image(image)
-        return converted.convert("RGB")
     kind = f"{image.dtype} {type(image).__name__}" if hasattr(image, "dtype") else type(image).__name__
     raise DatasetError(
         f"the sample {key!r} is a {kind}, expected a PIL image or uint8 pixels: take the transform out of the dataset, "

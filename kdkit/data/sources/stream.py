@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from kdkit.data.sources.base import Columns, ImageSource
+from kdkit.data.sources.base import ImageSource, SourceOptions
 from kdkit.errors import DatasetError
 
 _STREAMS = ("hfids/", "tfds/", "wds/")
 
 
-def create(name: str, columns: Columns) -> ImageSource | None:
+def create(name: str, options: SourceOptions) -> ImageSource | None:
     """Raises DatasetError for a stream, and returns None for anything else."""
     if name.lower().startswith(_STREAMS):
         raise DatasetError(

@@ -9,12 +9,13 @@ from pathlib import Path
 
 from PIL import Image
 
-from kdkit.data.sources.base import Columns, ImageSource, describe
+from kdkit.data.sources.base import ImageSource, LabelRule, SourceOptions, describe
 from kdkit.data.sources.columns import choose_column, choose_label
 from kdkit.data.sources.image import decode_file
+from kdkit.data.sources.known import below_common_folder
 from kdkit.data.sources.labels import index_labels
-from kdkit.data.sources.mapped import below_common_folder
 from kdkit.errors import DatasetError, MissingDependencyError, first_line
+from kdkit.runtime.install import install_command
 
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 _PATH_COLUMNS = ("path", "image")
@@ -32,24 +33,34 @@ class TableSource:
         path: the file; a CSV is UTF-8 and its first line names the columns.
         image_column: column of the paths; `path` or `image` by default.
         label_column: column of the labels; `label` by default.
+        labels: "none" takes every image without a label.
 
     Raises:
         DatasetError: the file cannot be read, a column is missing, or a row has no path or an unusable label.
         MissingDependencyError: a parquet file needs the package pyarrow.
     """
 
-    def __init__(self, path: str | Path, *, image_column: str | None = None, label_column: str | None = None) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        image_column: str | None = None,
+        label_column: str | None = None,
+        labels: LabelRule | None = None,
+    ) -> None:
         self.path = Path(path)
+        options = SourceOptions(image_column, label_column, labels)
+        options.check_rule("a table")
         origin = str(path)
         table = _read_parquet(self.path) if self.path.suffix.lower() == ".parquet" else _read_text(self.path)
         names = choose_column(image_column, _PATH_COLUMNS, list(table), "image_column", origin)
-        labels = choose_label(label_column, _LABEL_COLUMNS, list(table), names, origin)
+        column = choose_label(options, _LABEL_COLUMNS, list(table), names, origin)
         self._paths = [_to_path(value, row, origin) for row, value in enumerate(table[names], start=1)]
         self.keys: Sequence[str] = below_common_folder(self._paths)
         self.class_names: Sequence[str] | None = None
         self.targets = [-1] * len(self.keys)
-        if labels is not None:
-            self.targets, self.class_names = index_labels(table[labels], self._paths, origin)
+        if column is not None:
+            self.targets, self.class_names = index_labels(table[column], self._paths, origin)
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -62,11 +73,13 @@ class TableSource:
         return describe(self, repr(str(self.path)))
 
 
-def create(name: str, columns: Columns) -> ImageSource | None:
+def create(name: str, options: SourceOptions) -> ImageSource | None:
     """The images of a .csv, .tsv or .parquet file; None for anything else."""
-    if Path(name).suffix.lower() not in (*_DELIMITERS, ".parquet"):
+    if Path(name).suffix.lower() not in (*_DELIMITERS, ".parquet") or Path(name).is_dir():
         return None
-    return TableSource(name, image_column=columns.image, label_column=columns.label)
+    return TableSource(
+        name, image_column=options.image_column, label_column=options.label_column, labels=options.labels
+    )
 
 
 def _read_text(path: Path) -> dict[str, list[object]]:
@@ -96,7 +109,7 @@ def _read_parquet(path: Path) -> dict[str, list[object]]:
         import pyarrow
         import pyarrow.parquet
     except ImportError as error:
-        raise MissingDependencyError(f'{str(path)!r} needs the package pyarrow: pip install "kdkit[hfds]"') from error
+        raise MissingDependencyError(f"{str(path)!r} needs the package pyarrow: {install_command('hfds')}") from error
     try:
         table = pyarrow.parquet.read_table(path)
         return {name: table.column(name).to_pylist() for name in table.column_names}

@@ -1,86 +1,75 @@
-"""Images in tar files, read without unpacking them: class folders in a tar, tars in a tar, or a folder of tars.
-
-A tar within a tar is not compressed, so the place of an image is an offset and a size in the outermost file. No
-handle is kept: a forked worker would move the file position of its parent.
-"""
+"""Images in tar files, read without unpacking them: class folders in a tar, tars in a tar, or a folder of tars."""
 
 from __future__ import annotations
 
-import io
-import os
-import re
-import tarfile
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 from PIL import Image
 
-from kdkit.data.sources.base import Columns, ImageSource, describe
-from kdkit.data.sources.image import decode, is_image, suffix_of, unreadable
+from kdkit.data.sources.base import ImageSource, LabelRule, SourceOptions, describe
+from kdkit.data.sources.image import is_image
+from kdkit.data.sources.left_out import LeftOut
 from kdkit.data.sources.listing import Listing, index_classes, is_ignored, natural_order
+from kdkit.data.sources.member import Member, list_members, read_image, tar_files
+from kdkit.data.sources.shard_names import is_series, is_shard_name, splits_of
+from kdkit.data.sources.webdataset import WebDatasetSource, companions, has_labels
 from kdkit.errors import DatasetError
 
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
-_NUMBERED = re.compile(r"[-_.]\d{4,}$")
-"""End of the names that writers of shards number: no such name is a class."""
-
-
-@dataclass(frozen=True)
-class Member:
-    """The position of one file of a tar."""
-
-    file: str
-    """Path of the outermost tar."""
-    tars: tuple[str, ...]
-    """Names of the tars that it is in, below the root, outermost first."""
-    name: str
-    """Name in the innermost tar."""
-    offset: int
-    """First byte of its content in the outermost tar."""
-    size: int
-    """Length of its content, bytes."""
-
-    @property
-    def key(self) -> str:
-        """The names of the tars and its own, joined by slashes."""
-        return "/".join((*self.tars, self.name))
-
-    def read(self) -> bytes:
-        """Its content."""
-        with open(self.file, "rb") as file:
-            file.seek(self.offset)
-            return file.read(self.size)
+Tars = tuple[str, ...]
+"""Names of the tars that an image is in, outermost first."""
 
 
 class TarSource:
     """A tar file, a tar of tars, or a folder of tars.
 
-    The class of an image is the top folder in its tar; for an image in no folder, the name of its tar. Top folders that
-    hold nothing but one folder are skipped in a single tar. A key is the path in the tar, preceded by the names of the
-    tars that it is in.
+    The class of an image is the top folder in its tar; for an image in no folder, the name of its tar, if that cannot
+    be the name of a shard. Top folders that hold nothing but one folder are skipped, if all tars have the same. A key
+    is the path in the tar, preceded by the names of the tars that it is in.
 
     Args:
         path: the tar file, or the folder.
+        labels: "folder" takes the top folders as classes, whatever their names; "tar" takes the name of its tar as the
+            class of each image; "none" takes every image without a label.
+        skip_missing: skips what should hold an image and does not; see `kdkit.data.create_source`.
+        members: everything in the tars, if it has been listed.
+
+    Attributes:
+        skipped: one text for each entry that was skipped.
 
     Raises:
         DatasetError: there is no tar, no image in it, or a class is ambiguous.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        labels: LabelRule | None = None,
+        skip_missing: bool = False,
+        members: Sequence[Member] | None = None,
+    ) -> None:
         self.path = Path(path)
+        options = SourceOptions(labels=labels, skip_missing=skip_missing)
+        left_out = LeftOut(str(path), skip_missing)
+        found = list_members(self.path) if members is None else members
+        listings = _listings(found, self.path, options, left_out)
+        names = _classes(listings, found, str(path), options)
         images = [
             (_member(image.member), name)
-            for listing, tars in _listings(self.path)
-            for image, name in zip(listing.images, _classes(listing, tars), strict=True)
+            for tars, listing in listings.items()
+            for image, name in zip(listing.images, names[tars], strict=True)
         ]
         images.sort(key=lambda image: (natural_order(image[0].name), image[0].key))
-        if not images:
-            raise DatasetError(f"no images can be listed in the tar {str(path)!r}: expected CLASS/IMAGE.jpg")
         self._members = [member for member, _ in images]
         self.keys: Sequence[str] = [member.key for member in self._members]
-        self.class_names: Sequence[str] | None
-        self.targets, self.class_names = index_classes([name for _, name in images], str(path))
+        self.class_names: Sequence[str] | None = None
+        self.targets = [-1] * len(self.keys)
+        if labels != "none":
+            self.targets, self.class_names = index_classes([name for _, name in images], str(path))
+        self.skipped: Sequence[str] = left_out.skipped
+        left_out.log()
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -92,119 +81,135 @@ class TarSource:
         return describe(self, repr(str(self.path)))
 
 
-def create(name: str, columns: Columns) -> ImageSource | None:
-    """The images of a .tar file or of a folder of tars; None for anything else."""
+def create(name: str, options: SourceOptions) -> ImageSource | None:
+    """The images of a .tar file, a folder of tars or WebDataset shards; None for anything else."""
     path = Path(name)
-    if name.lower().endswith(_COMPRESSED):
+    if name.lower().endswith(_COMPRESSED) and not path.is_dir():
         raise DatasetError(f"{name!r} is compressed, so its images cannot be read in any order: unpack it to a .tar")
-    if path.suffix.lower() != ".tar" and not is_tar_folder(path):
+    if not (_is_tar_folder(path) if path.is_dir() else path.suffix.lower() == ".tar"):
         return None
-    columns.check_unused("a tar without .cls or .json files")
-    return TarSource(path)
+    by_rule = options.labels in ("folder", "tar")
+    if not by_rule and len(splits := splits_of(file.stem for file in tar_files(path))) > 1:
+        raise DatasetError(f"{name!r} holds tars of {' and '.join(splits)}: put them into separate folders")
+    members = list_members(path)
+    if not by_rule and (has_labels(members) or (options.labels == "none" and companions(members))):
+        SourceOptions(image_column=options.image_column).check_no_columns("WebDataset shards")
+        return WebDatasetSource(
+            path,
+            label_field=options.label_column,
+            labels=options.labels,
+            skip_missing=options.skip_missing,
+            members=members,
+        )
+    options.check_no_columns(f"a tar {'' if by_rule else 'without .cls or .json files'}".rstrip())
+    return TarSource(path, labels=options.labels, skip_missing=options.skip_missing, members=members)
 
 
-def is_tar_folder(path: Path) -> bool:
-    """Whether this is a folder of tars, in which nothing else is data.
+def _is_tar_folder(path: Path) -> bool:
+    """Whether a folder holds tars, and which nothing else is data.
 
     Raises:
-        DatasetError: images are next to the tars.
+        DatasetError: other data is next to the tars.
     """
-    if not path.is_dir() or not tar_files(path) or any(_is_shown(inner) and inner.is_dir() for inner in path.iterdir()):
+    if not tar_files(path):
         return False
-    beside = next((inner for inner in path.iterdir() if is_image(inner.name)), None)
-    if beside is not None and _is_shown(beside):
-        raise DatasetError(f"{str(path)!r} holds tars and images ({beside.name!r}): expected one of the two")
+    inner = sorted(entry for entry in path.iterdir() if not is_ignored(entry.name))
+    if any(entry.is_dir() for entry in inner):
+        return False
+    for entry in inner:
+        if is_image(entry.name):
+            raise DatasetError(f"{str(path)!r} holds tars and images ({entry.name!r}): expected one of the two")
+        if entry.name.lower().endswith((*_COMPRESSED, ".zip")):
+            raise DatasetError(
+                f"{str(path)!r} holds tars and {entry.name!r}: unpack it to a .tar, or move it elsewhere"
+            )
     return True
 
 
-def tar_files(path: Path) -> list[Path]:
-    """The tars of a folder in natural order, or the tar itself."""
-    if path.is_dir():
-        return sorted((file for file in path.glob("*.tar") if _is_shown(file)), key=lambda f: natural_order(f.name))
-    return [path]
-
-
-def list_members(file: Path, tars: tuple[str, ...] = ()) -> Iterator[Member]:
-    """Everything in a tar and in the tars within it; folders, and each tar itself as ".", with the size -1.
-
-    Args:
-        file: the tar.
-        tars: the names that precede the names of its members in their keys.
-
-    Raises:
-        DatasetError: it is not a tar, it is truncated, or an image in it is a link.
-    """
-    try:
-        with tarfile.open(file, "r:") as tar:
-            yield from _members_of(tar, str(file), tars, 0)
-    except (OSError, tarfile.TarError) as error:
-        raise DatasetError(f"no images can be listed in the tar {str(file)!r}: {error}") from error
-
-
-def read_image(member: Member, key: str, origin: str) -> Image.Image:
-    """The RGB image of a member.
-
-    Raises:
-        DatasetError: it is unreadable; names it.
-    """
-    try:
-        content = member.read()
-    except OSError as error:
-        raise unreadable(key, origin, error) from None
-    return decode(io.BytesIO(content), key, origin)
-
-
-def _members_of(tar: tarfile.TarFile, file: str, tars: tuple[str, ...], start: int) -> Iterator[Member]:
-    yield Member(file, tars, ".", start, -1)
-    for info in tar:
-        if info.isdir():
-            yield Member(file, tars, info.name, start, -1)
-        elif (info.issym() or info.islnk()) and is_image(info.name):
-            raise DatasetError(f"{info.name!r} in the tar {file!r} is a link: pack its target instead (tar -h)")
-        elif info.isfile() and suffix_of(info.name) == ".tar" and not is_ignored(os.path.normpath(info.name)):
-            with tarfile.open(fileobj=tar.extractfile(info), mode="r:") as inner:
-                yield from _members_of(inner, file, (*tars, info.name), start + info.offset_data)
-        elif info.isfile():
-            yield Member(file, tars, info.name, start + info.offset_data, info.size)
-
-
-def _listings(path: Path) -> list[tuple[Listing, tuple[str, ...]]]:
-    """The contents of each tar, with the names of the tars; tars that hold only tars are left out."""
-    listings: dict[tuple[str, ...], Listing] = {}
-    for file in tar_files(path):
-        for member in list_members(file, (file.name,) if path.is_dir() else ()):
-            listing = listings.setdefault(member.tars, Listing("/".join((str(path), *member.tars))))
-            inner = os.path.normpath(member.name).lstrip("/")
-            if member.size < 0:
-                listing.add_folder(inner)
-            else:
-                listing.add_file(inner, key=member.key, member=member)
+def _listings(
+    members: Sequence[Member], path: Path, options: SourceOptions, left_out: LeftOut
+) -> Mapping[Tars, Listing]:
+    """The images of each tar; tars that hold only tars are left out."""
+    listings: dict[Tars, Listing] = {}
+    for member in members:
+        listing = listings.get(member.tars)
+        if listing is None:
+            listing = listings[member.tars] = Listing("/".join((str(path), *member.tars)), options, left_out)
+        if member.kind == "folder":
+            listing.add_folder(member.path)
+        elif member.kind == "link":
+            listing.add_link(member.path, "tar")
+        else:
+            listing.add_file(member.path, key=member.key, member=member)
     outer = {tars[:depth] for tars in listings for depth in range(len(tars))}
-    found = [(listing, tars) for tars, listing in listings.items() if listing.images or tars not in outer]
-    for listing, _ in found:
-        listing.finish()
-    if len(found) == 1:
-        found[0][0].unwrap()
+    found = {tars: listing for tars, listing in listings.items() if listing.images or tars not in outer}
+    if not any(listing.images for listing in found.values()):
+        raise DatasetError(
+            f"no images can be listed in the tar {str(path)!r}: it holds no images{left_out.but()}, expected "
+            "CLASS/IMAGE.jpg"
+        )
+    for tars, listing in list(found.items()):
+        if listing.images:
+            listing.finish()
+        else:
+            left_out.miss(f"the tar {listing.origin!r} holds no image that Pillow can decode", "remove it")
+            del found[tars]
     return found
 
 
-def _classes(listing: Listing, tars: tuple[str, ...]) -> list[str]:
-    """The class name of each image of one tar."""
-    if not (tars and listing.is_flat):
-        return listing.classes()
-    name = PurePosixPath(tars[-1]).stem
-    if _NUMBERED.search(name):
+def _classes(
+    listings: Mapping[Tars, Listing], members: Sequence[Member], origin: str, options: SourceOptions
+) -> dict[Tars, list[str]]:
+    """The class name of each image of each tar; empty names if no image has a label."""
+    if options.labels in ("tar", "none"):
+        names = {tars: "" if options.labels == "none" else _stem(tars, origin) for tars in listings}
+        return {tars: [names[tars]] * len(listing.images) for tars, listing in listings.items()}
+    flat = {tars for tars, listing in listings.items() if tars and listing.is_flat}
+    if options.labels is None:
+        if flat:
+            beside = companions(member for member in members if member.tars in flat)
+            _check_not_shards(flat, origin, is_mixed=beside or len(flat) < len(listings))
+        _unwrap(list(listings.values()))
+    else:
+        flat = set()
+    return {
+        tars: [_stem(tars, origin)] * len(listing.images) if tars in flat else listing.classes()
+        for tars, listing in listings.items()
+    }
+
+
+def _unwrap(listings: Sequence[Listing]) -> None:
+    """Removes the top folders that all tars have in common and that hold nothing but one folder."""
+    while all(listing.is_wrapped for listing in listings):
+        if len(set().union(*(listing.top_folders for listing in listings))) > 1:
+            return
+        for listing in listings:
+            listing.remove_top_folder()
+
+
+def _stem(tars: Tars, origin: str) -> str:
+    if not tars:
+        raise DatasetError(f"labels=tar came with {origin!r}, which holds images in no inner tar: give labels=folder")
+    return PurePosixPath(tars[-1]).stem
+
+
+def _check_not_shards(flat: set[Tars], origin: str, *, is_mixed: bool) -> None:
+    """Raises DatasetError if images that are in no folder may be in shards instead of one tar per class.
+
+    `is_mixed` says that the content speaks against one tar per class.
+    """
+    names = sorted({_stem(tars, origin) for tars in flat}, key=natural_order)
+    unclear = next(filter(is_shard_name, names), None)
+    if unclear is None and (is_mixed or is_series(names) or len(names) == 1):
+        unclear = names[0]
+    if unclear is not None:
         raise DatasetError(
-            f"the images in {listing.origin!r} have no label, and the name of a numbered shard is not a class: "
-            "expected CLASS/IMAGE.jpg, or a .cls or .json file for each image"
+            f"the images in {origin!r} have no label, and {unclear + '.tar'!r} may be a shard: the name of a numbered "
+            "shard is not a class; expected CLASS/IMAGE.jpg, or a .cls or .json file for each image; labels=tar takes "
+            "the name of each tar as the class, labels=none takes all images without labels"
         )
-    return [name] * len(listing.images)
 
 
 def _member(value: object) -> Member:
     assert isinstance(value, Member)
     return value
-
-
-def _is_shown(path: Path) -> bool:
-    return not is_ignored(path.name)

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from itertools import islice
 from pathlib import Path
 
 from PIL import Image
 
-from kdkit.data.sources.base import Columns, ImageSource, describe
+from kdkit.data.sources.base import LabelRule, SourceOptions, describe
 from kdkit.data.sources.image import is_image
 from kdkit.data.sources.labels import index_labels
+from kdkit.data.sources.left_out import LeftOut
 from kdkit.data.sources.listing import is_ignored
-from kdkit.data.sources.tar import Member, is_tar_folder, list_members, read_image, tar_files
+from kdkit.data.sources.member import Member, list_members, read_image
 from kdkit.errors import DatasetError
 
 _LABELS = {"cls", "json"}
-_MEMBERS_READ = 100
-Sample = dict[str, Member]
+_Sample = dict[str, Member]
 """Extension, lower case without its first dot -> the file of a sample."""
+_Name = tuple[str, str]
+"""Name of the shard, and name of the sample in it."""
 
 
 class WebDatasetSource:
@@ -32,30 +33,48 @@ class WebDatasetSource:
 
     Args:
         path: folder of .tar files, or one .tar file.
-        label_field: field of the .json files that holds the label.
+        label_field: field of the .json files that holds the label; if given, .cls files are not read. By default, the
+            label is in the .cls file, or else in the field `label`.
+        labels: "none" takes every image without a label.
+        skip_missing: skips links, and samples without an image that Pillow decodes.
+        members: everything in the shards, if it has been listed.
+
+    Attributes:
+        skipped: one text for each entry that was skipped.
 
     Raises:
         DatasetError: a shard cannot be read, or a sample has not exactly one image and a label.
     """
 
-    def __init__(self, path: str | Path, *, label_field: str = "label") -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        label_field: str | None = None,
+        labels: LabelRule | None = None,
+        skip_missing: bool = False,
+        members: Sequence[Member] | None = None,
+    ) -> None:
         self.path = Path(path)
+        SourceOptions(labels=labels).check_rule("WebDataset shards")
+        left_out = LeftOut(str(path), skip_missing)
         self._images: list[Member] = []
         keys: list[str] = []
-        labels: list[object] = []
-        for shard in tar_files(self.path):
-            for stem, sample in _group(list_members(shard), shard).items():
-                key = f"{shard.name}/{stem}"
-                image = _image(sample, key)
-                if image is not None:
-                    keys.append(key)
-                    self._images.append(image)
-                    labels.append(_label(sample, label_field, key))
+        found: list[object] = []
+        for (shard, stem), sample in _group(list_members(self.path) if members is None else members, left_out).items():
+            key = f"{shard or self.path.name}/{stem}"
+            image = _image(sample, key, left_out)
+            if image is not None:
+                keys.append(key)
+                self._images.append(image)
+                found.append(None if labels == "none" else _label(sample, label_field, key))
         if not keys:
             raise DatasetError(f"the shards in {str(path)!r} hold no images: expected NAME.jpg beside NAME.cls")
         self.keys: Sequence[str] = keys
         self.class_names: Sequence[str] | None
-        self.targets, self.class_names = index_labels(labels, keys, str(path))
+        self.targets, self.class_names = index_labels(found, keys, str(path))
+        self.skipped: Sequence[str] = left_out.skipped
+        left_out.log()
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -67,59 +86,80 @@ class WebDatasetSource:
         return describe(self, repr(str(self.path)))
 
 
-def create(name: str, columns: Columns) -> ImageSource | None:
-    """The images of WebDataset shards; None for anything else."""
-    path = Path(name)
-    if not (is_tar_folder(path) or (path.suffix.lower() == ".tar" and path.is_file())) or not _has_labels(path):
-        return None
-    Columns(image=columns.image).check_unused("WebDataset shards")
-    return WebDatasetSource(path, label_field=columns.label or "label")
-
-
-def _has_labels(path: Path) -> bool:
-    """Whether one of the first images of the first shard has a file for its label."""
-    shard = tar_files(path)[0]
-    samples = _group(islice(list_members(shard), _MEMBERS_READ), shard).values()
-    return any(_images(sample) and sample.keys() & _LABELS for sample in samples)
-
-
-def _group(members: Iterable[Member], shard: Path) -> dict[str, Sample]:
-    """The files of each sample by its name, in the order of the shard; those of a tar within the shard are no part."""
-    samples: dict[str, Sample] = {}
+def has_labels(members: Iterable[Member]) -> bool:
+    """Whether an image has a file for its label: the members are those of WebDataset shards."""
+    images, labels = set(), set()
     for member in members:
-        folder, slash, name = member.name.removeprefix("./").rpartition("/")
-        stem, _, end = name.partition(".")
-        if member.tars or member.size < 0 or is_ignored(f"{folder}{slash}{name}"):
+        (name, extension) = _split(member)
+        if member.kind == "file" and not is_ignored(member.path):
+            if extension in _LABELS:
+                labels.add((member.tars, name))
+            elif is_image(member.name):
+                images.add((member.tars, name))
+    return not images.isdisjoint(labels)
+
+
+def companions(members: Iterable[Member]) -> bool:
+    """Whether an image shares its name with another file, as in WebDataset shards."""
+    files = [(member.tars, _split(member)[0]) for member in members if member.kind == "file"]
+    return len(set(files)) < len(files)
+
+
+def _split(member: Member) -> tuple[str, str]:
+    """The name of the sample that a file belongs to, and the file's extension: both end at the first dot."""
+    folder, slash, name = member.path.rpartition("/")
+    stem, _, extension = name.partition(".")
+    return f"{folder}{slash}{stem}", extension.lower()
+
+
+def _group(members: Iterable[Member], left_out: LeftOut) -> dict[_Name, _Sample]:
+    """The files of each sample, in the order of the shards; those of a tar within a shard are no part."""
+    samples: dict[_Name, _Sample] = {}
+    depth: int | None = None
+    for member in members:
+        depth = len(member.tars) if depth is None else depth  # the first is the shard itself
+        if member.kind == "folder" or is_ignored(member.path):
             continue
-        if samples.setdefault(f"{folder}{slash}{stem}", {}).setdefault(end.lower(), member) is not member:
-            raise DatasetError(f"the shard {str(shard)!r} holds {member.name!r} twice: expected one file of a name")
+        if len(member.tars) > depth:
+            left_out.count(member.key)
+        elif member.kind == "link":
+            left_out.miss(f"{member.key!r} in {left_out.origin!r} is a link", "pack its target instead")
+        else:
+            stem, extension = _split(member)
+            sample = samples.setdefault((member.tars[0] if member.tars else "", stem), {})
+            if sample.setdefault(extension, member) is not member:
+                raise DatasetError(f"{left_out.origin!r} holds {member.name!r} twice: expected one file of a name")
     return samples
 
 
-def _image(sample: Sample, key: str) -> Member | None:
+def _image(sample: _Sample, key: str, left_out: LeftOut) -> Member | None:
     """The one image of a sample; None for files that belong to no image."""
-    found = _images(sample)
-    if len(found) > 1:
-        raise DatasetError(f"the sample {key!r} holds {len(found)} images ({', '.join(sample)}): expected one")
-    if not found and sample.keys() & _LABELS:
-        raise DatasetError(f"the sample {key!r} has no image that Pillow can decode ({', '.join(sample)}): remove it")
-    return found[0] if found else None
+    found = {extension: member for extension, member in sample.items() if is_image(member.name)}
+    plain = [member for extension, member in found.items() if "." not in extension]  # 0001.mask.png is no image of it
+    images = plain or list(found.values())
+    if len(images) > 1:
+        raise DatasetError(f"the sample {key!r} holds {len(images)} images ({', '.join(sample)}): expected one")
+    if not images and sample.keys() & _LABELS:
+        left_out.miss(f"the sample {key!r} has no image that Pillow can decode ({', '.join(sample)})", "remove it")
+    elif not images:
+        for member in sample.values():
+            left_out.count(member.key)
+    return images[0] if images else None
 
 
-def _images(sample: Sample) -> list[Member]:
-    return [member for member in sample.values() if is_image(member.name)]
-
-
-def _label(sample: Sample, field: str, key: str) -> object:
+def _label(sample: _Sample, field: str | None, key: str) -> object:
     """The label of a sample, as its file has it."""
+    name = "label" if field is None else field
     try:
-        if "cls" in sample:
+        if "cls" in sample and field is None:
             return sample["cls"].read().decode()
         if "json" in sample:
-            return json.loads(sample["json"].read())[field]
+            return json.loads(sample["json"].read())[name]
     except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
         raise DatasetError(
-            f"the sample {key!r} has no label in its .cls or the field {field!r} of its .json "
-            f"({type(error).__name__}: {error}): name the field with label_column"
+            f"the sample {key!r} has no label in its .cls or the field {name!r} of its .json "
+            f"({type(error).__name__}: {error}): name the field with label_column; labels=none takes all images "
+            "without labels"
         ) from error
-    raise DatasetError(f"the sample {key!r} has no label ({', '.join(sample)}): expected a .cls or .json file")
+    expected = "a .cls or .json file" if field is None else f"a .json file with the field {field!r}"
+    raise DatasetError(f"the sample {key!r} has no label ({', '.join(sample)}): expected {expected}, or labels=none")

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import io
 import os
+import stat
 import zipfile
+import zlib
 from collections.abc import Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from kdkit.data.sources.base import Columns, ImageSource, describe
+from kdkit.data.sources.base import ImageSource, LabelRule, SourceOptions, describe
 from kdkit.data.sources.image import decode, unreadable
-from kdkit.data.sources.listing import Listing, index_classes
+from kdkit.data.sources.listing import Listing, index_classes, inner_path
 from kdkit.errors import DatasetError
 
 
@@ -26,32 +28,46 @@ class ZipSource:
 
     Args:
         path: the zip file.
+        labels: "folder" takes the top folders as classes, whatever their names; "none" takes every image without a
+            label.
+        skip_missing: skips what should hold an image and does not; see `kdkit.data.create_source`.
+
+    Attributes:
+        skipped: one text for each entry that was skipped.
 
     Raises:
         DatasetError: it is not a zip file, holds no image, or its folders are not classes.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, *, labels: LabelRule | None = None, skip_missing: bool = False) -> None:
         self.path = Path(path)
         self._open: tuple[int, zipfile.ZipFile] | None = None
-        listing = Listing(str(path))
+        options = SourceOptions(labels=labels, skip_missing=skip_missing)
+        options.check_rule("a zip file", "folder")
+        listing = Listing(str(path), options)
         try:
             with zipfile.ZipFile(self.path) as archive:
                 members = archive.infolist()
         except (OSError, zipfile.BadZipFile) as error:
             raise DatasetError(f"{str(path)!r} cannot be opened as a zip file: {error}") from error
         for member in members:
-            inner = str(PurePosixPath(member.filename))  # "./a/1.png" is the key "a/1.png"
+            inner = inner_path(member.filename, str(path))
             if member.is_dir():
                 listing.add_folder(inner)
+            elif stat.S_ISLNK(member.external_attr >> 16):
+                listing.add_link(inner, "zip file")
             else:
                 listing.add_file(inner, member=member.filename)
         listing.finish()
-        listing.unwrap()
         self.keys: Sequence[str] = [image.key for image in listing.images]
         self._members = [str(image.member) for image in listing.images]
-        self.class_names: Sequence[str] | None
-        self.targets, self.class_names = index_classes(listing.classes(), str(path))
+        self.class_names: Sequence[str] | None = None
+        self.targets = [-1] * len(self.keys)
+        if labels != "none":
+            listing.unwrap()
+            self.targets, self.class_names = index_classes(listing.classes(), str(path))
+        self.skipped: Sequence[str] = listing.left_out.skipped
+        listing.left_out.log()
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -60,7 +76,7 @@ class ZipSource:
         key = self.keys[index]
         try:
             content = self._archive().read(self._members[index])
-        except (OSError, zipfile.BadZipFile, RuntimeError, NotImplementedError) as error:
+        except (OSError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
             raise unreadable(key, str(self.path), error) from None
         return decode(io.BytesIO(content), key, str(self.path)), self.targets[index]
 
@@ -77,9 +93,9 @@ class ZipSource:
         return {**self.__dict__, "_open": None}
 
 
-def create(name: str, columns: Columns) -> ImageSource | None:
+def create(name: str, options: SourceOptions) -> ImageSource | None:
     """The images of a .zip file; None for anything else."""
-    if Path(name).suffix.lower() != ".zip":
+    if Path(name).suffix.lower() != ".zip" or Path(name).is_dir():
         return None
-    columns.check_unused("a zip file")
-    return ZipSource(name)
+    options.check_no_columns("a zip file")
+    return ZipSource(name, labels=options.labels, skip_missing=options.skip_missing)

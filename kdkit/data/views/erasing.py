@@ -34,8 +34,8 @@ class Erasing:
         self.probability = probability
         self.mode = mode
         self.max_count = max_count
-        self._mean = torch.tensor(IMAGENET_MEAN).mul(255).view(3, 1, 1)
-        self._std = torch.tensor(IMAGENET_STD).mul(255).view(3, 1, 1)
+        self._mean = torch.tensor(IMAGENET_MEAN, dtype=torch.float32, device="cpu").mul(255).view(3, 1, 1)
+        self._std = torch.tensor(IMAGENET_STD, dtype=torch.float32, device="cpu").mul(255).view(3, 1, 1)
 
     def __call__(self, image: Tensor) -> Tensor:
         """The image, uint8 [3, H, W], erased in place."""

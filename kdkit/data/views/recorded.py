@@ -82,6 +82,7 @@ class RecordedViews:
         assert recipe.recorded is not None
         self.steps = RecordedSteps.parse(recipe.recorded)
         self._dtype = self.steps.dtype
+        self._size = recipe.size
         self._store = store
         self._cache_rows = store.match_keys(keys)
         numbered = zip(self._cache_rows.tolist(), range(len(keys)), strict=True)
@@ -108,9 +109,14 @@ class RecordedViews:
                 f"view {view} of row {row} is mixed with row {record['row']} of the cache, which the dataset lacks: "
                 "use all images of the cache"
             )
-        return Recorded(
-            record["own"], partner, record["partner"], float(record["share"]), tuple(record["box"].tolist())
-        )
+        share, box = float(record["share"]), record["box"].tolist()
+        top, left, bottom, right = box
+        if not (0 <= share <= 1 and top <= bottom <= self._size and left <= right <= self._size):
+            raise DatasetError(
+                f"view {view} of row {row} is mixed with share {share:g} and box {box}: expected a share from 0 to "
+                f"1 and a box (top, left, bottom, right) inside the view of {self._size} pixels; the cache is damaged"
+            )
+        return Recorded(record["own"], partner, record["partner"], share, (top, left, bottom, right))
 
     def render(
         self,

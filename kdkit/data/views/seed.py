@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import numpy as np
 import torch
@@ -38,13 +38,20 @@ def seed_all(seed: int) -> None:
 
 @contextmanager
 def preserve_rng_state() -> Iterator[None]:
-    """Restores the states of the three generators at the end of the context."""
+    """Restores the states of the three generators at the end of the context.
+
+    Within it, torch's default dtype is float32 and its default device the CPU, because draws depend on both.
+    """
+    dtype = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
     python_state = random.getstate()
     numpy_state = np.random.get_state()  # noqa: NPY002
     torch_state = torch.default_generator.get_state()
     try:
-        yield
+        with nullcontext() if torch.get_default_device().type == "cpu" else torch.device("cpu"):
+            yield
     finally:
+        torch.set_default_dtype(dtype)
         random.setstate(python_state)
         np.random.set_state(numpy_state)  # noqa: NPY002
         torch.default_generator.set_state(torch_state)

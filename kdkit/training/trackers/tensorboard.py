@@ -6,6 +6,7 @@ import functools
 from typing import Any
 
 from kdkit.errors import MissingDependencyError
+from kdkit.runtime.install import install_command
 from kdkit.training.trackers.tracker import Record, Run, numbers
 
 
@@ -23,7 +24,7 @@ class TensorBoard:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
-            raise MissingDependencyError('TensorBoard is not installed: pip install "kdkit[tensorboard]"') from error
+            raise MissingDependencyError(f"TensorBoard is not installed: {install_command('tensorboard')}") from error
         self._open: Any = functools.partial(SummaryWriter, str(run.folder / "tensorboard"))
         self._writer = self._open()
 

@@ -58,6 +58,7 @@ def test_fault_11_a_second_writer_is_refused_and_a_dead_ones_lock_is_taken_over(
 
 
 def test_a_lock_that_was_let_go_gives_no_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "index.h5").touch()
     for _ in range(2):
         with writer_lock(tmp_path):
             assert (tmp_path / "lock").stat().st_size > 0
@@ -83,7 +84,10 @@ def test_a_folder_that_its_writer_has_just_packed_and_removed_is_finished(tmp_pa
 @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
 def test_a_lock_that_is_no_file_is_refused_without_waiting_for_it(tmp_path: Path, make: Callable[[Path], None]) -> None:
     make(tmp_path / "lock")
-    with pytest.raises(CacheError, match="lock' cannot be locked: it is not a file"), writer_lock(tmp_path):
+    with (
+        pytest.raises(CacheError, match=r"lock' cannot be locked: (it is a pipe|Is a directory); expected a file"),
+        writer_lock(tmp_path),
+    ):
         pass
 
 

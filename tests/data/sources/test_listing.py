@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
+import io
 import os
+import re
+import stat
 import subprocess
 import sys
 import tarfile
@@ -15,6 +19,7 @@ from PIL import Image
 from timm.data import create_dataset
 
 from kdkit.data import FolderSource, MappedSource, create_source
+from kdkit.data.sources.listing import natural_order
 from kdkit.errors import DatasetError
 
 KINDS = ("folder", "zip", "tar")
@@ -85,6 +90,10 @@ ACCEPTED = {
         },
     ),
     "one class alone": (["a/0.png", "a/deep/0.png"], {"a/0.png": "a", "a/deep/0.png": "a"}),
+    "a class that is called train": (
+        ["train/0.png", "car/0.png", "car/deep/0.png"],
+        {"car/0.png": "car", "car/deep/0.png": "car", "train/0.png": "train"},
+    ),
     "other files beside images": (["a/0.png", "a/notes.txt", "readme.txt"], {"a/0.png": "a"}),
 }
 REFUSED = {
@@ -92,6 +101,11 @@ REFUSED = {
         ["train/a/0.png", "train/b/0.png", "val/a/0.png", "val/b/0.png"],
         "'train' and 'val'.* e.g. '.*/train'",
     ),
+    "train and val without classes": (["train/0.png", "val/0.png"], "'train' and 'val'"),
+    "splits with years": (["train2017/a/0.png", "val2017/a/0.png"], "'train2017' and 'val2017'"),
+    "a split among classes": (["train/a/0.png", "train/b/0.png", "cat/0.png"], "holds 'train', not class folders"),
+    "images next to masks": (["images/0.png", "masks/0.png"], "'images' and 'masks'"),
+    "images next to annotations": (["images/0.png", "annotations/0.xml"], "class folder 'annotations'"),
     "an empty class folder": (["a/0.png", "b/0.png", "e/"], "class folder 'e'"),
     "a class folder of other files": (["a/0.png", "b/notes.xml"], "class folder 'b'"),
     "images outside class folders": (["a/0.png", "0.png"], r"outside any class folder \('0\.png'\)"),
@@ -171,21 +185,166 @@ def test_of_tars_of_classes_the_top_folder_in_each_is_the_class(tmp_path: Path) 
     }
 
 
-def test_files_that_are_no_images_are_counted_in_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    create_source(write(tmp_path, "folder", ["a/0.png", "a/b.txt", "a/a.txt", ".hidden/c.txt"]))
+@pytest.mark.parametrize("kind", KINDS)
+def test_files_that_are_no_images_are_counted_by_suffix_in_one_warning(
+    tmp_path: Path, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    files = ["a/0.png", "a/b.txt", "a/a.txt", "a/a.xml", "a/LICENSE.txt", ".hidden/c.txt", "a/Thumbs.db"]
+    create_source(write(tmp_path, kind, files))
     (record,) = caplog.records
-    assert "ignored 2 files in" in record.getMessage()
-    assert "'a/a.txt'" in record.getMessage()
+    assert "ignored 4 files in" in record.getMessage()
+    assert "3 .txt, 1 .xml (the first is 'a/LICENSE.txt')" in record.getMessage()
 
 
-def test_a_dangling_link_to_a_class_folder_is_refused_and_one_to_an_image_named_when_read(tmp_path: Path) -> None:
-    folder = write(tmp_path, "folder", ["a/0.png", "b/0.png"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_labels_of_folders_take_the_top_folder_whatever_its_name(tmp_path: Path, kind: str) -> None:
+    for number, (files, classes) in enumerate(
+        [
+            (["train/a/0.png", "val/a/0.png"], ["train", "val"]),
+            (["images/0.png", "masks/0.png"], ["images", "masks"]),
+            (["pets/cat/0.png", "pets/dog/0.png"], ["pets"]),
+        ]
+    ):
+        assert create_source(write(tmp_path / str(number), kind, files), labels="folder").class_names == classes
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_any_tree_is_read_without_labels_on_request(tmp_path: Path, kind: str) -> None:
+    files = ["0.png", "train/a/0.png", "train/b/c/0.png", "val/1.png", "empty/"]
+    source = create_source(write(tmp_path, kind, files), labels="none")
+    assert list(source.keys) == files[:-1]
+    assert source.class_names is None
+    assert [source[row][1] for row in range(4)] == [-1] * 4
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_holds_no_image_is_skipped_and_recorded_on_request(
+    tmp_path: Path, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = write(tmp_path, kind, ["a/0.png", "a/1.heic", "b/0.png", "c/notes.txt", "d/"])
+    source = create_source(path, skip_missing=True)
+    assert list(source.keys) == ["a/0.png", "b/0.png"]
+    assert source.class_names == ["a", "b"]
+    assert [text.partition(" in ")[0] for text in source.skipped] == [
+        "Pillow cannot decode 'a/1.heic'",
+        "the class folder 'c'",
+        "the class folder 'd'",
+    ]
+    assert f"skipped 3 entries in {path}: Pillow cannot decode 'a/1.heic' in" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["../a/0.png", "/a/0.png", "a/../b/0.png"])
+@pytest.mark.parametrize("kind", ["zip", "tar", "shards"])
+def test_a_member_that_leads_out_of_its_archive_is_refused(tmp_path: Path, kind: str, name: str) -> None:
+    write(tmp_path, "folder", ["a/0.png", "b/0.png"])
+    content = (tmp_path / "data" / "a" / "0.png").read_bytes()
+    if kind == "zip":
+        path = tmp_path / "a.zip"
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("c/0.png", content)
+            archive.writestr(name, content)
+    else:
+        path = tmp_path / "a.tar"
+        members = [("c/0.png", content), (name, content), *([("c/0.cls", b"1")] if kind == "shards" else [])]
+        with tarfile.open(path, "w") as tar:
+            for member, held in members:
+                info = tarfile.TarInfo(member)
+                info.size = len(held)
+                tar.addfile(info, io.BytesIO(held))
+    with pytest.raises(DatasetError, match=rf"'{re.escape(name)}' in .* leads out of the archive"):
+        create_source(path)
+
+
+def test_a_link_in_a_zip_is_refused_and_skipped_on_request(tmp_path: Path) -> None:
+    path = write(tmp_path, "zip", ["a/0.png"])
+    with zipfile.ZipFile(path, "a") as archive:
+        link = zipfile.ZipInfo("b")
+        link.external_attr = (stat.S_IFLNK | 0o777) << 16
+        archive.writestr(link, "a")
+    with pytest.raises(DatasetError, match=r"'b' in the zip file .* is a link"):
+        create_source(path)
+    assert create_source(path, skip_missing=True).class_names == ["a"]
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+def test_a_member_that_is_packed_twice_is_refused(tmp_path: Path, kind: str) -> None:
+    path = write(tmp_path, kind, ["a/0.png", "b/0.png"])
+    extra = tmp_path / "data" / "a" / "0.png"
+    if kind == "zip":
+        with zipfile.ZipFile(path, "a") as archive:
+            archive.writestr("./a/0.png", extra.read_bytes())
+    else:
+        with tarfile.open(path, "a") as tar:
+            tar.add(extra, "./a/0.png")
+    with pytest.raises(DatasetError, match=r"holds 'a/0\.png' twice"):
+        create_source(path)
+
+
+@pytest.mark.parametrize("skip", [False, True])
+def test_links_that_lead_nowhere_and_folders_that_cannot_be_listed_are_refused_or_skipped(
+    tmp_path: Path, skip: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write(tmp_path, "folder", ["a/0.png", "b/0.png", "secret/0.png"])
+    scandir = os.scandir
+
+    def guarded(path: object) -> object:
+        if str(path).endswith("secret"):  # tests may run as root, whom no permission stops
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)  # type: ignore[call-overload]
+
+    os.mkfifo(folder / "a" / "2.png")
+    troubles = {
+        "a/1.png": "is a dangling symlink",
+        "a/2.png": "is neither a file nor a folder",
+        "loop": "cannot be followed",
+        "b/up": "is a symlink to a folder that contains it",
+        "secret": "cannot be listed (Permission denied)",
+    }
     (folder / "a" / "1.png").symlink_to(tmp_path / "gone.png")
-    source = FolderSource(folder)
-    with pytest.raises(DatasetError, match=r"a/1\.png"):
-        source[1]
-    (folder / "c").symlink_to(tmp_path / "gone")
-    with pytest.raises(DatasetError, match=r"'c' in .* is a dangling symlink"):
+    (folder / "loop").symlink_to(folder / "loop")
+    (folder / "b" / "up").symlink_to(folder)
+    monkeypatch.setattr("os.scandir", guarded)
+    if skip:
+        source = FolderSource(folder, skip_missing=True)
+        assert list(source.keys) == ["a/0.png", "b/0.png"]
+        assert source.class_names == ["a", "b"]
+        for name, reason in troubles.items():
+            assert any(f"{name!r} in" in text and reason in text for text in source.skipped)
+    else:
+        for name in ("loop", "b/up", "a/1.png", "a/2.png"):
+            with pytest.raises(DatasetError) as caught:
+                FolderSource(folder)
+            assert any(f"{known!r} in" in str(caught.value) for known in troubles)
+            assert "\n" not in str(caught.value)
+            (folder / name).unlink()
+        with pytest.raises(DatasetError, match=r"'secret' in .* cannot be listed \(Permission denied\)"):
+            FolderSource(folder)
+
+
+def test_a_folder_may_be_deeper_than_python_recurses(tmp_path: Path) -> None:
+    deep = "/".join(["d"] * 300)
+    folder = write(tmp_path, "folder", ["a/0.png", f"a/{deep}/0.png"])
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(len(inspect.stack()) + 200)
+    try:
+        keys = FolderSource(folder).keys
+    finally:
+        sys.setrecursionlimit(limit)
+    assert list(keys) == ["a/0.png", f"a/{deep}/0.png"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_name_of_many_digits_has_its_place(tmp_path: Path, kind: str) -> None:
+    source = create_source(write(tmp_path, kind, [f"{'1' * 200}/0.png", "2/0.png"]))
+    assert source.class_names == ["2", "1" * 200]
+    assert natural_order("1" * 5000 + "a") > natural_order("2b")
+
+
+@pytest.mark.parametrize("name", ["a/1.png", "c"])
+def test_a_dangling_link_to_an_image_or_a_class_folder_is_refused(tmp_path: Path, name: str) -> None:
+    folder = write(tmp_path, "folder", ["a/0.png", "b/0.png"])
+    (folder / name).symlink_to(tmp_path / "gone")
+    with pytest.raises(DatasetError, match=rf"'{name}' in .* is a dangling symlink"):
         FolderSource(folder)
 
 
@@ -226,3 +385,22 @@ def test_timms_dataset_is_refused_where_the_order_of_its_classes_is_chance(tmp_p
     folder = write(tmp_path, "folder", ["A/0.png", "a/0.png"])
     with pytest.raises(DatasetError, match="orders class names by chance"):
         MappedSource(create_dataset("", root=str(folder)))
+
+
+@pytest.mark.parametrize("name", ["classes.zip", "classes.tar", "classes.csv", "classes.tar.gz"])
+def test_a_folder_is_a_folder_whatever_its_name(tmp_path: Path, name: str) -> None:
+    folder = write(tmp_path, "folder", ["a/0.png", "b/0.png"]).rename(tmp_path / name)
+    assert create_source(folder).class_names == ["a", "b"]
+
+
+def test_a_folder_without_images_says_what_it_holds(tmp_path: Path) -> None:
+    (tmp_path / "logs").mkdir()
+    for name in ("0.bin", "1.bin", "README"):
+        (tmp_path / name).touch()
+    with pytest.raises(DatasetError, match=r"holds no images but 2 \.bin, 1 without suffix: expected CLASS"):
+        create_source(tmp_path)
+
+
+def test_an_empty_name_is_not_taken_for_the_current_folder() -> None:
+    with pytest.raises(DatasetError, match="the name of the data is empty"):
+        create_source("")

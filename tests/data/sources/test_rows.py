@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import tarfile
+import unicodedata
 import zipfile
 from pathlib import Path
 
+import h5py
 import pytest
+import timm
 from PIL import Image
 
+import kdkit
+from kdkit.building.config import BuildConfig
+from kdkit.cache.format.keys import key_digests, match_rows
 from kdkit.data import create_source
+from kdkit.recipe import ViewRecipe
 
 NAMES = [
     *("c2/10.png", "c2/9.png", "c2/deep/1.png", "c10/B.png", "c10/a b.jpg"),
@@ -72,3 +80,30 @@ def test_a_source_shows_its_kind_place_images_and_classes_in_one_line(root: Path
     names = {"folder": "FolderSource", "images.zip": "ZipSource"}
     images, classes = len(KINDS[kind]), len(source.class_names or ())
     assert repr(source) == f"{names.get(kind, 'TarSource')}('{root / kind}': {images} images, {classes} classes)"
+
+
+def test_a_cache_with_class_names_in_the_decomposed_form_still_matches_its_folder(tmp_path: Path) -> None:
+    composed, decomposed = (unicodedata.normalize(form, "zé") for form in ("NFC", "NFD"))
+    for name in ("a", decomposed):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        Image.new("RGB", (8, 8), (len(name), 0, 0)).save(tmp_path / "data" / name / "0.png")
+    recipe = ViewRecipe.evaluation(8)
+    dataset = kdkit.open_dataset(tmp_path / "data", recipe=recipe)
+    assert dataset.class_names == ["a", composed]
+    dataset.class_names = ["a", decomposed]  # as versions wrote it that took the names of folders as they were
+    config = BuildConfig(codec="float32", num_workers=0)
+    teacher = kdkit.create_teacher(timm.create_model("test_vit", num_classes=2, img_size=8, patch_size=4))
+    kdkit.build_cache(teacher, dataset, tmp_path / "c.h5", config)
+    with h5py.File(tmp_path / "c.h5") as file:
+        assert json.dumps(decomposed) in json.dumps(json.loads(file.attrs["kdkit"]))
+    matched = kdkit.open_dataset(tmp_path / "data", cache=tmp_path / "c.h5")
+    assert list(matched.keys) == ["a/0.png", f"{decomposed}/0.png"]
+    kdkit.build_cache(teacher, kdkit.open_dataset(tmp_path / "data", recipe=recipe), tmp_path / "c.h5", config)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_cache_of_the_same_keys_in_another_order_gives_each_image_its_own_row(root: Path, kind: str) -> None:
+    source = create_source(root / kind)
+    keys = sorted(source.keys, reverse=True)  # as another version, or another reader, may have listed them
+    digests = key_digests(keys)
+    assert [keys[row] for row in match_rows(digests, key_digests(source.keys))] == list(source.keys)

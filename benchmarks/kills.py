@@ -1,0 +1,93 @@
+"""Commands that are killed, or meet a full disk or an error, at counted calls and at random times.
+
+    python benchmarks/kills.py                300 kills; ENOSPC and EIO at every call that the limit allows
+    python benchmarks/kills.py --quick        some of each
+    python benchmarks/kills.py --kills 100 --errors 200
+
+Commands: build, extend, pack, import and distill, with 2 loader workers; the errors of distill are those of a run and
+its checkpoints. After each disturbed run the same command runs again, at once and without a fault. It must work, end
+with the output of an undisturbed run (weights and records of a run without times), and leave nothing beside it. A
+disturbed run must end by itself, with its output or with an error of one line, unless it was killed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from pathlib import Path
+
+from _result import Report, parser
+
+TESTS = Path(__file__).parents[1] / "tests"
+SHARES = {"build": 0.3, "extend": 0.2, "pack": 0.2, "import": 0.2, "distill": 0.1}
+"""Command -> share of all kills; a run of distill takes ten times as long as the others."""
+ERRORS = ("ENOSPC", "EIO")
+
+
+def compile_shim(folder: Path) -> Path:
+    """The library that intercepts the calls of the C library."""
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if compiler is None:
+        raise SystemExit("kills.py needs a C compiler: it preloads a library that intercepts calls")
+    library = folder / "shim.so"
+    source = TESTS / "faults" / "shim.c"
+    subprocess.run([compiler, "-shared", "-fPIC", "-O1", "-w", "-o", str(library), str(source), "-ldl"], check=True)
+    return library
+
+
+def run(shim: Path, command: str, fault: str, trials: int) -> tuple[int, Counter[str], str]:
+    """Calls of an undisturbed run, how the disturbed runs ended, and the failure that stopped them, if any."""
+    path = os.pathsep.join([str(TESTS), str(TESTS.parent), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "LD_PRELOAD": str(shim)}
+    with tempfile.TemporaryDirectory() as folder:
+        script = [sys.executable, str(TESTS / "faults" / "inject.py"), folder, str(shim), command, fault, str(trials)]
+        done = subprocess.run(script, env=environment, capture_output=True, text=True, check=False)
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    failure = "" if done.returncode == 0 else (done.stderr.strip().splitlines() or ["no message"])[-1]
+    return (lines[0]["calls"] if lines else 0), Counter(end for _, _, end in lines[1:]), failure
+
+
+def main() -> None:
+    """Runs all trials and writes the dated result."""
+    arguments = parser(__doc__)
+    arguments.add_argument("--kills", type=int, default=300, help="number of kills, half of them at random times")
+    arguments.add_argument("--errors", type=int, default=1000, help="greatest number of calls of a command that fail")
+    arguments.add_argument("--errors-of", nargs="*", choices=SHARES, default=list(SHARES), help="commands that fail")
+    options = arguments.parse_args()
+    kills, errors = (20, 6) if options.quick else (options.kills, options.errors)
+    report = Report("kills", "Killed commands and failing file systems", options.quick)
+    rows, failures = [], []
+    with tempfile.TemporaryDirectory() as folder:
+        shim = compile_shim(Path(folder))
+        trials = [(command, "kill", round(kills * share)) for command, share in SHARES.items()]
+        trials += [(command, fault, errors) for command in options.errors_of for fault in ERRORS]
+        for command, fault, number in trials:
+            if not number:
+                continue
+            calls, ends, failure = run(shim, command, fault, number)
+            rows.append([command, fault, calls, ends.total(), *(ends[end] for end in ("killed", "refused", "done"))])
+            print(*rows[-1], failure, flush=True)
+            failures += [[command, fault, failure]] if failure else []
+    report.text(
+        "Each repeat after a disturbed run worked at once, ended with the output of an undisturbed run, and left "
+        "nothing beside it, unless a failure is listed. ENOSPC stays from its call on and meets calls that need space; "
+        "EIO is of one call of any kind. A run that ended well met its fault where that changes nothing, or too late."
+    )
+    header = ["command", "fault", "calls of a run", "trials", "killed", "one-line error", "ended well"]
+    report.table(header, rows)
+    if failures:
+        report.table(["command", "fault", "failure, after which no more were tried"], failures)
+    report.figure("kills", sum(row[4] for row in rows if row[1] == "kill"))
+    report.figure("errors", sum(row[3] for row in rows if row[1] != "kill"))
+    report.figure("failures", len(failures))
+    report.write(options.output)
+    raise SystemExit(bool(failures))
+
+
+if __name__ == "__main__":
+    main()

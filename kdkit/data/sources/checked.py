@@ -1,0 +1,72 @@
+"""A source whose keys and labels are checked: at once as far as they are known, else when an image is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from PIL import Image
+
+from kdkit.data.sources.base import ImageSource, targets_of
+from kdkit.data.sources.labels import check_range, class_index
+from kdkit.data.sources.repeatable import check_repeatable
+from kdkit.errors import DatasetError
+
+_REPEATABLE = tuple(
+    f"kdkit.data.sources.{name}"
+    for name in ("array", "folder", "labels", "mapped", "selection", "table", "tar", "webdataset", "zip")
+)
+"""Modules whose sources give the same image each time, or have been checked when they were made."""
+
+
+class CheckedSource:
+    """Loads the images of a source with their class indices.
+
+    Args:
+        source: where the images come from.
+        num_classes: number of classes; None if it is unknown.
+
+    Raises:
+        LabelError: a label that is known before its image is loaded is no class index, or there is no such class.
+    """
+
+    def __init__(self, source: ImageSource, num_classes: int | None) -> None:
+        self.source = source
+        self.num_classes = num_classes
+        if (targets := targets_of(source)) is not None:
+            check_range(targets, num_classes, source.keys)
+
+    def __call__(self, row: int) -> tuple[Image.Image, int]:
+        """The image of a row, and its class index; -1 for no label.
+
+        Raises:
+            LabelError: the label is no class index, or there is no such class.
+        """
+        image, label = self.source[row]
+        key = self.source.keys[row]
+        return image, class_index(label, key, type(self.source).__name__, self.num_classes)
+
+
+def check_source(source: ImageSource) -> None:
+    """Checks that a source has samples, with unique keys, and gives the same image each time.
+
+    Raises:
+        DatasetError: it does not.
+    """
+    if len(source) == 0:
+        raise DatasetError("the dataset holds no samples")
+    keys: Sequence[object] = source.keys  # a custom source may hold anything
+    for other in (key for key in keys if not isinstance(key, str)):
+        raise DatasetError(f"a sample has the key {other!r}, a {type(other).__name__}: keys must be strings")
+    if len(set(source.keys)) != len(source.keys):
+        raise DatasetError(f"two samples have the key {_first_repeated(source.keys)!r}: keys must be unique")
+    if not any(kind.__module__ in _REPEATABLE for kind in type(source).__mro__):
+        check_repeatable(source.__getitem__, len(source), type(source).__name__)
+
+
+def _first_repeated(keys: Sequence[str]) -> str:
+    seen: set[str] = set()
+    for key in keys:
+        if key in seen:
+            return key
+        seen.add(key)
+    raise AssertionError("no key is repeated")

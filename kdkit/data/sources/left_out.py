@@ -1,0 +1,68 @@
+"""What a source does not show: files that are no images, which are counted, and images that are missing."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+
+from kdkit.data.sources.image import suffix_of
+from kdkit.errors import DatasetError
+
+_logger = logging.getLogger(__name__)
+_SHOWN = 5
+
+
+class LeftOut:
+    """Accounts for everything in a folder or archive that is not listed as an image.
+
+    Args:
+        origin: path of the folder or archive, for messages.
+        skip_missing: whether what should be an image, and is none, is skipped; otherwise it is an error.
+
+    Attributes:
+        skipped: one text for each entry that was skipped.
+    """
+
+    def __init__(self, origin: str, skip_missing: bool) -> None:
+        self.origin = origin
+        self.skipped: list[str] = []
+        self._skip_missing = skip_missing
+        self._others: Counter[str] = Counter()
+        self._first = ""
+
+    def count(self, path: str) -> None:
+        """Counts a file that is no image."""
+        self._others[suffix_of(path) or "without suffix"] += 1
+        self._first = min(self._first or path, path)
+
+    def miss(self, message: str, remedy: str) -> None:
+        """Notes an entry that should hold an image: `message` names it and says what is wrong.
+
+        Raises:
+            DatasetError: such entries are not skipped.
+        """
+        if not self._skip_missing:
+            raise DatasetError(f"{message}: {remedy}, or give skip_missing")
+        self.skipped.append(message)
+
+    def but(self) -> str:
+        """What a place without images holds instead, for a message."""
+        return f" but {self._counted()}" if self._others else ""
+
+    def _counted(self) -> str:
+        counted = ", ".join(f"{number:,} {suffix}" for suffix, number in self._others.most_common(_SHOWN))
+        return counted + (f", {len(self._others) - _SHOWN} further suffixes" if len(self._others) > _SHOWN else "")
+
+    def log(self) -> None:
+        """Logs, in one line each, how many files of which suffix are no images, and what was skipped."""
+        if self._others:
+            _logger.warning(
+                "ignored %d files in %s that are not images: %s (the first is %r)",
+                self._others.total(),
+                self.origin,
+                self._counted(),
+                self._first,
+            )
+        if self.skipped:
+            shown = "; ".join(self.skipped[:_SHOWN]) + ("; ..." if len(self.skipped) > _SHOWN else "")
+            _logger.warning("skipped %d entries in %s: %s", len(self.skipped), self.origin, shown)

@@ -1,0 +1,170 @@
+"""Models by their timm names, with weights of timm or of a file; whatever fails is a one-line error."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import timm
+from torch import Tensor, nn
+
+from kdkit.errors import CheckpointError, ConfigError, KdkitError, UnknownNameError, first_line, nearest
+from kdkit.runtime.memory import is_out_of_memory
+from kdkit.teachers.model_config import model_config
+from kdkit.teachers.weights import Checkpoint, fit_state, image_size_of, load_state, read_checkpoint, skeleton_of
+
+_LOADED_BY_TIMM = ("hf-hub:", "local-dir:", "hf_hub:", "local_dir:")
+_WITHOUT_NETWORK = {
+    "student": "leave out pretrained, or give a weights file, --student_options '{checkpoint_path: FILE}'",
+    "teacher": "give a weights file, --teacher.checkpoint FILE (in Python checkpoint=FILE)",
+}
+_FILE = "checkpoint_path"
+FIRST_WEIGHTS = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", _FILE, "cache_dir")
+"""Arguments of timm.create_model about the initial weights: the trained ones are in a checkpoint."""
+
+
+def build_model(
+    name: str, checkpoint: str | Path | None, *, ema: bool | None = None, subject: str = "model"
+) -> nn.Module:
+    """Returns timm's model called `name`, with the weights of `checkpoint`, or else with timm's pretrained weights.
+
+    The model has as many classes as the checkpoint, the image size of its position embedding, and of its images the
+    size, crop and normalisation that timm's arguments in the checkpoint name.
+
+    Args:
+        name: with or without tag, also `hf-hub:` and `local-dir:` names.
+        checkpoint: the file, or None.
+        ema: as for `read_checkpoint`.
+        subject: the model's part in errors, e.g. "teacher".
+
+    Raises:
+        UnknownNameError: timm has no such model or tag; the error suggests the nearest names.
+        CheckpointError: the weights cannot be read or do not fit.
+    """
+    check_name(name, subject)
+    if checkpoint is None:
+        return create_model(name, subject, pretrained=True)
+    return _with_weights(name, read_checkpoint(checkpoint, ema=ema), subject)
+
+
+def _with_weights(name: str, checkpoint: Checkpoint, subject: str) -> nn.Module:
+    plain = skeleton_of(functools.partial(create_model, name, subject))
+    state = checkpoint.fitted_to(plain.state_dict().keys())
+    size = image_size_of(state, plain)
+    options: dict[str, Any] = _head_width(plain, state) | ({} if size is None else {"img_size": size})
+    module = create_model(name, subject, **options)
+    load_state(module, state, checkpoint.path)
+    if own := ({} if size is None else {"input_size": (3, size, size)}) | checkpoint.input_config():
+        unset = {"test_input_size": None, "test_crop_pct": None}  # of timm's own weights
+        setattr(module, "pretrained_cfg", {**model_config(module), **unset, **own})  # noqa: B010 -- not a tensor
+    return module
+
+
+def build_trained(
+    name: str, options: Mapping[str, Any], checkpoint: str | Path, *, ema: bool | None = None, subject: str = "student"
+) -> nn.Module:
+    """Returns timm's model called `name`, built with `options`, with the weights of `checkpoint`.
+
+    Names and shapes are compared before the model takes memory, because a foreign folder may describe any size.
+
+    Raises:
+        UnknownNameError, ConfigError: there is no such model, or it does not take the options.
+        CheckpointError: the weights cannot be read or do not fit.
+    """
+    check_name(name, subject)
+    found = read_checkpoint(checkpoint, ema=ema)
+    make = functools.partial(create_model, name, subject, **options)
+    plain = skeleton_of(make)
+    state = fit_state(plain, found.fitted_to(plain.state_dict().keys()), checkpoint)
+    module = make()
+    module.load_state_dict(state, strict=True)
+    return module
+
+
+def check_name(name: str, subject: str = "model") -> None:
+    """Checks that timm has the model and, if one is given, the tag.
+
+    Raises:
+        UnknownNameError: it does not; the error suggests the nearest names.
+    """
+    if name.startswith(_LOADED_BY_TIMM):
+        return
+    base, _, tag = name.partition(".")
+    if not timm.is_model(base):
+        known = timm.list_models()
+        raise UnknownNameError(f"timm {timm.__version__} has no {subject} {base!r}{nearest(base, known)}{_place(name)}")
+    tagged = timm.list_pretrained(f"{base}.*") if tag else []
+    if tag and name not in tagged:
+        known_tags = ", ".join(tagged) or "none"
+        raise UnknownNameError(f"timm {timm.__version__} has no {subject} {name!r}; it has {known_tags}")
+
+
+def _place(name: str) -> str:
+    """What else a name may mean, where it is that of a file or folder."""
+    path = Path(name)
+    if path.is_dir():
+        return "; the folder of that name has neither the student.json of a run nor the config.json of an export"
+    return "; a weights file also needs the name of its model" if path.is_file() else ""
+
+
+def create_model(name: str, subject: str, *, pretrained: bool = False, **options: Any) -> nn.Module:
+    """timm.create_model, whose errors become kdkit's; a `checkpoint_path` among the options is read as kdkit reads it.
+
+    Raises:
+        ConfigError: the model does not take the options.
+        CheckpointError: the weights could not be loaded.
+    """
+    file = options.pop(_FILE, None)
+    try:
+        with _quiet_hub():
+            model: nn.Module = timm.create_model(name, pretrained=pretrained, **options)
+    except KdkitError:
+        raise
+    except Exception as error:  # models, their builders and hub clients raise errors of many kinds
+        raise _explained(error, name, subject, options, pretrained=pretrained) from error
+    if file:
+        load_state(model, read_checkpoint(file).fitted_to(model.state_dict().keys()), file)
+    return model
+
+
+@contextmanager
+def _quiet_hub() -> Iterator[None]:
+    """Within the context, the hub's client does not log each attempt to reach it: its error tells all."""
+    log = logging.getLogger("huggingface_hub")
+    before = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(before)
+
+
+def _explained(
+    error: Exception, name: str, subject: str, options: Mapping[str, Any], *, pretrained: bool
+) -> KdkitError:
+    """The one-line error for whatever timm.create_model raised."""
+    reason = first_line(error)
+    given = f"with the options {dict(options)!r}" if options else "as it is"
+    if is_out_of_memory(error):
+        return ConfigError(f"the {subject} {name!r} does not fit into memory {given} ({reason})")
+    if isinstance(error, TypeError):
+        return ConfigError(f"the {subject} {name!r} does not take these options: {reason}")
+    if pretrained or name.startswith(_LOADED_BY_TIMM):
+        ways = _WITHOUT_NETWORK.get(subject, "give a weights file, checkpoint=FILE")
+        return CheckpointError(
+            f"the pretrained weights of the {subject} {name!r} could not be loaded ({reason}): check the network, or "
+            f"{ways}"
+        )
+    return ConfigError(f"timm cannot build the {subject} {name!r} {given}: {type(error).__name__}: {reason}")
+
+
+def _head_width(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, int]:
+    """num_classes of the checkpoint's own classifier, so that no head is ever replaced."""
+    classifier = model_config(model).get("classifier")
+    first = classifier[0] if isinstance(classifier, (tuple, list)) else classifier
+    bias = state.get(f"{first}.bias", state.get(f"{first}.weight")) if first else None
+    return {} if bias is None or bias.ndim == 0 else {"num_classes": bias.shape[0]}

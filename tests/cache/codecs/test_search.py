@@ -1,0 +1,60 @@
+"""The search for codes: against coordinate descent written plainly, and within its memory."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from kdkit.cache.codecs.search import Levels, TailObjective, chunk_rows
+
+
+def problem(rank: int) -> tuple[TailObjective, Levels, Tensor]:
+    """Five rows of 300 classes in float64, whose tails are described by `rank` coefficients."""
+    draw = torch.Generator().manual_seed(rank)
+    basis = torch.linalg.qr(torch.randn(300, rank, generator=draw, dtype=torch.float64))[0].T
+    target = torch.randn(5, 300, generator=draw, dtype=torch.float64).mul(3).log_softmax(dim=1)
+    deviation = torch.linspace(3, 0.5, rank, dtype=torch.float64)
+    half = (2.0 ** torch.linspace(5, 1, rank, dtype=torch.float64).round() - 1) / 2
+    objective = TailObjective(target, target.topk(4, dim=1)[1], torch.zeros(300, dtype=torch.float64), basis, deviation)
+    step = (torch.rand(5, 1, generator=draw, dtype=torch.float64) + 0.5) * deviation / 4
+    return (
+        objective,
+        Levels(step, half, (2 * half).int().tolist()),
+        torch.randn(5, rank, generator=draw, dtype=torch.float64) * deviation,
+    )
+
+
+def descend_plainly(objective: TailObjective, levels: Levels, codes: Tensor) -> Tensor:
+    """Each coefficient of each row in turn to its best level, the gradient of a quadratic form computed anew."""
+    codes = codes.clone()
+    first = levels.values(codes)
+    slope, curvature = objective.gradient(first), objective.curvature
+    for row in range(len(codes)):
+        for i, half in enumerate(levels.half.tolist()):
+            values = (codes[row] - levels.half) * levels.step[row]
+            here = slope[row, i] + curvature[row, i] @ (values - first[row])
+            best = codes[row, i] - here / (curvature[row, i, i] * levels.step[row, i])
+            codes[row, i] = min(max(round(float(best)), 0), 2 * half)
+    return codes
+
+
+@pytest.mark.parametrize("rank", [1, 31, 32, 33, 80])
+def test_coefficients_are_rounded_as_by_coordinate_descent_over_single_rows(rank: int) -> None:
+    objective, levels, coefficients = problem(rank)
+    expected = levels.nearest(coefficients)
+    assert not torch.equal(expected, descend_plainly(objective, levels, expected))
+    for _ in range(2):
+        expected = descend_plainly(objective, levels, expected)
+    assert torch.equal(objective.round(coefficients, levels), expected.to(torch.int64))
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize(("num_classes", "rank"), [(2, 1), (1000, 256), (1000, 512), (21_841, 512), (300_000, 512)])
+def test_a_chunk_is_a_power_of_two_of_rows_whose_temporaries_stay_below_a_gibibyte(
+    num_classes: int, rank: int, device: str
+) -> None:
+    rows = chunk_rows(num_classes, rank, torch.device(device))
+    assert rows.bit_count() == 1
+    heavy = min(num_classes, max(192, min(num_classes // 6, 2048)))
+    assert rows * (3 * heavy * rank + 8 * num_classes + 2 * rank * rank) * 4 < 1 << 30

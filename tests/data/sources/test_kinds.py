@@ -1,0 +1,425 @@
+"""The same small dataset in every kind of data: one meaning of its labels, or one refusal that names the sample."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import tarfile
+import unicodedata
+import zipfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+
+import kdkit
+from kdkit.data import ArraySource, MappedSource, ReplayedDataset, create_source
+from kdkit.errors import ConfigError, DatasetError, KdkitError, LabelError
+from kdkit.recipe import ViewRecipe
+
+COUNT = 6
+ROMAN = "\u2160"  # the numeral one, a letter of its own
+IMAGES = [Image.new("RGB", (8, 8), (40 * row, 10, 200)) for row in range(COUNT)]
+Labels = Sequence[Any]
+datasets = pytest.importorskip("datasets", reason="not installed; the extra `test` has it")
+parquet = pytest.importorskip("pyarrow.parquet", reason="not installed; the extra `test` has it")
+pyarrow = pytest.importorskip("pyarrow")
+
+
+def png(row: int) -> bytes:
+    stream = io.BytesIO()
+    IMAGES[row].save(stream, format="PNG")
+    return stream.getvalue()
+
+
+def write_tar(path: Path, members: Sequence[tuple[str, bytes]]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as archive:
+        for name, content in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    return path
+
+
+def write_files(root: Path, members: Sequence[tuple[str, bytes]]) -> Path:
+    for name, content in members:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    return root
+
+
+def in_folders(labels: Labels) -> list[tuple[str, bytes]]:
+    return [(f"{label}/{row}.png", png(row)) for row, label in enumerate(labels)]
+
+
+def folder(root: Path, labels: Labels) -> Path:
+    return write_files(root / "folder", in_folders(labels))
+
+
+def zipped(root: Path, labels: Labels) -> Path:
+    with zipfile.ZipFile(root / "a.zip", "w") as archive:
+        for name, content in in_folders(labels):
+            archive.writestr(name, content)
+    return root / "a.zip"
+
+
+def tar(root: Path, labels: Labels) -> Path:
+    return write_tar(root / "a.tar", in_folders(labels))
+
+
+def tars(root: Path, labels: Labels) -> Path:
+    for label in dict.fromkeys(labels):
+        members = [(f"{row}.png", png(row)) for row, other in enumerate(labels) if other == label]
+        write_tar(root / "tars" / f"{label}.tar", members)
+    return root / "tars"
+
+
+def tar_of_tars(root: Path, labels: Labels) -> Path:
+    inner = tars(root, labels)
+    with tarfile.open(root / "all.tar", "w") as archive:
+        archive.add(inner, arcname="all")
+    return root / "all.tar"
+
+
+def shards_of_folders(root: Path, labels: Labels) -> Path:
+    """Shards in whose class folders the images are."""
+    members = in_folders(labels)
+    write_tar(root / "shards" / "shard-000000.tar", members[:3])
+    return write_tar(root / "shards" / "shard-000001.tar", members[3:]).parent
+
+
+def webdataset(root: Path, labels: Labels, suffix: str) -> Path:
+    members: list[tuple[str, bytes]] = []
+    for row, label in enumerate(labels):
+        text = json.dumps({"label": label}) if suffix == "json" else "" if label is None else str(label)
+        members += [(f"{row:06d}.png", png(row)), (f"{row:06d}.{suffix}", text.encode())]
+    write_tar(root / "shards" / "shard-000000.tar", members[:6])
+    return write_tar(root / "shards" / "shard-000001.tar", members[6:]).parent
+
+
+def hugging_face(root: Path, labels: Labels) -> Any:
+    rows = {"image": [{"bytes": png(row), "path": f"{row}.png"} for row in range(COUNT)], "label": list(labels)}
+    return datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image())
+
+
+def text_table(root: Path, labels: Labels, mark: str = ",", kind: str = "csv") -> Path:
+    names = [f"images/{row}.png" for row in range(COUNT)]
+    write_files(root, [(name, png(row)) for row, name in enumerate(names)])
+    lines = [f"path{mark}label"]
+    lines += [f"{name}{mark}{'' if label is None else label}" for name, label in zip(names, labels, strict=True)]
+    (root / f"a.{kind}").write_text("\n".join(lines) + "\n")
+    return root / f"a.{kind}"
+
+
+def parquet_table(root: Path, labels: Labels) -> Path:
+    text_table(root, labels)
+    paths = [f"images/{row}.png" for row in range(COUNT)]
+    parquet.write_table(pyarrow.table({"path": paths, "label": list(labels)}), root / "a.parquet")
+    return root / "a.parquet"
+
+
+def mapped(root: Path, labels: Labels) -> Any:
+    return list(zip(IMAGES, labels, strict=True))
+
+
+def mappings(root: Path, labels: Labels) -> Any:
+    return [{"image": image, "label": label} for image, label in zip(IMAGES, labels, strict=True)]
+
+
+def arrays(root: Path, labels: Labels) -> ArraySource:
+    return ArraySource(np.stack([np.asarray(image) for image in IMAGES]), list(labels))
+
+
+NAMED: dict[str, Callable[[Path, Labels], Any]] = {
+    "folder": folder,
+    "zip": zipped,
+    "tar": tar,
+    "folder of tars": tars,
+    "tar of tars": tar_of_tars,
+    "shards of class folders": shards_of_folders,
+}
+"""Kinds in which the name of a folder or tar is the class."""
+VALUED: dict[str, Callable[[Path, Labels], Any]] = {
+    "cls": lambda root, labels: webdataset(root, labels, "cls"),
+    "json": lambda root, labels: webdataset(root, labels, "json"),
+    "Hugging Face": hugging_face,
+    "hfds": hugging_face,
+    "csv": text_table,
+    "tsv": lambda root, labels: text_table(root, labels, "\t", "tsv"),
+    "parquet": parquet_table,
+}
+"""Kinds in which a label is a name or a class index."""
+INDEXED: dict[str, Callable[[Path, Labels], Any]] = {"mapped": mapped, "mappings": mappings, "arrays": arrays}
+"""Kinds in which a label is a class index."""
+TEXTS = ("cls", "csv", "tsv")
+
+
+@pytest.fixture
+def opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """Writes labels as data of a kind and opens it; hfds/NAME answers with the Hugging Face dataset."""
+
+    def open_kind(kind: str, content: Labels, **options: Any) -> Any:
+        data = {**NAMED, **VALUED, **INDEXED}[kind](tmp_path, content)
+        if kind == "hfds":
+            monkeypatch.setattr("datasets.load_dataset", lambda name, split, table=data: table)
+            data = "hfds/me/it:test"
+        return create_source(data, **options)
+
+    return open_kind
+
+
+def found(source: Any) -> dict[int, Any]:
+    """Row, told by the pixels, -> class name or, without names, class index."""
+    rows = {}
+    for index in range(len(source)):
+        image, target = source[index]
+        row = round(image.getpixel((0, 0))[0] / 40)
+        rows[row] = target if source.class_names is None or target < 0 else source.class_names[target]
+        if source.targets is not None:
+            assert source.targets[index] == target
+    return rows
+
+
+@pytest.mark.parametrize("kind", [*NAMED, *VALUED])
+def test_names_are_classes_in_one_natural_order(opened: Callable[..., Any], kind: str) -> None:
+    labels = ["b x", "a", "A", "10²", "①", ROMAN]
+    source = opened(kind, labels)
+    assert list(source.class_names) == ["10²", "A", "a", "b x", ROMAN, "①"]
+    assert found(source) == dict(enumerate(labels))
+
+
+@pytest.mark.parametrize("kind", [*NAMED, *VALUED])
+def test_unicode_forms_of_one_name_are_one_class(opened: Callable[..., Any], kind: str) -> None:
+    composed, decomposed = (unicodedata.normalize(form, "été") for form in ("NFC", "NFD"))
+    assert composed != decomposed
+    source = opened(kind, ["f", decomposed, composed, decomposed, "z", "z"])
+    assert list(source.class_names) == ["f", "z", composed]
+    assert found(source) == dict(enumerate(["f", composed, composed, composed, "z", "z"]))
+
+
+@pytest.mark.parametrize("kind", [*NAMED, *VALUED])
+def test_names_that_differ_in_the_blanks_around_them_do_not_make_two_classes(
+    opened: Callable[..., Any], kind: str
+) -> None:
+    labels = ["cat", " cat", "cat ", "dog", "dog", "dog"]
+    if kind in NAMED:
+        with pytest.raises(DatasetError, match="remove the blanks around the names"):
+            opened(kind, labels)
+    else:
+        assert list(opened(kind, labels).class_names) == ["cat", "dog"]
+
+
+@pytest.mark.parametrize("kind", [*VALUED, *INDEXED])
+def test_whole_numbers_are_class_indices_and_minus_one_and_none_are_no_label(
+    opened: Callable[..., Any], kind: str
+) -> None:
+    source = opened(kind, [3, 0, -1, None, 1, 0])
+    assert source.class_names is None
+    assert found(source) == {0: 3, 1: 0, 2: -1, 3: -1, 4: 1, 5: 0}
+
+
+ODD: dict[str, Labels] = {
+    "a float": [0, 1, 2, 1.7, 0, 1],
+    "whole floats": [0.0, 1.0, 2.0, 0.0, 0.0, 1.0],
+    "nan": [0.0, 1.0, float("nan"), 1.0, 0.0, 1.0],
+    "below -1": [0, 1, -5, 0, 0, 1],
+    "too large": [0, 1, 10**12, 0, 0, 1],
+}
+
+
+@pytest.mark.parametrize("kind", [*VALUED, *INDEXED])
+@pytest.mark.parametrize("case", ODD)
+def test_a_number_that_is_no_class_index_is_refused_with_the_sample(
+    opened: Callable[..., Any], kind: str, case: str
+) -> None:
+    with pytest.raises(LabelError, match="whole number") as caught:
+        found(opened(kind, ODD[case]))
+    assert "the label of '" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["json", "Hugging Face", "parquet", *INDEXED])
+def test_bools_are_no_labels(opened: Callable[..., Any], kind: str) -> None:
+    with pytest.raises(LabelError, match=r"True \(bool"):
+        found(opened(kind, [True, False, True, True, False, True]))
+
+
+@pytest.mark.parametrize("kind", VALUED)
+@pytest.mark.parametrize(
+    "odd", ["01", "2.5", "1e3", "+1", "nan", "NaN", "None", "NULL", "N/A", "<NA>", "inf", "1_0", "\uff19"]
+)
+def test_a_text_that_is_a_number_or_a_missing_value_is_no_class_name(
+    opened: Callable[..., Any], kind: str, odd: str
+) -> None:
+    with pytest.raises(LabelError, match=re.escape(f"'{odd}'")):
+        opened(kind, ["a", "b", "c", "b", odd, "a"])
+
+
+@pytest.mark.parametrize("kind", VALUED)
+def test_numbers_among_names_are_refused(opened: Callable[..., Any], kind: str) -> None:
+    with pytest.raises(LabelError, match="or names for all"):
+        opened(kind, ["cat", "1", "2", "cat", "3", "1"])
+
+
+@pytest.mark.parametrize("kind", [*NAMED, *VALUED, *INDEXED])
+def test_labels_are_left_out_on_request(opened: Callable[..., Any], kind: str) -> None:
+    source = opened(kind, [1, 0, 1, 2, 0, 1] if kind in INDEXED else list("abcabc"), labels="none")
+    assert source.class_names is None
+    assert found(source) == dict.fromkeys(range(COUNT), -1)
+    assert ReplayedDataset(source, ViewRecipe(size=8)).is_unlabelled
+
+
+@pytest.mark.parametrize("kind", [*NAMED, *VALUED, *INDEXED])
+def test_a_label_beyond_the_students_classes_is_refused_with_key_and_label(
+    opened: Callable[..., Any], kind: str
+) -> None:
+    source = opened(kind, list("abcabd") if kind in NAMED else [0, 1, 2, 0, 1, 9])
+    dataset = ReplayedDataset(source, ViewRecipe(size=8))
+    last = next(key for index, key in enumerate(source.keys) if found(source)[5] == _name(source, index))
+    with pytest.raises(DatasetError) as caught:
+        # before the first step: of labels that come only with their images before the step of the batch
+        for _ in kdkit.create_loader(dataset, Student(), batch_size=COUNT, num_workers=0):
+            pass
+    label = 3 if kind in NAMED else 9
+    assert f"the label of {last!r} is {label}: expected 0 to 2" in str(caught.value)
+
+
+class Student(torch.nn.Linear):
+    """A model of three classes."""
+
+    num_classes = 3
+
+    def __init__(self) -> None:
+        super().__init__(1, 3)
+
+
+def _name(source: Any, index: int) -> Any:
+    target = source[index][1]
+    return target if source.class_names is None else source.class_names[target]
+
+
+@pytest.mark.parametrize("kind", ["mapped", "mappings"])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_label_that_comes_with_its_image_is_never_skipped_as_unreadable(
+    opened: Callable[..., Any], kind: str, workers: int
+) -> None:
+    source = opened(kind, [0, 1, 2, 0, 1, -7])
+    dataset = ReplayedDataset(source, ViewRecipe(size=8)).skipping_unreadable()
+    with pytest.raises(DatasetError, match=r"^the label of '5' is -7") as caught:
+        list(kdkit.create_loader(dataset, Student(), batch_size=3, num_workers=workers))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("label", "index"),
+    [
+        (np.int64(2), 2),
+        (np.uint8(2), 2),
+        (np.array(2), 2),
+        (np.array([2]), 2),
+        (torch.tensor(2), 2),
+        (torch.tensor([2], dtype=torch.int32), 2),
+        (torch.tensor(-1), -1),
+    ],
+)
+def test_scalars_of_numpy_and_torch_are_class_indices(label: Any, index: int) -> None:
+    assert MappedSource([(IMAGES[0], label)])[0][1] == index
+    assert ArraySource(np.zeros((1, 8, 8), np.uint8), [label]).targets.tolist() == [index]
+
+
+@pytest.mark.parametrize(
+    "label",
+    [np.float32(1), np.array(1.7), np.bool_(True), torch.tensor(1.7), torch.tensor(True), torch.tensor([0, 1]), "1"],
+)
+def test_other_scalars_and_vectors_are_refused(label: Any) -> None:
+    with pytest.raises(LabelError, match="the label of '0' in"):
+        MappedSource([(IMAGES[0], label)])[0]
+    with pytest.raises(LabelError, match="the label of '0' in"):
+        ArraySource(np.zeros((1, 8, 8), np.uint8), [label])
+
+
+def test_a_label_below_minus_one_is_not_taken_for_no_label_in_mixed_views() -> None:
+    recipe = ViewRecipe(size=8, mixup_alpha=0.5)
+    images, keys = np.zeros((4, 8, 8), np.uint8), list("abcd")
+
+    class Mine:
+        """A source of one's own, with known targets or without."""
+
+        class_names = None
+
+        def __init__(self, targets: list[int] | None) -> None:
+            self.keys = keys
+            self.targets = targets
+
+        def __len__(self) -> int:
+            return 4
+
+        def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+            return Image.fromarray(images[index]).convert("RGB"), [0, 1, -5, 1][index]
+
+    with pytest.raises(LabelError, match="the label of 'c' is -5"):
+        ReplayedDataset(Mine([0, 1, -5, 1]), recipe, num_classes=2)
+    dataset = ReplayedDataset(Mine(None), recipe, num_classes=2)
+    with pytest.raises(DatasetError, match="the label of 'c' is -5: expected 0 to 1"):
+        [dataset[row, 0] for row in range(4)]
+
+
+def test_a_hugging_face_label_without_a_name_is_refused() -> None:
+    table = hugging_face(Path(), [0, 1, 0, 1, 0, 0])
+    names = datasets.ClassLabel(names=["x", "y"])
+    assert create_source(table.cast_column("label", names)).class_names == ["x", "y"]
+    three = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["x", "y", "z"])})
+    wide = hugging_face(Path(), [0, 1, 2, 1, 0, 0]).cast(three)
+    wide = datasets.Dataset(wide.data, info=datasets.DatasetInfo(features=table.cast_column("label", names).features))
+    with pytest.raises(LabelError, match=r"the label of '2\.png' is 2: expected 0 to 1"):
+        create_source(wide)
+
+
+@pytest.mark.parametrize("kind", [*VALUED, *INDEXED])
+def test_a_rule_for_folders_is_refused_where_there_are_none(opened: Callable[..., Any], kind: str) -> None:
+    if kind in ("cls", "json"):
+        with pytest.raises(DatasetError, match="outside any class folder"):
+            opened(kind, [0, 1, 2, 0, 1, 2], labels="folder")
+    else:
+        with pytest.raises(ConfigError, match="labels=folder came with"):
+            opened(kind, [0, 1, 2, 0, 1, 2], labels="folder")
+
+
+def test_a_rule_that_does_not_exist_is_refused_with_the_nearest_one(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="did you mean 'folder'"):
+        create_source(folder(tmp_path, list("abcabc")), labels="folders")  # type: ignore[arg-type]
+
+
+def test_open_dataset_leaves_out_the_labels_of_other_classes_than_the_caches(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = folder(tmp_path, list("abcabc"))
+    logits = np.random.default_rng(0).normal(size=(COUNT, 5)).astype("f4")
+    keys = create_source(data).keys
+    np.savez(tmp_path / "logits.npz", keys=np.array(keys), logits=logits)
+    kdkit.importers.import_arrays(
+        tmp_path / "logits.npz", data, tmp_path / "c.h5", recipe=ViewRecipe.evaluation(8), num_workers=0
+    )
+    dataset = kdkit.open_dataset(data, cache=tmp_path / "c.h5")
+    assert dataset.is_unlabelled
+    assert dataset.class_names is None
+    assert "no label takes part in the loss" in caplog.text
+
+
+def test_a_student_without_a_head_takes_every_label(tmp_path: Path) -> None:
+    student = timm.create_model("test_resnet", num_classes=0)
+    dataset = ReplayedDataset(create_source(mapped(tmp_path, range(COUNT))), ViewRecipe(size=8))
+    loader = kdkit.create_loader(dataset, student, batch_size=COUNT, num_workers=0)
+    assert sorted(next(iter(loader)).target.tolist()) == list(range(COUNT))
+
+
+def test_every_refusal_of_a_label_is_an_error_of_kdkit_and_of_python() -> None:
+    assert issubclass(LabelError, (KdkitError, ValueError))

@@ -1,0 +1,163 @@
+"""Fault 50: Ctrl-C at any moment: one line says what is kept and which command continues; that command then works.
+
+Real processes in a session of their own; SIGINT goes to all of them, as a terminal sends it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from support import cache_contents, tiny_model, write_digits
+
+from kdkit.cli import main
+from kdkit.cli._stopped import describe_stop, note_config
+from kdkit.training.config import DistillConfig
+
+ROOT = Path(__file__).parents[2]
+MOMENTS = (0.4, 0.8, 1.3, 1.8, 2.3, 2.8, 3.4, 4.0, 4.8, 5.6, 6.5, 8.0)  # seconds, over import, loading and work
+FEW = (0.5, 4.0)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Images, and a teacher in a run's folder."""
+    root = tmp_path_factory.mktemp("interrupts")
+    write_digits(root / "train", 200)
+    run = root / "teacher"
+    run.mkdir()
+    torch.save({"state_dict": tiny_model(seed=1).state_dict()}, run / "last.pth.tar")
+    description = {
+        "model": "test_resnet", "model_args": {"num_classes": 10}, "input_size": 32, "crop_pct": 1.0,
+        "interpolation": "bilinear", "class_names": [str(digit) for digit in range(10)],
+    }  # fmt: skip
+    (run / "student.json").write_text(json.dumps(description))
+    return root
+
+
+def kdkit(*arguments: str, cwd: Path, interrupt_after: float | None = None) -> tuple[int, str]:
+    """Exit code and standard error of a command, which gets SIGINT after so many seconds, with all its processes."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "kdkit", *arguments],
+        cwd=cwd, env=environment, start_new_session=True, text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    try:
+        if interrupt_after is not None:
+            time.sleep(interrupt_after)
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGINT)
+        _, error = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    return process.returncode, error
+
+
+BUILD = ("cache", "build", "train", "--teacher", "teacher", "--size", "32", "--views", "8", "--device", "cpu")
+TRAIN = ("distill", "train", "--student", "test_vit", "--teacher", "teacher", "--size", "32", "--batch-size", "8")
+TRAIN += ("--epochs", "3", "--device", "cpu", "--train.checkpoint_every", "5")
+COMMANDS: dict[str, tuple[Sequence[str], str]] = {
+    "build": ((*BUILD, "--workers", "2", "--build.batch_size", "4", "--build.shard_rows", "1000"), "same command"),
+    "distill": ((*TRAIN, "--workers", "2"), "the same command with --resume"),
+    "verify": (("cache", "verify", "whole.h5", "train", "--teacher", "teacher", "--device", "cpu"), "nothing was"),
+}
+
+
+def check_stopped(code: int, error: str, continues: str) -> None:
+    """A stopped command ends with its one line, and shows no traceback; one that was quicker has ended well."""
+    assert "Traceback" not in error, error
+    assert code in (0, 130), error
+    if code == 130:
+        last = error.splitlines()[-1]
+        assert last.startswith("kdkit: stopped: "), error
+        assert continues in last or "run the same command again" in last
+
+
+def check_every_moment(name: str, folder: Path, moments: Sequence[float], tmp_path: Path) -> None:
+    arguments, continues = COMMANDS[name]
+    output = tmp_path / "out"
+    for seconds in moments:
+        again = ("--resume",) if name == "distill" else ()
+        if name != "verify":
+            again += ("-o", str(output))
+        code, error = kdkit(*arguments, *again, cwd=folder, interrupt_after=seconds)
+        check_stopped(code, error, continues)
+    if name == "verify":
+        return
+    code, error = kdkit(*arguments, *again, cwd=folder)
+    assert code == 0, error
+
+
+@pytest.fixture(scope="module")
+def whole(folder: Path) -> Path:
+    """An undisturbed build."""
+    code, error = kdkit(*COMMANDS["build"][0], "-o", "whole.h5", cwd=folder)
+    assert code == 0, error
+    return folder / "whole.h5"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", COMMANDS)
+def test_fault_50_ctrl_c_at_many_moments_says_what_is_kept_and_the_named_command_continues(
+    name: str, folder: Path, whole: Path, tmp_path: Path
+) -> None:
+    check_every_moment(name, folder, MOMENTS, tmp_path)
+    if name == "build":
+        stopped, plain = cache_contents(tmp_path / "out"), cache_contents(whole)
+        assert all(plain[key] == stopped[key] for key in plain if key.startswith("views/"))
+
+
+def test_fault_50_ctrl_c_while_torch_loads_and_while_a_build_runs(folder: Path, tmp_path: Path) -> None:
+    check_every_moment("build", folder, FEW, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("command", "files", "expected"),
+    [
+        ("distill", (), "there is no checkpoint yet; the same command with --resume starts from the beginning"),
+        ("distill", ("out/last.pth.tar",), "last.pth.tar' is kept; the same command with --resume continues"),
+        ("distill", ("out/previous.pth.tar",), "previous.pth.tar' is kept; the same command with --resume continues"),
+        ("cache build", (), "no shard is finished yet; the same command resumes the build"),
+        ("cache build", ("out.parts/v0000-r0000000000.h5",), "1 finished shard is kept in"),
+        ("cache import", ("out.parts/v0.h5", "out.parts/v1.h5"), "2 finished shards are kept in"),
+        ("demo", (), "kdkit demo --overwrite starts again"),
+        ("evaluate", (), "nothing was changed; run the same command again"),
+        ("report", (), "nothing was changed; run the same command again"),
+    ],
+)
+def test_fault_50_what_is_kept_is_read_from_the_output(
+    command: str, files: Sequence[str], expected: str, tmp_path: Path
+) -> None:
+    for name in files:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    note_config(DistillConfig(data="x", output=str(tmp_path / "out"), student="resnet18"))
+    assert expected in describe_stop(command)
+
+
+def test_fault_50_an_interrupt_that_another_package_turns_into_its_own_error_is_still_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def load(name: object, **_: object) -> None:
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            raise ImportError("a library could not be loaded") from None
+
+    monkeypatch.setattr("kdkit.dataset.open_dataset", load)
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        code = main(["cache", "build", str(tmp_path), "--teacher", "resnet18", "-o", str(tmp_path / "t.h5")])
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert code == 130
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == "kdkit: stopped: no shard is finished yet; the same command resumes the build"

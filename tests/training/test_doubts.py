@@ -1,0 +1,33 @@
+"""What is allowed and rarely meant is told before the first step."""
+
+from __future__ import annotations
+
+import pytest
+from support import digits_dataset
+
+from kdkit.recipe import ViewRecipe
+from kdkit.training.config import DistillConfig, TrainConfig
+from kdkit.training.header import doubts_of
+
+ONE_VIEW, ONE_UPDATE = "one view, so all {} epochs show the same pixels", "an epoch is a single update"
+
+
+@pytest.mark.parametrize(
+    ("recipe", "train", "batches", "expected"),
+    [
+        (ViewRecipe(size=32), {"epochs": 100}, 4, [ONE_VIEW.format(100)]),
+        (ViewRecipe(size=32), {"epochs": 2}, 4, []),
+        (ViewRecipe(size=32, num_views=8), {"epochs": 100}, 4, []),
+        (ViewRecipe.evaluation(32), {"epochs": 100}, 4, []),
+        (ViewRecipe(size=32, num_views=8), {"epochs": 100}, 1, [ONE_UPDATE]),
+        (ViewRecipe(size=32, num_views=8), {"epochs": 100, "accumulate": 4}, 4, [ONE_UPDATE]),
+        (ViewRecipe(size=32, num_views=8), {"epochs": 1}, 1, []),
+        (ViewRecipe(size=32), {"epochs": 100}, 1, [ONE_VIEW.format(100), ONE_UPDATE]),
+    ],
+)
+def test_one_view_for_many_epochs_and_one_update_per_epoch_are_told(
+    recipe: ViewRecipe, train: dict[str, int], batches: int, expected: list[str]
+) -> None:
+    config = DistillConfig(data="d", output="o", student="s", train=TrainConfig(**train))
+    found = doubts_of(config, digits_dataset(40, recipe), batches)
+    assert [text in doubt for text, doubt in zip(expected, found, strict=True)] == [True] * len(expected)
