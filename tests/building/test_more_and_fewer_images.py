@@ -17,8 +17,10 @@ from kdkit.building.arrange import arrange
 from kdkit.building.config import BuildConfig
 from kdkit.building.merge import merge_caches, prune_cache
 from kdkit.building.recode import recode_cache
+from kdkit.cache import CacheSpec, CacheWriter, create_codec
+from kdkit.cache.codecs.record import RecordCodec
 from kdkit.cache.fidelity import measure_rows
-from kdkit.cache.format.constants import hashed_rows
+from kdkit.cache.format.constants import RECORDS, hashed_rows
 from kdkit.data import ArraySource, ReplayedDataset
 from kdkit.data.sources.selection import SelectedSource
 from kdkit.errors import CacheError, CacheMismatchError, ConfigError, KdkitError
@@ -196,6 +198,25 @@ def test_features_are_copied_or_recoded_by_themselves(tmp_path: Path) -> None:
     )
     found = features.codecs["pooled"].decode(features.read_encoded(rows, 1, "pooled"))
     torch.testing.assert_close(found, fresh, rtol=0, atol=float(fresh.abs().max()) / 100)
+
+
+def test_parameters_of_recorded_views_go_with_their_rows(tmp_path: Path) -> None:
+    records = np.random.default_rng(0).integers(0, 256, (2, 30, 6), dtype=np.uint8)
+    for name, rows in (("a", range(20)), ("b", range(20, 30))):
+        codecs = {"logits": create_codec("float32", 10), RECORDS: RecordCodec((6,))}
+        spec = CacheSpec(keys=[f"k{row}" for row in rows], num_views=2, codecs=codecs)
+        with CacheWriter.create(tmp_path / f"{name}.h5", spec) as writer:
+            for shard in writer.missing():
+                own = torch.from_numpy(records[shard.view, list(rows)])
+                writer.write(shard, {"logits": torch.randn(len(rows), 10), RECORDS: own})
+            writer.finish()
+    merge_caches([tmp_path / "a.h5", tmp_path / "b.h5"], tmp_path / "c.h5")
+    recode_cache(tmp_path / "c.h5", tmp_path / "r.h5", codec="float16")
+    for name in "cr":
+        cache = open_cache(tmp_path / f"{name}.h5")
+        places = [int(key[1:]) for key in cache.keys()]  # noqa: SIM118 -- of a cache, not of a dict
+        for view in range(2):
+            assert np.array_equal(cache.read_records(np.arange(30), view).numpy(), records[view][places])
 
 
 def refuse(call: Any, error: type[KdkitError], reason: str) -> None:
