@@ -69,8 +69,7 @@ def extend_cache(
     Raises:
         CacheMismatchError: the cache was made with other settings, or has more views; names the field and both values.
         DatasetError, ConfigError: another rank has other data or another teacher; names the rank and the difference.
-        CacheIncompleteError: its build has not finished.
-        CacheLockedError: another process is writing it.
+        CacheIncompleteError, CacheLockedError: its build has not finished, or another process is writing it.
         NonFiniteOutputError: an output is NaN, infinite, or beyond what the codec can hold; names samples.
         CacheError: the folder cannot be written, or the disk is full.
     """
@@ -88,12 +87,11 @@ def extend_cache(
     if not more or dataset.recipe.num_views != cache.num_views:
         report = _add_views(teacher, known, cache.path, loading, **run)
         if not more:
-            if cache.path.is_file():  # a run that added images may have been stopped as it tidied up
-                distributed.on_rank_zero(lambda: tidy(cache.path))
+            distributed.on_rank_zero(lambda: tidy(cache.path))
             return report
         cache = CachedTeacher(cache.path)
     elif held:
-        distributed.on_rank_zero(lambda: cache.match(known))  # its pixels, as for views
+        distributed.on_rank_zero(lambda: cache.match(known, allow_mismatch=allow_mismatch))
     return add_images(teacher, part_of(dataset, more), cache, _config_of(cache.metadata, loading), **run)
 
 

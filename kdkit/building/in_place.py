@@ -59,6 +59,8 @@ def replace(cache: CachedTeacher, rewrite: Rewrite, record: Mapping[str, Any], a
 
 def tidy(path: Path) -> None:
     """Removes what stopped changes of a packed cache left beside it, but not an unfinished extension to more views."""
+    if path.is_dir():
+        return
     for suffix in (_NEW, MORE):
         other = path.with_name(path.name + suffix)
         remove(other)

@@ -51,8 +51,7 @@ def verify_cache(
 ) -> VerifyReport:
     """Compares every checksum and, given a teacher and its dataset, random rows with the teacher's current outputs.
 
-    The rows are judged together, by what the teacher's precision and the devices of build and verification can explain
-    (see kdkit.building.agreement).
+    The rows are judged together, by what precision and devices can explain (see kdkit.building.agreement).
 
     Args:
         path: the cache.

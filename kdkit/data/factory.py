@@ -48,8 +48,7 @@ def create_loader(
             batch; let batch_size be a multiple of k, or of 2 k where views are mixed.
         num_workers: processes that load and augment images; 0 loads in the calling process, "auto" takes this
             rank's share of the CPUs that this process may use, 1 to 8.
-        shuffle: whether each epoch has its own order.
-        seed: seed of the order of images; the views have the recipe's.
+        shuffle, seed: whether each epoch has its own order, and the seed of it; the views have the recipe's.
         device: where batches arrive; the student's device by default.
         num_epochs: number of passes, if known: the last group of views_per_decode is then as short as those left.
         rows: dataset rows to load; all by default.
@@ -57,16 +56,12 @@ def create_loader(
 
     Raises:
         ConfigError: an argument is out of range.
-        LabelError: a label is beyond the classes of the student, and no task leaves labels out; a label that is known
-            only with its image is compared when it is loaded.
+        LabelError: a label is beyond the student's classes; compared when it is loaded if it is not known before.
     """
     _check_views_per_decode(views_per_decode, dataset.recipe.num_views)
     model, rows = _model_of(student), range(len(dataset)) if rows is None else rows
-    if device is None:
-        device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    num_classes = getattr(model, "num_classes", None)
-    if num_classes and getattr(student, "task_loss_weight", 1) != 0:  # 0 classes: a student without a head
-        dataset = dataset.for_classes(num_classes)
+    device = device or next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    dataset = _for_classes_of(dataset, student, model)
     sampler = EpochSampler(
         rows,
         batch_size,
@@ -82,6 +77,14 @@ def create_loader(
     sampler.shown_views = shown_views
     options: Any = {"device": device, "num_workers": choose_workers(num_workers)}
     return ReplayLoader(dataset, sampler, Normalization.of(model), **options)
+
+
+def _for_classes_of(dataset: ReplayedDataset, student: Any, model: Any) -> ReplayedDataset:
+    """The dataset, whose labels are compared with the student's classes where a task uses them."""
+    num_classes = getattr(model, "num_classes", None)
+    if num_classes and getattr(student, "task_loss_weight", 1) != 0:  # 0 classes: a student without a head
+        return dataset.for_classes(num_classes)
+    return dataset
 
 
 def _model_of(student: Any) -> nn.Module:
