@@ -7,7 +7,8 @@ Where to look:
     unreadable.py   images that cannot be read: all are listed, or left out and recorded
     shards.py       the loop over missing shards; groups.py, those of several views that share a decode
     teacher.py      runs the teacher; encoder.py encodes in parallel
-    fit.py          fits the codecs and measures their fidelity; estimate.py, the cost before a build
+    fit.py          fits the codecs and measures their fidelity
+    estimate.py     the cost before a build; speed.py, what each part of it takes
     verify.py       checksums, and rows on which the teacher runs again; agreement.py judges those rows
     ray.py          the same on a Ray cluster
     rewrite.py      rows of finished caches as a new one, ordered by arrange.py: merge.py merges and prunes, recode.py

@@ -22,6 +22,7 @@ from kdkit.cache.hdf5.documents import BuildRecord, read_build_record
 from kdkit.cache.lazy_arrays import stored_absent, stored_fidelity, stored_keys, stored_pixels
 from kdkit.cache.matching import match_keys
 from kdkit.cache.opening import locate, open_place, verify_arrays
+from kdkit.cache.payload import Payload
 from kdkit.cache.summary import num_bytes, summarise
 from kdkit.cache.types import Array
 from kdkit.errors import CacheError, CacheNotFoundError, CacheStreamError
@@ -167,32 +168,45 @@ class CacheFile:
             CacheError: there is no such view or row.
             CacheCorruptError: a touched block does not match its checksum.
         """
+        indices = np.asarray(rows, _ROW)
+        if indices.size and indices.item(indices.argmin()) < 0:  # several microseconds less than (indices < 0).any()
+            self._check_rows(indices)
         if not isinstance(view, int):
             views = np.asarray(view, _ROW)
-            if views.ndim and (views != views[:1]).any():
-                return self._read_views(np.asarray(rows, _ROW), views, stream)
-            view = int(views.flat[0]) if views.size else 0
+            first = int(views.flat[0]) if views.size else 0
+            if views.ndim and (views != first).any():
+                return self._read_views(indices, views, stream)
+            view = first
+        try:
+            return torch.from_numpy(self._payload(view, stream).read(indices))
+        except IndexError:  # numpy checks the upper bound anyway
+            self._check_rows(indices)
+
+    def _read_views(self, indices: Array, views: Array, stream: str) -> Tensor:
+        """The same for rows of several views, int64 [B] each."""
+        encoded: Array | None = None
+        try:
+            for view in sorted(set(views.tolist())):
+                (mine,) = (views == view).nonzero()
+                found = self._payload(view, stream).read(indices[mine])
+                if encoded is None:
+                    encoded = np.empty((len(indices), found.shape[1]), dtype=np.uint8)
+                encoded[mine] = found
+        except IndexError:
+            self._check_rows(indices)
+        return torch.from_numpy(encoded)
+
+    def _payload(self, view: int, stream: str) -> Payload:
+        """The encoded rows of one stream of one view.
+
+        Raises:
+            CacheStreamError, CacheError: there is no such stream or view.
+        """
         payload = self._payloads.get((view, stream))
         if payload is None:
             self.check_exists(stream)
             raise CacheError(f"the cache {str(self.path)!r} has views 0 to {self.num_views - 1}, got view {view}")
-        indices = np.asarray(rows, _ROW)
-        if indices.size and indices.item(indices.argmin()) < 0:  # several microseconds less than (indices < 0).any()
-            self._check_rows(indices)
-        try:
-            return torch.from_numpy(payload.read(indices))
-        except IndexError:  # numpy checks the upper bound anyway
-            self._check_rows(indices)
-
-    def _read_views(self, rows: Array, views: Array, stream: str) -> Tensor:
-        """The same for rows of several views, int64 [B] each."""
-        if stream not in self.metadata.streams:
-            self.check_exists(stream)
-        encoded = torch.empty((len(rows), self.metadata.row_bytes(stream)), dtype=torch.uint8)
-        for view in np.unique(views).tolist():
-            (mine,) = np.nonzero(views == view)
-            encoded.numpy()[mine] = self.read_encoded(rows[mine], view, stream).numpy()
-        return encoded
+        return payload
 
     def read_records(self, rows: Array | Tensor, view: int) -> Tensor:
         """Recorded parameters of views, uint8 [B, bytes], with the arguments of `read_encoded`.

@@ -9,7 +9,7 @@ from kdkit.cli._parse import parse_config
 def run(arguments: list[str]) -> None:
     """Prints what a cache would cost."""
     config = parse_config(CacheEstimateConfig, "cache estimate", arguments, {"DATA": "data"})
-    from kdkit.building.estimate import estimate_cache
+    from kdkit.building.estimate import describe_break_even, estimate_cache
     from kdkit.cache.format.constants import LOGITS
     from kdkit.cache.summary import describe_bytes, describe_fidelity
     from kdkit.dataset import open_dataset
@@ -21,9 +21,19 @@ def run(arguments: list[str]) -> None:
     teacher = resolve_teacher(config.teacher, device, dataset.class_names, needs_logits=LOGITS in config.build.streams)
     found = estimate_cache(teacher, dataset, config.build, device=device)
     made_of = describe_bytes(found.images * found.row_bytes)
+    speeds, views = found.speeds, dataset.recipe.num_views
+    workers = f"{config.build.workers} loader worker{'' if config.build.workers == 1 else 's'}"
     lines = {
         "bytes": f"{found.num_bytes:,} ({made_of}; twice as many while it is packed)",
         "images": f"{found.images:,} ({len(dataset):,} samples x {dataset.recipe.num_views} views)",
         "time": f"{found.seconds:,.0f} s at {format_rate(found.images_per_second)} images/s",
+    }
+    lines |= {
+        "an image": f"decode {1e3 * speeds.decode:.2g} ms, transform {1e3 * speeds.transform:.2g} ms, teacher "
+        f"{1e3 * speeds.teacher:.2g} ms, encode {1e3 * speeds.encode:.2g} ms, one at a time",
+        "disk": f"writes {speeds.write / 2**20:,.0f} MiB/s, reads {speeds.read / 2**20:,.0f} MiB/s here",
+        "limit": f"{found.limit}, with {workers} and one decode for {found.views_per_decode} of {views} views",
+        "break-even": describe_break_even(found, views),
+        "how many": "50 views were as good as 400 for ResNet-50d over 150 epochs on ImageNet (apple/ml-dr)",
     }
     print_labelled(lines | {stream: describe_fidelity(kept) for stream, kept in found.fidelity.items()})

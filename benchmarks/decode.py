@@ -1,0 +1,364 @@
+"""What one decode for several views is worth: loading, building and an epoch of training, and ways to decode.
+
+    python benchmarks/decode.py                                (about 35 minutes on 2 calm cores)
+    python benchmarks/decode.py --parts loader ways            (some parts: loader, build, epoch, ways)
+
+Images are JPEG files of ImageNet's size, 500 x 375 pixels and about 110 kB, cut from photographs of scikit-image and
+scikit-learn. All sides of a comparison take turns in one run; a figure is the median over the turns of the ratio of two
+sides of a turn.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+import shutil
+import statistics
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+import torchvision
+from _photographs import photographs
+from _result import Report, ratio, take_turns
+from _result import parser as options_parser
+from PIL import Image
+from timm.data import create_dataset, create_loader
+from torch import nn
+
+import kdkit
+from kdkit.building.config import BuildConfig
+from kdkit.building.plan import BuildPlan
+from kdkit.data import EpochSampler, FolderSource, RangeSampler, ReplayedDataset, ReplayLoader
+from kdkit.data.views.seed import preserve_rng_state, seed_all, view_seed
+from kdkit.data.views.transform import create_view_transform
+from kdkit.recipe import ViewRecipe
+from kdkit.types import Normalization
+
+SIZE, BATCH, VIEWS, BYTES = 224, 32, 8, 110_000
+RECIPES = {
+    "crop and flip": ViewRecipe.preset("rrc", size=SIZE, num_views=VIEWS),
+    "RandAugment": ViewRecipe.preset("rrc", size=SIZE, num_views=VIEWS, auto_augment="rand-m7-mstd0.5-inc1"),
+}
+LOADED = {"crop and flip": {1: 0.95, 4: 1.4, 8: 1.5}, "RandAugment": {1: 0.95, 4: 1.15, 8: None}}
+"""Transform -> views per decode -> target of views/s relative to timm's create_loader."""
+OVER_BOUND = 1.10
+TEACHERS = {"mobilenetv3_small_050": (192, 1.4), "tf_efficientnet_lite0": (64, 1.0), "resnet50": (32, 0.95)}
+"""Teacher -> images, and the target of its build relative to the bare loop."""
+STUDENTS = {"test_vit": (192, 1, 0.70), "resnet18": (64, 0, 1.03)}
+"""Student -> images, workers, and the target of an epoch's time relative to timm's supervised epoch."""
+PARTS = ("loader", "build", "epoch", "ways")
+
+
+def write_images(root: Path, count: int) -> Path:
+    """`count` JPEG files of 500 x 375 pixels and about 110 kB, in one class folder per photograph."""
+    images = list(photographs())
+    for index in range(count):
+        name, image = images[index % len(images)]
+        width = max(320, int(image.width * (0.5 + 0.5 * (index * 37 % 100) / 100)))
+        height = width * 3 // 4
+        left, top = (37 * index) % max(1, image.width - width), (23 * index) % max(1, image.height - height)
+        view = image.crop((left, top, left + min(width, image.width), top + min(height, image.height)))
+        (root / name).mkdir(parents=True, exist_ok=True)
+        (root / name / f"{index}.jpg").write_bytes(as_jpeg(view.resize((500, 375), Image.Resampling.BICUBIC)))
+    return root
+
+
+def as_jpeg(image: Image.Image) -> bytes:
+    """The image at the lowest quality from 75 on that takes 110 kB, or at the highest."""
+    for quality in range(75, 101):
+        stream = io.BytesIO()
+        image.save(stream, "JPEG", quality=quality)
+        if stream.tell() >= BYTES:
+            break
+    return stream.getvalue()
+
+
+def timm_loader(root: Path, recipe: ViewRecipe, workers: int) -> Any:
+    return create_loader(
+        create_dataset("", root=str(root), search_split=False),
+        (3, recipe.size, recipe.size),
+        BATCH,
+        is_training=True,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        device=torch.device("cpu"),
+        pin_memory=False,
+        scale=recipe.scale,
+        ratio=recipe.ratio,
+        hflip=recipe.hflip,
+        interpolation=recipe.interpolation,
+        auto_augment=recipe.auto_augment,
+        color_jitter=None,
+    )
+
+
+def drain(batches: Iterable[Any]) -> int:
+    """Number of images of an epoch, with each batch accessed."""
+    count = 0
+    for batch in batches:
+        images = batch[0] if isinstance(batch, (list, tuple)) else batch.input
+        assert images.dtype == torch.float32
+        count += len(images)
+    return count
+
+
+def replayed(dataset: ReplayedDataset, views: int, workers: int) -> ReplayLoader:
+    sampler = EpochSampler(range(len(dataset)), BATCH, num_views=VIEWS, views_per_decode=views)
+    return ReplayLoader(dataset, sampler, Normalization(), num_workers=workers)
+
+
+def transform_all(dataset: ReplayedDataset, images: list[Image.Image], view: int) -> None:
+    """Draws one view of each decoded image, as a loader's worker does."""
+    transform = create_view_transform(dataset.recipe)
+    with preserve_rng_state():
+        for row, image in enumerate(images):
+            seed_all(view_seed(dataset.recipe.seed, dataset.keys[row], view))
+            transform(image)
+
+
+def decode_all(dataset: ReplayedDataset) -> None:
+    for row in range(len(dataset)):
+        dataset.source[row]
+
+
+def compare_loaders(report: Report, root: Path, turns: int) -> None:
+    rows = []
+    for (name, recipe), workers in itertools.product(RECIPES.items(), (0, 2)):
+        dataset = ReplayedDataset(FolderSource(root), recipe)
+        images, views = [dataset.source[row][0] for row in range(len(dataset))], itertools.count()
+        theirs = timm_loader(root, recipe, workers)
+        ours = {k: replayed(dataset, k, workers) for k in LOADED[name]}
+        sides: dict[str, Callable[[], object]] = {
+            "timm": lambda theirs=theirs: drain(theirs),  # type: ignore[misc]
+            "decode": lambda dataset=dataset: decode_all(dataset),  # type: ignore[misc]
+            "transform": lambda d=dataset, i=images, v=views: transform_all(d, i, next(v) % VIEWS),  # type: ignore[misc]
+            **{str(k): (lambda loader=loader: drain(loader)) for k, loader in ours.items()},  # type: ignore[misc]
+        }
+        times = take_turns(sides, turns, warm_up=1)
+        for k, target in LOADED[name].items():
+            title = f"{name}, {workers} workers, k = {k}"
+            over = report.figure(f"{title}: views/s over timm's", ratio(times["timm"], times[str(k)]))
+            cores = max(1, workers)
+            bound = [(d / k + t) / cores for d, t in zip(times["decode"], times["transform"], strict=True)]
+            above = report.figure(f"{title}: time over the bound", ratio(times[str(k)], bound))
+            speed = len(dataset) / statistics.median(times[str(k)])
+            rows.append([name, workers, k, f"{speed:.0f}", over, target or "-", above])
+        decode, transform = (1e3 * statistics.median(times[side]) / len(dataset) for side in ("decode", "transform"))
+        report.figure(f"{name}, {workers} workers: decode and transform, ms", [round(decode, 3), round(transform, 3)])
+        print(*rows[-len(ours) :], f"decode {decode:.2f} ms, transform {transform:.2f} ms", sep="\n", flush=True)
+    report.text("## Loading", f"An epoch of {len(dataset)} images, to {SIZE} pixels in batches of {BATCH}.")
+    report.table(["transform", "workers", "k", "views/s", "views/s over timm's", "target", "time over the bound"], rows)
+    report.text(
+        f"The bound is (decode + k transform) / k, divided by the number of workers, from the same turn; the target is "
+        f"at most {OVER_BOUND}. It leaves out collating, copying between processes and normalising.",
+    )
+
+
+def bare_loop(teacher: Any, dataset: ReplayedDataset) -> None:
+    """Loads each view, runs the teacher and discards its outputs."""
+    ranges = [(view, 0, len(dataset)) for view in range(VIEWS)]
+    loader = ReplayLoader(dataset, RangeSampler(ranges, BATCH), teacher.input_normalization)
+    for batch in loader:
+        assert teacher(batch).logits is not None
+
+
+def planned_build(teacher: Any, dataset: ReplayedDataset, folder: Path) -> Callable[[], None]:
+    """A build that starts from the same plan, with fitted codecs, each time."""
+    config = BuildConfig(batch_size=BATCH, num_workers=0)
+    kdkit.CacheWriter.create(folder / "plan.h5", BuildPlan(teacher, dataset.for_teacher(), config)).close()
+
+    def build() -> None:
+        (folder / "teacher.h5").unlink(missing_ok=True)
+        shutil.copytree(folder / "plan.h5.parts", folder / "teacher.h5.parts")
+        report = kdkit.build_cache(teacher, dataset, folder / "teacher.h5", config)
+        assert report.images_built == len(dataset) * VIEWS
+
+    return build
+
+
+def compare_builds(report: Report, quick: bool, turns: int) -> None:
+    rows = []
+    for name, (count, target) in TEACHERS.items():
+        torch.manual_seed(0)
+        teacher = kdkit.create_teacher(timm.create_model(name))
+        with tempfile.TemporaryDirectory() as folder:
+            root = write_images(Path(folder) / "images", BATCH if quick else count)
+            dataset = ReplayedDataset(FolderSource(root), RECIPES["crop and flip"])
+            dataset.class_names = None  # of the photographs; the teacher has a thousand
+            dataset.source = dataset.source.__class__(root)
+            dataset = dataset.without_labels()
+            build = planned_build(teacher, dataset, Path(folder))
+            sides = {
+                "bare": lambda t=teacher, d=dataset: bare_loop(t, d),  # type: ignore[misc]
+                "build": build,
+            }
+            times = take_turns(sides, turns, warm_up=1)
+        over = report.figure(f"{name}: build over bare loop", ratio(times["bare"], times["build"]))
+        speed = VIEWS * len(dataset) / statistics.median(times["build"])
+        rows.append([name, len(dataset), f"{speed:.0f}", over, target])
+        print(rows[-1], flush=True)
+    report.text("## Building", f"All of a build of {VIEWS} views from its plan to the packed file, without workers.")
+    report.table(["teacher", "images", "views/s of the build", "speed over the bare loop's", "target"], rows)
+
+
+def train_timm(student: nn.Module, loader: Any, optimizer: torch.optim.Optimizer) -> None:
+    loss_of = nn.CrossEntropyLoss()
+    for images, target in loader:
+        loss = loss_of(student(images), target)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+
+def train_from_cache(task: nn.Module, loader: ReplayLoader, teacher: Any, optimizer: torch.optim.Optimizer) -> None:
+    for batch in loader:
+        loss = task(batch.input, batch.target, teacher_output=teacher(batch))["loss"]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+
+def compare_epochs(report: Report, quick: bool, turns: int) -> None:
+    rows = []
+    for name, (count, workers, target) in STUDENTS.items():
+        with tempfile.TemporaryDirectory() as folder:
+            root = write_images(Path(folder) / "images", 2 * BATCH if quick else count)
+            dataset = ReplayedDataset(FolderSource(root), RECIPES["crop and flip"])
+            classes = len(dataset.class_names or ())
+            light = kdkit.create_teacher(timm.create_model("test_efficientnet", num_classes=classes))
+            kdkit.build_cache(light, dataset, Path(folder) / "t.h5", BuildConfig(num_workers=0, batch_size=BATCH))
+            teacher = kdkit.open_cache(Path(folder) / "t.h5", dataset)
+            students = [timm.create_model(name, num_classes=classes, **_sized(name)) for _ in range(2)]
+            task = kdkit.LogitDistillationTask(students[0], teacher=None)
+            optimizers = [torch.optim.AdamW(student.parameters(), lr=1e-4) for student in students]
+            theirs, ours = timm_loader(root, dataset.recipe, workers), replayed(dataset, 4, workers)
+            sides = {
+                "timm": lambda s=students[1], t=theirs, o=optimizers[1]: train_timm(s, t, o),  # type: ignore[misc]
+                "cache": lambda k=task, u=ours, t=teacher, o=optimizers[0]: train_from_cache(k, u, t, o),  # type: ignore[misc]
+            }
+            times = take_turns(sides, turns, warm_up=1)
+            del theirs, ours
+        over = report.figure(f"{name}: epoch from the cache over timm's", ratio(times["cache"], times["timm"]))
+        rows.append([name, len(dataset), workers, f"{statistics.median(times['timm']):.2f}", over, target])
+        print(rows[-1], flush=True)
+    report.text(
+        "## An epoch",
+        "A hand-written loop over labels and timm's create_loader, and one over a cache with 4 views per decode.",
+    )
+    report.table(["student", "images", "workers", "timm's epoch, s", "time over timm's", "target"], rows)
+
+
+def _sized(name: str) -> dict[str, int]:
+    fixed = getattr(timm.get_pretrained_cfg(name, allow_unregistered=True), "fixed_input_size", False)
+    return {"img_size": SIZE} if fixed else {}
+
+
+def by_pillow(data: bytes) -> Image.Image:
+    return Image.open(io.BytesIO(data)).convert("RGB")
+
+
+def by_torchvision(data: bytes) -> Image.Image:
+    pixels = torchvision.io.decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8))
+    return Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
+
+
+def crops_of(transform: Any, size: tuple[int, int], seeds: Iterator[int], views: int) -> list[tuple[int, int]]:
+    """Width and height of the crops that the recipe draws for the views of an image."""
+    found = []
+    for _ in range(views):
+        seed_all(next(seeds))
+        _, _, height, width = transform.get_params(Image.new("L", size), transform.scale, transform.ratio)
+        found.append((width, height))
+    return found
+
+
+def by_draft(data: bytes, crops: list[tuple[int, int]], size: int) -> Image.Image:
+    """Decodes at 1/2, 1/4 or 1/8 where no crop would be enlarged more than after a full decode."""
+    image = Image.open(io.BytesIO(data))
+    scale = min(min(crop) for crop in crops) / size
+    if scale >= 2:
+        image.draft("RGB", (int(image.width / scale), int(image.height / scale)))
+    return image.convert("RGB")
+
+
+def compare_ways(report: Report, root: Path, turns: int) -> None:
+    """Ways to decode, with crop and flip after them: time of a view at several sizes and views per decode."""
+    files = [path.read_bytes() for path in sorted(root.rglob("*.jpg"))]
+    rows = []
+    for size, views in itertools.product((224, 112), (1, 4)):
+        transform: Any = create_view_transform(ViewRecipe.preset("rrc", size=size))
+        seeds, reduced = itertools.count(), list[bool]()
+
+        def views_by(decode: Callable[[bytes], Image.Image], views: int = views, transform: Any = transform) -> None:
+            for data in files:
+                image = decode(data)
+                for _ in range(views):
+                    transform(image)
+
+        def drafted(
+            data: bytes,
+            size: int = size,
+            views: int = views,
+            transform: Any = transform,
+            seeds: Any = seeds,
+            reduced: list[bool] = reduced,
+        ) -> Image.Image:
+            crops = crops_of(transform.transforms[0], (500, 375), seeds, views)
+            image = by_draft(data, crops, size)
+            reduced.append(image.width < 500)
+            return image
+
+        sides: dict[str, Callable[[], object]] = {
+            "Pillow": lambda v=views_by: v(by_pillow),  # type: ignore[misc]
+            "torchvision": lambda v=views_by: v(by_torchvision),  # type: ignore[misc]
+            "draft": lambda v=views_by, d=drafted: v(d),  # type: ignore[misc]
+        }
+        with preserve_rng_state():
+            times = take_turns(sides, turns, warm_up=1)
+        plain = 1e3 * statistics.median(times["Pillow"]) / len(files) / views
+        gains = {
+            way: report.figure(f"{size} px, k = {views}: {way} over Pillow", ratio(times["Pillow"], times[way]))
+            for way in ("torchvision", "draft")
+        }
+        rows.append([size, views, f"{plain:.2f}", *gains.values(), f"{100 * statistics.mean(reduced):.0f} %"])
+        print(rows[-1], flush=True)
+    report.text(
+        "## Ways to decode",
+        "Crop and flip of decoded files, end to end; a way is worth taking from 1.15 on. `draft` decodes at 1/2 or",
+        "less where the crops of all k views are at least twice the view's size.",
+    )
+    report.table(["pixels", "k", "Pillow, ms a view", "torchvision", "draft", "images that draft reduces"], rows)
+
+
+def main() -> None:
+    parser = options_parser(__doc__)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
+    parser.add_argument("--turns", type=int, default=11, help="turns of each comparison")
+    options = parser.parse_args()
+    count, turns = (64, 1) if options.quick else (192, options.turns)
+    torch.set_num_threads(1)
+    report = Report("decode", "One decode for several views", quick=options.quick)
+    with tempfile.TemporaryDirectory() as name:
+        root = write_images(Path(name), count)
+        sizes = [path.stat().st_size for path in root.rglob("*.jpg")]
+        report.text(
+            f"JPEG files of 500 x 375 pixels and {statistics.mean(sizes) / 1e3:.0f} kB on average; {turns} turns;",
+            "ratios are medians (quartiles) over the turns.",
+        )
+        if "loader" in options.parts:
+            compare_loaders(report, root, turns)
+        if "build" in options.parts:
+            compare_builds(report, options.quick, max(1, turns // 2))
+        if "epoch" in options.parts:
+            compare_epochs(report, options.quick, turns)
+        if "ways" in options.parts:
+            compare_ways(report, root, turns)
+    report.write(options.output)
+
+
+if __name__ == "__main__":
+    main()
