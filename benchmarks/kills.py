@@ -18,6 +18,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
+from argparse import Namespace
 from collections import Counter
 from pathlib import Path
 
@@ -27,6 +29,7 @@ TESTS = Path(__file__).parents[1] / "tests"
 SHARES = {"build": 0.3, "extend": 0.2, "pack": 0.2, "import": 0.2, "distill": 0.1}
 """Command -> share of all kills; a run of distill takes ten times as long as the others."""
 ERRORS = ("ENOSPC", "EIO")
+HEADER = ("command", "fault", "calls of a run", "trials", "killed", "one-line error", "ended well")
 
 
 def compile_shim(folder: Path) -> Path:
@@ -60,33 +63,38 @@ def main() -> None:
     arguments.add_argument("--errors-of", nargs="*", choices=SHARES, default=list(SHARES), help="commands that fail")
     options = arguments.parse_args()
     kills, errors = (20, 6) if options.quick else (options.kills, options.errors)
-    report = Report("kills", "Killed commands and failing file systems", options.quick)
-    rows, failures = [], []
+    trials = [(command, "kill", round(kills * share)) for command, share in SHARES.items()]
+    trials += [(command, fault, errors) for command in options.errors_of for fault in ERRORS]
+    rows: list[list[object]] = []
+    failures: list[list[object]] = []
+    begun = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         shim = compile_shim(Path(folder))
-        trials = [(command, "kill", round(kills * share)) for command, share in SHARES.items()]
-        trials += [(command, fault, errors) for command in options.errors_of for fault in ERRORS]
         for command, fault, number in trials:
             if not number:
                 continue
             calls, ends, failure = run(shim, command, fault, number)
             rows.append([command, fault, calls, ends.total(), *(ends[end] for end in ("killed", "refused", "done"))])
-            print(*rows[-1], failure, flush=True)
             failures += [[command, fault, failure]] if failure else []
+            write(rows, failures, options, begun)  # an interrupted run leaves what it has found
+    raise SystemExit(bool(failures))
+
+
+def write(rows: list[list[object]], failures: list[list[object]], options: Namespace, begun: float) -> None:
+    """Writes the result of the trials so far."""
+    report = Report("kills", "Killed commands and failing file systems", options.quick, begun=begun)
     report.text(
         "Each repeat after a disturbed run worked at once, ended with the output of an undisturbed run, and left "
         "nothing beside it, unless a failure is listed. ENOSPC stays from its call on and meets calls that need space; "
         "EIO is of one call of any kind. A run that ended well met its fault where that changes nothing, or too late."
     )
-    header = ["command", "fault", "calls of a run", "trials", "killed", "one-line error", "ended well"]
-    report.table(header, rows)
+    report.table(HEADER, rows)
     if failures:
         report.table(["command", "fault", "failure, after which no more were tried"], failures)
-    report.figure("kills", sum(row[4] for row in rows if row[1] == "kill"))
-    report.figure("errors", sum(row[3] for row in rows if row[1] != "kill"))
+    report.figure("kills", sum(int(str(row[4])) for row in rows if row[1] == "kill"))
+    report.figure("errors", sum(int(str(row[3])) for row in rows if row[1] != "kill"))
     report.figure("failures", len(failures))
     report.write(options.output)
-    raise SystemExit(bool(failures))
 
 
 if __name__ == "__main__":

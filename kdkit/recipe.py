@@ -18,7 +18,6 @@ from kdkit.errors import ConfigError, UnknownNameError, nearest
 
 Interpolation = Literal["bilinear", "bicubic", "random"]
 ErasingMode = Literal["const", "rand", "pixel"]
-_AT_LEAST_ONE = {"size": "pixel", "num_views": "view", "views_per_partner": "view", "erasing_count": "rectangle"}
 
 
 @dataclass(frozen=True)
@@ -107,9 +106,6 @@ class ViewRecipe:
         self._check_combinations()
 
     def _check_numbers(self) -> None:
-        for name, unit in _AT_LEAST_ONE.items():
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1 {unit}, got {getattr(self, name)}")
         for name in ("hflip", "erasing", "mix_prob", "switch_prob"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name} is a probability from 0 to 1, got {getattr(self, name)}")

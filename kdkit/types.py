@@ -59,6 +59,8 @@ class Batch:
         view: number of the replayed view of each sample [B] int64 on the CPU, one number for the whole batch, or None.
         teacher_input: the same views at the size that a live teacher takes [B, 3, T, T], in the same normalisation;
             None if the teacher takes `input`.
+        pixel_crc32: CRC-32 of the uint8 pixels of rows that have a pixel hash [B] int64 on the CPU, -1 for other rows;
+            of `teacher_input` if there is one. A cache compares it with what its teacher saw. None: not compared.
     """
 
     input: Tensor
@@ -66,6 +68,7 @@ class Batch:
     row: Tensor | None = None
     view: Tensor | int | None = None
     teacher_input: Tensor | None = None
+    pixel_crc32: Tensor | None = None
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
         """Returns the same batch with images and target on `device`; rows and views stay on the CPU, for caches."""
@@ -75,6 +78,7 @@ class Batch:
             self.row,
             self.view,
             None if self.teacher_input is None else self.teacher_input.to(device, non_blocking=non_blocking),
+            self.pixel_crc32,
         )
 
 
@@ -155,6 +159,8 @@ class TeacherOutput:
     Attributes:
         logits: [B, C] float, or None. From a cache they are normalised log-probabilities, which serve as logits.
         features: tap name -> [B, D], [B, D, H, W] or [B, N, D].
+        is_normalized: whether the logits are log-probabilities of one distribution over the classes, whose scale and
+            offset a multi-label loss could not use.
         sparse: takes the place of logits if a cache was opened to return its sparse rows as they are.
         members: the teachers that `logits` is the mix of; empty for one teacher.
     """
@@ -162,6 +168,7 @@ class TeacherOutput:
     logits: Tensor | None = None
     features: Mapping[str, Tensor] = field(default_factory=dict)
     sparse: SparseLogits | None = None
+    is_normalized: bool = False
     members: tuple[TeacherMember, ...] = ()
 
     def __post_init__(self) -> None:
@@ -171,7 +178,7 @@ class TeacherOutput:
         object.__setattr__(self, "features", MappingProxyType(detached))
 
     def __reduce__(self) -> tuple[Any, ...]:  # a mapping proxy does not pickle
-        return TeacherOutput, (self.logits, dict(self.features), self.sparse, self.members)
+        return TeacherOutput, (self.logits, dict(self.features), self.sparse, self.is_normalized, self.members)
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> TeacherOutput:
         """Returns the same outputs with every tensor on `device`."""
@@ -179,6 +186,7 @@ class TeacherOutput:
             None if self.logits is None else self.logits.to(device, non_blocking=non_blocking),
             {name: tensor.to(device, non_blocking=non_blocking) for name, tensor in self.features.items()},
             None if self.sparse is None else self.sparse.to(device, non_blocking=non_blocking),
+            self.is_normalized,
             tuple(m._replace(logits=m.logits.to(device, non_blocking=non_blocking)) for m in self.members),
         )
 

@@ -20,6 +20,7 @@ from kdkit import CacheSpec, CacheWriter
 from kdkit.cache import Codec, create_codec
 from kdkit.cache.codecs import RowCodec, create_feature_codec
 from kdkit.cache.format.constants import fidelity_columns, fidelity_fields, hashed_rows
+from kdkit.cache.format.content import content_fields, content_record
 
 Array = np.ndarray[Any, Any]
 ROWS, VIEWS, CLASSES, MANY_CLASSES = 5, 2, 4, 24
@@ -75,8 +76,12 @@ def write(
     outputs: Callable[[str, int], Array],
     names: list[str] | None,
     measured: bool = False,
+    **more: Any,
 ) -> None:
-    """The cache of these streams; `outputs` gives a stream's rows of a view; `measured`: each second row, by view."""
+    """The cache of these streams; `outputs` gives a stream's rows of a view; `measured`: each second row, by view.
+
+    `more`: further fields of the spec.
+    """
     fidelity = {stream: {**dict.fromkeys(fidelity_fields(stream), 0.0), "each": 2} for stream in codecs}
     spec = CacheSpec(
         keys=KEYS,
@@ -88,6 +93,7 @@ def write(
         shard_rows=1000,
         fidelity=fidelity if measured else {},
         has_pixels=True,
+        **more,
     )
     with CacheWriter.create(path, spec) as writer:
         for shard in writer.missing():
@@ -123,6 +129,24 @@ def make_fidelity(path: Path) -> None:
     _describe(path, {stream: [measures(stream, view).tolist() for view in range(VIEWS)] for stream in codecs})
 
 
+def make_content(path: Path) -> None:
+    """A cache that records the content of its samples, and that some had no rows; and both as JSON."""
+    contents, absent = [f"file {key}".encode() for key in KEYS], ["broken.jpg", "c/leer ü.png"]
+    records = np.frombuffer(b"".join(map(content_record, contents)), dtype=np.uint8).reshape(ROWS, -1)
+    codecs = {"logits": create_codec("float16", CLASSES)}
+    write(path, codecs, lambda _, view: few(view), NAMES, content=records, absent_keys=absent)
+    fields = content_fields(records)
+    _describe(
+        path,
+        {
+            "absent": absent,
+            "size": fields["size"].tolist(),
+            "crc32": fields["crc32"].tolist(),
+            "digest": [digest.tobytes().hex() for digest in fields["digest"]],
+        },
+    )
+
+
 def _describe(path: Path, expected: dict[str, Any]) -> None:
     text = json.dumps({"keys": KEYS, **expected}, ensure_ascii=False, indent=1)
     path.with_suffix(".json").write_text(text + "\n")
@@ -135,6 +159,11 @@ def main(folder: Path = Path(__file__).parent) -> None:
         (create_codec("topk", MANY_CLASSES, k=5), many),
         (create_codec("lowrank", MANY_CLASSES, row_bytes=12).fit(torch.from_numpy(many(0, rows=64))), many),
     ]
+    sigmoid = [create_codec(f"sigmoid_{name}", CLASSES) for name in ("float32", "float16", "int8")]
+    for codec in sigmoid:
+        if not (path := folder / f"v1-{codec.name}.h5").exists():
+            write(path, {"logits": codec}, lambda _, view: few(view), NAMES)
+            _describe(path, {"codec": codec.name, "logits": [few(view).tolist() for view in range(VIEWS)]})
     for codec, logits in [*exact, *lossy]:
         path = folder / f"v1-{codec.name}.h5"
         if not path.exists():
@@ -143,6 +172,8 @@ def main(folder: Path = Path(__file__).parent) -> None:
         make_features(path)
     if not (path := folder / "v1-fidelity.h5").exists():
         make_fidelity(path)
+    if not (path := folder / "v1-content.h5").exists():
+        make_content(path)
 
 
 if __name__ == "__main__":

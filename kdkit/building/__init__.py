@@ -5,6 +5,7 @@ Where to look:
                  config.py, change_config.py have the settings
     plan.py         what is built, compared with an existing cache; like.py takes the views of another cache
     unreadable.py   images that cannot be read: all are listed, or left out and recorded
+    scan.py         reads every image once, before a build or to verify
     shards.py       the loop over missing shards; groups.py, those of several views that share a decode
     teacher.py      runs the teacher; encoder.py encodes in parallel
     fit.py          fits the codecs and measures their fidelity

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from kdkit.cache.codecs import Codec, RowCodec
 from kdkit.cache.encoding import encode_in_parts
-from kdkit.cache.fidelity import kl_divergence
+from kdkit.cache.fidelity import kl_divergence, sigmoid_divergence
 
 _ROUNDING = {"float64": 2.0**-24, "float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
 """Dtype -> relative error of one rounding. A dtype that is not named counts as bfloat16."""
@@ -97,7 +97,8 @@ def compare(codec: RowCodec, values: Tensor, encoded: Tensor, rounding: float) -
         difference /= now.flatten(1).abs().mean(dim=1).clamp_min(torch.finfo(torch.float32).tiny)
         return Compared(difference, torch.full_like(difference, max(_FEATURE_ROUNDINGS * rounding, _LEAST)), None, None)
     allowed = (_ROUNDINGS * rounding * size.amax(dim=1)).clamp_min(_LEAST)
-    return Compared(difference, allowed, kl_divergence(values, then), kl_divergence(values, now))
+    between = sigmoid_divergence if codec.multi_label else kl_divergence
+    return Compared(difference, allowed, between(values, then), between(values, now))
 
 
 def rounding_of(teacher: Mapping[str, Any], devices: Iterable[str]) -> float:

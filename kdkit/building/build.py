@@ -18,6 +18,7 @@ from kdkit.building.plan import BuildPlan, as_built
 from kdkit.building.shards import fill_together
 from kdkit.building.teacher import for_dataset, with_streams
 from kdkit.building.unreadable import leave_out_unreadable, listing_unreadable, rows_left
+from kdkit.cache.lazy_arrays import BEGUN, begun_at
 from kdkit.cache.reader import CachedTeacher
 from kdkit.cache.writer import CacheWriter
 from kdkit.data import ReplayedDataset
@@ -90,7 +91,7 @@ def build_cache(
     check_same_on_ranks(dataset)
     dataset = leave_out_unreadable(as_built(dataset), path, config, show_progress=show_progress)
     teacher = with_streams(for_dataset(teacher, dataset, config.streams), config.streams).to(torch.device(device))
-    plan = BuildPlan(teacher, dataset, config, device, allow_mismatch)
+    plan = BuildPlan(teacher, dataset, config, device, allow_mismatch, show_progress=show_progress)
     check_same_settings(lambda: {"teacher": plan.teacher.fingerprint(), "streams": list(plan.config.streams)})
     with ExitStack() as held:
 
@@ -135,7 +136,11 @@ def fill_and_finish(
         "device": str(plan.device),
         "batch_size": plan.config.batch_size,
     }
-    place = distributed.on_rank_zero(lambda: writer.finish(pack=plan.config.pack, record=record))
+
+    def finish() -> Path:
+        return writer.finish(pack=plan.config.pack, record={**record, BEGUN: begun_at(writer.path)})
+
+    place = distributed.on_rank_zero(finish)
     cache = CachedTeacher(place)
     return BuildReport(place, cache.num_rows, cache.num_views, cache.num_bytes, images, time.monotonic() - begun)
 

@@ -21,11 +21,6 @@ class BuildLoadingConfig(LoadingConfig):
     """Memory in MiB, on each process, for a batch of pixels and an unfinished shard of each view that is built at the
     same time: an image is decoded once for as many views as fit."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.memory < 1:
-            raise ConfigError(f"memory must be at least 1 MiB, got {self.memory}")
-
 
 @dataclass(frozen=True, kw_only=True)
 class BuildConfig(BuildLoadingConfig):
@@ -37,7 +32,8 @@ class BuildConfig(BuildLoadingConfig):
 
     codec: str | None = None
     """Codec of the logits: float32 (exact), float16, int8, topk or lowrank; by default lowrank if its rows are
-    smaller than float16's, else float16."""
+    smaller than float16's, else float16. Of a multi-label teacher: sigmoid_float32, sigmoid_float16 or sigmoid_int8,
+    which multi-label data take by themselves."""
 
     row_bytes: int | None = None
     """Maximum bytes per row of logits, for the codecs lowrank and topk; without a codec, lowrank if float16 would

@@ -19,11 +19,11 @@ from kdkit.cache.codecs import RowCodec
 from kdkit.cache.encoding import encode_in_parts, measure_in_parts
 from kdkit.cache.format.constants import hashed_rows
 from kdkit.cache.format.metadata import CacheMetadata, Shard
-from kdkit.cache.pixels import pixel_crc32
 from kdkit.cache.shards.writer import ShardWriter
 from kdkit.cache.types import Array
 from kdkit.data import PixelBatch
 from kdkit.runtime.background import Worker
+from kdkit.runtime.pixels import pixel_crc32
 
 _WAITING = 2  # batches that may wait to be encoded; bounds the memory, on the device too
 

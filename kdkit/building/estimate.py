@@ -64,7 +64,7 @@ def estimate_cache(
     config = config or BuildConfig()
     dataset = dataset.for_teacher()
     teacher = with_streams(for_dataset(teacher, dataset, config.streams), config.streams).to(torch.device(device))
-    plan = BuildPlan(teacher, dataset, config, device, fit_rows=ESTIMATE_FIT_ROWS)
+    plan = BuildPlan(teacher, dataset, config, device, fit_rows=ESTIMATE_FIT_ROWS, reads_content=False)
     spec = plan.make_spec()
     rows, images = len(spec.keys), len(spec.keys) * spec.num_views
     views = min(spec.num_views, views_in_memory(plan, spec.metadata))

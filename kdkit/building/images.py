@@ -11,6 +11,7 @@ from collections.abc import Collection
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,6 +26,7 @@ from kdkit.building.rewrite import Piece, Rewrite
 from kdkit.building.teacher import with_streams
 from kdkit.cache import CachedTeacher, Codec
 from kdkit.cache.format.constants import LOGITS
+from kdkit.cache.matching import composed
 from kdkit.cache.shards.folder import shard_folder
 from kdkit.cache.writer import CacheWriter
 from kdkit.data import ReplayedDataset
@@ -73,7 +75,8 @@ def add_images(
     place = cache.path.with_name(cache.path.name + in_place.MORE)
     codec = cache.codecs.get(LOGITS)
     assert codec is None or isinstance(codec, Codec)
-    plan = _MorePlan(teacher, more, replace(config, pack=True), device, allow_mismatch, codec=codec)
+    shown: dict[str, Any] = {"show_progress": show_progress, "codec": codec}
+    plan = _MorePlan(teacher, more, replace(config, pack=True), device, allow_mismatch, **shown)
     with ExitStack() as held:
 
         def begin() -> CacheWriter:
@@ -109,10 +112,8 @@ def _check_same_teacher(cache: CachedTeacher, plan: BuildPlan) -> None:
     check_match("recipe", cache.recipe.to_dict(), plan.dataset.recipe.to_dict(), shown, allow)
     names = plan.dataset.class_names
     if not (names is None and plan.dataset.is_unlabelled):
-        own = None if cache.class_names is None else list(cache.class_names)
-        check_match(
-            "dataset", {"class_names": own}, {"class_names": None if names is None else list(names)}, shown, allow
-        )
+        own = {"class_names": composed(cache.class_names)}
+        check_match("dataset", own, {"class_names": composed(names)}, shown, allow)
 
 
 def _create(place: Path, plan: BuildPlan, cache: CachedTeacher) -> CacheWriter:

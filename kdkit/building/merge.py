@@ -15,10 +15,10 @@ from kdkit.building.parts import check_stands_alone
 from kdkit.building.rewrite import Piece, Rewrite, codecs_of, write_rows
 from kdkit.cache import CachedTeacher
 from kdkit.cache.format.keys import list_keys
-from kdkit.cache.pixels import pixel_crc32
 from kdkit.data import ReplayedDataset
 from kdkit.errors import CacheMismatchError, ConfigError
 from kdkit.runtime.compare import check_match
+from kdkit.runtime.pixels import pixel_crc32
 from kdkit.runtime.progress import progress
 
 
@@ -110,7 +110,7 @@ def check_made_alike(first: CachedTeacher, other: CachedTeacher, allow_mismatch:
     def streams(cache: CachedTeacher) -> dict[str, Any]:
         codecs = codecs_of(cache)
         return {
-            name: {"num_classes": getattr(codec, "num_classes", None), "shape": getattr(codec, "shape", None)}
+            name: {field: getattr(codec, field, None) for field in ("num_classes", "multi_label", "shape")}
             for name, codec in codecs.items()
         }
 

@@ -12,11 +12,22 @@ import torch
 
 from kdkit.building.config import BuildConfig
 from kdkit.building.fit import FIT_ROWS, fit_and_measure
-from kdkit.cache.codecs import Codec, RowCodec, codec_of_size, create_codec, create_feature_codec, default_codec
+from kdkit.building.scan import record_content
+from kdkit.cache.codecs import (
+    Codec,
+    RowCodec,
+    codec_of_size,
+    create_codec,
+    create_feature_codec,
+    default_codec,
+    multi_label_codec,
+)
+from kdkit.cache.content import CONTENT_FIELD, check_content
 from kdkit.cache.format.constants import LOGITS
+from kdkit.cache.format.content import CONTENT_BYTES
 from kdkit.cache.format.keys import check_same_samples, keys_sha256
 from kdkit.cache.format.metadata import CacheMetadata
-from kdkit.cache.lazy_arrays import stored_keys
+from kdkit.cache.lazy_arrays import begun_at, stored_content, stored_keys
 from kdkit.cache.matching import composed
 from kdkit.cache.pixels import check_pixels, transform_versions
 from kdkit.cache.spec import CacheSpec
@@ -54,6 +65,12 @@ class BuildPlan:
     fit_rows: int = FIT_ROWS
     """Maximum number of rows that a codec is fitted to."""
 
+    reads_content: bool = True
+    """Whether the file of each sample is read, to record its content; an estimate only counts the bytes."""
+
+    show_progress: bool = False
+    """Whether reading the files is shown on standard error."""
+
     def make_spec(self) -> CacheSpec:
         """Returns the spec of the cache, whose codecs are fitted and measured by running the teacher.
 
@@ -65,6 +82,9 @@ class BuildPlan:
         known: dict[str, RowCodec] = {stream: create_feature_codec(features, (1,)) for stream in self.config.streams}
         spec = self._spec(known | ({} if codec is None else {LOGITS: codec}))
         spec.check_storable()
+        if self.reads_content:
+            records = record_content(self.dataset, self.config.workers, show_progress=self.show_progress)
+            spec = replace(spec, content=records)
         probed = fit_and_measure(codec, self.teacher, self.dataset, self.config, self.device, fit_rows=self.fit_rows)
         return replace(
             spec,
@@ -85,6 +105,8 @@ class BuildPlan:
             versions=transform_versions(),
             has_pixels=True,
             absent_keys=sorted(self.dataset.absent),
+            content=np.zeros((len(self.dataset), CONTENT_BYTES), dtype=np.uint8),
+            content_kind=self.dataset.content.kind,
         )
 
     def choose_codec(self) -> Codec | None:
@@ -102,6 +124,10 @@ class BuildPlan:
         if num_classes == 0 or (names is not None and len(names) != num_classes):
             raise ClassMismatchError(describe_count_mismatch(f"the teacher {name!r}", num_classes, names or ()))
         config = self.config
+        if self.dataset.is_multi_label:
+            if config.row_bytes is not None:
+                raise ConfigError("multi-label logits have codecs of one size each: leave out row_bytes (--bytes)")
+            return multi_label_codec(config.codec, num_classes, **config.codec_options)
         if config.row_bytes is not None:
             return codec_of_size(config.codec, num_classes, config.row_bytes, **config.codec_options)
         return create_codec(config.codec or default_codec(num_classes).name, num_classes, **config.codec_options)
@@ -131,7 +157,11 @@ class BuildPlan:
         check_match("streams", _without_shapes(stored.streams), self._planned_streams(), shown)
         if then["keys_sha256"] != now["keys_sha256"]:
             check_same_samples(stored_keys(origin, stored.num_rows), self.dataset.keys, shown)
+        then.pop("content", None)  # compared sample by sample
         check_match("dataset", then, now, shown, allow - {KEYS_FIELD})
+        if stored.content_kind is not None and CONTENT_FIELD not in allow:
+            records = stored_content(origin, stored)
+            check_content(self.dataset, records, stored.content_kind, begun_at(origin), shown)
 
     @property
     def _is_nameless(self) -> bool:

@@ -14,7 +14,7 @@ from kdkit.building.fit import FIT_ROWS
 from kdkit.building.merge import report_on
 from kdkit.building.rewrite import Piece, Rewrite, measured_spacing, write_rows
 from kdkit.cache import CachedTeacher, Codec
-from kdkit.cache.codecs import RowCodec, codec_of_size, create_codec, create_feature_codec
+from kdkit.cache.codecs import RowCodec, codec_of_size, create_codec, create_feature_codec, multi_label_codec
 from kdkit.cache.format.constants import BLOCK_ROWS, LOGITS
 from kdkit.cache.types import Array
 from kdkit.data.views.seed import view_seed
@@ -80,6 +80,10 @@ def recode_cache(
 def _logit_codec(cache: CachedTeacher, name: str | None, row_bytes: int | None, options: dict[str, Any]) -> Codec:
     """The new codec of the logits, not fitted yet."""
     num_classes = cache.num_classes
+    if cache.is_multi_label:
+        if row_bytes is not None:
+            raise ConfigError("multi-label logits have codecs of one size each: leave out row_bytes (--bytes)")
+        return multi_label_codec(name, num_classes, **options)
     if row_bytes is not None:
         return codec_of_size(name, num_classes, row_bytes, **options)
     assert name is not None
@@ -99,7 +103,7 @@ def _features(cache: CachedTeacher, name: str | None) -> dict[str, RowCodec]:
 def _check_nearly_exact(cache: CachedTeacher, stream: str) -> None:
     cache.check_exists(stream)
     name = cache.codecs[stream].name
-    if name not in _NEARLY_EXACT:
+    if name.removeprefix("sigmoid_") not in _NEARLY_EXACT:
         raise ConfigError(
             f"the {stream} of {str(cache.path)!r} are in the codec {name}, which has lost too much to measure another "
             f"by: recode a cache in {', '.join(_NEARLY_EXACT)}, or build one"

@@ -6,6 +6,7 @@ of the new cache, S rows of a shard, M measures of a row.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -23,8 +24,10 @@ from kdkit.cache.encoding import check_encodable
 from kdkit.cache.fidelity import measure_rows, summarise_rows
 from kdkit.cache.format.constants import BLOCK_ROWS, RECORDS, fidelity_columns, hashed_rows
 from kdkit.cache.format.metadata import Shard
-from kdkit.cache.lazy_arrays import stored_fidelity
+from kdkit.cache.lazy_arrays import BEGUN, begun_at, stored_fidelity
 from kdkit.cache.types import Array
+
+_logger = logging.getLogger(__name__)
 
 HashPixels = Callable[[str, int], int]
 """(key, view) -> CRC-32 of the pixels, for rows whose hash no cache holds."""
@@ -104,7 +107,26 @@ class Rewrite:
             has_pixels=self.has_pixels,
             names_classes=self.first.names_classes,
             absent_keys=self._absent_keys(),
+            content=self._content(),
+            **({} if metadata.content_kind is None else {"content_kind": metadata.content_kind}),
         )
+
+    def _content(self) -> Array | None:
+        """The content record of each row, uint8 [R, 28], as in the caches; None if not all have records of one kind."""
+        kinds = {str(piece.cache.path): piece.cache.metadata.content_kind for piece in self.pieces}
+        if len({*kinds.values()}) > 1:
+            _logger.warning("digests of images are left out, because the caches have other kinds of them: %s", kinds)
+        if {*kinds.values()} not in ({"files"}, {"pixels"}):
+            return None
+        records: Array = np.concatenate([piece.cache.content()[piece.rows] for piece in self.pieces])[self._order]
+        return records
+
+    @property
+    def begun(self) -> float | None:
+        """When the first of the caches was begun, seconds since 1970: files that changed later may be others now."""
+        times = [begun_at(piece.cache.path) for piece in self.pieces]
+        known = [time for time in times if time is not None]
+        return min(known) if len(known) == len(times) else None
 
     def _absent_keys(self) -> list[str]:
         """Keys that the caches have no rows for because their images could not be read, apart from those of rows."""
@@ -204,9 +226,10 @@ class Rewrite:
 
 def write_rows(rewrite: Rewrite, path: Path, record: Mapping[str, Any], advance: Callable[[int], None]) -> Path:
     """Writes the new cache at `path`, or resumes it, and returns its path; `record` as for `CacheWriter.finish`."""
+    begun = rewrite.begun
     with CacheWriter.create(path, rewrite.spec()) as writer:
         rewrite.fill(writer, advance)
-        return writer.finish(record=record)
+        return writer.finish(record={**record, BEGUN: begun})
 
 
 def measured_spacing(num_rows: int) -> int:

@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-import torch
-from torch.utils.data import DataLoader, Dataset
-
 from kdkit.building.config import BuildConfig
 from kdkit.building.plan import BuildPlan
+from kdkit.building.scan import find_unreadable
 from kdkit.cache.file import CacheFile
 from kdkit.cache.format.keys import list_keys
 from kdkit.cache.format.metadata import Shard
 from kdkit.cache.lazy_arrays import stored_absent
 from kdkit.cache.shards.folder import INDEX_NAME, ShardFolder, shard_folder
 from kdkit.cache.writer import CacheWriter
-from kdkit.data import ImageSource, ReplayedDataset, translate_worker_errors
-from kdkit.data.worker import leave_signals_to_parent
+from kdkit.data import ReplayedDataset
 from kdkit.errors import DatasetError, UnreadableError
 from kdkit.runtime import distributed
-from kdkit.runtime.progress import progress
 
-_BATCH = 64
 _LISTED = 100  # images that an error names; its `samples` hold all
 
 
@@ -72,20 +67,26 @@ def listing_unreadable(plan: BuildPlan, rows: Callable[[], Sequence[int]], *, sh
     """
     try:
         yield
-    except UnreadableError as error:
+    except UnreadableError:
         found = find_unreadable(plan.dataset, rows(), plan.config.workers, show_progress=show_progress)
         if not found:  # it can be read, but not be shown in one of its views
             raise
-        keys = ", ".join(map(repr, found)) if len(found) <= _LISTED else list_keys(list(found))
-        advice = "repair or remove them, or start a cache with --unreadable skip, which leaves them out"
-        if plan.config.unreadable == "skip":
-            advice = "it was begun when they could be read, or without --unreadable skip: repair them, or start anew"
-        listed = UnreadableError(
-            f"{len(found)} of {len(plan.dataset)} images cannot be read: {keys} (the first: "
-            f"{next(iter(found.values()))}): {advice}"
-        )
-        listed.samples = found
-        raise listed from error
+    else:
+        return
+    raise _listed(found, plan)  # not `from error`, whose traceback would keep the loader's workers alive
+
+
+def _listed(found: Mapping[str, str], plan: BuildPlan) -> UnreadableError:
+    keys = ", ".join(map(repr, found)) if len(found) <= _LISTED else list_keys(list(found))
+    advice = "repair or remove them, or start a cache with --unreadable skip, which leaves them out"
+    if plan.config.unreadable == "skip":
+        advice = "it was begun when they could be read, or without --unreadable skip: repair them, or start anew"
+    error = UnreadableError(
+        f"{len(found)} of {len(plan.dataset)} images cannot be read: {keys} (the first: {next(iter(found.values()))}): "
+        f"{advice}"
+    )
+    error.samples = found
+    return error
 
 
 def rows_left(writer: CacheWriter, shards: Sequence[Shard]) -> list[int]:
@@ -94,46 +95,6 @@ def rows_left(writer: CacheWriter, shards: Sequence[Shard]) -> list[int]:
     for shard in writer.sealed():
         left.difference_update(range(shard.start, shard.stop))
     return sorted(left)
-
-
-@translate_worker_errors()
-def find_unreadable(
-    dataset: ReplayedDataset, rows: Sequence[int], num_workers: int, *, show_progress: bool
-) -> dict[str, str]:
-    """Reads images, without showing them in a view: key -> reason of each image that cannot be read."""
-    loader = DataLoader(
-        _Reasons(dataset.source),
-        batch_sampler=[list(rows[start : start + _BATCH]) for start in range(0, len(rows), _BATCH)],
-        num_workers=min(num_workers, -(-len(rows) // _BATCH)),
-        collate_fn=list,
-        worker_init_fn=leave_signals_to_parent,
-        generator=torch.Generator(),  # otherwise it would draw from the global one
-    )
-    found: dict[str, str] = {}
-    with progress("reading every image", len(rows), "images", enabled=show_progress) as display:
-        for reasons in loader:
-            for row, reason in reasons:
-                if reason is not None:
-                    found[dataset.keys[row]] = reason
-                    display.write(f"unreadable: {reason}")
-            display(len(reasons))
-    return found
-
-
-class _Reasons(Dataset[tuple[int, "str | None"]]):
-    """Row -> why its image cannot be read, or None if it can."""
-
-    def __init__(self, source: ImageSource) -> None:
-        self._source = source
-
-    def __getitem__(self, row: int) -> tuple[int, str | None]:
-        try:
-            self._source[row]
-        except Exception as error:  # a custom source may raise anything
-            if isinstance(error, DatasetError):
-                return row, str(error)
-            return row, f"{self._source.keys[row]!r} could not be loaded: {type(error).__name__}: {error}"
-        return row, None
 
 
 def _is_begun(path: Path) -> bool:

@@ -10,14 +10,19 @@ from pathlib import Path
 import torch
 
 from kdkit.building.agreement import Compared, compare, rounding_of
+from kdkit.building.scan import content_records
 from kdkit.building.teacher import device_of, for_dataset, run_teacher, with_streams
 from kdkit.cache import CachedTeacher, open_cache
+from kdkit.cache.content import CONTENT_FIELD
 from kdkit.cache.format.constants import LOGITS
+from kdkit.cache.format.keys import list_keys
 from kdkit.data import EpochSampler, ReplayedDataset, ReplayLoader
 from kdkit.errors import CacheMismatchError
 from kdkit.runtime.compare import check_match
+from kdkit.runtime.hardware import choose_workers
 from kdkit.teachers import Teacher
 
+_MANY_FILES = 10_000  # that are read in worker processes, which take seconds to start
 _BATCH_SIZE = 32  # of a cache that does not say which its build had
 
 
@@ -36,6 +41,8 @@ class VerifyReport:
     mean size."""
     divergence: Mapping[int, float] = field(default_factory=dict)
     """View -> mean KL(teacher || cache) of its rows, nats at T = 1; empty without logits."""
+    num_files: int = 0
+    """Samples whose content was read and compared; 0 without a dataset, and where the cache has no records of it."""
 
 
 def verify_cache(
@@ -66,38 +73,78 @@ def verify_cache(
 
     Raises:
         CacheCorruptError: a checksum differs; names file, view and rows.
-        CacheMismatchError: the teacher is a different one, or its output on a row differs; names the sample.
+        CacheMismatchError: an image, the teacher or its output on a row is another one; names the sample.
     """
-    cache = open_cache(path)
+    cache, num_files = open_cache(path), 0
     if dataset is not None:
-        dataset = dataset.without(cache.absent_keys)
-        cache.match(dataset, allow_mismatch=allow_mismatch)
-        dataset = dataset.for_teacher()
+        dataset, num_files = _match(cache, dataset, allow_mismatch)
     cache.verify()
     if teacher is None or dataset is None:
-        return VerifyReport(cache.num_rows, cache.num_views, 0, {})
+        return VerifyReport(cache.num_rows, cache.num_views, 0, {}, num_files=num_files)
     teacher = for_dataset(teacher, dataset, cache.codecs)
     check_match("teacher", cache.metadata.teacher, teacher.fingerprint(), f"the cache {str(path)!r}", allow_mismatch)
     teacher = with_streams(teacher, cache.codecs)
     if device is not None:
         teacher = teacher.to(torch.device(device))
-    device, built = device_of(teacher), cache.build_record
-    rounding = rounding_of(teacher.fingerprint(), [device.type, built.device])
-    batch_size = batch_size or built.batch_size or _BATCH_SIZE
+    batch_size = batch_size or cache.build_record.batch_size or _BATCH_SIZE
+    compared, places = _run_again(teacher, cache, dataset, _choose(dataset, num_rows, seed), batch_size)
+    for stream, found in compared.items():
+        _check_agreement(found, cache, stream, dataset.keys, places)
+    differences = {stream: float(found.difference.mean()) for stream, found in compared.items()}
+    return VerifyReport(
+        cache.num_rows, cache.num_views, len(places), differences, _by_view(compared, places), num_files
+    )
+
+
+def _run_again(
+    teacher: Teacher,
+    cache: CachedTeacher,
+    dataset: ReplayedDataset,
+    chosen: Mapping[int, Sequence[int]],
+    batch_size: int,
+) -> tuple[dict[str, Compared], list[tuple[int, int]]]:
+    """Stream -> the comparison of the chosen rows, view -> rows; and the view and row of each."""
+    device = device_of(teacher)
+    rounding = rounding_of(teacher.fingerprint(), [device.type, cache.build_record.device])
     parts: dict[str, list[Compared]] = {stream: [] for stream in cache.codecs}
-    places: list[tuple[int, int]] = []  # view and row
-    for view, rows in _choose(dataset, num_rows, seed).items():
+    places: list[tuple[int, int]] = []
+    for view, rows in chosen.items():
         loader = _loader(view, rows, teacher, dataset, batch_size, device)
         for pixels in loader.pixel_batches():
             for stream, values in run_teacher(teacher, loader, pixels, cache.codecs).items():
                 encoded = cache.read_encoded(cache.rows_of(pixels.row), pixels.view, stream)
                 parts[stream].append(compare(cache.codecs[stream], values, encoded, rounding))
             places += [(view, row) for row in pixels.row.tolist()]
-    compared = {stream: Compared.join(found) for stream, found in parts.items()}
-    for stream, found in compared.items():
-        _check_agreement(found, cache, stream, dataset.keys, places)
-    differences = {stream: float(found.difference.mean()) for stream, found in compared.items()}
-    return VerifyReport(cache.num_rows, cache.num_views, len(places), differences, _by_view(compared, places))
+    return {stream: Compared.join(found) for stream, found in parts.items()}, places
+
+
+def _match(cache: CachedTeacher, dataset: ReplayedDataset, allow: Collection[str]) -> tuple[ReplayedDataset, int]:
+    """The dataset that the cache was matched with, as the teacher sees it, and how many of its files were compared."""
+    dataset = dataset.without(cache.absent_keys)
+    cache.match(dataset, allow_mismatch=allow)
+    return dataset.for_teacher(), _check_all_content(cache, dataset, allow)
+
+
+def _check_all_content(cache: CachedTeacher, dataset: ReplayedDataset, allow: Collection[str]) -> int:
+    """Reads all files and compares them with the cache's records; returns their number, 0 where it has none.
+
+    Raises:
+        CacheMismatchError: files were replaced; names them.
+    """
+    if cache.metadata.content_kind != dataset.content.kind or CONTENT_FIELD in allow:
+        return 0
+    rows = cache.rows_of(torch.arange(len(dataset)))
+    records, changed = cache.content()[rows], []
+    workers = choose_workers("auto") if len(dataset) > _MANY_FILES else 0
+    for row, record in content_records(dataset, workers, show_progress=False):
+        if record != records[row].tobytes():
+            changed.append(dataset.keys[row])
+    if changed:
+        raise CacheMismatchError(
+            f"the cache {str(cache.path)!r} was built from other images under the names of {len(changed)} of "
+            f"{len(dataset)} ({list_keys(changed)}): put the first ones back, or build another cache"
+        )
+    return len(dataset)
 
 
 def _by_view(compared: Mapping[str, Compared], places: Sequence[tuple[int, int]]) -> dict[int, float]:

@@ -6,6 +6,7 @@ Where to look:
                  selection.py takes a part of the classes
     codecs/         encode and decode a row; encoding.py applies them to a shard; fidelity.py measures the loss
     matching.py     sample -> cache row; pixels.py checks that student and teacher see the same pixels
+    content.py      checks that the images' files are those of the build
     writer.py       `CacheWriter`, given a spec.py, checked by spec_values.py; sealing.py, shards/ write shards,
                  packing.py joins them in one file
     extension.py    further views of a finished cache; places.py prepares its path; write_errors.py types write errors

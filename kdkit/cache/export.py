@@ -30,7 +30,8 @@ def export_cache(
 ) -> Path:
     """Writes one stream of one view, and for npz 'keys' [R] as well.
 
-    Logits are written as 'log_probabilities' float16 [R, C], features under their stream's name as float32 [R, ...].
+    Logits are written as 'log_probabilities' float16 [R, C], multi-label ones as 'logits' float16 [R, C], features
+    under their stream's name as float32 [R, ...].
 
     Args:
         path: the cache.
@@ -71,7 +72,7 @@ class _Rows:
     def __init__(self, cache: CachedTeacher, view: int, stream: str) -> None:
         self._cache, self._view, self._stream = cache, view, stream
         is_logits = stream == LOGITS
-        self.name = "log_probabilities" if is_logits else stream
+        self.name = "log_probabilities" if is_logits and not cache.is_multi_label else stream
         self._dtype = torch.float16 if is_logits else torch.float32
         first = self._decode(0, 0)
         self.shape, self.dtype = (cache.num_rows, *first.shape[1:]), first.dtype

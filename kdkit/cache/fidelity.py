@@ -3,10 +3,13 @@ build, stored, and printed by `kdkit cache info`.
 
 Dimensions: R rows, C classes, M measures of a row. For logits they are KL(teacher || decoded) in nats at T = 1, 2, 4,
 both softened by temperature T, and whether the likeliest class is kept (1) or not (0); for features the length of the
-difference divided by the length of the row, both as vectors.
+difference divided by the length of the row, both as vectors. For multi-label logits the KL is that of the Bernoulli
+distributions of all classes, summed.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -28,7 +31,10 @@ def measure_rows(codec: RowCodec, values: Tensor, encoded: Tensor) -> Array:
         encoded: the encoded rows, uint8 [R, row_bytes].
     """
     decoded = codec.decode(encoded)
-    measures = _measure_logits(values, decoded) if isinstance(codec, Codec) else _measure_features(values, decoded)
+    if not isinstance(codec, Codec):
+        measures = _measure_features(values, decoded)
+    else:
+        measures = _measure_logits(values, decoded, sigmoid_divergence if codec.multi_label else kl_divergence)
     return torch.stack(measures, dim=1).float().cpu().numpy()
 
 
@@ -56,9 +62,17 @@ def kl_divergence(logits: Tensor, decoded: Tensor) -> Tensor:
     return (log_p.exp() * (log_p - log_q)).sum(dim=1)
 
 
-def _measure_logits(logits: Tensor, decoded: Tensor) -> list[Tensor]:
+def sigmoid_divergence(logits: Tensor, decoded: Tensor) -> Tensor:
+    """KL between the Bernoulli distributions sigmoid(logits) and sigmoid(decoded), summed over the classes, [B]."""
+    z_p, z_q = logits.double(), decoded.double()
+    p = z_p.sigmoid()
+    present, lacking = F.logsigmoid(z_p) - F.logsigmoid(z_q), F.logsigmoid(-z_p) - F.logsigmoid(-z_q)
+    return (p * present + (1 - p) * lacking).sum(dim=1)
+
+
+def _measure_logits(logits: Tensor, decoded: Tensor, divergence: Callable[[Tensor, Tensor], Tensor]) -> list[Tensor]:
     logits = logits.float()
-    softened = [kl_divergence(logits / temperature, decoded / temperature) for temperature in TEMPERATURES]
+    softened = [divergence(logits / temperature, decoded / temperature) for temperature in TEMPERATURES]
     return [*(values.clamp_min(0) for values in softened), (decoded.argmax(1) == logits.argmax(1)).double()]
 
 

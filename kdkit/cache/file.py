@@ -19,7 +19,7 @@ from kdkit.cache.codecs import Codec, FeatureCodec, RowCodec
 from kdkit.cache.fidelity import summarise_rows
 from kdkit.cache.format.constants import LOGITS, RECORDS
 from kdkit.cache.hdf5.documents import BuildRecord, read_build_record
-from kdkit.cache.lazy_arrays import stored_absent, stored_fidelity, stored_keys, stored_pixels
+from kdkit.cache.lazy_arrays import stored_absent, stored_content, stored_fidelity, stored_keys, stored_pixels
 from kdkit.cache.matching import match_keys
 from kdkit.cache.opening import locate, open_place, verify_arrays
 from kdkit.cache.payload import Payload
@@ -84,6 +84,12 @@ class CacheFile:
         return len(names)
 
     @property
+    def is_multi_label(self) -> bool:
+        """Whether the logits are multi-label: one distribution per class, not one over all classes."""
+        codec = self._codecs.get(LOGITS)
+        return isinstance(codec, Codec) and codec.multi_label
+
+    @property
     def names_classes(self) -> bool:
         """Whether the class names of its dataset are those of its logits; imported labels may be of other classes."""
         codec, names = self._codecs.get(LOGITS), self.metadata.dataset["class_names"]
@@ -135,6 +141,10 @@ class CacheFile:
         """Keys of the samples that its build left out, because they could not be read; they have no rows."""
         return stored_absent(self.path, self.metadata)
 
+    def content(self) -> Array:
+        """The content record of each row, uint8 [R, 28]; none if the cache has no records."""
+        return stored_content(self.path, self.metadata)
+
     def match_keys(self, keys: Sequence[str]) -> Array:
         """Cache row of each of a dataset's samples, int64 [N], by their keys.
 
@@ -174,26 +184,21 @@ class CacheFile:
         if not isinstance(view, int):
             views = np.asarray(view, _ROW)
             first = int(views.flat[0]) if views.size else 0
-            if views.ndim and (views != first).any():
-                return self._read_views(indices, views, stream)
-            view = first
+            view = views if views.ndim and (views != first).any() else first
         try:
+            if not isinstance(view, int):
+                return self._read_views(indices, view, stream)
             return torch.from_numpy(self._payload(view, stream).read(indices))
         except IndexError:  # numpy checks the upper bound anyway
             self._check_rows(indices)
 
     def _read_views(self, indices: Array, views: Array, stream: str) -> Tensor:
         """The same for rows of several views, int64 [B] each."""
-        encoded: Array | None = None
-        try:
-            for view in sorted(set(views.tolist())):
-                (mine,) = (views == view).nonzero()
-                found = self._payload(view, stream).read(indices[mine])
-                if encoded is None:
-                    encoded = np.empty((len(indices), found.shape[1]), dtype=np.uint8)
-                encoded[mine] = found
-        except IndexError:
-            self._check_rows(indices)
+        payloads = {view: self._payload(view, stream) for view in sorted(set(views.tolist()))}
+        encoded = np.empty((len(indices), next(iter(payloads.values())).row_bytes), dtype=np.uint8)
+        for view, payload in payloads.items():
+            (mine,) = (views == view).nonzero()
+            encoded[mine] = payload.read(indices[mine])
         return torch.from_numpy(encoded)
 
     def _payload(self, view: int, stream: str) -> Payload:

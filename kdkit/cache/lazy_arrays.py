@@ -12,6 +12,8 @@ import numpy as np
 from kdkit.cache.format.arrays import side_arrays
 from kdkit.cache.format.constants import (
     ABSENT_NAME,
+    BUILD_ATTRIBUTE,
+    CONTENT_NAME,
     DIGEST_BYTES,
     DIGEST_NAME,
     KEYS_NAME,
@@ -19,11 +21,17 @@ from kdkit.cache.format.constants import (
     hashed_rows,
     pixel_name,
 )
-from kdkit.cache.format.keys import unpack_keys
+from kdkit.cache.format.content import CONTENT_BYTES
+from kdkit.cache.format.json import parse_json
+from kdkit.cache.format.keys import MAX_ABSENT_BYTES, unpack_keys
 from kdkit.cache.format.metadata import CacheMetadata, Shard
 from kdkit.cache.hdf5.open import open_hdf5
-from kdkit.cache.shards.folder import ShardFolder
+from kdkit.cache.shards.folder import INDEX_NAME, ShardFolder, shard_folder
 from kdkit.cache.types import Array
+from kdkit.errors import CacheError
+
+BEGUN = "begun"
+"""In the build's record: when its index was written."""
 
 
 def stored_keys(path: Path, num_rows: int) -> list[str]:
@@ -39,7 +47,30 @@ def stored_absent(path: Path, metadata: CacheMetadata) -> list[str]:
         return []
     index = _index_of(path)
     with open_hdf5(index) as file:
-        return unpack_keys(file.flat(ABSENT_NAME, "u1"), metadata.num_absent, repr(str(index)))
+        return unpack_keys(file.flat(ABSENT_NAME, "u1"), metadata.num_absent, repr(str(index)), MAX_ABSENT_BYTES)
+
+
+def stored_content(path: Path, metadata: CacheMetadata) -> Array:
+    """The content records, uint8 [R, 28]; [0, 28] if the cache has none."""
+    if metadata.content_kind is None:
+        return np.zeros((0, CONTENT_BYTES), dtype=np.uint8)
+    with open_hdf5(_index_of(path)) as file:
+        return file.array(CONTENT_NAME, "u1", (metadata.num_rows, CONTENT_BYTES))
+
+
+def begun_at(path: Path) -> float | None:
+    """When the cache at `path` was begun, finished or not, seconds since 1970; None if that is not known.
+
+    It is only a hint, so it is not under a checksum: see kdkit.cache.content.
+    """
+    try:
+        if path.is_file():
+            with open_hdf5(path) as file:
+                found = parse_json(file.text(BUILD_ATTRIBUTE), "build").get(BEGUN)
+            return float(found) if isinstance(found, (int, float)) else None
+        return ((path if path.is_dir() else shard_folder(path)) / INDEX_NAME).stat().st_mtime
+    except (CacheError, OSError, AttributeError):
+        return None
 
 
 def stored_digests(path: Path, num_rows: int) -> Array:

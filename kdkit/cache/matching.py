@@ -12,9 +12,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from kdkit.cache.content import CONTENT_FIELD, check_content
 from kdkit.cache.format.keys import key_digests, list_keys, match_rows
 from kdkit.cache.format.metadata import CacheMetadata
-from kdkit.cache.lazy_arrays import stored_absent, stored_digests, stored_pixels
+from kdkit.cache.lazy_arrays import begun_at, stored_absent, stored_content, stored_digests, stored_pixels
 from kdkit.cache.pixels import check_pixels, checked_views
 from kdkit.cache.types import Array
 from kdkit.errors import CacheMismatchError
@@ -61,6 +62,8 @@ def match_dataset(path: Path, metadata: CacheMetadata, dataset: Replayable, allo
     check_leaves_out(path, metadata, dataset.keys)
     rows = match_keys(path, metadata.num_rows, dataset.keys)
     _check_partners(metadata, dataset, rows, origin)
+    if metadata.content_kind is not None and CONTENT_FIELD not in allow:
+        check_content(dataset, stored_content(path, metadata)[rows], metadata.content_kind, begun_at(path), origin)
     hashes = {view: stored_pixels(path, metadata, view) for view in checked_views(views)}
     check_pixels(dataset, rows, hashes, metadata.dataset.get("versions") or {}, origin)
     return rows

@@ -40,6 +40,8 @@ class CacheMixture:
         ConfigError: there is no cache, or weights or temperatures do not fit.
     """
 
+    is_multi_label = False  # multi-label caches are refused
+
     def __init__(
         self,
         caches: Sequence[CachedTeacher],
@@ -120,7 +122,7 @@ class CacheMixture:
             return TeacherOutput(features=features)
         with torch.autocast(batch.input.device.type, enabled=False):  # a loop may call this within its own
             logits = mean_teacher([member.logits for member in members], [member.weight for member in members])
-        return TeacherOutput(logits, features, members=members)
+        return TeacherOutput(logits, features, is_normalized=True, members=members)
 
     def match(self, dataset: Replayable, *, allow_mismatch: Collection[str] = ()) -> None:
         """Compares each cache with `dataset`, whose rows are those of every batch from then on.
@@ -181,15 +183,16 @@ class CacheMixture:
 
     @property
     def absent_keys(self) -> Sequence[str]:
-        """Keys of the samples that one of the caches has no rows for, because they could not be read."""
+        """Keys of the samples that one of the caches has no rows for."""
         return list(dict.fromkeys(key for cache in self.caches for key in cache.absent_keys))
 
     def check_exists(self, stream: str) -> None:
         """Raises CacheStreamError if no cache holds the stream, or several do; names them."""
         if stream in self._places:
             return
-        holders = [number for number, cache in enumerate(self.caches) if stream in cache.codecs and stream != LOGITS]
-        if holders:
+        if holders := [
+            number for number, cache in enumerate(self.caches) if stream in cache.codecs and stream != LOGITS
+        ]:
             names = " and ".join(_name(self.caches[number]) for number in holders)
             ways = " or ".join(repr(f"{number}:{stream}") for number in holders)
             raise CacheStreamError(f"the stream {stream!r} is in {names}: name one of them, {ways}")
@@ -226,7 +229,9 @@ def _one_each(name: str, numbers: Sequence[float] | None, caches: Sequence[Cache
 
 
 def _check_same_classes(caches: Sequence[CachedTeacher]) -> None:
-    """Compares the number of classes of all caches with logits, and the class names of all caches that hold them."""
+    """Refuses multi-label caches; compares the number of classes, and the class names that caches hold."""
+    for cache in caches:
+        cache.check_averageable()
     counts = [(cache, cache.num_classes) for cache in caches if LOGITS in cache.codecs]
     for cache, count in counts[1:]:
         if count != counts[0][1]:
@@ -240,11 +245,7 @@ def _check_same_classes(caches: Sequence[CachedTeacher]) -> None:
         if names == expected:
             continue
         at = next((at for at, pair in enumerate(zip(names, expected, strict=False)) if pair[0] != pair[1]), None)
-        found = (
-            f"{len(names)} classes and {len(expected)}"
-            if at is None
-            else f"class {at} as {names[at]!r} and {expected[at]!r}"
-        )
-        raise ClassMismatchError(
-            f"{_name(cache)} and {_name(first)} have {found}: build one of them from the same data"
-        )
+        found = f"{len(names)} classes and {len(expected)}"
+        if at is not None:
+            found = f"class {at} as {names[at]!r} and {expected[at]!r}"
+        raise ClassMismatchError(f"{_name(cache)} and {_name(first)} have {found}: build one from the same data")

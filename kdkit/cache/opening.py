@@ -8,7 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from kdkit.cache.codecs import RowCodec, codec_from_dict, known_codecs
-from kdkit.cache.format.constants import ABSENT_NAME, DIGEST_BYTES, DIGEST_NAME, KEYS_NAME, codec_array_name
+from kdkit.cache.format.constants import (
+    ABSENT_NAME,
+    CONTENT_NAME,
+    DIGEST_BYTES,
+    DIGEST_NAME,
+    KEYS_NAME,
+    codec_array_name,
+)
+from kdkit.cache.format.content import CONTENT_BYTES
 from kdkit.cache.format.metadata import CacheMetadata, Shard
 from kdkit.cache.hdf5.documents import read_metadata
 from kdkit.cache.hdf5.open import open_hdf5
@@ -141,7 +149,10 @@ def _index_groups(file: CheckedHDF5File) -> list[str]:
 def _open_codecs(file: CheckedHDF5File, metadata: CacheMetadata) -> dict[str, RowCodec]:
     """The codecs with their fitted arrays; checks the location of the keys."""
     texts = [KEYS_NAME, ABSENT_NAME] if metadata.num_absent else [KEYS_NAME]
-    file.expect_members("rows", [name.removeprefix("rows/") for name in (DIGEST_NAME, *texts)])
+    records = [CONTENT_NAME] if metadata.content_kind else []
+    file.expect_members("rows", [name.removeprefix("rows/") for name in (DIGEST_NAME, *texts, *records)])
+    for name in records:
+        file.map(name, "u1", (metadata.num_rows, CONTENT_BYTES))
     file.map(DIGEST_NAME, "u1", (metadata.num_rows, DIGEST_BYTES))
     for name in texts:
         file.map_flat(name, "u1")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import zlib
+import random
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,17 +11,11 @@ import PIL
 import timm
 import torch
 import torchvision
-from torch import Tensor
 
 from kdkit.errors import CacheMismatchError, DatasetError
+from kdkit.runtime.pixels import pixel_crc32
 
 _REPLAYED = 64
-_GOLDEN = (5**0.5 - 1) / 2
-
-
-def pixel_crc32(image: Tensor) -> int:
-    """CRC-32 of the pixels uint8 [3, H, W], channel by channel, row by row."""
-    return zlib.crc32(image.contiguous().numpy().data.cast("B"))
 
 
 def transform_versions() -> dict[str, str]:
@@ -56,11 +50,11 @@ def check_pixels(
     Raises:
         CacheMismatchError: a replayed sample looks different; names it and the library versions.
     """
-    seen = dataset.for_teacher()
+    seen, draw = dataset.for_teacher(), random.Random()  # another sample at each opening
     each = max(1, num_replayed // max(1, len(hashes)))
-    for place, (view, expected) in enumerate(hashes.items()):
+    for view, expected in hashes.items():
         candidates = [(index, row) for index, row in enumerate(cache_rows.tolist()) if row in expected]
-        for index, row in (candidates[at] for at in _spread(len(candidates), each, place)):
+        for index, row in (candidates[at] for at in _spread(len(candidates), each, draw)):
             try:
                 image = seen[index, view].image
             except DatasetError:
@@ -68,18 +62,21 @@ def check_pixels(
                     raise
                 continue
             if pixel_crc32(image) != expected[row]:
-                raise CacheMismatchError(
-                    f"{origin} shows other pixels for {dataset.keys[index]!r} (view {view}) than this run draws: "
-                    f"{_what_changed(made_with)}; use what it was made with, or build another cache"
-                )
+                raise other_pixels(dataset.keys[index], view, made_with, origin)
 
 
-def _spread(num_rows: int, count: int, place: int) -> list[int]:
-    """Up to `count` of `num_rows` places, one in each equal stretch; multiples of the golden ratio move them from view
-    to view, so that all views together reach every part even if each has only one place."""
+def other_pixels(key: str, view: int, made_with: Mapping[str, Any], origin: str) -> CacheMismatchError:
+    """The error for a sample that looks different from what the teacher saw."""
+    return CacheMismatchError(
+        f"{origin} shows other pixels for {key!r} (view {view}) than this run draws: {_what_changed(made_with)}; use "
+        "what it was made with, or build another cache"
+    )
+
+
+def _spread(num_rows: int, count: int, draw: random.Random) -> list[int]:
+    """Up to `count` of `num_rows` places, one drawn from each equal stretch."""
     count = min(count, num_rows)
-    offset = (place + 0.5) * _GOLDEN % 1
-    return [int((stretch + offset) * num_rows / count) for stretch in range(count)]
+    return [int((stretch + draw.random()) * num_rows / count) for stretch in range(count)]
 
 
 def _what_changed(made_with: Mapping[str, Any]) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,6 +17,7 @@ from kdkit.cache.codecs import RowCodec, TopKCodec
 from kdkit.cache.file import CacheFile
 from kdkit.cache.format.constants import LOGITS
 from kdkit.cache.matching import Replayable, match_dataset
+from kdkit.cache.pixels import other_pixels
 from kdkit.cache.statistics import CacheStatistics, statistics_of
 from kdkit.cache.summary import describe_content
 from kdkit.cache.types import Array
@@ -46,6 +48,11 @@ class CacheReader(TeacherSource, Protocol):
     @property
     def codecs(self) -> Mapping[str, RowCodec]:
         """Stream name -> its codec."""
+        ...
+
+    @property
+    def is_multi_label(self) -> bool:
+        """Whether the logits are multi-label: one distribution per class."""
         ...
 
     @property
@@ -115,6 +122,7 @@ class CachedTeacher(CacheFile):
         self._verify = verify
         self._sparse = sparse
         self._rows: Array | None = None
+        self._pixels: dict[int, dict[int, int]] = {}  # view -> hashed row -> CRC-32
         named = (streams,) if isinstance(streams, str) else streams  # else its letters would be streams
         self.streams = tuple(self._codecs) if named is None else tuple(named)
         for stream in self.streams:
@@ -130,6 +138,11 @@ class CachedTeacher(CacheFile):
             CacheMismatchError: recipe, samples, class names or pixels differ.
         """
         self._rows = match_dataset(self.path, self.metadata, dataset, allow_mismatch)
+
+    def check_averageable(self) -> None:
+        """Raises ConfigError for multi-label logits, which are no distribution that could be averaged with others."""
+        if self.is_multi_label:
+            raise ConfigError(f"the cache {str(self.path)!r} is multi-label, so it cannot be averaged: open it alone")
 
     def rows_of(self, rows: Tensor) -> Array:
         """Cache rows int64 [B] of the matched dataset's rows int64 [B].
@@ -153,12 +166,13 @@ class CachedTeacher(CacheFile):
         if batch.row is None or batch.view is None:
             raise CacheMismatchError("the batch has no rows or no view: load it with ReplayLoader")
         rows, view, device = self.rows_of(batch.row), batch.view, batch.input.device
+        self._check_pixels(batch, rows, view)
         payloads = {stream: _to_device(self.read_encoded(rows, view, stream), device) for stream in self.streams}
         with torch.autocast(device.type, enabled=False):  # a loop may call this within its own
             return self._decode(payloads)
 
     def decode_logits(self, rows: Array, view: int) -> Tensor:
-        """Log-probabilities, which serve as logits, [B, C] of cache rows int64 [B] in a view.
+        """Log-probabilities, which serve as logits, [B, C] of cache rows int64 [B] in a view; multi-label, the logits.
 
         Raises:
             CacheStreamError: the cache has no logits.
@@ -174,9 +188,34 @@ class CachedTeacher(CacheFile):
 
         Raises:
             CacheStreamError: the cache has no logits.
+            ConfigError: they are multi-label.
         """
         self.check_exists(LOGITS)
+        if self.is_multi_label:
+            raise ConfigError(
+                f"the cache {str(self.path)!r} is multi-label, so it has no likeliest class and no confidence in one: "
+                "leave out min_confidence and label_agreement"
+            )
         return statistics_of(self, advance)
+
+    def _check_pixels(self, batch: Batch, rows: Array, view: Tensor | int) -> None:
+        """Compares the pixels of hashed rows with those that the teacher saw.
+
+        Raises:
+            CacheMismatchError: they differ; names the sample.
+        """
+        teacher_size = self.metadata.recipe.get("teacher_size")
+        if batch.pixel_crc32 is None or (teacher_size is not None and batch.teacher_input is None):
+            return  # a student's smaller view is not the one that the teacher saw
+        views, hashes = np.broadcast_to(np.asarray(view), rows.shape), batch.pixel_crc32.numpy()
+        hashed = hashes >= 0
+        found = zip(views[hashed].tolist(), rows[hashed].tolist(), hashes[hashed].tolist(), strict=True)
+        for of, row, crc32 in found:
+            if of not in self._pixels:
+                self._pixels[of] = self.pixel_crc32(of)
+            if self._pixels[of].get(row, crc32) != crc32:
+                made_with = self.metadata.dataset.get("versions") or {}
+                raise other_pixels(self.keys()[row], of, made_with, f"the cache {str(self.path)!r}")
 
     def _decode(self, payloads: dict[str, Tensor]) -> TeacherOutput:
         """The outputs decoded from encoded rows, stream -> uint8 [B, row_bytes]."""
@@ -186,7 +225,7 @@ class CachedTeacher(CacheFile):
             return TeacherOutput(features=features)
         if self._sparse and isinstance(codec, TopKCodec):
             return TeacherOutput(features=features, sparse=codec.decode_sparse(logits))
-        return TeacherOutput(codec.decode(logits), features)
+        return TeacherOutput(codec.decode(logits), features, is_normalized=not self.is_multi_label)
 
     def __repr__(self) -> str:
         return f"CachedTeacher({str(self.path)!r}: {describe_content(self.metadata, self.codecs)})"

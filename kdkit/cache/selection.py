@@ -42,8 +42,10 @@ class ClassSelection:
 
     Raises:
         ClassMismatchError: the cache has no such class.
-        ConfigError: a class is chosen twice, or fewer than two are chosen.
+        ConfigError: a class is chosen twice, fewer than two are chosen, or the cache is multi-label.
     """
+
+    is_multi_label = False  # a multi-label cache is refused
 
     def __init__(
         self,
@@ -51,6 +53,10 @@ class ClassSelection:
         class_names: Sequence[str] | None = None,
         class_map: ClassMap | None = None,
     ) -> None:
+        if cache.is_multi_label:
+            raise ConfigError(
+                f"{_describe(cache)} is multi-label, whose classes do not share one distribution: use all of them"
+            )
         self.cache = cache
         known = list(cache.class_names) if cache.class_names is not None and cache.names_classes else None
         chosen = class_names if class_map is None else class_map
@@ -73,7 +79,8 @@ class ClassSelection:
             return output
         with torch.autocast(batch.input.device.type, enabled=False):  # a loop may call this within its own
             members = tuple(member._replace(logits=self._chosen(member.logits)) for member in output.members)
-            return TeacherOutput(self._chosen(output.logits), output.features, members=members)
+            chosen = self._chosen(output.logits)
+            return TeacherOutput(chosen, output.features, is_normalized=True, members=members)
 
     def _chosen(self, logits: Tensor) -> Tensor:
         """Log-probabilities of the chosen classes [B, C], from logits [B, K]."""
@@ -171,6 +178,7 @@ class _AllClasses:
         self.recipe: ViewRecipe = dataset.recipe
         self.class_names: Sequence[str] | None = class_names
         self.skips_unreadable = bool(getattr(dataset, "skips_unreadable", False))
+        self.content: Any = getattr(dataset, "content", None)
 
     @property
     def is_unlabelled(self) -> bool:

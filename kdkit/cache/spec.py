@@ -13,14 +13,30 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from kdkit.cache.codecs import Codec, FeatureCodec, RowCodec
-from kdkit.cache.format.constants import ABSENT_NAME, BLOCK_ROWS, DIGEST_NAME, KEYS_NAME, LOGITS, codec_array_name
-from kdkit.cache.format.keys import check_same_samples, check_unique_keys, key_digests, keys_sha256, pack_keys
+from kdkit.cache.codecs import Codec, RowCodec
+from kdkit.cache.format.constants import (
+    ABSENT_NAME,
+    BLOCK_ROWS,
+    CONTENT_NAME,
+    DIGEST_NAME,
+    KEYS_NAME,
+    LOGITS,
+    codec_array_name,
+)
+from kdkit.cache.format.content import check_records
+from kdkit.cache.format.keys import (
+    MAX_ABSENT_BYTES,
+    check_same_samples,
+    check_unique_keys,
+    key_digests,
+    keys_sha256,
+    pack_keys,
+)
 from kdkit.cache.format.limits import check_storable
 from kdkit.cache.format.metadata import CacheMetadata
 from kdkit.cache.hdf5.size import packed_num_bytes
 from kdkit.cache.lazy_arrays import stored_index_arrays, stored_keys
-from kdkit.cache.spec_values import document, flag, texts, whole_number
+from kdkit.cache.spec_values import check_codecs, document, flag, texts, whole_number
 from kdkit.cache.types import Array
 from kdkit.errors import CacheMismatchError, ConfigError
 from kdkit.recipe import ViewRecipe
@@ -88,15 +104,19 @@ class CacheSpec:
     """Library -> its version, of those that drew the pixels; None if they are not known."""
 
     has_pixels: bool = False
-    """Whether shards are sealed with hashes of the pixels that the teacher saw. Without them, opening the cache
-    compares keys, recipe and class names, but no pixels."""
+    """Whether shards are sealed with hashes of the pixels that the teacher saw; without them none are compared."""
 
     names_classes: bool = True
-    """Whether `class_names` are those of the logits, so that there are as many. Imported labels may be of other classes
-    than the images' folders."""
+    """Whether `class_names` are those of the logits; imported labels may be of other classes than the folders."""
 
     absent_keys: Sequence[str] = ()
-    """Keys of samples that have no row, because they could not be read; students are not trained on them."""
+    """Keys of samples that have no row, because they could not be read."""
+
+    content: Array | None = field(default=None, compare=False)
+    """Records of the samples' content, uint8 [R, 28]: see `kdkit.cache.format.content`; None: not known."""
+
+    content_kind: str = "files"
+    """What `content` was computed of: "files", byte for byte, or "pixels"."""
 
     def __post_init__(self) -> None:
         plain = {
@@ -114,23 +134,10 @@ class CacheSpec:
         }
         for name, value in plain.items():
             object.__setattr__(self, name, value)
-        self._check_codecs()
+        check_codecs(self.codecs)
         self._check_class_names()
+        check_records(self.content, self.content_kind, len(self.keys))
         check_unique_keys([*self.keys, *self.absent_keys])
-
-    def _check_codecs(self) -> None:
-        codecs: Any = self.codecs
-        if not isinstance(codecs, Mapping) or not codecs:
-            raise ConfigError(
-                'codecs must name at least one stream, e.g. {"logits": create_codec("float16", 1000)}, '
-                f"got {codecs!r}"
-            )
-        for stream, codec in codecs.items():
-            expected = Codec if stream == LOGITS else FeatureCodec
-            if not isinstance(stream, str):
-                raise ConfigError(f"codecs must have the names of streams as keys, got {stream!r}")
-            if not isinstance(codec, expected):
-                raise ConfigError(f"codecs[{stream!r}] must be a {expected.__name__}, got {codec!r}")
 
     def _check_class_names(self) -> None:
         names, logits = self.class_names, self.codecs.get(LOGITS)
@@ -165,6 +172,7 @@ class CacheSpec:
                 **({} if self.versions is None else {"versions": self.versions}),
                 **({} if self.has_pixels else {"has_pixels": False}),
                 **({"num_absent": len(self.absent_keys)} if self.absent_keys else {}),
+                **({} if self.content is None else {"content": self.content_kind}),
             },
             fidelity=self.fidelity,
         )
@@ -183,9 +191,12 @@ class CacheSpec:
         Raises:
             DatasetError: a key holds NUL, or the keys are longer than a cache holds.
         """
-        absent = {ABSENT_NAME: pack_keys(self.absent_keys)} if self.absent_keys else {}
-        keys = {DIGEST_NAME: key_digests(self.keys), KEYS_NAME: pack_keys(self.keys)}
-        return {**keys, **absent, **self._codec_arrays}
+        arrays = {DIGEST_NAME: key_digests(self.keys), KEYS_NAME: pack_keys(self.keys)}
+        if self.absent_keys:
+            arrays[ABSENT_NAME] = pack_keys(self.absent_keys, MAX_ABSENT_BYTES)
+        if self.content is not None:
+            arrays[CONTENT_NAME] = self.content
+        return {**arrays, **self._codec_arrays}
 
     @property
     def _codec_arrays(self) -> dict[str, Array]:
@@ -235,6 +246,4 @@ class CacheSpec:
         fitted = stored_index_arrays(origin, "codecs/")
         for name, array in self._codec_arrays.items():
             if not np.array_equal(fitted.get(name, np.empty(0)), array):
-                raise CacheMismatchError(
-                    f"{shown} was made with another array {name!r}: use the codec fitted for it, or build another cache"
-                )
+                raise CacheMismatchError(f"{shown} was made with another array {name!r}: use the codec fitted for it")

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from kdkit.cache.codecs import Codec, FeatureCodec
+from kdkit.cache.format.constants import LOGITS
 from kdkit.cache.format.json import parse_json
 from kdkit.errors import CacheCorruptError, ConfigError
 
@@ -105,3 +107,17 @@ def _is_storable(text: str) -> bool:
 def _show(value: Any) -> str:
     text = " ".join(repr(value).split())
     return text if len(text) <= 80 else text[:80] + "..."
+
+
+def check_codecs(codecs: Any) -> None:
+    """Raises ConfigError unless these are codecs by stream: of logits a Codec, of any other a FeatureCodec."""
+    if not isinstance(codecs, Mapping) or not codecs:
+        raise ConfigError(
+            f'codecs must name at least one stream, e.g. {{"logits": create_codec("float16", 1000)}}, got {codecs!r}'
+        )
+    for stream, codec in codecs.items():
+        expected = Codec if stream == LOGITS else FeatureCodec
+        if not isinstance(stream, str):
+            raise ConfigError(f"codecs must have the names of streams as keys, got {stream!r}")
+        if not isinstance(codec, expected):
+            raise ConfigError(f"codecs[{stream!r}] must be a {expected.__name__}, got {codec!r}")

@@ -38,6 +38,7 @@ def summarise(
         **{f"{name} kept": describe_fidelity(values) for name, values in metadata.fidelity.items()},
         **{f"{name} worst": _describe_worst(views) for name, views in by_view.items() if len(views) > 1},
         "pixels": "hashed" if metadata.has_pixels else "not known: opening compares keys and recipe, but no pixels",
+        "content": f"digests of {metadata.content_kind}" if metadata.content_kind else "not recorded",
         **({"left out": f"{metadata.num_absent:,} unreadable images"} if metadata.num_absent else {}),
         "dataset": f"SHA-256 of its keys {metadata.dataset['keys_sha256'][:16]}",
         "versions": ", ".join(f"{name} {value}" for name, value in teacher["versions"].items()),

@@ -19,6 +19,7 @@ from kdkit.runtime.reading import read_yaml
 Config = TypeVar("Config")
 
 _MAX_ALIASES = 100  # yaml.dump writes one where a list occurs twice
+_MAX_ITEMS = 2048  # the configuration of a run has 300; jsonargparse takes 20 s for a list of 10,000
 _REQUIRED = re.compile(r"following arguments are required: (.+)")
 _KEY = re.compile(r'Parser key "([\w.]+)"')
 _UNKNOWN = re.compile(r"Option '([\w.]+)' is not accepted")
@@ -68,7 +69,7 @@ def _check_config_files(arguments: Sequence[str]) -> None:
     for number, argument in enumerate(arguments):
         flag, _, value = argument.partition("=")
         if flag == "--config" and (value or number + 1 < len(arguments)):
-            read_yaml(value or arguments[number + 1], error=_not_config, max_aliases=_MAX_ALIASES)
+            read_yaml(value or arguments[number + 1], error=_not_config, max_items=_MAX_ITEMS, max_aliases=_MAX_ALIASES)
 
 
 def _not_config(reason: str) -> UsageError:

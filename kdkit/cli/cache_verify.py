@@ -25,6 +25,10 @@ def run(arguments: list[str]) -> None:
         config.cache, teacher, dataset, num_rows=config.rows, device=device, allow_mismatch=config.allow_mismatch
     )
     print_wrapped(f"{config.cache}: all checksums of {report.num_rows:,} rows x {report.num_views} views match")
+    if dataset is not None and not report.num_files:
+        print_wrapped(f"{config.data}: images not compared, because the cache has no records of such content")
+    elif dataset is not None:
+        print_wrapped(f"{config.data}: all {report.num_files:,} images are those of the build")
     if teacher is not None:
         print_wrapped(f"teacher: {describe_teacher(teacher)}")
     for stream, difference in report.differences.items():

@@ -17,8 +17,9 @@ def run(arguments: list[str]) -> None:
         report = distill(config, show_progress=True)
         if distributed.rank() != 0:
             return
+    metric = "mAP" if any("val_mAP" in record for record in report.training.epochs) else "top-1"
     training, best = report.training, report.training.best
-    top1 = "not validated" if best is None else f"best top-1 {best[1]:.2f} % in epoch {best[0]}"
+    top1 = "not validated" if best is None else f"best {metric} {best[1]:.2f} % in epoch {best[0]}"
     speed = f"{format_rate(training.images_per_second)} images/s"
     print_wrapped(f"{config.student}: {top1}, last loss {training.epochs[-1]['loss']:.4f}, {speed}")
     print(f"weights: {report.weights}")

@@ -13,7 +13,9 @@ def run(arguments: list[str]) -> None:
     from kdkit.runtime.layout import format_rate, print_wrapped
 
     report = evaluate_student(config, show_progress=True)
-    figures = f"top-1 {report.top1:.2f} %, top-5 {report.top5:.2f} %, loss {report.loss:.4f}"
+    figures = f"loss {report.loss:.4f}"
+    for name, value in {"top-5": report.top5, "top-1": report.top1, "mAP": report.mean_ap}.items():
+        figures = figures if value is None else f"{name} {value:.2f} %, {figures}"
     size = f"{report.num_images:,} images, {format_rate(report.images_per_second)} images/s"
     print_wrapped(f"{report.student}: {figures}, {size}")
     for cache in report.caches:

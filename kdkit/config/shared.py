@@ -47,7 +47,8 @@ class ColumnsConfig:
 
     label_column: str | None = None
     """Column of the labels, if the data has columns, or field of the .json files of WebDataset shards; label by
-    default."""
+    default. For several labels per image of a table: columns of 0 and 1 as sea,city, or a column of names with its
+    separator as tags[|]."""
 
     labels: Literal["folder", "tar", "none"] | None = None
     """Where labels come from: folder (the top folder, whatever its name), tar (the name of the tar) or none; by default

@@ -21,6 +21,7 @@ from kdkit.data.sources.base import ImageSource
 from kdkit.data.sources.create import create_source
 from kdkit.data.sources.folder import FolderSource
 from kdkit.data.sources.mapped import MappedSource
+from kdkit.data.sources.multi_label import MultiLabelSource
 from kdkit.data.sources.table import TableSource
 from kdkit.data.sources.tar import TarSource
 from kdkit.data.sources.webdataset import WebDatasetSource
@@ -32,6 +33,7 @@ __all__ = [
     "FolderSource",
     "ImageSource",
     "MappedSource",
+    "MultiLabelSource",
     "PixelBatch",
     "RangeSampler",
     "ReplayLoader",

@@ -13,6 +13,7 @@ from torch.utils.data import default_collate
 
 from kdkit.data.sample import Sample, Unreadable
 from kdkit.errors import DatasetError
+from kdkit.runtime.pixels import is_hashed, pixel_crc32
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,7 +22,8 @@ class PixelBatch:
 
     Of mixed views, `partner_target` [B] holds the partner's class index and `share` [B] float32 the share of the
     sample's own label. `teacher_images` uint8 [B, 3, T, T] are the same views at the teacher's size T, if it differs.
-    `skipped` holds the row and the reason, once, of each sample that was left out.
+    `pixel_crc32` [B] int64 is the CRC-32 of the pixels, of the teacher's if there are any, of each row that has a pixel
+    hash, and -1 for the others. `skipped` holds the row and the reason, once, of each sample that was left out.
     """
 
     images: Tensor
@@ -32,6 +34,7 @@ class PixelBatch:
     share: Tensor | None = None
     teacher_images: Tensor | None = None
     skipped: tuple[tuple[int, str], ...] = ()
+    pixel_crc32: Tensor | None = None
 
     @classmethod
     def of_view(cls, parts: Sequence[PixelBatch], view: int) -> PixelBatch:
@@ -95,14 +98,27 @@ def collate(found: list[Sample | Unreadable]) -> PixelBatch:
     teacher_images = [sample.teacher_image for sample in samples if sample.teacher_image is not None]
     return PixelBatch(
         default_collate([sample.image for sample in samples]),  # in a worker, straight into shared memory
-        torch.tensor([sample.target for sample in samples]),
+        _stack([sample.target for sample in samples]),
         torch.tensor([sample.row for sample in samples]),
         torch.tensor([sample.view for sample in samples]),
-        torch.tensor(partner_targets) if partner_targets else None,
+        _stack(partner_targets) if partner_targets else None,
         torch.tensor([sample.share for sample in samples], dtype=torch.float32) if partner_targets else None,
         default_collate(teacher_images) if teacher_images else None,
         skipped,
+        torch.tensor([_pixel_hash(sample) for sample in samples]),
     )
+
+
+def _stack(targets: list[int | Tensor]) -> Tensor:
+    """Class indices [B], or vectors [B, C]."""
+    return torch.stack([torch.as_tensor(target) for target in targets])
+
+
+def _pixel_hash(sample: Sample) -> int:
+    """CRC-32 of the pixels that the teacher saw, or -1 for a row without a hash; computed here, in a worker."""
+    if not is_hashed(sample.row):
+        return -1
+    return pixel_crc32(sample.image if sample.teacher_image is None else sample.teacher_image)
 
 
 def check_class_indices(pixels: PixelBatch, num_classes: int, keys: Sequence[str]) -> None:

@@ -11,16 +11,17 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from typing_extensions import Self
 
-from kdkit.data.sample import Sample, Unreadable
+from kdkit.data.sample import Sample, Unreadable, check_indices
 from kdkit.data.sources.base import ImageSource, Targets, targets_of
 from kdkit.data.sources.checked import CheckedSource, check_source
+from kdkit.data.sources.content import SampleContent
 from kdkit.data.sources.labels import Unlabelled
+from kdkit.data.sources.multi_label import num_labels_of
 from kdkit.data.sources.selection import SelectedSource
 from kdkit.data.views.custom import check_replayable
-from kdkit.data.views.identity import with_identity
 from kdkit.data.views.mixing import NOT_MIXED, Pairing, draw_mix
 from kdkit.data.views.recorded import RecordStore, open_records
-from kdkit.data.views.renderer import create_renderer
+from kdkit.data.views.renderer import create_renderer, with_identity
 from kdkit.data.views.seed import preserve_rng_state, seed_all, view_seed
 from kdkit.errors import DatasetError, LabelError, UnreadableError
 from kdkit.recipe import ViewRecipe
@@ -50,6 +51,7 @@ class ReplayedDataset(Dataset[Sample]):
 
     Attributes:
         absent: keys of the samples that `without` left out.
+        is_multi_label: whether a target is a vector float32 [C] of 0 and 1.
 
     Raises:
         DatasetError: the source is empty, two samples share a key, or it returns another image each time.
@@ -72,7 +74,9 @@ class ReplayedDataset(Dataset[Sample]):
         self.recipe = recipe if transform is None else with_identity(recipe, transform, transform_id)
         self.keys: Sequence[str] = source.keys
         self.class_names: Sequence[str] | None = source.class_names
-        self.num_classes = num_classes or (None if self.class_names is None else len(self.class_names))
+        num_labels = num_labels_of(source)
+        self.is_multi_label = num_labels is not None
+        self.num_classes = num_classes or num_labels or len(self.class_names or ()) or None
         self._load = CheckedSource(source, self.num_classes)
         self._pairing = Pairing.of(self.keys, recipe)
         self._records = records
@@ -88,7 +92,7 @@ class ReplayedDataset(Dataset[Sample]):
             raise DatasetError("mixed labels need to know how many classes there are: give num_classes")
         if transform is not None:
             with preserve_rng_state():
-                check_replayable(lambda view: self._views(self._load, 0, view)[0])
+                check_replayable(lambda view: self._views(self.source.__getitem__, 0, view)[0])
 
     @property
     def targets(self) -> Targets | None:
@@ -99,6 +103,11 @@ class ReplayedDataset(Dataset[Sample]):
     def is_unlabelled(self) -> bool:
         """Whether no sample has a label, as in a folder without class folders."""
         return self.targets is not None and bool((self.targets < 0).all())
+
+    @property
+    def content(self) -> SampleContent:
+        """The files of the samples, or what stands for them."""
+        return SampleContent(self.source)
 
     def for_teacher(self) -> Self:
         """The same views at the recipe's teacher_size, as the teacher sees them."""
@@ -140,7 +149,7 @@ class ReplayedDataset(Dataset[Sample]):
         """The same views of unlabelled samples: target -1, no class names."""
         other = copy.copy(self)
         other.source, other.class_names, other.num_classes = Unlabelled(self.source), None, None
-        other._load = CheckedSource(other.source, None)
+        other.is_multi_label, other._load = False, CheckedSource(other.source, None)
         return other
 
     def for_classes(self, num_classes: int) -> Self:
@@ -183,30 +192,14 @@ class ReplayedDataset(Dataset[Sample]):
         Raises:
             DatasetError: an index names no view, or a sample cannot be loaded and such samples are not skipped.
         """
-        self._check_indices(indices)
-        load = lru_cache(maxsize=self._images_kept)(self._load)
+        check_indices(indices, len(self.keys), self.recipe.num_views)
+        kept = 1 if self._pairing is None else 2  # decoded images: those of adjacent views, or of a pair
+        if self._recorded is not None and self._recorded.steps.mixing:
+            kept = len(indices) * 2  # partners are anywhere in a batch
+        load = lru_cache(maxsize=kept)(self._load)
         drawn = load if self._recorded is not None else lru_cache(maxsize=None)(partial(self._views, load))
         with preserve_rng_state():
             return [self._sample_or_reason(row, view, drawn) for row, view in indices]
-
-    @property
-    def _images_kept(self) -> int | None:
-        """Number of decoded images that are kept while a batch is made: a pair, or one."""
-        if self._recorded is not None and self._recorded.steps.mixing:
-            return None  # partners are anywhere in a batch
-        return 1 if self._pairing is None else 2
-
-    def _check_indices(self, indices: Sequence[Any]) -> None:
-        """Raises DatasetError for an index without a view; it is not an unreadable image, so it is never skipped."""
-        for index in indices:
-            if not (isinstance(index, (tuple, list)) and len(index) == 2):
-                raise DatasetError(f"index {index!r} names no view: dataset[row, view], or in a loader an EpochSampler")
-            row, view = index
-            if not 0 <= row < len(self.keys):  # a negative one would be another sample's partner
-                raise DatasetError(f"row {row} is out of range: the dataset has rows 0 to {len(self.keys) - 1}")
-            if not 0 <= view < self.recipe.num_views:
-                views = self.recipe.num_views - 1
-                raise DatasetError(f"view {view} is out of range: the recipe has views 0 to {views}")
 
     def _sample_or_reason(self, row: int, view: int, drawn: Callable[..., tuple[Any, ...]]) -> Sample | Unreadable:
         try:

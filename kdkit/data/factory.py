@@ -43,9 +43,8 @@ def create_loader(
             the views at its own size.
         student: the model, with the normalisation of its input in `pretrained_cfg`, else ImageNet's; or its task.
         batch_size: images per batch and rank.
-        views_per_decode: number k of views that are drawn each time an image is decoded, at most the recipe's. The k
-            passes of a group show the views that k plain passes show, but the k views of an image are adjacent in one
-            batch; let batch_size be a multiple of k, or of 2 k where views are mixed.
+        views_per_decode: number k of views per decoded image, adjacent in one batch, at most the recipe's. Groups of k
+            passes show what k plain passes show. Let batch_size be a multiple of k, or of 2 k where views are mixed.
         num_workers: processes that load and augment images; 0 loads in the calling process, "auto" takes this
             rank's share of the CPUs that this process may use, 1 to 8.
         shuffle, seed: whether each epoch has its own order, and the seed of it; the views have the recipe's.
@@ -56,7 +55,7 @@ def create_loader(
 
     Raises:
         ConfigError: an argument is out of range.
-        LabelError: a label is beyond the student's classes; compared when it is loaded if it is not known before.
+        LabelError: a label is beyond the student's classes; of an image whose label it brings itself, on loading it.
     """
     _check_views_per_decode(views_per_decode, dataset.recipe.num_views)
     model, rows = _model_of(student), range(len(dataset)) if rows is None else rows
@@ -75,8 +74,8 @@ def create_loader(
         num_epochs=num_epochs,
     )
     sampler.shown_views = shown_views
-    options: Any = {"device": device, "num_workers": choose_workers(num_workers)}
-    return ReplayLoader(dataset, sampler, Normalization.of(model), **options)
+    workers = choose_workers(num_workers)
+    return ReplayLoader(dataset, sampler, Normalization.of(model), device=device, num_workers=workers)
 
 
 def _for_classes_of(dataset: ReplayedDataset, student: Any, model: Any) -> ReplayedDataset:

@@ -151,6 +151,7 @@ class ReplayLoader:
             pixels.row,
             pixels.view,
             teacher_input=None if pixels.teacher_images is None else self._normalized(pixels.teacher_images),
+            pixel_crc32=pixels.pixel_crc32,
         )
 
     def _normalized(self, images: Tensor) -> Tensor:
@@ -163,6 +164,9 @@ class ReplayLoader:
             return target
         partner = pixels.partner_target.to(self.device, non_blocking=True)
         share = pixels.share.to(self.device, non_blocking=True)
+        if target.ndim == 2:  # multi-label; where one of the two is not labelled, their mixture is not either
+            mixed = share[:, None] * target + (1 - share[:, None]) * partner
+            return torch.where((target < 0) | ((partner < 0) & (share[:, None] < 1)), -torch.ones_like(mixed), mixed)
         soft = torch.zeros(len(target), self.dataset.num_classes, dtype=torch.float32, device=self.device)
         check_class_indices(pixels, self.dataset.num_classes, self.dataset.keys)
         for label, weight in ((target, share), (partner, 1 - share)):

@@ -22,7 +22,7 @@ from kdkit.resolve import resolve_device
 from kdkit.runtime import files
 from kdkit.runtime.progress import progress
 from kdkit.student import Student, load_student
-from kdkit.tasks import ClassificationTask
+from kdkit.tasks import ClassificationTask, MultiLabelClassificationTask
 from kdkit.teachers.class_names import check_names, describe_count_mismatch, reorder_names
 from kdkit.teachers.imagenet import names_like
 from kdkit.training.evaluate import evaluate
@@ -38,16 +38,18 @@ class EvaluateReport:
 
     student: str
     """Name of the student: its folder, or its timm name."""
-    top1: float
-    """Top-1, percent."""
-    top5: float
-    """Top-5, percent."""
+    top1: float | None
+    """Top-1, percent; None for multi-label data."""
+    top5: float | None
+    """Top-5, percent; None for multi-label data."""
     loss: float
-    """Cross-entropy, nats."""
+    """Cross-entropy, nats; for multi-label data the binary one, averaged over the classes."""
     num_images: int
     """Number of images."""
     images_per_second: float
     """Images per second, loading included."""
+    mean_ap: float | None = None
+    """Mean average precision over the classes, percent, of multi-label data; else None."""
     caches: tuple[dict[str, str], ...] = ()
     """The caches that taught the student, as `kdkit.student.Student` names them."""
 
@@ -82,7 +84,9 @@ def evaluate_student(config: EvaluateConfig, *, show_progress: bool = False) -> 
         device=device,
         num_workers=config.workers,
     )
-    task = ClassificationTask(model.to(device), device=device)
+    task = (MultiLabelClassificationTask if dataset.is_multi_label else ClassificationTask)(
+        model.to(device), device=device
+    )
     begun = time.perf_counter()
     with progress(f"evaluating {config.student}", len(dataset), "images", enabled=show_progress) as advance:
         found = evaluate(task, loader)
@@ -90,11 +94,12 @@ def evaluate_student(config: EvaluateConfig, *, show_progress: bool = False) -> 
         advance(len(dataset))
     report = EvaluateReport(
         config.student,
-        found["top1"],
-        found["top5"],
+        found.get("top1"),
+        found.get("top5"),
         found["loss"],
         len(dataset),
         len(dataset) / seconds,
+        found.get("mAP"),
         student.caches,
     )
     if output is not None:

@@ -36,6 +36,9 @@ class LossSpec:
     is_feature: bool = False
     """Whether it compares features rather than logits."""
 
+    multi_label: bool = False
+    """Whether it compares multi-label logits: one distribution per class, not one over all classes."""
+
     needs_target: bool = False
     """Whether its third argument is the labels."""
 
@@ -67,15 +70,16 @@ _LOSSES: dict[str, LossSpec] = {}
 _Loss = TypeVar("_Loss", bound=Callable[..., Any])
 
 
-def logit_loss(*, needs_target: bool = False) -> Callable[[_Loss], _Loss]:
+def logit_loss(*, needs_target: bool = False, multi_label: bool = False) -> Callable[[_Loss], _Loss]:
     """Registers a function of (student_logits, teacher_logits) under its own name.
 
     Args:
+        multi_label: whether the logits are multi-label, and not normalised over the classes.
         needs_target: whether the labels, [B] or [B, C], are its third argument, `target`.
     """
 
     def register(loss: _Loss) -> _Loss:
-        return _register(LossSpec(loss.__name__, loss, needs_target=needs_target), loss)
+        return _register(LossSpec(loss.__name__, loss, needs_target=needs_target, multi_label=multi_label), loss)
 
     return register
 

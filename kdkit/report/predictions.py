@@ -14,6 +14,7 @@ from torch import Tensor
 
 from kdkit.cache import CachedTeacher
 from kdkit.cache.format.constants import LOGITS
+from kdkit.errors import ConfigError
 
 MAX_ROWS = 4096
 """Rows that figures are taken from, spread evenly over a larger cache."""
@@ -32,8 +33,11 @@ def read_log_probs(cache: CachedTeacher, rows: Array, view: int) -> Tensor:
 
     Raises:
         CacheStreamError: the cache holds no logits.
+        ConfigError: they are multi-label.
     """
     cache.check_exists(LOGITS)
+    if cache.is_multi_label:
+        raise ConfigError(f"the cache {str(cache.path)!r} is multi-label: probabilities over the classes are not shown")
     return cache.codecs[LOGITS].decode(cache.read_encoded(rows, view, LOGITS)).float().log_softmax(dim=1)
 
 

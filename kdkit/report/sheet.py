@@ -139,9 +139,10 @@ def _make_row(
 
 def _make_cell(sample: Sample, names: Sequence[str] | None, teacher: Tensor, student: Tensor | None) -> Cell:
     pixels = sample.image if sample.teacher_image is None else sample.teacher_image
-    shares = {sample.target: sample.share}
-    if sample.partner_target is not None and sample.share < 1:
-        shares[sample.partner_target] = shares.get(sample.partner_target, 0.0) + 1 - sample.share
+    target, partner = int(sample.target), sample.partner_target  # caches of multi-label data are not shown
+    shares = {target: sample.share}
+    if partner is not None and sample.share < 1:
+        shares[int(partner)] = shares.get(int(partner), 0.0) + 1 - sample.share
     shares = {target: share for target, share in shares.items() if target >= 0}
     return Cell(
         view=sample.view,

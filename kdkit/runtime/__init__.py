@@ -7,6 +7,7 @@ Where to look:
     progress.py     the progress display; layout.py wraps text output
     install.py      the command that installs an optional package
     compare.py      two documents, field by field
+    pixels.py       hashes of pixels
     background.py   a single-thread executor
     memory.py       out of memory: how it shows, and work in parts; model_errors.py, what models raise and return
     hardware.py     what `auto` means: device and number of workers; doctor.py lists versions and devices

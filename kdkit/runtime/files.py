@@ -17,7 +17,7 @@ from pathlib import Path
 from kdkit.errors import DiskFullError, KdkitError, WriteError
 
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_CANNOT_UNNAMED = {errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL}
+_CANNOT_UNNAMED = {errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.ENOSYS}
 _CANNOT_RESERVE = {errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS}
 TEMPORARY_SUFFIX = ".tmp"
 _MAX_NAME_BYTES = 255
@@ -53,6 +53,22 @@ def atomic_write(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):  # the first error tells more; the next writer removes leftovers
             remove_file(temporary)
+
+
+@contextmanager
+def typed_errors(path: Path) -> Iterator[None]:
+    """Within it, what the file system refuses while `path` is extended or rewritten is a WriteError.
+
+    Raises:
+        DiskFullError: there was no space.
+        WriteError: the file system refused.
+    """
+    try:
+        yield
+    except KdkitError:
+        raise
+    except OSError as error:
+        raise write_error(path, error, "what it held is there") from error
 
 
 def write_error(path: Path, error: OSError, state: str = "nothing was kept") -> WriteError:

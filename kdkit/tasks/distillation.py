@@ -17,7 +17,7 @@ from kdkit.losses.multi_teacher import Combine
 from kdkit.tasks.observation import TeacherLogits, num_classes_of, observe, observe_members
 from kdkit.tasks.student_task import Criterion, StudentTask
 from kdkit.tasks.teacher import check_same_classes, resolve_teacher
-from kdkit.tasks.term import DistillLosses, as_terms, bound_loss, check_weight
+from kdkit.tasks.term import DistillLosses, as_terms, bound_loss, check_scale, check_weight
 from kdkit.teachers import Teacher
 from kdkit.types import Batch, TeacherMember, TeacherOutput, TeacherSource, to_compute_dtype
 
@@ -140,12 +140,15 @@ class DistillationTask(StudentTask):
             raise ConfigError(
                 f"teacher_output is a TeacherOutput, got {type(teacher_output).__name__}: wrap logits in one"
             )
+        check_scale(self.terms, teacher_output)
         teacher_logits = self._teacher_logits(teacher_output)
         output, distilled, terms = self._forward_student(input, teacher_output)
         task_loss = self._task_loss(to_compute_dtype(output), target)
         members = teacher_output.members if self.combine == "losses" else ()
         terms |= self._logit_terms(to_compute_dtype(distilled), teacher_logits, members, target)
         result = self._sum(task_loss, terms) | {"output": output}
+        if self.is_multi_label:  # there is no one class to agree on
+            return result
         if teacher_logits is not None and num_classes_of(teacher_logits) == output.shape[1]:
             result |= observe(output, teacher_logits, target)
             result |= observe_members(output, teacher_output.members, target)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from timm.utils import ModelEmaV3, unwrap_model
@@ -45,6 +45,9 @@ class TrainingTask(PlacedModule):
 
     distill_loss_weight: float | None = None
     """Weight of the loss that comes from a teacher, which a warm-up may change; None if a task has no such loss."""
+
+    is_multi_label: ClassVar[bool] = False
+    """Whether targets are vectors [B, C] of 0 and 1, and logits one distribution per class."""
 
     is_own_teacher: bool = False
     """Whether the teacher is the moving average of the student itself."""

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from kdkit import losses
 from kdkit.errors import ConfigError
+from kdkit.types import TeacherOutput
 
 DistillLoss = Callable[..., Tensor]
 
@@ -79,6 +80,11 @@ class LossTerm:
         return self.loss is None and self._spec.projects
 
     @property
+    def multi_label(self) -> bool:
+        """Whether the loss compares multi-label logits."""
+        return self.loss is None and self._spec.multi_label
+
+    @property
     def aligns(self) -> losses.Aligns:
         """How pairs of features are brought to one form."""
         return "unlike" if self.loss is not None else self._spec.aligns
@@ -134,6 +140,15 @@ def bound_loss(term: LossTerm, **extra: Any) -> DistillLoss:
     if twice := sorted({*term.options} & {*extra}):
         raise ConfigError(f"term {term.name!r}: {twice[0]} follows from the taps, leave it out of the term's options")
     return losses.create(term.name, **term.options, **extra)
+
+
+def check_scale(terms: Sequence[LossTerm], teacher_output: TeacherOutput) -> None:
+    """Raises ConfigError if a term needs the logits themselves, and a cache kept only their softmax."""
+    if teacher_output.is_normalized and (needy := [term.name for term in terms if term.multi_label]):
+        raise ConfigError(
+            f"the loss {needy[0]!r} needs multi-label logits, this cache holds normalised log-probabilities: build one "
+            "with --codec sigmoid_float16 (or sigmoid_float32, sigmoid_int8)"
+        )
 
 
 def check_weight(name: str, value: object) -> float:

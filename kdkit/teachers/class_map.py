@@ -5,6 +5,7 @@ Dimensions: C classes of the data, K classes of the model.
 
 from __future__ import annotations
 
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from typing import Literal, get_args
@@ -42,6 +43,7 @@ def map_names(
     Raises:
         ClassMismatchError: some are absent, or two classes of the model have one name; the error names them.
     """
+    wanted, names = composed(wanted), composed(names)
     index = {name: number for number, name in enumerate(names)}
     absent = [name for name in wanted if name not in index]
     if len(absent) == len(wanted) or (absent and missing_classes == "error"):
@@ -54,6 +56,11 @@ def map_names(
     if ambiguous := [name for name in wanted if counts[name] > 1]:
         raise ClassMismatchError(f"{subject} calls several classes {_listed(ambiguous)}: map them by index")
     return tuple(index.get(name, MISSING) for name in wanted)
+
+
+def composed(names: Sequence[str]) -> tuple[str, ...]:
+    """Returns the names in Unicode's composed form (NFC), in which those of the data are, so that they compare."""
+    return tuple(unicodedata.normalize("NFC", name) for name in names)
 
 
 def resolve_class_map(

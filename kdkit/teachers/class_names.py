@@ -12,7 +12,7 @@ from timm.utils import unwrap_model
 from torch import nn
 
 from kdkit.errors import ClassMismatchError
-from kdkit.teachers.class_map import MISSING, map_names
+from kdkit.teachers.class_map import MISSING, composed, map_names
 from kdkit.teachers.model_config import model_config
 
 
@@ -38,7 +38,7 @@ def label_names(model: nn.Module) -> tuple[str, ...] | None:
 def check_names(
     names: Sequence[str] | None, model: nn.Module, subject: str, option: str = "class_names"
 ) -> tuple[str, ...] | None:
-    """Returns the names [K] as they are; None stays None.
+    """Returns the names [K] in Unicode's composed form; None stays None.
 
     Raises:
         ClassMismatchError: there is not one name for each class of the model, if their number is known.
@@ -49,7 +49,7 @@ def check_names(
             f"{subject} has {num_classes} classes, {option} names {len(names)}: give one name for each class, in the "
             "model's order"
         )
-    return None if names is None else tuple(names)
+    return None if names is None else composed(names)
 
 
 def pick_names(names: tuple[str, ...] | None, class_map: tuple[int, ...] | None) -> tuple[str, ...] | None:
@@ -73,7 +73,8 @@ def match_names(
     Raises:
         ClassMismatchError: the data has other classes; names the first difference.
     """
-    if names == tuple(wanted):
+    wanted = composed(wanted)
+    if names == wanted:
         return None
     if class_map is None:
         return reorder_names(wanted, names, subject)
@@ -97,6 +98,7 @@ def reorder_names(
     Raises:
         ClassMismatchError: they are another set, or two classes have one name; names the first difference.
     """
+    wanted, names = composed(wanted), composed(names)
     known, expected = set(names), set(wanted)
     if len(expected) == 1 < len(known):
         raise ClassMismatchError(describe_count_mismatch(subject, len(names), wanted))

@@ -58,10 +58,12 @@ def create_teacher(
         ClassMismatchError: the teacher has another number of classes than `num_classes`.
     """
     module = _resolve_model(model, checkpoint).to(device=device, dtype=dtype)
+    if class_names is None:
+        class_names = label_names(module) if isinstance(model, str) and checkpoint is None else _stated_names(module)
     teacher = Teacher(
         module,
         class_map=class_map,
-        class_names=class_names or (label_names(module) if isinstance(model, str) else _stated_names(module)),
+        class_names=class_names,
         missing_classes=missing_classes,
         normalization=normalization,
         input_size=(input_size, input_size) if isinstance(input_size, int) else input_size,
@@ -81,7 +83,7 @@ def create_teacher(
 
 
 def _stated_names(module: nn.Module) -> tuple[str, ...] | None:
-    """The names in a module's configuration, unless they do not fit: its head may have been replaced since."""
+    """The names in a module's configuration, unless they do not fit: it may have another head, or other weights."""
     try:
         return label_names(module)
     except ClassMismatchError:

@@ -87,7 +87,8 @@ def make_task(
             raise ClassMismatchError(describe_count_mismatch(f"the teacher {teacher.name!r}", count, names))
     num_classes = _num_classes(config, dataset, cache, teacher)
     check_labels(dataset, num_classes, config.data)
-    return create_task(config, _create_student(config, dataset, num_classes), teacher, cache).to(device)
+    student = _create_student(config, dataset, num_classes)
+    return create_task(config, student, teacher, cache, is_multi_label=dataset.is_multi_label).to(device)
 
 
 def num_classes_of(task: TrainingTask) -> int:
@@ -134,6 +135,8 @@ def _num_classes(
         return cache.num_classes
     if isinstance(teacher, Teacher) and teacher.num_classes:  # 0 without a head
         return teacher.num_classes
+    if dataset.is_multi_label and dataset.num_classes is not None:
+        return dataset.num_classes
     if (given := config.student_options.get("num_classes")) is not None:
         if isinstance(given, bool) or not isinstance(given, int):
             raise ConfigError(f"num_classes in student_options is a whole number, got {shown(given)}")

@@ -5,11 +5,15 @@ from __future__ import annotations
 from torch import nn
 
 from kdkit.cache import CacheReader
+from kdkit.errors import ConfigError
 from kdkit.tasks import (
     ClassificationTask,
     FeatureDistillationTask,
     LabelledCrossEntropy,
     LogitDistillationTask,
+    MultiLabelClassificationTask,
+    MultiLabelCrossEntropy,
+    MultiLabelDistillationTask,
     TokenDistillationTask,
     TrainingTask,
 )
@@ -28,7 +32,12 @@ def _check_streams(config: DistillConfig, cache: CacheReader) -> None:
 
 
 def create_task(
-    config: DistillConfig, student: nn.Module, teacher: Teacher | str | None, cache: CacheReader | None
+    config: DistillConfig,
+    student: nn.Module,
+    teacher: Teacher | str | None,
+    cache: CacheReader | None,
+    *,
+    is_multi_label: bool = False,
 ) -> TrainingTask:
     """The task that the configuration needs: with a live teacher ("ema" is one), for a cache's outputs, or for labels.
 
@@ -37,17 +46,14 @@ def create_task(
         student: the model to train.
         teacher: the live teacher, or None.
         cache: the cache whose features the task is for, or None.
+        is_multi_label: whether the data's targets are vectors of 0 and 1.
     """
+    if is_multi_label:
+        return _create_multi_label(config, student, teacher)
     criterion = LabelledCrossEntropy(label_smoothing=config.label_smoothing)
     if config.task_kind == "labels":
         return ClassificationTask(student, criterion)
-    options: TaskOptions = {
-        "temperature": config.temperature,
-        "standardize": config.standardize,
-        "task_loss_weight": config.task_loss_weight,
-        "distill_loss_weight": config.distill_loss_weight,
-        "combine": config.cache_combine,
-    }
+    options = _options(config)
     if config.task_kind == "feature":
         if cache is not None:
             _check_streams(config, cache)
@@ -63,3 +69,26 @@ def create_task(
         )
     kind = TokenDistillationTask if config.task_kind == "token" else LogitDistillationTask
     return kind(student, teacher, criterion, distill_loss=config.distill_loss, **options)
+
+
+def _create_multi_label(config: DistillConfig, student: nn.Module, teacher: Teacher | str | None) -> TrainingTask:
+    """The task for targets that are vectors of 0 and 1."""
+    criterion = MultiLabelCrossEntropy(label_smoothing=config.label_smoothing)
+    if config.task_kind == "labels":
+        return MultiLabelClassificationTask(student, criterion)
+    if config.task_kind != "logit":
+        raise ConfigError(
+            f"the data has several labels per image, which the task {config.task_kind} does not take: use the task "
+            "logit with --loss sigmoid_kl"
+        )
+    return MultiLabelDistillationTask(student, teacher, criterion, distill_loss=config.distill_loss, **_options(config))
+
+
+def _options(config: DistillConfig) -> TaskOptions:
+    return {
+        "temperature": config.temperature,
+        "standardize": config.standardize,
+        "task_loss_weight": config.task_loss_weight,
+        "distill_loss_weight": config.distill_loss_weight,
+        "combine": config.cache_combine,
+    }

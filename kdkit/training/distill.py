@@ -41,7 +41,7 @@ from kdkit.training.components import (
 from kdkit.training.config import DistillConfig
 from kdkit.training.header import describe_run, doubts_of
 from kdkit.training.labels import LabelRecord, adapt_to_labels, class_names_of
-from kdkit.training.loading import Choice, choose_views_per_decode, stored_views_per_decode
+from kdkit.training.loading import resumes, settle_views_per_decode
 from kdkit.training.logger import FILES
 from kdkit.training.preflight import PreflightReport, preflight
 from kdkit.training.report import DistillReport, TrainReport
@@ -99,8 +99,8 @@ def distill(config: DistillConfig, *, show_progress: bool = False) -> DistillRep
     shown = show_progress and distributed.rank() == 0
     run = _open(config, show_progress=shown)
     start_average(run.task, config.train)
-    run, views = _choose_views_per_decode(run)
-    config = run.config
+    config, views = settle_views_per_decode(run.config, _shown(run), run.task, run.source, run.device)
+    run = dataclasses.replace(run, config=config)
     output = distributed.on_rank_zero(
         lambda: prepare_output(
             config.output, _FILES, overwrite=config.overwrite, checkpoints=(LAST, PREVIOUS) if config.resume else None
@@ -121,10 +121,10 @@ def distill(config: DistillConfig, *, show_progress: bool = False) -> DistillRep
         header = describe_run(config, run.task, run.dataset, run.validation, run.cache, run.device, run.samples)
         header["views"] += f", {views}"
         print_labelled(header, file=sys.stderr)
-    seen = None if _resumes(config) or not config.preflight else _check_first_step(run, loader, shown)
+    seen = None if resumes(config) or not config.preflight else _check_first_step(run, loader, shown)
     training = _train(run, loader, held_out, checkpoints, shown)
-    weights = checkpoints.best if checkpoints.best.exists() else checkpoints.last
-    return DistillReport(output, checkpoints.last, weights, training, seen)
+    best = checkpoints.best if checkpoints.best.exists() else checkpoints.last
+    return DistillReport(output, checkpoints.last, best, training, seen)
 
 
 def _open(config: DistillConfig, *, show_progress: bool) -> _Run:
@@ -179,32 +179,9 @@ def _create_run(
     return run
 
 
-def _choose_views_per_decode(run: _Run) -> tuple[_Run, str]:
-    """The run with the number of views that one decode serves, and a description of it; collective."""
-    train, output = run.config.train, Path(run.config.output)
-    if isinstance(train.views_per_decode, int):
-        return run, f"{train.views_per_decode} per decode"
-
-    def choose() -> Choice:
-        stored = stored_views_per_decode(output) if _resumes(run.config) else None
-        if stored is None:
-            return choose_views_per_decode(_shown(run), run.task, run.source, train, run.device)
-        return Choice(stored, "as the run began")
-
-    found = distributed.on_rank_zero(choose)
-    config = dataclasses.replace(run.config, train=dataclasses.replace(train, views_per_decode=found.views_per_decode))
-    return dataclasses.replace(run, config=config), f"{found.views_per_decode} per decode ({found.reason})"
-
-
-def _resumes(config: DistillConfig) -> bool:
-    """Whether there is a checkpoint that the run resumes from."""
-    return config.resume and any((Path(config.output) / name).exists() for name in (LAST, PREVIOUS))
-
-
 def _shown(run: _Run) -> ReplayedDataset:
     """The training images as the loader shows them."""
-    has_live_teacher = live_teacher_of(run.task) is not None  # the student's average sees the student's views
-    return run.dataset.with_teacher_view() if has_live_teacher else run.dataset
+    return run.dataset if live_teacher_of(run.task) is None else run.dataset.with_teacher_view()
 
 
 def _create_loaders(run: _Run, output: Path) -> tuple[ReplayLoader, ReplayLoader | None]:

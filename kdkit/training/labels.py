@@ -151,6 +151,26 @@ def _check_range(labels: Targets, rows: Sequence[int], keys: Sequence[str], num_
         )
 
 
+def check_targets(task: TrainingTask, dataset: ReplayedDataset) -> None:
+    """Checks that a task takes the kind of targets that a dataset has.
+
+    Raises:
+        ConfigError: one of the two is multi-label, the other is not.
+    """
+    is_multi_label = bool(getattr(dataset, "is_multi_label", False))
+    if is_multi_label == task.is_multi_label or (dataset.is_unlabelled and not is_multi_label):
+        return
+    if is_multi_label:
+        raise ConfigError(
+            f"the data has several labels per image, which {type(task).__name__} does not take: use "
+            "MultiLabelClassificationTask or MultiLabelDistillationTask, or set is_multi_label in a task of your own"
+        )
+    raise ConfigError(
+        f"{type(task).__name__} takes several labels per image, the data has one class index: open it as "
+        "kdkit.data.MultiLabelSource(DATA, targets)"
+    )
+
+
 def class_names_of(
     dataset: ReplayedDataset, cache: CacheReader | None, teacher: Teacher | str | None
 ) -> Sequence[str] | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,7 +16,11 @@ from torch import nn
 from kdkit.data import ReplayedDataset, ReplayLoader
 from kdkit.data.batch import collate
 from kdkit.data.sampler import EpochSampler
+from kdkit.runtime import distributed
+from kdkit.student import LAST
 from kdkit.tasks import TrainingTask
+from kdkit.training.checkpoint import PREVIOUS
+from kdkit.training.config import DistillConfig
 from kdkit.training.preflight import time_step
 from kdkit.training.run import CONFIG
 from kdkit.training.train_config import TrainConfig
@@ -72,7 +76,39 @@ def choose_views_per_decode(
     return Choice(views, f"loading is the limit: {times}")
 
 
-def stored_views_per_decode(output: Path) -> int | None:
+def settle_views_per_decode(
+    config: DistillConfig,
+    dataset: ReplayedDataset,
+    task: TrainingTask,
+    source: TeacherSource | None,
+    device: torch.device,
+) -> tuple[DistillConfig, str]:
+    """The configuration with a number in place of auto, the same on all ranks, and what the header says of it.
+
+    A resumed run keeps its number, because the order of the images depends on it. The other arguments are those of
+    `choose_views_per_decode`.
+    """
+    given = config.train.views_per_decode
+    if isinstance(given, int):
+        return config, f"{given} per decode"
+
+    def choose() -> Choice:
+        stored = _stored_views_per_decode(Path(config.output)) if resumes(config) else None
+        if stored is not None:
+            return Choice(stored, "as the run began")
+        return choose_views_per_decode(dataset, task, source, config.train, device)
+
+    found = distributed.on_rank_zero(choose)
+    settled = replace(config, train=replace(config.train, views_per_decode=found.views_per_decode))
+    return settled, f"{found.views_per_decode} per decode ({found.reason})"
+
+
+def resumes(config: DistillConfig) -> bool:
+    """Whether there is a checkpoint that the run resumes from."""
+    return config.resume and any((Path(config.output) / name).exists() for name in (LAST, PREVIOUS))
+
+
+def _stored_views_per_decode(output: Path) -> int | None:
     """The number with which the run in `output` was trained; None if its configuration cannot be read."""
     try:
         stored = yaml.safe_load((output / CONFIG).read_text(encoding="utf-8"))["train"].get("views_per_decode", 1)

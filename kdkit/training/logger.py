@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from kdkit.errors import CheckpointError
+from kdkit.runtime import files
 from kdkit.training.trackers.tracker import Record, Tracker
 
 METRICS, SUMMARY = "metrics.jsonl", "summary.csv"
@@ -58,20 +59,21 @@ class RunLogger:
         full = _finite({**self._context, **record})
         self._append([{"kind": EPOCH, **full}])
         path = self.folder / SUMMARY
-        rows = _read_rows(path)
-        columns = list(dict.fromkeys([*(rows[0] if rows else ()), *full]))
-        if rows and columns == list(rows[0]):
-            with open(path, "a", newline="", encoding="utf-8") as file:
-                csv.DictWriter(file, columns).writerow(full)
-        else:
-            _write_rows(path, [*rows, full])
+        with files.typed_errors(path):
+            rows = _read_rows(path)
+            columns = list(dict.fromkeys([*(rows[0] if rows else ()), *full]))
+            if rows and columns == list(rows[0]):
+                with open(path, "a", newline="", encoding="utf-8") as file:
+                    csv.DictWriter(file, columns).writerow(full)
+            else:
+                _write_rows(path, [*rows, full])
         for tracker in self._trackers:
             tracker.log({f"epoch/{name}": value for name, value in record.items()}, step)
 
     def position(self) -> dict[str, int]:
         """Where metrics.jsonl ends, in bytes, and the next step; all records before it are on the disk."""
         path = self.folder / METRICS
-        with open(path, "ab") as file:
+        with files.typed_errors(path), open(path, "ab") as file:
             os.fsync(file.fileno())
             return {"bytes": file.tell(), "step": self._next_step}
 
@@ -88,17 +90,18 @@ class RunLogger:
                 f"{str(path)!r} has {size} bytes, but had {position['bytes']} when the checkpoint was written: "
                 "put it back, or start another run"
             )
-        os.truncate(path, position["bytes"])
+        with files.typed_errors(path):
+            os.truncate(path, position["bytes"])
+            with open(path, encoding="utf-8") as file:
+                records = [json.loads(line) for line in file]
+            epochs = [record for record in records if record.pop("kind") == EPOCH]
+            if epochs:
+                _write_rows(self.folder / SUMMARY, epochs)
+            else:
+                (self.folder / SUMMARY).unlink(missing_ok=True)
         self._next_step = position["step"]
         for tracker in self._trackers:
             tracker.rewind(position["step"])
-        with open(path, encoding="utf-8") as file:
-            records = [json.loads(line) for line in file]
-        epochs = [record for record in records if record.pop("kind") == EPOCH]
-        if epochs:
-            _write_rows(self.folder / SUMMARY, epochs)
-        else:
-            (self.folder / SUMMARY).unlink(missing_ok=True)
 
     def close(self) -> None:
         """Ends the run in every tracker."""
@@ -106,7 +109,8 @@ class RunLogger:
             tracker.close()
 
     def _append(self, records: Sequence[Record]) -> None:
-        with open(self.folder / METRICS, "a", encoding="utf-8") as file:
+        path = self.folder / METRICS
+        with files.typed_errors(path), open(path, "a", encoding="utf-8") as file:
             file.write("".join(json.dumps(_finite(record), allow_nan=False) + "\n" for record in records))
 
 

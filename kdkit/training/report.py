@@ -10,6 +10,8 @@ from kdkit.runtime.layout import format_rate
 from kdkit.training.meter import Record
 from kdkit.training.preflight import PreflightReport
 
+_METRICS = ("val_ema_top1", "val_top1", "val_ema_mAP", "val_mAP")
+
 
 @dataclass(frozen=True)
 class TrainReport:
@@ -26,10 +28,10 @@ class TrainReport:
 
     @property
     def best(self) -> tuple[int, float] | None:
-        """The epoch, counted from 1, with the best top-1, and that top-1 in percent; of the EMA weights if there are
-        any; None without validation images."""
-        found = [record.get("val_ema_top1", record.get("val_top1")) for record in self.epochs]
-        if not found or any(top1 is None for top1 in found):
+        """The epoch, counted from 1, with the best top-1 (of multi-label data mAP), and that metric in percent; of the
+        EMA weights if there are any; None without validation images."""
+        found = [main_metric(record) for record in self.epochs]
+        if not found or any(metric is None for metric in found):
             return None
         epoch = max(range(len(found)), key=lambda number: found[number] or 0.0)
         return epoch + 1, float(found[epoch] or 0.0)
@@ -42,11 +44,20 @@ class TrainReport:
         return cls(records[-1].get("val_top1"), seconds, num_images / seconds, list(records))
 
 
+def main_metric(record: Record) -> float | None:
+    """The metric by which epochs are compared, percent: top-1, or mAP of multi-label data; of the EMA if there is one.
+
+    None without validation images.
+    """
+    return next((record[name] for name in _METRICS if name in record), None)
+
+
 def epoch_line(epoch: int, epochs: int, record: Record) -> str:
     """One epoch as one line of at most 80 columns, as a rule."""
     names = {"loss": "loss", "kd_loss": "kd"}
     terms = [f"{text} {record[name]:.4g}" for name, text in names.items() if name in record]
-    shares = {"agreement_top1": "agree", "val_top1": "top-1", "val_ema_top1": "EMA"}
+    shares = {"agreement_top1": "agree", "val_top1": "top-1", "val_mAP": "mAP"}
+    shares |= {"val_ema_top1": "EMA", "val_ema_mAP": "EMA"}
     terms += [f"{text} {record[name]:.1f} %" for name, text in shares.items() if name in record]
     return f"epoch {epoch + 1}/{epochs}: {', '.join(terms)}, {format_rate(record['images_per_second'])} images/s"
 

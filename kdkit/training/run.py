@@ -15,7 +15,9 @@ from kdkit.cache import CacheMixture, CacheReader, ClassSelection
 from kdkit.cache.format.keys import keys_sha256
 from kdkit.config import EMA
 from kdkit.data import ReplayedDataset
+from kdkit.errors import OutputError
 from kdkit.runtime import files
+from kdkit.runtime.reading import read_bytes
 from kdkit.teachers import Teacher
 from kdkit.training.config import DistillConfig
 from kdkit.training.logger import RunLogger
@@ -23,6 +25,7 @@ from kdkit.training.trackers import Run, create_tracker
 
 CONFIG = "config.yaml"
 """The run's resolved configuration, which --config accepts."""
+_MAX_SKIPPED_BYTES = 1 << 30
 SKIPPED = "skipped.jsonl"
 """Samples that could not be read: key and reason."""
 
@@ -83,16 +86,17 @@ class SkipRecord:
 
     def __call__(self, key: str, reason: str) -> None:
         """Records one sample."""
-        if not self._keys and self._path.exists():
-            self._keys = self._recorded()
-        if key not in self._keys:
-            self._keys.add(key)
-            with open(self._path, "a", encoding="utf-8") as file:
-                file.write(json.dumps({"key": key, "reason": reason}) + "\n")
+        with files.typed_errors(self._path):
+            if not self._keys and self._path.exists():
+                self._keys = self._recorded()
+            if key not in self._keys:
+                self._keys.add(key)
+                with open(self._path, "a", encoding="utf-8") as file:
+                    file.write(json.dumps({"key": key, "reason": reason}) + "\n")
 
     def _recorded(self) -> set[str]:
         """The keys in the file. A last line that a kill cut is removed, so that the next record gets its own line."""
-        content = self._path.read_bytes()
+        content = read_bytes(self._path, limit=_MAX_SKIPPED_BYTES, error=OutputError)
         whole = content[: content.rfind(b"\n") + 1]
         if whole != content:
             os.truncate(self._path, len(whole))

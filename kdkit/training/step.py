@@ -13,6 +13,7 @@ from typing import cast
 import torch
 from timm.utils import dispatch_clip_grad, unwrap_model
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from kdkit.runtime import distributed
 from kdkit.runtime.model_errors import model_errors
@@ -56,7 +57,8 @@ class TrainingStep:
         """
         task = self._state.task
         batch = to_memory_format(batch, self._config)
-        with nullcontext() if is_update else task.no_sync(), step_errors(task, batch, self._amp):
+        synced = nullcontext() if is_update else task.no_sync()
+        with synced, step_errors(task, batch, self._amp), _differentiable(self._is_second_order):
             teacher_output = None if self._source is None else self._source(batch)
             result = forward(task, batch, teacher_output, self._amp)
             norms = gradient_norms(task, result) if log_gradients else {}
@@ -92,6 +94,12 @@ class TrainingStep:
         if state.scheduler is not None:
             with schedule_errors(self._config):
                 state.scheduler.step_update(state.position.update)
+
+
+def _differentiable(is_needed: bool) -> AbstractContextManager[None]:
+    """Within the context, attention has second derivatives, if they are needed: its fused kernels have none."""
+    context: AbstractContextManager[None] = sdpa_kernel(SDPBackend.MATH) if is_needed else nullcontext()
+    return context
 
 
 def step_errors(task: TrainingTask, batch: Batch, amp: torch.dtype | None) -> AbstractContextManager[None]:

@@ -23,11 +23,11 @@ from kdkit.training.config import TrainConfig
 from kdkit.training.evaluate import evaluate_each
 from kdkit.training.finite import first_non_finite, non_finite_loss
 from kdkit.training.interrupt import StopAgreement, StopRequest, stop_request
-from kdkit.training.labels import labelled_batches
+from kdkit.training.labels import check_targets, labelled_batches
 from kdkit.training.logger import RunLogger
 from kdkit.training.meter import Meter, Record
 from kdkit.training.optimizer import create_optimizer, create_schedule, schedule_errors
-from kdkit.training.report import TrainReport, epoch_line
+from kdkit.training.report import TrainReport, epoch_line, main_metric
 from kdkit.training.setup import autocast_dtype, prepare
 from kdkit.training.state import Position, RunState
 from kdkit.training.step import TrainingStep, choose_source
@@ -46,9 +46,7 @@ def train(
     display: Display | None = None,
     checkpoints: Checkpoints | None = None,
 ) -> TrainReport:
-    """Trains `task` for `config.epochs` epochs.
-
-    In a run of several ranks (torch.distributed is initialised) every rank calls this, with its share of the images.
+    """Trains `task` for `config.epochs` epochs; in a run of several ranks every rank calls this, with its images.
 
     Args:
         task: what a step computes; its trainable module must be on the loader's device.
@@ -64,11 +62,12 @@ def train(
 
     Raises:
         NonFiniteLossError: the loss is NaN or infinite; names the step, its terms and the checkpoint from before.
-        ConfigError, UnknownNameError: a setting is invalid; raised before the first step.
+        ConfigError, UnknownNameError: a setting is invalid, or the task takes no such targets; before the first step.
         ClassMismatchError: a label is out of range; names the sample.
         CheckpointError: the checkpoint cannot be read, or is another run's.
         DiskFullError, WriteError: a checkpoint cannot be written.
     """
+    check_targets(task, loader.dataset)
     return _Loop(task, loader, config, teacher_source, validation, logger, display or Display(), checkpoints).run()
 
 
@@ -184,7 +183,7 @@ class _Loop:
     def _finish_epoch(self, epoch: int, record: Record) -> None:
         """Logs the epoch and writes its checkpoint and, if the metric improved, the best checkpoint."""
         state = self.state
-        metric = record.get("val_ema_top1", record.get("val_top1"))
+        metric = main_metric(record)
         if state.scheduler is not None:
             with schedule_errors(self.config):
                 state.scheduler.step(epoch + 1, metric)

@@ -10,7 +10,6 @@ from kdkit.bounds import shown
 from kdkit.config import LoadingConfig
 from kdkit.config.choices import check_choices
 from kdkit.errors import ConfigError
-from kdkit.runtime.hardware import AUTO
 
 _FINITE = ("lr", "weight_decay", "layer_decay", "min_lr", "warmup_lr")
 _SEEDS = 2**31  # NumPy's seeds end at 2**32, and each rank adds its number
@@ -119,8 +118,6 @@ class TrainConfig(LoadingConfig):
             raise ConfigError(f"seed must be at least 0 and below {_SEEDS}, got {shown(seed)}")
         super().__post_init__()
         check_choices(self)
-        if self.views_per_decode != AUTO and self.views_per_decode < 1:
-            raise ConfigError(f"views_per_decode must be auto, or at least 1 view, got {self.views_per_decode}")
         for name in _FINITE:
             if (number := getattr(self, name)) is not None and not math.isfinite(number):
                 raise ConfigError(f"{name} must be a finite number, got {number}")

@@ -31,6 +31,7 @@ from kdkit.runtime.output import prepare_output
 from kdkit.teachers import Teacher
 from kdkit.training.checkpoint import BEST, LAST, PREVIOUS, Checkpoints
 from kdkit.training.checkpoint_file import load_checkpoint
+from kdkit.training.logger import RunLogger
 from kdkit.training.state import Position, RunState
 
 CACHE = Synthetic(num_rows=1100, num_views=2)
@@ -447,3 +448,19 @@ def test_checkpoints_of_the_same_weights_count_as_one(tmp_path: Path) -> None:
     for update in (4, 5, 5, 5):  # the last update of an epoch, its end, and a signal
         saving.save(update)
     assert saved_updates(tmp_path) == [4, 5]
+
+
+RECORDS: dict[str, tuple[str, Callable[[Path], object]]] = {
+    "steps": ("metrics.jsonl", lambda folder: RunLogger(folder).log_steps([{"step": 1, "loss": 2.0}])),
+    "an epoch": ("metrics.jsonl", lambda folder: RunLogger(folder).log_epoch({"epoch": 1})),
+    "a summary": ("summary.csv", lambda folder: RunLogger(folder).log_epoch({"epoch": 1})),
+}
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, a device that has no room")
+@pytest.mark.parametrize("name", RECORDS)
+def test_fault_05_a_full_disk_while_a_run_records_is_one_typed_line(tmp_path: Path, name: str) -> None:
+    file, write = RECORDS[name]
+    (tmp_path / file).symlink_to("/dev/full")
+    with pytest.raises(DiskFullError, match=f"no room for .*{file}"):
+        write(tmp_path)

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -133,6 +134,32 @@ def test_fault_37_workers_that_outlive_a_killed_writer_hold_no_lock(tmp_path: Pa
     finally:
         for worker in workers:
             os.kill(worker, signal.SIGKILL)
+
+
+ORPHAN = """
+import multiprocessing, os, signal, time
+from kdkit.data.worker import leave_signals_to_parent
+def work(parent):
+    while os.getppid() == parent:
+        time.sleep(0.01)
+    leave_signals_to_parent(0)  # torch calls it before its watchdog looks who the parent is
+    time.sleep(120)
+worker = multiprocessing.get_context("fork").Process(target=work, args=(os.getpid(),))
+worker.start()
+print(worker.pid, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_fault_37_a_worker_that_starts_while_its_parent_is_killed_ends() -> None:
+    begun = time.monotonic()
+    owner = subprocess.Popen([sys.executable, "-c", ORPHAN], stdout=subprocess.PIPE, text=True)
+    assert owner.stdout is not None
+    with owner.stdout as output:
+        worker = int(output.readline())
+        owner.wait()
+        output.read()  # until the worker, which holds the pipe as well, has ended
+    assert time.monotonic() - begun < 100, f"worker {worker} slept on until its end"
 
 
 def test_fault_37_a_forked_process_that_ends_in_order_leaves_the_lock_to_its_owner(tmp_path: Path) -> None:

@@ -98,3 +98,27 @@ def test_fault_29_a_codec_of_a_newer_kdkit_is_named_with_what_to_do(tmp_path: Pa
         malice.metadata(streams={"logits": stream})(file, path)
     with pytest.raises(CacheVersionError, match=r"'telepathy', this kdkit knows float32, .*upgrade"):
         open_cache(path)
+
+
+def test_fault_29_the_golden_file_with_content_records_and_absent_samples_is_read() -> None:
+    expected = json.loads((GOLDEN / "v1-content.json").read_text(encoding="utf-8"))
+    cache = open_cache(GOLDEN / "v1-content.h5")
+    cache.verify()
+    assert cache.keys() == expected["keys"]
+    assert cache.absent_keys == expected["absent"]
+    records = cache.content()
+    assert records[:, :8].copy().view("<u8").ravel().tolist() == expected["size"]
+    assert records[:, 8:12].copy().view("<u4").ravel().tolist() == expected["crc32"]
+    assert [digest.tobytes().hex() for digest in records[:, 12:]] == expected["digest"]
+
+
+@pytest.mark.parametrize("codec", ["sigmoid_float32", "sigmoid_float16", "sigmoid_int8"])
+def test_fault_29_the_golden_files_of_multi_label_logits_are_read(codec: str) -> None:
+    expected = json.loads((GOLDEN / f"v1-{codec}.json").read_text(encoding="utf-8"))
+    cache = open_cache(GOLDEN / f"v1-{codec}.h5")
+    cache.verify()
+    assert cache.is_multi_label
+    for view, wanted in enumerate(expected["logits"]):
+        decoded = cache.codecs["logits"].decode(cache.read_encoded(np.arange(5), view)).numpy()
+        kept = np.clip(wanted, -20, 20) if codec == "sigmoid_int8" else np.array(wanted)
+        np.testing.assert_allclose(decoded, kept, rtol=0, atol={"sigmoid_int8": 0.08}.get(codec, 0))

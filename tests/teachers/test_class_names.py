@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 from pathlib import Path
 
 import numpy as np
 import pytest
 import timm
 import torch
+from safetensors.torch import save_file
 from support import loader_for, tiny_model
 from timm.data import ImageNetInfo
 from timm.models import save_for_hf
@@ -102,6 +104,13 @@ def test_a_module_whose_head_was_replaced_has_no_names(export: Path) -> None:
     assert create_teacher(other).class_names is None
 
 
+def test_a_checkpoint_with_another_head_has_no_names(export: Path, tmp_path: Path) -> None:
+    save_file(tiny_model(num_classes=5).state_dict(), tmp_path / "tuned.safetensors")
+    assert create_teacher(f"local-dir:{export}", checkpoint=tmp_path / "tuned.safetensors").class_names is None
+    with pytest.raises(ClassMismatchError, match="class_names names 0"):
+        create_teacher(tiny_model(num_classes=3), class_names=[])
+
+
 @pytest.mark.parametrize("class_map", [None, [0, 1], ["a", "b"]])
 def test_class_names_of_the_wrong_length_are_refused(class_map: list[int] | None) -> None:
     with pytest.raises(ClassMismatchError, match="has 3 classes, class_names names 2: give one name for each class"):
@@ -153,6 +162,17 @@ def test_a_thousand_classes_of_other_names_are_not_taken_for_imagenets(imagenet:
     assert imagenet.for_classes([f"{number:04d}" for number in range(1000)]) is imagenet
     assert imagenet.for_classes(["crane", *[f"bird {number}" for number in range(999)]]) is imagenet
     assert create_teacher(tiny_model(num_classes=10)).for_classes(["tench", "goldfish"]).class_map is None
+
+
+@pytest.mark.parametrize("forms", [("NFC", "NFD"), ("NFD", "NFC"), ("NFD", "NFD")])
+def test_unicode_forms_of_one_name_are_one_class(forms: tuple[str, str]) -> None:
+    """A Mac writes an umlaut as two characters."""
+    own, given = ([unicodedata.normalize(form, name) for name in ("Bär", "Hund", "Öl")] for form in forms)
+    model = tiny_model(num_classes=3)
+    teacher = create_teacher(model, class_names=own)
+    assert teacher.for_classes(given) is teacher
+    assert teacher.for_classes(given[::-1]).class_map == (2, 1, 0)
+    assert create_teacher(model, class_names=own, class_map=given[::-1]).class_map == (2, 1, 0)
 
 
 def test_a_map_whose_names_stand_for_other_classes_is_refused() -> None:

@@ -147,7 +147,7 @@ def test_the_default_is_one_in_python_and_auto_on_the_command_line(images: Path,
     (tmp_path / "run.yaml").write_text("train:\n  views_per_decode: 3\n  epochs: 7\n")
     found = parse_config(DistillConfig, "distill", [*given, "--config", str(tmp_path / "run.yaml")], positionals).train
     assert (found.views_per_decode, found.epochs) == (3, 7)
-    with pytest.raises(ConfigError, match="views_per_decode must be auto, or at least 1 view, got 0"):
+    with pytest.raises(ConfigError, match="views_per_decode must be from 1 to 1,024 views, got 0"):
         TrainConfig(views_per_decode=0)
 
 

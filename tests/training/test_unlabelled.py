@@ -139,14 +139,19 @@ def test_a_custom_loop_names_the_image_of_a_label_out_of_range_before_it_is_trai
     labels = [row % 10 for row in range(COUNT)]
     labels[7] = label
     plain = digits(COUNT)
-    source = ArraySource(plain.images, labels, keys=plain.keys, class_names=CLASSES)
     recipe = ViewRecipe(size=32, mixup_alpha=0.8 if known.endswith("mixed") else 0.0)
     task = ClassificationTask(tiny_model())
     before = {name: value.clone() for name, value in tiny_model().named_parameters()}
-    dataset = ReplayedDataset(source if known == "known" else Silent(labels), recipe)
-    loader = create_loader(dataset, task, batch_size=COUNT, num_workers=0)
-    with pytest.raises((ClassMismatchError, DatasetError), match=f"the label of 'digit-7'.* is {label}: expected 0 to"):
+
+    def loop() -> None:
+        source: ArraySource = Silent(labels)
+        if known == "known":
+            source = ArraySource(plain.images, labels, keys=plain.keys, class_names=CLASSES)
+        loader = create_loader(ReplayedDataset(source, recipe), task, batch_size=COUNT, num_workers=0)
         train(task, loader, TrainConfig(epochs=1, batch_size=COUNT))
+
+    with pytest.raises((ClassMismatchError, DatasetError), match=f"the label of 'digit-7'.* is {label}: expected 0 to"):
+        loop()
     assert all(torch.equal(value, before[name]) for name, value in task.trainable_module.named_parameters())
 
 

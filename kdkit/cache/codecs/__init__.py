@@ -13,6 +13,7 @@ from kdkit.cache.codecs.registry import (
     create_feature_codec,
     default_codec,
     known_codecs,
+    multi_label_codec,
     register_codec,
 )
 from kdkit.cache.codecs.topk import TopKCodec
@@ -36,5 +37,6 @@ __all__ = [
     "create_feature_codec",
     "default_codec",
     "known_codecs",
+    "multi_label_codec",
     "register_codec",
 ]

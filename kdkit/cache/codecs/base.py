@@ -83,6 +83,9 @@ class Codec(RowCodec):
 
     num_classes: int
 
+    multi_label: ClassVar[bool] = False
+    """Whether it keeps multi-label logits as they are, and `decode` returns logits."""
+
     def fit(self, sample_logits: Tensor, head: Tensor | None = None) -> Self:
         """A codec of the same options fitted to `sample_logits` [R, C]; itself for a codec without a fit.
 

@@ -11,6 +11,7 @@ from kdkit.cache.codecs.dense import Float16Codec, Float32Codec, Int8Codec
 from kdkit.cache.codecs.feature import FeatureCodec, Float16Feature, Int8Feature
 from kdkit.cache.codecs.lowrank import LowRankCodec
 from kdkit.cache.codecs.record import RecordCodec
+from kdkit.cache.codecs.sigmoid import SigmoidFloat16Codec, SigmoidFloat32Codec, SigmoidInt8Codec
 from kdkit.cache.codecs.topk import TopKCodec
 from kdkit.cache.format.constants import LOGITS, RECORDS
 from kdkit.errors import ConfigError, UnknownNameError, nearest
@@ -67,6 +68,22 @@ def create_codec(name: str, num_classes: int, **options: Any) -> Codec:
         return _CODECS[name](num_classes, **options)
     except TypeError as error:  # a codec compares its options, and may be a user's own
         raise ConfigError(f"codec {name!r} does not take the options {options!r}: {error}") from error
+
+
+def multi_label_codec(name: str | None, num_classes: int, **options: Any) -> Codec:
+    """The codec of multi-label logits that corresponds to one called `name`; sigmoid_float16 by default.
+
+    Raises:
+        ConfigError: there is none, because the codec keeps only a part of one distribution over the classes.
+    """
+    names = [known for known in _CODECS if _CODECS[known].multi_label]
+    wanted = names[1] if name is None else name if name in names else f"sigmoid_{name}"
+    if wanted not in names:
+        raise ConfigError(
+            f"the codec {name!r} keeps one distribution over the classes, which multi-label logits are not: take "
+            f"{', '.join(names)}"
+        )
+    return create_codec(wanted, num_classes, **options)
 
 
 def default_codec(num_classes: int) -> Codec:
@@ -148,5 +165,7 @@ register_codec("float16", Float16Codec)
 register_codec("int8", Int8Codec)
 register_codec("lowrank", LowRankCodec)
 register_codec("topk", TopKCodec)
+for _codec in (SigmoidFloat32Codec, SigmoidFloat16Codec, SigmoidInt8Codec):
+    register_codec(_codec.name, _codec)
 register_codec("float16", Float16Feature)
 register_codec("int8", Int8Feature)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import zlib
 from collections.abc import Sequence
 
+from kdkit.runtime.pixels import HASHED_EACH, HASHED_FIRST
+
 FORMAT_NAME = "kdkit teacher cache"
 FORMAT_VERSION = 1
 METADATA_ATTRIBUTE = "kdkit"
@@ -25,13 +27,13 @@ DIGEST_NAME = "rows/key_digest"
 KEYS_NAME = "rows/keys_zlib"
 ABSENT_NAME = "rows/absent_zlib"
 """Keys of the samples that the build left out, because they could not be read."""
+CONTENT_NAME = "rows/content"
+"""Size, CRC-32 and digest of each sample's file, see format/content.py."""
 DIGEST_BYTES = 16
 BLOCK_ROWS = 1000
 """Rows that one checksum covers."""
 TEMPERATURES = (1, 2, 4)
 """Temperatures at which the divergence of a row of logits is measured."""
-_HASHED_FIRST = 1024
-_HASHED_EACH = 64
 
 MAX_DOCUMENT_BYTES = 16 << 20
 MAX_ROWS = 1 << 40
@@ -82,16 +84,16 @@ def codec_array_name(stream: str, array: str) -> str:
 
 def hashed_rows(start: int, stop: int) -> list[int]:
     """Rows in [start, stop) whose pixels are hashed: the first 1,024 of the cache and every 64th."""
-    return [*range(start, min(stop, _HASHED_FIRST)), *_hashed_later(start, stop)]
+    return [*range(start, min(stop, HASHED_FIRST)), *_hashed_later(start, stop)]
 
 
 def num_hashed_rows(start: int, stop: int) -> int:
     """Number of rows in `hashed_rows`, without listing them."""
-    return max(0, min(stop, _HASHED_FIRST) - start) + len(_hashed_later(start, stop))
+    return max(0, min(stop, HASHED_FIRST) - start) + len(_hashed_later(start, stop))
 
 
 def _hashed_later(start: int, stop: int) -> range:
-    return range(-(-max(start, _HASHED_FIRST) // _HASHED_EACH) * _HASHED_EACH, stop, _HASHED_EACH)
+    return range(-(-max(start, HASHED_FIRST) // HASHED_EACH) * HASHED_EACH, stop, HASHED_EACH)
 
 
 def block_checksums(payload: bytes | memoryview, row_bytes: int, block_rows: int = BLOCK_ROWS) -> Sequence[int]:

@@ -19,6 +19,8 @@ _SHOWN = 1024  # characters of a key in an error; names of files are shorter
 _PIECE = 1 << 20
 _NAMED = 3  # number of samples that an error names
 _MAX_KEYS_BYTES, _MAX_MEAN_KEY_BYTES = 4 << 30, 4096  # limits of a reader: all keys together, and their mean
+MAX_ABSENT_BYTES = 64 << 20
+"""Limit of the keys of absent samples, whose number no other part of a file bounds."""
 
 
 def key_digests(keys: Sequence[str]) -> Array:
@@ -44,8 +46,8 @@ def check_unique_keys(keys: Sequence[str]) -> None:
         raise DatasetError(f"{len(twice)} sample keys occur twice ({list_keys(twice)}): give each sample its own key")
 
 
-def pack_keys(keys: Sequence[str]) -> Array:
-    """All keys, joined by NUL and zlib-compressed, uint8 [bytes].
+def pack_keys(keys: Sequence[str], max_bytes: int = _MAX_KEYS_BYTES) -> Array:
+    """All keys, joined by NUL and zlib-compressed, uint8 [bytes]; unpacked they may take `max_bytes`.
 
     Raises:
         DatasetError: a key holds NUL, or the keys are longer than a reader accepts.
@@ -54,26 +56,27 @@ def pack_keys(keys: Sequence[str]) -> Array:
         if _SEPARATOR in key:
             raise DatasetError(f"the sample key {key!r} holds a NUL character, which no key may")
     joined = _encode(_SEPARATOR.join(keys))
-    if len(joined) > _most_bytes(len(keys)):
+    if len(joined) > (most := _most_bytes(len(keys), max_bytes)):
         raise DatasetError(
-            f"the {len(keys)} sample keys take {len(joined)} bytes, a cache holds up to {_most_bytes(len(keys))} "
+            f"the {len(keys)} sample keys take {len(joined)} bytes, a cache holds up to {most} "
             f"({_MAX_MEAN_KEY_BYTES} a key on average): shorten them, first {max(keys, key=len)[:80]!r}"
         )
     return np.frombuffer(zlib.compress(joined, 6), dtype=np.uint8)
 
 
-def unpack_keys(packed: Array, num_rows: int, origin: str = "the cache") -> list[str]:
+def unpack_keys(packed: Array, num_rows: int, origin: str = "the cache", max_bytes: int = _MAX_KEYS_BYTES) -> list[str]:
     """Inverse of `pack_keys`; raises CacheCorruptError, which names `origin`, unless there are `num_rows` keys."""
-    joined = _unpack(packed, num_rows, origin)
+    joined = _unpack(packed, num_rows, origin, max_bytes)
     return joined.decode("utf-8", "surrogateescape").split(_SEPARATOR) if num_rows else []
 
 
-def _unpack(packed: Array, num_rows: int, origin: str) -> bytes:
+def _unpack(packed: Array, num_rows: int, origin: str, max_bytes: int) -> bytes:
     """The joined keys, unpacked piece by piece and counted, so that no more is unpacked than `num_rows` keys take."""
     decompressor, pieces = zlib.decompressobj(), []
     num_bytes, num_keys, waiting = 0, min(num_rows, 1), packed.tobytes()
+    most = _most_bytes(num_rows, max_bytes)
     try:
-        while not decompressor.eof and num_bytes <= _most_bytes(num_rows) and num_keys <= num_rows:
+        while not decompressor.eof and num_bytes <= most and num_keys <= num_rows:
             piece = decompressor.decompress(waiting, _PIECE)
             waiting = decompressor.unconsumed_tail
             if not piece and not waiting:
@@ -83,13 +86,13 @@ def _unpack(packed: Array, num_rows: int, origin: str) -> bytes:
             num_keys += piece.count(_SEPARATOR.encode())
     except zlib.error as error:
         raise CacheCorruptError(f"{origin}: the keys cannot be unpacked: {error}") from None
-    if not decompressor.eof or num_keys != num_rows or num_bytes > _most_bytes(num_rows):
+    if not decompressor.eof or num_keys != num_rows or num_bytes > most:
         raise CacheCorruptError(f"{origin} does not hold the expected {num_rows} keys")
     return b"".join(pieces)
 
 
-def _most_bytes(num_rows: int) -> int:
-    return min(_MAX_KEYS_BYTES, _MAX_MEAN_KEY_BYTES * max(1, num_rows))
+def _most_bytes(num_rows: int, max_bytes: int) -> int:
+    return min(max_bytes, _MAX_MEAN_KEY_BYTES * max(1, num_rows))
 
 
 def match_rows(cache_digests: Array, dataset_digests: Array) -> Array:

@@ -18,6 +18,7 @@ from kdkit.cache.format.constants import (
     MAX_SHARDS,
     MAX_VIEWS,
 )
+from kdkit.cache.format.content import CONTENT_KINDS
 from kdkit.cache.format.json import Fields, parse_json
 from kdkit.cache.format.streams import check_fidelity, check_stream
 from kdkit.errors import CacheCorruptError, CacheVersionError
@@ -64,7 +65,7 @@ class CacheMetadata:
     dataset: Mapping[str, Any]
     """{"keys_sha256": of the keys in row order, "class_names": list or null, and if there are any "versions" of the
     libraries that drew the pixels, "has_pixels": false where the cache was made without them, "num_absent": number of
-    samples that were left out, if there are any}."""
+    samples that were left out, if there are any, "content": kind of the content records, if there are any}."""
     fidelity: Mapping[str, Mapping[str, float]] = dataclasses.field(default_factory=dict)
     """Stream name -> fidelity of its codec in view 0, and "each": the rows 0, each, 2 each, ... of every
     view were measured. Older caches lack it."""
@@ -113,6 +114,11 @@ class CacheMetadata:
     def num_absent(self) -> int:
         """Samples that the build left out, because they could not be read; they have no rows."""
         return int(self.dataset.get("num_absent", 0))
+
+    @property
+    def content_kind(self) -> str | None:
+        """Kind of the content records: "files" or "pixels"; None if the cache has none, like older ones."""
+        return self.dataset.get("content")
 
     def row_bytes(self, stream: str) -> int:
         """Bytes of one encoded row of `stream`."""
@@ -189,6 +195,8 @@ class CacheMetadata:
         dataset.optional_flag("has_pixels", default=True)
         if "num_absent" in dataset.names:
             dataset.integer("num_absent", 1, MAX_ROWS)
+        if "content" in dataset.names and dataset.text("content") not in CONTENT_KINDS:
+            raise CacheCorruptError(f"{origin}: dataset: content is neither {' nor '.join(CONTENT_KINDS)}")
 
 
 def _canonical(document: Mapping[str, Any]) -> str:

@@ -63,8 +63,9 @@ def _open(path: Path, follow_links: bool) -> Iterator[h5py.File]:
             raise CacheCorruptError(f"{str(path)!r} is {kind}, not a regular file")
         if os.pread(descriptor, len(_SIGNATURE), 0) != _SIGNATURE:
             raise CacheCorruptError(f"{str(path)!r} is not an HDF5 file: a cache is one, made by `kdkit cache build`")
+        opened = f"/dev/fd/{descriptor}"
         try:
-            file = h5py.File(f"/dev/fd/{descriptor}", "r", locking=False)
+            file = h5py.File(opened if os.path.exists(opened) else path, "r", locking=False)  # noqa: PTH110
         except OSError:
             if os.fstat(descriptor).st_nlink == 0:  # replaced since: HDF5 wants a file with a name
                 raise FileNotFoundError from None

@@ -8,7 +8,9 @@ Where to look:
     webdataset.py   WebDataset shards; shard_names.py tells the names of shards from those of classes
     table.py        CSV and Parquet; columns.py chooses their columns
     hfds.py         Hugging Face datasets by name; hugging_face.py reads them, stream.py refuses streams
+    multi_label.py  several labels per image, in columns of a table or given as vectors
     mapped.py       any map-style dataset; known.py has its keys and labels; array.py, arrays in memory
+    content.py      the files of the samples, before decoding
     image.py        decodes one image; labels.py maps labels to class indices
     selection.py    a subset of a source; classes.py, its images of some classes
 """

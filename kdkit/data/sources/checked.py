@@ -8,12 +8,13 @@ from PIL import Image
 
 from kdkit.data.sources.base import ImageSource, targets_of
 from kdkit.data.sources.labels import check_range, class_index
+from kdkit.data.sources.multi_label import num_labels_of
 from kdkit.data.sources.repeatable import check_repeatable
 from kdkit.errors import DatasetError
 
 _REPEATABLE = tuple(
     f"kdkit.data.sources.{name}"
-    for name in ("array", "folder", "labels", "mapped", "selection", "table", "tar", "webdataset", "zip")
+    for name in ("array", "folder", "labels", "mapped", "multi_label", "selection", "table", "tar", "webdataset", "zip")
 )
 """Modules whose sources give the same image each time, or have been checked when they were made."""
 
@@ -32,16 +33,19 @@ class CheckedSource:
     def __init__(self, source: ImageSource, num_classes: int | None) -> None:
         self.source = source
         self.num_classes = num_classes
+        self._is_multi_label = num_labels_of(source) is not None
         if (targets := targets_of(source)) is not None:
             check_range(targets, num_classes, source.keys)
 
     def __call__(self, row: int) -> tuple[Image.Image, int]:
-        """The image of a row, and its class index; -1 for no label.
+        """The image of a row, and its class index; -1 for no label. Of multi-label data its vector [C].
 
         Raises:
             LabelError: the label is no class index, or there is no such class.
         """
         image, label = self.source[row]
+        if self._is_multi_label:
+            return image, label
         key = self.source.keys[row]
         return image, class_index(label, key, type(self.source).__name__, self.num_classes)
 

@@ -11,7 +11,7 @@ from kdkit.data.sources.labels import Unlabelled
 from kdkit.data.sources.mapped import MappedSource
 from kdkit.errors import DatasetError
 
-_KINDS = ("stream", "hfds", "zip", "tar", "table", "folder")
+_KINDS = ("stream", "hfds", "zip", "tar", "multi_label", "table", "folder")
 """Modules of this package, in the order in which they are tried. Each has `create(name, options)`, which returns the
 source that a name refers to, or None if the name is of another kind. A new kind is one module, and one name here."""
 
@@ -33,7 +33,9 @@ def create_source(
             Hugging Face dataset (split train by default). A dataset is a source, a datasets.Dataset, or any map-style
             dataset (see MappedSource).
         image_column: column of the images or their paths, if `data` has columns.
-        label_column: column of the labels, if `data` has columns; of WebDataset shards, a field of the .json files.
+        label_column: column of the labels, if `data` has columns; of WebDataset shards, a field of the .json files. For
+            several labels per image of a table: columns of 0 and 1 as "sea,city", or a column of names with its
+            separator as "tags[|]".
         labels: where labels come from, if the content of `data` does not decide: "folder", the top folder, whatever
             its name; "tar", the name of the tar; "none", no image has a label.
         skip_missing: leaves out empty class folders, dangling links, folders that cannot be listed, image formats that

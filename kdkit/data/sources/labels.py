@@ -42,6 +42,11 @@ def class_index(label: Any, key: str, origin: str, num_classes: int | None = Non
     if hasattr(label, "dtype") and hasattr(label, "reshape"):  # of NumPy, or of torch on any device
         array = np.asarray(label.detach().cpu() if hasattr(label, "detach") else label)
         value = array.item() if array.size == 1 else label
+    if isinstance(value, (list, tuple)) or (hasattr(value, "ndim") and value.ndim == 1):
+        raise LabelError(
+            f"the label of {key!r} in {origin} is a vector of {len(value)} numbers, expected a class index: for "
+            "several labels per image, open the data as kdkit.data.MultiLabelSource(DATA)"
+        )
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
         raise LabelError(
             f"the label of {key!r} in {origin} is {_shown(value)}: expected a whole number from 0, or -1 or None for "

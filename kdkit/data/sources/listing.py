@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple, NoReturn
 
 from kdkit.data.sources.base import SourceOptions
@@ -38,6 +38,7 @@ _SPLIT = re.compile(
     r"([-_ ]?(\d+|set|split|data|images?))*"
 )
 _PARTS = {"images", "image", "imgs", "img", "jpegimages", "annotations", "masks", "labels", "segmentations"}
+_PIECE = re.compile(r"(fold|folder|part|split|subset|batch|chunk|shard)s?[-_ ]?\d+")
 _MAX_DIGITS = 4000
 """Digits of a number that count in the natural order; Python converts no more than 4,300."""
 
@@ -169,8 +170,11 @@ class Listing:
         """Whether no image is in a sub-folder."""
         return not any("/" in image.path for image in self.images)
 
-    def classes(self) -> list[str]:
+    def classes(self, elsewhere: Collection[str] = ()) -> list[str]:
         """The class name of each image: its top folder.
+
+        Args:
+            elsewhere: top folders of other tars of the same data that hold images, so they may be empty here.
 
         Raises:
             DatasetError: the top folders are not classes.
@@ -182,7 +186,7 @@ class Listing:
                 "like; labels=none takes all images without labels"
             )
         names = [image.path.split("/", 1)[0] for image in self.images]
-        for empty in sorted(self.top_folders - set(names), key=natural_order):
+        for empty in sorted(self.top_folders - {*names, *elsewhere}, key=natural_order):
             self.left_out.miss(
                 f"the class folder {empty!r} in {self.origin!r} holds no image that Pillow can decode",
                 "add its images, or remove it",
@@ -197,13 +201,15 @@ class Listing:
             self._raise_for_inner(sorted(self.top_folders))
 
     def _check_are_classes(self, names: set[str]) -> None:
-        """Raises DatasetError if top folders are the splits of a dataset, or images next to annotations."""
+        """Raises DatasetError if top folders are splits or pieces of a dataset, or images next to annotations."""
         shallow = {image.path.partition("/")[0] for image in self.images if image.path.count("/") == 1}
         splits = sorted(name for name in names if _SPLIT.fullmatch(name.lower()))
         parts = sorted(name for name in names if name.lower() in _PARTS)
         for found in (splits, parts):
             if len(found) > 1 or set(found) - shallow:  # a class may be called train, if its images are in it
                 self._raise_for_inner(found)
+        if pieces := sorted(name for name in names - shallow if _PIECE.fullmatch(name.lower())):
+            self._raise_for_inner(pieces)
 
     def _raise_for_inner(self, names: Sequence[str]) -> NoReturn:
         shown, inner = " and ".join(map(repr, names)), f"{self.origin}/{names[0]}"

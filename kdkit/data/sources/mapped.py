@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import os
 from collections.abc import Mapping, Sequence
@@ -80,17 +81,23 @@ class MappedSource:
         if labels == "none":
             self.class_names, self.targets = None, [-1] * len(self.keys)
         if _has_own_items(self.dataset):
-            check_repeatable(self.__getitem__, len(self.keys), type(self.dataset).__name__)
+            probe = copy.copy(self)  # a file that the dataset opens in the check is not shared with forked workers
+            probe.dataset = copy.copy(self.dataset)
+            check_repeatable(probe.__getitem__, len(self.keys), type(self.dataset).__name__)
 
     def __len__(self) -> int:
         return len(self.keys)
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        image, target = self.load(index)
+        count = None if self.class_names is None else len(self.class_names)
+        return image, class_index(target, self.keys[index], type(self.dataset).__name__, count)
+
+    def load(self, index: int) -> tuple[Image.Image, Any]:
+        """The RGB image of one sample, and its label as the dataset has it; None without labels."""
         key, origin = self.keys[index], type(self.dataset).__name__
         if isinstance(self.dataset, ImageDataset):
-            if self._process != os.getpid():
-                _forget_open_tars(self.dataset.reader)
-                self._process = os.getpid()
+            self.reopen_after_fork()
             try:
                 stream, target = self.dataset.reader[self._rows[index]]
             except OSError as error:
@@ -101,11 +108,16 @@ class MappedSource:
         else:
             item, target = self._item(self._rows[index], key)
             image = _to_image(item, key, origin)
-        count = None if self.class_names is None else len(self.class_names)
-        return image, -1 if self._options.labels == "none" else class_index(target, key, origin, count)
+        return image, None if self._options.labels == "none" else target
 
     def __repr__(self) -> str:
         return describe(self, type(self.dataset).__name__)
+
+    def reopen_after_fork(self) -> None:
+        """Called before timm's reader is used, whose open tars would share their position with another process."""
+        if self._process != os.getpid():
+            _forget_open_tars(self.dataset.reader)
+            self._process = os.getpid()
 
     def _item(self, row: int, key: str) -> tuple[Any, Any]:
         item = self.dataset[row]

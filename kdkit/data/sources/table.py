@@ -52,7 +52,7 @@ class TableSource:
         options = SourceOptions(image_column, label_column, labels)
         options.check_rule("a table")
         origin = str(path)
-        table = _read_parquet(self.path) if self.path.suffix.lower() == ".parquet" else _read_text(self.path)
+        table = read_table(self.path)
         names = choose_column(image_column, _PATH_COLUMNS, list(table), "image_column", origin)
         column = choose_label(options, _LABEL_COLUMNS, list(table), names, origin)
         self._paths = [_to_path(value, row, origin) for row, value in enumerate(table[names], start=1)]
@@ -80,6 +80,16 @@ def create(name: str, options: SourceOptions) -> ImageSource | None:
     return TableSource(
         name, image_column=options.image_column, label_column=options.label_column, labels=options.labels
     )
+
+
+def read_table(path: Path) -> dict[str, list[object]]:
+    """Column -> its values, of a .csv, .tsv or .parquet file.
+
+    Raises:
+        DatasetError: the file cannot be read.
+        MissingDependencyError: the file is Parquet, and pyarrow is not installed.
+    """
+    return _read_parquet(path) if path.suffix.lower() == ".parquet" else _read_text(path)
 
 
 def _read_text(path: Path) -> dict[str, list[object]]:

@@ -111,9 +111,12 @@ def _is_tar_folder(path: Path) -> bool:
     Raises:
         DatasetError: other data is next to the tars.
     """
+    try:
+        inner = sorted(entry for entry in path.iterdir() if not is_ignored(entry.name))
+    except OSError:
+        return False  # the folder's own error says why
     if not tar_files(path):
         return False
-    inner = sorted(entry for entry in path.iterdir() if not is_ignored(entry.name))
     if any(entry.is_dir() for entry in inner):
         return False
     for entry in inner:
@@ -172,8 +175,14 @@ def _classes(
         _unwrap(list(listings.values()))
     else:
         flat = set()
+    folders = {image.path.partition("/")[0] for listing in listings.values() for image in listing.images}
+    if options.labels is None and not flat and len(listings) > 1 and len(folders) == 1:
+        raise DatasetError(
+            f"the images of all {len(listings)} tars in {origin!r} are in one folder, {min(folders)!r}: labels=tar "
+            "takes the name of each tar as the class, labels=folder the folder"
+        )
     return {
-        tars: [_stem(tars, origin)] * len(listing.images) if tars in flat else listing.classes()
+        tars: [_stem(tars, origin)] * len(listing.images) if tars in flat else listing.classes(folders)
         for tars, listing in listings.items()
     }
 

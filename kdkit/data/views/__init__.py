@@ -2,7 +2,8 @@
 
 Where to look:
     seed.py         the seed of a view, from the recipe's seed, the sample's key and the view's number
-    renderer.py     what renders a recipe's views: transform.py; or custom.py and identity.py, the user's transform
+    transform.py    the transform of a recipe; custom.py, identity.py are for a transform that the user passes
+    renderer.py     chooses between these and recorded views
     mixing.py       mixup and cutmix; erasing.py, random erasing
     recorded.py     views of an imported cache, rendered from record.py with operations.py instead of random draws
 """

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 import types
 from collections.abc import Callable
 from typing import Any
 
 from kdkit.errors import ConfigError
-from kdkit.recipe import ViewRecipe
 
 _ADDRESS = re.compile(r"\b0x[0-9a-fA-F]+")
 
@@ -34,15 +32,3 @@ def transform_identity(transform: Callable[..., Any]) -> str:
             "name it by transform_id='my-transform-1' or the like, and change that name when the transform changes"
         )
     return f"{name} {shown}"
-
-
-def with_identity(recipe: ViewRecipe, transform: Callable[..., Any], name: str | None) -> ViewRecipe:
-    """The recipe with the identity of a custom transform, or with `name` instead.
-
-    Raises:
-        ConfigError: the recipe names another transform, or the transform has no identity.
-    """
-    identity = name or transform_identity(transform)
-    if recipe.transform not in (None, identity):
-        raise ConfigError(f"the recipe is for the transform {recipe.transform!r}, but this one is {identity!r}")
-    return dataclasses.replace(recipe, transform=identity)

@@ -104,6 +104,7 @@ REFUSED = {
     "train and val without classes": (["train/0.png", "val/0.png"], "'train' and 'val'"),
     "splits with years": (["train2017/a/0.png", "val2017/a/0.png"], "'train2017' and 'val2017'"),
     "a split among classes": (["train/a/0.png", "train/b/0.png", "cat/0.png"], "holds 'train', not class folders"),
+    "pieces of a dataset": (["fold1/a/0.png", "fold1/b/0.png", "fold2/a/0.png"], "'fold1' and 'fold2'"),
     "images next to masks": (["images/0.png", "masks/0.png"], "'images' and 'masks'"),
     "images next to annotations": (["images/0.png", "annotations/0.xml"], "class folder 'annotations'"),
     "an empty class folder": (["a/0.png", "b/0.png", "e/"], "class folder 'e'"),

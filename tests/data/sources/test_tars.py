@@ -208,3 +208,22 @@ def test_a_link_to_a_class_folder_in_a_tar_is_refused_and_skipped_on_request(tmp
     source = create_source(path, skip_missing=True)
     assert source.class_names == ["a"]
     assert len(source.skipped) == 1  # type: ignore[attr-defined]
+
+
+def test_a_class_may_be_empty_in_one_shard_if_it_has_images_in_another(tmp_path: Path) -> None:
+    path = write(tmp_path / "tars", {"s0": [("cat/0.png", png())], "s1": [("dog/0.png", png())]})
+    for name in ("s0", "s1"):
+        with tarfile.open(path / f"{name}.tar", "a") as archive:
+            for folder in ("cat", "dog"):
+                info = tarfile.TarInfo(folder)
+                info.type = tarfile.DIRTYPE
+                archive.addfile(info)
+    assert create_source(path).class_names == ["cat", "dog"]
+
+
+def test_one_folder_of_one_name_in_every_tar_is_asked_about(tmp_path: Path) -> None:
+    path = write(tmp_path / "tars", {name: [("images/0.png", png())] for name in ("cat", "dog")})
+    with pytest.raises(DatasetError, match=r"all 2 tars in .* are in one folder, 'images': labels=tar"):
+        create_source(path)
+    assert create_source(path, labels="tar").class_names == ["cat", "dog"]
+    assert create_source(path, labels="folder").class_names == ["images"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Iterator
 from typing import Any
@@ -88,14 +89,16 @@ class Mine(Dataset[Any]):
         self.kind = kind
         self.plain = digits(40)
         self.generator = np.random.default_rng(0)
-        self.draws = 0
+        self.drawn: list[int] = []
+        self.opened_by: int | None = None
 
     def __len__(self) -> int:
         return 40
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
         image, target = self.plain[index]
-        self.draws += 1
+        self.drawn.append(index)
+        self.opened_by = self.opened_by or os.getpid()  # as a file that is opened when it is first needed
         if self.kind == "torch":
             image = v2.RandomHorizontalFlip()(image)
         elif self.kind == "python":
@@ -149,7 +152,8 @@ def test_a_fixed_transform_is_taken_and_random_states_stay_what_they_were() -> N
     states = random.getstate(), torch.get_rng_state(), np.random.get_state()[1].tolist()
     data = Mine("fixed")
     assert len(MappedSource(data)) == 40
-    assert 8 <= data.draws <= 64
+    assert 16 <= len(data.drawn) <= 64
+    assert data.opened_by is None
     assert random.getstate() == states[0]
     assert torch.equal(torch.get_rng_state(), states[1])
     assert np.random.get_state()[1].tolist() == states[2]
@@ -200,7 +204,7 @@ def test_a_recorded_mix_within_its_bounds_is_shown() -> None:
 def test_a_loader_of_a_mapped_dataset_in_workers_is_not_checked_again() -> None:
     data = Mine("fixed")
     dataset = ReplayedDataset(MappedSource(data), ViewRecipe(size=8))
-    draws = data.draws
+    checked = len(data.drawn)
     batches = list(ReplayLoader(dataset, EpochSampler(range(40), 10), Normalization()))
     assert sum(len(batch.target) for batch in batches) == 40
-    assert data.draws == draws + 40
+    assert sorted(data.drawn[checked:]) == list(range(40))

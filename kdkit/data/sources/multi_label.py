@@ -1,0 +1,149 @@
+"""Multi-label targets: each image has a vector of 0 and 1, one number per class.
+
+Dimensions: N samples, C classes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from kdkit.data.sources.base import ImageSource, SourceOptions, describe
+from kdkit.data.sources.mapped import MappedSource
+from kdkit.data.sources.selection import SelectedSource
+from kdkit.data.sources.table import TableSource, read_table
+from kdkit.errors import DatasetError, ShapeError
+
+_SEPARATED = re.compile(r"(?P<column>.+)\[(?P<separator>.+)\]")
+_VALUES = {"0": 0.0, "1": 1.0, "": -1.0, "-1": -1.0, "0.0": 0.0, "1.0": 1.0, "false": 0.0, "true": 1.0}
+
+
+class MultiLabelSource:
+    """The images of another source with a vector of labels each, float32 [C].
+
+    Args:
+        images: a source, or a map-style dataset as MappedSource takes it, such as a datasets.Dataset.
+        targets: 0 and 1 of each sample and class [N, C]; -1 where a class of an image is not labelled. By default the
+            dataset's own, where each of its items has such a vector.
+        class_names: one name per class; by default the source's, if there are as many.
+
+    Raises:
+        ShapeError: targets are not [N, C], or hold other values.
+        DatasetError: no targets are given, and the dataset has no vectors.
+    """
+
+    def __init__(
+        self,
+        images: Any,
+        targets: Sequence[Sequence[float]] | np.ndarray[Any, Any] | Tensor | None = None,
+        *,
+        class_names: Sequence[str] | None = None,
+    ) -> None:
+        is_source = all(hasattr(images, name) for name in ("keys", "class_names")) and not hasattr(images, "features")
+        self.source: ImageSource = images if is_source else MappedSource(images)
+        self.keys: Sequence[str] = self.source.keys
+        self.labels: np.ndarray[Any, np.dtype[np.float32]] | None = None
+        if targets is not None:
+            self.labels = np.asarray(targets, dtype=np.float32)
+            if self.labels.ndim != 2 or len(self.labels) != len(self.keys):
+                raise ShapeError(
+                    f"multi-label targets are one vector per image, [{len(self.keys)}, C], got "
+                    f"{list(self.labels.shape)}"
+                )
+            self._check(self.labels, self.keys)
+        self.num_labels = len(self[0][1])
+        own = self.source.class_names
+        names = class_names if class_names is not None else own if own and len(own) == self.num_labels else None
+        if names is not None and len(names) != self.num_labels:
+            raise ShapeError(
+                f"{self.num_labels} classes came with {len(names)} class_names: expected one name for each"
+            )
+        self.class_names: Sequence[str] | None = None if names is None else list(names)
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, Any]:
+        image, target = self.source.load(index) if isinstance(self.source, MappedSource) else self.source[index]
+        if self.labels is not None:
+            return image, torch.from_numpy(self.labels[index])
+        vector = np.asarray(target, dtype=np.float32)
+        if vector.ndim != 1:
+            raise DatasetError(f"the label of {self.keys[index]!r} is {target!r:.40}, expected a vector of 0 and 1")
+        self._check(vector[None], self.keys[index : index + 1])
+        return image, torch.from_numpy(vector)
+
+    def __repr__(self) -> str:
+        return describe(self, repr(self.source))
+
+    @staticmethod
+    def _check(labels: np.ndarray[Any, Any], keys: Sequence[str]) -> None:
+        if (odd := ~np.isin(labels, (-1, 0, 1))).any():
+            row = int(odd.any(axis=1).argmax())
+            raise ShapeError(
+                f"a label of {keys[row]!r} is {labels[row][odd[row]][0]:g}: multi-label targets are 0 and 1 (-1: not "
+                "labelled); regression targets are not supported"
+            )
+
+
+def num_labels_of(source: ImageSource) -> int | None:
+    """Number of classes C of a multi-label source, or of some samples of one; None of any other source."""
+    while isinstance(source, SelectedSource):
+        source = source.source
+    return source.num_labels if isinstance(source, MultiLabelSource) else None
+
+
+def create(name: str, options: SourceOptions) -> MultiLabelSource | None:
+    """The images of a table with several label columns, `a,b,c`, or one with a separator, `tags[|]`; else None.
+
+    Raises:
+        DatasetError: a column is missing, or a value is neither 0 nor 1.
+    """
+    label = options.label_column
+    if label is None or Path(name).suffix.lower() not in (".csv", ".tsv", ".parquet"):
+        return None
+    separated = _SEPARATED.fullmatch(label)
+    if separated is None and "," not in label:
+        return None
+    table = read_table(Path(name))
+    if label in table:  # a column of just this name
+        return None
+    wanted = [separated["column"]] if separated else [part.strip() for part in label.split(",")]
+    for column in wanted:
+        if column not in table:
+            raise DatasetError(f"{name!r} has no column {column!r}; it has {', '.join(table)}")
+    source = TableSource(name, image_column=options.image_column, labels="none")
+    if separated is None:
+        rows = [[_to_value(table[column][row], column, row, name) for column in wanted] for row in range(len(source))]
+        return MultiLabelSource(source, rows, class_names=wanted)
+    tags = [_split(value, separated["separator"]) for value in table[separated["column"]]]
+    names = sorted({tag for each in tags for tag in each})
+    if not names:
+        raise DatasetError(f"the column {separated['column']!r} of {name!r} names no class")
+    places = {tag: place for place, tag in enumerate(names)}
+    targets = np.zeros((len(tags), len(names)), dtype=np.float32)
+    for row, each in enumerate(tags):
+        targets[row, [places[tag] for tag in each]] = 1
+    return MultiLabelSource(source, targets, class_names=names)
+
+
+def _split(value: object, separator: str) -> list[str]:
+    text = "" if value is None else str(value)
+    return list(dict.fromkeys(part.strip() for part in text.split(separator) if part.strip()))
+
+
+def _to_value(value: object, column: str, row: int, name: str) -> float:
+    text = "" if value is None else str(value).strip().lower()
+    if text not in _VALUES:
+        raise DatasetError(
+            f"row {row + 1} of {name!r} has {value!r} in the label column {column!r}: expected 0 or 1, or nothing "
+            "where it is not labelled"
+        )
+    return _VALUES[text]
