@@ -190,9 +190,7 @@ class CacheMixture:
         """Raises CacheStreamError if no cache holds the stream, or several do; names them."""
         if stream in self._places:
             return
-        if holders := [
-            number for number, cache in enumerate(self.caches) if stream in cache.codecs and stream != LOGITS
-        ]:
+        if holders := [number for number, of in enumerate(self.caches) if stream in of.codecs and stream != LOGITS]:
             names = " and ".join(_name(self.caches[number]) for number in holders)
             ways = " or ".join(repr(f"{number}:{stream}") for number in holders)
             raise CacheStreamError(f"the stream {stream!r} is in {names}: name one of them, {ways}")

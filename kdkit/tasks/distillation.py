@@ -129,7 +129,7 @@ class DistillationTask(StudentTask):
         Returns:
             'loss' [], 'output' [B, C], and unweighted 'task_loss' [] (0 when trained without labels), 'kd_loss' [].
             If several losses or LossTerms were given, each term [] under its key. For logging, each loss is also
-            returned multiplied by its weight, e.g. ``weighted_kd_loss``; and the scalars of `observe`.
+            returned multiplied by its weight, e.g. ``weighted_kd_loss``; and of single labels the scalars of `observe`.
 
         Raises:
             MissingTeacherError: there is neither a teacher nor a teacher output, or the output lacks a stream that the
@@ -147,9 +147,7 @@ class DistillationTask(StudentTask):
         members = teacher_output.members if self.combine == "losses" else ()
         terms |= self._logit_terms(to_compute_dtype(distilled), teacher_logits, members, target)
         result = self._sum(task_loss, terms) | {"output": output}
-        if self.is_multi_label:  # there is no one class to agree on
-            return result
-        if teacher_logits is not None and num_classes_of(teacher_logits) == output.shape[1]:
+        if not self.is_multi_label and teacher_logits is not None and num_classes_of(teacher_logits) == output.shape[1]:
             result |= observe(output, teacher_logits, target)
             result |= observe_members(output, teacher_output.members, target)
         return result

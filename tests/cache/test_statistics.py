@@ -7,12 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
-from support import RECIPE, digits, digits_dataset, tiny_model
+from support import CLASSES, RECIPE, digits, digits_dataset, tiny_model
 
 from kdkit import build_cache, create_teacher, open_cache
 from kdkit.building.config import BuildConfig
 from kdkit.cache import CachedTeacher
-from kdkit.errors import CacheStreamError
+from kdkit.data import MultiLabelSource, ReplayedDataset
+from kdkit.errors import CacheStreamError, ConfigError
 
 COUNT = 30
 PLACE = "t.h5.statistics.safetensors"
@@ -87,3 +88,12 @@ def test_a_cache_of_features_has_no_statistics(tmp_path: Path) -> None:
     build_cache(create_teacher(tiny_model()), digits_dataset(4, RECIPE), tmp_path / "f.h5", config)
     with pytest.raises(CacheStreamError, match="no stream 'logits'"):
         open_cache(tmp_path / "f.h5").statistics()
+
+
+def test_a_multi_label_cache_has_no_statistics(tmp_path: Path) -> None:
+    labels = np.eye(10, dtype=np.float32)[[0, 1, 2, 3]]
+    dataset = ReplayedDataset(MultiLabelSource(digits(4), labels, class_names=CLASSES), RECIPE)
+    build_cache(create_teacher(tiny_model()), dataset, tmp_path / "m.h5", BuildConfig(num_workers=0))
+    with pytest.raises(ConfigError, match=r"^the cache '.*m\.h5' is multi-label, so it has no likeliest class.*$"):
+        open_cache(tmp_path / "m.h5").statistics()
+    assert not list(tmp_path.glob("*.safetensors"))
