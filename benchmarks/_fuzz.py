@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-MAX_SECONDS = 5
+MAX_SECONDS, MAX_WAIT_SECONDS = 5, 60
 MAX_BYTES = 512 << 20
 
 Trial = Callable[[int], str]
@@ -78,7 +78,7 @@ def _run_in_child(trial: Trial, numbers: range, outcome: Outcome) -> int:
     status = os.waitpid(process, 0)[1]
     if os.WIFSIGNALED(status):
         died = os.WTERMSIG(status)
-        kind = "hang" if died == signal.SIGALRM else "death"
+        kind = "hang" if died in (signal.SIGALRM, signal.SIGPROF) else "death"
         outcome.add(kind, done, signal.Signals(died).name)
         return done + 1
     assert os.WEXITSTATUS(status) == 0
@@ -88,6 +88,7 @@ def _run_in_child(trial: Trial, numbers: range, outcome: Outcome) -> int:
 def _child(trial: Trial, numbers: range, writer: int) -> None:
     """Reports one line for each trial; the alarm's default action ends the process also within a call of C."""
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(
@@ -95,8 +96,10 @@ def _child(trial: Trial, numbers: range, writer: int) -> None:
     )  # beyond what may be used: to be seen, not hidden
     with open(writer, "w", encoding="utf-8", buffering=1) as report:
         for number in numbers:
-            signal.alarm(MAX_SECONDS)
+            signal.setitimer(signal.ITIMER_PROF, MAX_SECONDS)  # of the processor: other processes may keep it busy
+            signal.alarm(MAX_WAIT_SECONDS)
             kind, reason = _one(trial, number)
+            signal.setitimer(signal.ITIMER_PROF, 0)
             signal.alarm(0)
             peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
             if peak > MAX_BYTES:

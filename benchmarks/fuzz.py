@@ -7,7 +7,8 @@
 A file is a packed cache, or a file of a folder of shards, of each codec; bytes of it are flipped, overwritten, moved,
 cut, or taken from another cache. Whatever can then be read must be what was written. A document is the metadata or the
 table of checksums of a cache (with a right checksum, as an attacker writes it), a manifest entry, a shard's identity, a
-teacher card, a student's description, a class map or a run's configuration. The limits: 5 s and 512 MiB per trial.
+teacher card, a student's description, a class map or a run's configuration. The limits: 5 s of
+the processor, 60 s by the clock, and 512 MiB per trial.
 """
 
 from __future__ import annotations
@@ -341,7 +342,7 @@ def main() -> None:
     report.text(
         "Each trial mutates one file or document, then opens and uses it. It may be the same as before, or refused by "
         "a kdkit error of one line. All else is a failure: a value that was not written, another error, more than "
-        f"5 s, a death by a signal, or more than {MAX_BYTES >> 20} MiB of memory."
+        f"5 s of the processor, a death by a signal, or more than {MAX_BYTES >> 20} MiB of memory."
     )
     failures: list[tuple[str, int, str]] = []
     rows = []

@@ -66,18 +66,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = [argument for argument in arguments if argument != "--debug"]
     os.environ["HDF5_PLUGIN_PRELOAD"] = "::"  # before h5py is imported: no plugin is ever loaded
     signal.signal(signal.SIGTERM, _exit_on_sigterm)
-    interrupt = Interrupt()
+    interrupt = Interrupt(command_of(arguments), ends_process=argv is None)
     try:
         with loading_notice():
             code = _dispatch(arguments)
         sys.stdout.flush()
         return code
     except KeyboardInterrupt:
-        interrupt.report(command_of(arguments), ends_process=argv is None)
+        interrupt.report()
         return 130
     except Exception as error:
         if interrupt.came and not isinstance(error, BrokenPipeError):
-            interrupt.report(command_of(arguments), ends_process=argv is None)
+            interrupt.report()
             return 130
         return _report(error, debug=debug)
     except SystemExit as stop:  # --help and --print_config end this way, and SIGTERM

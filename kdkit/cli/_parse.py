@@ -19,7 +19,7 @@ from kdkit.runtime.reading import read_yaml
 Config = TypeVar("Config")
 
 _MAX_ALIASES = 100  # yaml.dump writes one where a list occurs twice
-_MAX_ITEMS = 2048  # the configuration of a run has 300; jsonargparse takes 20 s for a list of 10,000
+_MAX_ITEMS = 2048  # the configuration of a run has 300; jsonargparse takes seconds for a list of 10,000
 _REQUIRED = re.compile(r"following arguments are required: (.+)")
 _KEY = re.compile(r'Parser key "([\w.]+)"')
 _UNKNOWN = re.compile(r"Option '([\w.]+)' is not accepted")

@@ -11,6 +11,7 @@ from types import FrameType
 from typing import Any
 
 _NOTHING = "nothing was changed; run the same command again"
+_COMPILED = ("torch", "numpy", "torchvision", "h5py", "timm")
 _CHECKPOINTS = ("last.pth.tar", "previous.pth.tar")
 
 _parsed: list[Any] = []  # the configuration of the command that runs, as soon as it is known
@@ -19,30 +20,39 @@ _parsed: list[Any] = []  # the configuration of the command that runs, as soon a
 class Interrupt:
     """SIGINT in the command line's process: the first raises KeyboardInterrupt, wherever the process is.
 
-    Another package may turn that into an error of its own, or drop it; `came` says that it was one.
+    Another package may turn that into an error of its own, or drop it; `came` says that it was one. While compiled
+    packages are loaded, an exception from within would abort the process, so it ends at once; no work has begun then.
+
+    Args:
+        command: the name of the command, "" if there is none.
+        ends_process: whether the process ends with the command, as it does on the command line.
     """
 
-    def __init__(self) -> None:
-        self.came = False
+    def __init__(self, command: str, *, ends_process: bool) -> None:
+        self.came, self._command, self._ends_process = False, command, ends_process
         _parsed.clear()
         if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as a shell sets it for what runs in the background
             signal.signal(signal.SIGINT, self._handle)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self.came = True
+        if self._ends_process and any(map(_is_loading, _COMPILED)):
+            self.report()
+            sys.stdout.flush()
+            os._exit(128 + number)
         raise KeyboardInterrupt
 
-    def report(self, command: str, *, ends_process: bool) -> None:
-        """Prints, on rank 0, what is kept and which command continues.
-
-        Args:
-            command: the name of the command, "" if there is none yet.
-            ends_process: whether the process ends now, so that a further SIGINT ends it at once.
-        """
-        if ends_process:
+    def report(self) -> None:
+        """Prints, on rank 0, what is kept and which command continues; a further SIGINT then ends the process."""
+        if self._ends_process:
             signal.signal(signal.SIGINT, lambda number, frame: os._exit(128 + number))
         if os.environ.get("RANK", "0") == "0":
-            print(f"kdkit: stopped: {describe_stop(command)}", file=sys.stderr, flush=True)
+            print(f"kdkit: stopped: {describe_stop(self._command)}", file=sys.stderr, flush=True)
+
+
+def _is_loading(package: str) -> bool:
+    """Whether a package is being imported at this moment."""
+    return bool(getattr(getattr(sys.modules.get(package), "__spec__", None), "_initializing", False))
 
 
 def note_config(config: Any) -> None:

@@ -453,7 +453,6 @@ def test_checkpoints_of_the_same_weights_count_as_one(tmp_path: Path) -> None:
 RECORDS: dict[str, tuple[str, Callable[[Path], object]]] = {
     "steps": ("metrics.jsonl", lambda folder: RunLogger(folder).log_steps([{"step": 1, "loss": 2.0}])),
     "an epoch": ("metrics.jsonl", lambda folder: RunLogger(folder).log_epoch({"epoch": 1})),
-    "a summary": ("summary.csv", lambda folder: RunLogger(folder).log_epoch({"epoch": 1})),
 }
 
 

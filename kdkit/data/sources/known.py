@@ -59,6 +59,8 @@ def known_class_names(dataset: Any) -> list[str] | None:
     Raises:
         DatasetError: the order of timm's classes differs from process to process, or class indices have gaps.
     """
+    if getattr(dataset, "target_transform", None) is not None:
+        return None  # the labels are others than those that have the names
     for holder in (dataset, getattr(dataset, "reader", None)):
         names = getattr(holder, "classes", None)
         if isinstance(names, (list, tuple)) and names:

@@ -19,6 +19,7 @@ import torch
 from PIL import Image
 
 import kdkit
+from kdkit.cache import CachedTeacher
 from kdkit.data import ArraySource, MappedSource, ReplayedDataset, create_source
 from kdkit.errors import ConfigError, DatasetError, KdkitError, LabelError
 from kdkit.recipe import ViewRecipe
@@ -399,15 +400,17 @@ def test_a_rule_that_does_not_exist_is_refused_with_the_nearest_one(tmp_path: Pa
 
 
 def test_open_dataset_leaves_out_the_labels_of_other_classes_than_the_caches(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = folder(tmp_path, list("abcabc"))
-    logits = np.random.default_rng(0).normal(size=(COUNT, 5)).astype("f4")
+    logits = np.random.default_rng(0).normal(size=(COUNT, 3)).astype("f4")
     keys = create_source(data).keys
     np.savez(tmp_path / "logits.npz", keys=np.array(keys), logits=logits)
     kdkit.importers.import_arrays(
         tmp_path / "logits.npz", data, tmp_path / "c.h5", recipe=ViewRecipe.evaluation(8), num_workers=0
     )
+    assert not kdkit.open_dataset(data, cache=tmp_path / "c.h5").is_unlabelled  # as many classes as the data
+    monkeypatch.setattr(CachedTeacher, "names_classes", property(lambda cache: False))  # as of a part of ImageNet
     dataset = kdkit.open_dataset(data, cache=tmp_path / "c.h5")
     assert dataset.is_unlabelled
     assert dataset.class_names is None

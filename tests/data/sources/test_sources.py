@@ -327,3 +327,4 @@ def test_timms_target_transform_is_applied(folder: Path) -> None:
         for change in (None, lambda t: 9 - t)
     )
     assert [9 - plain[row][1] for row in range(8)] == [moved[row][1] for row in range(8)]
+    assert (plain.class_names, moved.class_names) == (["c2", "c10"], None)  # index 9 is not the class c10
