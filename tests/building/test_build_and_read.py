@@ -253,7 +253,7 @@ def test_a_build_does_not_go_on_with_other_pixels(tmp_path: Path) -> None:
     (tmp_path / "t.h5.parts" / "v0001-r0000000000.json").unlink()
     changed = digits(20)
     changed.images = changed.images ^ 0x10
-    with pytest.raises(CacheMismatchError, match="shows other pixels"):
+    with pytest.raises(CacheMismatchError, match="another image under the name"):
         build_cache(teacher(), ReplayedDataset(changed, RECIPE), tmp_path / "t.h5", EXACT)
     build_cache(teacher(), digits_dataset(20), tmp_path / "t.h5", EXACT)
 
@@ -288,7 +288,7 @@ def test_changed_pixels_under_the_same_key_are_refused(tmp_path: Path) -> None:
     changed = digits(20)
     changed.images = changed.images.copy()
     changed.images[13] ^= 0x10
-    with pytest.raises(CacheMismatchError, match=r"'digit-13'.*torchvision"):
+    with pytest.raises(CacheMismatchError, match=r"another image under the name 'digit-13'"):
         open_cache(tmp_path / "t.h5", ReplayedDataset(changed, RECIPE))
 
 
