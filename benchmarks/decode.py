@@ -15,7 +15,7 @@ import itertools
 import shutil
 import statistics
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from _result import parser as options_parser
 from PIL import Image
 from timm.data import create_dataset, create_loader
 from torch import nn
+from views import drain
 
 import kdkit
 from kdkit.building.config import BuildConfig
@@ -94,16 +95,6 @@ def timm_loader(root: Path, recipe: ViewRecipe, workers: int) -> Any:
         auto_augment=recipe.auto_augment,
         color_jitter=None,
     )
-
-
-def drain(batches: Iterable[Any]) -> int:
-    """Number of images of an epoch, with each batch accessed."""
-    count = 0
-    for batch in batches:
-        images = batch[0] if isinstance(batch, (list, tuple)) else batch.input
-        assert images.dtype == torch.float32
-        count += len(images)
-    return count
 
 
 def replayed(dataset: ReplayedDataset, views: int, workers: int) -> ReplayLoader:

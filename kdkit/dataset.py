@@ -38,8 +38,8 @@ def open_dataset(
         cache: a teacher cache, its path, or a list of paths. It gives the recipe, and is compared with the dataset:
             samples, class names and the pixels of some views. An open cache is thereby matched with this dataset.
             Images that its build left out as unreadable are left out, and of a cache of a part of the classes the
-            images of other classes. If the cache does not name its classes, the labels of `data` may be of others,
-            and are left out.
+            images of other classes. If the cache does not name its classes, the labels of `data` may be of others: a
+            warning says so.
         recipe: the settings of the views; the cache's by default, else `ViewRecipe()`.
         image_column: column of the images or their paths, where `data` has columns.
         label_column: column of the labels, where `data` has columns; of WebDataset shards, a field of the .json files.
@@ -70,8 +70,7 @@ def open_dataset(
         dataset = dataset.without(reader.absent_keys)
         reader.match(dataset)
         if not reader.names_classes and not dataset.is_unlabelled:
-            _logger.warning("the classes of the data are not those of the cache: no label takes part in the loss")
-            dataset = dataset.without_labels()
+            _logger.warning("the classes of the data are not those of the cache: a loss must not use labels and logits")
     return dataset
 
 

@@ -10,7 +10,7 @@ import timm
 import torch
 
 from kdkit.config import EMA, SingleTeacherConfig, StudentConfig, TeacherConfig
-from kdkit.errors import ClassMismatchError, ConfigError, first_line
+from kdkit.errors import ClassMismatchError, ConfigError, KdkitError, first_line
 from kdkit.runtime import distributed
 from kdkit.runtime.hardware import choose_device
 from kdkit.runtime.reading import read_json
@@ -96,15 +96,28 @@ def describe_teacher(teacher: Teacher) -> str:
     return f"{teacher.name}, its classes mapped to the data's{': ' if names else ''}{', '.join(shown)}"
 
 
-def teacher_of_cache(made_with: Mapping[str, Any]) -> TeacherConfig:
-    """Returns the configuration of the teacher that a cache was made with, from the cache's record.
+def load_teacher_of_cache(made_with: Mapping[str, Any], device: torch.device) -> Teacher:
+    """Loads the teacher that a cache was made with, if the cache's record is enough: a timm model with timm's weights.
 
     Args:
         made_with: the teacher's fingerprint.
+        device: where the teacher is put.
 
     Raises:
-        ConfigError: the record is not enough to load the teacher again.
+        ConfigError: the record is not enough, or timm's weights cannot be loaded.
     """
+    config = _teacher_of_cache(made_with)
+    try:
+        return resolve_teacher(config, device)
+    except KdkitError as error:
+        raise ConfigError(
+            f"the cache names its teacher {config.model!r}, and timm's weights of it cannot be loaded: give --teacher, "
+            f"a run, an export or a weights file if it was one ({first_line(error)})"
+        ) from error
+
+
+def _teacher_of_cache(made_with: Mapping[str, Any]) -> TeacherConfig:
+    """The configuration of that teacher."""
     name = str(made_with.get("name"))
     if "members" in made_with or made_with.get("class_map_sha256") or not timm.is_model(name.partition(".")[0]):
         raise ConfigError(f"the teacher {name!r} cannot be loaded again from only the cache's record: give --teacher")

@@ -14,6 +14,7 @@ import torch
 
 from kdkit.building.teacher import run_teacher
 from kdkit.cache.codecs import RowCodec
+from kdkit.cache.encoding import encode_in_parts
 from kdkit.data import ReplayedDataset, ReplayLoader
 from kdkit.data.batch import collate
 from kdkit.data.sampler import RangeSampler
@@ -85,7 +86,7 @@ def measure_speeds(
         values.flatten()[:1].cpu()  # waits for the device
     ran = time.perf_counter()
     for stream, values in outputs.items():
-        codecs[stream].encode(values).cpu()
+        encode_in_parts(codecs[stream], values).cpu()
     encoded = time.perf_counter()
     write, read = _disk_speeds()
     return Speeds(decode, transform, (ran - begun) / len(samples), (encoded - ran) / len(samples), write, read)

@@ -49,7 +49,7 @@ def parse_config(
     parser.add_argument("--config", action="config")
     parser.add_class_arguments(config_class)
     long_forms = grammar.to_long_forms(arguments)
-    _check_config_files(long_forms)
+    _check_config_files(arguments)  # as given: a preset becomes the text of a configuration in the long forms
     try:
         values: dict[str, Any] = vars(parser.instantiate(parser.parse_args(long_forms)))
     except (ArgumentError, TypeError) as error:

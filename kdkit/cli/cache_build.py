@@ -55,4 +55,6 @@ def run(arguments: list[str]) -> None:
         if distributed.rank() != 0:
             return
     print_labelled(describe_built(report))
-    print(f"next: kdkit distill {config.data} --cache {report.path} --student resnet18 -o runs/r18")
+    loss = " --loss sigmoid_kl" if dataset.is_multi_label else ""
+    flags = f"{config.data_flags} --cache {report.path}{loss} --student resnet18 -o runs/r18"
+    print(f"next: kdkit distill {config.data}{flags}")

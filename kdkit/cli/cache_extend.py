@@ -16,7 +16,7 @@ def run(arguments: list[str]) -> None:
     from kdkit.data.ranks import open_on_all_ranks
     from kdkit.dataset import open_dataset
     from kdkit.recipe import ViewRecipe
-    from kdkit.resolve import resolve_device, resolve_teacher, teacher_of_cache
+    from kdkit.resolve import load_teacher_of_cache, resolve_device, resolve_teacher
     from kdkit.runtime import distributed
     from kdkit.runtime.layout import print_labelled
 
@@ -25,9 +25,14 @@ def run(arguments: list[str]) -> None:
         metadata = open_cache(config.cache).metadata
         recipe = ViewRecipe.from_dict({**metadata.recipe, "num_views": config.num_views or metadata.num_views})
         dataset = open_on_all_ranks(lambda: open_dataset(config.data, recipe=recipe, **config.columns))
-        named = config.teacher or teacher_of_cache(metadata.teacher)
         report = extend_cache(
-            distributed.run_on_all_ranks(lambda: resolve_teacher(named, device)),
+            distributed.run_on_all_ranks(
+                lambda: (
+                    load_teacher_of_cache(metadata.teacher, device)
+                    if config.teacher is None
+                    else resolve_teacher(config.teacher, device)
+                )
+            ),
             dataset,
             config.cache,
             batch_size=config.batch_size,

@@ -29,4 +29,5 @@ def run(arguments: list[str]) -> None:
         **config.options_of(importer),
     )
     print_wrapped(str(report))
-    print(f"next: kdkit distill {config.data} --cache {report.path} --student resnet18 -o runs/resnet18")
+    flags = f"{config.data_flags} --cache {report.path} --student resnet18 -o runs/resnet18"
+    print(f"next: kdkit distill {config.data}{flags}")

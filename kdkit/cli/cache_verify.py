@@ -12,15 +12,22 @@ def run(arguments: list[str]) -> None:
     from kdkit.building.verify import verify_cache
     from kdkit.cache import open_cache
     from kdkit.dataset import open_dataset
-    from kdkit.resolve import describe_teacher, resolve_device, resolve_teacher, teacher_of_cache
+    from kdkit.errors import ConfigError
+    from kdkit.resolve import describe_teacher, load_teacher_of_cache, resolve_device, resolve_teacher
     from kdkit.runtime.layout import print_wrapped
 
-    teacher, dataset, device = None, None, resolve_device(config.device)
+    teacher, dataset, device, reason = None, None, resolve_device(config.device), None
     if config.data is not None:
         cache = open_cache(config.cache)
         dataset = open_dataset(config.data, recipe=cache.recipe, records=cache, **config.columns)
-        made_by = config.teacher or teacher_of_cache(cache.teacher)
-        teacher = resolve_teacher(made_by, device, dataset.class_names, needs_logits="logits" in cache.codecs)
+        if config.teacher is not None:
+            needs_logits = "logits" in cache.codecs
+            teacher = resolve_teacher(config.teacher, device, dataset.class_names, needs_logits=needs_logits)
+        else:
+            try:
+                teacher = load_teacher_of_cache(cache.teacher, device)
+            except ConfigError as error:
+                reason = str(error)
     report = verify_cache(
         config.cache, teacher, dataset, num_rows=config.rows, device=device, allow_mismatch=config.allow_mismatch
     )
@@ -31,6 +38,8 @@ def run(arguments: list[str]) -> None:
         print_wrapped(f"{config.data}: all {report.num_files:,} images are those of the build")
     if teacher is not None:
         print_wrapped(f"teacher: {describe_teacher(teacher)}")
+    elif reason is not None:
+        print_wrapped(f"teacher: not run again, so its outputs are not compared: {reason}")
     for stream, difference in report.differences.items():
         unit = "nats" if stream == "logits" else "of their size"
         text = (

@@ -23,5 +23,7 @@ def run(arguments: list[str]) -> None:
     speed = f"{format_rate(training.images_per_second)} images/s"
     print_wrapped(f"{config.student}: {top1}, last loss {training.epochs[-1]['loss']:.4f}, {speed}")
     print(f"weights: {report.weights}")
-    command = f"evaluate {report.output} {config.validation}" if config.validation else f"export {report.output} -o DIR"
+    command = f"export {report.output} -o DIR"
+    if config.validation:
+        command = f"evaluate {report.output} {config.validation}{config.data_flags}"
     print(f"next: kdkit {command}")

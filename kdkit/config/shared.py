@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
@@ -57,6 +58,15 @@ class ColumnsConfig:
     skip_missing: bool = False
     """Leave out empty class folders, dangling links and other entries without a readable image, and list them in a
     warning, instead of refusing the data."""
+
+    @property
+    def data_flags(self) -> str:
+        """These options as a shell takes them, each after a space; for the next command that a command names."""
+        given = {name: value for name, value in self.columns.items() if value not in (None, False)}
+        words = [
+            [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])] for name, value in given.items()
+        ]
+        return "".join(f" {shlex.join(flag)}" for flag in words)
 
     @property
     def columns(self) -> dict[str, Any]:

@@ -119,21 +119,3 @@ def _pixel_hash(sample: Sample) -> int:
     if not is_hashed(sample.row):
         return -1
     return pixel_crc32(sample.image if sample.teacher_image is None else sample.teacher_image)
-
-
-def check_class_indices(pixels: PixelBatch, num_classes: int, keys: Sequence[str]) -> None:
-    """Checks the labels of mixed views, which are summed class by class.
-
-    Args:
-        pixels: the batch, on the CPU.
-        num_classes: number of classes C.
-        keys: keys of the dataset's samples.
-
-    Raises:
-        DatasetError: a label is no class index; names the sample.
-    """
-    for row, label in zip(pixels.row.tolist(), pixels.target.tolist(), strict=True):
-        if not -1 <= label < num_classes:
-            raise DatasetError(
-                f"the label of {keys[row]!r} is {label}: expected 0 to {num_classes - 1}, or -1 for no label"
-            )

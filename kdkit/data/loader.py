@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from kdkit.data.batch import PixelBatch, check_class_indices, collate
+from kdkit.data.batch import PixelBatch, collate
 from kdkit.data.dataset import ReplayedDataset
 from kdkit.data.prefetch import prefetch_to_device
 from kdkit.data.sampler import EpochSampler, RangeSampler
@@ -168,7 +168,6 @@ class ReplayLoader:
             mixed = share[:, None] * target + (1 - share[:, None]) * partner
             return torch.where((target < 0) | ((partner < 0) & (share[:, None] < 1)), -torch.ones_like(mixed), mixed)
         soft = torch.zeros(len(target), self.dataset.num_classes, dtype=torch.float32, device=self.device)
-        check_class_indices(pixels, self.dataset.num_classes, self.dataset.keys)
         for label, weight in ((target, share), (partner, 1 - share)):
             soft.scatter_add_(1, label.clamp(min=0)[:, None], (weight * (label >= 0))[:, None])
         return soft

@@ -12,6 +12,7 @@ is looked at, not what stood under its name a moment earlier.
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Iterator
@@ -76,6 +77,23 @@ def open_descriptor(path: str | Path, *, follow_links: bool = True) -> int:
     """
     flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
     return os.open(path, flags if follow_links else flags | os.O_NOFOLLOW)
+
+
+def open_binary(path: str | Path) -> BinaryIO:
+    """Opens a regular file for reading as the built-in `open` does, but never waits, whatever stands at `path`.
+
+    Raises:
+        OSError: it is missing, may not be read, or is no regular file.
+    """
+
+    def opener(name: str, flags: int) -> int:
+        descriptor = open_descriptor(name)
+        if (kind := kind_of(os.fstat(descriptor).st_mode)) is not None:
+            os.close(descriptor)
+            raise OSError(errno.EINVAL, f"it is {kind}, expected a regular file", str(path))
+        return descriptor
+
+    return open(path, "rb", opener=opener)
 
 
 def kind_of(mode: int) -> str | None:

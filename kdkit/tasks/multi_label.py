@@ -49,6 +49,8 @@ class MultiLabelCrossEntropy(nn.Module):
         label_smoothing: float = 0.0,
     ) -> None:
         super().__init__()
+        if not 0 <= label_smoothing <= 1:
+            raise ConfigError(f"label_smoothing is a share from 0 to 1, got {label_smoothing}")
         for name, values in (("weight", weight), ("pos_weight", pos_weight)):
             self.register_buffer(name, None if values is None else torch.as_tensor(values, dtype=torch.float32))
         self.label_smoothing = label_smoothing
@@ -64,7 +66,8 @@ class MultiLabelCrossEntropy(nn.Module):
                 f"multi-label targets are [B, C] of 0 and 1, got {list(target.shape)} for logits {list(logits.shape)}: "
                 "class indices [B] need a ClassificationTask or a LogitDistillationTask"
             )
-        known = target >= 0
+        known = ~(target < 0)  # NaN is no mark for unknown: it reaches the loss, which stops the training
+        logits = torch.where(known, logits, torch.zeros_like(logits))  # an infinite logit takes no part either
         target = torch.where(known, target.to(logits.dtype), torch.zeros_like(logits))
         if self.label_smoothing > 0:
             target = (1 - self.label_smoothing) * target + self.label_smoothing / 2
@@ -102,7 +105,12 @@ class MultiLabelEvaluator:
 
 
 def mean_average_precision(scores: Tensor, target: Tensor) -> float:
-    """Mean over the classes of the average precision, from scores [N, C] and targets [N, C], -1 for not known."""
+    """Mean over the classes of the average precision, from scores [N, C] and targets [N, C], -1 for not known.
+
+    NaN if no class has a positive image, or a score is NaN, which has no place in an order.
+    """
+    if bool(scores.isnan().any()):
+        return float("nan")
     precisions = [_average_precision(*pair) for pair in zip(scores.T, target.T, strict=True)]
     found = [value for value in precisions if value is not None]
     return sum(found) / len(found) if found else float("nan")

@@ -138,7 +138,7 @@ class DistillConfig(ColumnsConfig, DeviceConfig, MismatchConfig, OverwriteConfig
         self._check_teacher()
         self._check_caches()
         kind = self.task_kind
-        if kind == "feature" and not self._compares_features:
+        if kind == "feature" and not any(self._compares_features):
             raise ConfigError(
                 f"the task feature needs a loss on features, got {shown(self.distill_loss)}: give one, such as --loss "
                 "hint_mse, or leave out task"

@@ -66,8 +66,8 @@ def doubts_of(config: DistillConfig, dataset: ReplayedDataset, num_batches: int)
         doubts.append(f"each image has one view, so all {training.epochs} epochs show the same pixels: {more}")
     if -(-num_batches // training.accumulate) == 1 and training.epochs > 1:
         doubts.append(
-            f"an epoch is a single update, because {len(dataset):,} images make {num_batches} batch of up to "
-            f"{training.batch_size} in {training.accumulate} accumulated: lower --batch-size or --train.accumulate"
+            f"an epoch is a single update, because {len(dataset):,} images fit into {training.accumulate} x "
+            f"{training.batch_size} (accumulate x batch size): lower --batch-size or --train.accumulate"
         )
     return doubts
 

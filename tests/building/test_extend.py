@@ -177,7 +177,7 @@ def test_another_teacher_recipe_or_dataset_is_refused_with_field_and_both_values
         extend(path, digits_dataset(8, dataclasses.replace(RECIPE, num_views=1)), teacher)
     changed = digits(8)
     changed.images = changed.images ^ 0x10
-    with pytest.raises(CacheMismatchError, match="another image under the name"):
+    with pytest.raises(CacheMismatchError, match="its content differs"):
         extend(path, ReplayedDataset(changed, more), teacher)
     assert not shard_folder(path).exists()
     assert extend(path, digits_dataset(8), teacher) == 0

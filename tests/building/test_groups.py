@@ -64,6 +64,7 @@ def test_each_image_is_decoded_once_and_each_pair_once_for_a_group_of_views(
     assert source.decoded.total() - before[0] <= per_row * 90  # 5 views of each
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop_at", [1, 8, 13])
 def test_a_stopped_build_resumes_to_the_same_bytes_whatever_the_memory(tmp_path: Path, stop_at: int) -> None:
     recipe = ViewRecipe(size=8, num_views=4, hflip=0.0)

@@ -61,7 +61,7 @@ def test_a_replaced_a_missing_and_a_relabelled_image_are_refused(tmp_path: Path)
     image = folder / "data" / "3" / "003.png"
     content = image.read_bytes()
     image.write_bytes((folder / "data" / "4" / "004.png").read_bytes())
-    with pytest.raises(CacheMismatchError, match=r"other pixels for '3/003\.png'"):
+    with pytest.raises(CacheMismatchError, match=r"another image under the name '3/003\.png'"):
         open_like(folder / "data", folder / "a.h5")
     image.unlink()
     with pytest.raises(CacheMismatchError, match=r"1 of 20 samples are missing now \('3/003\.png'\)"):

@@ -96,6 +96,7 @@ def test_fault_18_a_build_that_stops_names_every_bad_image_in_one_line(
     assert all("truncated" in reason for reason in raised.value.samples.values())
 
 
+@pytest.mark.slow
 def test_the_command_prints_a_line_for_each_bad_image_and_no_traceback(
     images: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from sklearn.datasets import load_digits
 from support import cache_contents, tiny_model
 
+from kdkit.building.config import CacheVerifyConfig
 from kdkit.cache import open_cache
 from kdkit.cli import COMMANDS, main
 
@@ -204,7 +205,7 @@ def test_bad_input_is_a_one_line_error_with_advice(folder: Path, capsys: pytest.
     save_file(tiny_model(num_classes=12).state_dict(), folder / "twelve.safetensors")
     twelve = build(folder, "--output", str(folder / "u.h5"), "--teacher.checkpoint", str(folder / "twelve.safetensors"))
     found = fails(capsys, twelve)
-    assert "12 classes, the dataset 10" in found
+    assert "12 classes, the data has 10" in found
     assert "class_map" in found
     shutil.copytree(folder / "images", folder / "others")
     (folder / "others" / "digit 3" / "003.png").rename(folder / "others" / "digit 3" / "new.png")
@@ -384,3 +385,26 @@ def cache_contents_after(arguments: list[str], path: Path) -> dict[str, bytes]:
     found = cache_contents(path)
     path.unlink()
     return found
+
+
+def test_a_cache_of_a_runs_teacher_is_verified_without_it_and_says_so(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert main(build(folder)) == 0
+    cache, images = str(folder / "t.h5"), str(folder / "images")
+    capsys.readouterr()
+    assert main(["cache", "verify", cache, images]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "images are those of the build" in shown
+    assert "teacher: not run again, so its outputs are not compared" in shown
+    assert "give --teacher, a run, an export or a weights file" in shown
+    assert main(["cache", "extend", cache, images, "--views", "4"]) == 1
+    assert "give --teacher, a run, an export or a weights file" in capsys.readouterr().err
+
+
+def test_the_next_command_repeats_how_the_data_is_read() -> None:
+    config = CacheVerifyConfig(cache="c", label_column="tags[|]", labels="none", skip_missing=True)
+    assert config.data_flags == " --label-column 'tags[|]' --labels none --skip-missing"
+    assert CacheVerifyConfig(cache="c").data_flags == ""

@@ -307,7 +307,7 @@ def ten_digits(tmp_path: Path) -> Path:
         ("--train.seed=-1", 1, "seed must be at least 0 and below 2147483648, got -1"),
         (f"--train.seed={10**23}", 1, f"below 2147483648, got {10**23}"),
         ("--student test_resnet.nope", 1, "has no student 'test_resnet.nope'; it has test_resnet.r160_in1k"),
-        ("--config w.pth", 2, "--config names a file that is not YAML ('utf-8' codec"),
+        ("--config w.pth", 2, "--config names no configuration that can be read: 'w.pth': not valid YAML"),
         ("--cache=", 2, "--cache needs a value, got an empty one"),
         ("--val=", 2, "--val needs a value, got an empty one"),
         ("--train.lr=1e400", 1, "lr must be a finite number, got inf"),

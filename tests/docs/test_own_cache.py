@@ -16,6 +16,7 @@ from support import tiny_model, write_digits
 import kdkit
 
 
+@pytest.mark.slow
 def test_the_loop_of_the_page_trains_from_the_cache_that_the_example_wrote(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from commands import ROOT
 from support import write_digits
@@ -16,6 +17,7 @@ from kdkit.training.config import DistillConfig, TrainConfig
 from kdkit.training.distill import distill
 
 
+@pytest.mark.slow
 def test_an_array_of_logits_becomes_a_cache_that_distill_trains_from(tmp_path: Path) -> None:
     data = write_digits(tmp_path / "images", 60)
     logits = np.random.default_rng(0).normal(size=(60, 10)).astype(np.float32)

@@ -17,7 +17,7 @@ from kdkit import ClassificationTask, LogitDistillationTask, build_cache, create
 from kdkit.building.config import BuildConfig
 from kdkit.config import TeacherConfig
 from kdkit.data import EpochSampler, FolderSource, ReplayedDataset, ReplayLoader
-from kdkit.errors import ConfigError, DatasetError
+from kdkit.errors import CacheMismatchError, ConfigError, DatasetError
 from kdkit.recipe import ViewRecipe
 from kdkit.training.config import DistillConfig, TrainConfig
 from kdkit.training.distill import distill
@@ -98,7 +98,7 @@ def test_fault_18_a_skipped_image_is_recorded_and_shifts_no_row(images: Path, nu
     expected = [whole[(row, 0)] for row in range(40)]
     damage(images)
     dataset = ReplayedDataset(FolderSource(images), RECIPE)
-    with pytest.raises(DatasetError, match=DAMAGED):
+    with pytest.raises(CacheMismatchError, match=DAMAGED):  # not the file that the cache was built from
         open_cache(images.parent / "t.h5", dataset)
     cache = open_cache(images.parent / "t.h5", dataset.skipping_unreadable())
     skipping, skipped, seen = loader(dataset.skipping_unreadable(), num_workers), [], []

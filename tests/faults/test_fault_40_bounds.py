@@ -1,4 +1,4 @@
-"""Fault 40: a recipe, a student's description or a configuration that asks for the absurd is refused at once."""
+"""Fault 40: a recipe, a student's description or a configuration with absurd values is refused at once."""
 
 from __future__ import annotations
 

@@ -116,6 +116,7 @@ def test_fault_50_ctrl_c_at_many_moments_says_what_is_kept_and_the_named_command
         assert all(plain[key] == stopped[key] for key in plain if key.startswith("views/"))
 
 
+@pytest.mark.slow
 def test_fault_50_ctrl_c_while_torch_loads_and_while_a_build_runs(folder: Path, tmp_path: Path) -> None:
     check_every_moment("build", folder, FEW, tmp_path)
 

@@ -18,7 +18,7 @@ from torch import nn
 from kdkit import LogitDistillationTask, build_cache, create_loader, create_teacher, open_cache
 from kdkit.building.config import BuildConfig
 from kdkit.cache import CachedTeacher
-from kdkit.data import ReplayedDataset
+from kdkit.data import ReplayedDataset, ReplayLoader
 from kdkit.training.config import TrainConfig
 from kdkit.training.train import train
 
@@ -35,6 +35,23 @@ def cached(teacher: nn.Module, dataset: ReplayedDataset, path: Path, num_workers
     return open_cache(path, dataset)
 
 
+def train_live_beside_cached(
+    task: LogitDistillationTask, loader: ReplayLoader, cache: CachedTeacher, optimizer: torch.optim.Optimizer
+) -> int:
+    """Trains one epoch with the live teacher, each step's losses compared with the cache's; returns the steps."""
+    steps = 0
+    for batch in loader:
+        from_cache = task(batch.input, batch.target, cache(batch))
+        live = task(batch.input, batch.target)
+        for term in ("loss", "task_loss", "kd_loss"):
+            torch.testing.assert_close(from_cache[term], live[term], rtol=1e-6, atol=1e-6)
+        optimizer.zero_grad()
+        live["loss"].backward()
+        optimizer.step()
+        steps += 1
+    return steps
+
+
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_every_step_has_the_same_loss_by_live_teacher_and_by_cache(
     tmp_path: Path, teacher: nn.Module, num_workers: int
@@ -47,15 +64,7 @@ def test_every_step_has_the_same_loss_by_live_teacher_and_by_cache(
     steps = 0
     for epoch in range(2):
         loader.sampler.set_epoch(epoch)
-        for batch in loader:
-            from_cache = task(batch.input, batch.target, cache(batch))
-            live = task(batch.input, batch.target)
-            for term in ("loss", "task_loss", "kd_loss"):
-                torch.testing.assert_close(from_cache[term], live[term], rtol=1e-6, atol=1e-6)
-            optimizer.zero_grad()
-            live["loss"].backward()
-            optimizer.step()
-            steps += 1
+        steps += train_live_beside_cached(task, loader, cache, optimizer)
     assert steps == 12
 
 
@@ -68,15 +77,7 @@ def test_every_step_has_the_same_loss_where_mixed_views_share_a_decode(tmp_path:
     loader = create_loader(dataset, task, batch_size=20, views_per_decode=4, num_workers=0)
     steps = 0
     for _ in range(5):
-        for batch in loader:
-            from_cache = task(batch.input, batch.target, cache(batch))
-            live = task(batch.input, batch.target)
-            for term in ("loss", "task_loss", "kd_loss"):
-                torch.testing.assert_close(from_cache[term], live[term], rtol=1e-6, atol=1e-6)
-            optimizer.zero_grad()
-            live["loss"].backward()
-            optimizer.step()
-            steps += 1
+        steps += train_live_beside_cached(task, loader, cache, optimizer)
     assert steps == 10
 
 

@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from sklearn.metrics import average_precision_score
 from support import digits, loader_for, tiny_model, write_digits
 
 from kdkit import LogitDistillationTask, build_cache, create_teacher, losses, open_cache, open_dataset, verify_cache
 from kdkit.building.config import BuildConfig
 from kdkit.cache.codecs import available_codecs, create_codec, multi_label_codec
-from kdkit.data import ArraySource, MappedSource, MultiLabelSource
+from kdkit.data import ArraySource, MappedSource, MultiLabelSource, create_source
 from kdkit.errors import ConfigError, DatasetError, KdkitError, ShapeError
 from kdkit.evaluation.config import EvaluateConfig
 from kdkit.evaluation.student import evaluate_student
@@ -26,7 +27,7 @@ from kdkit.tasks import (
     MultiLabelCrossEntropy,
     MultiLabelDistillationTask,
 )
-from kdkit.tasks.multi_label import MultiLabelEvaluator
+from kdkit.tasks.multi_label import MultiLabelEvaluator, mean_average_precision
 from kdkit.training.config import DistillConfig, TrainConfig
 from kdkit.training.distill import distill
 from kdkit.training.train import train
@@ -264,3 +265,69 @@ def test_the_command_trains_and_validates_by_map(tmp_path: Path, way: str) -> No
     )
     assert found.top1 is None
     assert found.mean_ap == pytest.approx(max(epoch["val_ema_mAP"] for epoch in report.training.epochs), abs=1e-6)
+
+
+def test_a_target_that_is_nan_is_no_mark_for_unknown_and_reaches_the_loss() -> None:
+    logits, target = torch.randn(4, 3), torch.zeros(4, 3)
+    target[1, 2] = torch.nan
+    assert MultiLabelCrossEntropy()(logits, target).isnan()
+    logits[0, 0], target[0, 0], target[1, 2] = torch.inf, -1, 0
+    assert MultiLabelCrossEntropy()(logits, target).isfinite()
+    with pytest.raises(ConfigError, match="label_smoothing is a share"):
+        MultiLabelCrossEntropy(label_smoothing=3.0)
+
+
+def test_map_of_scores_that_are_nan_is_nan_whatever_their_order() -> None:
+    target = torch.tensor([[0, 0], [1, 0], [1, 1], [0, 1]])
+    scores = torch.rand(4, 2)
+    scores[2, 1] = torch.nan
+    assert np.isnan(mean_average_precision(scores, target))
+
+
+@pytest.mark.parametrize(
+    ("field", "problem"),
+    [("a|nan", "row 2 of .* has the label 'nan'"), ("NULL", "has the label 'NULL'")],
+)
+def test_a_missing_value_is_no_tag(tmp_path: Path, field: str, problem: str) -> None:
+    path = table_of_tags(tmp_path, ["a", field])
+    with pytest.raises(DatasetError, match=problem):
+        create_source(path, label_column="tags[|]")
+
+
+def test_unicode_forms_of_a_tag_are_one_class_and_labels_can_be_left_out(tmp_path: Path) -> None:
+    path = table_of_tags(tmp_path, ["e\u0301|b", "\u00e9"])
+    source = create_source(path, label_column="tags[|]")
+    assert source.class_names == ["b", "\u00e9"]
+    assert [source[row][1].tolist() for row in range(2)] == [[1, 1], [0, 1]]
+    assert create_source(path, label_column="tags[|]", labels="none").class_names is None
+
+
+def test_lists_in_a_column_of_tags_and_a_column_named_twice_are_refused(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    Image.new("RGB", (8, 8)).save(tmp_path / "0.png")
+    lists = pyarrow.table({"image": ["0.png"], "tags": [["a", "b"]], "a": [1]})
+    pytest.importorskip("pyarrow.parquet").write_table(lists, tmp_path / "t.parquet")
+    with pytest.raises(DatasetError, match="has labels in a list: expected a text"):
+        create_source(tmp_path / "t.parquet", label_column="tags[|]")
+    with pytest.raises(DatasetError, match="named twice"):
+        create_source(tmp_path / "t.parquet", label_column="a,a")
+
+
+@pytest.mark.parametrize("targets", [[], [[0, 1], [1]], [["x"], ["y"]], [[], []]])
+def test_targets_that_are_no_table_of_numbers_are_an_error_of_kdkit(targets: object) -> None:
+    with pytest.raises((ShapeError, DatasetError)):
+        MultiLabelSource(digits(2), targets)  # type: ignore[arg-type]
+
+
+def test_targets_of_any_dtype_of_torch_are_taken() -> None:
+    wanted = torch.tensor([[0, 1], [1, 0]])
+    for target in (wanted.bfloat16(), wanted.float().requires_grad_(), wanted.bool()):
+        assert torch.equal(MultiLabelSource(digits(2), target)[1][1], wanted[1].float())
+
+
+def table_of_tags(folder: Path, fields: list[str]) -> Path:
+    for row in range(len(fields)):
+        Image.new("RGB", (8, 8)).save(folder / f"{row}.png")
+    rows = "".join(f"{row}.png,{field}\n" for row, field in enumerate(fields))
+    (folder / "t.csv").write_text(f"image,tags\n{rows}", encoding="utf-8")
+    return folder / "t.csv"

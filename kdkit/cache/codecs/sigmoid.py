@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from kdkit.cache.codecs.base import Codec, check_logits, check_payload
+from kdkit.cache.codecs.dense import Float16Codec, Float32Codec
 from kdkit.cache.codecs.raw import from_bytes, to_bytes
 
 _LEVELS = 255  # the largest uint8 code
@@ -19,21 +20,11 @@ _CERTAIN = 20.0  # sigmoid(20) is 1 - 2e-9: logits beyond it are as good as cert
 
 
 @dataclass(frozen=True)
-class SigmoidFloat32Codec(Codec):
+class SigmoidFloat32Codec(Float32Codec):
     """The logits themselves, bit for bit: 4 C bytes per row."""
 
     name: ClassVar[str] = "sigmoid_float32"
     multi_label: ClassVar[bool] = True
-
-    @property
-    def row_bytes(self) -> int:
-        """Bytes of one encoded row."""
-        return 4 * self.num_classes
-
-    def encode(self, logits: Tensor) -> Tensor:
-        """[B, C] float -> uint8 [B, 4 C]."""
-        check_logits(self, logits)
-        return to_bytes(logits.float())
 
     def decode(self, payload: Tensor) -> Tensor:
         """Uint8 [B, 4 C] -> logits [B, C]."""
@@ -42,16 +33,11 @@ class SigmoidFloat32Codec(Codec):
 
 
 @dataclass(frozen=True)
-class SigmoidFloat16Codec(Codec):
+class SigmoidFloat16Codec(Float16Codec):
     """The logits in half precision: 2 C bytes per row."""
 
     name: ClassVar[str] = "sigmoid_float16"
     multi_label: ClassVar[bool] = True
-
-    @property
-    def row_bytes(self) -> int:
-        """Bytes of one encoded row."""
-        return 2 * self.num_classes
 
     def is_encodable(self, logits: Tensor) -> Tensor:
         """Which rows of [B, C] are finite, also in half precision, bool [B]."""

@@ -28,7 +28,9 @@ def choose_column(given: str | None, usual: Sequence[str], names: Sequence[str],
     found = [name for name in usual if name in names]
     if len(found) != 1:
         what = " and ".join(map(repr, found)) if found else f"no column {' or '.join(map(repr, usual))}"
-        raise DatasetError(f"{origin!r} has {what} among its columns {', '.join(names)}: name one with {option}")
+        raise DatasetError(
+            f"{origin!r} has {what} among its columns {', '.join(names)}: name one with --{option.replace('_', '-')}"
+        )
     return found[0]
 
 

@@ -31,6 +31,7 @@ from kdkit.data.sources.table import TableSource
 from kdkit.data.sources.tar import TarSource
 from kdkit.data.sources.webdataset import WebDatasetSource
 from kdkit.data.sources.zip import ZipSource
+from kdkit.runtime.reading import open_binary
 
 Array = np.ndarray[Any, Any]
 _THREADS = 16  # a network file system answers many calls at a time
@@ -84,7 +85,8 @@ class SampleContent:
         """
         row, source = self._rows[row], self._source
         if self._paths is not None:
-            return Path(str(self._paths(row))).read_bytes()
+            with open_binary(str(self._paths(row))) as file:
+                return file.read()
         if self._members is not None:
             return bytes(self._members[row].read())
         if isinstance(source, ZipSource):

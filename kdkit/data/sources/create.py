@@ -53,7 +53,10 @@ def create_source(
     if not str(data).strip():
         raise DatasetError("the name of the data is empty: expected a folder, an archive, a table or hfds/NAME")
     for kind in _KINDS:
-        found: ImageSource | None = import_module(f"kdkit.data.sources.{kind}").create(str(data), options)
+        try:
+            found: ImageSource | None = import_module(f"kdkit.data.sources.{kind}").create(str(data), options)
+        except OSError as error:  # of the name itself; a source describes its own
+            raise DatasetError(f"the data {str(data)!r:.80} cannot be read: {error.strerror or error}") from error
         if found is not None:
             return found
     raise DatasetError(f"kdkit cannot read {str(data)!r}: expected a folder, an archive, a table or hfds/NAME")

@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from kdkit.errors import DatasetError
+from kdkit.runtime.reading import open_binary
 
 UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 """Exceptions that Pillow raises for damaged images and for images that it cannot convert."""
@@ -52,7 +53,7 @@ def decode_file(path: Path, key: str, origin: str) -> Image.Image:
         DatasetError: the file cannot be read, is not an image, or is damaged.
     """
     try:
-        with open(path, "rb") as stream:
+        with open_binary(path) as stream:
             return decode(stream, key, origin)
     except OSError as error:
         raise unreadable(key, origin, error) from None

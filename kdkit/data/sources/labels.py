@@ -19,7 +19,7 @@ from kdkit.data.sources.listing import index_classes
 from kdkit.errors import LabelError
 
 _INDEX = re.compile(r"0|[1-9]\d*|-1", re.ASCII)
-_MISSING = frozenset({"nan", "none", "null", "na", "n/a", "nat", "<na>", "#n/a", "-nan"})
+MISSING = frozenset({"nan", "none", "null", "na", "n/a", "nat", "<na>", "#n/a", "-nan"})
 """Texts that programs write for a value that is missing; a class may be called `none` in lower case."""
 _MAX_INDEX = 2**31 - 1
 
@@ -105,7 +105,7 @@ def index_labels(labels: Sequence[object], keys: Sequence[str], origin: str) -> 
         if _is_index(text):
             index = place if index is None else index
         elif text:
-            if _is_number(text) or (text != "none" and text.lower() in _MISSING):
+            if _is_number(text) or (text != "none" and text.lower() in MISSING):
                 raise _neither(text, keys[place], origin)
             name = place if name is None else name
     if name is None:

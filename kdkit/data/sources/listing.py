@@ -183,7 +183,7 @@ class Listing:
         if stray is not None:
             raise DatasetError(
                 f"{self.origin!r} holds images outside any class folder ({stray!r}): expected CLASS/IMAGE.jpg or the "
-                "like; labels=none takes all images without labels"
+                "like; --labels none takes all images without labels"
             )
         names = [image.path.split("/", 1)[0] for image in self.images]
         for empty in sorted(self.top_folders - {*names, *elsewhere}, key=natural_order):
@@ -214,7 +214,7 @@ class Listing:
     def _raise_for_inner(self, names: Sequence[str]) -> NoReturn:
         shown, inner = " and ".join(map(repr, names)), f"{self.origin}/{names[0]}"
         raise DatasetError(
-            f"{self.origin!r} holds {shown}, not class folders: give only one, e.g. {inner!r}, or labels=folder if "
+            f"{self.origin!r} holds {shown}, not class folders: give only one, e.g. {inner!r}, or --labels folder if "
             "they are classes"
         )
 

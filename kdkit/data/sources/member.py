@@ -18,6 +18,7 @@ from PIL import Image
 from kdkit.data.sources.image import decode, suffix_of, unreadable
 from kdkit.data.sources.listing import inner_path, is_ignored, natural_order
 from kdkit.errors import DatasetError
+from kdkit.runtime.reading import open_binary
 
 _CHUNK = 1 << 20
 
@@ -48,7 +49,7 @@ class Member:
 
     def read(self) -> bytes:
         """Its content."""
-        with open(self.file, "rb") as file:
+        with open_binary(self.file) as file:
             file.seek(self.offset)
             return file.read(self.size)
 
@@ -70,7 +71,7 @@ def list_members(path: Path) -> list[Member]:
     found: list[Member] = []
     for file in tar_files(path):
         try:
-            with tarfile.open(file, "r:") as tar:
+            with open_binary(file) as stream, tarfile.open(fileobj=stream, mode="r:") as tar:
                 found += _members_of(tar, str(file), (file.name,) if path.is_dir() else (), 0)
         except (OSError, tarfile.TarError, ValueError) as error:
             if isinstance(error, DatasetError):

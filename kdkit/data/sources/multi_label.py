@@ -6,6 +6,7 @@ Dimensions: N samples, C classes.
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,11 @@ from PIL import Image
 from torch import Tensor
 
 from kdkit.data.sources.base import ImageSource, SourceOptions, describe
+from kdkit.data.sources.labels import MISSING
 from kdkit.data.sources.mapped import MappedSource
 from kdkit.data.sources.selection import SelectedSource
 from kdkit.data.sources.table import TableSource, read_table
-from kdkit.errors import DatasetError, ShapeError
+from kdkit.errors import DatasetError, ShapeError, first_line
 
 _SEPARATED = re.compile(r"(?P<column>.+)\[(?P<separator>.+)\]")
 _VALUES = {"0": 0.0, "1": 1.0, "": -1.0, "-1": -1.0, "0.0": 0.0, "1.0": 1.0, "false": 0.0, "true": 1.0}
@@ -51,16 +53,20 @@ class MultiLabelSource:
         self.keys: Sequence[str] = self.source.keys
         self.labels: np.ndarray[Any, np.dtype[np.float32]] | None = None
         if targets is not None:
-            self.labels = np.asarray(targets, dtype=np.float32)
-            if self.labels.ndim != 2 or len(self.labels) != len(self.keys):
+            self.labels = _as_array(targets)
+            if self.labels.ndim != 2 or len(self.labels) != len(self.keys) or self.labels.shape[1] == 0:
                 raise ShapeError(
                     f"multi-label targets are one vector per image, [{len(self.keys)}, C], got "
                     f"{list(self.labels.shape)}"
                 )
             self._check(self.labels, self.keys)
-        self.num_labels = len(self[0][1])
+        if len(self.keys) == 0:
+            raise DatasetError("the dataset holds no samples")
+        self.num_labels = len(self[0][1]) if self.labels is None else self.labels.shape[1]
         own = self.source.class_names
         names = class_names if class_names is not None else own if own and len(own) == self.num_labels else None
+        if names is not None and len(set(names)) != len(names):
+            raise DatasetError(f"a class of multi-label targets is named twice among {list(names)!r:.80}")
         if names is not None and len(names) != self.num_labels:
             raise ShapeError(
                 f"{self.num_labels} classes came with {len(names)} class_names: expected one name for each"
@@ -74,9 +80,12 @@ class MultiLabelSource:
         image, target = self.source.load(index) if isinstance(self.source, MappedSource) else self.source[index]
         if self.labels is not None:
             return image, torch.from_numpy(self.labels[index])
-        vector = np.asarray(target, dtype=np.float32)
-        if vector.ndim != 1:
-            raise DatasetError(f"the label of {self.keys[index]!r} is {target!r:.40}, expected a vector of 0 and 1")
+        vector = _as_array(target)
+        if vector.ndim != 1 or len(vector) != getattr(self, "num_labels", len(vector)):
+            raise DatasetError(
+                f"the label of {self.keys[index]!r} is {target!r:.40}, expected a vector of 0 and 1, "
+                "as long as those of all images"
+            )
         self._check(vector[None], self.keys[index : index + 1])
         return image, torch.from_numpy(vector)
 
@@ -93,6 +102,16 @@ class MultiLabelSource:
             )
 
 
+def _as_array(targets: Any) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """Numbers as float32; of torch's tensors those of any dtype and device."""
+    if isinstance(targets, Tensor):
+        targets = targets.detach().float().cpu()
+    try:
+        return np.asarray(targets, dtype=np.float32)
+    except (ValueError, TypeError) as error:
+        raise ShapeError(f"multi-label targets are numbers, as many for each image: {first_line(error)}") from error
+
+
 def num_labels_of(source: ImageSource) -> int | None:
     """Number of classes C of a multi-label source, or of some samples of one; None of any other source."""
     while isinstance(source, SelectedSource):
@@ -107,7 +126,7 @@ def create(name: str, options: SourceOptions) -> MultiLabelSource | None:
         DatasetError: a column is missing, or a value is neither 0 nor 1.
     """
     label = options.label_column
-    if label is None or Path(name).suffix.lower() not in (".csv", ".tsv", ".parquet"):
+    if label is None or options.labels == "none" or Path(name).suffix.lower() not in (".csv", ".tsv", ".parquet"):
         return None
     separated = _SEPARATED.fullmatch(label)
     if separated is None and "," not in label:
@@ -123,10 +142,11 @@ def create(name: str, options: SourceOptions) -> MultiLabelSource | None:
     if separated is None:
         rows = [[_to_value(table[column][row], column, row, name) for column in wanted] for row in range(len(source))]
         return MultiLabelSource(source, rows, class_names=wanted)
-    tags = [_split(value, separated["separator"]) for value in table[separated["column"]]]
+    column, separator = separated["column"], separated["separator"]
+    tags = [_split(value, separator, f"row {row + 1} of {name!r}") for row, value in enumerate(table[column])]
     names = sorted({tag for each in tags for tag in each})
     if not names:
-        raise DatasetError(f"the column {separated['column']!r} of {name!r} names no class")
+        raise DatasetError(f"the column {column!r} of {name!r} names no class")
     places = {tag: place for place, tag in enumerate(names)}
     targets = np.zeros((len(tags), len(names)), dtype=np.float32)
     for row, each in enumerate(tags):
@@ -134,9 +154,16 @@ def create(name: str, options: SourceOptions) -> MultiLabelSource | None:
     return MultiLabelSource(source, targets, class_names=names)
 
 
-def _split(value: object, separator: str) -> list[str]:
-    text = "" if value is None else str(value)
-    return list(dict.fromkeys(part.strip() for part in text.split(separator) if part.strip()))
+def _split(value: object, separator: str, place: str) -> list[str]:
+    """The names in a field, in the composed form of Unicode; each once."""
+    if value is not None and not isinstance(value, str):
+        raise DatasetError(
+            f"{place} has labels in a {type(value).__name__}: expected a text, separated by {separator!r}"
+        )
+    names = [unicodedata.normalize("NFC", part.strip()) for part in (value or "").split(separator) if part.strip()]
+    if missing := [name for name in names if name.lower() in MISSING and name != "none"]:
+        raise DatasetError(f"{place} has the label {missing[0]!r}: leave the field empty where there is none")
+    return list(dict.fromkeys(names))
 
 
 def _to_value(value: object, column: str, row: int, name: str) -> float:

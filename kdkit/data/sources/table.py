@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from kdkit.data.sources.known import below_common_folder
 from kdkit.data.sources.labels import index_labels
 from kdkit.errors import DatasetError, MissingDependencyError, first_line
 from kdkit.runtime.install import install_command
+from kdkit.runtime.reading import open_binary
 
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 _PATH_COLUMNS = ("path", "image")
@@ -94,7 +96,7 @@ def read_table(path: Path) -> dict[str, list[object]]:
 
 def _read_text(path: Path) -> dict[str, list[object]]:
     try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
+        with io.TextIOWrapper(open_binary(path), encoding="utf-8-sig", newline="") as file:
             rows = csv.reader(file, delimiter=_DELIMITERS[path.suffix.lower()], strict=True)
             header = next(rows, [])
             table: dict[str, list[object]] = {name.strip(): [] for name in header}
@@ -121,7 +123,8 @@ def _read_parquet(path: Path) -> dict[str, list[object]]:
     except ImportError as error:
         raise MissingDependencyError(f"{str(path)!r} needs the package pyarrow: {install_command('hfds')}") from error
     try:
-        table = pyarrow.parquet.read_table(path)
+        with open_binary(path) as file:
+            table = pyarrow.parquet.read_table(file)
         return {name: table.column(name).to_pylist() for name in table.column_names}
     except (OSError, pyarrow.ArrowException) as error:
         raise DatasetError(f"the table {str(path)!r} cannot be read: {first_line(error)}") from error

@@ -178,8 +178,8 @@ def _classes(
     folders = {image.path.partition("/")[0] for listing in listings.values() for image in listing.images}
     if options.labels is None and not flat and len(listings) > 1 and len(folders) == 1:
         raise DatasetError(
-            f"the images of all {len(listings)} tars in {origin!r} are in one folder, {min(folders)!r}: labels=tar "
-            "takes the name of each tar as the class, labels=folder the folder"
+            f"the images of all {len(listings)} tars in {origin!r} are in one folder, {min(folders)!r}: --labels tar "
+            "takes the name of each tar as the class, --labels folder the folder"
         )
     return {
         tars: [_stem(tars, origin)] * len(listing.images) if tars in flat else listing.classes(folders)
@@ -198,7 +198,9 @@ def _unwrap(listings: Sequence[Listing]) -> None:
 
 def _stem(tars: Tars, origin: str) -> str:
     if not tars:
-        raise DatasetError(f"labels=tar came with {origin!r}, which holds images in no inner tar: give labels=folder")
+        raise DatasetError(
+            f"--labels tar came with {origin!r}, which holds images in no inner tar: give --labels folder"
+        )
     return PurePosixPath(tars[-1]).stem
 
 
@@ -214,8 +216,8 @@ def _check_not_shards(flat: set[Tars], origin: str, *, is_mixed: bool) -> None:
     if unclear is not None:
         raise DatasetError(
             f"the images in {origin!r} have no label, and {unclear + '.tar'!r} may be a shard: the name of a numbered "
-            "shard is not a class; expected CLASS/IMAGE.jpg, or a .cls or .json file for each image; labels=tar takes "
-            "the name of each tar as the class, labels=none takes all images without labels"
+            "shard is not a class; expected CLASS/IMAGE.jpg, or a .cls or .json file for each image; --labels tar "
+            "takes the name of each tar as the class, --labels none takes all images without labels"
         )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from kdkit.data.sources.left_out import LeftOut
 from kdkit.data.sources.listing import is_ignored
 from kdkit.data.sources.member import Member, list_members, read_image
 from kdkit.errors import DatasetError
+from kdkit.runtime.documents import parse_json
 
 _LABELS = {"cls", "json"}
 _Sample = dict[str, Member]
@@ -61,9 +61,11 @@ class WebDatasetSource:
         self._images: list[Member] = []
         keys: list[str] = []
         found: list[object] = []
-        for (shard, stem), sample in _group(list_members(self.path) if members is None else members, left_out).items():
+        samples = _group(list_members(self.path) if members is None else members, left_out)
+        only_plain = any(_plain_images(sample) for sample in samples.values())
+        for (shard, stem), sample in samples.items():
             key = f"{shard or self.path.name}/{stem}"
-            image = _image(sample, key, left_out)
+            image = _image(sample, key, left_out, only_plain=only_plain)
             if image is not None:
                 keys.append(key)
                 self._images.append(image)
@@ -132,11 +134,17 @@ def _group(members: Iterable[Member], left_out: LeftOut) -> dict[_Name, _Sample]
     return samples
 
 
-def _image(sample: _Sample, key: str, left_out: LeftOut) -> Member | None:
-    """The one image of a sample; None for files that belong to no image."""
-    found = {extension: member for extension, member in sample.items() if is_image(member.name)}
-    plain = [member for extension, member in found.items() if "." not in extension]  # 0001.mask.png is no image of it
-    images = plain or list(found.values())
+def _plain_images(sample: _Sample) -> list[Member]:
+    """The images without another word in their extension: of 0001, not 0001.mask.png."""
+    return [member for extension, member in sample.items() if is_image(member.name) and "." not in extension]
+
+
+def _image(sample: _Sample, key: str, left_out: LeftOut, *, only_plain: bool) -> Member | None:
+    """The one image of a sample; None for files that belong to no image.
+
+    Where one sample has a plain image, all have: the mask of a sample whose image is missing does not take its place.
+    """
+    images = _plain_images(sample) if only_plain else [member for member in sample.values() if is_image(member.name)]
     if len(images) > 1:
         raise DatasetError(f"the sample {key!r} holds {len(images)} images ({', '.join(sample)}): expected one")
     if not images and sample.keys() & _LABELS:
@@ -154,12 +162,12 @@ def _label(sample: _Sample, field: str | None, key: str) -> object:
         if "cls" in sample and field is None:
             return sample["cls"].read().decode()
         if "json" in sample:
-            return json.loads(sample["json"].read())[name]
+            return parse_json(sample["json"].read(), f"the .json of {key!r}", error=DatasetError)[name]
     except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
         raise DatasetError(
             f"the sample {key!r} has no label in its .cls or the field {name!r} of its .json "
-            f"({type(error).__name__}: {error}): name the field with label_column; labels=none takes all images "
+            f"({type(error).__name__}: {error}): name the field with --label-column; --labels none takes all images "
             "without labels"
         ) from error
     expected = "a .cls or .json file" if field is None else f"a .json file with the field {field!r}"
-    raise DatasetError(f"the sample {key!r} has no label ({', '.join(sample)}): expected {expected}, or labels=none")
+    raise DatasetError(f"the sample {key!r} has no label ({', '.join(sample)}): expected {expected}, or --labels none")

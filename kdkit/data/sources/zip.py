@@ -9,7 +9,7 @@ import zipfile
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from PIL import Image
 
@@ -17,6 +17,22 @@ from kdkit.data.sources.base import ImageSource, LabelRule, SourceOptions, descr
 from kdkit.data.sources.image import decode, unreadable
 from kdkit.data.sources.listing import Listing, index_classes, inner_path
 from kdkit.errors import DatasetError
+from kdkit.runtime.reading import open_binary
+
+
+class _Archive(zipfile.ZipFile):
+    """A zip file that owns the regular file it was opened from, and closes it with itself."""
+
+    _file: BinaryIO | None = None
+
+    def __init__(self, path: Path) -> None:
+        self._file = open_binary(path)
+        super().__init__(self._file)
+
+    def close(self) -> None:
+        super().close()
+        if self._file is not None:
+            self._file.close()
 
 
 class ZipSource:
@@ -46,7 +62,7 @@ class ZipSource:
         options.check_rule("a zip file", "folder")
         listing = Listing(str(path), options)
         try:
-            with zipfile.ZipFile(self.path) as archive:
+            with _Archive(self.path) as archive:
                 members = archive.infolist()
         except (OSError, zipfile.BadZipFile) as error:
             raise DatasetError(f"{str(path)!r} cannot be opened as a zip file: {error}") from error
@@ -86,7 +102,7 @@ class ZipSource:
     def _archive(self) -> zipfile.ZipFile:
         """This process's own handle."""
         if self._open is None or self._open[0] != os.getpid():
-            self._open = os.getpid(), zipfile.ZipFile(self.path)
+            self._open = os.getpid(), _Archive(self.path)
         return self._open[1]
 
     def __getstate__(self) -> dict[str, Any]:

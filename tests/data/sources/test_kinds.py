@@ -352,7 +352,7 @@ def test_a_label_below_minus_one_is_not_taken_for_no_label_in_mixed_views() -> N
     images, keys = np.zeros((4, 8, 8), np.uint8), list("abcd")
 
     class Mine:
-        """A source of one's own, with known targets or without."""
+        """A custom source, with known targets or without."""
 
         class_names = None
 
@@ -399,7 +399,7 @@ def test_a_rule_that_does_not_exist_is_refused_with_the_nearest_one(tmp_path: Pa
         create_source(folder(tmp_path, list("abcabc")), labels="folders")  # type: ignore[arg-type]
 
 
-def test_open_dataset_leaves_out_the_labels_of_other_classes_than_the_caches(
+def test_open_dataset_warns_of_labels_of_other_classes_than_the_caches(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = folder(tmp_path, list("abcabc"))
@@ -409,12 +409,12 @@ def test_open_dataset_leaves_out_the_labels_of_other_classes_than_the_caches(
     kdkit.importers.import_arrays(
         tmp_path / "logits.npz", data, tmp_path / "c.h5", recipe=ViewRecipe.evaluation(8), num_workers=0
     )
-    assert not kdkit.open_dataset(data, cache=tmp_path / "c.h5").is_unlabelled  # as many classes as the data
+    kdkit.open_dataset(data, cache=tmp_path / "c.h5")  # as many classes as the data
+    assert caplog.text == ""
     monkeypatch.setattr(CachedTeacher, "names_classes", property(lambda cache: False))  # as of a part of ImageNet
     dataset = kdkit.open_dataset(data, cache=tmp_path / "c.h5")
-    assert dataset.is_unlabelled
-    assert dataset.class_names is None
-    assert "no label takes part in the loss" in caplog.text
+    assert not dataset.is_unlabelled
+    assert "the classes of the data are not those of the cache" in caplog.text
 
 
 def test_a_student_without_a_head_takes_every_label(tmp_path: Path) -> None:

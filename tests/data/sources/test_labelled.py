@@ -149,7 +149,7 @@ def test_columns_are_named_where_they_have_other_names_and_suggested_where_missp
         create_source(table)
     with pytest.raises(DatasetError, match="no column 'clas'; did you mean 'class'"):
         create_source(table, image_column="file", label_column="clas")
-    with pytest.raises(DatasetError, match=r"no column 'label' among .*label_column"):
+    with pytest.raises(DatasetError, match=r"no column 'label' among .*--label-column"):
         create_source(table, image_column="file")
     with pytest.raises(DatasetError, match="in one column, 'file': expected two"):
         create_source(table, image_column="file", label_column="file")
@@ -225,7 +225,7 @@ def test_samples_of_a_shard_are_grouped_by_name_up_to_the_first_dot(tmp_path: Pa
         ([("2.cls", b"1")], "has no image that Pillow can decode"),
         ([("1.jpg", png(0))], "holds 2 images"),
         ([("1.cls", b"7")], "'1.cls' twice"),
-        ([("2.png", png(0)), ("2.json", b'{"caption": 1}')], "the field 'label' of its .json .* label_column"),
+        ([("2.png", png(0)), ("2.json", b'{"caption": 1}')], "the field 'label' of its .json .* --label-column"),
         ([("2.png", png(0)), ("2.json", b"{")], "the field 'label' of its .json"),
         ([("2.png", png(0)), ("2.cls", b"\xff")], "no label in its .cls"),
     ],

@@ -289,7 +289,7 @@ def test_links_that_lead_nowhere_and_folders_that_cannot_be_listed_are_refused_o
     scandir = os.scandir
 
     def guarded(path: object) -> object:
-        if str(path).endswith("secret"):  # tests may run as root, whom no permission stops
+        if str(path).endswith("secret"):  # tests may run as root, to which no permission applies
             raise PermissionError(13, "Permission denied", str(path))
         return scandir(path)  # type: ignore[call-overload]
 

@@ -183,7 +183,7 @@ def test_odd_images_give_the_same_outputs_in_build_and_training_and_a_broken_one
     loader = kdkit.create_loader(dataset, student, batch_size=4, num_workers=1, shuffle=False)
     with pytest.raises(DatasetError, match=r"^the image '0/00\.jpg' under .* is unreadable: its content is no image"):
         list(loader)
-    with pytest.raises(DatasetError, match=r"^the image '0/00\.jpg' under .* is unreadable") as caught:
+    with pytest.raises(DatasetError, match=r"the image '0/00\.jpg' under .* is unreadable") as caught:
         kdkit.build_cache(teacher, kdkit.open_dataset(data, recipe=recipe), tmp_path / "d.h5", config)
     assert "\n" not in str(caught.value)
 

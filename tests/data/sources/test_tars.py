@@ -56,7 +56,7 @@ def flat(names: Sequence[str]) -> dict[str, Members]:
 )
 def test_images_in_tars_that_may_be_shards_have_no_label_unless_it_is_named(tmp_path: Path, names: list[str]) -> None:
     path = write(tmp_path / "tars", flat(names))
-    with pytest.raises(DatasetError, match=r"may be a shard: .*labels=tar .*labels=none") as caught:
+    with pytest.raises(DatasetError, match=r"may be a shard: .*--labels tar .*--labels none") as caught:
         create_source(path)
     assert "\n" not in str(caught.value)
     source = create_source(path, labels="tar")
@@ -114,11 +114,25 @@ def test_a_field_that_is_named_goes_before_the_cls_file(tmp_path: Path) -> None:
 def test_annotations_beside_images_in_class_folders_are_asked_about(tmp_path: Path) -> None:
     members = [(f"{name}/0.{end}", content) for name in "ab" for end, content in (("png", png()), ("json", b"{}"))]
     path = write(tmp_path / "tars", {"all": members}) / "all.tar"
-    with pytest.raises(DatasetError, match="name the field with label_column"):
+    with pytest.raises(DatasetError, match="name the field with --label-column"):
         create_source(path)
     source = create_source(path, labels="folder")
     assert isinstance(source, TarSource)
     assert source.class_names == ["a", "b"]
+
+
+def test_the_mask_of_a_sample_whose_image_is_missing_does_not_take_its_place(tmp_path: Path) -> None:
+    members = [("0.png", png(40)), ("0.cls", b"0"), ("1.mask.png", png(255)), ("1.cls", b"1")]
+    root = write(tmp_path / "s", {"000": members})
+    with pytest.raises(DatasetError, match=r"'000\.tar/1' has no image"):
+        create_source(root)
+    assert len(create_source(root, skip_missing=True)) == 1
+
+
+def test_a_label_that_a_json_file_names_twice_is_refused(tmp_path: Path) -> None:
+    members = [("0.png", png()), ("0.json", b'{"label": 1, "label": 2}')]
+    with pytest.raises(DatasetError, match=r"the sample '000\.tar/0' has no label"):
+        create_source(write(tmp_path / "s", {"000": members}))
 
 
 def test_a_mask_of_an_image_is_not_taken_for_it(tmp_path: Path) -> None:
@@ -223,7 +237,7 @@ def test_a_class_may_be_empty_in_one_shard_if_it_has_images_in_another(tmp_path:
 
 def test_one_folder_of_one_name_in_every_tar_is_asked_about(tmp_path: Path) -> None:
     path = write(tmp_path / "tars", {name: [("images/0.png", png())] for name in ("cat", "dog")})
-    with pytest.raises(DatasetError, match=r"all 2 tars in .* are in one folder, 'images': labels=tar"):
+    with pytest.raises(DatasetError, match=r"all 2 tars in .* are in one folder, 'images': --labels tar"):
         create_source(path)
     assert create_source(path, labels="tar").class_names == ["cat", "dog"]
     assert create_source(path, labels="folder").class_names == ["images"]
