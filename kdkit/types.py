@@ -203,3 +203,12 @@ class TeacherSource(Protocol):
     def __call__(self, batch: Batch) -> TeacherOutput:
         """Returns the teacher's outputs for `batch`."""
         ...
+
+
+@runtime_checkable
+class LiveSource(TeacherSource, Protocol):
+    """A TeacherSource that runs a model on the images of a batch: a Teacher, or a mix of caches and a live teacher."""
+
+    def for_input(self, normalization: Normalization) -> TeacherSource:
+        """Returns the same source whose images arrive in `normalization`, the student's."""
+        ...

@@ -2,8 +2,8 @@
 
 Where to look:
     open.py         `open_cache`; opening.py, lazy_arrays.py check and read the file; file.py reads its contents
-    reader.py       rows of a batch -> decoded outputs; payload.py gathers the encoded rows, mixture.py averages caches,
-                 selection.py takes a part of the classes
+    reader.py       rows of a batch -> decoded outputs; payload.py gathers the encoded rows, mixture.py averages caches
+                 and a live teacher, checked by parts.py; selection.py takes a part of the classes
     codecs/         encode and decode a row; encoding.py applies them to a shard; fidelity.py measures the loss
     matching.py     sample -> cache row; pixels.py checks that student and teacher see the same pixels
     content.py      checks that the images' files are those of the build

@@ -8,6 +8,7 @@ from typing import overload
 
 from kdkit.cache.matching import Replayable
 from kdkit.cache.mixture import CacheMixture
+from kdkit.cache.parts import LiveTeacher
 from kdkit.cache.reader import CachedTeacher
 from kdkit.cache.selection import ClassMap, ClassSelection
 from kdkit.errors import ConfigError
@@ -35,6 +36,7 @@ def open_cache(  # type: ignore[overload-overlap]  # None is also no list of nam
     *,
     weights: Sequence[float] | None = None,
     temperatures: Sequence[float] | None = None,
+    live: LiveTeacher | None = None,
     streams: Collection[str] | None = None,
     verify: bool = True,
     allow_mismatch: Collection[str] = (),
@@ -48,6 +50,7 @@ def open_cache(
     *,
     weights: Sequence[float] | None = None,
     temperatures: Sequence[float] | None = None,
+    live: LiveTeacher | None = None,
     streams: Collection[str] | None = None,
     verify: bool = True,
     allow_mismatch: Collection[str] = (),
@@ -60,6 +63,7 @@ def open_cache(
     *,
     weights: Sequence[float] | None = None,
     temperatures: Sequence[float] | None = None,
+    live: LiveTeacher | None = None,
     streams: Collection[str] | None = None,
     verify: bool = True,
     sparse: bool = False,
@@ -67,7 +71,7 @@ def open_cache(
     class_names: Sequence[str] | None = None,
     class_map: ClassMap | None = None,
 ) -> CachedTeacher | CacheMixture | ClassSelection:
-    """Opens a cache for reading; or several caches, whose probabilities are averaged.
+    """Opens a cache for reading; or several caches, or caches and a live teacher, whose probabilities are averaged.
 
     Args:
         path: a packed file or a folder of shards, or the path that the folder would be packed to; or a list of these.
@@ -75,7 +79,8 @@ def open_cache(
             that the cache was made with, and its rows are matched to the cache's. Without it `read_encoded` takes the
             cache's own rows, and batches are refused until `match` is called. Each of several caches is matched by
             itself.
-        weights, temperatures: of several caches, one number each; as for CacheMixture.
+        weights, temperatures: of several caches, one number each, the live teacher's at last; as for CacheMixture.
+        live: a Teacher that runs on each batch, as a further part of the mix; as for CacheMixture.
         streams: streams returned per batch, e.g. ["logits", "pooled"]; None: all.
         verify: verify each block on first access.
         sparse: whether a topk cache returns only its k classes, so that no tensor [B, C] is ever built for the teacher:
@@ -97,14 +102,14 @@ def open_cache(
     cache: CachedTeacher | CacheMixture
     reader: CachedTeacher | CacheMixture | ClassSelection
     if isinstance(path, (str, Path)):
-        if weights is not None or temperatures is not None:
-            raise ConfigError(f"weights and temperatures are those of a list of caches, got one path, {str(path)!r}")
+        if weights is not None or temperatures is not None or live is not None:
+            raise ConfigError(f"weights, temperatures and live are of a list of caches, got one path, {str(path)!r}")
         cache = CachedTeacher(path, streams=streams, verify=verify, sparse=sparse)
     else:
         if sparse:
             raise ConfigError("sparse rows of several caches cannot be averaged: open one cache, or leave out sparse")
         caches = [CachedTeacher(each, verify=verify) for each in _listed(path)]
-        cache = CacheMixture(caches, weights, temperatures, streams=streams)
+        cache = CacheMixture(caches, weights, temperatures, streams=streams, live=live)
     reader = cache
     if class_names is not None or class_map is not None:
         if sparse:

@@ -5,6 +5,7 @@ Dimensions: B batch, C chosen classes, K classes of the cache.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -19,7 +20,7 @@ from kdkit.cache.mixture import CacheMixture
 from kdkit.cache.reader import CachedTeacher
 from kdkit.errors import CacheMismatchError, ClassMismatchError, ConfigError, nearest
 from kdkit.recipe import ViewRecipe
-from kdkit.types import Batch, TeacherOutput
+from kdkit.types import Batch, Normalization, TeacherOutput
 
 ClassMap = Sequence[int] | Sequence[str]
 """For each chosen class the index, or the name, of the cache's class."""
@@ -85,6 +86,14 @@ class ClassSelection:
     def _chosen(self, logits: Tensor) -> Tensor:
         """Log-probabilities of the chosen classes [B, C], from logits [B, K]."""
         return F.log_softmax(logits.index_select(1, self._columns.to(logits.device)), dim=1)
+
+    def for_input(self, normalization: Normalization) -> ClassSelection:
+        """Returns the same classes of a mix whose live teacher takes images in `normalization`; itself without one."""
+        if isinstance(self.cache, CachedTeacher):
+            return self
+        other = copy.copy(self)
+        other.cache = self.cache.for_input(normalization)
+        return other
 
     def match(self, dataset: Replayable, *, allow_mismatch: Collection[str] = ()) -> None:
         """Compares the cache with `dataset`, whose labels and class names are of the chosen classes.

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from timm.utils import random_seed
 
-from kdkit.cache import CacheReader
+from kdkit.cache import CacheMixture, CacheReader, ClassSelection
 from kdkit.cache.format.constants import LOGITS
 from kdkit.data import ReplayedDataset, ReplayLoader
 from kdkit.data.ranks import open_on_all_ranks
@@ -46,11 +46,11 @@ from kdkit.training.logger import FILES
 from kdkit.training.preflight import PreflightReport, preflight
 from kdkit.training.report import DistillReport, TrainReport
 from kdkit.training.run import CONFIG, SKIPPED, SkipRecord, create_logger, run_identity
-from kdkit.training.selection import ChosenClasses, ChosenSamples, choose_samples, open_caches
+from kdkit.training.selection import ChosenClasses, ChosenSamples, choose_samples, live_part_of, open_caches
 from kdkit.training.setup import start_average
 from kdkit.training.trackers import TENSORBOARD
 from kdkit.training.train import train
-from kdkit.types import TeacherSource
+from kdkit.types import Normalization, TeacherSource
 
 _logger = logging.getLogger(__name__)
 _FILES = (*FILES, LAST, BEST, PREVIOUS, CONFIG, STUDENT, TENSORBOARD, SKIPPED)
@@ -130,7 +130,7 @@ def distill(config: DistillConfig, *, show_progress: bool = False) -> DistillRep
 def _open(config: DistillConfig, *, show_progress: bool) -> _Run:
     """Cache, images and task, each checked against the others; of several ranks, all the same."""
     device = resolve_device(config.device)
-    cache = distributed.run_on_all_ranks(lambda: open_caches(config))
+    cache = distributed.run_on_all_ranks(lambda: open_caches(config, device))
     chosen = distributed.run_on_all_ranks(lambda: ChosenClasses.read(config))
     dataset = open_on_all_ranks(lambda: _open_images(config, cache, chosen.names))
     cache = distributed.run_on_all_ranks(lambda: chosen.select(cache, dataset))
@@ -173,6 +173,9 @@ def _create_run(
         for tap in taps:
             cache.check_exists(tap)
         cache.streams = tuple(stream for stream in cache.streams if stream in (LOGITS, *taps))
+        if isinstance(cache, (CacheMixture, ClassSelection)):
+            student: Any = task.get_eval_model()
+            cache = cache.for_input(Normalization.of(student))
     run = _Run(config, device, cache, dataset, ChosenSamples(range(len(dataset)), None), validation, task)
     if validation is not None:
         check_validation(config, validation, dataset, run.class_names, num_classes_of(task))
@@ -181,7 +184,8 @@ def _create_run(
 
 def _shown(run: _Run) -> ReplayedDataset:
     """The training images as the loader shows them."""
-    return run.dataset if live_teacher_of(run.task) is None else run.dataset.with_teacher_view()
+    has_live = live_teacher_of(run.task) is not None or live_part_of(run.cache) is not None
+    return run.dataset.with_teacher_view() if has_live else run.dataset
 
 
 def _create_loaders(run: _Run, output: Path) -> tuple[ReplayLoader, ReplayLoader | None]:

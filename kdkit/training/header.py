@@ -14,7 +14,7 @@ from kdkit.tasks import TrainingTask
 from kdkit.training.components import live_teacher_of, num_classes_of
 from kdkit.training.config import DistillConfig
 from kdkit.training.labels import count_unlabelled
-from kdkit.training.selection import ChosenSamples
+from kdkit.training.selection import ChosenSamples, live_part_of
 
 _MANY_EPOCHS = 10
 
@@ -75,7 +75,8 @@ def doubts_of(config: DistillConfig, dataset: ReplayedDataset, num_batches: int)
 def _describe_teacher(config: DistillConfig, task: TrainingTask, cache: CacheReader | None) -> str:
     if cache is not None:
         caches = f"cache {config.caches[0]}" if len(config.caches) == 1 else f"caches {', '.join(config.caches)}"
-        return f"{cache.teacher.get('name')}, from the {caches}"
+        live = live_part_of(cache)
+        return f"{cache.teacher.get('name')}, from the {caches}{'' if live is None else f', and {live.name} live'}"
     if config.is_own_teacher:
         return "the student's moving average"
     teacher = live_teacher_of(task)

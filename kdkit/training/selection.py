@@ -11,13 +11,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from kdkit.cache import CachedTeacher, CacheMixture, CacheReader, ClassSelection, open_cache
 from kdkit.cache.format.constants import LOGITS
+from kdkit.cache.parts import LiveTeacher
 from kdkit.cache.selection import ClassMap
 from kdkit.data import ReplayedDataset
 from kdkit.errors import ConfigError
+from kdkit.resolve import resolve_teacher
 from kdkit.runtime import distributed
 from kdkit.runtime.reading import read_json, read_text
 from kdkit.training.confidence import ShownViews, choose_views
@@ -95,18 +98,27 @@ def choose_samples(
     return ChosenSamples(rows, shown)
 
 
-def open_caches(config: DistillConfig) -> CacheReader | None:
-    """The cache of the run, or the average of several; None without one."""
+def open_caches(config: DistillConfig, device: torch.device) -> CacheReader | None:
+    """The cache of the run, or the average of several and of a live teacher on the device; None without a cache."""
     if not config.caches:
         return None
-    cache: CacheReader = (
-        open_cache(config.caches[0])
-        if len(config.caches) == 1
-        else open_cache(config.caches, weights=config.cache_weights, temperatures=config.cache_temperatures)
-    )
+    first: CacheReader = open_cache(config.caches[0])
+    live = None
+    if config.teacher is not None:
+        live = resolve_teacher(config.teacher, device, first.class_names if first.names_classes else None)
+    cache = first
+    if len(config.caches) > 1 or live is not None:
+        weights, temperatures = config.cache_weights, config.cache_temperatures
+        cache = open_cache(config.caches, weights=weights, temperatures=temperatures, live=live)
     if config.task_kind != "feature":
         cache.check_exists(LOGITS)
     return cache
+
+
+def live_part_of(cache: CacheReader | None) -> LiveTeacher | None:
+    """The live teacher of a mix; None without one."""
+    whole = cache.cache if isinstance(cache, ClassSelection) else cache
+    return whole.live if isinstance(whole, CacheMixture) else None
 
 
 def draw_fraction(keys: Sequence[str], targets: Any, fraction: float, seed: int) -> list[int]:

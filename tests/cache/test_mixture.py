@@ -17,7 +17,7 @@ from kdkit.building.config import BuildConfig
 from kdkit.cache import CachedTeacher, CacheReader, CacheSpec, CacheWriter, create_codec
 from kdkit.data import ArraySource, ReplayedDataset, create_loader
 from kdkit.errors import CacheMismatchError, CacheStreamError, ClassMismatchError, ConfigError
-from kdkit.types import Batch, TeacherOutput
+from kdkit.types import Batch, Normalization, TeacherOutput
 
 EXACT = BuildConfig(codec="float32", num_workers=0, batch_size=64, feature_codec="float16")
 COUNT = 40
@@ -58,6 +58,56 @@ def test_the_mix_of_two_caches_is_the_live_ensemble_of_their_teachers(
     output = mixed([folder / "a.h5", folder / "b.h5"], weights=weights)
     ensemble = TeacherEnsemble([create_teacher(tiny_model(seed=seed)) for seed in (0, 1)], weights)
     torch.testing.assert_close(output.logits, ensemble(a_batch()).logits, rtol=0, atol=1e-6)
+
+
+IMAGENET = Normalization()  # not that of the teachers
+LIVE = [([2, 1], None), ([1, 3], [2, 0.5]), ([1, 0], None), ([0, 1], None)]
+
+
+@pytest.mark.parametrize(("weights", "temperatures"), LIVE)
+@pytest.mark.parametrize("chosen", [None, ["7", "2", "9"]])
+def test_a_live_teacher_in_the_mix_gives_what_its_cache_would(
+    folder: Path, weights: list[float], temperatures: list[float] | None, chosen: list[str] | None
+) -> None:
+    options: Any = {"weights": weights, "temperatures": temperatures, "class_names": chosen}
+    runs: list[int] = []
+    teacher = create_teacher(tiny_model(seed=1))
+    teacher.register_forward_hook(lambda *given: runs.append(1))
+    reader = open_cache([folder / "a.h5"], live=teacher, **options)
+    twins = open_cache([folder / "a.h5", folder / "b.h5"], streams=["logits"], **options)
+    names: Any = chosen or CLASSES
+    data = open_dataset(digits(COUNT), recipe=RECIPE, class_names=names if chosen else None, cache=reader)
+    rows = torch.arange(len(data))
+    images = torch.stack([data[row, 1].image for row in rows.tolist()]).float() / 255
+    twins.match(data)
+    here, there = (Batch((images - mean) / std, torch.zeros(0), rows, 1) for mean, std in ((0.5, 0.5), (_MEAN, _STD)))
+    expected = twins(here)
+    found = reader(here), reader.for_input(IMAGENET)(there)
+    for output in found:
+        torch.testing.assert_close(output.logits, expected.logits, rtol=0, atol=2e-5)
+        assert [member.weight for member in output.members] == [member.weight for member in expected.members]
+    assert len(runs) == (1 if weights[1] else 0)  # for_input makes a teacher without the hook
+    assert (reader.num_classes, list(reader.class_names or ())) == (len(names), names)
+    assert reader.identity != twins.identity
+
+
+_MEAN, _STD = (torch.tensor(values).view(3, 1, 1) for values in (IMAGENET.mean, IMAGENET.std))
+
+
+def test_a_live_teacher_that_does_not_fit_is_refused(folder: Path) -> None:
+    a, teacher = [folder / "a.h5"], create_teacher(tiny_model(seed=1))
+    with pytest.raises(ClassMismatchError, match="the live teacher 'test_resnet' has 3 classes, the cache .* has 10"):
+        open_cache(a, live=create_teacher(tiny_model(num_classes=3)))
+    other = create_teacher(tiny_model(), class_names=CLASSES[::-1])
+    with pytest.raises(ClassMismatchError, match="the live teacher 'test_resnet' and the cache .* have class 0 as '9'"):
+        open_cache(a, live=other)
+    for weights in ([1], [1, 2, 3]):
+        with pytest.raises(ConfigError, match="one finite number for each of 1 caches and for the live teacher, got"):
+            open_cache(a, live=teacher, weights=weights)
+    with pytest.raises(ConfigError, match="weights, temperatures and live are of a list of caches, got one path"):
+        open_cache(a[0], live=teacher)  # type: ignore[call-overload]
+    changed = create_teacher(tiny_model(seed=2))
+    assert open_cache(a, live=teacher).identity != open_cache(a, live=changed).identity
 
 
 def test_each_cache_is_softened_by_its_temperature_and_then_weighted(folder: Path) -> None:
@@ -219,7 +269,7 @@ def test_weights_and_temperatures_that_do_not_fit_are_refused(
 
 
 def test_one_path_takes_no_weights_and_a_list_is_not_empty(folder: Path) -> None:
-    with pytest.raises(ConfigError, match="weights and temperatures are those of a list of caches"):
+    with pytest.raises(ConfigError, match="weights, temperatures and live are of a list of caches"):
         open_cache(folder / "a.h5", weights=[1.0])  # type: ignore[call-overload]
     with pytest.raises(ConfigError, match="an empty list"):
         open_cache([])
