@@ -29,7 +29,7 @@ _LINK = re.compile(r"\[([^\]]+)\]\((\.\.?/[^)#\s]+)(?:#[^)]*)?\)")
 
 
 def _name_files_outside(app: Sphinx, page: str, source: list[str]) -> None:
-    """Links to files of the repository that are no pages here become their names; a missing file is an error."""
+    """Links to files of the repository that are not pages here become their names; a missing file is an error."""
     root = Path(app.srcdir)
 
     def shown(link: re.Match[str]) -> str:

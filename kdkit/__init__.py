@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from kdkit.tasks import ClassificationTask as ClassificationTask
     from kdkit.tasks import FeatureDistillationTask as FeatureDistillationTask
     from kdkit.tasks import LogitDistillationTask as LogitDistillationTask
+    from kdkit.tasks import MultiLabelClassificationTask as MultiLabelClassificationTask
+    from kdkit.tasks import MultiLabelDistillationTask as MultiLabelDistillationTask
     from kdkit.tasks import TokenDistillationTask as TokenDistillationTask
     from kdkit.tasks import TrainingTask as TrainingTask
     from kdkit.teachers import Teacher as Teacher

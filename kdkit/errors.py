@@ -81,7 +81,7 @@ class UnreadableError(DatasetError):
 
 
 class LabelError(DatasetError):
-    """A label that is no class index, or is out of range; names the sample."""
+    """A label that is not a class index, or is out of range; names the sample."""
 
 
 class WriteError(KdkitError, OSError):

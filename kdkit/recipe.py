@@ -71,8 +71,8 @@ class ViewRecipe:
     """Probability of cutmix, rather than mixup, for a pair that is mixed, if both are enabled."""
 
     views_per_partner: int = 1
-    """Mixing: views g n to g n + n - 1 of a sample have the same partner, so that one decode of a pair serves n views
-    of both; how they are mixed is drawn for each view. 1: a partner for each view."""
+    """Mixing: each block of n consecutive views (0 to n - 1, n to 2n - 1, ...) of a sample has one partner, so that one
+    decode of a pair serves n views of both; how they are mixed is drawn for each view. 1: a partner for each view."""
 
     teacher_size: int | None = None
     """Side in pixels of the teacher's views: the same random draws, rendered at this size; size by default."""
@@ -92,7 +92,7 @@ class ViewRecipe:
     """Base seed of all views; see kdkit.data.views.seed.view_seed."""
 
     augment: bool = True
-    """Use random views; if False, one view, resized and centre-cropped as for evaluation."""
+    """Use random views; otherwise use one view, resized and centre-cropped as for evaluation."""
 
     crop_pct: float = 0.875
     """Evaluation view: share of the resized image's side that the centre crop keeps."""

@@ -29,7 +29,7 @@ _FEATURE_ROUNDINGS = 32
 """The same of a feature, in roundings of the row's mean size; 14 and 13 measured for pooled features of the former."""
 _LEAST = 1e-3  # the same in nats, or of features as a share of their mean size: what two CPUs differ by in float32
 _FAR, _SHARE_FAR = 4, 0.05  # a row is far off beyond so many times what is allowed; so many rows may be
-_CODEC_SLACK, _EXACT = 0.05, 1e-6  # of the divergence of a row encoded afresh, and nats
+_CODEC_SLACK, _EXACT = 0.05, 1e-6  # of the divergence of a row encoded again, and nats
 
 
 @dataclass(frozen=True)
@@ -37,14 +37,14 @@ class Compared:
     """The comparison of rows of one stream, cached, with the teacher's current outputs; each field [B]."""
 
     difference: Tensor
-    """Mean absolute difference of the row, encoded afresh, from the cached one: of log-probabilities in nats, of
+    """Mean absolute difference of the row, encoded again, from the cached one: of log-probabilities in nats, of
     features as a share of their mean size."""
     allowed: Tensor
     """Its expected size, from the teacher's precision."""
     divergence: Tensor | None
     """KL(current output || cache) in nats; None for features."""
     lost: Tensor | None
-    """KL(current output || its own row, encoded afresh) in nats: what the codec loses in any case."""
+    """KL(current output || its own row, encoded again) in nats: what the codec loses in any case."""
 
     @classmethod
     def join(cls, parts: Sequence[Compared]) -> Compared:

@@ -33,11 +33,11 @@ class BuildConfig(BuildLoadingConfig):
     codec: str | None = None
     """Codec of the logits: float32 (exact), float16, int8, topk or lowrank; by default lowrank if its rows are
     smaller than float16's, else float16. Of a multi-label teacher: sigmoid_float32, sigmoid_float16 or sigmoid_int8,
-    which multi-label data take by themselves."""
+    of which sigmoid_float16 is the default."""
 
     row_bytes: int | None = None
-    """Maximum bytes per row of logits, for the codecs lowrank and topk; without a codec, lowrank if float16 would
-    take more. Default of lowrank: 96."""
+    """Maximum bytes per row of logits, for the codecs lowrank and topk; without a codec, float16 if it fits, else
+    lowrank. Default of lowrank: 96."""
 
     codec_options: dict[str, Any] = field(default_factory=dict)
     """Options of the codec, e.g. {k: 10} for topk."""
@@ -46,7 +46,7 @@ class BuildConfig(BuildLoadingConfig):
     """Codec of all other streams: float16, or int8 with a minimum and a step per row, token or channel."""
 
     shard_rows: int = 10_000
-    """Rows per shard; a killed build loses at most the shards of the rows that it was at. Rounded up to whole
+    """Rows per shard; a killed build loses at most the shards in progress. Rounded up to whole
     thousands; fewer if a shard would exceed 256 MiB."""
 
     unreadable: Literal["stop", "skip"] = "stop"
@@ -54,7 +54,7 @@ class BuildConfig(BuildLoadingConfig):
     the build, leaves the unreadable ones out and records them in the cache."""
 
     pack: bool = True
-    """Pack the finished shards into one file; otherwise, the folder of shards is the cache."""
+    """Pack the finished shards into one file; otherwise keep the folder of shards as the cache."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -55,7 +55,7 @@ def recorded_absent(path: Path) -> list[str]:
 
 @contextmanager
 def listing_unreadable(plan: BuildPlan, rows: Callable[[], Sequence[int]], *, show_progress: bool) -> Iterator[None]:
-    """Within the context, an image that cannot be read is not the only one that the error names.
+    """Within the context, the error of an unreadable image names all unreadable images.
 
     Args:
         plan: the build.
@@ -80,7 +80,9 @@ def _listed(found: Mapping[str, str], plan: BuildPlan) -> UnreadableError:
     keys = ", ".join(map(repr, found)) if len(found) <= _LISTED else list_keys(list(found))
     advice = "repair or remove them, or start a cache with --unreadable skip, which leaves them out"
     if plan.config.unreadable == "skip":
-        advice = "it was begun when they could be read, or without --unreadable skip: repair them, or start anew"
+        advice = (
+            "it was begun when they could be read, or without --unreadable skip: repair them, or start another cache"
+        )
     error = UnreadableError(
         f"{len(found)} of {len(plan.dataset)} images cannot be read: {keys} (the first: {next(iter(found.values()))}): "
         f"{advice}"
@@ -90,7 +92,7 @@ def _listed(found: Mapping[str, str], plan: BuildPlan) -> UnreadableError:
 
 
 def rows_left(writer: CacheWriter, shards: Sequence[Shard]) -> list[int]:
-    """Dataset rows of those of `shards` that are not sealed, but of no sealed shard in any view: others were read."""
+    """Dataset rows of the unsealed `shards`, without the rows that were read for a sealed shard of another view."""
     left = {row for shard in shards if not writer.is_sealed(shard) for row in range(shard.start, shard.stop)}
     for shard in writer.sealed():
         left.difference_update(range(shard.start, shard.stop))

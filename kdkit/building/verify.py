@@ -73,7 +73,7 @@ def verify_cache(
 
     Raises:
         CacheCorruptError: a checksum differs; names file, view and rows.
-        CacheMismatchError: an image, the teacher or its output on a row is another one; names the sample.
+        CacheMismatchError: an image, the teacher or its output on a row differs; names the sample.
     """
     cache, num_files = open_cache(path), 0
     if dataset is not None:

@@ -18,7 +18,7 @@ from kdkit.errors import CacheMismatchError, DatasetError
 CONTENT_FIELD = "dataset.content"
 """The field of `allow_mismatch` for images whose files are others than those that the cache was built from."""
 SAMPLED = 64
-"""Files that each opening reads, drawn anew each time."""
+"""Files that each opening reads, drawn at random each time."""
 SUSPECTS = 1024
 """Files at most that an opening reads because they changed after the build; of more, as many are drawn."""
 

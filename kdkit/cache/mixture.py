@@ -25,11 +25,11 @@ from kdkit.types import Batch, Normalization, TeacherMember, TeacherOutput
 
 
 class CacheMixture:
-    """A CacheReader over several caches: logits = log sum_i w_i softmax(log p_i / T_i), and serve as logits.
+    """A CacheReader over several caches, whose logits are the log-probabilities log sum_i w_i softmax(log p_i / T_i).
 
     With temperatures 1 that is the output of a TeacherEnsemble of the caches' teachers. A cache without logits, or of
-    weight 0, gives only its features. A stream of features keeps its name if only one cache has it; of several
-    caches with a stream of one name, each has it under its number, counted from 0: "0:pooled", "1:pooled".
+    weight 0, gives only its features. A stream of features keeps its name if only one cache has it; if several
+    do, the name begins with the cache's index, from 0: "0:pooled", "1:pooled".
 
     Args:
         caches: at least one, each made from the same samples and views; matched with the dataset one by one.

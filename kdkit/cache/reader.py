@@ -106,8 +106,19 @@ class CacheReader(TeacherSource, Protocol):
 class CachedTeacher(CacheFile):
     """A CacheReader over a packed file or a folder of shards. Pickles by path; safe to use after a fork and in threads.
 
+    Args:
+        path: the file or folder.
+        streams: streams returned per batch; all by default.
+        verify: whether the checksum of each part is compared when it is first read.
+        sparse: whether logits of the codec topk are returned as stored, without the classes that were left out.
+
     Attributes:
         streams: streams returned per batch: "logits" or the teacher's taps.
+
+    Raises:
+        CacheError: a child of it for a file that is missing, damaged, or not a cache.
+        CacheStreamError: the cache has no such stream.
+        ConfigError: `sparse` for another codec than topk.
     """
 
     def __init__(
@@ -140,7 +151,7 @@ class CachedTeacher(CacheFile):
         self._rows = match_dataset(self.path, self.metadata, dataset, allow_mismatch)
 
     def check_averageable(self) -> None:
-        """Raises ConfigError for multi-label logits, which are no distribution that could be averaged with others."""
+        """Raises ConfigError for multi-label logits, which are not a distribution that can be averaged."""
         if self.is_multi_label:
             raise ConfigError(f"the cache {str(self.path)!r} is multi-label, so it cannot be averaged: open it alone")
 

@@ -66,8 +66,8 @@ class CachePlan(Protocol):
 class CacheSpec:
     """Contents and origin of a cache to write.
 
-    An array of logits [N, C] needs `keys`, `num_views` and `codecs`. Every other field has a default that
-    means: not known.
+    To store logits [R, C], or [V, R, C] of several views, give `keys`, `num_views` and `codecs`; every other field has
+    a default that means: not known.
 
     Raises:
         ConfigError: a field has a value that no cache can hold; names the field.

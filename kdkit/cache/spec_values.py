@@ -19,7 +19,7 @@ def whole_number(name: str, value: Any, unit: str = "") -> int:
     """`value` as an int of at least 1, also from a NumPy integer; `unit` follows the 1 in errors.
 
     Raises:
-        ConfigError: it is no whole number, or less than 1; names the field.
+        ConfigError: it is not a whole number, or less than 1; names the field.
     """
     try:
         number = operator.index(value)
@@ -47,7 +47,7 @@ def texts(name: str, values: Any, of: str) -> Sequence[str]:
     """`values` as a sequence of texts, the same object where it is one; an array becomes a list.
 
     Raises:
-        ConfigError: it is no sequence, a single text, or holds an element that cannot be stored as text; names both.
+        ConfigError: it is not a sequence, a single text, or holds an element that cannot be stored as text; names both.
     """
     if isinstance(values, str):
         raise ConfigError(f"{name} must be a sequence of {of}, got the single text {values[:80]!r}")
@@ -73,7 +73,7 @@ def document(name: str, value: Any, *, finite: bool = True) -> dict[str, Any]:
         finite: whether NaN and infinities are refused, which JSON does not have and which equal nothing.
 
     Raises:
-        ConfigError: it is no mapping, or holds a value that JSON does not have; names the field.
+        ConfigError: it is not a mapping, or holds a value that JSON does not have; names the field.
     """
     if not isinstance(value, Mapping):
         raise ConfigError(f"{name} must be a mapping of names to plain values, got {_show(value)}")

@@ -43,7 +43,7 @@ class CacheWriter(ShardSealer):
 
     `create` and `extend` hold the writer's lock until `finish`, `close` or the end of a `with` block; `join` holds
     none. Any number of processes and machines that share the file system may seal shards at the same time, each its
-    own. A writer pickles as one that has joined.
+    own. A writer unpickles as one that was made with `join`.
 
     Attributes:
         path: path of the cache, finished or not: the packed file, or the folder where a folder of shards is extended.
@@ -122,7 +122,7 @@ class CacheWriter(ShardSealer):
             CacheMismatchError: the cache has more views, or its folder holds the extension of another cache.
             CacheIncompleteError: its build has not finished.
             CacheLockedError: another process is writing it.
-            ConfigError: no cache holds so many views, or `num_views` is no whole number.
+            ConfigError: no cache holds so many views, or `num_views` is not a whole number.
             CacheError: the folder cannot be written, or the disk is full.
         """
         num_views = whole_number("num_views", num_views)
@@ -159,7 +159,7 @@ class CacheWriter(ShardSealer):
         Raises:
             CacheIncompleteError: a shard is missing.
             CacheCorruptError: a shard has changed since it was sealed, and is missing from now on.
-            CacheError: this writer has joined, so that another one finishes, or was closed; or the disk is full.
+            CacheError: this writer was made with `join`, or was closed; or the disk is full.
             ConfigError: `record` is not plain JSON.
         """
         text = json.dumps(document("record", record))

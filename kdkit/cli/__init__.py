@@ -44,7 +44,7 @@ COMMANDS = {
     "cache recode": "write a cache again in a smaller codec or with fewer views",
     "cache info": "show what a cache holds and how it was made",
     "cache show": "draw views that the teacher saw, with its predictions and the labels",
-    "cache verify": "compare all checksums, and rows with the teacher's outputs",
+    "cache verify": "check all checksums, and run the teacher again on sampled rows",
     "cache import": "import a cache of ml-dr or FKD, or arrays of logits or probabilities",
     "cache pack": "pack a finished folder of shards into one file",
     "cache export": "write decoded rows as npz or safetensors",
@@ -141,7 +141,7 @@ def _usage(group: str) -> str:
             "",
             *lines,
             "",
-            "kdkit COMMAND --help lists its flags; --debug shows tracebacks; --version.",
+            "kdkit COMMAND --help lists its flags; --debug shows tracebacks; kdkit --version.",
         ]
     )
 

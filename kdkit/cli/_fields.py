@@ -36,6 +36,8 @@ class Field:
     def metavar(self) -> str:
         """What help writes for its value."""
         kinds = alternatives(self.hint)
+        if (known := choices(self.hint)) and not {int, float, str} & {*kinds}:
+            return f"{{{','.join(map(str, known))}}}"
         return "N" if int in kinds else "X" if float in kinds else self.path.rpartition(".")[2].upper()
 
     @property

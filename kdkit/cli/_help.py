@@ -12,12 +12,14 @@ from kdkit.recipe import PRESETS
 from kdkit.runtime.layout import COLUMNS
 
 _INDENT = 26
+_NOT_TYPED = ("recipe.transform", "recipe.recorded")
+"""Fields that code sets, or an importer."""
 
 
 def describe_command(grammar: Grammar, summary: str) -> str:
     """What `kdkit COMMAND --help` prints."""
     first = [*grammar.positionals.values(), *grammar.short_forms.values()]
-    rest = [path for path in grammar.fields if path not in first]
+    rest = [path for path in grammar.fields if path not in (*first, *_NOT_TYPED)]
     lines = [*_usage(grammar), "", *textwrap.wrap(f"{summary[:1].upper()}{summary[1:]}.", COLUMNS), ""]
     for metavar, path in grammar.positionals.items():
         lines += _entry(metavar.strip("[]"), _meaning(grammar.fields[path], is_positional=True))
@@ -26,7 +28,10 @@ def describe_command(grammar: Grammar, summary: str) -> str:
         letter = "".join(f"{letter}, " for letter, flag in LETTERS.items() if flag == f"--{path}")
         lines += _entry(letter + _with_metavar(grammar, path), _meaning(grammar.fields[path]))
         if path.startswith("recipe.") and not any("--recipe " in line for line in lines):
-            lines += _entry("--recipe NAME", f"Published recipe that views begin from: {', '.join(PRESETS)}.")
+            lines += _entry(
+                "--recipe NAME",
+                f"Published recipe to start from, which other recipe flags override: {', '.join(PRESETS)}.",
+            )
     if grammar.takes_preset:
         lines += _entry("--preset NAME", "Published setting that flags override; see kdkit presets list.")
     if grammar.fields:
@@ -72,12 +77,14 @@ def _with_metavar(grammar: Grammar, path: str) -> str:
 def _meaning(field: Field, *, is_positional: bool = False) -> str:
     """The field's docstring with its choices and its default, unless it names them already."""
     text = field.meaning
-    named = field.expected.replace(" or ", ", ").split(", ")
-    if " or " in field.expected and not all(name in text for name in named if not name.startswith("a ")):
-        text += f" One of {field.expected}."
     default = field.default
     if default is True:
-        return f"Turn off: {text[:1].lower()}{text[1:]}"
+        otherwise = text.partition("; otherwise ")[2]
+        return f"{otherwise[:1].upper()}{otherwise[1:]}"
+    named = field.expected.replace(" or ", ", ").split(", ")
+    is_listed = "{" in field.metavar or all(name in text for name in named if not name.startswith("a "))
+    if " or " in field.expected and not is_listed:
+        text += f" One of {field.expected}."
     if is_positional or default is dataclasses.MISSING or field.is_flag or default in (None, "", (), {}):
         return text
     shown = ", ".join(map(str, default)) if isinstance(default, tuple) else default

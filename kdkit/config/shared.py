@@ -88,4 +88,4 @@ class OverwriteConfig:
     """What happens to output that exists."""
 
     overwrite: bool = False
-    """Replace the output of an earlier run. A folder that holds anything else is refused."""
+    """Replace an existing output of kdkit; a folder that holds anything else is refused."""

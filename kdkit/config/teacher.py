@@ -18,8 +18,8 @@ class SingleTeacherConfig:
 
     model: str
     """Teacher: a timm name with or without tag (resnet50.a1_in1k), a folder that `kdkit distill` or `kdkit export`
-    wrote, a weights file (with --arch), the path of a teacher card, or, for distill, ema (the student's moving
-    average)."""
+    wrote, a weights file (with --arch) or the path of a teacher card; kdkit distill also takes ema (the student's
+    moving average)."""
 
     arch: str | None = None
     """timm architecture of the teacher, if the teacher is a weights file, e.g. resnet50."""

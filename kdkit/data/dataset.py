@@ -55,7 +55,7 @@ class ReplayedDataset(Dataset[Sample]):
 
     Raises:
         DatasetError: the source is empty, two samples share a key, or it returns another image each time.
-        LabelError: a label is no class index; one that is known only with its image is compared when it is loaded.
+        LabelError: a label is not a class index; labels that come with their images are checked on loading them.
         ConfigError: the recipe was made for another transform, or the transform cannot be replayed or identified.
     """
 
@@ -153,7 +153,7 @@ class ReplayedDataset(Dataset[Sample]):
         return other
 
     def for_classes(self, num_classes: int) -> Self:
-        """The same views for a model of so many classes, to which no label may be equal or above.
+        """The same views for a model with `num_classes` classes; every label must be below that.
 
         Labels that are known before their images are loaded are compared at once, others when they are loaded.
 

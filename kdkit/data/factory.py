@@ -43,10 +43,10 @@ def create_loader(
             the views at its own size.
         student: the model, with the normalisation of its input in `pretrained_cfg`, else ImageNet's; or its task.
         batch_size: images per batch and rank.
-        views_per_decode: number k of views per decoded image, adjacent in one batch, at most the recipe's. Groups of k
-            passes show what k plain passes show. Let batch_size be a multiple of k, or of 2 k where views are mixed.
+        views_per_decode: number k of views per decoded image, adjacent in one batch, at most the recipe's; k passes
+            show what k passes without it show. Let batch_size be a multiple of k, or of 2 k where views are mixed.
         num_workers: processes that load and augment images; 0 loads in the calling process, "auto" takes this
-            rank's share of the CPUs that this process may use, 1 to 8.
+            rank's share of the CPUs that this process may use, 1 to 16.
         shuffle, seed: whether each epoch has its own order, and the seed of it; the views have the recipe's.
         device: where batches arrive; the student's device by default.
         num_epochs: number of passes, if known: the last group of views_per_decode is then as short as those left.
@@ -55,7 +55,7 @@ def create_loader(
 
     Raises:
         ConfigError: an argument is out of range.
-        LabelError: a label is beyond the student's classes; of an image whose label it brings itself, on loading it.
+        LabelError: a label is beyond the student's classes; raised while iterating if labels come with their images.
     """
     _check_views_per_decode(views_per_decode, dataset.recipe.num_views)
     model, rows = _model_of(student), range(len(dataset)) if rows is None else rows

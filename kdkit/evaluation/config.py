@@ -38,7 +38,7 @@ class EvaluateConfig(StudentConfig, ColumnsConfig, DeviceConfig, LoadingConfig, 
     """Student to evaluate, and the images to evaluate it on."""
 
     data: str
-    """Validation images, in any of the forms that training images have."""
+    """Validation images, in any format that `kdkit distill` accepts."""
 
     input_size: int | None = None
     """Side of the student's square input in pixels; by default that of its training."""

@@ -101,7 +101,7 @@ def _open_safetensors(file: BinaryIO, origin: str) -> dict[str, Array]:
         return arrays
     texts = parse_json(keys, f"{origin}: its keys", error=DatasetError) if isinstance(keys, str) else keys
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-        raise DatasetError(f"{origin}: its keys are no list of texts")
+        raise DatasetError(f"{origin}: its keys are not a list of texts")
     if len(texts) * max(map(len, texts), default=0) > _MAX_UNPACKED_BYTES:
         raise DatasetError(f"{origin}: its longest key has {max(map(len, texts)):,} characters, too many for an array")
     return {**arrays, "keys": np.array(texts, dtype=str)}

@@ -161,7 +161,8 @@ def import_fkd(
         path: the cache to write; an import that was stopped resumes.
         size: side of the views that students see, pixels; FKD's crops have none of their own.
         num_classes: classes of the labels.
-        label_type: marginal_renorm, which no file tells apart, renormalises the labels to sum 1; None: by their shape.
+        label_type: marginal_renorm renormalises the labels to sum 1, and has to be given, since the files do not tell;
+            None: inferred from the labels' shape.
         codec: of the labels: a name or a codec; by default topk with as many classes as the files hold.
         num_workers: processes that read; 0 reads in this one.
         show_progress: whether progress is shown on standard error.

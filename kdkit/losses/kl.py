@@ -13,7 +13,7 @@ from kdkit.types import SparseLogits
 
 @logit_loss()
 def kl(student_logits: Tensor, teacher_logits: Tensor | SparseLogits, *, temperature: float = 1.0) -> Tensor:
-    """Kullback-Leibler divergence of the student from the teacher, both softened by the temperature.
+    """Kullback-Leibler divergence KL(teacher || student), both softened by the temperature.
 
     T^2 * mean_b sum_c p_t log(p_t / p_s), with p = softmax(z / T): reduction "batchmean", T^2 applied.
 

@@ -12,7 +12,7 @@ from kdkit.losses.registry import logit_loss
 
 @logit_loss()
 def ttm(student_logits: Tensor, teacher_logits: Tensor, *, power: float = 0.1) -> Tensor:
-    """KL divergence of the student from the renormalised power of the teacher's distribution.
+    """KL(teacher^power || student), with the power of the teacher's distribution renormalised.
 
     mean_b sum_c w log(w / p_s), with p = softmax(z) and w = p_t^power / sum p_t^power = softmax(power * z_t): reduction
     "batchmean", no T^2.

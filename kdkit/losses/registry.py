@@ -74,8 +74,8 @@ def logit_loss(*, needs_target: bool = False, multi_label: bool = False) -> Call
     """Registers a function of (student_logits, teacher_logits) under its own name.
 
     Args:
-        multi_label: whether the logits are multi-label, and not normalised over the classes.
         needs_target: whether the labels, [B] or [B, C], are its third argument, `target`.
+        multi_label: whether the logits are multi-label, and not normalised over the classes.
     """
 
     def register(loss: _Loss) -> _Loss:

@@ -72,7 +72,7 @@ def pkt(student_feature: Tensor, teacher_feature: Tensor, *, eps: float = 1e-7) 
 def rkd_distance(student_feature: Tensor, teacher_feature: Tensor) -> Tensor:
     """Relational distillation by distances: the pairwise distances in units of their mean.
 
-    mean over the N^2 pairs of smooth_l1(d_s - d_t), d[i, j] = |f_i - f_j| / (mean of the positive ones). 0 for B = 1.
+    mean over the B^2 pairs of smooth_l1(d_s - d_t), d[i, j] = |f_i - f_j| / (mean of the positive ones). 0 for B = 1.
 
     Args:
         student_feature: [B, ...], flattened to [B, D_s].
@@ -93,7 +93,7 @@ def rkd_distance(student_feature: Tensor, teacher_feature: Tensor) -> Tensor:
 def rkd_angle(student_feature: Tensor, teacher_feature: Tensor) -> Tensor:
     """Relational distillation by angles: the cosine of the angle at j between i and k, for all triples.
 
-    mean over the N^3 triples of smooth_l1(a_s - a_t), a[i, j, k] = <e_ij, e_kj>, e_ij = (f_i - f_j) / |f_i - f_j|
+    mean over the B^3 triples of smooth_l1(a_s - a_t), a[i, j, k] = <e_ij, e_kj>, e_ij = (f_i - f_j) / |f_i - f_j|
     (zero for equal vectors). 0 for B = 1.
 
     Args:

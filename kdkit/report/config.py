@@ -52,8 +52,8 @@ class CacheShowConfig(OverwriteConfig, MismatchConfig):
     four."""
 
     sort: Literal["entropy", "disagreement"] | None = None
-    """Show the images first about which the teacher is least certain: by the mean entropy of its predictions, or by how
-    much they differ between the views (Jensen-Shannon divergence). Taken from `rows`, or from 4,096 of all."""
+    """Show the most uncertain images first: by the mean entropy of the teacher's predictions, or by how much these
+    differ between the views (Jensen-Shannon divergence). Chosen from `rows`, else from 4,096 evenly spaced images."""
 
     images: int = 8
     """Number of images to show, where `rows` does not name them, or `sort` chooses among them."""

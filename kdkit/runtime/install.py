@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from importlib.metadata import Distribution, PackageNotFoundError, distribution
+from importlib.metadata import Distribution, distributions
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -19,10 +19,11 @@ def install_command(extra: str) -> str:
     Args:
         extra: e.g. "demo".
     """
-    try:
-        found = distribution("kdkit")
-    except PackageNotFoundError:  # run from a folder that is on the path
+    every = list(distributions(name="kdkit"))
+    if not every:  # run from a folder that is on the path
         return f'pip install "kdkit[{extra}]"'
+    # A source tree that is on the path holds a record of its own, which does not tell how kdkit was installed.
+    found = next((one for one in every if _origin(one) is not None), every[0])
     origin = _origin(found)
     if origin is None:
         return f"pip install {' '.join(map(shlex.quote, _packages(found, extra)))}"

@@ -1,4 +1,4 @@
-"""Out of memory: how every backend says it, and work that is split until it fits."""
+"""Out of memory: how each backend reports it, and work that is split until it fits."""
 
 from __future__ import annotations
 

@@ -46,8 +46,8 @@ def open_regular(path: str | Path, *, error: Make = ConfigError, follow_links: b
         follow_links: whether `path` may be a symbolic link to a regular file.
 
     Raises:
-        KdkitError: of class `error`, in one line that names the file: it is missing, may not be read, or is no regular
-            file. `__cause__` is the OSError, if there was one.
+        KdkitError: of class `error`, in one line that names the file: it is missing, may not be read, or is not a
+            regular file. `__cause__` is the OSError, if there was one.
     """
     shown = shown_path(path)
     try:
@@ -83,7 +83,7 @@ def open_binary(path: str | Path) -> BinaryIO:
     """Opens a regular file for reading as the built-in `open` does, but never waits, whatever stands at `path`.
 
     Raises:
-        OSError: it is missing, may not be read, or is no regular file.
+        OSError: it is missing, may not be read, or is not a regular file.
     """
 
     def opener(name: str, flags: int) -> int:
@@ -97,7 +97,7 @@ def open_binary(path: str | Path) -> BinaryIO:
 
 
 def kind_of(mode: int) -> str | None:
-    """What is no regular file, in words; None for a regular file."""
+    """What is not a regular file, in words; None for a regular file."""
     return None if stat.S_ISREG(mode) else _KINDS.get(stat.S_IFMT(mode), "no regular file")
 
 
@@ -120,7 +120,7 @@ def read_text(path: str | Path, *, limit: int, error: Make = ConfigError) -> str
     try:
         return read_bytes(path, limit=limit, error=error).decode()
     except UnicodeDecodeError as found:
-        raise error(f"{shown_path(path)} is no text in UTF-8: {first_line(found)}") from None
+        raise error(f"{shown_path(path)} is not text in UTF-8: {first_line(found)}") from None
 
 
 def read_json(

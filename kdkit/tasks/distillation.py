@@ -105,15 +105,15 @@ class DistillationTask(StudentTask):
         )
         self._names_terms = not (isinstance(distill_loss, str) or callable(distill_loss))
         self.taps: tuple[str, ...] = ()
-        self.is_own_teacher = isinstance(teacher, str) and teacher == EMA
-        self.teacher = None if self.is_own_teacher else resolve_teacher(teacher, student_model, device, dtype)
+        self.is_ema_teacher = isinstance(teacher, str) and teacher == EMA
+        self.teacher = None if self.is_ema_teacher else resolve_teacher(teacher, student_model, device, dtype)
         if self._logit_losses and self.teacher is not None:
             check_same_classes(self.teacher, student_model)
 
     @property
     def live_teacher(self) -> TeacherSource | None:
         """The task's own teacher, unless that is the student's moving average, which `forward` runs itself."""
-        return None if self.is_own_teacher else self.teacher
+        return None if self.is_ema_teacher else self.teacher
 
     def forward(
         self, input: Tensor, target: Tensor | None, teacher_output: TeacherOutput | None = None
@@ -134,6 +134,7 @@ class DistillationTask(StudentTask):
         Raises:
             MissingTeacherError: there is neither a teacher nor a teacher output, or the output lacks a stream that the
                 task needs.
+            ConfigError: `teacher_output` is not a TeacherOutput, or `target` is None with a task_loss_weight.
         """
         teacher_output = self._run_teacher(input) if teacher_output is None else teacher_output
         if not isinstance(teacher_output, TeacherOutput):
@@ -197,7 +198,7 @@ class DistillationTask(StudentTask):
 
     def _run_teacher(self, input: Tensor) -> TeacherOutput:
         """The outputs of the task's own teacher for images [B, 3, H, W]."""
-        if self.teacher is None and self.is_own_teacher:
+        if self.teacher is None and self.is_ema_teacher:
             raise MissingTeacherError("the teacher is the student's moving average: call task.setup_ema() first")
         if self.teacher is None:
             raise MissingTeacherError(
@@ -236,7 +237,7 @@ class DistillationTask(StudentTask):
         return super().compile(backend=backend, mode=mode, **compile_kwargs)
 
     def _describe(self) -> list[str]:
-        teacher = "ema" if self.is_own_teacher else None if self.teacher is None else self.teacher.name
+        teacher = "ema" if self.is_ema_teacher else None if self.teacher is None else self.teacher.name
         terms = " + ".join(f"{term.weight:g} * {term.result_key}" for term in self.terms)
         total = f"{self.task_loss_weight:g} * task_loss + {self.distill_loss_weight:g} * ({terms})"
         return [f"teacher={teacher!r}", f"loss={total}"]
@@ -244,7 +245,7 @@ class DistillationTask(StudentTask):
     def setup_ema(self, *args: Any, **kwargs: Any) -> nn.Module:
         """Makes the EMA as TrainingTask does; if the teacher is "ema", this creates it."""
         ema = super().setup_ema(*args, **kwargs)
-        if self.is_own_teacher:
+        if self.is_ema_teacher:
             student = unwrap_model(self.get_eval_model(ema=True))
             self.teacher = Teacher(student, name="the student's moving average", taps=self.taps)
         return ema

@@ -85,7 +85,7 @@ class FeatureDistillationTask(DistillationTask):
         self.trainable_module.comparisons.to(device=reference.device, dtype=reference.dtype)
 
     def _teacher_width(self, student_model: nn.Module, given: Mapping[str, int]) -> Callable[[str], int]:
-        model = student_model if self.is_own_teacher else None if self.teacher is None else self.teacher.model
+        model = student_model if self.is_ema_teacher else None if self.teacher is None else self.teacher.model
 
         def width(tap: str) -> int:
             if tap in given:

@@ -22,7 +22,7 @@ def gradient_norms(
 
     Each term costs one backward pass through the graph; the graph and every .grad stay as they were. Under
     DistributedDataParallel the norms are those of this rank's images. A student that inductor compiled frees its graph
-    after one pass, so that it has no such norms.
+    after one pass, so that norms are not available for it.
 
     Args:
         task: the task that computed `result`.

@@ -66,7 +66,7 @@ class MultiLabelCrossEntropy(nn.Module):
                 f"multi-label targets are [B, C] of 0 and 1, got {list(target.shape)} for logits {list(logits.shape)}: "
                 "class indices [B] need a ClassificationTask or a LogitDistillationTask"
             )
-        known = ~(target < 0)  # NaN is no mark for unknown: it reaches the loss, which stops the training
+        known = ~(target < 0)  # NaN is not a mark for unknown: it reaches the loss, which stops the training
         logits = torch.where(known, logits, torch.zeros_like(logits))  # an infinite logit takes no part either
         target = torch.where(known, target.to(logits.dtype), torch.zeros_like(logits))
         if self.label_smoothing > 0:

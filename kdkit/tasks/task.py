@@ -49,7 +49,7 @@ class TrainingTask(PlacedModule):
     is_multi_label: ClassVar[bool] = False
     """Whether targets are vectors [B, C] of 0 and 1, and logits one distribution per class."""
 
-    is_own_teacher: bool = False
+    is_ema_teacher: bool = False
     """Whether the teacher is the moving average of the student itself."""
 
     def __init__(

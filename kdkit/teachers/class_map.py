@@ -79,6 +79,10 @@ def resolve_class_map(
         class_names: of the model's classes [K]; if they are not given, the synsets or the WordNet names of the
             ImageNet family that has as many classes as the model.
         missing_classes: "error" or "min_logit", for a class that the model does not have.
+
+    Raises:
+        ConfigError: an argument has none of the stated forms, or the names of the model's classes are not known.
+        ClassMismatchError: the model does not have a class.
     """
     if missing_classes not in get_args(MissingClasses):
         raise ConfigError(
@@ -97,7 +101,12 @@ def resolve_class_map(
 def class_index(
     class_map: Sequence[int], model: nn.Module, subject: str, missing_classes: MissingClasses = "error"
 ) -> Tensor:
-    """Returns a class map of indices as a checked tensor [C] int64, with -1 for a class that may be missing."""
+    """Returns a class map of indices as a checked tensor [C] int64, with -1 for a class that may be missing.
+
+    Raises:
+        ConfigError: it is not a list of at least two whole numbers.
+        ClassMismatchError: the model does not have a class.
+    """
     index = torch.as_tensor(class_map)
     if index.is_floating_point():
         raise ConfigError(f"class_map must hold whole class indices, got {index.dtype}")

@@ -53,7 +53,7 @@ def check_names(
 
 
 def pick_names(names: tuple[str, ...] | None, class_map: tuple[int, ...] | None) -> tuple[str, ...] | None:
-    """Returns of the names of a model's K classes those of the C classes of a map; None if they are not all known."""
+    """Returns the names of the C mapped classes, from those of the model's K; None if they are not all known."""
     if names is None or class_map is None:
         return names
     return None if MISSING in class_map else tuple(names[index] for index in class_map)

@@ -45,15 +45,15 @@ def create_teacher(
             `kdkit.teachers.weights.read_checkpoint` finds them; of a training checkpoint the EMA when it holds one.
             Nothing that could run code is ever unpickled.
         num_classes: expected number of classes C; a check, never a new head.
-        class_map, missing_classes: as for Teacher.
+        class_map, missing_classes, taps, resize, autocast: as for Teacher.
         class_names: as for Teacher; by default those in the model's configuration, if it holds any.
         normalization: of the model's input; as for Teacher.
         input_size: pixels, side or (height, width), of the model's input; as for Teacher.
         dtype, device: dtype and device of the weights; unchanged for a module, float32 on the CPU for a name.
-        taps, resize, autocast: as for Teacher.
 
     Raises:
-        UnknownNameError: timm has no such model or tag, or the model no such tap; the error suggests the nearest names.
+        ConfigError: `model` is neither a name nor a module, or an option does not fit it.
+        UnknownNameError: there is no such model, tag or tap; the error suggests the nearest names.
         CheckpointError: the weights cannot be read or do not fit.
         ClassMismatchError: the teacher has another number of classes than `num_classes`.
     """

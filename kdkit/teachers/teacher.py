@@ -133,7 +133,7 @@ class Teacher(nn.Module):
         return self._with(taps=taps)
 
     def names_like(self, names: Sequence[str]) -> tuple[str, ...] | None:
-        """Returns the class names, those of the model's ImageNet family where none were given and `names` are its."""
+        """Returns the class names: those given, else those of the model's ImageNet family if `names` belong to it."""
         width = getattr(unwrap_model(self.model), "num_classes", None)
         return pick_names(self._model_class_names or names_like(names, width), self.class_map)
 

@@ -88,7 +88,7 @@ _STRANGERS: tuple[tuple[Callable[[bytes], bool], str], ...] = (
 
 
 def _is_safetensors(head: bytes, num_bytes: int, path: Path) -> bool:
-    """Whether a file is safetensors: its header has a length, or else its name says so and it is no file of torch."""
+    """Whether a file is safetensors: its header has a length, or its name says so and torch did not write it."""
     length = int.from_bytes(head[:8], "little")
     is_named = path.suffix == ".safetensors" and not head.startswith((b"PK", b"\x80"))
     return is_named or (head[8:9] == b"{" and length <= num_bytes - 8)

@@ -171,7 +171,7 @@ def check_same_config(then: Mapping[str, Any], now: Mapping[str, Any], path: Pat
     Raises:
         ConfigError: names the first field that differs, and both values.
     """
-    then = {"class_names": now.get("class_names"), **then}  # not recorded before version 2 of kdkit
+    then = {"class_names": now.get("class_names"), **then}  # absent from older checkpoints
     for name, *values in differences("", then, now):
         place, old, new = first_item(*values)
         raise ConfigError(

@@ -37,7 +37,7 @@ def check_usable(path: Path, *, with_log: bool = False) -> None:
         with_log: whether the run has a logger, which the checkpoint must hold the position of.
 
     Raises:
-        CheckpointError: it cannot be read, is damaged, is no run's checkpoint, or a weight is not finite.
+        CheckpointError: it cannot be read, is damaged, is not a run's checkpoint, or a weight is not finite.
     """
     content = load_checkpoint(path)
     try:
@@ -61,10 +61,12 @@ def non_finite_weight(content: Mapping[str, Any]) -> str | None:
 def _check_shape(content: Any, path: Path, *, with_log: bool) -> None:
     """Checks that every field that a run resumes from is there, and of the type that `RunState.to_dict` gives it."""
     if not isinstance(content, dict):
-        raise CheckpointError(f"{str(path)!r} is no checkpoint of a kdkit run: it holds {_shown(content)}, not a dict")
+        raise CheckpointError(
+            f"{str(path)!r} is not a checkpoint of a kdkit run: it holds {_shown(content)}, not a dict"
+        )
     if "kdkit" not in content:
         raise CheckpointError(
-            f"{str(path)!r} is no checkpoint of a kdkit run: it holds {sorted(map(str, content))[:5]}"
+            f"{str(path)!r} is not a checkpoint of a kdkit run: it holds {sorted(map(str, content))[:5]}"
         )
     for name, (is_right, expected) in (_FIELDS | (_LOGGED if with_log else {})).items():
         value: Any = content

@@ -148,7 +148,7 @@ def _num_classes(
 def _live_teacher(config: DistillConfig, dataset: ReplayedDataset, device: torch.device) -> Teacher | str | None:
     if config.teacher is None or config.caches:  # beside caches, it is a part of their mix
         return None
-    if config.is_own_teacher:
+    if config.is_ema_teacher:
         return EMA
     return resolve_teacher(config.teacher, device, dataset.class_names, needs_logits=config.compares_logits)
 

@@ -122,7 +122,7 @@ class DistillConfig(ColumnsConfig, DeviceConfig, MismatchConfig, OverwriteConfig
     """Resume a stopped run from its last checkpoint; a run without a checkpoint starts from the beginning."""
 
     preflight: bool = True
-    """Checks of the teacher, its classes and the memory before the first step."""
+    """Check the teacher, its classes and the memory before the first step; otherwise leave these checks out."""
 
     tracker: tuple[str, ...] | str | None = None
     """Tracker, or several, that metrics go to as well: tensorboard (files in the output folder), trackio, wandb, or
@@ -147,13 +147,13 @@ class DistillConfig(ColumnsConfig, DeviceConfig, MismatchConfig, OverwriteConfig
             raise ConfigError(f"taps are of the task feature, this is the task {kind}: leave them out")
         if not 0 <= self.label_smoothing < 1:
             raise ConfigError(f"label_smoothing must be at least 0 and below 1, got {self.label_smoothing}")
-        if self.is_own_teacher and self.train.ema_decay is None:
+        if self.is_ema_teacher and self.train.ema_decay is None:
             raise ConfigError("the teacher 'ema' is the student's moving average: give it a decay, --train.ema_decay")
         if self.resume and self.overwrite:
             raise ConfigError("a run is either resumed (--resume) or replaced (--overwrite), got both")
 
     def _check_teacher(self) -> None:
-        if self.caches and self.is_own_teacher:
+        if self.caches and self.is_ema_teacher:
             raise ConfigError("the student's moving average and a cache cannot both be the teacher: leave one out")
         if self.has_teacher:
             return
@@ -202,7 +202,7 @@ class DistillConfig(ColumnsConfig, DeviceConfig, MismatchConfig, OverwriteConfig
         return bool(self.caches) or self.teacher is not None
 
     @property
-    def is_own_teacher(self) -> bool:
+    def is_ema_teacher(self) -> bool:
         """Whether the student's moving average is the teacher."""
         return self.teacher is not None and self.teacher.model == EMA
 

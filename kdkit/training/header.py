@@ -77,7 +77,7 @@ def _describe_teacher(config: DistillConfig, task: TrainingTask, cache: CacheRea
         caches = f"cache {config.caches[0]}" if len(config.caches) == 1 else f"caches {', '.join(config.caches)}"
         live = live_part_of(cache)
         return f"{cache.teacher.get('name')}, from the {caches}{'' if live is None else f', and {live.name} live'}"
-    if config.is_own_teacher:
+    if config.is_ema_teacher:
         return "the student's moving average"
     teacher = live_teacher_of(task)
     return "none, labels alone" if teacher is None else f"{describe_teacher(teacher)}, live"

@@ -47,7 +47,7 @@ class LabelRecord:
 
         Raises:
             DatasetError: names the first image that has another label.
-            CheckpointError: the checkpoint's are no labels of these images.
+            CheckpointError: the checkpoint's labels are not those of these images.
         """
         if packed is None or self.packed is None or packed == self.packed:  # None: older, or not known
             return

@@ -51,7 +51,7 @@ def run_identity(
     values["train"] = {name: value for name, value in values["train"].items() if name not in _FREE_TRAIN}
     identity: dict[str, Any] = _plain(values)
     return identity | {
-        "teacher": EMA if config.is_own_teacher else None if teacher is None else teacher.fingerprint(),
+        "teacher": EMA if config.is_ema_teacher else None if teacher is None else teacher.fingerprint(),
         "recipe": _plain(dataset.recipe.to_dict()),
         "dataset_sha256": keys_sha256(dataset.keys),
         "class_names": None if dataset.class_names is None else list(dataset.class_names),

@@ -88,7 +88,7 @@ class TrainingStep:
         state.position.update += 1
         task.update_ema(step=state.position.update)
         ema = task.get_trainable_module(ema=True)
-        if ema is not None and task.is_own_teacher:  # else each rank's teacher has the statistics of its own images
+        if ema is not None and task.is_ema_teacher:  # else each rank's teacher has the statistics of its own images
             distributed.broadcast_buffers(ema)
         if state.scheduler is not None:
             with schedule_errors(self._config):

@@ -28,9 +28,9 @@ class TrainConfig(LoadingConfig):
     fraction_seed: int = 0
     """Seed of the draw of that share; it depends on the images' keys, not on their order."""
     views_per_decode: int | Literal["auto"] = 1
-    """Views k drawn each time an image is decoded: each k epochs show the views of k plain epochs, with the k views of
-    an image side by side in a batch. A number, or auto: up to 4 where loading takes longer than training, else 1.
-    The default of the command line is auto."""
+    """Views k drawn each time an image is decoded: each k epochs show the views of k epochs without it, with the
+    k views of an image side by side in a batch. A number, or auto: up to 4 where loading takes longer than training,
+    else 1. The default of the command line is auto."""
 
     min_confidence: float | None = None
     """Minimum probability of the cached teacher's likeliest class: a view below it is left out, and the image's next

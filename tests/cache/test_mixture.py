@@ -96,10 +96,12 @@ _MEAN, _STD = (torch.tensor(values).view(3, 1, 1) for values in (IMAGENET.mean, 
 
 def test_a_live_teacher_that_does_not_fit_is_refused(folder: Path) -> None:
     a, teacher = [folder / "a.h5"], create_teacher(tiny_model(seed=1))
-    with pytest.raises(ClassMismatchError, match="the live teacher 'test_resnet' has 3 classes, the cache .* has 10"):
+    with pytest.raises(ClassMismatchError, match=r"the live teacher 'test_resnet' has 3 classes, the cache .* has 10"):
         open_cache(a, live=create_teacher(tiny_model(num_classes=3)))
     other = create_teacher(tiny_model(), class_names=CLASSES[::-1])
-    with pytest.raises(ClassMismatchError, match="the live teacher 'test_resnet' and the cache .* have class 0 as '9'"):
+    with pytest.raises(
+        ClassMismatchError, match=r"the live teacher 'test_resnet' and the cache .* have class 0 as '9'"
+    ):
         open_cache(a, live=other)
     for weights in ([1], [1, 2, 3]):
         with pytest.raises(ConfigError, match="one finite number for each of 1 caches and for the live teacher, got"):

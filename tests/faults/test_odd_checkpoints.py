@@ -36,8 +36,8 @@ def with_position(content: Content, **fields: Any) -> Content:
 ODD_CONTENTS: dict[str, tuple[Callable[[Content], Any], str]] = {
     "a tensor": (lambda content: torch.ones(3), "it holds a Tensor, not a dict"),
     "a list": (lambda content: [content], "it holds a list, not a dict"),
-    "a state dict": (lambda content: content["state_dict"], "is no checkpoint of a kdkit run"),
-    "numbers as names": (lambda content: {1: 2, "a": 3}, "is no checkpoint of a kdkit run"),
+    "a state dict": (lambda content: content["state_dict"], "is not a checkpoint of a kdkit run"),
+    "numbers as names": (lambda content: {1: 2, "a": 3}, "is not a checkpoint of a kdkit run"),
     "a weight that is a number": (lambda content: {**content, "state_dict": {"a": 1}}, "its state_dict is a dict"),
     "no weights": (lambda content: {**content, "state_dict": None}, "its state_dict is None"),
     "no state_dict": (lambda content: without(content, "state_dict"), "its state_dict is missing"),

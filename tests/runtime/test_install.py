@@ -46,5 +46,6 @@ def test_the_command_names_where_kdkit_was_installed_from(
 ) -> None:
     if origin is not None:
         origin = {**origin, "url": origin["url"].replace("{here}", str(tmp_path))}
-    monkeypatch.setattr(install, "distribution", lambda name: Installed(origin))
+    in_source_tree = Installed(None)  # what a build leaves there, found first where the tree is on the path
+    monkeypatch.setattr(install, "distributions", lambda name: [in_source_tree, Installed(origin)])
     assert install.install_command("demo") == expected.replace("{here}", str(tmp_path))

@@ -76,7 +76,7 @@ class RowCodec(ABC):
 
 @dataclass(frozen=True)
 class Codec(RowCodec):
-    """Encodes logits [B, C] and decodes them into normalised log-probabilities.
+    """Encodes logits [B, C] and decodes them into normalised log-probabilities (logits if `multi_label`).
 
     `create_codec(**codec.to_dict())` recreates the codec.
     """

@@ -14,8 +14,8 @@ SHARD_ATTRIBUTE = "kdkit_shard"
 ARRAYS_ATTRIBUTE = "kdkit_arrays"
 """CRC-32 of each dataset but the payloads, which have their own."""
 BUILD_ATTRIBUTE = "build"
-MAX_BATCH = 1 << 16  # images per forward pass that a build record may state
 """Time and cost of the build, kept apart from the metadata, so that equal builds have equal metadata."""
+MAX_BATCH = 1 << 16  # images per forward pass that a build record may state
 
 LOGITS = "logits"
 """The stream of the teacher's logits; every other stream holds features, and has the name of the teacher's tap."""

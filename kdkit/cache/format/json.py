@@ -111,7 +111,7 @@ class Fields:
 def check_component(name: str, origin: str) -> None:
     """Raises CacheCorruptError for a name that could lead out of its group: a member has one component."""
     if name in ("", ".", "..") or "/" in name or "\0" in name or len(name) > _MAX_NAME:
-        raise CacheCorruptError(f"{origin}: {name[:_MAX_NAME]!r} is no name of a member: expected one without '/'")
+        raise CacheCorruptError(f"{origin}: {name[:_MAX_NAME]!r} is not a name of a member: expected one without '/'")
 
 
 def parse_sums(value: Any, origin: str) -> dict[str, int]:
@@ -120,7 +120,7 @@ def parse_sums(value: Any, origin: str) -> dict[str, int]:
     for name in fields.names:
         components = name.split("/", _MAX_COMPONENTS)
         if len(components) not in (2, _MAX_COMPONENTS):
-            raise CacheCorruptError(f"{origin}: {name[:_MAX_NAME]!r} is no dataset: expected GROUP/NAME")
+            raise CacheCorruptError(f"{origin}: {name[:_MAX_NAME]!r} is not a dataset: expected GROUP/NAME")
         for component in components:
             check_component(component, origin)
     return {name: fields.integer(name, 0, 0xFFFFFFFF) for name in fields.names}

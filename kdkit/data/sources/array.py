@@ -24,7 +24,7 @@ class ArraySource:
 
     Raises:
         ShapeError: images are not uint8 of one of these shapes, or targets or keys are not N.
-        LabelError: a target is no whole number from -1, or there is no class of that index.
+        LabelError: a target is not a whole number from -1, or there is no class of that index.
     """
 
     def __init__(

@@ -78,7 +78,7 @@ class SourceOptions:
             raise ConfigError(f"{given} came with {kind}, which has no columns: leave it out")
 
     def check_rule(self, kind: str, *allowed: LabelRule) -> None:
-        """Raises ConfigError if labels shall come from where a kind of data has none; "none" is always possible."""
+        """Raises ConfigError if labels are requested from where a kind of data has none; "none" is always possible."""
         if self.labels is not None and self.labels not in (*allowed, "none"):
             raise ConfigError(
                 f"labels={self.labels} came with {kind}: expected {' or '.join((*allowed, 'none'))}, or to leave it out"

@@ -27,7 +27,7 @@ class CheckedSource:
         num_classes: number of classes; None if it is unknown.
 
     Raises:
-        LabelError: a label that is known before its image is loaded is no class index, or there is no such class.
+        LabelError: a label that is known before its image is loaded is not a class index, or there is no such class.
     """
 
     def __init__(self, source: ImageSource, num_classes: int | None) -> None:
@@ -41,7 +41,7 @@ class CheckedSource:
         """The image of a row, and its class index; -1 for no label. Of multi-label data its vector [C].
 
         Raises:
-            LabelError: the label is no class index, or there is no such class.
+            LabelError: the label is not a class index, or there is no such class.
         """
         image, label = self.source[row]
         if self._is_multi_label:

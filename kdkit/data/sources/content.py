@@ -65,7 +65,7 @@ class SampleContent:
             source = source.source
         self._source: Any = source
         self._rows: Sequence[int] = range(len(source)) if rows is None else rows
-        self._paths = _paths(source)
+        self._has_paths = len(source) > 0 and _path(source, 0) is not None
         self._members = _members(source)
 
     @property
@@ -75,7 +75,7 @@ class SampleContent:
         has_files = isinstance(source, ZipSource) or (
             isinstance(source, MappedSource) and isinstance(source.dataset, (ImageDataset, HuggingFaceTable))
         )
-        return "files" if has_files or self._paths is not None or self._members is not None else "pixels"
+        return "files" if has_files or self._has_paths or self._members is not None else "pixels"
 
     def read(self, row: int) -> bytes:
         """The content of one sample.
@@ -84,8 +84,8 @@ class SampleContent:
             OSError, DatasetError: it cannot be read.
         """
         row, source = self._rows[row], self._source
-        if self._paths is not None:
-            with open_binary(str(self._paths(row))) as file:
+        if (path := _path(source, row)) is not None:
+            with open_binary(path) as file:
                 return file.read()
         if self._members is not None:
             return bytes(self._members[row].read())
@@ -99,8 +99,8 @@ class SampleContent:
 
     def stat(self) -> Stat:
         """Sizes, checksums and times, as far as they are known without reading an image: one stat per file."""
-        if self._paths is not None:
-            sizes, changed = _stat_all([self._paths(row) for row in self._rows])
+        if self._has_paths:
+            sizes, changed = _stat_all([str(_path(self._source, row)) for row in self._rows])
             return Stat(sizes, None, changed)
         if self._members is not None:
             members = [self._members[row] for row in self._rows]
@@ -115,17 +115,14 @@ class SampleContent:
         return Stat()
 
 
-def _paths(source: Any) -> Any:
-    """Row -> path of its file, where each sample is a plain file; else None."""
+def _path(source: Any, row: int) -> str | None:
+    """Path of a sample's file, where each sample is a plain file; else None."""
     if isinstance(source, FolderSource):
-        root, keys = str(source.root), source.keys
-        return lambda row: f"{root}/{keys[row]}"
+        return f"{source.root}/{source.keys[row]}"
     if isinstance(source, TableSource):
-        folder, paths = str(source.path.parent), source._paths
-        return lambda row: os.path.join(folder, paths[row])  # noqa: PTH118 -- a million Paths take seconds
+        return os.path.join(source.path.parent, source._paths[row])  # noqa: PTH118 -- a million Paths take seconds
     if isinstance(source, MappedSource) and isinstance(source.dataset, DatasetFolder):
-        samples, inner = source.dataset.samples, source._rows
-        return lambda row: str(samples[inner[row]][0])
+        return str(source.dataset.samples[source._rows[row]][0])
     return None
 
 

@@ -68,13 +68,13 @@ def decode(stream: IO[bytes], key: str, origin: str) -> Image.Image:
     Raises:
         DatasetError: the file is not an image, or is damaged.
     """
-    tolerated, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False  # grey pixels are no image
+    tolerated, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False  # grey pixels are not the image
     try:
         with stream, Image.open(stream) as image:
             image.load()
             return as_rgb(image)
     except UnidentifiedImageError:
-        raise unreadable(key, origin, ValueError("its content is no image that Pillow recognises")) from None
+        raise unreadable(key, origin, ValueError("its content is not an image that Pillow recognises")) from None
     except UNREADABLE as error:
         raise unreadable(key, origin, error) from None
     finally:

@@ -34,7 +34,7 @@ def class_index(label: Any, key: str, origin: str, num_classes: int | None = Non
         num_classes: number of classes; None if it is unknown.
 
     Raises:
-        LabelError: it is no whole number, e.g. a float, a bool or several numbers, or there is no such class.
+        LabelError: it is not a whole number, e.g. a float, a bool or several numbers, or there is no such class.
     """
     if label is None:
         return -1

@@ -1,4 +1,4 @@
-"""What a source does not show: files that are no images, which are counted, and images that are missing."""
+"""What a source does not show: files that are not images, which are counted, and images that are missing."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class LeftOut:
         self._first = ""
 
     def count(self, path: str) -> None:
-        """Counts a file that is no image."""
+        """Counts a file that is not an image."""
         self._others[suffix_of(path) or "without suffix"] += 1
         self._first = min(self._first or path, path)
 
@@ -54,7 +54,7 @@ class LeftOut:
         return counted + (f", {len(self._others) - _SHOWN} further suffixes" if len(self._others) > _SHOWN else "")
 
     def log(self) -> None:
-        """Logs, in one line each, how many files of which suffix are no images, and what was skipped."""
+        """Logs, in one line each, how many files of which suffix are not images, and what was skipped."""
         if self._others:
             _logger.warning(
                 "ignored %d files in %s that are not images: %s (the first is %r)",

@@ -5,11 +5,11 @@ Image folders, zip files and tar files follow the same rules:
 - an image is a file with the suffix of a format that Pillow decodes;
 - hidden files and folders, and files that operating systems leave behind, are ignored;
 - the class is the top folder, however deep the image is below it, as in torchvision;
-- top folders that are the splits of a dataset (train, val) or one folder around all classes are no classes;
+- top folders that are the splits of a dataset (train, val) or one folder around all classes are not classes;
 - images and classes are in natural order, in which 2 precedes 10; ties are broken by the exact name, so the order is
   the same in every process;
 - nothing is dropped silently: an empty class folder, a dangling symlink and an image that cannot be decoded are errors,
-  unless they shall be skipped; files that are no images are counted in a warning.
+  unless `skip_missing` skips them; files that are not images are counted in a warning.
 """
 
 from __future__ import annotations

@@ -50,7 +50,7 @@ class MappedSource:
     Raises:
         DatasetError: it streams, its keys do not fit, the order of its classes is not fixed, or it returns another
             image or label each time, as a random transform makes it do.
-        LabelError: a label that is known before its image is loaded is no class index.
+        LabelError: a label that is known before its image is loaded is not a class index.
     """
 
     def __init__(

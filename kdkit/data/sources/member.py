@@ -66,7 +66,7 @@ def list_members(path: Path) -> list[Member]:
     """Everything in a tar, or in the tars of a folder, and in the tars within them; each tar itself as a folder ".".
 
     Raises:
-        DatasetError: a file is no tar, or is truncated or damaged.
+        DatasetError: a file is not a tar, or is truncated or damaged.
     """
     found: list[Member] = []
     for file in tar_files(path):

@@ -1,4 +1,4 @@
-"""Names of tars: whether they are those of shards, which are no classes."""
+"""Names of tars: whether they are those of shards, which are not classes."""
 
 from __future__ import annotations
 

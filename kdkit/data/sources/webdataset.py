@@ -115,7 +115,7 @@ def _split(member: Member) -> tuple[str, str]:
 
 
 def _group(members: Iterable[Member], left_out: LeftOut) -> dict[_Name, _Sample]:
-    """The files of each sample, in the order of the shards; those of a tar within a shard are no part."""
+    """The files of each sample, in the order of the shards; files of a tar within a shard are not part of it."""
     samples: dict[_Name, _Sample] = {}
     depth: int | None = None
     for member in members:

@@ -26,7 +26,7 @@ from kdkit.data.views.seed import view_seed
 from kdkit.recipe import ViewRecipe
 
 Words = np.ndarray[Any, np.dtype[np.uint64]]
-_GROUPS_KEPT = 16  # so that batches of several views do not pair the samples anew; 8 bytes per sample each
+_GROUPS_KEPT = 16  # so that batches of several views do not pair the samples again; 8 bytes per sample each
 _SHARES = 1 << 16  # shares are whole multiples of 1 / _SHARES, so that blending is exact integer arithmetic
 
 
@@ -36,7 +36,7 @@ class Pairing:
     Args:
         keys: keys of all samples; their order does not matter.
         seed: seed of the recipe.
-        views_per_partner: number n of views g n to g n + n - 1 that are group g.
+        views_per_partner: number n of consecutive views that are a group, which has one partner.
     """
 
     def __init__(self, keys: Sequence[str], seed: int, views_per_partner: int = 1) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import pickle
 import re
 import tarfile
 import unicodedata
@@ -21,6 +22,7 @@ from PIL import Image
 import kdkit
 from kdkit.cache import CachedTeacher
 from kdkit.data import ArraySource, MappedSource, ReplayedDataset, create_source
+from kdkit.data.sources.content import SampleContent
 from kdkit.errors import ConfigError, DatasetError, KdkitError, LabelError
 from kdkit.recipe import ViewRecipe
 
@@ -195,6 +197,14 @@ def test_names_are_classes_in_one_natural_order(opened: Callable[..., Any], kind
     source = opened(kind, labels)
     assert list(source.class_names) == ["10²", "A", "a", "b x", ROMAN, "①"]
     assert found(source) == dict(enumerate(labels))
+
+
+@pytest.mark.parametrize("kind", [*NAMED, *VALUED, *INDEXED])
+def test_workers_of_every_start_method_read_the_content_of_files(opened: Callable[..., Any], kind: str) -> None:
+    """Where processes do not fork, as on macOS and from Python 3.14 on, a worker gets its reader as a pickle."""
+    content = SampleContent(opened(kind, [0, 1] * 3 if kind in INDEXED else ["a", "b"] * 3))
+    sent = pickle.loads(pickle.dumps(content))
+    assert [sent.read(row) for row in range(COUNT)] == [content.read(row) for row in range(COUNT)]
 
 
 @pytest.mark.parametrize("kind", [*NAMED, *VALUED])

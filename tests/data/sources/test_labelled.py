@@ -145,7 +145,7 @@ def test_absolute_paths_of_a_table_are_keys_below_their_common_folder(tmp_path: 
 
 def test_columns_are_named_where_they_have_other_names_and_suggested_where_misspelt(tmp_path: Path) -> None:
     table = write_table(tmp_path, list("abcabc"), header="file,class")
-    with pytest.raises(DatasetError, match=r"no column 'path' or 'image' among .*file, class.*image_column"):
+    with pytest.raises(DatasetError, match=r"no column 'path' or 'image' among .*file, class.*--image-column"):
         create_source(table)
     with pytest.raises(DatasetError, match="no column 'clas'; did you mean 'class'"):
         create_source(table, image_column="file", label_column="clas")
@@ -270,7 +270,7 @@ def test_a_hugging_face_dataset_has_its_features_names_and_its_paths_as_keys(tmp
 
 def test_the_columns_of_a_hugging_face_dataset_are_named_by_options(tmp_path: Path) -> None:
     table = hugging_face(range(COUNT)).rename_columns({"image": "picture", "label": "kind"})
-    with pytest.raises(DatasetError, match=r"no column 'image' among .*picture, kind.*image_column"):
+    with pytest.raises(DatasetError, match=r"no column 'image' among .*picture, kind.*--image-column"):
         create_source(table)
     assert targets(create_source(table, image_column="picture", label_column="kind")) == list(range(COUNT))
     alone = create_source(table.remove_columns("kind"), image_column="picture")
