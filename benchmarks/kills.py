@@ -3,9 +3,11 @@
     python benchmarks/kills.py                300 kills; ENOSPC and EIO at every call that the limit allows
     python benchmarks/kills.py --quick        some of each
     python benchmarks/kills.py --kills 100 --errors 200
+    python benchmarks/kills.py --kills-of prune merge --errors-of --kills 400
 
-Commands: build, extend, pack, import and distill, with 2 loader workers; the errors of distill are those of a run and
-its checkpoints. After each disturbed run the same command runs again, at once and without a fault. It must work, end
+Commands: build, extend by views and by images, prune, merge, recode, pack, import and distill, with 2 loader workers;
+the errors of distill are those of a run and its checkpoints. After each disturbed run, a cache that is changed in place
+must be as it was or as it will be. Then the same command runs again, at once and without a fault. It must work, end
 with the output of an undisturbed run (weights and records of a run without times), and leave nothing beside it. A
 disturbed run must end by itself, with its output or with an error of one line, unless it was killed.
 """
@@ -26,7 +28,10 @@ from pathlib import Path
 from _result import Report, parser
 
 TESTS = Path(__file__).parents[1] / "tests"
-SHARES = {"build": 0.3, "extend": 0.2, "pack": 0.2, "import": 0.2, "distill": 0.1}
+SHARES = {
+    **{"build": 0.2, "extend": 0.1, "pack": 0.1, "import": 0.1, "distill": 0.05},
+    **{"add images": 0.15, "prune": 0.15, "merge": 0.075, "recode": 0.075},
+}
 """Command -> share of all kills; a run of distill takes ten times as long as the others."""
 ERRORS = ("ENOSPC", "EIO")
 HEADER = ("command", "fault", "calls of a run", "trials", "killed", "one-line error", "ended well")
@@ -60,10 +65,11 @@ def main() -> None:
     arguments = parser(__doc__)
     arguments.add_argument("--kills", type=int, default=300, help="number of kills, half of them at random times")
     arguments.add_argument("--errors", type=int, default=1000, help="greatest number of calls of a command that fail")
+    arguments.add_argument("--kills-of", nargs="*", choices=SHARES, default=list(SHARES), help="commands that die")
     arguments.add_argument("--errors-of", nargs="*", choices=SHARES, default=list(SHARES), help="commands that fail")
     options = arguments.parse_args()
     kills, errors = (20, 6) if options.quick else (options.kills, options.errors)
-    trials = [(command, "kill", round(kills * share)) for command, share in SHARES.items()]
+    trials = [(command, "kill", round(kills * SHARES[command])) for command in options.kills_of]
     trials += [(command, fault, errors) for command in options.errors_of for fault in ERRORS]
     rows: list[list[object]] = []
     failures: list[list[object]] = []

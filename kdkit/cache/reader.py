@@ -202,11 +202,6 @@ class CachedTeacher(CacheFile):
             ConfigError: they are multi-label.
         """
         self.check_exists(LOGITS)
-        if self.is_multi_label:
-            raise ConfigError(
-                f"the cache {str(self.path)!r} is multi-label, so it has no likeliest class and no confidence in one: "
-                "leave out min_confidence and label_agreement"
-            )
         return statistics_of(self, advance)
 
     def _check_pixels(self, batch: Batch, rows: Array, view: Tensor | int) -> None:

@@ -19,7 +19,7 @@ from safetensors.numpy import save_file
 from torch import Tensor
 
 from kdkit.cache.types import Array
-from kdkit.errors import KdkitError, WriteError
+from kdkit.errors import ConfigError, KdkitError, WriteError
 from kdkit.runtime import files
 from kdkit.runtime.reading import open_regular
 
@@ -64,6 +64,8 @@ class _Rows(Protocol):
     def num_views(self) -> int: ...
     @property
     def identity(self) -> str: ...
+    @property
+    def is_multi_label(self) -> bool: ...
     def decode_logits(self, rows: Array, view: int) -> Tensor: ...
 
 
@@ -72,7 +74,15 @@ def statistics_of(cache: _Rows, advance: Callable[[int], None] = lambda rows: No
 
     A folder that cannot be written is no error: they are computed each time. `advance` is called with the number of
     rows of each chunk that is decoded.
+
+    Raises:
+        ConfigError: the logits are multi-label.
     """
+    if cache.is_multi_label:
+        raise ConfigError(
+            f"the cache {str(cache.path)!r} is multi-label, so it has no likeliest class and no confidence in one: "
+            "leave out min_confidence and label_agreement"
+        )
     place = cache.path.with_name(cache.path.name + _SUFFIX)
     origin = {"version": _VERSION, "identity": cache.identity, "num_views": str(cache.num_views)}
     found = _read(place, origin, (cache.num_rows, cache.num_views))

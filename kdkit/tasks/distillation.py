@@ -149,8 +149,7 @@ class DistillationTask(StudentTask):
         terms |= self._logit_terms(to_compute_dtype(distilled), teacher_logits, members, target)
         result = self._sum(task_loss, terms) | {"output": output}
         if not self.is_multi_label and teacher_logits is not None and num_classes_of(teacher_logits) == output.shape[1]:
-            result |= observe(output, teacher_logits, target)
-            result |= observe_members(output, teacher_output.members, target)
+            result |= observe(output, teacher_logits, target) | observe_members(output, teacher_output.members, target)
         return result
 
     def _forward_student(
