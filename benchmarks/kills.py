@@ -29,8 +29,15 @@ from _result import Report, parser
 
 TESTS = Path(__file__).parents[1] / "tests"
 SHARES = {
-    **{"build": 0.2, "extend": 0.1, "pack": 0.1, "import": 0.1, "distill": 0.05},
-    **{"add images": 0.15, "prune": 0.15, "merge": 0.075, "recode": 0.075},
+    "build": 0.2,
+    "extend": 0.1,
+    "pack": 0.1,
+    "import": 0.1,
+    "distill": 0.05,
+    "add images": 0.15,
+    "prune": 0.15,
+    "merge": 0.075,
+    "recode": 0.075,
 }
 """Command -> share of all kills; a run of distill takes ten times as long as the others."""
 ERRORS = ("ENOSPC", "EIO")

@@ -16,12 +16,26 @@ from pathlib import Path
 import pytest
 
 KILLS = {
-    **{"build": 6, "extend": 6, "pack": 12, "import": 8, "distill": 2},
-    **{"add images": 6, "prune": 8, "merge": 4, "recode": 4},
+    "build": 6,
+    "extend": 6,
+    "pack": 12,
+    "import": 8,
+    "distill": 2,
+    "add images": 6,
+    "prune": 8,
+    "merge": 4,
+    "recode": 4,
 }
 ERRORS = {
-    **{"build": 6, "extend": 6, "pack": 30, "import": 10, "distill": 3},
-    **{"add images": 6, "prune": 8, "merge": 4, "recode": 4},
+    "build": 6,
+    "extend": 6,
+    "pack": 30,
+    "import": 10,
+    "distill": 3,
+    "add images": 6,
+    "prune": 8,
+    "merge": 4,
+    "recode": 4,
 }
 HERE = Path(__file__).parent
 
