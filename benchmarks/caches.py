@@ -1,16 +1,14 @@
-"""Caches that add up: the step time with two caches, the speed of statistics, and kills of growing and pruned caches.
+"""Caches that add up: the step time with two caches, the speed of statistics, and empty crops that are left out.
 
     python benchmarks/caches.py [--quick]
 
 About four minutes on 2 CPU cores, without downloads. Three parts: a student's step with the mix of two caches relative
-to one; rows/s of statistics; and 60 kills each of an extension by images and of a prune, after which the cache must
-hold the old rows or the new ones, and the repeat must finish. Then an example of --train.min-confidence on digits of
-which most crops are empty: no claim follows from it.
+to one; rows/s of statistics; and an example of --train.min-confidence on digits of which many crops are empty, from
+which no claim follows. `benchmarks/kills.py` kills the commands that change caches.
 """
 
 from __future__ import annotations
 
-import os
 import random
 import subprocess
 import sys
@@ -25,11 +23,10 @@ from _result import Report, Spread, parser, ratio, take_turns
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from kdkit import CacheSpec, CacheWriter, LogitDistillationTask, ViewRecipe, create_loader, open_cache
+from kdkit import CacheSpec, CacheWriter, LogitDistillationTask, ViewRecipe, create_loader, open_cache, open_dataset
 from kdkit.cache.codecs import create_codec
 from kdkit.data import ArraySource, ReplayedDataset
 
-ROOT = Path(__file__).parents[1]
 BATCH, SIZE, CLASSES = 32, 64, 1000
 
 
@@ -90,15 +87,6 @@ def measure_statistics(folder: Path, rows: int) -> dict[str, float]:
     return found
 
 
-def kill(change: str, kills: int) -> int:
-    """Kills of a growing or a pruned cache that tests/building/test_killed_changes.py survived."""
-    environment = {**os.environ, "KDKIT_KILLS": str(kills)}
-    name = f"test_kill_9_at_random_moments_loses_no_row_and_the_repeat_finishes[{change}]"
-    test = f"{ROOT}/tests/building/test_killed_changes.py::{name}"
-    subprocess.run([sys.executable, "-m", "pytest", "-q", "-x", test], env=environment, cwd=ROOT, check=True)
-    return kills
-
-
 def empty_crops(folder: Path, epochs: int) -> dict[str, object]:
     """Digits in a corner of a black image, whose crops often miss them: what is left out, and a student's top-1."""
     data = load_digits()
@@ -132,17 +120,21 @@ def empty_crops(folder: Path, epochs: int) -> dict[str, object]:
         shown = kdkit("distill", "train", "--cache", "t.h5", *student)
         left_out = shown.partition(" left out")[0].rpartition(" ")[2] if "left out" in shown else "0%"
         found[name] = {"left out": left_out, "top-1": shown.partition("best top-1 ")[2].partition(" %")[0]}
-    blank = [float(dataset_blank(folder))]
-    return {**found, "crops without a lit pixel": f"{blank[0]:.1%}"}
+    return found | describe_blank(folder)
 
 
-def dataset_blank(folder: Path) -> float:
-    """Share of the views of the training images in which no pixel is lit."""
-    from kdkit import open_dataset
-
-    dataset = open_dataset(folder / "train", cache=folder / "t.h5")
-    pairs = [(row, view) for row in range(0, len(dataset), 5) for view in range(8)]
-    return float(np.mean([int(dataset[pair].image.max()) == 0 for pair in pairs]))
+def describe_blank(folder: Path) -> dict[str, str]:
+    """How many views have no lit pixel, and how many of these and of the others min_confidence 0.9 leaves out."""
+    cache = open_cache(folder / "t.h5")
+    dataset = open_dataset(folder / "train", cache=cache)
+    rows = torch.arange(0, len(dataset), 5)
+    blank = np.array([[int(dataset[row, view].image.max()) == 0 for view in range(8)] for row in rows.tolist()])
+    low = cache.statistics().top1_probability[cache.rows_of(rows)] < 0.9
+    return {
+        "crops without a lit pixel": f"{blank.mean():.1%}",
+        "of these below 0.9": f"{low[blank].mean():.1%}",
+        "of the others below 0.9": f"{low[~blank].mean():.1%}",
+    }
 
 
 def main() -> None:
@@ -158,16 +150,14 @@ def main() -> None:
         report.table(
             ["codec, 1,000 classes", "statistics, rows/s"], [[c, f"{speed:,.0f}"] for c, speed in speeds.items()]
         )
-    kills = {change: kill(change, 2 if quick else 60) for change in ("extend", "prune")}
-    report.figure("kills", kills)
-    report.table(["change", "kills survived"], [[change, count] for change, count in kills.items()])
     with tempfile.TemporaryDirectory() as folder:
         crops = report.figure("empty_crops", empty_crops(Path(folder), 2 if quick else 20))
         report.text("Digits in a black image, crops of 10 to 40 % of its area. An example; no claim follows from it.")
         report.table(
             ["views", "left out", "top-1 in %"], [[n, *c.values()] for n, c in crops.items() if isinstance(c, dict)]
         )
-        report.text(f"Crops without a lit pixel: {crops['crops without a lit pixel']}.")
+        texts = [f"{name}: {share}" for name, share in crops.items() if isinstance(share, str)]
+        report.text(f"{'; '.join(texts).capitalize()}.")
     report.write(arguments.output)
 
 

@@ -98,7 +98,8 @@ def write(rows: list[list[object]], failures: list[list[object]], options: Names
     report = Report("kills", "Killed commands and failing file systems", options.quick, begun=begun)
     report.text(
         "Each repeat after a disturbed run worked at once, ended with the output of an undisturbed run, and left "
-        "nothing beside it, unless a failure is listed. ENOSPC stays from its call on and meets calls that need space; "
+        "nothing beside it, unless a failure is listed. Before it, a cache that is changed in place was as before the "
+        "disturbed run, or as after an undisturbed one. ENOSPC stays from its call on and meets calls that need space; "
         "EIO is of one call of any kind. A run that ended well met its fault where that changes nothing, or too late."
     )
     report.table(HEADER, rows)

@@ -13,5 +13,6 @@ Where to look:
     verify.py       checksums, and rows on which the teacher runs again; agreement.py judges those rows
     ray.py          the same on a Ray cluster
     rewrite.py      rows of finished caches as a new one, ordered by arrange.py: merge.py merges and prunes, recode.py
-                 changes codecs and views, in_place.py replaces the old file, parts.py tells old images from new
+                 changes codecs and views, in_place.py replaces the old file, parts.py tells old images from new,
+                 copies.py finds renamed ones
 """

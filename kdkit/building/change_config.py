@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from kdkit.config import ColumnsConfig
+from kdkit.config import ColumnsConfig, MismatchConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class CachePruneConfig(ColumnsConfig):
+class CachePruneConfig(ColumnsConfig, MismatchConfig):
     """Cache to remove images from."""
 
     cache: str

@@ -125,6 +125,14 @@ class CacheExtendConfig(ColumnsConfig, DeviceConfig, BuildLoadingConfig, Mismatc
     num_views: int | None = None
     """Total views per image after extending, including existing views; as many as there are by default."""
 
+    unreadable: Literal["stop", "skip"] = BuildConfig.unreadable
+    """Handling of further images that cannot be read: stop and list all of them; or skip, which reads every further
+    image once, leaves the unreadable ones out and records them in the cache."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choices(self)
+
 
 @dataclass(frozen=True, kw_only=True)
 class CacheVerifyConfig(ColumnsConfig, DeviceConfig, MismatchConfig):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Collection
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -42,6 +42,7 @@ def extend_cache(
     num_workers: int | Literal["auto"] = BuildConfig.num_workers,
     memory: int = BuildConfig.memory,
     device: torch.device | str = "cpu",
+    unreadable: Literal["stop", "skip"] = BuildConfig.unreadable,
     allow_mismatch: Collection[str] = (),
     show_progress: bool = False,
 ) -> BuildReport:
@@ -63,6 +64,7 @@ def extend_cache(
         num_workers: processes that load and augment images.
         memory: MiB for the views that are built at the same time, as in BuildConfig.
         device: where the teacher runs; it is moved there.
+        unreadable: what to do about further images that cannot be read, as in BuildConfig.
         allow_mismatch: fields, named as in the error, in which this run may differ from the cache.
         show_progress: whether progress is shown on standard error, by rank 0.
 
@@ -92,7 +94,8 @@ def extend_cache(
         cache = CachedTeacher(cache.path)
     elif held:
         distributed.on_rank_zero(lambda: cache.match(known, allow_mismatch=allow_mismatch))
-    return add_images(teacher, part_of(dataset, more), cache, _config_of(cache.metadata, loading), **run)
+    config = replace(_config_of(cache.metadata, loading), unreadable=unreadable)
+    return add_images(teacher, part_of(dataset, more), cache, config, **run)
 
 
 def _add_views(

@@ -19,11 +19,13 @@ import torch
 from kdkit.building import in_place
 from kdkit.building.build import BuildReport, fill_and_finish
 from kdkit.building.config import BuildConfig
+from kdkit.building.copies import warn_of_copies
 from kdkit.building.merge import check_made_alike, report_on
 from kdkit.building.parts import check_stands_alone
 from kdkit.building.plan import BuildPlan
 from kdkit.building.rewrite import Piece, Rewrite
 from kdkit.building.teacher import with_streams
+from kdkit.building.unreadable import leave_out_unreadable, listing_unreadable
 from kdkit.cache import CachedTeacher, Codec
 from kdkit.cache.format.constants import LOGITS
 from kdkit.cache.matching import composed
@@ -64,7 +66,7 @@ def add_images(
         teacher: the model that the cache was made with, its classes in the cache's order.
         more: the images to add, as the teacher sees them.
         cache: the cache.
-        config: the configuration by which the cache was built.
+        config: the configuration by which the cache was built, and what to do about unreadable images.
         device, allow_mismatch, show_progress: as for `extend_cache`.
 
     Raises:
@@ -73,6 +75,7 @@ def add_images(
     begun = time.monotonic()
     teacher = with_streams(teacher.to(torch.device(device)), config.streams)
     place = cache.path.with_name(cache.path.name + in_place.MORE)
+    more = leave_out_unreadable(more, place, config, show_progress=show_progress)
     codec = cache.codecs.get(LOGITS)
     assert codec is None or isinstance(codec, Codec)
     shown: dict[str, Any] = {"show_progress": show_progress, "codec": codec}
@@ -81,7 +84,8 @@ def add_images(
 
         def begin() -> CacheWriter:
             _check_same_teacher(cache, plan)
-            return held.enter_context(_create(place, plan, cache))
+            with listing_unreadable(plan, lambda: range(len(more)), show_progress=show_progress):
+                return held.enter_context(_create(place, plan, cache))
 
         writer = distributed.on_rank_zero(begin)
         images = fill_and_finish(writer, plan, begun, show_progress=show_progress).images_built
@@ -132,6 +136,7 @@ def _join(cache: CachedTeacher, place: Path, allow_mismatch: Collection[str], *,
     """Makes the cache one of both, in one step, and removes the other one."""
     more = CachedTeacher(place)
     check_made_alike(cache, more, allow_mismatch)
+    warn_of_copies(cache, more)
     pieces = [Piece(cache, np.arange(cache.num_rows)), Piece(more, np.arange(more.num_rows))]
     rewrite = Rewrite(pieces)
     total = rewrite.num_views * (cache.num_rows + more.num_rows)

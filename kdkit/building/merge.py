@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 
 from kdkit.building.build import BuildReport
+from kdkit.building.copies import check_not_renamed, warn_of_copies
 from kdkit.building.in_place import check_replaceable, replace, tidy
 from kdkit.building.parts import check_stands_alone
 from kdkit.building.rewrite import Piece, Rewrite, codecs_of, write_rows
 from kdkit.cache import CachedTeacher
+from kdkit.cache.content import CONTENT_FIELD
 from kdkit.cache.format.keys import list_keys
 from kdkit.data import ReplayedDataset
 from kdkit.errors import CacheMismatchError, ConfigError
@@ -49,6 +51,8 @@ def merge_caches(paths: Sequence[str | Path], output: str | Path, *, show_progre
         check_stands_alone(cache, "merged")
         check_made_alike(caches[0], cache)
     _check_no_image_twice(caches)
+    for cache in caches[1:]:
+        warn_of_copies(caches[0], cache)
     rewrite = Rewrite([Piece(cache, np.arange(cache.num_rows)) for cache in caches])
     total = rewrite.num_views * sum(cache.num_rows for cache in caches)
     with progress(f"merging {len(caches)} caches", total, "rows", enabled=show_progress) as advance:
@@ -57,25 +61,35 @@ def merge_caches(paths: Sequence[str | Path], output: str | Path, *, show_progre
     return report_on(place, 0, begun)
 
 
-def prune_cache(path: str | Path, dataset: ReplayedDataset, *, show_progress: bool = False) -> BuildReport:
+def prune_cache(
+    path: str | Path,
+    dataset: ReplayedDataset,
+    *,
+    allow_mismatch: Collection[str] = (),
+    show_progress: bool = False,
+) -> BuildReport:
     """Removes the images that `dataset` lacks from a packed cache; rows keep their bytes, and the teacher does not run.
 
-    The cache is replaced in one step. Stopped before, it is as it was, and the same call resumes.
+    The images that stay are compared with those of the build, as on opening, so another folder with some of the names
+    removes nothing. The cache is replaced in one step. Stopped before, it is as it was, and the same call resumes.
 
     Args:
         path: the packed file.
         dataset: the images to keep, in the cache's recipe. Images that are not in the cache are ignored.
+        allow_mismatch: fields, named as in the error, in which the images may differ.
         show_progress: whether progress is shown on standard error.
 
     Raises:
-        CacheMismatchError: no image would be left, or the views are mixed in pairs.
+        CacheMismatchError: no image would be left, the views are mixed in pairs, an image that stays is another one
+            now, or an image to remove has another name now.
         CacheLockedError: another process is changing the cache.
         CacheError: the cache is a folder of shards, is being extended, or cannot be written.
     """
     begun, cache = time.monotonic(), CachedTeacher(path)
     check_replaceable(cache)
     places = {key: place for place, key in enumerate(dataset.keys)}
-    rows = np.array([row for row, key in enumerate(cache.keys()) if key in places], dtype=np.int64)
+    keys = cache.keys()
+    rows = np.array([row for row, key in enumerate(keys) if key in places], dtype=np.int64)
     if not len(rows):
         raise CacheMismatchError(
             f"none of the {cache.num_rows} images of the cache {str(path)!r} is among the {len(dataset)} given "
@@ -85,6 +99,10 @@ def prune_cache(path: str | Path, dataset: ReplayedDataset, *, show_progress: bo
         tidy(cache.path)
         return report_on(cache.path, 0, begun)
     check_stands_alone(cache, "pruned")
+    kept = dataset.selecting([places[keys[row]] for row in rows.tolist()])
+    cache.match(kept, allow_mismatch={*allow_mismatch, "dataset.class_names"})  # a class may be gone with its images
+    if CONTENT_FIELD not in allow_mismatch:
+        check_not_renamed(cache, dataset)
     seen = dataset.for_teacher()
     rewrite = Rewrite([Piece(cache, rows)], hash_pixels=lambda key, view: pixel_crc32(seen[places[key], view].image))
     total = rewrite.num_views * len(rows)

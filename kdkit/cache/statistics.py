@@ -18,6 +18,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from torch import Tensor
 
+from kdkit.cache.format.metadata import CacheMetadata
+from kdkit.cache.lazy_arrays import rows_sha256
 from kdkit.cache.types import Array
 from kdkit.errors import ConfigError, KdkitError, WriteError
 from kdkit.runtime import files
@@ -63,6 +65,8 @@ class _Rows(Protocol):
     @property
     def num_views(self) -> int: ...
     @property
+    def metadata(self) -> CacheMetadata: ...
+    @property
     def identity(self) -> str: ...
     @property
     def is_multi_label(self) -> bool: ...
@@ -84,7 +88,8 @@ def statistics_of(cache: _Rows, advance: Callable[[int], None] = lambda rows: No
             "leave out min_confidence and label_agreement"
         )
     place = cache.path.with_name(cache.path.name + _SUFFIX)
-    origin = {"version": _VERSION, "identity": cache.identity, "num_views": str(cache.num_views)}
+    rows = rows_sha256(cache.path, cache.metadata)  # equal builds of replaced images have one identity
+    origin = {"version": _VERSION, "identity": cache.identity, "num_views": str(cache.num_views), "rows": rows}
     found = _read(place, origin, (cache.num_rows, cache.num_views))
     if found is None:
         found = compute(cache.decode_logits, cache.num_rows, cache.num_views, advance)

@@ -39,6 +39,7 @@ def run(arguments: list[str]) -> None:
             num_workers=config.num_workers,
             memory=config.memory,
             device=device,
+            unreadable=config.unreadable,
             allow_mismatch=config.allow_mismatch,
             show_progress=True,
         )

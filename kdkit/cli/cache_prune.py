@@ -17,6 +17,6 @@ def run(arguments: list[str]) -> None:
 
     cache = open_cache(config.cache)
     dataset = open_dataset(config.data, recipe=cache.recipe, records=records_of(cache), **config.columns)
-    report = prune_cache(config.cache, dataset, show_progress=True)
+    report = prune_cache(config.cache, dataset, allow_mismatch=config.allow_mismatch, show_progress=True)
     removed = cache.num_rows - report.num_rows
     print_labelled({**describe_built(report), "removed": f"{removed:,} of {cache.num_rows:,} images"})

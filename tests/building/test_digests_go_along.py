@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import io
 import json
+import shutil
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -26,7 +27,7 @@ from kdkit.data import MultiLabelSource, ReplayedDataset
 from kdkit.data.sources.classes import ClassesSource
 from kdkit.data.sources.content import SampleContent
 from kdkit.data.sources.selection import SelectedSource
-from kdkit.errors import CacheMismatchError, ConfigError
+from kdkit.errors import CacheMismatchError, ConfigError, UnreadableError
 from kdkit.teachers import Teacher
 
 RECIPE = ViewRecipe(size=8, hflip=0.0, num_views=2)
@@ -146,6 +147,63 @@ def test_an_image_replaced_before_or_after_the_change_is_refused_at_opening(
     ):
         open_cache(path, some(folder, rows, recipe))
     assert open_cache(path, some(folder, [rows[0], rows[7]], recipe)).num_rows == len(rows)
+
+
+def test_a_prune_by_another_folder_or_by_renamed_images_removes_nothing(folder: Path, tmp_path: Path) -> None:
+    path = build(folder, range(COUNT), tmp_path / "t.h5")
+    before = path.read_bytes()
+    write(tmp_path / "other", 3, seed=1000)
+    (tmp_path / "other" / "2").mkdir()
+    shutil.copy(folder / "2" / "005.bmp", tmp_path / "other" / "2")
+    with pytest.raises(CacheMismatchError, match=r"another image under the name '0/003\.bmp'"):
+        prune_cache(path, some(tmp_path / "other", [3, 5]))
+    (folder / "0" / "000.bmp").rename(folder / "0" / "100.bmp")
+    renamed = some(folder, [*range(1, COUNT), 100])
+    reason = r"1 images to remove from .* \('0/000\.bmp' is '0/100\.bmp'\).*--allow-mismatch dataset\.content"
+    with pytest.raises(CacheMismatchError, match=reason):
+        prune_cache(path, renamed)
+    assert path.read_bytes() == before
+    assert prune_cache(path, renamed, allow_mismatch=["dataset.content"]).num_rows == COUNT - 1
+
+
+def test_a_prune_may_remove_all_images_of_a_class(folder: Path, tmp_path: Path) -> None:
+    build_cache(
+        create_teacher(tiny_model(num_classes=3)), open_dataset(folder, recipe=RECIPE), tmp_path / "t.h5", CONFIG
+    )
+    shutil.rmtree(folder / "1")
+    assert prune_cache(tmp_path / "t.h5", open_dataset(folder, recipe=RECIPE)).num_rows == 16
+    cache = open_cache(tmp_path / "t.h5", class_names=["0", "2"])
+    assert len(open_dataset(folder, cache=cache)) == 16
+
+
+def test_copies_of_cached_images_are_added_with_a_warning(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = build(folder, range(10), tmp_path / "t.h5")
+    shutil.copy(folder / "0" / "003.bmp", folder / "0" / "100.bmp")
+    assert extend_cache(Teacher(Pixels()), some(folder, [10, 100]), path, num_workers=0).images_built == 4
+    assert "1 images are in the cache under two names: '0/100.bmp' is '0/003.bmp'" in caplog.text
+
+
+def test_unreadable_further_images_are_all_named_or_left_out_and_recorded(folder: Path, tmp_path: Path) -> None:
+    path = build(folder, range(10), tmp_path / "t.h5")
+    before = path.read_bytes()
+    for name in ("0/012.bmp", "2/014.bmp"):
+        (folder / name).write_bytes((folder / name).read_bytes()[:100])
+
+    def extend(**options: Any) -> int:
+        return extend_cache(Teacher(Pixels()), some(folder, range(16)), path, num_workers=0, **options).images_built
+
+    with pytest.raises(UnreadableError, match=r"2 of 6 images cannot be read: '0/012\.bmp', '2/014\.bmp'"):
+        extend()
+    assert path.read_bytes() == before
+    shutil.rmtree(tmp_path / "t.h5.more.parts")
+    assert extend(unreadable="skip") == 8
+    cache = open_cache(path)
+    assert (cache.num_rows, sorted(cache.absent_keys)) == (14, ["0/012.bmp", "2/014.bmp"])
+    assert extend() == 0
+    prune_cache(path, some(folder, range(13)))
+    assert sorted(open_cache(path).absent_keys) == ["0/012.bmp", "2/014.bmp"]
 
 
 def test_the_changed_cache_is_as_old_as_its_oldest_part(folder: Path, tmp_path: Path) -> None:

@@ -1,13 +1,12 @@
-"""A cache that grows or shrinks by images is always the old one or the new one, wherever the process dies."""
+"""A cache that grows or shrinks by images is always the old one or the new one, wherever the process dies.
+
+`tests/faults/inject.py` kills the processes of these changes.
+"""
 
 from __future__ import annotations
 
-import os
 import random
 import shutil
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -60,27 +59,3 @@ def run(path: Path, change: str, rows: int) -> None:
         extend(path, range(rows))
     else:
         prune_cache(path, seen(range(rows)))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("change", ["extend", "prune"])
-def test_kill_9_at_random_moments_loses_no_row_and_the_repeat_finishes(tmp_path: Path, change: str) -> None:
-    before, after = (OLD, 200) if change == "extend" else (200, OLD)
-    path = build(tmp_path / "t.h5", range(before))
-    old = rows_by_key(path)
-    new = rows_by_key(build(tmp_path / "fresh.h5", range(after)))
-    draw, here = random.Random(change), Path(__file__).parents[1]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(here), *sys.path])}
-    command = [sys.executable, str(here / "building" / "killed_change.py"), change, str(path), str(after)]
-    for _ in range(int(os.environ.get("KDKIT_KILLS", "3"))):
-        process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
-        assert process.stdout is not None
-        assert process.stdout.readline() == "begun\n"
-        time.sleep(draw.uniform(0, 0.6))
-        process.kill()
-        process.communicate()
-        open_cache(path).verify()
-        assert rows_by_key(path) in (old, new)
-    subprocess.run(command, env=environment, check=True, capture_output=True)
-    assert rows_by_key(path) == new
-    assert sorted(place.name for place in tmp_path.iterdir()) == ["fresh.h5", "t.h5"]

@@ -6,12 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from safetensors import safe_open
 from safetensors.numpy import save_file
 from support import CLASSES, RECIPE, digits, digits_dataset, tiny_model
 
 from kdkit import build_cache, create_teacher, open_cache
 from kdkit.building.config import BuildConfig
-from kdkit.cache import CachedTeacher
+from kdkit.cache import CachedTeacher, CacheSpec, CacheWriter, create_codec
 from kdkit.data import MultiLabelSource, ReplayedDataset
 from kdkit.errors import CacheStreamError, ConfigError
 
@@ -60,7 +62,9 @@ def test_what_is_not_of_this_cache_is_computed_again(path: Path, fault: str) -> 
     assert read(path) == 2 * COUNT
     place = path.parent / PLACE
     whole = place.read_bytes()
-    origin = {"version": "1", "identity": CachedTeacher(path).identity, "num_views": "2"}
+    with safe_open(place, framework="np") as file:
+        origin = file.metadata()
+    assert (origin["identity"], origin["num_views"]) == (CachedTeacher(path).identity, "2")
     if fault == "another cache":
         build_cache(
             create_teacher(tiny_model(seed=1)),
@@ -81,6 +85,24 @@ def test_what_is_not_of_this_cache_is_computed_again(path: Path, fault: str) -> 
         save_file(dict.fromkeys(names, array) or {"x": array}, place, origin)
     assert read(path) == 2 * COUNT
     assert read(path) == (2 * COUNT if fault == "a folder" else 0)
+
+
+def test_statistics_of_other_rows_under_the_same_name_and_identity_are_computed_again(tmp_path: Path) -> None:
+    """As of replaced images: metadata and keys agree, the rows do not."""
+    identities = set()
+    for seed in range(2):
+        path = tmp_path / "t.h5"
+        path.unlink(missing_ok=True)
+        spec = CacheSpec(keys=list("abcd"), num_views=1, codecs={"logits": create_codec("float32", 3)})
+        logits = torch.randn(4, 3, generator=torch.Generator().manual_seed(seed))
+        with CacheWriter.create(path, spec) as writer:
+            for shard in writer.missing():
+                writer.write(shard, {"logits": logits})
+            writer.finish()
+        identities.add(open_cache(path).identity)
+        found = open_cache(path).statistics().top1_probability[:, 0]
+        np.testing.assert_allclose(found, logits.softmax(1).max(1).values, rtol=1e-5)
+    assert len(identities) == 1
 
 
 def test_a_cache_of_features_has_no_statistics(tmp_path: Path) -> None:
