@@ -279,6 +279,9 @@ def test_lists_of_caches_and_numbers_are_given_one_by_one(capsys: pytest.Capture
         assert shown["cache"] == (files[0] if len(files) == 1 else files)
         assert shown["cache_weights"] == ([2.0, 1.0] if numbers else None)
         assert shown["cache_temperatures"] == ([1.0, 0.5] if numbers else None)
+    for given in (["1", "02", "null", "1e3"], ["1,02,null,1e3"], ["[1, 02, null, 1e3]"]):
+        assert main([*base, "a.h5", "--class-names", *given]) == 0
+        assert yaml.safe_load(capsys.readouterr().out)["class_names"] == ["1", "02", "null", "1e3"]
 
 
 @pytest.mark.parametrize(
