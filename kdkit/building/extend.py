@@ -49,9 +49,8 @@ def extend_cache(
     """Adds views to a finished cache until it has as many as the dataset's recipe, and the dataset's further images.
 
     Streams, fitted codecs and shard length stay those of the cache. Built with the same batch size, the extended cache
-    is byte-identical to a build of all views at once, apart from the build record. Until all further views are sealed,
-    the cache stays unchanged; then it is replaced in one step. An interrupted extension resumes when this function is
-    called again, even with other ranks, another batch size or more views.
+    is byte-identical to a build of all views at once, apart from the build record. It is replaced in one step. An
+    interrupted extension resumes with the same call, even with other ranks, another batch size or more views.
 
     On images that a packed cache does not hold, the teacher runs in all views; the rows that it holds keep their bytes,
     and the codecs the fit to its first images. Images that the dataset lacks stay, unless views are added.
@@ -60,17 +59,15 @@ def extend_cache(
         teacher: the model that the cache was made with.
         dataset: the samples that the cache was made from and further ones; its recipe has the new number of views.
         path: the packed file, the folder of shards, or the path that it would be packed to.
-        batch_size: images per forward pass of the teacher.
-        num_workers: processes that load and augment images.
-        memory: MiB for the views that are built at the same time, as in BuildConfig.
+        batch_size, num_workers: images per forward pass of the teacher, and processes that load and augment them.
+        memory, unreadable: as in BuildConfig; of images that cannot be read, "skip" leaves out the further ones.
         device: where the teacher runs; it is moved there.
-        unreadable: what to do about further images that cannot be read, as in BuildConfig.
         allow_mismatch: fields, named as in the error, in which this run may differ from the cache.
         show_progress: whether progress is shown on standard error, by rank 0.
 
     Raises:
         CacheMismatchError: the cache was made with other settings, or has more views; names the field and both values.
-        DatasetError, ConfigError: another rank has other data or another teacher; names the rank and the difference.
+        DatasetError, ConfigError: another rank has other data or another teacher; names both.
         CacheIncompleteError, CacheLockedError: its build has not finished, or another process is writing it.
         NonFiniteOutputError: an output is NaN, infinite, or beyond what the codec can hold; names samples.
         CacheError: the folder cannot be written, or the disk is full.

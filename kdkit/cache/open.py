@@ -76,9 +76,8 @@ def open_cache(
     Args:
         path: a packed file or a folder of shards, or the path that the folder would be packed to; or a list of these.
         dataset: the dataset to train on. Its keys, recipe, class names and some of its pixels are compared with those
-            that the cache was made with, and its rows are matched to the cache's. Without it `read_encoded` takes the
-            cache's own rows, and batches are refused until `match` is called. Each of several caches is matched by
-            itself.
+            that each cache was made with, and its rows are matched to the cache's. Without it `read_encoded` takes the
+            cache's own rows, and batches are refused until `match` is called.
         weights, temperatures: of several caches, one number each, the live teacher's at last; as for CacheMixture.
         live: a Teacher that runs on each batch, as a further part of the mix; as for CacheMixture.
         streams: streams returned per batch, e.g. ["logits", "pooled"]; None: all.
