@@ -22,9 +22,7 @@ def warn_of_copies(first: CachedTeacher, other: CachedTeacher) -> None:
     if first.metadata.content_kind != other.metadata.content_kind:
         return
     if copies := _find_copies(_records_of(first), _records_of(other)):
-        _logger.warning(
-            "the cache holds images under two names, %d of the new ones: %s", len(copies), _describe(copies)
-        )
+        _logger.warning("new images that are copies: %d, %s", len(copies), _describe(copies))
 
 
 def check_not_renamed(cache: CachedTeacher, dataset: ReplayedDataset) -> None:

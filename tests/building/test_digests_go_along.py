@@ -182,7 +182,7 @@ def test_copies_of_cached_images_are_added_with_a_warning(
     path = build(folder, range(10), tmp_path / "t.h5")
     shutil.copy(folder / "0" / "003.bmp", folder / "0" / "100.bmp")
     assert extend_cache(Teacher(Pixels()), some(folder, [10, 100]), path, num_workers=0).images_built == 4
-    assert "images under two names, 1 of the new ones: '0/100.bmp' is '0/003.bmp'" in caplog.text
+    assert "new images that are copies: 1, '0/100.bmp' is '0/003.bmp'" in caplog.text
 
 
 def test_unreadable_further_images_are_all_named_or_left_out_and_recorded(folder: Path, tmp_path: Path) -> None:
