@@ -3,9 +3,11 @@
     python benchmarks/kills.py                300 kills; ENOSPC and EIO at every call that the limit allows
     python benchmarks/kills.py --quick        some of each
     python benchmarks/kills.py --kills 100 --errors 200
+    python benchmarks/kills.py --kills-of prune merge --errors-of --kills 400
 
-Commands: build, extend, pack, import and distill, with 2 loader workers; and three checkpoints of a run. After each
-disturbed run the same command runs again, at once and without a fault. It must work, end with the output of an
+Commands: build, extend by views and by images, prune, merge, recode, pack, import and distill, with 2 loader workers;
+and three checkpoints of a run. After each disturbed run, a cache that is changed in place must be as it was or as it
+will be. Then the same command runs again, at once and without a fault. It must work, end with the output of an
 undisturbed run (weights and records of a run without times), and leave nothing beside it. A disturbed run must end by
 itself, with its output or with an error of one line, unless it was killed.
 """
@@ -26,7 +28,18 @@ from pathlib import Path
 from _result import Report, parser
 
 TESTS = Path(__file__).parents[1] / "tests"
-SHARES = {"build": 0.3, "extend": 0.2, "pack": 0.2, "import": 0.2, "checkpoint": 0.0, "distill": 0.1}
+SHARES = {
+    "build": 0.2,
+    "extend": 0.1,
+    "pack": 0.1,
+    "import": 0.1,
+    "checkpoint": 0.0,
+    "distill": 0.05,
+    "add images": 0.15,
+    "prune": 0.15,
+    "merge": 0.075,
+    "recode": 0.075,
+}
 """Command -> share of all kills; a run of distill takes ten times as long as the others. A run of three checkpoints
 alone is no command, but so short that each of its calls can fail."""
 ERRORS = ("ENOSPC", "EIO")
@@ -87,7 +100,8 @@ def write(rows: list[list[object]], failures: list[list[object]], options: Names
     report = Report("kills", "Killed commands and failing file systems", options.quick, begun=begun)
     report.text(
         "Each repeat after a disturbed run worked at once, ended with the output of an undisturbed run, and left "
-        "nothing beside it, unless a failure is listed. ENOSPC stays from its call on and meets calls that need space; "
+        "nothing beside it, unless a failure is listed. Before it, a cache that is changed in place was as before the "
+        "disturbed run, or as after an undisturbed one. ENOSPC stays from its call on and meets calls that need space; "
         "EIO is of one call of any kind. A run that ended well met its fault where that changes nothing, or too late."
     )
     report.table(HEADER, rows)

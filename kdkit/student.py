@@ -29,6 +29,8 @@ EXPORTED = MODEL_CONFIG
 _MAX_BYTES = 1 << 24  # the names of a million classes
 BEST, LAST = "model_best.pth.tar", "last.pth.tar"
 """A run's checkpoint with the best metric and its newest, by the names that timm gives them."""
+CACHES = "kdkit_caches"
+"""Where the configuration of an export holds `Student.caches`."""
 CHECKPOINTS = (BEST, LAST)
 """The checkpoints of a run's folder that weights are loaded from; the first that exists is used."""
 
@@ -55,6 +57,9 @@ class Student:
     """Views of each image that it was trained on; None in files from before that was recorded, and for other models."""
     weights: str | None = None
     """The weights file that `load_student` took, in words; None for weights of timm. It is not written."""
+    caches: tuple[dict[str, str], ...] = ()
+    """The caches that taught it: {"teacher": its name, "identity": SHA-256 of the cache's metadata}; empty for a
+    student of a live teacher or of labels alone, and in files from before that was recorded."""
 
     def write(self, folder: Path) -> None:
         """Writes `folder`/student.json."""
@@ -73,7 +78,8 @@ class Student:
         values = read_json(path, limit=_MAX_BYTES, error=CheckpointError)
         try:
             names = values["class_names"]
-            student = cls(**{**values, "class_names": None if names is None else tuple(names)})
+            caches = tuple({**cache} for cache in values.get("caches", ()))
+            student = cls(**{**values, "class_names": None if names is None else tuple(names), "caches": caches})
             check_fields(student)
             check_model_arguments(student.model_args)
         except (ValueError, LookupError, TypeError) as error:
@@ -83,6 +89,10 @@ class Student:
         if foreign := [name for name in FIRST_WEIGHTS if name in student.model_args]:
             raise CheckpointError(f"{str(path)!r} does not describe a student: its model_args name {foreign[0]}")
         return student
+
+    def describe_caches(self) -> list[str]:
+        """A line for each cache that taught it: its teacher and its identity."""
+        return [f"{cache.get('teacher')}, cache {cache.get('identity')}" for cache in self.caches]
 
     @property
     def recipe(self) -> ViewRecipe:
@@ -117,7 +127,8 @@ def load_student(config: StudentConfig) -> tuple[nn.Module, Student]:
     name = f"local-dir:{folder}" if folder.is_dir() else config.student
     found = None if config.checkpoint is None else read_checkpoint(config.checkpoint, ema=config.ema)
     model = build_model(name, found, subject="student")
-    return model.eval(), _described(name, model, found)
+    student = _described(name, model, found)
+    return model.eval(), dataclasses.replace(student, caches=_exported_caches(folder)) if folder.is_dir() else student
 
 
 def _load_run(folder: Path, config: StudentConfig) -> tuple[nn.Module, Student]:
@@ -140,6 +151,13 @@ def _checkpoint(folder: Path) -> Path:
         if (folder / name).is_file():
             return folder / name
     raise CheckpointError(f"{str(folder)!r} holds no checkpoint yet: expected one of {', '.join(CHECKPOINTS)}")
+
+
+def _exported_caches(folder: Path) -> tuple[dict[str, str], ...]:
+    """The caches that an export names; none if its configuration does not name them as kdkit does."""
+    found = read_json(folder / EXPORTED, error=CheckpointError).get(CACHES)
+    caches = found if isinstance(found, list) else []
+    return tuple(cache for cache in caches if isinstance(cache, dict) and {*map(type, cache.values())} == {str})
 
 
 def _described(name: str, model: nn.Module, checkpoint: Checkpoint | None) -> Student:

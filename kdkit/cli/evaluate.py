@@ -20,3 +20,5 @@ def run(arguments: list[str]) -> None:
     if report.weights is not None:
         print_wrapped(f"weights: {report.weights}")
     print_wrapped(f"{report.student}: {figures}, {size}")
+    for cache in report.caches:
+        print(f"taught by {cache.get('teacher')}, cache {cache.get('identity')}")

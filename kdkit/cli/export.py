@@ -16,4 +16,6 @@ def run(arguments: list[str]) -> None:
         print(f"weights: {report.weights}")
     for file in report.files:
         print(f"{file}: {file.stat().st_size:,} bytes")
+    for line in report.caches:
+        print(f"taught by {line}")
     print(f'timm.create_model("local-dir:{report.folder}", pretrained=True) loads it')

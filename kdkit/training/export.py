@@ -14,7 +14,7 @@ from torch import nn
 from kdkit.errors import MissingDependencyError
 from kdkit.runtime.install import install_command
 from kdkit.runtime.output import prepare_output
-from kdkit.student import load_student
+from kdkit.student import CACHES, load_student
 from kdkit.training.config import ExportConfig
 from kdkit.types import Normalization
 
@@ -31,6 +31,8 @@ class ExportReport:
     """The files that were written."""
     weights: str | None = None
     """The weights file and its epoch; None for weights of timm."""
+    caches: tuple[str, ...] = ()
+    """A line for each cache that taught the student: its teacher and its identity."""
 
 
 def export_student(config: ExportConfig) -> ExportReport:
@@ -52,7 +54,10 @@ def export_student(config: ExportConfig) -> ExportReport:
     save_for_hf(
         model,
         folder,
-        model_config={} if student.class_names is None else {"label_names": list(student.class_names)},
+        model_config={
+            **({} if student.class_names is None else {"label_names": list(student.class_names)}),
+            **({CACHES: list(student.caches)} if student.caches else {}),
+        },
         safe_serialization=True,
         data_config={
             "input_size": (3, student.input_size, student.input_size),
@@ -65,7 +70,8 @@ def export_student(config: ExportConfig) -> ExportReport:
     if config.onnx:
         _write_onnx(model, student.input_size, folder / ONNX)
     names = (WEIGHTS, CONFIG, ONNX) if config.onnx else (WEIGHTS, CONFIG)
-    return ExportReport(folder, tuple(folder / name for name in names), student.weights)
+    caches = tuple(student.describe_caches())
+    return ExportReport(folder, tuple(folder / name for name in names), student.weights, caches)
 
 
 def _write_onnx(model: nn.Module, size: int, path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from kdkit.cache import CacheReader
+from kdkit.cache import CacheMixture, CacheReader, ClassSelection
 from kdkit.cache.format.keys import keys_sha256
 from kdkit.config import EMA
 from kdkit.data import ReplayedDataset
@@ -60,6 +60,13 @@ def run_identity(
         "class_names": None if dataset.class_names is None else list(dataset.class_names),
         "cache_sha256": None if cache is None else cache.identity,
     }
+
+
+def origins_of(cache: CacheReader | None) -> tuple[dict[str, str], ...]:
+    """Teacher and identity of each cache that a run learns from, as `Student.caches` holds them."""
+    whole = cache.cache if isinstance(cache, ClassSelection) else cache
+    caches = whole.caches if isinstance(whole, CacheMixture) else () if whole is None else (whole,)
+    return tuple({"teacher": str(each.teacher.get("name")), "identity": each.identity} for each in caches)
 
 
 def create_logger(config: DistillConfig, folder: Path) -> RunLogger:

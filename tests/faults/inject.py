@@ -33,6 +33,8 @@ from support import Pixels, cache_contents, digits, tiny_model, write_digits
 
 from kdkit import ClassificationTask, build_cache, extend_cache
 from kdkit.building.config import BuildConfig
+from kdkit.building.merge import merge_caches, prune_cache
+from kdkit.building.recode import recode_cache
 from kdkit.cache.places import pack_cache
 from kdkit.cli import main as kdkit
 from kdkit.data import ReplayedDataset
@@ -48,17 +50,36 @@ TIMINGS = ("seconds", "images_per_second", "waiting")
 DONE, REFUSED, UNTYPED = 0, 3, 4
 
 
-def dataset(views: int) -> ReplayedDataset:
-    return ReplayedDataset(digits(40), ViewRecipe(size=8, num_views=views, hflip=0.0))
+def dataset(views: int, rows: range = range(40)) -> ReplayedDataset:
+    return ReplayedDataset(digits(60), ViewRecipe(size=8, num_views=views, hflip=0.0)).selecting(list(rows))
 
 
-def build(folder: Path, *, views: int = 3, workers: int = 2, pack: bool = True) -> None:
-    config = BuildConfig(codec="lowrank", codec_options={"row_bytes": 6}, num_workers=workers, pack=pack, batch_size=16)
-    build_cache(Teacher(Pixels()), dataset(views), folder / "t.h5", config)
+def build(
+    folder: Path,
+    *,
+    views: int = 3,
+    workers: int = 2,
+    pack: bool = True,
+    rows: range = range(40),
+    name: str = "t.h5",
+    codec: str = "lowrank",
+) -> None:
+    options = {"row_bytes": 6} if codec == "lowrank" else {}
+    config = BuildConfig(codec=codec, codec_options=options, num_workers=workers, pack=pack, batch_size=16)
+    build_cache(Teacher(Pixels()), dataset(views, rows), folder / name, config)
 
 
 def extend(folder: Path) -> None:
     extend_cache(Teacher(Pixels()), dataset(3), folder / "t.h5", num_workers=2, batch_size=16)
+
+
+def add_images(folder: Path) -> None:
+    extend_cache(Teacher(Pixels()), dataset(3, range(60)), folder / "t.h5", num_workers=2, batch_size=16)
+
+
+def build_two(folder: Path) -> None:
+    build(folder, workers=0, name="a.h5")
+    build(folder, workers=0, name="b.h5", rows=range(40, 60))
 
 
 def import_(folder: Path) -> None:
@@ -123,11 +144,29 @@ class Command:
     prepare: Callable[[Path], object] = lambda folder: None
     contents: Callable[[Path], Any] = lambda folder: cache_contents(folder / "t.h5")
     output: tuple[str, ...] = ("t.h5",)
+    in_place: bool = False
+    """Whether the output was there before, and is at any time as it was or as it will be."""
 
 
 COMMANDS = {
     "build": Command(build),
-    "extend": Command(extend, lambda folder: build(folder, views=2, workers=0)),
+    "extend": Command(extend, lambda folder: build(folder, views=2, workers=0), in_place=True),
+    "add images": Command(add_images, lambda folder: build(folder, workers=0), in_place=True),
+    "prune": Command(
+        lambda folder: prune_cache(folder / "t.h5", dataset(3, range(0, 40, 3))),
+        lambda folder: build(folder, workers=0),
+        in_place=True,
+    ),
+    "merge": Command(
+        lambda folder: merge_caches([folder / "a.h5", folder / "b.h5"], folder / "t.h5"),
+        build_two,
+        output=("a.h5", "b.h5", "t.h5"),
+    ),
+    "recode": Command(
+        lambda folder: recode_cache(folder / "float.h5", folder / "t.h5", codec="lowrank", row_bytes=6, num_views=2),
+        lambda folder: build(folder, workers=0, name="float.h5", codec="float16"),
+        output=("float.h5", "t.h5"),
+    ),
     "pack": Command(lambda folder: pack_cache(folder / "t.h5"), lambda folder: build(folder, workers=0, pack=False)),
     "import": Command(import_),
     "checkpoint": Command(checkpoint, lambda folder: (folder / "run").mkdir(), checkpoint_contents, ("run",)),
@@ -153,6 +192,7 @@ class Injector:
         self.num_calls: dict[str, int] = {}
         self.seconds = 0.0
         self.expected: Any = None
+        self.before = self.command.contents(self.shared) if self.command.in_place else None
 
     def _cache(self) -> None:
         (self.root / "cache").mkdir()
@@ -199,8 +239,10 @@ class Injector:
         ended = in_child(run, kill_after=after)
         if ended == UNTYPED or (ended < 0 and ended != -signal.SIGKILL) or (ended < 0 and fault != "kill"):
             raise AssertionError(f"{fault} at {number}: ended with {ended}")
-        repeated = in_child(lambda: self.command.run(folder))
         place = f"{fault} at {number}, ended with {ended}"
+        if self.command.in_place:
+            assert self.command.contents(folder) in (self.before, self.expected), f"{place}: neither old nor new"
+        repeated = in_child(lambda: self.command.run(folder))
         assert repeated == DONE, f"{place}: the repeat ended with {repeated}"
         assert self.command.contents(folder) == self.expected, f"{place}: the output differs"
         left = sorted(path.name for path in folder.iterdir())

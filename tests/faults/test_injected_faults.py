@@ -15,8 +15,19 @@ from pathlib import Path
 
 import pytest
 
-KILLS = {"build": 2, "extend": 2, "pack": 4, "import": 2, "checkpoint": 6, "distill": 1}
-ERRORS = {"build": 2, "extend": 2, "pack": 4, "import": 2, "checkpoint": 6, "distill": 1}
+KILLS = {
+    "build": 2,
+    "extend": 2,
+    "pack": 4,
+    "import": 2,
+    "checkpoint": 6,
+    "distill": 1,
+    "add images": 2,
+    "prune": 3,
+    "merge": 2,
+    "recode": 2,
+}
+ERRORS = KILLS
 HERE = Path(__file__).parent
 
 

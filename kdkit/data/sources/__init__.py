@@ -12,5 +12,6 @@ Where to look:
     multi_label.py  several labels per image, in columns of a table or given as vectors
     mapped.py       any map-style dataset; known.py has its keys and labels; array.py, arrays in memory
     content.py      the files of the samples, before decoding
-    image.py        decodes one image; labels.py maps labels to class indices; selection.py, a subset of a source
+    image.py        decodes one image; labels.py maps labels to class indices
+    selection.py    a subset of a source; classes.py, its images of some classes
 """
