@@ -39,7 +39,7 @@ def open_dataset(
             samples, class names and the pixels of some views. An open cache is thereby matched with this dataset.
             Images that its build left out as unreadable are left out, and of a cache of a part of the classes the
             images of other classes. If its logits are of other classes than the labels of `data`, as those of an import
-            may be, the dataset has no labels (target -1), and a warning says so.
+            may be, a warning says so.
         recipe: the settings of the views; the cache's by default, else `ViewRecipe()`.
         image_column: column of the images or their paths, where `data` has columns.
         label_column: column of the labels, where `data` has columns; of WebDataset shards, a field of the .json files.
@@ -69,24 +69,24 @@ def open_dataset(
     if reader is not None:
         dataset = dataset.without(reader.absent_keys)
         reader.match(dataset)
-        dataset = without_foreign_labels(dataset, reader)
+        if has_foreign_labels(dataset, reader):
+            _logger.warning("%s: give the loss on labels the weight 0", describe_foreign_labels(dataset, reader))
     return dataset
 
 
-def without_foreign_labels(dataset: ReplayedDataset, cache: CacheReader) -> ReplayedDataset:
-    """The dataset without its labels if they are of other classes than the cache's logits, which is logged.
+def has_foreign_labels(dataset: ReplayedDataset, cache: CacheReader) -> bool:
+    """Whether the labels of a dataset may be of other classes than the logits of a cache, as those of an import.
 
-    A class index of ten folders is another class among a teacher's thousand, so a loss on both would be wrong without
-    an error. An import gives a cache the classes of the data where it can map them by their WNIDs.
+    A class index of ten folders is another class among a teacher's thousand, so a loss on both would be wrong. An
+    import gives a cache the classes of the data where it can map them by their WNIDs.
     """
-    if cache.names_classes or dataset.is_unlabelled:
-        return dataset
-    _logger.warning(
-        "the data's %s are not the cache's %d classes: no label takes part in a loss",
-        "classes" if dataset.class_names is None else f"{len(dataset.class_names)} classes",
-        cache.num_classes,
-    )
-    return dataset.without_labels()
+    return not cache.names_classes and not dataset.is_unlabelled
+
+
+def describe_foreign_labels(dataset: ReplayedDataset, cache: CacheReader) -> str:
+    """That the classes differ, in words."""
+    count = "" if dataset.class_names is None else f"{len(dataset.class_names)} "
+    return f"the data's {count}classes are not the cache's {cache.num_classes} classes"
 
 
 def records_of(cache: object) -> RecordStore | None:

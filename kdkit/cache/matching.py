@@ -15,7 +15,7 @@ import numpy as np
 from kdkit.cache.content import CONTENT_FIELD, check_content
 from kdkit.cache.format.keys import key_digests, list_keys, match_rows
 from kdkit.cache.format.metadata import CacheMetadata
-from kdkit.cache.lazy_arrays import begun_at, stored_absent, stored_content, stored_digests, stored_pixels
+from kdkit.cache.lazy_arrays import begun_at, stored_absent, stored_content, stored_digests, stored_keys, stored_pixels
 from kdkit.cache.pixels import check_pixels, checked_views
 from kdkit.cache.types import Array
 from kdkit.errors import CacheMismatchError
@@ -61,7 +61,7 @@ def match_dataset(path: Path, metadata: CacheMetadata, dataset: Replayable, allo
         check_match("dataset", cached_names, {"class_names": composed(dataset.class_names)}, origin, allow)
     check_leaves_out(path, metadata, dataset.keys)
     rows = match_keys(path, metadata.num_rows, dataset.keys)
-    _check_partners(metadata, dataset, rows, origin)
+    _check_partners(path, metadata, dataset, rows)
     if metadata.content_kind is not None and CONTENT_FIELD not in allow:
         check_content(dataset, stored_content(path, metadata)[rows], metadata.content_kind, begun_at(path), origin)
     hashes = {view: stored_pixels(path, metadata, view) for view in checked_views(views)}
@@ -105,10 +105,12 @@ def match_keys(path: Path, num_rows: int, keys: Sequence[str]) -> Array:
     return rows
 
 
-def _check_partners(metadata: CacheMetadata, dataset: Replayable, rows: Array, origin: str) -> None:
+def _check_partners(path: Path, metadata: CacheMetadata, dataset: Replayable, rows: Array) -> None:
     """Raises CacheMismatchError if views are mixed and the dataset lacks samples: others would be mixed then."""
     if dataset.recipe.mixes and (lacking := metadata.num_rows - len(np.unique(rows))):
+        found = set(rows.tolist())
+        names = [key for row, key in enumerate(stored_keys(path, metadata.num_rows)) if row not in found]
         raise CacheMismatchError(
-            f"{origin} mixes each image with another, and {lacking} of its {metadata.num_rows} images are not in the "
-            "dataset: open all of them, and train on a part with --train.fraction, or build another cache"
+            f"the cache {str(path)!r} mixes each image with another, and {lacking} of its {metadata.num_rows} images are "
+            f"not in the dataset ({list_keys(names)}): open all of them, and train on a part with --train.fraction, or build another cache"
         )

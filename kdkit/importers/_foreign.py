@@ -78,7 +78,7 @@ def whole_numbers(values: Any, what: str, least: int = -_EXACT_FLOAT, greatest: 
         )
     except ValueError:  # lists of different lengths
         is_whole = False
-    if not is_whole or (numbers.size and not least <= numbers.min() <= numbers.max() <= greatest):
+    if not is_whole or (numbers.size and not least <= float(numbers.min()) <= float(numbers.max()) <= greatest):
         raise DatasetError(f"{what} must be whole numbers from {least:,} to {greatest:,}, got {str(values)[:80]}")
     return numbers.astype(np.int64)
 

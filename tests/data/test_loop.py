@@ -57,8 +57,8 @@ def test_the_recipe_is_the_caches_and_the_cache_is_compared_with_the_data(images
     assert kdkit.open_dataset(images).recipe == ViewRecipe()
     with pytest.raises(CacheMismatchError, match=r"recipe\.seed"):
         kdkit.open_dataset(images, cache=cache, recipe=ViewRecipe(size=32, num_views=2, scale=(0.5, 1.0), seed=3))
-    with pytest.raises(CacheMismatchError):
-        kdkit.open_dataset(write_digits(cache.parent / "fewer", 20), cache=cache)
+    with pytest.raises(CacheMismatchError, match="kdkit cache extend"):
+        kdkit.open_dataset(write_digits(cache.parent / "more", 40), cache=cache)
 
 
 def test_a_source_object_is_opened_as_a_path_is(images: Path, cache: Path) -> None:

@@ -62,7 +62,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(line: str, capsys: pytest.CaptureFixture[str], *more: str) -> None:
     """One line `kdkit ...`, whose output may go to a file."""
     command, _, file = line.partition(" > ")
-    program, *words = shlex.split(command)
+    program, *words = shlex.split(command, comments=True)
     found = [sorted(map(str, Path().glob(word))) if word.endswith("*") else [] for word in words]  # as a shell does
     arguments = [path for word, paths in zip(words, found, strict=True) for path in paths or [word]]
     assert program == "kdkit", f"a command that this test cannot run: {line}"

@@ -409,7 +409,7 @@ def test_a_rule_that_does_not_exist_is_refused_with_the_nearest_one(tmp_path: Pa
         create_source(folder(tmp_path, list("abcabc")), labels="folders")  # type: ignore[arg-type]
 
 
-def test_open_dataset_has_no_labels_of_other_classes_than_the_caches(
+def test_open_dataset_warns_of_labels_of_other_classes_than_the_caches(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = folder(tmp_path, list("abcabc"))
@@ -424,10 +424,8 @@ def test_open_dataset_has_no_labels_of_other_classes_than_the_caches(
     assert caplog.text == ""
     monkeypatch.setattr(CachedTeacher, "names_classes", property(lambda cache: False))  # as of a part of ImageNet
     dataset = kdkit.open_dataset(data, cache=tmp_path / "c.h5")
-    assert dataset.is_unlabelled
-    assert dataset.class_names is None
-    assert [dataset[row, 0].target for row in range(COUNT)] == [-1] * COUNT
-    assert "the data's 3 classes are not the cache's 3 classes: no label takes part in a loss" in caplog.text
+    assert [dataset[row, 0].target for row in range(COUNT)] == [0, 0, 1, 1, 2, 2]  # by key, in the order of the folder
+    assert "the data's 3 classes are not the cache's 3 classes: give the loss on labels the weight 0" in caplog.text
 
 
 def test_a_student_without_a_head_takes_every_label(tmp_path: Path) -> None:
