@@ -7,6 +7,7 @@ Where to look:
     _flags.py       short flags (`SHORT_FORMS`), positional arguments; _preset.py reads --preset and --recipe
     _fields.py      fields of a configuration; _parse.py fills it, _help.py prints --help
     _header.py      the description printed before a build; _loading.py, a notice while torch loads
+    _sweep.py       several runs of kdkit distill, one after the other
     _stopped.py     what Ctrl-C leaves behind, and which command continues
 """
 

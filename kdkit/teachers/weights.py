@@ -142,6 +142,22 @@ def load_state(module: nn.Module, state: Mapping[str, Tensor], origin: str | Pat
     unwrap_model(module).load_state_dict(fit_state(module, state, origin), strict=True)
 
 
+def load_body(module: nn.Module, checkpoint: Checkpoint) -> None:
+    """Loads a checkpoint's weights into a model whose classifier may be another one, which then stays as it is.
+
+    Raises:
+        CheckpointError: other weights than the classifier's do not fit.
+    """
+    own = module.state_dict()
+    state = dict(checkpoint.fitted_to(own.keys()))
+    names = model_config(module).get("classifier") or ()
+    heads = tuple(f"{name}." for name in ((names,) if isinstance(names, str) else names))
+    if any(name.startswith(heads) and name in state and state[name].shape != own[name].shape for name in own):
+        _logger.warning("%r: its classifier has other classes, and is left out", str(checkpoint.path))
+        state |= {name: value for name, value in own.items() if name.startswith(heads)}
+    load_state(module, state, checkpoint.path)
+
+
 def fit_state(module: nn.Module, state: Mapping[str, Tensor], origin: str | Path) -> Mapping[str, Tensor]:
     """Returns weights as the model holds them: as they are, or else after timm's own conversion, which is logged.
 

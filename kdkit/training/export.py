@@ -8,17 +8,27 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 from timm.models import save_for_hf
 from torch import nn
 
 from kdkit.errors import MissingDependencyError
 from kdkit.runtime.install import install_command
 from kdkit.runtime.output import prepare_output
-from kdkit.student import load_student
+from kdkit.student import EXPORTED as CONFIG
+from kdkit.student import STUDENT, WEIGHTS, Student, load_student
+from kdkit.teachers.model_config import model_config
+from kdkit.teachers.timm_model import is_timm_name
 from kdkit.training.config import ExportConfig
 from kdkit.types import Normalization
 
-WEIGHTS, CONFIG, ONNX = "model.safetensors", "config.json", "model.onnx"
+ONNX = "model.onnx"
+_FILES = (WEIGHTS, CONFIG, STUDENT, ONNX)
+_OF_TIMMS_WEIGHTS = (
+    *("url", "file", "state_dict", "hf_hub_id", "hf_hub_filename", "source", "license", "origin_url", "description"),
+    *("paper_name", "paper_ids", "notes"),
+)
+"""Entries of a pretrained_cfg that tell where its weights come from."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +44,8 @@ class ExportReport:
 def export_student(config: ExportConfig) -> ExportReport:
     """Writes a student's weights as safetensors, config.json in the layout of timm's hub, and ONNX if `config` has it.
 
+    A student that timm does not build gets kdkit's student.json in place of config.json.
+
     The configuration holds the size, crop, interpolation, mean and standard deviation of its images, and the names of
     its classes, so that timm.data.resolve_model_data_config and the like find them.
 
@@ -45,8 +57,22 @@ def export_student(config: ExportConfig) -> ExportReport:
     if config.onnx and importlib.util.find_spec("onnx") is None:
         raise MissingDependencyError(f"an ONNX export needs onnx: {install_command('onnx')}")
     model, student = load_student(config)
-    folder = prepare_output(config.output, (WEIGHTS, CONFIG, ONNX), overwrite=config.overwrite)
+    folder = prepare_output(config.output, _FILES, overwrite=config.overwrite)
+    if is_timm_name(student.model):
+        _write_for_timm(model, student, folder)
+    else:
+        save_file({name: value.contiguous() for name, value in model.state_dict().items()}, folder / WEIGHTS)
+        student.write(folder)
+    if config.onnx:
+        _write_onnx(model, student.input_size, folder / ONNX)
+    return ExportReport(folder, tuple(path for name in _FILES if (path := folder / name).exists()))
+
+
+def _write_for_timm(model: nn.Module, student: Student, folder: Path) -> None:
+    """Writes weights and config.json as timm's hub has them; what timm knows of its own weights is left out."""
     normalization = Normalization.of(model)
+    own = {name: value for name, value in model_config(model).items() if name not in _OF_TIMMS_WEIGHTS}
+    setattr(model, "pretrained_cfg", own | {"tag": "kdkit", "custom_load": False})  # noqa: B010 -- not a tensor
     save_for_hf(
         model,
         folder,
@@ -60,10 +86,6 @@ def export_student(config: ExportConfig) -> ExportReport:
             "std": normalization.std,
         },
     )
-    if config.onnx:
-        _write_onnx(model, student.input_size, folder / ONNX)
-    names = (WEIGHTS, CONFIG, ONNX) if config.onnx else (WEIGHTS, CONFIG)
-    return ExportReport(folder, tuple(folder / name for name in names))
 
 
 def _write_onnx(model: nn.Module, size: int, path: Path) -> None:
