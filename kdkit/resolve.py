@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,7 @@ import torch
 
 from kdkit.config import EMA, SingleTeacherConfig, StudentConfig, TeacherConfig
 from kdkit.errors import ClassMismatchError, ConfigError, KdkitError, first_line
-from kdkit.runtime import distributed
-from kdkit.runtime.hardware import choose_device
+from kdkit.runtime.hardware import use_device
 from kdkit.runtime.reading import read_json
 from kdkit.student import is_student_folder, load_student
 from kdkit.teachers import Teacher, TeacherCard, TeacherEnsemble, create_teacher, load_card
@@ -26,17 +26,12 @@ _NAMED = 3  # classes of a mapped teacher
 
 
 def resolve_device(name: str) -> torch.device:
-    """The device called `name`; resolves "auto", and "cuda" to this rank's GPU.
+    """The device called `name`, made the current one; resolves "auto", and "cuda" to this rank's GPU.
 
     Raises:
-        ConfigError: there is no such device here.
+        ConfigError: there is no such device here, or several local ranks would share it.
     """
-    try:
-        device = torch.device(distributed.local_device(choose_device(name)))
-        torch.empty(1, device=device).tolist()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ConfigError(f"the device {name!r} cannot be used here ({first_line(error)}): try cpu") from error
-    return device
+    return use_device(name)
 
 
 def resolve_teacher(
@@ -67,9 +62,29 @@ def resolve_teacher(
             "the teacher 'ema' is a student's moving average: only kdkit distill takes it, and not in an ensemble"
         )
     resolved = [_resolve_member(member, device, card if member is config else None) for member in members]
+    for teacher in resolved:
+        if device.type == "cuda":  # as its kernels take convolutions; nothing else changes, the fingerprint neither
+            teacher.model.to(memory_format=torch.channels_last)
     if class_names is not None:
         resolved = [match_classes(teacher, class_names, needs_logits=needs_logits) for teacher in resolved]
     return TeacherEnsemble(resolved, [member.weight for member in members]) if config.ensemble else resolved[0]
+
+
+def as_made(config: TeacherConfig, made_with: Mapping[str, Any]) -> TeacherConfig:
+    """The configuration, in the precision of the cache's teacher if none is given.
+
+    Args:
+        config: the teacher that is to be the cache's.
+        made_with: the fingerprint of the cache's teacher.
+    """
+    if not config.takes_any_precision:
+        return config
+    members = made_with.get("members") or [made_with]
+    (first, *others), autocasts = (config, *config.ensemble), [member.get("autocast") for member in members]
+    if len(autocasts) != 1 + len(others):  # another teacher, as the comparison will say
+        return config
+    ensemble = tuple(replace(member, autocast=autocast) for member, autocast in zip(others, autocasts[1:], strict=True))
+    return replace(first, autocast=autocasts[0], ensemble=ensemble)
 
 
 def match_classes(teacher: Teacher, class_names: Sequence[str], *, needs_logits: bool = True) -> Teacher:

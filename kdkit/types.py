@@ -32,6 +32,11 @@ def to_compute_dtype(tensor: Tensor) -> Tensor:
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
+def to_double(tensor: Tensor) -> Tensor:
+    """Returns `tensor` in float64, or in float32 on MPS, which has no float64."""
+    return tensor.float() if tensor.device.type == "mps" else tensor.double()
+
+
 @dataclass(frozen=True)
 class Normalization:
     """The normalisation of images, (pixel / 255 - mean) / std, with one number each for red, green and blue."""
@@ -130,7 +135,7 @@ class SparseLogits:
         top = to_compute_dtype(self.log_probs.detach())
         others = self.num_classes - top.shape[1]
         if self.log_rest is None:
-            rest = -torch.expm1(top.double().logsumexp(dim=1)).clamp_max(0.0)
+            rest = -torch.expm1(to_double(top).logsumexp(dim=1)).clamp_max(0.0)
             log_rest = rest.log().to(top.dtype)
         else:
             log_rest = to_compute_dtype(self.log_rest.detach())

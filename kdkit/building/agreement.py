@@ -18,6 +18,7 @@ from torch import Tensor
 from kdkit.cache.codecs import Codec, RowCodec
 from kdkit.cache.encoding import encode_in_parts
 from kdkit.cache.fidelity import kl_divergence, sigmoid_divergence
+from kdkit.types import to_double
 
 _ROUNDING = {"float64": 2.0**-24, "float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
 """Dtype -> relative error of one rounding. A dtype that is not named counts as bfloat16."""
@@ -68,7 +69,7 @@ class Compared:
     @property
     def agrees(self) -> bool:
         """Whether the rows, taken together, are the teacher's."""
-        if self.is_far.double().mean() > _SHARE_FAR:
+        if self.is_far.float().mean() > _SHARE_FAR:
             return False
         if self.divergence is None or self.lost is None:
             return bool(self.difference.mean() <= self.allowed.mean())
@@ -122,4 +123,4 @@ def _lossy(lost: Tensor) -> Tensor:
 
 def _as_divergence(difference: Tensor) -> Tensor:
     """The divergence that log-probabilities have if they are off by independent errors of this size."""
-    return difference.double().square() / 2
+    return to_double(difference).square() / 2

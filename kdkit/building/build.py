@@ -16,7 +16,7 @@ import torch
 from kdkit.building.config import BuildConfig, Engine
 from kdkit.building.plan import BuildPlan, as_built
 from kdkit.building.shards import fill_together
-from kdkit.building.teacher import for_dataset, with_streams
+from kdkit.building.teacher import for_dataset, placed, with_streams
 from kdkit.building.unreadable import leave_out_unreadable, listing_unreadable, rows_left
 from kdkit.cache.lazy_arrays import BEGUN, begun_at
 from kdkit.cache.reader import CachedTeacher
@@ -52,7 +52,7 @@ def build_cache(
     path: str | Path,
     config: BuildConfig | None = None,
     *,
-    device: torch.device | str = "cpu",
+    device: torch.device | str | None = None,
     allow_mismatch: Collection[str] = (),
     show_progress: bool = False,
     engine: Engine = "local",
@@ -70,7 +70,7 @@ def build_cache(
         dataset: samples and recipe.
         path: the packed file to write; shards are kept in `path`.parts until all are sealed.
         config: streams, codecs, batch size and other settings.
-        device: where the teacher runs; it is moved there.
+        device: where the teacher runs; it is moved there. None leaves it where it is.
         allow_mismatch: fields, named as in the error, in which the cache at `path` may differ from this run, such as
             "teacher.weights_sha256"; its streams, views and samples must agree.
         show_progress: whether progress is shown on standard error, by rank 0.
@@ -90,7 +90,9 @@ def build_cache(
     begun, config, path = time.monotonic(), config or BuildConfig(), Path(path)
     check_same_on_ranks(dataset)
     dataset = leave_out_unreadable(as_built(dataset), path, config, show_progress=show_progress)
-    teacher = with_streams(for_dataset(teacher, dataset, config.streams), config.streams).to(torch.device(device))
+    teacher = with_streams(for_dataset(teacher, dataset, config.streams), config.streams)
+    teacher, device = placed(teacher, device)
+    teacher = teacher.compile() if config.compile else teacher
     plan = BuildPlan(teacher, dataset, config, device, allow_mismatch, show_progress=show_progress)
     check_same_settings(lambda: {"teacher": plan.teacher.fingerprint(), "streams": list(plan.config.streams)})
     with ExitStack() as held:

@@ -24,7 +24,8 @@ class BuildLoadingConfig(LoadingConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class BuildConfig(BuildLoadingConfig):
-    """How a cache is built. Of these fields, only streams, codecs and unreadable change what the cache holds."""
+    """How a cache is built. Of these fields, only streams, codecs and unreadable change what the cache holds; compile
+    changes how it is rounded."""
 
     streams: tuple[str, ...] = ("logits",)
     """Streams to store: logits, and taps of the teacher, e.g. pooled, tokens or stages.3; logits may be
@@ -52,6 +53,9 @@ class BuildConfig(BuildLoadingConfig):
     unreadable: Literal["stop", "skip"] = "stop"
     """Handling of images that cannot be read: stop and list all of them; or skip, which reads every image once before
     the build, leaves the unreadable ones out and records them in the cache."""
+
+    compile: bool = False
+    """Compile the teacher with torch.compile, which takes a minute or more and pays in a long build on a GPU."""
 
     pack: bool = True
     """Pack the finished shards into one file; otherwise keep the folder of shards as the cache."""

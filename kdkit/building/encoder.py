@@ -72,7 +72,8 @@ class ShardEncoder(Worker):
         self._writer = writer
         self._teacher = teacher
         self._keys = keys
-        self._side = torch.cuda.Stream(device) if device.type == "cuda" else None
+        # Of high priority, because its many small kernels would otherwise queue behind the teacher's large ones.
+        self._side = torch.cuda.Stream(device, priority=-1) if device.type == "cuda" else None
         self._open: dict[Shard, _OpenShard] = {}
 
     def submit(self, shard: Shard, pixels: PixelBatch, outputs: Mapping[str, Tensor]) -> None:

@@ -14,7 +14,7 @@ from kdkit.building.fit import num_probed
 from kdkit.building.groups import views_in_memory
 from kdkit.building.plan import BuildPlan
 from kdkit.building.speed import Speeds, measure_speeds
-from kdkit.building.teacher import for_dataset, run_teacher, with_streams
+from kdkit.building.teacher import for_dataset, placed, run_teacher, with_streams
 from kdkit.cache.codecs import RowCodec
 from kdkit.cache.encoding import encode_in_parts
 from kdkit.data import EpochSampler, ReplayedDataset, ReplayLoader, translate_worker_errors
@@ -54,7 +54,11 @@ class Estimate:
 
 @translate_worker_errors()
 def estimate_cache(
-    teacher: Teacher, dataset: ReplayedDataset, config: BuildConfig | None = None, *, device: torch.device | str = "cpu"
+    teacher: Teacher,
+    dataset: ReplayedDataset,
+    config: BuildConfig | None = None,
+    *,
+    device: torch.device | str | None = None,
 ) -> Estimate:
     """Runs the teacher on up to 2,560 images to fit and measure codecs, times some batches and computes the rest.
 
@@ -63,7 +67,8 @@ def estimate_cache(
     """
     config = config or BuildConfig()
     dataset = dataset.for_teacher()
-    teacher = with_streams(for_dataset(teacher, dataset, config.streams), config.streams).to(torch.device(device))
+    teacher = with_streams(for_dataset(teacher, dataset, config.streams), config.streams)
+    teacher, device = placed(teacher, device)
     plan = BuildPlan(teacher, dataset, config, device, fit_rows=ESTIMATE_FIT_ROWS, reads_content=False)
     spec = plan.make_spec()
     rows, images = len(spec.keys), len(spec.keys) * spec.num_views

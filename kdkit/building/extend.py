@@ -15,7 +15,7 @@ import torch
 from kdkit.building.build import BuildReport, fill_and_finish
 from kdkit.building.config import BuildConfig, BuildLoadingConfig
 from kdkit.building.plan import BuildPlan, as_built
-from kdkit.building.teacher import for_dataset, with_streams
+from kdkit.building.teacher import for_dataset, placed, with_streams
 from kdkit.building.unreadable import recorded_absent
 from kdkit.cache.extension import check_adds_views
 from kdkit.cache.format.constants import LOGITS
@@ -40,7 +40,7 @@ def extend_cache(
     batch_size: int = BuildConfig.batch_size,
     num_workers: int | Literal["auto"] = BuildConfig.num_workers,
     memory: int = BuildConfig.memory,
-    device: torch.device | str = "cpu",
+    device: torch.device | str | None = None,
     allow_mismatch: Collection[str] = (),
     show_progress: bool = False,
 ) -> BuildReport:
@@ -58,7 +58,7 @@ def extend_cache(
         batch_size: images per forward pass of the teacher.
         num_workers: processes that load and augment images.
         memory: MiB for the views that are built at the same time, as in BuildConfig.
-        device: where the teacher runs; it is moved there.
+        device: where the teacher runs; it is moved there. None leaves it where it is.
         allow_mismatch: fields, named as in the error, in which this run may differ from the cache.
         show_progress: whether progress is shown on standard error, by rank 0.
 
@@ -74,7 +74,7 @@ def extend_cache(
     check_same_on_ranks(dataset)
     dataset = as_built(dataset).without(recorded_absent(Path(path)))
     streams = CachedTeacher(Path(path)).codecs
-    teacher = for_dataset(teacher, dataset, streams).to(torch.device(device))
+    teacher, device = placed(for_dataset(teacher, dataset, streams), device)
     check_same_settings(lambda: {"teacher": teacher.fingerprint()})
     with ExitStack() as held:
 

@@ -26,13 +26,15 @@ def run_teacher(
     """Runs the teacher on a batch of `loader`.
 
     Returns:
-        Stream -> output, [B, ...]; on a GPU perhaps not computed yet.
+        Stream -> output, [B, ...]; on a GPU perhaps not computed yet; of MPS on the CPU, because MPS lacks float64 and
+        some of what the codecs compute.
 
     Raises:
         MissingTeacherError: the teacher has no output of that name.
     """
     output = teacher(loader.to_batch(pixels))
-    return {stream: select_stream(output, stream, teacher.name) for stream in streams}
+    outputs = {stream: select_stream(output, stream, teacher.name) for stream in streams}
+    return {stream: values.cpu() if values.device.type == "mps" else values for stream, values in outputs.items()}
 
 
 def for_dataset(teacher: Teacher, dataset: ReplayedDataset, streams: Collection[str]) -> Teacher:
@@ -60,6 +62,13 @@ def with_streams(teacher: Teacher, streams: Iterable[str]) -> Teacher:
     """
     taps = [stream for stream in streams if stream != LOGITS]
     return teacher if set(taps) <= set(teacher.taps) else teacher.with_taps(taps)
+
+
+def placed(teacher: Teacher, device: torch.device | str | None) -> tuple[Teacher, torch.device]:
+    """Returns the teacher on `device`, or where it is for None, and the device that it is on."""
+    if device is not None:
+        teacher = teacher.to(torch.device(device))
+    return teacher, device_of(teacher) if device is None else torch.device(device)
 
 
 def device_of(teacher: Teacher) -> torch.device:

@@ -11,7 +11,7 @@ import torch
 
 from kdkit.building.agreement import Compared, compare, rounding_of
 from kdkit.building.scan import content_records
-from kdkit.building.teacher import device_of, for_dataset, run_teacher, with_streams
+from kdkit.building.teacher import device_of, for_dataset, placed, run_teacher, with_streams
 from kdkit.cache import CachedTeacher, open_cache
 from kdkit.cache.content import CONTENT_FIELD
 from kdkit.cache.format.constants import LOGITS
@@ -84,8 +84,7 @@ def verify_cache(
     teacher = for_dataset(teacher, dataset, cache.codecs)
     check_match("teacher", cache.metadata.teacher, teacher.fingerprint(), f"the cache {str(path)!r}", allow_mismatch)
     teacher = with_streams(teacher, cache.codecs)
-    if device is not None:
-        teacher = teacher.to(torch.device(device))
+    teacher, _ = placed(teacher, device)
     batch_size = batch_size or cache.build_record.batch_size or _BATCH_SIZE
     compared, places = _run_again(teacher, cache, dataset, _choose(dataset, num_rows, seed), batch_size)
     for stream, found in compared.items():

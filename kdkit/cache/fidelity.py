@@ -19,6 +19,7 @@ from torch import Tensor
 from kdkit.cache.codecs import Codec, RowCodec
 from kdkit.cache.format.constants import TEMPERATURES
 from kdkit.cache.types import Array
+from kdkit.types import to_double
 
 
 @torch.no_grad()
@@ -58,13 +59,13 @@ def summarise_rows(measures: Array) -> dict[str, float]:
 
 def kl_divergence(logits: Tensor, decoded: Tensor) -> Tensor:
     """KL(softmax(logits) || softmax(decoded)) of each row, [R], in float64."""
-    log_p, log_q = F.log_softmax(logits.double(), dim=1), F.log_softmax(decoded.double(), dim=1)
+    log_p, log_q = F.log_softmax(to_double(logits), dim=1), F.log_softmax(to_double(decoded), dim=1)
     return (log_p.exp() * (log_p - log_q)).sum(dim=1)
 
 
 def sigmoid_divergence(logits: Tensor, decoded: Tensor) -> Tensor:
     """KL between the Bernoulli distributions sigmoid(logits) and sigmoid(decoded), summed over the classes, [B]."""
-    z_p, z_q = logits.double(), decoded.double()
+    z_p, z_q = to_double(logits), to_double(decoded)
     p = z_p.sigmoid()
     present, lacking = F.logsigmoid(z_p) - F.logsigmoid(z_q), F.logsigmoid(-z_p) - F.logsigmoid(-z_q)
     return (p * present + (1 - p) * lacking).sum(dim=1)
@@ -73,7 +74,7 @@ def sigmoid_divergence(logits: Tensor, decoded: Tensor) -> Tensor:
 def _measure_logits(logits: Tensor, decoded: Tensor, divergence: Callable[[Tensor, Tensor], Tensor]) -> list[Tensor]:
     logits = logits.float()
     softened = [divergence(logits / temperature, decoded / temperature) for temperature in TEMPERATURES]
-    return [*(values.clamp_min(0) for values in softened), (decoded.argmax(1) == logits.argmax(1)).double()]
+    return [*(values.clamp_min(0) for values in softened), to_double(decoded.argmax(1) == logits.argmax(1))]
 
 
 def _measure_features(features: Tensor, decoded: Tensor) -> list[Tensor]:

@@ -43,7 +43,7 @@ class Field:
     @property
     def is_flag(self) -> bool:
         """Whether it is a boolean, given as a bare flag."""
-        return self.hint is bool
+        return bool in alternatives(self.hint)
 
     @property
     def is_list(self) -> bool:

@@ -11,23 +11,32 @@ from kdkit.cache.summary import describe_fidelity
 from kdkit.data import ReplayedDataset
 from kdkit.resolve import describe_teacher
 from kdkit.runtime import distributed
+from kdkit.runtime.hardware import describe_device
 from kdkit.teachers import Teacher, TeacherEnsemble
 
 
 def describe_build(
-    teacher: Teacher, dataset: ReplayedDataset, data: str, config: BuildConfig, device: torch.device, output: str
+    teacher: Teacher,
+    precision: str,
+    dataset: ReplayedDataset,
+    data: str,
+    config: BuildConfig,
+    device: torch.device,
+    output: str,
 ) -> dict[str, str]:
-    """Label -> text, in reading order: teacher, images, views, device, output."""
+    """Label -> text, in reading order: teacher and its precision, images, views, device, output."""
     members = teacher.members if isinstance(teacher, TeacherEnsemble) else (teacher,)
     parameters = sum(parameter.numel() for member in members for parameter in member.model.parameters())
     processes = "" if distributed.world_size() == 1 else f", {distributed.world_size()} processes"
     recipe = dataset.recipe
     return {
         "teacher": f"{describe_teacher(teacher)}, {parameters / 1e6:.1f} M parameters",
+        "precision": f"{precision}{', compiled' if config.compile else ''}",
         "images": f"{len(dataset):,} of {teacher.num_classes or 'unknown'} classes, {data}",
         "views": f"{recipe.num_views} per image, {recipe.teacher_size or recipe.size} pixels",
         "streams": ", ".join(config.streams),
-        "device": f"{device}, {config.workers} loader workers{processes}, batches of {config.batch_size} images",
+        "device": f"{describe_device(device)}, {config.workers} loader workers{processes}, batches of "
+        f"{config.batch_size} images",
         "output": output,
     }
 

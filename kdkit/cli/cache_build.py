@@ -13,6 +13,7 @@ def run(arguments: list[str]) -> None:
     config = parse_config(CacheBuildConfig, "cache build", arguments, {"DATA": "data"})
     from kdkit.building.build import build_cache
     from kdkit.building.like import open_like
+    from kdkit.building.precision import choose_autocast
     from kdkit.building.shards import RANK_TIMEOUT
     from kdkit.cache.format.constants import LOGITS
     from kdkit.cache.places import check_writable
@@ -38,8 +39,12 @@ def run(arguments: list[str]) -> None:
         teacher = distributed.run_on_all_ranks(
             lambda: resolve_teacher(config.teacher, device, wanted, needs_logits=needs_logits)
         )
+        if config.teacher.takes_any_precision:
+            teacher, precision = choose_autocast(teacher, dataset, config.build, device)
+        else:
+            precision = config.teacher.autocast or config.teacher.dtype or "float32"
         if distributed.rank() == 0:
-            header = describe_build(teacher, dataset, config.data, config.build, device, config.output)
+            header = describe_build(teacher, precision, dataset, config.data, config.build, device, config.output)
             print_labelled(header, file=sys.stderr)
         report = build_cache(
             teacher,

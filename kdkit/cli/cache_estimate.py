@@ -10,6 +10,7 @@ def run(arguments: list[str]) -> None:
     """Prints what a cache would cost."""
     config = parse_config(CacheEstimateConfig, "cache estimate", arguments, {"DATA": "data"})
     from kdkit.building.estimate import describe_break_even, estimate_cache
+    from kdkit.building.precision import choose_autocast
     from kdkit.cache.format.constants import LOGITS
     from kdkit.cache.summary import describe_bytes, describe_fidelity
     from kdkit.dataset import open_dataset
@@ -19,6 +20,8 @@ def run(arguments: list[str]) -> None:
     device = resolve_device(config.device)
     dataset = open_dataset(config.data, recipe=config.recipe, **config.columns)
     teacher = resolve_teacher(config.teacher, device, dataset.class_names, needs_logits=LOGITS in config.build.streams)
+    if config.teacher.takes_any_precision:
+        teacher, _ = choose_autocast(teacher, dataset, config.build, device)
     found = estimate_cache(teacher, dataset, config.build, device=device)
     made_of = describe_bytes(found.images * found.row_bytes)
     speeds, views = found.speeds, dataset.recipe.num_views

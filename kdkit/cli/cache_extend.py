@@ -16,7 +16,7 @@ def run(arguments: list[str]) -> None:
     from kdkit.data.ranks import open_on_all_ranks
     from kdkit.dataset import open_dataset
     from kdkit.recipe import ViewRecipe
-    from kdkit.resolve import load_teacher_of_cache, resolve_device, resolve_teacher
+    from kdkit.resolve import as_made, load_teacher_of_cache, resolve_device, resolve_teacher
     from kdkit.runtime import distributed
     from kdkit.runtime.layout import print_labelled
 
@@ -30,7 +30,7 @@ def run(arguments: list[str]) -> None:
                 lambda: (
                     load_teacher_of_cache(metadata.teacher, device)
                     if config.teacher is None
-                    else resolve_teacher(config.teacher, device)
+                    else resolve_teacher(as_made(config.teacher, metadata.teacher), device)
                 )
             ),
             dataset,

@@ -13,7 +13,7 @@ def run(arguments: list[str]) -> None:
     from kdkit.cache import open_cache
     from kdkit.dataset import open_dataset
     from kdkit.errors import ConfigError
-    from kdkit.resolve import describe_teacher, load_teacher_of_cache, resolve_device, resolve_teacher
+    from kdkit.resolve import as_made, describe_teacher, load_teacher_of_cache, resolve_device, resolve_teacher
     from kdkit.runtime.layout import print_wrapped
 
     teacher, dataset, device, reason = None, None, resolve_device(config.device), None
@@ -22,7 +22,8 @@ def run(arguments: list[str]) -> None:
         dataset = open_dataset(config.data, recipe=cache.recipe, records=cache, **config.columns)
         if config.teacher is not None:
             needs_logits = "logits" in cache.codecs
-            teacher = resolve_teacher(config.teacher, device, dataset.class_names, needs_logits=needs_logits)
+            named = as_made(config.teacher, cache.teacher)
+            teacher = resolve_teacher(named, device, dataset.class_names, needs_logits=needs_logits)
         else:
             try:
                 teacher = load_teacher_of_cache(cache.teacher, device)

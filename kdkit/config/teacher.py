@@ -31,10 +31,11 @@ class SingleTeacherConfig:
     """Side of the teacher's input in pixels; by default the views' size, or the only size that the model accepts."""
 
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
-    """Precision of the weights; float32 by default."""
+    """Precision of the weights; float32 by default, which a build keeps on CUDA too if it is given."""
 
     autocast: Literal["bfloat16", "float16"] | None = None
-    """Autocast dtype of the forward pass, which leaves the weights as they are; none by default."""
+    """Autocast dtype of the forward pass, which leaves the weights as they are; none by default, and bfloat16 in a
+    build on CUDA, where a check finds the outputs as good."""
 
     class_map: str | None = None
     """The teacher's class for each class of the data: a JSON file with a list of indices or of class names, or an
@@ -63,6 +64,11 @@ class TeacherConfig(SingleTeacherConfig):
     ensemble: tuple[SingleTeacherConfig, ...] = ()
     """Further teachers of an ensemble whose probabilities are averaged, each with the options of this one, e.g.
     [{model: resnet50, input_size: 288, weight: 2}]."""
+
+    @property
+    def takes_any_precision(self) -> bool:
+        """Whether no member is given a dtype or an autocast, so that a build may choose."""
+        return all(member.dtype is None and member.autocast is None for member in (self, *self.ensemble))
 
     def __post_init__(self) -> None:
         super().__post_init__()

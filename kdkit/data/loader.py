@@ -89,6 +89,7 @@ class ReplayLoader:
         self.normalization = normalization
         self.device = torch.device(device)
         self.on_skip: Callable[[str, str], None] = _log_skip
+        self._copy_stream: torch.cuda.Stream | None = None
         if dataset.recipe.mixes and isinstance(sampler, EpochSampler):
             sampler.partners = dataset.partners
         self._offset = (
@@ -127,7 +128,8 @@ class ReplayLoader:
 
     def __iter__(self) -> Iterator[Batch]:
         if self.device.type == "cuda":
-            yield from prefetch_to_device(self.pixel_batches(), self.to_batch, self.device)
+            self._copy_stream = self._copy_stream or torch.cuda.Stream(self.device)
+            yield from prefetch_to_device(self.pixel_batches(), self.to_batch, self._copy_stream)
         else:
             yield from map(self.to_batch, self.pixel_batches())
 

@@ -13,17 +13,16 @@ Pixels = TypeVar("Pixels")
 
 
 def prefetch_to_device(
-    batches: Iterator[Pixels], to_batch: Callable[[Pixels], Batch], device: torch.device
+    batches: Iterator[Pixels], to_batch: Callable[[Pixels], Batch], stream: torch.cuda.Stream
 ) -> Iterator[Batch]:
-    """Yields each batch on `device`; `to_batch` runs on a separate stream, one batch ahead of the consumer.
+    """Yields each batch on the stream's device; `to_batch` runs on `stream`, one batch ahead of the consumer.
 
     Args:
         batches: batches from the workers, in page-locked memory.
         to_batch: copies and normalises a batch; called on the stream.
-        device: a CUDA device.
+        stream: the same one in every pass, because freed memory serves only the stream that it was allocated on.
     """
-    stream = torch.cuda.Stream(device)
-    stream.wait_stream(torch.cuda.current_stream(device))  # the constants of `to_batch` were made on it
+    stream.wait_stream(torch.cuda.current_stream(stream.device))  # the constants of `to_batch` were made on it
     coming: tuple[Batch, torch.cuda.Event] | None = None
     for pixels in batches:
         with torch.cuda.stream(stream):

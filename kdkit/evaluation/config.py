@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from kdkit.config import ColumnsConfig, DeviceConfig, LoadingConfig, OverwriteConfig, StudentConfig, TeacherConfig
+from kdkit.config.choices import check_choices
 from kdkit.errors import ConfigError
 
 
@@ -46,5 +48,12 @@ class EvaluateConfig(StudentConfig, ColumnsConfig, DeviceConfig, LoadingConfig, 
     crop_pct: float | None = None
     """Share of the resized image's side that the centre crop keeps; by default that of its training."""
 
+    amp: Literal["bfloat16", "float16"] | None = None
+    """Autocast dtype of the student; none by default."""
+
     output: str | None = None
     """JSON file to write the figures to; none by default."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choices(self)

@@ -20,6 +20,7 @@ from kdkit.evaluation.config import EvaluateConfig
 from kdkit.recipe import ViewRecipe
 from kdkit.resolve import resolve_device
 from kdkit.runtime import files
+from kdkit.runtime.hardware import fast_kernels
 from kdkit.runtime.progress import progress
 from kdkit.student import Student, load_student
 from kdkit.tasks import ClassificationTask, MultiLabelClassificationTask
@@ -87,7 +88,9 @@ def evaluate_student(config: EvaluateConfig, *, show_progress: bool = False) -> 
     )
     begun = time.perf_counter()
     with progress(f"evaluating {config.student}", len(dataset), "images", enabled=show_progress) as advance:
-        found = evaluate(task, loader)
+        amp = None if config.amp is None else getattr(torch, config.amp)
+        with fast_kernels(device):
+            found = evaluate(task, loader, amp=amp)
         seconds = time.perf_counter() - begun
         advance(len(dataset))
     report = EvaluateReport(

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from kdkit.building.teacher import placed
 from kdkit.data import EpochSampler, ReplayedDataset, ReplayLoader, create_source, translate_worker_errors
 from kdkit.errors import ClassMismatchError, DatasetError
 from kdkit.evaluation.config import TeachersCheckConfig
@@ -89,7 +90,7 @@ def check_teacher(
     limit: int | None = None,
     batch_size: int = 64,
     num_workers: int = 0,
-    device: torch.device | str = "cpu",
+    device: torch.device | str | None = None,
 ) -> CheckReport:
     """Runs `teacher` on labelled images, which finds a wrong normalisation, class order or head.
 
@@ -101,13 +102,13 @@ def check_teacher(
         limit: number of images drawn from the dataset; all of them when None.
         batch_size: images per batch.
         num_workers: worker processes that load images.
-        device: where the teacher runs; it is moved there.
+        device: where the teacher runs; it is moved there. None leaves it where it is.
 
     Raises:
         ClassMismatchError: the images have other classes than the teacher, or a label is out of range.
         DatasetError: no image has a label.
     """
-    teacher = teacher.to(torch.device(device))
+    teacher, device = placed(teacher, device)
     classes = torch.tensor(_class_numbers(teacher, dataset))
     check_labels(dataset, len(classes), type(dataset.source).__name__)
     rows = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(0))[:limit].tolist()

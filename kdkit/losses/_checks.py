@@ -20,11 +20,6 @@ from kdkit.types import to_compute_dtype
 P = ParamSpec("P")
 
 
-def to_double(tensor: Tensor) -> Tensor:
-    """Returns `tensor` in float64, or in float32 if its device has no float64."""
-    return tensor.float() if tensor.device.type == "mps" else tensor.double()
-
-
 def full_precision(loss: Callable[P, Tensor]) -> Callable[P, Tensor]:
     """Returns `loss` with autocast switched off: a matrix product would otherwise fall back to half precision."""
 

@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from kdkit.losses._blocks import blocks
-from kdkit.losses._checks import soften, to_double, to_logit_pair
+from kdkit.losses._checks import soften, to_logit_pair
 from kdkit.losses.registry import logit_loss
+from kdkit.types import to_double
 
 
 @logit_loss()

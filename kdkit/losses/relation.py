@@ -15,9 +15,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from kdkit.losses._blocks import blocks
-from kdkit.losses._checks import full_precision, to_double
+from kdkit.losses._checks import full_precision
 from kdkit.losses._features import to_row_pair, unit
 from kdkit.losses.registry import feature_loss
+from kdkit.types import to_double
 
 
 @feature_loss()

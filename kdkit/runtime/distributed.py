@@ -12,12 +12,11 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from kdkit.errors import KdkitError, OtherRankError, first_line
-from kdkit.runtime.hardware import choose_device
+from kdkit.runtime.hardware import use_device
 
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store
@@ -41,15 +40,13 @@ def process_group(device: str, *, timeout: timedelta = timedelta(minutes=30)) ->
         timeout: after which a rank that waits for another gives up.
 
     Raises:
+        ConfigError: the device cannot be used here.
         OtherRankError: another rank died or no longer responds.
     """
     if dist.is_initialized() or not all(name in os.environ for name in _ENVIRONMENT):
         yield
         return
-    device = choose_device(device)
-    is_cuda = torch.device(device).type == "cuda"
-    if is_cuda:
-        torch.cuda.set_device(local_device(device))
+    is_cuda = use_device(device).type == "cuda"
     store, number, count = _rendezvous(timeout)
     backend = "cpu:gloo,cuda:nccl" if is_cuda else "gloo"
     dist.init_process_group(backend, store=store, rank=number, world_size=count, timeout=timeout)
@@ -80,11 +77,6 @@ def _rendezvous(timeout: timedelta) -> tuple[Store, int, int]:
     if os.environ.get("GROUP_WORLD_SIZE") == "1":
         store = PrefixStore(f"start {os.environ.get(_RESTARTS, '0')}", store)
     return store, number, count
-
-
-def local_device(name: str) -> str:
-    """The device of this process: `name`, and for cuda without an index, the device of its local rank."""
-    return f"cuda:{os.environ['LOCAL_RANK']}" if name == "cuda" and "LOCAL_RANK" in os.environ else name
 
 
 def is_restarted() -> bool:

@@ -5,6 +5,8 @@ Dimensions: B batch, C classes.
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -21,6 +23,9 @@ class LabelledCrossEntropy(nn.CrossEntropyLoss):
         weight: factor of each class [C]; all 1 when None.
         label_smoothing: share of each label that is spread evenly over all classes, from 0 to 1.
     """
+
+    takes_unlabelled: ClassVar[bool] = True
+    """A task passes on all samples, not only those with a label."""
 
     def __init__(self, weight: Tensor | None = None, *, label_smoothing: float = 0.0) -> None:
         super().__init__(weight, ignore_index=-1, label_smoothing=label_smoothing)

@@ -38,6 +38,9 @@ class MultiLabelCrossEntropy(nn.Module):
     Source: torch.nn.BCEWithLogitsLoss, which it equals if every label is known.
     """
 
+    takes_unlabelled: ClassVar[bool] = True
+    """A task passes on all samples: one in which no class is present has labels too, and -1 marks what has none."""
+
     weight: Tensor | None
     pos_weight: Tensor | None
 

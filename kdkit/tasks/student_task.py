@@ -28,7 +28,8 @@ class StudentTask(TrainingTask):
         criterion: loss on labels; LabelledCrossEntropy by default. A module with buffers, such as class weights,
             follows the task's device, and is kept in at least float32, because it receives logits in float32. It
             receives only the labelled samples (-1, or a soft label of zeros, means no label), so the host reads the
-            targets of each step from the device; the default needs no such read.
+            targets of each step from the device; one with an attribute `takes_unlabelled` that is true receives all
+            samples, as kdkit's own do, and needs no such read.
         device, dtype, verbose: as for TrainingTask.
 
     Raises:
@@ -63,7 +64,7 @@ class StudentTask(TrainingTask):
     def _label_loss(self, logits: Tensor, target: Tensor) -> Tensor:
         """The criterion [] of logits [B, C] over the labelled samples; exactly 0 if no sample is labelled."""
         is_index = target.ndim == 1 and not target.is_floating_point()
-        if isinstance(self.criterion, LabelledCrossEntropy) or not (is_index or target.ndim == 2):
+        if getattr(self.criterion, "takes_unlabelled", False) or not (is_index or target.ndim == 2):
             return self.criterion(logits, target)
         labelled = target >= 0 if is_index else target.sum(dim=1) > 0
         if bool(labelled.all()):

@@ -21,6 +21,7 @@ from kdkit.dataset import open_dataset, records_of
 from kdkit.resolve import resolve_device
 from kdkit.runtime import distributed
 from kdkit.runtime.agreement import check_same_settings
+from kdkit.runtime.hardware import fast_kernels
 from kdkit.runtime.layout import print_labelled, print_wrapped
 from kdkit.runtime.output import prepare_output
 from kdkit.runtime.progress import progress
@@ -114,10 +115,9 @@ def distill(config: DistillConfig, *, show_progress: bool = False) -> DistillRep
     start_average(run.task, config.train)
     config, views = settle_views_per_decode(run.config, _shown(run), run.task, run.source, run.device)
     run = dataclasses.replace(run, config=config)
+    kept = (LAST, PREVIOUS) if config.resume else None
     output = distributed.on_rank_zero(
-        lambda: prepare_output(
-            config.output, _FILES, overwrite=config.overwrite, checkpoints=(LAST, PREVIOUS) if config.resume else None
-        )
+        lambda: prepare_output(config.output, _FILES, overwrite=config.overwrite, checkpoints=kept)
     )
     checkpoints = Checkpoints(
         output,
@@ -133,8 +133,7 @@ def distill(config: DistillConfig, *, show_progress: bool = False) -> DistillRep
     shown = show_progress and distributed.rank() == 0
     if shown:
         header = describe_run(config, run.task, run.dataset, run.validation, run.cache, run.device)
-        header["views"] += f", {views}"
-        print_labelled(header, file=sys.stderr)
+        print_labelled({**header, "views": f"{header['views']}, {views}"}, file=sys.stderr)
     seen = None if resumes(config) or not config.preflight else _check_first_step(run, loader, shown)
     training = _train(run, loader, held_out, checkpoints, shown)
     best = checkpoints.best if checkpoints.best.exists() else checkpoints.last
@@ -234,7 +233,8 @@ def _train(
     logger = create_logger(config, checkpoints.folder) if distributed.rank() == 0 else None
     random_seed(config.train.seed, distributed.rank())  # a student's draws, such as dropout, differ from rank to rank
     try:
-        with progress(f"training {config.student} in {checkpoints.folder}", total, "images", enabled=shown) as display:
+        title = f"training {config.student} in {checkpoints.folder}"
+        with fast_kernels(run.device), progress(title, total, "images", enabled=shown) as display:
             return train(
                 run.task,
                 loader,

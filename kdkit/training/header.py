@@ -10,10 +10,12 @@ from kdkit.cache import CacheReader
 from kdkit.data import ReplayedDataset
 from kdkit.resolve import describe_teacher
 from kdkit.runtime import distributed
+from kdkit.runtime.hardware import describe_device
 from kdkit.tasks import TrainingTask
 from kdkit.training.components import live_teacher_of, num_classes_of
 from kdkit.training.config import DistillConfig
 from kdkit.training.labels import count_unlabelled
+from kdkit.training.setup import describe_speed
 
 _MANY_EPOCHS = 10
 
@@ -41,7 +43,8 @@ def describe_run(
         "loss": _describe_loss(config, dataset),
         "views": f"{recipe.num_views} per image, {recipe.size} pixels",
         "epochs": f"{training.epochs}, in batches of {training.batch_size} images",
-        "device": f"{device}, {training.workers} loader workers{processes}",
+        "device": f"{describe_device(device)}, {describe_speed(student, training, device)}, {training.workers} loader "
+        f"workers{processes}",
         "output": config.output,
     }
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -15,7 +16,8 @@ from torch import Tensor
 from kdkit.runtime import distributed
 
 Record = dict[str, float]
-_IMAGES, _SECONDS = "images", "seconds"
+Loaded = TypeVar("Loaded")
+_IMAGES, _SECONDS, _WAITING = "images", "seconds", "waiting"
 _WITHOUT = "images without "
 """Of a term: images of the steps in which it had nothing to measure."""
 
@@ -39,6 +41,17 @@ class Meter:
     def restart_clock(self) -> None:
         """Excludes the time since the last flush from images/s."""
         self._start = time.perf_counter()
+
+    def timed(self, batches: Iterator[Loaded]) -> Iterator[Loaded]:
+        """Yields `batches`, and counts the time that each takes to arrive."""
+        while True:
+            begun = time.perf_counter()
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            self._add_to_sum(_WAITING, time.perf_counter() - begun)
+            yield batch
 
     def add(self, result: Mapping[str, Tensor], num_images: int, at: Record) -> None:
         """Takes one step's result, without waiting for the device.
@@ -84,10 +97,17 @@ class Meter:
     def mean(self) -> Record:
         """Means over the epoch's images, their number, the seconds of their steps, and images/s.
 
-        The mean of a term is over the steps in which it was measured.
+        The mean of a term is over the steps in which it was measured. "waiting" is the share of the seconds in which
+        the loop waited for images; a GPU that still computes makes no wait.
         """
         images, seconds = self.sums[_IMAGES], self.sums[_SECONDS]
         counts = {name: images - self.sums.get(_WITHOUT + name, 0.0) for name in self.sums}
-        skipped = (_IMAGES, _SECONDS, *(name for name in self.sums if name.startswith(_WITHOUT)))
+        skipped = (_IMAGES, _SECONDS, _WAITING, *(name for name in self.sums if name.startswith(_WITHOUT)))
         means = {name: total / counts[name] for name, total in self.sums.items() if name not in skipped}
-        return means | {_IMAGES: images, _SECONDS: seconds, "images_per_second": images / seconds}
+        waiting = min(1.0, self.sums.get(_WAITING, 0.0) / seconds)
+        return means | {
+            _IMAGES: images,
+            _SECONDS: seconds,
+            "images_per_second": images / seconds,
+            _WAITING: waiting,
+        }

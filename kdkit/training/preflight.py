@@ -94,7 +94,8 @@ def preflight(
     first_batches = ReplayLoader(loader.dataset, sampler, loader.normalization, device=loader.device)
     hits = labelled = 0
     step_bytes, num_classes = 0, None
-    for number, batch in enumerate(first_batches):
+    # Not `first_batches` itself, which on a GPU loads one batch more than it yields.
+    for number, batch in enumerate(map(first_batches.to_batch, first_batches.pixel_batches())):
         teacher_output = None if source is None else source(batch)
         if number == 0:
             step_bytes, output = _step(task, batch, teacher_output, amp)

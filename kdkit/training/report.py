@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from kdkit.runtime.layout import format_rate
 from kdkit.training.meter import Record
 
+_WAITING_SHARE, _WAITING_SECONDS = 0.2, 5.0  # of an epoch, from which on advice is given
 _METRICS = ("val_ema_top1", "val_top1", "val_ema_mAP", "val_mAP")
 
 
@@ -48,6 +49,21 @@ def main_metric(record: Record) -> float | None:
     None without validation images.
     """
     return next((record[name] for name in _METRICS if name in record), None)
+
+
+def waiting_advice(record: Record) -> str | None:
+    """What to do about an epoch that waited for images, in a sentence; None where it hardly did.
+
+    Args:
+        record: of an epoch; the share of its seconds in which it waited is in `waiting`.
+    """
+    share = record.get("waiting", 0.0)
+    if share <= _WAITING_SHARE or share * record["seconds"] < _WAITING_SECONDS:
+        return None
+    return (
+        f"{share:.0%} of the epoch's time was spent waiting for images: give more loader workers (--workers), several "
+        "views per decode (--views-per-decode), or smaller source images"
+    )
 
 
 def epoch_line(epoch: int, epochs: int, record: Record) -> str:

@@ -49,6 +49,7 @@ def run_identity(
     """The settings that a resumed run must share with the stopped run, as plain values."""
     values = {name: value for name, value in dataclasses.asdict(config).items() if name not in _FREE}
     values["train"] = {name: value for name, value in values["train"].items() if name not in _FREE_TRAIN}
+    values["train"]["channels_last"] = bool(values["train"]["channels_last"])  # by default as the device prefers
     identity: dict[str, Any] = _plain(values)
     return identity | {
         "teacher": EMA if config.is_ema_teacher else None if teacher is None else teacher.fingerprint(),

@@ -22,7 +22,7 @@ from kdkit.teachers import Teacher
 from kdkit.teachers.model_config import model_config
 from kdkit.training.config import TrainConfig
 from kdkit.training.optimizer import is_second_order, optimizer_errors, schedule_errors
-from kdkit.training.setup import autocast_dtype, to_memory_format
+from kdkit.training.setup import autocast_dtype, to_memory_format, uses_channels_last
 from kdkit.training.state import RunState
 from kdkit.types import Batch, Normalization, TeacherOutput, TeacherSource
 
@@ -39,6 +39,7 @@ class TrainingStep:
     def __init__(self, state: RunState, config: TrainConfig, source: TeacherSource | None) -> None:
         self._state, self._config, self._source = state, config, source
         self._amp = autocast_dtype(config)
+        self._channels_last = uses_channels_last(state.task.get_trainable_module(), config, state.device)
         self._is_second_order = is_second_order(state.optimizer)
 
     def backward(
@@ -56,7 +57,7 @@ class TrainingStep:
             The task's result, and the norms [] by name.
         """
         task = self._state.task
-        batch = to_memory_format(batch, self._config)
+        batch = to_memory_format(batch, channels_last=self._channels_last)
         synced = nullcontext() if is_update else task.no_sync()
         with synced, step_errors(task, batch, self._amp), _differentiable(self._is_second_order):
             teacher_output = None if self._source is None else self._source(batch)

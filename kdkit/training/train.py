@@ -14,7 +14,6 @@ from timm.utils import unwrap_model
 from torch import Tensor
 
 from kdkit.data import ReplayLoader, translate_worker_errors
-from kdkit.errors import ConfigError
 from kdkit.runtime import distributed
 from kdkit.runtime.progress import Display
 from kdkit.tasks import TrainingTask
@@ -27,8 +26,8 @@ from kdkit.training.labels import check_targets, labelled_batches
 from kdkit.training.logger import RunLogger
 from kdkit.training.meter import Meter, Record
 from kdkit.training.optimizer import create_optimizer, create_schedule, schedule_errors
-from kdkit.training.report import TrainReport, epoch_line, main_metric
-from kdkit.training.setup import autocast_dtype, prepare
+from kdkit.training.report import TrainReport, epoch_line, main_metric, waiting_advice
+from kdkit.training.setup import autocast_dtype, check_trainable, prepare
 from kdkit.training.state import Position, RunState
 from kdkit.training.step import TrainingStep, choose_source
 from kdkit.training.warmup import DistillWarmup
@@ -85,7 +84,7 @@ class _Loop:
         display: Display,
         checkpoints: Checkpoints | None,
     ) -> None:
-        _check_trainable(config, len(loader), validation)
+        check_trainable(config, len(loader), validation)
         self.task, self.loader, self.config, self.validation = task, loader, config, validation
         self.logger, self.display, self.checkpoints = logger, display, checkpoints
         self.num_batches = len(loader)
@@ -97,6 +96,7 @@ class _Loop:
         prepare(task, config, loader.device)
         self.state = RunState(task, optimizer, scheduler, scaler, loader.device)
         self.step = TrainingStep(self.state, config, choose_source(task, source, loader.normalization))
+        self.is_advised = False
         self.meter: Meter  # of the current epoch
         self.stop: StopRequest
         self.should_stop: StopAgreement
@@ -121,7 +121,8 @@ class _Loop:
         self.loader.set_epoch(epoch, state.position.batch)
         self.task.train()
         self.meter = Meter(state.sums)
-        for number, batch in enumerate(labelled_batches(self.loader, self.task), start=state.position.batch):
+        batches = self.meter.timed(iter(labelled_batches(self.loader, self.task)))
+        for number, batch in enumerate(batches, start=state.position.batch):
             first_of_group = number - number % config.accumulate
             group_size = min(config.accumulate, self.num_batches - first_of_group)
             is_update = number == first_of_group + group_size - 1
@@ -190,6 +191,7 @@ class _Loop:
         if self.logger is not None:
             self.logger.log_epoch({"epoch": epoch, **record}, step=(epoch + 1) * self.num_batches - 1)
         self.display.write(epoch_line(epoch, self.config.epochs, record))
+        self._advise(record)
         state.records.append(record)
         is_best = metric is not None and (state.best is None or metric > state.best)
         state.best = metric if is_best else state.best
@@ -197,6 +199,13 @@ class _Loop:
         self._save(is_best=is_best, metric=metric)
         if self.should_stop(now=True):
             self.stop.exit()
+
+    def _advise(self, record: Record) -> None:
+        """Says once in a run what to do where the loop waits for images."""
+        if self.is_advised or (advice := waiting_advice(record)) is None:
+            return
+        self.is_advised = True
+        self.display.write(advice)
 
     def _stop_if_requested(self) -> None:
         """Between batches of a validation; the resumed run repeats the validation."""
@@ -229,16 +238,6 @@ class _Loop:
     def _learning_rate(self) -> float:
         """Largest learning rate over all parameter groups."""
         return max(float(group["lr"]) for group in self.state.optimizer.param_groups)
-
-
-def _check_trainable(config: TrainConfig, num_batches: int, validation: ReplayLoader | None) -> None:
-    if num_batches == 0:
-        raise ConfigError(f"there is no batch of {config.batch_size} images to train on: lower the batch size")
-    counts = distributed.all_gather(0 if validation is None else len(validation))
-    if len(set(counts)) > 1:  # between batches the ranks agree on whether to stop
-        raise ConfigError(f"all ranks must have the same number of validation batches, got {counts}: use EpochSampler")
-    if config.sched == "plateau" and validation is None:
-        raise ConfigError("the schedule 'plateau' needs a validation metric to monitor: give validation images")
 
 
 def _is_due(done: int, before: int, num_batches: int, log_every: int) -> bool:

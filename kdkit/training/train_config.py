@@ -75,8 +75,8 @@ class TrainConfig(LoadingConfig):
     amp: Literal["bfloat16", "float16"] | None = None
     """Autocast dtype of the student: bfloat16, or float16 with a loss scaler; none by default."""
 
-    channels_last: bool = False
-    """Lay out images and the student's weights channels last."""
+    channels_last: bool | None = None
+    """Lay out images and the student's weights channels last; by default on CUDA, for a student with convolutions."""
 
     compile: bool = False
     """Compile the student with torch.compile."""

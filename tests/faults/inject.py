@@ -41,7 +41,7 @@ from kdkit.recipe import ViewRecipe
 from kdkit.teachers import Teacher
 
 FAULTS = {"kill": 0, "ENOSPC": errno.ENOSPC, "EIO": errno.EIO}
-TIMINGS = ("seconds", "images_per_second")
+TIMINGS = ("seconds", "images_per_second", "waiting")
 DONE, REFUSED, UNTYPED = 0, 3, 4
 
 

@@ -23,7 +23,7 @@ from support import tiny_model, write_digits
 
 from kdkit.cli import main
 
-TIMINGS = ("seconds", "images_per_second")
+TIMINGS = ("seconds", "images_per_second", "waiting")
 ENDS = 3
 GRACE = 8.0  # seconds
 

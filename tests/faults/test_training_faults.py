@@ -36,7 +36,7 @@ from kdkit.training.train import train
 from kdkit.types import Batch, Normalization
 
 CONFIG = TrainConfig(epochs=2, opt="momentum", lr=0.01, log_every=3, checkpoint_every=1)
-TIMINGS = ("seconds", "images_per_second")
+TIMINGS = ("seconds", "images_per_second", "waiting")
 
 
 class At(Display):

@@ -20,7 +20,7 @@ from kdkit import (
     TeacherOutput,
     TokenDistillationTask,
 )
-from kdkit.tasks import LabelledCrossEntropy
+from kdkit.tasks import LabelledCrossEntropy, MultiLabelClassificationTask
 from kdkit.tasks.observation import observe
 
 CLASSES = 10
@@ -143,6 +143,15 @@ def test_a_custom_criterion_is_not_given_the_rows_of_zeros_of_soft_labels(
     labelled = target.sum(dim=1) > 0
     torch.testing.assert_close(loss(images, target), loss(images[labelled], target[labelled]))
     assert float(loss(images, torch.zeros(5, CLASSES)).detach()) == 0.0
+
+
+def test_an_image_in_which_no_class_is_present_has_labels_too() -> None:
+    task = MultiLabelClassificationTask(tiny_model().eval())
+    images, target = torch.randn(3, 3, 32, 32), torch.zeros(3, CLASSES)
+    target[0, 2], target[2, 5:] = 1, -1  # the second image shows nothing, half of the third is not known
+    result, known = task(images, target), target >= 0
+    each = F.binary_cross_entropy_with_logits(result["output"], target.clamp_min(0), reduction="none")
+    torch.testing.assert_close(result["loss"], each[known].mean())
 
 
 @pytest.mark.parametrize("name", ["dkd", "nkd", "ofa"])

@@ -229,4 +229,4 @@ def test_the_mean_of_a_term_is_over_the_steps_that_measured_it() -> None:
     mean = Meter(meter.sums).mean()
     assert mean["teacher_top1"] == pytest.approx((50 * 4 + 20 * 2) / 6)
     assert mean["loss"] == pytest.approx(1.0)
-    assert set(mean) == {"loss", "teacher_top1", "images", "seconds", "images_per_second"}
+    assert set(mean) == {"loss", "teacher_top1", "images", "seconds", "images_per_second", "waiting"}

@@ -24,6 +24,7 @@ from kdkit.cache.codecs.entries import Entries, EntryFormat
 from kdkit.cache.codecs.principal import allot_bits, head_rows, principal_components
 from kdkit.cache.codecs.search import Levels, TailObjective, chunk_rows
 from kdkit.errors import ConfigError, NonFiniteOutputError, ShapeError
+from kdkit.runtime.hardware import whole_products
 
 _VALUE_BITS = 7
 _GAIN_BITS = 5
@@ -188,7 +189,8 @@ def _log_ratios(fields: Tensor, tables: Tables) -> Tensor:
     is_fitted = (gain_code != _FLAT).float()
     coefficients = (fields - tables.half) * (tables.step * (_gain(gain_code) * is_fitted))
     coefficients[:, :1] = is_fitted
-    return coefficients @ tables.stack
+    with whole_products(fields.device):  # else the top-1 might not stay ahead by _MARGIN
+        return coefficients @ tables.stack
 
 
 def _centred(log_p: Tensor) -> Tensor:

@@ -25,14 +25,20 @@ _JITTER = 1e-6  # of the mean curvature, so that rounding never makes a curvatur
 _NEWTON_STEPS, _CLASSES_A_STEP = 3, 2048  # steps make up for the other classes, so more of those need more steps
 _SWEEPS = 2
 _BLOCK = 32  # coefficients rounded together
-_CHUNK_BYTES = 192 << 20  # of the largest temporary, of which about three exist at a time
+_GRAM_BLOCK = 64  # rows of the curvature that are computed together
+_CPU_BYTES = 192 << 20  # of the largest temporary, of which about three exist at a time
+_GPU_BYTES = 1 << 30  # of all temporaries together
 _CPU_CHUNK, _GPU_CHUNK = 6, 8  # at most 2**6 rows on a CPU, whose caches hold no more, and 2**8 elsewhere
 
 
 def chunk_rows(num_classes: int, rank: int, device: torch.device) -> int:
-    """Rows B to search at a time: a power of two, so few that no temporary exceeds `_CHUNK_BYTES`."""
-    most = _CHUNK_BYTES // (4 * max(_num_heavy(num_classes) * rank, num_classes, 1))
-    return 1 << min(most.bit_length() - 1, _CPU_CHUNK if device.type == "cpu" else _GPU_CHUNK)
+    """Rows B to search at a time: a power of two, so few that temporaries stay within the bound in bytes."""
+    heavy, most = _num_heavy(num_classes), _CPU_CHUNK if device.type == "cpu" else _GPU_CHUNK
+    if device.type == "cpu":
+        rows = _CPU_BYTES // (4 * max(heavy * rank, num_classes, 1))
+    else:
+        rows = _GPU_BYTES // (4 * (3 * heavy * rank + 8 * num_classes + 2 * rank * rank))
+    return 1 << min(rows.bit_length() - 1, most)
 
 
 def _num_heavy(num_classes: int) -> int:
@@ -109,7 +115,7 @@ class TailObjective:
         rows = (F.embedding(classes, self.basis.T.contiguous()) - (weight @ self.basis.T)[:, None, :]) * (
             heavy - floor
         ).sqrt()[:, :, None]
-        matrix: Tensor = rows.transpose(1, 2) @ rows
+        matrix = _gram(rows)
         diagonal = matrix.diagonal(dim1=1, dim2=2)
         diagonal += floor + self._prior + _JITTER * diagonal.mean(dim=1, keepdim=True)
         return matrix
@@ -121,10 +127,9 @@ class TailObjective:
         weight = self._weight
         level = (weight * residual).sum(dim=1, keepdim=True)
         descent = (weight * (residual - level)) @ self.basis.T  # of the quadratic form whose solution starts the search
-        best = torch.zeros_like(descent)
-        for _ in range(1 + _NEWTON_STEPS + len(self.mean) // _CLASSES_A_STEP):
-            best = best + _solve(factor, descent)
-            descent = -self.gradient(best)
+        best = _solve(factor, descent)
+        for _ in range(_NEWTON_STEPS + len(self.mean) // _CLASSES_A_STEP):
+            best = best - _solve(factor, self.gradient(best))
         return best.nan_to_num(0.0, 0.0, 0.0)  # a row that cannot be fitted: the encoder stores it flat
 
     def round(self, coefficients: Tensor, levels: Levels) -> Tensor:
@@ -143,26 +148,38 @@ class TailObjective:
         gradient, rounded = self.gradient(levels.values(codes)), []
         for start in range(0, len(levels.half), _BLOCK):
             here = slice(start, start + _BLOCK)
-            before, moved = codes[:, here], self._sweep_block(codes, gradient, levels, here)
+            before, moved = codes[:, here], self._sweep_block(codes[:, here], gradient[:, :_BLOCK], levels, here)
             rounded.append(before + moved)
             change = (moved * levels.step[:, here])[:, None, :]
-            gradient = torch.baddbmm(gradient[:, None, :], change, self.curvature[:, here])[:, 0]
+            ahead = self.curvature[:, here, here.stop :]  # what lies behind is not looked at again
+            gradient = torch.baddbmm(gradient[:, None, _BLOCK:], change, ahead)[:, 0]
         return torch.cat(rounded, dim=1)
 
     def _sweep_block(self, codes: Tensor, gradient: Tensor, levels: Levels, here: slice) -> Tensor:
-        """By how many levels each coefficient of the block `here` moves, [B, W]."""
+        """By how many levels each coefficient of the block `here`, with these codes and gradients, moves; [B, W]."""
         step = levels.step[:, here].T.contiguous()  # [W, B]: the coefficients of a batch side by side
         curvature = self.curvature[:, here, here].permute(1, 2, 0)  # [W, W, B], symmetric
         by_level = curvature.diagonal().T * step
-        pull = gradient[:, here].T / by_level  # [W, B] by how many levels each is off
+        pull = gradient.T / by_level  # [W, B] by how many levels each is off
         coupling = (curvature * (step[:, None] / by_level)).contiguous()  # [i, j] is what a level of i adds to j's pull
-        before = codes[:, here].T.contiguous()
+        before = codes.T.contiguous()
         moves = []
         for code, own, others, max_code in zip(before, pull, coupling, levels.max_codes[here], strict=True):
             move = (code - own).round_().clamp_(0, max_code).sub_(code)
             pull.addcmul_(others, move)
             moves.append(move)
         return torch.stack(moves, dim=1)
+
+
+def _gram(rows: Tensor) -> Tensor:
+    """rows' rows, [B, D, D] of [B, M, D]; the half that is equal by symmetry is copied."""
+    rank = rows.shape[2]
+    matrix = rows.new_empty(len(rows), rank, rank)
+    for start in range(0, rank, _GRAM_BLOCK):
+        stop = start + _GRAM_BLOCK
+        torch.matmul(rows[:, :, start:stop].transpose(1, 2), rows[:, :, start:], out=matrix[:, start:stop, start:])
+        matrix[:, stop:, start:stop] = matrix[:, start:stop, stop:].transpose(1, 2)
+    return matrix
 
 
 def _solve(factor: Tensor, right: Tensor) -> Tensor:

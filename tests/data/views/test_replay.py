@@ -7,6 +7,7 @@ import dataclasses
 import pickle
 import random
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -287,6 +288,8 @@ class Recorded:
     def __init__(self, log: list[str], name: str) -> None:
         self.log, self.name = log, name
 
+    device = torch.device("cuda")
+
     def wait_stream(self, other: Recorded) -> None:
         self.log.append(f"{self.name} waits for {other.name}")
 
@@ -300,7 +303,7 @@ class Recorded:
 
 def test_the_next_batch_is_on_its_way_before_the_current_one_is_handed_over(monkeypatch: pytest.MonkeyPatch) -> None:
     log: list[str] = []
-    monkeypatch.setattr(torch.cuda, "Stream", lambda device: Recorded(log, "ahead"))
+    ahead: Any = Recorded(log, "ahead")
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Recorded(log, "step"))
     monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
     monkeypatch.setattr(torch.Tensor, "record_stream", lambda self, stream: log.append(f"kept for {stream.name}"))
@@ -309,7 +312,7 @@ def test_the_next_batch_is_on_its_way_before_the_current_one_is_handed_over(monk
         log.append(f"copy {number}")
         return Batch(torch.tensor([float(number)]), torch.tensor([number]))
 
-    for batch in prefetch_to_device(iter([1, 2]), to_batch, torch.device("cuda")):
+    for batch in prefetch_to_device(iter([1, 2]), to_batch, ahead):
         log.append(f"use {int(batch.target)}")
     assert log == [
         "ahead waits for step",
@@ -318,7 +321,7 @@ def test_the_next_batch_is_on_its_way_before_the_current_one_is_handed_over(monk
         *("step waits for event 1", "kept for step", "kept for step", "use 1"),
         *("step waits for event 2", "kept for step", "kept for step", "use 2"),
     ]
-    assert list(prefetch_to_device(iter([]), to_batch, torch.device("cuda"))) == []
+    assert list(prefetch_to_device(iter([]), to_batch, ahead)) == []
 
 
 @pytest.mark.parametrize("recipe", [RECIPE, ViewRecipe(size=16, mixup_alpha=1.0, teacher_size=24)])
