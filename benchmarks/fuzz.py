@@ -36,8 +36,10 @@ from _fuzz import MAX_BYTES, Outcome, WrongValueError, mutate_bytes, mutate_docu
 from _result import Report, parser
 
 from kdkit import CacheSpec, CacheWriter, open_cache
-from kdkit.cache import create_codec
-from kdkit.cache.codecs.registry import create_feature_codec
+from kdkit.cache import available_codecs, create_codec
+from kdkit.cache.codecs.record import RecordCodec
+from kdkit.cache.codecs.registry import available_feature_codecs, create_feature_codec
+from kdkit.cache.format.constants import RECORDS
 from kdkit.cli._parse import parse_config
 from kdkit.errors import KdkitError
 from kdkit.recipe import ViewRecipe
@@ -50,14 +52,9 @@ from kdkit.training.config import DistillConfig
 
 ROWS, VIEWS, CLASSES, WIDTH = 1200, 2, 12, 8
 MAX_MESSAGE = 3000
-LOGIT_CODECS: dict[str, dict[str, Any]] = {
-    "float32": {},
-    "float16": {},
-    "int8": {},
-    "topk": {"k": 3},
-    "lowrank": {"row_bytes": 8},
-}
-FEATURE_CODECS = ("float16", "int8")
+OPTIONS: dict[str, dict[str, Any]] = {"topk": {"k": 3}, "lowrank": {"row_bytes": 8}}
+"""Options of codecs of logits; all that are registered are tried."""
+RECORD_BYTES = 6
 CARDS = Path(__file__).parents[1] / "teachers"
 
 
@@ -75,11 +72,12 @@ class Base:
 
 
 def make_bases(folder: Path) -> list[Base]:
-    """A packed file and a folder of shards of each codec."""
+    """A packed file and a folder of shards of each codec, of logits, of features and of recorded views."""
+    known = available_feature_codecs()
     return [
         _make_base(folder / f"{logits}-{features}-{packed}", logits, features, packed=packed)
-        for number, logits in enumerate(LOGIT_CODECS)
-        for features in [FEATURE_CODECS[number % len(FEATURE_CODECS)]]
+        for number, logits in enumerate(available_codecs())
+        for features in [known[number % len(known)]]
         for packed in (True, False)
     ]
 
@@ -87,13 +85,16 @@ def make_bases(folder: Path) -> list[Base]:
 def _make_base(folder: Path, logits: str, features: str, *, packed: bool) -> Base:
     values = torch.randn(VIEWS, ROWS, CLASSES, generator=torch.Generator().manual_seed(0)) * 3
     embedded = torch.randn(VIEWS, ROWS, WIDTH, generator=torch.Generator().manual_seed(1))
-    codec = create_codec(logits, CLASSES, **LOGIT_CODECS[logits])
+    records = torch.randint(256, (VIEWS, ROWS, RECORD_BYTES), generator=torch.Generator().manual_seed(2))
+    outputs = {"logits": values, "pooled": embedded, RECORDS: records.to(torch.uint8)}
+    codec = create_codec(logits, CLASSES, **OPTIONS.get(logits, {}))
     spec = CacheSpec(
         keys=[f"class/{row}.png" for row in range(ROWS)],
         num_views=VIEWS,
         codecs={
             "logits": codec.fit(values[0]) if codec.needs_fit else codec,
             "pooled": create_feature_codec(features, (WIDTH,)),
+            RECORDS: RecordCodec((RECORD_BYTES,)),
         },
         teacher={"name": "none", "dtype": "torch.float32", "weights_sha256": "0" * 64},
         recipe={**ViewRecipe(size=8).to_dict(), "num_views": VIEWS},
@@ -104,14 +105,14 @@ def _make_base(folder: Path, logits: str, features: str, *, packed: bool) -> Bas
     with CacheWriter.create(folder / "t.h5", spec) as writer:
         for shard in writer.missing():
             rows = slice(shard.start, shard.stop)
-            writer.write(shard, {"logits": values[shard.view, rows], "pooled": embedded[shard.view, rows]})
+            writer.write(shard, {stream: output[shard.view, rows] for stream, output in outputs.items()})
         place = writer.finish(pack=packed)
     cache = open_cache(place)
     everything = np.arange(ROWS)
     return Base(
         files={str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()},
         opens=place.name,
-        rows={(v, s): cache.read_encoded(everything, v, s).numpy() for v in range(VIEWS) for s in cache.streams},
+        rows={(v, s): cache.read_encoded(everything, v, s).numpy() for v in range(VIEWS) for s in outputs},
         keys=cache.keys(),
     )
 
@@ -139,7 +140,7 @@ def read_everything(path: Path, base: Base, draw: random.Random) -> str:
     ]
     uses += [lambda: _check(cache.keys() == base.keys, "keys"), lambda: cache.match_keys(base.keys)]
     for view, stream in base.rows:
-        if view < cache.num_views and stream in cache.streams:
+        if view < cache.num_views and stream in (*cache.streams, RECORDS):
             uses.append(lambda v=view, s=stream: _check_rows(cache, base, v, s, draw))
     draw.shuffle(uses)
     for use in uses:
@@ -154,6 +155,8 @@ def _check_rows(cache: Any, base: Base, view: int, stream: str, draw: random.Ran
     wanted = np.array([draw.randrange(min(cache.num_rows, ROWS)) for _ in range(4)] + [min(cache.num_rows, ROWS) - 1])
     found = cache.read_encoded(wanted, view, stream)
     _check(np.array_equal(found.numpy(), expected[wanted]), f"rows of {stream} in view {view}")
+    if stream == RECORDS:
+        return
     decoded = cache.codecs[stream].decode(found)
     if stream == "logits":
         _check(bool(torch.isfinite(decoded).all()), f"decoded {stream} not finite")

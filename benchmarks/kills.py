@@ -3,11 +3,13 @@
     python benchmarks/kills.py                300 kills; ENOSPC and EIO at every call that the limit allows
     python benchmarks/kills.py --quick        some of each
     python benchmarks/kills.py --kills 100 --errors 200
+    python benchmarks/kills.py --kills-of prune merge --errors-of --kills 400
 
-Commands: build, extend, pack, import and distill, with 2 loader workers; the errors of distill are those of a run and
-its checkpoints. After each disturbed run the same command runs again, at once and without a fault. It must work, end
-with the output of an undisturbed run (weights and records of a run without times), and leave nothing beside it. A
-disturbed run must end by itself, with its output or with an error of one line, unless it was killed.
+Commands: build, extend by views and by images, prune, merge, recode, pack, import and distill, with 2 loader workers;
+and three checkpoints of a run. After each disturbed run, a cache that is changed in place must be as it was or as it
+will be. Then the same command runs again, at once and without a fault. It must work, end with the output of an
+undisturbed run (weights and records of a run without times), and leave nothing beside it. A disturbed run must end by
+itself, with its output or with an error of one line, unless it was killed.
 """
 
 from __future__ import annotations
@@ -26,8 +28,20 @@ from pathlib import Path
 from _result import Report, parser
 
 TESTS = Path(__file__).parents[1] / "tests"
-SHARES = {"build": 0.3, "extend": 0.2, "pack": 0.2, "import": 0.2, "distill": 0.1}
-"""Command -> share of all kills; a run of distill takes ten times as long as the others."""
+SHARES = {
+    "build": 0.2,
+    "extend": 0.1,
+    "pack": 0.1,
+    "import": 0.1,
+    "checkpoint": 0.0,
+    "distill": 0.05,
+    "add images": 0.15,
+    "prune": 0.15,
+    "merge": 0.075,
+    "recode": 0.075,
+}
+"""Command -> share of all kills; a run of distill takes ten times as long as the others. A run of three checkpoints
+alone is no command, but so short that each of its calls can fail."""
 ERRORS = ("ENOSPC", "EIO")
 HEADER = ("command", "fault", "calls of a run", "trials", "killed", "one-line error", "ended well")
 
@@ -48,11 +62,11 @@ def run(shim: Path, command: str, fault: str, trials: int) -> tuple[int, Counter
     path = os.pathsep.join([str(TESTS), str(TESTS.parent), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "LD_PRELOAD": str(shim)}
     with tempfile.TemporaryDirectory() as folder:
-        script = [sys.executable, str(TESTS / "faults" / "inject.py"), folder, str(shim), command, fault, str(trials)]
+        script = [sys.executable, str(TESTS / "faults" / "inject.py"), folder, str(shim), f"{command}:{fault}:{trials}"]
         done = subprocess.run(script, env=environment, capture_output=True, text=True, check=False)
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     failure = "" if done.returncode == 0 else (done.stderr.strip().splitlines() or ["no message"])[-1]
-    return (lines[0]["calls"] if lines else 0), Counter(end for _, _, end in lines[1:]), failure
+    return (lines[0]["calls"] if lines else 0), Counter(line[-1] for line in lines[1:]), failure
 
 
 def main() -> None:
@@ -60,10 +74,11 @@ def main() -> None:
     arguments = parser(__doc__)
     arguments.add_argument("--kills", type=int, default=300, help="number of kills, half of them at random times")
     arguments.add_argument("--errors", type=int, default=1000, help="greatest number of calls of a command that fail")
+    arguments.add_argument("--kills-of", nargs="*", choices=SHARES, default=list(SHARES), help="commands to kill")
     arguments.add_argument("--errors-of", nargs="*", choices=SHARES, default=list(SHARES), help="commands that fail")
     options = arguments.parse_args()
     kills, errors = (20, 6) if options.quick else (options.kills, options.errors)
-    trials = [(command, "kill", round(kills * share)) for command, share in SHARES.items()]
+    trials = [(command, "kill", round(kills * SHARES[command])) for command in options.kills_of]
     trials += [(command, fault, errors) for command in options.errors_of for fault in ERRORS]
     rows: list[list[object]] = []
     failures: list[list[object]] = []
@@ -85,7 +100,8 @@ def write(rows: list[list[object]], failures: list[list[object]], options: Names
     report = Report("kills", "Killed commands and failing file systems", options.quick, begun=begun)
     report.text(
         "Each repeat after a disturbed run worked at once, ended with the output of an undisturbed run, and left "
-        "nothing beside it, unless a failure is listed. ENOSPC stays from its call on and meets calls that need space; "
+        "nothing beside it, unless a failure is listed. Before it, a cache that is changed in place was as before the "
+        "disturbed run, or as after an undisturbed one. ENOSPC stays from its call on and meets calls that need space; "
         "EIO is of one call of any kind. A run that ended well met its fault where that changes nothing, or too late."
     )
     report.table(HEADER, rows)

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from kdkit.cache import CacheReader, open_cache
+from kdkit.cache import CacheReader, ClassSelection, open_cache
 from kdkit.cache.open import Paths
 from kdkit.data import ReplayedDataset, create_source
 from kdkit.data.sources.base import LabelRule
+from kdkit.data.sources.classes import ClassesSource
 from kdkit.data.views.recorded import RecordStore
 from kdkit.recipe import ViewRecipe
 
@@ -27,6 +28,7 @@ def open_dataset(
     labels: LabelRule | None = None,
     skip_missing: bool = False,
     records: RecordStore | None = None,
+    class_names: Sequence[str] | None = None,
 ) -> ReplayedDataset:
     """Opens the images that `data` refers to, in the views of a cache or a recipe.
 
@@ -35,8 +37,9 @@ def open_dataset(
             see `kdkit.data.create_source`.
         cache: a teacher cache, its path, or a list of paths. It gives the recipe, and is compared with the dataset:
             samples, class names and the pixels of some views. An open cache is thereby matched with this dataset.
-            Images that its build left out as unreadable are left out.
-            If the cache does not name its classes, the labels of `data` may be of others: a warning says so.
+            Images that its build left out as unreadable are left out, and of a cache of a part of the classes the
+            images of other classes. If its logits are of other classes than the labels of `data`, as those of an import
+            may be, the dataset has no labels (target -1), and a warning says so.
         recipe: the settings of the views; the cache's by default, else `ViewRecipe()`.
         image_column: column of the images or their paths, where `data` has columns.
         label_column: column of the labels, where `data` has columns; of WebDataset shards, a field of the .json files.
@@ -44,6 +47,8 @@ def open_dataset(
         skip_missing: leaves out whatever should hold an image and does not, instead of refusing `data`.
         records: an open cache that is not matched here; its recorded views are replayed where the recipe says so.
             `cache` by default.
+        class_names: the classes of `data` to keep, in the order of their labels; those of `cache` by default if it was
+            opened for a part of its classes.
 
     Raises:
         DatasetError: `data` cannot be read.
@@ -56,15 +61,40 @@ def open_dataset(
     source = create_source(
         data, image_column=image_column, label_column=label_column, labels=labels, skip_missing=skip_missing
     )
+    if isinstance(reader, ClassSelection) and class_names is None:
+        class_names = reader.class_names
+    if class_names is not None:
+        source = ClassesSource(source, class_names, None if reader is None else all_class_names(reader))
     dataset = ReplayedDataset(source, recipe, records=records or records_of(reader))
     if reader is not None:
         dataset = dataset.without(reader.absent_keys)
         reader.match(dataset)
-        if not reader.names_classes and not dataset.is_unlabelled:
-            _logger.warning("the classes of the data are not those of the cache: a loss must not use labels and logits")
+        dataset = without_foreign_labels(dataset, reader)
     return dataset
+
+
+def without_foreign_labels(dataset: ReplayedDataset, cache: CacheReader) -> ReplayedDataset:
+    """The dataset without its labels if they are of other classes than the cache's logits, which is logged.
+
+    A class index of ten folders is another class among a teacher's thousand, so a loss on both would be wrong without
+    an error. An import gives a cache the classes of the data where it can map them by their WNIDs.
+    """
+    if cache.names_classes or dataset.is_unlabelled:
+        return dataset
+    _logger.warning(
+        "the data's %s are not the cache's %d classes: no label takes part in a loss",
+        "classes" if dataset.class_names is None else f"{len(dataset.class_names)} classes",
+        cache.num_classes,
+    )
+    return dataset.without_labels()
 
 
 def records_of(cache: object) -> RecordStore | None:
     """The cache as a store of recorded views, if it can be one."""
+    cache = cache.cache if isinstance(cache, ClassSelection) else cache
     return cache if isinstance(cache, RecordStore) else None
+
+
+def all_class_names(cache: CacheReader) -> Sequence[str] | None:
+    """Names of all classes of a cache that may have been opened for a part of them."""
+    return cache.cache.class_names if isinstance(cache, ClassSelection) else cache.class_names

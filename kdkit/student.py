@@ -19,17 +19,21 @@ from kdkit.runtime.reading import read_json
 from kdkit.teachers.class_names import label_names
 from kdkit.teachers.imported_model import is_import_path
 from kdkit.teachers.model_config import model_config
+from kdkit.teachers.model_folder import MODEL_CONFIG
 from kdkit.teachers.timm_model import FIRST_WEIGHTS, build_model, build_trained
+from kdkit.teachers.weights import Checkpoint, read_checkpoint
 
 STUDENT = "student.json"
 """The file of a run's folder that describes how its student is built."""
-EXPORTED = "config.json"
+EXPORTED = MODEL_CONFIG
 """The file of an export's folder that describes its model, in the layout of timm's hub."""
 _MAX_BYTES = 1 << 24  # the names of a million classes
 BEST, LAST = "model_best.pth.tar", "last.pth.tar"
 """A run's checkpoint with the best metric and its newest, by the names that timm gives them."""
 WEIGHTS = "model.safetensors"
 """The weights of an export."""
+CACHES = "kdkit_caches"
+"""Where the configuration of an export holds `Student.caches`."""
 CHECKPOINTS = (BEST, LAST, WEIGHTS)
 """The files of a run's or an export's folder that weights are loaded from; the first that exists is used."""
 
@@ -54,10 +58,17 @@ class Student:
     """How many parameters it has; None in files from before that was recorded."""
     num_views: int | None = None
     """Views of each image that it was trained on; None in files from before that was recorded, and for other models."""
+    weights: str | None = None
+    """The weights file that `load_student` took, in words; None for weights of timm. It is not written."""
+    caches: tuple[dict[str, str], ...] = ()
+    """The caches that taught it: {"teacher": its name, "identity": SHA-256 of the cache's metadata}; empty for a
+    student of a live teacher or of labels alone, and in files from before that was recorded."""
 
     def write(self, folder: Path) -> None:
         """Writes `folder`/student.json."""
-        files.write_text(folder / STUDENT, json.dumps(dataclasses.asdict(self), indent=2) + "\n")
+        values = dataclasses.asdict(self)
+        del values["weights"]
+        files.write_text(folder / STUDENT, json.dumps(values, indent=2) + "\n")
 
     @classmethod
     def read(cls, folder: Path) -> Student:
@@ -70,7 +81,8 @@ class Student:
         values = read_json(path, limit=_MAX_BYTES, error=CheckpointError)
         try:
             names = values["class_names"]
-            student = cls(**{**values, "class_names": None if names is None else tuple(names)})
+            caches = tuple({**cache} for cache in values.get("caches", ()))
+            student = cls(**{**values, "class_names": None if names is None else tuple(names), "caches": caches})
             check_fields(student)
             check_model_arguments(student.model_args)
         except (ValueError, LookupError, TypeError) as error:
@@ -80,6 +92,10 @@ class Student:
         if foreign := [name for name in FIRST_WEIGHTS if name in student.model_args]:
             raise CheckpointError(f"{str(path)!r} does not describe a student: its model_args name {foreign[0]}")
         return student
+
+    def describe_caches(self) -> list[str]:
+        """A line for each cache that taught it: its teacher and its identity."""
+        return [f"{cache.get('teacher')}, cache {cache.get('identity')}" for cache in self.caches]
 
     @property
     def recipe(self) -> ViewRecipe:
@@ -112,8 +128,10 @@ def load_student(config: StudentConfig) -> tuple[nn.Module, Student]:
     if config.checkpoint is not None and folder.is_dir():
         raise ConfigError(f"{config.student!r} holds its own weights: leave out checkpoint, or name the model instead")
     name = f"local-dir:{folder}" if folder.is_dir() else config.student
-    model = build_model(name, config.checkpoint, ema=config.ema, subject="student")
-    return model.eval(), _described(name, model)
+    found = None if config.checkpoint is None else read_checkpoint(config.checkpoint, ema=config.ema)
+    model = build_model(name, found, subject="student")
+    student = _described(name, model, found)
+    return model.eval(), dataclasses.replace(student, caches=_exported_caches(folder)) if folder.is_dir() else student
 
 
 def _load_run(folder: Path, config: StudentConfig) -> tuple[nn.Module, Student]:
@@ -124,15 +142,16 @@ def _load_run(folder: Path, config: StudentConfig) -> tuple[nn.Module, Student]:
             f"the student in {str(folder)!r} is made by the code {student.model!r}, which runs only if you name it: "
             f"give --arch {student.model}"
         )
-    checkpoint = _checkpoint(folder) if config.checkpoint is None else Path(config.checkpoint)
+    path = _checkpoint(folder) if config.checkpoint is None else Path(config.checkpoint)
+    found = read_checkpoint(path, ema=config.ema)
     try:
-        model = build_trained(student.model, student.model_args, checkpoint, ema=config.ema)
+        model = build_trained(student.model, student.model_args, found)
     except (ConfigError, UnknownNameError) as error:
         raise CheckpointError(f"{str(folder / STUDENT)!r} describes no student of timm: {error}") from error
     own: dict[str, Any] = {"crop_pct": student.crop_pct, "interpolation": student.interpolation}
     own |= {"input_size": (3, student.input_size, student.input_size), "test_input_size": None, "test_crop_pct": None}
     setattr(model, "pretrained_cfg", {**model_config(model), **own})  # noqa: B010 -- as an export has them
-    return model.eval(), student
+    return model.eval(), dataclasses.replace(student, weights=str(found))
 
 
 def _checkpoint(folder: Path) -> Path:
@@ -142,7 +161,14 @@ def _checkpoint(folder: Path) -> Path:
     raise CheckpointError(f"{str(folder)!r} holds no checkpoint yet: expected one of {', '.join(CHECKPOINTS)}")
 
 
-def _described(name: str, model: nn.Module) -> Student:
+def _exported_caches(folder: Path) -> tuple[dict[str, str], ...]:
+    """The caches that an export names; none if its configuration does not name them as kdkit does."""
+    found = read_json(folder / EXPORTED, error=CheckpointError).get(CACHES)
+    caches = found if isinstance(found, list) else []
+    return tuple(cache for cache in caches if isinstance(cache, dict) and {*map(type, cache.values())} == {str})
+
+
+def _described(name: str, model: nn.Module, checkpoint: Checkpoint | None) -> Student:
     """The description that a timm model's own configuration gives."""
     config = model_config(model)
     size = config.get("test_input_size") or config.get("input_size") or (3, 224, 224)
@@ -154,4 +180,5 @@ def _described(name: str, model: nn.Module) -> Student:
         crop_pct=float(config.get("test_crop_pct") or config.get("crop_pct") or ViewRecipe.crop_pct),
         interpolation="bilinear" if bilinear else "bicubic",
         class_names=label_names(model),
+        weights=None if checkpoint is None else str(checkpoint),
     )

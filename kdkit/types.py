@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -146,6 +146,17 @@ class SparseLogits:
         return top - total.unsqueeze(1), each - total
 
 
+class TeacherMember(NamedTuple):
+    """One of several teachers whose distributions are mixed."""
+
+    name: str
+    """Its name in logs, e.g. the number of its cache."""
+    logits: Tensor
+    """Its logits [B, C], at the temperature at which they enter the mix."""
+    weight: float
+    """Its share of the mix; those of all members have the sum 1."""
+
+
 @dataclass(frozen=True, eq=False)
 class TeacherOutput:
     """A teacher's outputs for one batch; immutable, without gradient.
@@ -156,12 +167,14 @@ class TeacherOutput:
         is_normalized: whether the logits are log-probabilities of one distribution over the classes, whose scale and
             offset a multi-label loss could not use.
         sparse: takes the place of logits if a cache was opened to return its sparse rows as they are.
+        members: the teachers that `logits` is the mix of; empty for one teacher.
     """
 
     logits: Tensor | None = None
     features: Mapping[str, Tensor] = field(default_factory=dict)
     sparse: SparseLogits | None = None
     is_normalized: bool = False
+    members: tuple[TeacherMember, ...] = ()
 
     def __post_init__(self) -> None:
         if self.logits is not None:
@@ -170,7 +183,7 @@ class TeacherOutput:
         object.__setattr__(self, "features", MappingProxyType(detached))
 
     def __reduce__(self) -> tuple[Any, ...]:  # a mapping proxy does not pickle
-        return TeacherOutput, (self.logits, dict(self.features), self.sparse, self.is_normalized)
+        return TeacherOutput, (self.logits, dict(self.features), self.sparse, self.is_normalized, self.members)
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> TeacherOutput:
         """Returns the same outputs with every tensor on `device`."""
@@ -179,6 +192,7 @@ class TeacherOutput:
             {name: tensor.to(device, non_blocking=non_blocking) for name, tensor in self.features.items()},
             None if self.sparse is None else self.sparse.to(device, non_blocking=non_blocking),
             self.is_normalized,
+            tuple(m._replace(logits=m.logits.to(device, non_blocking=non_blocking)) for m in self.members),
         )
 
     @property
@@ -193,4 +207,13 @@ class TeacherSource(Protocol):
 
     def __call__(self, batch: Batch) -> TeacherOutput:
         """Returns the teacher's outputs for `batch`."""
+        ...
+
+
+@runtime_checkable
+class LiveSource(TeacherSource, Protocol):
+    """A TeacherSource that runs a model on the images of a batch: a Teacher, or a mix of caches and a live teacher."""
+
+    def for_input(self, normalization: Normalization) -> TeacherSource:
+        """Returns the same source whose images arrive in `normalization`, the student's."""
         ...

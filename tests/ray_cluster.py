@@ -12,7 +12,7 @@ from pathlib import Path
 
 import ray
 from ray.cluster_utils import Cluster
-from support import digits_dataset, tiny_model
+from support import CountingDigits, tiny_model
 
 from kdkit import build_cache, create_teacher
 from kdkit.building.config import BuildConfig
@@ -20,13 +20,16 @@ from kdkit.data import ReplayedDataset
 from kdkit.recipe import ViewRecipe
 from kdkit.teachers import Teacher
 
-CONFIG = BuildConfig(streams=("logits", "pooled"), codec="int8", batch_size=32, num_workers=0, shard_rows=1000)
+CONFIG = BuildConfig(
+    streams=("logits", "pooled"), codec="int8", batch_size=32, num_workers=0, shard_rows=1000, unreadable="skip"
+)
 SHARDS = 12
 
 
 def teacher_and_dataset() -> tuple[Teacher, ReplayedDataset]:
-    """1,500 digits in 6 views: two shards per view."""
-    return create_teacher(tiny_model(seed=1)), digits_dataset(1500, ViewRecipe(size=32, num_views=6, seed=7))
+    """1,500 digits in 6 views, two shards per view, and two more that cannot be read."""
+    dataset = ReplayedDataset(CountingDigits(1502, (3, 1200)), ViewRecipe(size=32, num_views=6, seed=7))
+    return create_teacher(tiny_model(seed=1)), dataset
 
 
 def sealed(output: Path) -> int:

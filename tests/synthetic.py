@@ -89,6 +89,7 @@ class Synthetic:
 
 
 def read_in_process(pickled: bytes, queue: Any) -> None:
-    """Puts what another process reads: (rows of view 1, pixels of row 3 in view 1), as bytes."""
-    cache, dataset, rows = pickle.loads(pickled)
-    queue.put((cache.read_encoded(rows, 1).numpy().tobytes(), dataset[3, 1].image.numpy().tobytes()))
+    """Puts what another process reads: (rows of view 1 of each cache, pixels of row 3 in view 1), as bytes."""
+    caches, dataset, rows = pickle.loads(pickled)
+    found = [cache.read_encoded(rows, 1).numpy().tobytes() for cache in caches]
+    queue.put((found, dataset[3, 1].image.numpy().tobytes()))

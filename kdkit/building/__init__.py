@@ -1,7 +1,8 @@
 """Building: run a teacher over every view of every image and write a cache.
 
 Where to look:
-    build.py        `kdkit cache build` from plan to file; extend.py adds views; config.py has the settings
+    build.py        `kdkit cache build` from plan to file; extend.py adds views, images.py images;
+                 config.py, change_config.py have the settings
     plan.py         what is built, compared with an existing cache; like.py takes the views of another cache
     unreadable.py   images that cannot be read: all are listed, or left out and recorded
     scan.py         reads every image once, before a build or to verify
@@ -10,5 +11,10 @@ Where to look:
     fit.py          fits the codecs and measures their fidelity
     estimate.py     the cost before a build; speed.py, what each part of it takes
     verify.py       checksums, and rows on which the teacher runs again; agreement.py judges those rows
+    label_agreement.py  whether outputs fit the labels; diagnosis.py, why they are not the teacher's
+    cause.py        likely causes; other_views.py, the crops and normalisations that the teacher may have seen
     ray.py          the same on a Ray cluster
+    rewrite.py      rows of finished caches as a new one, ordered by arrange.py: merge.py merges and prunes, recode.py
+                 changes codecs and views, in_place.py replaces the old file, parts.py tells old images from new,
+                 copies.py finds renamed ones
 """

@@ -115,19 +115,27 @@ class CacheBuildConfig(CacheEstimateConfig, MismatchConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class CacheExtendConfig(ColumnsConfig, DeviceConfig, BuildLoadingConfig, MismatchConfig):
-    """Cache to extend by more views, and the inputs that it was made from."""
+    """Cache to extend by more views or images, and the inputs that it was made from."""
 
     cache: str
     """Cache: its file or its folder of shards."""
 
     data: str
-    """Images that the cache was made from."""
+    """Images that the cache was made from, and further ones, on which the teacher runs in all views."""
 
     teacher: TeacherConfig | None = None
     """The teacher that made the cache."""
 
-    num_views: int
-    """Total views per image after extending, including existing views."""
+    num_views: int | None = None
+    """Total views per image after extending, including existing views; as many as there are by default."""
+
+    unreadable: Literal["stop", "skip"] = BuildConfig.unreadable
+    """Handling of further images that cannot be read: stop and list all of them; or skip, which reads every further
+    image once, leaves the unreadable ones out and records them in the cache."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choices(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,7 +146,7 @@ class CacheVerifyConfig(ColumnsConfig, DeviceConfig, MismatchConfig):
     """Cache: its file or its folder of shards."""
 
     data: str | None = None
-    """Images that the cache was made from; the teacher is run again on some of them."""
+    """Images that the cache was made from; outputs are compared with labels, and the teacher runs on some."""
 
     teacher: TeacherConfig | None = None
     """The teacher that made the cache."""

@@ -34,6 +34,7 @@ from kdkit.cache.pixels import check_pixels, transform_versions
 from kdkit.cache.spec import CacheSpec
 from kdkit.cache.writer import CacheWriter
 from kdkit.data import ReplayedDataset
+from kdkit.data.sources.left_out import skipped_of
 from kdkit.errors import ClassMismatchError, ConfigError
 from kdkit.recipe import ViewRecipe
 from kdkit.runtime.compare import check_match
@@ -106,6 +107,7 @@ class BuildPlan:
             versions=transform_versions(),
             has_pixels=True,
             absent_keys=sorted(self.dataset.absent),
+            skipped=skipped_of(self.dataset.source),
             content=np.zeros((len(self.dataset), CONTENT_BYTES), dtype=np.uint8),
             content_kind=self.dataset.content.kind,
         )
@@ -158,6 +160,7 @@ class BuildPlan:
         if then["keys_sha256"] != now["keys_sha256"]:
             check_same_samples(stored_keys(origin, stored.num_rows), self.dataset.keys, shown)
         then.pop("content", None)  # compared sample by sample
+        then.pop("skipped", None)  # what is left has been compared
         check_match("dataset", then, now, shown, allow - {KEYS_FIELD})
         if stored.content_kind is not None and CONTENT_FIELD not in allow:
             records = stored_content(origin, stored)

@@ -10,6 +10,8 @@ from pathlib import Path
 import torch
 
 from kdkit.building.agreement import Compared, compare, rounding_of
+from kdkit.building.diagnosis import Rerun, choose_places, find_cause
+from kdkit.building.label_agreement import LabelAgreement, label_agreement
 from kdkit.building.scan import content_records
 from kdkit.building.teacher import device_of, for_dataset, placed, run_teacher, with_streams
 from kdkit.cache import CachedTeacher, open_cache
@@ -17,13 +19,17 @@ from kdkit.cache.content import CONTENT_FIELD
 from kdkit.cache.format.constants import LOGITS
 from kdkit.cache.format.keys import list_keys
 from kdkit.data import EpochSampler, ReplayedDataset, ReplayLoader
-from kdkit.errors import CacheMismatchError
+from kdkit.errors import CacheMismatchError, ClassMismatchError
 from kdkit.runtime.compare import check_match
 from kdkit.runtime.hardware import choose_workers
 from kdkit.teachers import Teacher
 
+_UNKNOWN = "unknown"  # weights of a teacher whose fingerprint nobody gave
 _MANY_FILES = 10_000  # that are read in worker processes, which take seconds to start
 _BATCH_SIZE = 32  # of a cache that does not say which its build had
+_CLOSE = 0.05
+"""Share of what images differ by, that outputs of an unknown origin may be off the teacher's: other resizing, other
+libraries, half precision."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +49,11 @@ class VerifyReport:
     """View -> mean KL(teacher || cache) of its rows, nats at T = 1; empty without logits."""
     num_files: int = 0
     """Samples whose content was read and compared; 0 without a dataset, and where the cache has no records of it."""
+    labels: LabelAgreement | None = None
+    """How often the cached top-1 is the label; None without labels of the cache's classes."""
+    unexplained: float = 0.0
+    """Share of what the outputs of different images differ by, by which outputs that kdkit did not build are off the
+    teacher's; 0 where they match within its precision."""
 
 
 def verify_cache(
@@ -58,7 +69,10 @@ def verify_cache(
 ) -> VerifyReport:
     """Compares every checksum and, given a teacher and its dataset, random rows with the teacher's current outputs.
 
-    The rows are judged together, by what precision and devices can explain (see kdkit.building.agreement).
+    The rows are judged together, by what precision and devices can explain (see kdkit.building.agreement). Where they
+    do not match, the error names the likely cause: rows that are shuffled or shifted, views that were flipped, permuted
+    classes, another crop or normalisation, softmax applied twice, or a temperature (see kdkit.building.diagnosis). Of
+    a cache without pixel hashes, as of imported or own outputs, labels alone show some of these.
 
     Args:
         path: the cache.
@@ -73,26 +87,53 @@ def verify_cache(
 
     Raises:
         CacheCorruptError: a checksum differs; names file, view and rows.
-        CacheMismatchError: an image, the teacher or its output on a row differs; names the sample.
+        CacheMismatchError: an image, the teacher or its output on a row differs; names the sample and, where it
+            is found, the cause.
+        ClassMismatchError: the teacher has other classes than the cache.
     """
-    cache, num_files = open_cache(path), 0
+    cache, num_files, labels = open_cache(path), 0, None
     if dataset is not None:
         dataset, num_files = _match(cache, dataset, allow_mismatch)
     cache.verify()
+    if dataset is not None:
+        labels = label_agreement(cache, dataset)
     if teacher is None or dataset is None:
-        return VerifyReport(cache.num_rows, cache.num_views, 0, {}, num_files=num_files)
-    teacher = for_dataset(teacher, dataset, cache.codecs)
-    check_match("teacher", cache.metadata.teacher, teacher.fingerprint(), f"the cache {str(path)!r}", allow_mismatch)
-    teacher = with_streams(teacher, cache.codecs)
-    teacher, _ = placed(teacher, device)
+        _check_labels(cache, labels)
+        return VerifyReport(cache.num_rows, cache.num_views, 0, {}, num_files=num_files, labels=labels)
+    teacher = _prepare(teacher, cache, dataset, device, allow_mismatch)
     batch_size = batch_size or cache.build_record.batch_size or _BATCH_SIZE
     compared, places = _run_again(teacher, cache, dataset, _choose(dataset, num_rows, seed), batch_size)
+    left = 0.0
     for stream, found in compared.items():
-        _check_agreement(found, cache, stream, dataset.keys, places)
+        if not found.agrees:
+            run = Rerun(teacher, cache, dataset, choose_places(places), batch_size)
+            left = _check_close(found, run, stream, places)
+    _check_labels(cache, labels)
     differences = {stream: float(found.difference.mean()) for stream, found in compared.items()}
     return VerifyReport(
-        cache.num_rows, cache.num_views, len(places), differences, _by_view(compared, places), num_files
+        cache.num_rows, cache.num_views, len(places), differences, _by_view(compared, places), num_files, labels, left
     )
+
+
+def _prepare(
+    teacher: Teacher,
+    cache: CachedTeacher,
+    dataset: ReplayedDataset,
+    device: torch.device | str | None,
+    allow: Collection[str],
+) -> Teacher:
+    """The teacher with the classes and the streams of the cache, compared with what the cache tells of its own."""
+    if cache.names_classes:
+        teacher = for_dataset(teacher, dataset, cache.codecs)
+    if cache.teacher["weights_sha256"] != _UNKNOWN:
+        check_match("teacher", cache.teacher, teacher.fingerprint(), f"the cache {str(cache.path)!r}", allow)
+    elif LOGITS in cache.codecs and teacher.num_classes not in (None, cache.num_classes):
+        raise ClassMismatchError(
+            f"the teacher {teacher.name!r} has {teacher.num_classes} classes, the cache {str(cache.path)!r} has "
+            f"{cache.num_classes}: give the teacher that its outputs come from, or its class map"
+        )
+    teacher = with_streams(teacher, cache.codecs)
+    return placed(teacher, device)[0]
 
 
 def _run_again(
@@ -178,15 +219,32 @@ def _loader(
     return ReplayLoader(dataset, sampler, teacher.input_normalization, device=device)
 
 
-def _check_agreement(
-    found: Compared, cache: CachedTeacher, stream: str, keys: Sequence[str], places: Sequence[tuple[int, int]]
-) -> None:
-    if found.agrees:
+def _check_labels(cache: CachedTeacher, labels: LabelAgreement | None) -> None:
+    """Raises CacheMismatchError if the labels show what is wrong with outputs whose pixels nobody hashed."""
+    if cache.metadata.has_pixels or labels is None or labels.cause is None:
         return
+    raise CacheMismatchError(
+        f"the outputs in the cache {str(cache.path)!r} do not fit the labels ({labels.overall:.1%} agree, "
+        f"{labels.chance:.1%} by chance): likely {labels.cause.text}"
+    )
+
+
+def _check_close(found: Compared, run: Rerun, stream: str, places: Sequence[tuple[int, int]]) -> float:
+    """The share of what images differ by that outputs of unknown origin are off; small enough, and nothing explains it.
+
+    Raises:
+        CacheMismatchError: the rows are not the teacher's; names the worst and the likely cause.
+    """
+    cause, left, reason = None, 1.0, "build it again"
+    if stream == LOGITS and not run.cache.is_multi_label:
+        cause, left = find_cause(run)
+        reason = f"likely {cause.text}" if cause else "none of the known causes explains it: is it another teacher?"
+        if cause is None and left <= _CLOSE and run.cache.teacher["weights_sha256"] == _UNKNOWN:
+            return left
     view, row = places[found.worst]
     raise CacheMismatchError(
-        f"the cache {str(cache.path)!r} differs from the teacher's current output, most on {keys[row]!r} "
-        f"(view {view}): its {stream} differ by {float(found.difference[found.worst]):.3g} there, "
-        f"{float(found.difference.mean()):.3g} {'nats' if stream == LOGITS else 'of their size'} on average, and "
-        f"{float(found.allowed.mean()):.3g} is what the teacher's precision explains: build it again"
+        f"the cache {str(run.cache.path)!r} differs from the teacher's current output, most on "
+        f"{run.dataset.keys[row]!r} (view {view}): its {stream} differ by {float(found.difference[found.worst]):.3g} "
+        f"there, {float(found.difference.mean()):.3g} {'nats' if stream == LOGITS else 'of their size'} on average, "
+        f"and {float(found.allowed.mean()):.3g} is what the teacher's precision explains: {reason}"
     )

@@ -13,24 +13,14 @@ from typing import Any, Protocol
 import numpy as np
 
 from kdkit.cache.content import CONTENT_FIELD, check_content
-from kdkit.cache.format.keys import check_same_samples, key_digests, list_keys, match_rows
+from kdkit.cache.format.keys import key_digests, list_keys, match_rows
 from kdkit.cache.format.metadata import CacheMetadata
-from kdkit.cache.lazy_arrays import (
-    begun_at,
-    stored_absent,
-    stored_content,
-    stored_digests,
-    stored_keys,
-    stored_pixels,
-)
+from kdkit.cache.lazy_arrays import begun_at, stored_absent, stored_content, stored_digests, stored_pixels
 from kdkit.cache.pixels import check_pixels, checked_views
 from kdkit.cache.types import Array
 from kdkit.errors import CacheMismatchError
 from kdkit.recipe import ViewRecipe
 from kdkit.runtime.compare import check_match
-
-SAMPLES_FIELD = "dataset.samples"
-"""The field of `allow_mismatch` for samples which the cache has and the dataset lacks."""
 
 
 class Replayable(Protocol):
@@ -70,8 +60,7 @@ def match_dataset(path: Path, metadata: CacheMetadata, dataset: Replayable, allo
         cached_names = {"class_names": composed(metadata.dataset["class_names"])}
         check_match("dataset", cached_names, {"class_names": composed(dataset.class_names)}, origin, allow)
     check_leaves_out(path, metadata, dataset.keys)
-    absent = getattr(dataset, "absent", ())  # a custom Replayable may have no such attribute
-    rows = match_keys(path, metadata.num_rows, dataset.keys, allow, absent)
+    rows = match_keys(path, metadata.num_rows, dataset.keys)
     _check_partners(metadata, dataset, rows, origin)
     if metadata.content_kind is not None and CONTENT_FIELD not in allow:
         check_content(dataset, stored_content(path, metadata)[rows], metadata.content_kind, begun_at(path), origin)
@@ -100,25 +89,26 @@ def check_leaves_out(path: Path, metadata: CacheMetadata, keys: Sequence[str]) -
         )
 
 
+def match_keys(path: Path, num_rows: int, keys: Sequence[str]) -> Array:
+    """Cache row of each dataset sample, int64 [N]; the dataset may be a part of the cache's samples.
+
+    Raises:
+        CacheMismatchError: the cache does not hold a sample; named, with the command that adds it.
+    """
+    rows = match_rows(stored_digests(path, num_rows), key_digests(keys))
+    if (rows < 0).any():
+        more = [keys[place] for place in np.flatnonzero(rows < 0).tolist()]
+        raise CacheMismatchError(
+            f"the cache {str(path)!r} was made from another dataset: {len(more)} of {len(keys)} samples are not in it "
+            f"({list_keys(more)}): add them with `kdkit cache extend {path} DATA`, leave them out, or rename them back"
+        )
+    return rows
+
+
 def _check_partners(metadata: CacheMetadata, dataset: Replayable, rows: Array, origin: str) -> None:
     """Raises CacheMismatchError if views are mixed and the dataset lacks samples: others would be mixed then."""
     if dataset.recipe.mixes and (lacking := metadata.num_rows - len(np.unique(rows))):
         raise CacheMismatchError(
             f"{origin} mixes each image with another, and {lacking} of its {metadata.num_rows} images are not in the "
-            "dataset: use all of them, or build another cache"
+            "dataset: open all of them, and train on a part with --train.fraction, or build another cache"
         )
-
-
-def match_keys(
-    path: Path, num_rows: int, keys: Sequence[str], allow: Collection[str] = (), absent: Collection[str] = ()
-) -> Array:
-    """Cache row of each dataset sample, int64 [N]; the dataset may lack the samples `absent`.
-
-    Raises:
-        CacheMismatchError: a sample was added, removed or renamed; named.
-    """
-    rows = match_rows(stored_digests(path, num_rows), key_digests(keys))
-    if (rows < 0).any() or (SAMPLES_FIELD not in allow and len(np.unique(rows)) < num_rows):
-        expected = [key for key in stored_keys(path, num_rows) if key not in absent]
-        check_same_samples(expected, keys, f"the cache {str(path)!r}")
-    return rows

@@ -1,11 +1,13 @@
-"""CacheMixture: several caches of one dataset as one teacher, their probabilities averaged.
+"""CacheMixture: several caches, and a live teacher, as one teacher: their probabilities averaged.
 
 Dimensions: B batch, C classes.
 """
 
 from __future__ import annotations
 
-import math
+import copy
+import hashlib
+import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -14,13 +16,12 @@ import torch
 from kdkit.cache.codecs import RowCodec
 from kdkit.cache.format.constants import LOGITS
 from kdkit.cache.matching import Replayable
+from kdkit.cache.parts import LiveTeacher, Part, check_same_classes, has_logits, name_part, shares_of, temperatures_of
 from kdkit.cache.reader import CachedTeacher
-from kdkit.errors import CacheStreamError, ClassMismatchError, ConfigError
+from kdkit.errors import CacheStreamError, ConfigError
 from kdkit.losses import mean_teacher
 from kdkit.recipe import ViewRecipe
-from kdkit.types import Batch, TeacherOutput
-
-_TEMPERATURES = 1e-6, 1e6  # log-probabilities in float32 stay finite when they are divided by these
+from kdkit.types import Batch, Normalization, TeacherMember, TeacherOutput
 
 
 class CacheMixture:
@@ -32,10 +33,12 @@ class CacheMixture:
 
     Args:
         caches: at least one, each made from the same samples and views; matched with the dataset one by one.
-        weights: one number >= 0 per cache, scaled to sum 1; equal when None.
-        temperatures: T_i from 1e-6 to 1e6, one per cache, by which its log-probabilities are divided and then
-            renormalised; 1 when None.
+        weights: one number >= 0 per cache, and at last one for the live teacher, scaled to sum 1; equal when None.
+        temperatures: T_i from 1e-6 to 1e6, likewise, by which its log-probabilities are divided and then renormalised;
+            1 when None.
         streams: the outputs to read; None: all.
+        live: a teacher that runs on each batch and is mixed as a further cache would be; its features are left out. It
+            takes images in its `input_normalization`: `for_input` gives it the student's, as `kdkit.train` does.
 
     Raises:
         ClassMismatchError: the caches differ in the number or the order of their classes.
@@ -52,35 +55,34 @@ class CacheMixture:
         temperatures: Sequence[float] | None = None,
         *,
         streams: Collection[str] | None = None,
+        live: LiveTeacher | None = None,
     ) -> None:
         if not caches:
             raise ConfigError("open_cache was given an empty list: expected at least one cache")
         self.caches = tuple(caches)
-        self.weights = self._shares(weights)
-        self.temperatures = _one_each("temperatures", temperatures, self.caches)
-        if not all(_TEMPERATURES[0] <= temperature <= _TEMPERATURES[1] for temperature in self.temperatures):
-            raise ConfigError(f"temperatures must be above 0, from 1e-6 to 1e6, got {list(self.temperatures)}")
-        _check_same_classes(self.caches)
+        self.live = live
+        self.weights = shares_of(self._parts, weights)
+        self.temperatures = temperatures_of(self._parts, temperatures)
+        check_same_classes(self._parts)
         self._places = dict(self._place_streams())
         named = (streams,) if isinstance(streams, str) else streams
         self.streams = tuple(self._places) if named is None else tuple(named)
 
-    def _shares(self, weights: Sequence[float] | None) -> tuple[float, ...]:
-        """The weights of the caches with logits, scaled to sum 1; 0 for the others. All 0 if no cache has logits."""
-        given = _one_each("weights", weights, self.caches)
-        with_logits = [LOGITS in cache.codecs for cache in self.caches]
-        for cache, weight, has_logits in zip(self.caches, given, with_logits, strict=True):
-            if weights is not None and weight > 0 and not has_logits:
-                raise ConfigError(f"{_name(cache)} has no logits to average, but the weight {weight:g}: give it 0")
-        shares = [weight * has_logits for weight, has_logits in zip(given, with_logits, strict=True)]
-        if min(given) < 0 or (any(with_logits) and sum(shares) <= 0):
-            raise ConfigError(f"weights must be 0 or more and not all 0, got {list(given)}")
-        if not math.isfinite(sum(shares)):
-            raise ConfigError(f"weights must have a finite sum, got {list(given)}: divide them by a common factor")
-        return tuple(share / (sum(shares) or 1.0) for share in shares)
+    @property
+    def _parts(self) -> tuple[Part, ...]:
+        """The caches, and at last the live teacher."""
+        return self.caches if self.live is None else (*self.caches, self.live)
+
+    def for_input(self, normalization: Normalization) -> CacheMixture:
+        """Returns a mix of the same parts, whose live teacher takes images in `normalization`, the student's."""
+        if self.live is None:
+            return self
+        other = copy.copy(self)
+        other.live = self.live.for_input(normalization)
+        return other
 
     def _place_streams(self) -> Iterator[tuple[str, list[tuple[int, str]]]]:
-        """Each stream with its places: the number of a cache, and the stream's name in it."""
+        """Each stream with its places: the number of a part, and the stream's name in it."""
         if with_logits := [(number, LOGITS) for number, share in enumerate(self.weights) if share > 0]:
             yield LOGITS, with_logits
         names = [name for cache in self.caches for name in cache.codecs if name != LOGITS]
@@ -105,23 +107,32 @@ class CacheMixture:
     def __call__(self, batch: Batch) -> TeacherOutput:
         """The averaged logits and the features on the batch's rows in its view, on the device of its input.
 
+        The live teacher runs on the batch's images, unless its weight is 0 or no logits are wanted.
+
         Raises:
             CacheMismatchError: the caches were not matched with a dataset, or the batch has no rows or view.
         """
         outputs = [cache(batch) if cache.streams else TeacherOutput() for cache in self.caches]
+        if self.live is not None:
+            is_needed = LOGITS in self.streams and self.weights[-1] > 0
+            outputs.append(self.live(batch) if is_needed else TeacherOutput())
         features = {
             name: outputs[number].features[stream]
             for name in self.streams
             if name != LOGITS
             for number, stream in self._places[name]
         }
-        parts = zip(outputs, self.temperatures, self.weights, strict=True)
-        mixed = [(output.logits / temp, share) for output, temp, share in parts if output.logits is not None]
-        if not mixed:
+        parts = enumerate(zip(outputs, self.temperatures, self.weights, strict=True))
+        members = tuple(
+            TeacherMember(str(number), output.logits / temperature, share)
+            for number, (output, temperature, share) in parts
+            if output.logits is not None
+        )
+        if not members:
             return TeacherOutput(features=features)
         with torch.autocast(batch.input.device.type, enabled=False):  # a loop may call this within its own
-            logits = mean_teacher([logits for logits, _ in mixed], [share for _, share in mixed])
-        return TeacherOutput(logits, features)
+            logits = mean_teacher([member.logits for member in members], [member.weight for member in members])
+        return TeacherOutput(logits, features, is_normalized=True, members=members)
 
     def match(self, dataset: Replayable, *, allow_mismatch: Collection[str] = ()) -> None:
         """Compares each cache with `dataset`, whose rows are those of every batch from then on.
@@ -135,12 +146,18 @@ class CacheMixture:
     @property
     def num_classes(self) -> int:
         """Classes C of the logits; without logits, those of the dataset."""
-        return next((cache for cache in self.caches if LOGITS in cache.codecs), self.caches[0]).num_classes
+        given = (part.num_classes for part in self._parts if has_logits(part))
+        return next((count for count in given if count is not None), self.caches[0].num_classes)
+
+    @property
+    def num_rows(self) -> int:
+        """Samples of the cache with the fewest."""
+        return min(cache.num_rows for cache in self.caches)
 
     @property
     def class_names(self) -> Sequence[str] | None:
-        """Names of the classes [C], in order; None if no cache holds them."""
-        return next((cache.class_names for cache in self.caches if cache.class_names is not None), None)
+        """Names of the classes [C], in order; None if no part knows them."""
+        return next((part.class_names for part in self._parts if part.class_names is not None), None)
 
     @property
     def names_classes(self) -> bool:
@@ -150,7 +167,8 @@ class CacheMixture:
     @property
     def codecs(self) -> Mapping[str, RowCodec]:
         """Stream name -> its codec; of averaged logits, that of the first cache."""
-        return {name: self.caches[places[0][0]].codecs[places[0][1]] for name, places in self._places.items()}
+        of_caches = {name: places[0] for name, places in self._places.items() if places[0][0] < len(self.caches)}
+        return {name: self.caches[number].codecs[stream] for name, (number, stream) in of_caches.items()}
 
     @property
     def feature_widths(self) -> dict[str, int]:
@@ -165,17 +183,15 @@ class CacheMixture:
 
     @property
     def teacher(self) -> Mapping[str, Any]:
-        """The fingerprints of the teachers that the caches were made with, as `members`, with their shares."""
-        members = [dict(cache.teacher) for cache in self.caches]
+        """The fingerprints of the parts' teachers, as `members`, with their shares."""
+        members = [dict(_fingerprint(part)) for part in self._parts]
         return {"name": self._describe(), "members": members, "member_weights": list(self.weights)}
 
     @property
     def identity(self) -> str:
-        """The identity of each cache, abbreviated, with its share and its temperature."""
-        parts = zip(self.weights, self.caches, self.temperatures, strict=True)
-        return " + ".join(
-            f"{share:.9g} {cache.identity[:16]} T={temperature:.9g}" for share, cache, temperature in parts
-        )
+        """The identity of each part with its share and its temperature; of the live teacher, that of its weights."""
+        parts = zip(self.weights, map(_identity, self._parts), self.temperatures, strict=True)
+        return " + ".join(f"{share:.9g} {identity} T={temperature:.9g}" for share, identity, temperature in parts)
 
     @property
     def absent_keys(self) -> Sequence[str]:
@@ -186,64 +202,30 @@ class CacheMixture:
         """Raises CacheStreamError if no cache holds the stream, or several do; names them."""
         if stream in self._places:
             return
-        holders = [number for number, cache in enumerate(self.caches) if stream in cache.codecs and stream != LOGITS]
-        if holders:
-            names = " and ".join(_name(self.caches[number]) for number in holders)
+        if holders := [number for number, of in enumerate(self.caches) if stream in of.codecs and stream != LOGITS]:
+            names = " and ".join(name_part(self.caches[number]) for number in holders)
             ways = " or ".join(repr(f"{number}:{stream}") for number in holders)
             raise CacheStreamError(f"the stream {stream!r} is in {names}: name one of them, {ways}")
-        shown = ", ".join(_name(cache) for cache in self.caches)
+        shown = ", ".join(map(name_part, self._parts))
         raise CacheStreamError(f"no stream {stream!r} in {shown}: they hold {', '.join(self._places)}")
 
     def _describe(self) -> str:
-        """The caches' teachers with their shares and temperatures, in a line."""
-        parts = zip(self.weights, self.caches, self.temperatures, strict=True)
+        """The teachers with their shares and temperatures, in a line."""
+        names = [part.teacher["name"] if isinstance(part, CachedTeacher) else part.name for part in self._parts]
         return " + ".join(
-            f"{share:.3g} {cache.teacher['name']}" + (f" at T={temperature:g}" if temperature != 1 else "")
-            for share, cache, temperature in parts
+            f"{share:.3g} {name}" + (f" at T={temperature:g}" if temperature != 1 else "")
+            for share, name, temperature in zip(self.weights, names, self.temperatures, strict=True)
         )
 
     def __repr__(self) -> str:
-        return f"CacheMixture({', '.join(_name(cache) for cache in self.caches)}: {self._describe()})"
+        return f"CacheMixture({', '.join(map(name_part, self._parts))}: {self._describe()})"
 
 
-def _name(cache: CachedTeacher) -> str:
-    return f"the cache {str(cache.path)!r}"
+def _fingerprint(part: Part) -> Mapping[str, Any]:
+    return part.teacher if isinstance(part, CachedTeacher) else part.fingerprint()
 
 
-def _one_each(name: str, numbers: Sequence[float] | None, caches: Sequence[CachedTeacher]) -> tuple[float, ...]:
-    """One finite number per cache; 1 each when None."""
-    if numbers is None:
-        return (1.0,) * len(caches)
-    expected = f"{name} must hold one finite number for each of {len(caches)} caches"
-    try:
-        found = [float(number + 0) for number in numbers]  # a text fails, which float() alone would read
-    except (TypeError, ValueError, OverflowError):
-        raise ConfigError(f"{expected}, got {numbers!r}") from None
-    if len(found) != len(caches) or not all(map(math.isfinite, found)):
-        raise ConfigError(f"{expected}, got {found}")
-    return tuple(found)
-
-
-def _check_same_classes(caches: Sequence[CachedTeacher]) -> None:
-    """Refuses multi-label caches; compares the number of classes, and the class names that caches hold."""
-    for cache in caches:
-        cache.check_averageable()
-    counts = [(cache, cache.num_classes) for cache in caches if LOGITS in cache.codecs]
-    for cache, count in counts[1:]:
-        if count != counts[0][1]:
-            raise ClassMismatchError(
-                f"{_name(cache)} has {count} classes, {_name(counts[0][0])} has {counts[0][1]}: caches that are mixed "
-                "have the same classes; build one of them again with a class_map"
-            )
-    named = [(cache, list(cache.class_names)) for cache in caches if cache.class_names is not None]
-    for cache, names in named[1:]:
-        first, expected = named[0]
-        if names == expected:
-            continue
-        at = next((at for at, pair in enumerate(zip(names, expected, strict=False)) if pair[0] != pair[1]), None)
-        found = (
-            f"{len(names)} classes and {len(expected)}"
-            if at is None
-            else f"class {at} as {names[at]!r} and {expected[at]!r}"
-        )
-        raise ClassMismatchError(f"{_name(cache)} and {_name(first)} have {found}: build one from the same data")
+def _identity(part: Part) -> str:
+    if isinstance(part, CachedTeacher):
+        return part.identity
+    return f"live {hashlib.sha256(json.dumps(part.fingerprint(), sort_keys=True).encode()).hexdigest()}"

@@ -27,7 +27,11 @@ def confidence_and_entropy(cache: CachedTeacher, view: int) -> tuple[Tensor, Ten
     """Probability of the likeliest class, and entropy in nats, [R] each, of up to 4,096 rows of a view."""
     rows = np.unique(np.linspace(0, cache.num_rows - 1, min(_ROWS, cache.num_rows)).astype(np.int64))
     encoded = cache.read_encoded(rows, view, LOGITS)
-    log_p = cache.codecs[LOGITS].decode(encoded).float().log_softmax(dim=1)
+    logits = cache.codecs[LOGITS].decode(encoded).float()
+    if cache.is_multi_label:  # a distribution per class: its likeliest label, and the sum of their entropies
+        p = logits.sigmoid()
+        return p.amax(dim=1), (torch.special.entr(p) + torch.special.entr(1 - p)).sum(dim=1)
+    log_p = logits.log_softmax(dim=1)
     return log_p.exp().amax(dim=1), torch.special.entr(log_p.exp()).sum(dim=1)
 
 
@@ -58,7 +62,7 @@ def plot_cache(cache: CachedTeacher, path: str | Path) -> Path:
     _plot_by_view(axes[1], confidence, "confidence", "confidence")
     _plot_by_view(axes[2], entropies, "entropy", "entropy, nats")
     for place, (stream, measured) in zip(axes[3:], fidelity.items(), strict=True):
-        _plot_fidelity(place, stream, measured)
+        _plot_fidelity(place, stream, measured, multi_label=cache.is_multi_label)
     figure.suptitle(f"{cache.metadata.teacher['name']}: {cache.num_rows:,} samples x {cache.num_views} views")
     figure.savefig(path, dpi=110)
     plt.close(figure)
@@ -86,14 +90,14 @@ def _plot_by_view(axes: Any, values: Tensor, name: str, label: str) -> None:
     _number_views(axes, len(middle))
 
 
-def _plot_fidelity(axes: Any, stream: str, views: Sequence[Mapping[str, float]]) -> None:
+def _plot_fidelity(axes: Any, stream: str, views: Sequence[Mapping[str, float]], *, multi_label: bool) -> None:
     """Mean KL at T = 1, or of features the mean relative error, by view; from 0, where all is kept."""
     values = [main_measure(view) for view in views]
     unit = "KL, nats at T = 1" if "kl_mean_t1" in views[0] else "relative error"
     axes.bar(range(len(values)), values, width=0.7)
     axes.set(xlabel="view", ylabel=f"{unit}, mean (0 keeps all)", ylim=(0, None))
     axes.ticklabel_format(axis="y", scilimits=(-3, 3))
-    kept = [view["top1_agreement"] for view in views if "top1_agreement" in view]
+    kept = [view["top1_agreement"] for view in views if "top1_agreement" in view and not multi_label]
     axes.set_title(
         f"{stream}: top-1 kept in {min(kept):.1%} of rows" if kept else f"{stream}: at most {max(values):.2g}"
     )

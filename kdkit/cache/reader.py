@@ -5,7 +5,7 @@ Dimensions: B batch, C classes.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,6 +18,7 @@ from kdkit.cache.file import CacheFile
 from kdkit.cache.format.constants import LOGITS
 from kdkit.cache.matching import Replayable, match_dataset
 from kdkit.cache.pixels import other_pixels
+from kdkit.cache.statistics import CacheStatistics, statistics_of
 from kdkit.cache.summary import describe_content
 from kdkit.cache.types import Array
 from kdkit.errors import CacheMismatchError, ConfigError
@@ -37,6 +38,11 @@ class CacheReader(TeacherSource, Protocol):
     @property
     def num_classes(self) -> int:
         """Number of classes C of the logits; without logits, that of the dataset."""
+        ...
+
+    @property
+    def num_rows(self) -> int:
+        """Samples of the cache; a run may train on a part of them."""
         ...
 
     @property
@@ -175,6 +181,28 @@ class CachedTeacher(CacheFile):
         payloads = {stream: _to_device(self.read_encoded(rows, view, stream), device) for stream in self.streams}
         with torch.autocast(device.type, enabled=False):  # a loop may call this within its own
             return self._decode(payloads)
+
+    def decode_logits(self, rows: Array, view: int) -> Tensor:
+        """Log-probabilities, which serve as logits, [B, C] of cache rows int64 [B] in a view; multi-label, the logits.
+
+        Raises:
+            CacheStreamError: the cache has no logits.
+        """
+        self.check_exists(LOGITS)
+        return self._codecs[LOGITS].decode(self.read_encoded(rows, view))
+
+    def statistics(self, advance: Callable[[int], None] = lambda rows: None) -> CacheStatistics:
+        """Entropy, top-1 probability and top-1 class of the teacher for each row and view, kept beside the cache.
+
+        Args:
+            advance: called with the number of rows that were read, if they are not beside the cache yet.
+
+        Raises:
+            CacheStreamError: the cache has no logits.
+            ConfigError: they are multi-label.
+        """
+        self.check_exists(LOGITS)
+        return statistics_of(self, advance)
 
     def _check_pixels(self, batch: Batch, rows: Array, view: Tensor | int) -> None:
         """Compares the pixels of hashed rows with those that the teacher saw.

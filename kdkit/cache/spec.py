@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from kdkit.cache.codecs import Codec, RowCodec
+from kdkit.cache.codecs import RowCodec
 from kdkit.cache.format.constants import (
     ABSENT_NAME,
     BLOCK_ROWS,
@@ -36,7 +36,7 @@ from kdkit.cache.format.limits import check_storable
 from kdkit.cache.format.metadata import CacheMetadata
 from kdkit.cache.hdf5.size import packed_num_bytes
 from kdkit.cache.lazy_arrays import stored_index_arrays, stored_keys
-from kdkit.cache.spec_values import check_codecs, document, flag, texts, whole_number
+from kdkit.cache.spec_values import bounded, check_class_names, check_codecs, document, flag, texts, whole_number
 from kdkit.cache.types import Array
 from kdkit.errors import CacheMismatchError, ConfigError
 from kdkit.recipe import ViewRecipe
@@ -112,6 +112,9 @@ class CacheSpec:
     absent_keys: Sequence[str] = ()
     """Keys of samples that have no row, because they could not be read."""
 
+    skipped: Sequence[str] = ()
+    """Entries of the data that `skip_missing` left out, such as empty class folders: one text each."""
+
     content: Array | None = field(default=None, compare=False)
     """Records of the samples' content, uint8 [R, 28]: see `kdkit.cache.format.content`; None: not known."""
 
@@ -131,26 +134,14 @@ class CacheSpec:
             "has_pixels": flag("has_pixels", self.has_pixels),
             "names_classes": flag("names_classes", self.names_classes),
             "absent_keys": texts("absent_keys", self.absent_keys, "sample keys"),
+            "skipped": texts("skipped", self.skipped, "texts"),
         }
         for name, value in plain.items():
             object.__setattr__(self, name, value)
         check_codecs(self.codecs)
-        self._check_class_names()
+        check_class_names(self.class_names, self.codecs.get(LOGITS), names_classes=self.names_classes)
         check_records(self.content, self.content_kind, len(self.keys))
         check_unique_keys([*self.keys, *self.absent_keys])
-
-    def _check_class_names(self) -> None:
-        names, logits = self.class_names, self.codecs.get(LOGITS)
-        if names is None:
-            return
-        if len(set(names)) < len(names):
-            twice = next(name for place, name in enumerate(names) if name in names[:place])
-            raise ConfigError(f"class_names must have each name once, got {twice[:80]!r} more than once")
-        if self.names_classes and isinstance(logits, Codec) and len(names) != logits.num_classes:
-            raise ConfigError(
-                f"class_names must have one name for each of the {logits.num_classes} classes of the logits' codec, "
-                f"got {len(names)}; leave them out, or set names_classes=False if they are those of the images alone"
-            )
 
     @cached_property
     def metadata(self) -> CacheMetadata:
@@ -173,6 +164,7 @@ class CacheSpec:
                 **({} if self.has_pixels else {"has_pixels": False}),
                 **({"num_absent": len(self.absent_keys)} if self.absent_keys else {}),
                 **({} if self.content is None else {"content": self.content_kind}),
+                **({"skipped": bounded(self.skipped)} if self.skipped else {}),
             },
             fidelity=self.fidelity,
         )

@@ -9,10 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from kdkit.cache.codecs import Codec, FeatureCodec
+from kdkit.cache.codecs import Codec, FeatureCodec, RowCodec
 from kdkit.cache.format.constants import LOGITS
 from kdkit.cache.format.json import parse_json
 from kdkit.errors import CacheCorruptError, ConfigError
+
+_MAX_LISTED, _MAX_TEXT = 1000, 300
 
 
 def whole_number(name: str, value: Any, unit: str = "") -> int:
@@ -121,3 +123,23 @@ def check_codecs(codecs: Any) -> None:
             raise ConfigError(f"codecs must have the names of streams as keys, got {stream!r}")
         if not isinstance(codec, expected):
             raise ConfigError(f"codecs[{stream!r}] must be a {expected.__name__}, got {codec!r}")
+
+
+def check_class_names(names: Sequence[str] | None, logits: RowCodec | None, *, names_classes: bool) -> None:
+    """Raises ConfigError unless each name occurs once, and if they are those of the logits, one for each class."""
+    if names is None:
+        return
+    if len(set(names)) < len(names):
+        twice = next(name for place, name in enumerate(names) if name in names[:place])
+        raise ConfigError(f"class_names must have each name once, got {twice[:80]!r} more than once")
+    if names_classes and isinstance(logits, Codec) and len(names) != logits.num_classes:
+        raise ConfigError(
+            f"class_names must have one name for each of the {logits.num_classes} classes of the logits' codec, "
+            f"got {len(names)}; leave them out, or set names_classes=False if they are those of the images alone"
+        )
+
+
+def bounded(values: Sequence[str]) -> dict[str, Any]:
+    """A list of any length as the metadata holds it: its "count", and the "first" 1,000 texts of 300 characters."""
+    shown = [text if len(text) <= _MAX_TEXT else f"{text[:_MAX_TEXT]}..." for text in values[:_MAX_LISTED]]
+    return {"count": len(values), "first": shown}

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from kdkit.cache.codecs import Codec, FeatureCodec, RowCodec
 from kdkit.cache.format.constants import LOGITS, TEMPERATURES
 from kdkit.cache.format.metadata import CacheMetadata
+
+_SKIPPED_SHOWN = 5
 
 
 def num_bytes(path: Path) -> int:
@@ -25,6 +28,7 @@ def summarise(
     teacher, names = metadata.teacher, metadata.dataset["class_names"]
     rows = metadata.num_rows * metadata.num_views * metadata.all_row_bytes
     logits = codecs.get(LOGITS)
+    several = isinstance(logits, Codec) and logits.multi_label
     num_classes = logits.num_classes if isinstance(logits, Codec) else len(names or ())
     return {
         "path": str(path),
@@ -35,11 +39,14 @@ def summarise(
         + (f" ({names[0]!r} ... {names[-1]!r})" if names is not None and len(names) == num_classes else ""),
         "teacher": f"{teacher['name']}, {teacher['dtype']}, weights {teacher['weights_sha256'][:16]}",
         "recipe": ", ".join(f"{name} {value}" for name, value in metadata.recipe.items() if value is not None),
-        **{f"{name} kept": describe_fidelity(values) for name, values in metadata.fidelity.items()},
-        **{f"{name} worst": _describe_worst(views) for name, views in by_view.items() if len(views) > 1},
+        **{
+            f"{name} kept": describe_fidelity(values, multi_label=several) for name, values in metadata.fidelity.items()
+        },
+        **{f"{name} worst": _describe_worst(views, several) for name, views in by_view.items() if len(views) > 1},
         "pixels": "hashed" if metadata.has_pixels else "not known: opening compares keys and recipe, but no pixels",
         "content": f"digests of {metadata.content_kind}" if metadata.content_kind else "not recorded",
         **({"left out": f"{metadata.num_absent:,} unreadable images"} if metadata.num_absent else {}),
+        **({"skipped": _describe_skipped(metadata.dataset["skipped"])} if metadata.num_skipped else {}),
         "dataset": f"SHA-256 of its keys {metadata.dataset['keys_sha256'][:16]}",
         "versions": ", ".join(f"{name} {value}" for name, value in teacher["versions"].items()),
     }
@@ -61,11 +68,18 @@ def _describe_codec(codec: RowCodec) -> str:
     return f"{codec.name}, {shape}{codec.row_bytes} bytes per row"
 
 
-def _describe_worst(views: Sequence[Mapping[str, float]]) -> str:
+def _describe_skipped(skipped: Mapping[str, Any]) -> str:
+    first = skipped.get("first") or []
+    more = "; ..." if skipped["count"] > len(first[:_SKIPPED_SHOWN]) else ""
+    shown = "; ".join(map(str, first[:_SKIPPED_SHOWN]))
+    return f"{skipped['count']:,} entries of the data, by --skip-missing: {shown}{more}"
+
+
+def _describe_worst(views: Sequence[Mapping[str, float]], multi_label: bool) -> str:
     """The view with the lowest fidelity."""
     means = [main_measure(values) for values in views]
     worst = means.index(max(means))
-    return describe_fidelity(views[worst], worst)
+    return describe_fidelity(views[worst], worst, multi_label=multi_label)
 
 
 def main_measure(values: Mapping[str, float]) -> float:
@@ -73,10 +87,13 @@ def main_measure(values: Mapping[str, float]) -> float:
     return values["kl_mean_t1" if "kl_mean_t1" in values else "relative_error_mean"]
 
 
-def describe_fidelity(values: Mapping[str, float], view: int = 0) -> str:
-    """The fidelity of a codec in one view, as one line."""
+def describe_fidelity(values: Mapping[str, float], view: int = 0, *, multi_label: bool = False) -> str:
+    """The fidelity of a codec in one view, as one line; several labels per image have no likeliest class."""
     if "top1_agreement" not in values:
         mean, worst = values["relative_error_mean"], values["relative_error_max"]
         return f"relative error {mean:.2g}, at most {worst:.2g}, of {values['rows']:.0f} rows of view {view}"
     kl = ", ".join(f"{values[f'kl_mean_t{t}']:.2g} (p99 {values[f'kl_p99_t{t}']:.2g}) at T={t}" for t in TEMPERATURES)
-    return f"KL in nats {kl}; top-1 kept {values['top1_agreement']:.2%} of {values['rows']:.0f} rows of view {view}"
+    rows = f"{values['rows']:.0f} rows of view {view}"
+    if multi_label:
+        return f"KL in nats, summed over the labels, {kl} of {rows}"
+    return f"KL in nats {kl}; top-1 kept {values['top1_agreement']:.2%} of {rows}"

@@ -6,6 +6,7 @@ Where to look:
     COMMANDS        every command; `kdkit cache build` is cache_build.py, and so on
     _flags.py       short flags (`SHORT_FORMS`), positional arguments; _preset.py reads --preset and --recipe
     _fields.py      fields of a configuration; _parse.py fills it, _help.py prints --help
+    _flag_names.py  the flags of the fields that an error names
     _header.py      the description printed before a build; _loading.py, a notice while torch loads
     _sweep.py       several runs of kdkit distill, one after the other
     _stopped.py     what Ctrl-C leaves behind, and which command continues
@@ -21,6 +22,7 @@ import textwrap
 from collections.abc import Sequence
 
 from kdkit._version import __version__
+from kdkit.cli._flag_names import note_flags, with_flags
 from kdkit.cli._loading import loading_notice
 from kdkit.cli._stopped import Interrupt
 from kdkit.errors import KdkitError, UsageError, first_line, nearest
@@ -39,7 +41,10 @@ COMMANDS = {
     "teachers check": "compare a teacher's top-1 on your images with its card",
     "cache estimate": "estimate the size, time and fidelity of a cache from a short sample",
     "cache build": "run a teacher over every view of every image and store its outputs",
-    "cache extend": "add views to a finished cache",
+    "cache extend": "add views and images to a finished cache",
+    "cache prune": "remove the rows of images that the data lacks",
+    "cache merge": "write one cache of the different images of several",
+    "cache recode": "write a cache again in a smaller codec or with fewer views",
     "cache info": "show what a cache holds and how it was made",
     "cache show": "draw views that the teacher saw, with its predictions and the labels",
     "cache verify": "check all checksums, and run the teacher again on sampled rows",
@@ -64,6 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = [argument for argument in arguments if argument != "--debug"]
     os.environ["HDF5_PLUGIN_PRELOAD"] = "::"  # before h5py is imported: no plugin is ever loaded
     signal.signal(signal.SIGTERM, _exit_on_sigterm)
+    note_flags({})
     interrupt = Interrupt(command_of(arguments), ends_process=argv is None)
     try:
         with loading_notice():
@@ -90,7 +96,7 @@ def _report(error: Exception, *, debug: bool) -> int:
     if debug:
         raise error
     if isinstance(error, KdkitError):
-        print(f"kdkit: error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"kdkit: error: {with_flags(' '.join(str(error).split()))}", file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1
     if "torch" in sys.modules:
         from kdkit.runtime.memory import is_out_of_memory

@@ -12,6 +12,7 @@ import yaml
 
 from kdkit.cli import _preset
 from kdkit.cli._fields import Field, fields_of, split_list
+from kdkit.config.choices import alternatives
 from kdkit.errors import UsageError, nearest
 
 SHORT_FORMS: Mapping[str, tuple[str, ...]] = {
@@ -22,8 +23,8 @@ SHORT_FORMS: Mapping[str, tuple[str, ...]] = {
     "cache": ("cache",),
     "views": ("recipe.num_views", "num_views"),
     "size": ("recipe.size", "input_size", "teacher.input_size"),
-    "codec": ("build.codec",),
-    "bytes": ("build.row_bytes",),
+    "codec": ("build.codec", "codec"),
+    "bytes": ("build.row_bytes", "row_bytes"),
     "streams": ("build.streams",),
     "pack": ("build.pack",),
     "loss": ("distill_loss",),
@@ -105,8 +106,10 @@ class Grammar:
 
     def _as_value(self, name: str, items: list[str]) -> str:
         """The items of a list as the parser reads them; one path as it is, where the parser reads it as text."""
-        if self._splits_commas(name):
+        if tuple[float, ...] in alternatives(self.fields[name].hint):
             return f"[{','.join(items)}]"
+        if self._splits_commas(name):
+            return json.dumps(items, ensure_ascii=False)  # in quotes, so that a name such as 02 stays a text
         stands_alone = len(items) == 1 and not self.fields[name].splits_commas and _is_plain_text(items[0])
         return items[0] if stands_alone else json.dumps(items, ensure_ascii=False)
 

@@ -9,6 +9,7 @@ from kdkit.building.config import BuildConfig
 from kdkit.cache import open_cache
 from kdkit.cache.summary import describe_fidelity
 from kdkit.data import ReplayedDataset
+from kdkit.data.sources.left_out import describe_skipped
 from kdkit.resolve import describe_teacher
 from kdkit.runtime import distributed
 from kdkit.runtime.hardware import describe_device
@@ -32,7 +33,8 @@ def describe_build(
     return {
         "teacher": f"{describe_teacher(teacher)}, {parameters / 1e6:.1f} M parameters",
         "precision": f"{precision}{', compiled' if config.compile else ''}",
-        "images": f"{len(dataset):,} of {teacher.num_classes or 'unknown'} classes, {data}",
+        "images": f"{len(dataset):,} of {teacher.num_classes or 'unknown'} classes, {data}"
+        + describe_skipped(dataset.source),
         "views": f"{recipe.num_views} per image, {recipe.teacher_size or recipe.size} pixels",
         "streams": ", ".join(config.streams),
         "device": f"{describe_device(device)}, {config.workers} loader workers{processes}, batches of "
@@ -49,6 +51,9 @@ def describe_built(report: BuildReport) -> dict[str, str]:
         "cache": str(report.path),
         "holds": f"{report.num_rows:,} images x {report.num_views} views, {report.num_bytes:,} bytes",
         "bytes/row": f"{cache.metadata.all_row_bytes} ({codecs})",
-        **{f"{stream} kept": describe_fidelity(values) for stream, values in cache.metadata.fidelity.items()},
+        **{
+            f"{stream} kept": describe_fidelity(values, multi_label=cache.is_multi_label)
+            for stream, values in cache.metadata.fidelity.items()
+        },
         "built": f"{report.images_built:,} images in {report.seconds:.1f} s",
     }

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from jsonargparse import ArgumentParser
 
 from kdkit.cli import COMMANDS
+from kdkit.cli._flag_names import note_flags
 from kdkit.cli._flags import Grammar
 from kdkit.cli._help import describe_command
 from kdkit.cli._stopped import note_config
@@ -42,6 +43,7 @@ def parse_config(
         SystemExit: help or the configuration was printed.
     """
     grammar = Grammar(command, config_class, positionals or {})
+    note_flags({path: grammar.shortest(path) for path in grammar.fields})
     if "-h" in arguments or "--help" in arguments:
         print(describe_command(grammar, COMMANDS[command]))
         raise SystemExit(0)

@@ -39,4 +39,7 @@ def run(arguments: list[str]) -> None:
         "break-even": describe_break_even(found, views),
         "how many": "50 views were as good as 400 for ResNet-50d over 150 epochs on ImageNet (apple/ml-dr)",
     }
-    print_labelled(lines | {stream: describe_fidelity(kept) for stream, kept in found.fidelity.items()})
+    several = dataset.is_multi_label
+    print_labelled(
+        lines | {name: describe_fidelity(kept, multi_label=several) for name, kept in found.fidelity.items()}
+    )

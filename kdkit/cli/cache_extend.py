@@ -7,7 +7,7 @@ from kdkit.cli._parse import parse_config
 
 
 def run(arguments: list[str]) -> None:
-    """Adds views to a finished cache, or resumes an extension that was stopped."""
+    """Adds views and images to a finished cache, or resumes an extension that was stopped."""
     config = parse_config(CacheExtendConfig, "cache extend", arguments, {"FILE": "cache", "DATA": "data"})
     from kdkit.building.extend import extend_cache
     from kdkit.building.shards import RANK_TIMEOUT
@@ -23,7 +23,7 @@ def run(arguments: list[str]) -> None:
     with distributed.process_group(config.device, timeout=RANK_TIMEOUT):
         device = resolve_device(config.device)
         metadata = open_cache(config.cache).metadata
-        recipe = ViewRecipe.from_dict({**metadata.recipe, "num_views": config.num_views})
+        recipe = ViewRecipe.from_dict({**metadata.recipe, "num_views": config.num_views or metadata.num_views})
         dataset = open_on_all_ranks(lambda: open_dataset(config.data, recipe=recipe, **config.columns))
         report = extend_cache(
             distributed.run_on_all_ranks(
@@ -39,6 +39,7 @@ def run(arguments: list[str]) -> None:
             num_workers=config.num_workers,
             memory=config.memory,
             device=device,
+            unreadable=config.unreadable,
             allow_mismatch=config.allow_mismatch,
             show_progress=True,
         )

@@ -22,8 +22,9 @@ def run(arguments: list[str]) -> None:
         dataset = open_dataset(config.data, recipe=cache.recipe, records=cache, **config.columns)
         if config.teacher is not None:
             needs_logits = "logits" in cache.codecs
+            names = dataset.class_names if cache.names_classes else None
             named = as_made(config.teacher, cache.teacher)
-            teacher = resolve_teacher(named, device, dataset.class_names, needs_logits=needs_logits)
+            teacher = resolve_teacher(named, device, names, needs_logits=needs_logits)
         else:
             try:
                 teacher = load_teacher_of_cache(cache.teacher, device)
@@ -37,11 +38,20 @@ def run(arguments: list[str]) -> None:
         print_wrapped(f"{config.data}: images not compared, because the cache has no records of such content")
     elif dataset is not None:
         print_wrapped(f"{config.data}: all {report.num_files:,} images are those of the build")
+    if report.labels is not None:
+        print_wrapped(f"labels: {report.labels.describe()}")
     if teacher is not None:
         print_wrapped(f"teacher: {describe_teacher(teacher)}")
     elif reason is not None:
         print_wrapped(f"teacher: not run again, so its outputs are not compared: {reason}")
+    if report.unexplained:
+        print_wrapped(
+            f"logits: close to the teacher's outputs, but not within its precision ({report.unexplained:.2%} of what "
+            "images differ by); no known fault explains the difference"
+        )
     for stream, difference in report.differences.items():
+        if report.unexplained and stream == "logits":
+            continue
         unit = "nats" if stream == "logits" else "of their size"
         text = (
             f"{report.rows_compared} random rows match the teacher's outputs within {difference:.2g} {unit} on average"

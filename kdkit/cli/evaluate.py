@@ -17,4 +17,8 @@ def run(arguments: list[str]) -> None:
     for name, value in {"top-5": report.top5, "top-1": report.top1, "mAP": report.mean_ap}.items():
         figures = figures if value is None else f"{name} {value:.2f} %, {figures}"
     size = f"{report.num_images:,} images, {format_rate(report.images_per_second)} images/s"
+    if report.weights is not None:
+        print_wrapped(f"weights: {report.weights}")
     print_wrapped(f"{report.student}: {figures}, {size}")
+    for cache in report.caches:
+        print(f"taught by {cache.get('teacher')}, cache {cache.get('identity')}")

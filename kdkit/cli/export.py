@@ -12,6 +12,10 @@ def run(arguments: list[str]) -> None:
     from kdkit.training.export import export_student
 
     report = export_student(config)
+    if report.weights is not None:
+        print(f"weights: {report.weights}")
     for file in report.files:
         print(f"{file}: {file.stat().st_size:,} bytes")
+    for line in report.caches:
+        print(f"taught by {line}")
     print(f'timm.create_model("local-dir:{report.folder}", pretrained=True) loads it')

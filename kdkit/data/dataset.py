@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from typing_extensions import Self
 
-from kdkit.data.sample import Sample, Unreadable
+from kdkit.data.sample import Sample, Unreadable, check_indices
 from kdkit.data.sources.base import ImageSource, Targets, targets_of
 from kdkit.data.sources.checked import CheckedSource, check_source
 from kdkit.data.sources.content import SampleContent
@@ -130,9 +130,15 @@ class ReplayedDataset(Dataset[Sample]):
         """
         if not keys:
             return self
+        absent = self.absent.union(keys)
+        other = self.selecting([row for row, key in enumerate(self.keys) if key not in absent])
+        other.absent = absent
+        return other
+
+    def selecting(self, rows: Sequence[int]) -> Self:
+        """The same views of some samples, in the order of `rows`; mixed views pair these alone."""
         other = copy.copy(self)
-        other.absent = self.absent.union(keys)
-        other.source = SelectedSource.without(self.source, other.absent)
+        other.source = SelectedSource(self.source, rows)
         other.keys = other.source.keys
         other._load = CheckedSource(other.source, self._load.num_classes)
         other._pairing = Pairing.of(other.keys, self.recipe)
@@ -186,7 +192,7 @@ class ReplayedDataset(Dataset[Sample]):
         Raises:
             DatasetError: an index names no view, or a sample cannot be loaded and such samples are not skipped.
         """
-        self._check_indices(indices)
+        check_indices(indices, len(self.keys), self.recipe.num_views)
         kept = 1 if self._pairing is None else 2  # decoded images: those of adjacent views, or of a pair
         if self._recorded is not None and self._recorded.steps.mixing:
             kept = len(indices) * 2  # partners are anywhere in a batch
@@ -194,18 +200,6 @@ class ReplayedDataset(Dataset[Sample]):
         drawn = load if self._recorded is not None else lru_cache(maxsize=None)(partial(self._views, load))
         with preserve_rng_state():
             return [self._sample_or_reason(row, view, drawn) for row, view in indices]
-
-    def _check_indices(self, indices: Sequence[Any]) -> None:
-        """Raises DatasetError for an index without a view; it is not an unreadable image, so it is never skipped."""
-        for index in indices:
-            if not (isinstance(index, (tuple, list)) and len(index) == 2):
-                raise DatasetError(f"index {index!r} names no view: dataset[row, view], or in a loader an EpochSampler")
-            row, view = index
-            if not 0 <= row < len(self.keys):  # a negative one would be another sample's partner
-                raise DatasetError(f"row {row} is out of range: the dataset has rows 0 to {len(self.keys) - 1}")
-            if not 0 <= view < self.recipe.num_views:
-                views = self.recipe.num_views - 1
-                raise DatasetError(f"view {view} is out of range: the recipe has views 0 to {views}")
 
     def _sample_or_reason(self, row: int, view: int, drawn: Callable[..., tuple[Any, ...]]) -> Sample | Unreadable:
         try:

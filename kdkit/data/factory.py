@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from kdkit.data.dataset import ReplayedDataset
 from kdkit.data.loader import ReplayLoader
@@ -27,59 +28,66 @@ def create_loader(
     seed: int = 0,
     device: torch.device | str | None = None,
     num_epochs: int | None = None,
+    rows: Sequence[int] | None = None,
+    shown_views: Tensor | None = None,
 ) -> ReplayLoader:
     """Creates a loader of normalised batches for one student; under torch.distributed, of this rank's images.
 
     Pass e over the loader is epoch e, counted from 0: it has its own order, and shows view e mod V. `set_epoch(e)`
-    before a pass chooses another epoch, and the passes after it continue from there. A pass counts as soon as it
-    begins, even if the loop leaves it early.
-
+    before a pass chooses another epoch, and the passes after it continue from there. A pass counts once it has begun.
     While shuffling, a last batch that is not full is left out, unless it is the only one: a batch of one image would
     break batch normalisation. Without shuffling every image is shown.
 
     Args:
         dataset: what to load, e.g. from `kdkit.open_dataset`; `dataset.with_teacher_view()` where a live teacher sees
             the views at its own size.
-        student: the model, whose `pretrained_cfg` holds the mean and standard deviation of its input, or a task that
-            trains it. ImageNet's are used if there is none.
+        student: the model, with the normalisation of its input in `pretrained_cfg`, else ImageNet's; or its task.
         batch_size: images per batch and rank.
         views_per_decode: number k of views per decoded image, adjacent in one batch, at most the recipe's; k passes
             show what k passes without it show. Let batch_size be a multiple of k, or of 2 k where views are mixed.
         num_workers: processes that load and augment images; 0 loads in the calling process, "auto" takes this
             rank's share of the CPUs that this process may use, 1 to 16.
-        shuffle: whether each epoch has its own order.
-        seed: seed of the order of images; the views have the recipe's.
+        shuffle, seed: whether each epoch has its own order, and the seed of it; the views have the recipe's.
         device: where batches arrive; the student's device by default.
-        num_epochs: number of passes that will be made, if known: the last group is then as short as the passes left.
+        num_epochs: number of passes, if known: the last group of views_per_decode is then as short as those left.
+        rows: dataset rows to load; all by default.
+        shown_views: the view to show in place of each view of each row of the dataset, int64 [N, V]; None: each itself.
 
     Raises:
         ConfigError: an argument is out of range.
         LabelError: a label is beyond the student's classes; raised while iterating if labels come with their images.
     """
     _check_views_per_decode(views_per_decode, dataset.recipe.num_views)
-    model = _model_of(student)
+    model, rows = _model_of(student), range(len(dataset)) if rows is None else rows
     device = device or next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    num_classes = getattr(model, "num_classes", None)
-    if num_classes and getattr(student, "task_loss_weight", 1) != 0:  # 0 classes: a student without a head
-        dataset = dataset.for_classes(num_classes)
+    dataset = _for_classes_of(dataset, student, model)
     sampler = EpochSampler(
-        range(len(dataset)),
+        rows,
         batch_size,
         num_views=dataset.recipe.num_views,
         shuffle=shuffle,
         seed=seed,
-        drop_last=shuffle and -(-len(dataset) // distributed.world_size()) > batch_size,
+        drop_last=shuffle and -(-len(rows) // distributed.world_size()) > batch_size,
         rank=distributed.rank(),
         world_size=distributed.world_size(),
         views_per_decode=views_per_decode,
         num_epochs=num_epochs,
     )
+    sampler.shown_views = shown_views
     workers = choose_workers(num_workers)
     return ReplayLoader(dataset, sampler, Normalization.of(model), device=device, num_workers=workers)
 
 
+def _for_classes_of(dataset: ReplayedDataset, student: Any, model: Any) -> ReplayedDataset:
+    """The dataset, whose labels are compared with the student's classes where a task uses them."""
+    num_classes = getattr(model, "num_classes", None)
+    if num_classes and getattr(student, "task_loss_weight", 1) != 0:  # 0 classes: a student without a head
+        return dataset.for_classes(num_classes)
+    return dataset
+
+
 def _model_of(student: Any) -> nn.Module:
-    """The model of a task, or the model itself."""
+    """The student of a task, or the model itself."""
     model: nn.Module = student.get_eval_model() if hasattr(student, "get_eval_model") else student
     return model
 

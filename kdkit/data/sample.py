@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 from torch import Tensor
+
+from kdkit.errors import DatasetError
 
 
 class Sample(NamedTuple):
@@ -33,3 +36,19 @@ class Unreadable(NamedTuple):
     """Index of the sample in the dataset."""
     reason: str
     """What went wrong; names the sample."""
+
+
+def check_indices(indices: Sequence[Any], num_rows: int, num_views: int) -> None:
+    """Checks the indices of a batch, each (row, view).
+
+    Raises:
+        DatasetError: an index names no view; it is not an unreadable image, so it is never skipped.
+    """
+    for index in indices:
+        if not (isinstance(index, (tuple, list)) and len(index) == 2):
+            raise DatasetError(f"index {index!r} names no view: dataset[row, view], or in a loader an EpochSampler")
+        row, view = index
+        if not 0 <= row < num_rows:  # a negative one would be another sample's partner
+            raise DatasetError(f"row {row} is out of range: the dataset has rows 0 to {num_rows - 1}")
+        if not 0 <= view < num_views:
+            raise DatasetError(f"view {view} is out of range: the recipe has views 0 to {num_views - 1}")

@@ -44,6 +44,7 @@ class EpochSampler(Sampler[list[Index]]):
 
     Attributes:
         partners: `ReplayedDataset.partners` of a dataset that mixes views, else None; ReplayLoader sets it.
+        shown_views: the view to show in place of each view of each dataset row, int64 [N, V]; None: each as it is.
     """
 
     def __init__(
@@ -79,6 +80,7 @@ class EpochSampler(Sampler[list[Index]]):
         self.start_batch = 0
         self._has_begun = False
         self.partners: Callable[[int], torch.Tensor | None] | None = None
+        self.shown_views: torch.Tensor | None = None
 
     def set_epoch(self, epoch: int, start_batch: int = 0) -> None:
         """Makes the next pass that of `epoch`, counted from 0, beginning at batch `start_batch`.
@@ -123,6 +125,8 @@ class EpochSampler(Sampler[list[Index]]):
             self.set_epoch(self.epoch + 1)
         self._has_begun = True
         rows, views = self._pairs()
+        if self.shown_views is not None:
+            views = self.shown_views[rows, views]
         first, stop = self.start_batch * self.batch_size, len(self) * self.batch_size
         for start in range(first, stop, self.batch_size):
             end = start + self.batch_size

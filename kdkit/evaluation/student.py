@@ -51,6 +51,10 @@ class EvaluateReport:
     """Images per second, loading included."""
     mean_ap: float | None = None
     """Mean average precision over the classes, percent, of multi-label data; else None."""
+    weights: str | None = None
+    """The weights file and its epoch; None for an export, and for weights of timm."""
+    caches: tuple[dict[str, str], ...] = ()
+    """The caches that taught the student, as `kdkit.student.Student` names them."""
 
 
 @translate_worker_errors()
@@ -72,7 +76,7 @@ def evaluate_student(config: EvaluateConfig, *, show_progress: bool = False) -> 
         raise OutputExistsError(f"{str(output)!r} exists: pass --overwrite to replace it")
     device = resolve_device(config.device)
     model, student = load_student(config)
-    dataset = open_dataset(config.data, recipe=_recipe(config, student), **config.columns)
+    dataset = _open_images(config, student)
     if dataset.is_unlabelled:
         raise DatasetError(f"no image of {config.data!r} has a label to evaluate with: give a folder of class folders")
     normalization, model = Normalization.of(model), _match_classes(config, model, student, dataset)
@@ -101,10 +105,22 @@ def evaluate_student(config: EvaluateConfig, *, show_progress: bool = False) -> 
         len(dataset),
         len(dataset) / seconds,
         found.get("mAP"),
+        student.weights,
+        student.caches,
     )
     if output is not None:
         files.write_text(output, json.dumps(dataclasses.asdict(report), indent=2) + "\n")
     return report
+
+
+def _open_images(config: EvaluateConfig, student: Student) -> ReplayedDataset:
+    """The images in the student's view; of its classes alone and in its order, where the data has them all by name."""
+    recipe, names = _recipe(config, student), student.class_names
+    dataset = open_dataset(config.data, recipe=recipe, **config.columns)
+    found = tuple(dataset.class_names or ())
+    if names is None or names == found or not set(names) <= set(found):
+        return dataset
+    return open_dataset(config.data, recipe=recipe, class_names=names, **config.columns)
 
 
 def _recipe(config: EvaluateConfig, student: Student) -> ViewRecipe:

@@ -105,8 +105,8 @@ def check_teacher(
         device: where the teacher runs; it is moved there. None leaves it where it is.
 
     Raises:
-        ClassMismatchError: the images have other classes than the teacher, or a label is out of range.
-        DatasetError: no image has a label.
+        ClassMismatchError: the images have other classes than the teacher.
+        DatasetError: no image has a label, or a label is out of range (LabelError).
     """
     teacher, device = placed(teacher, device)
     classes = torch.tensor(_class_numbers(teacher, dataset))

@@ -23,6 +23,12 @@ _OVERSHOOT = 1e-2
 """By how much the probabilities of a label may exceed 1 together: half precision rounds."""
 
 
+_EXACT_FLOAT = 1 << 53
+"""Up to here a float64 holds every whole number."""
+MAX_CLASSES = 1 << 17
+"""Greatest number of classes of a label; a thousand rows of dense labels are made at a time."""
+
+
 @dataclass(frozen=True, eq=False)
 class ForeignViews:
     """The views of one image as another project stores them."""
@@ -57,6 +63,24 @@ class ForeignCache(Protocol):
             DatasetError: they are missing, damaged, or another image's; names file and image.
         """
         ...
+
+
+def whole_numbers(values: Any, what: str, least: int = -_EXACT_FLOAT, greatest: int = _EXACT_FLOAT) -> Array:
+    """The values as int64, of an array or of (lists of) numbers; nothing is cut, rounded or read from a text.
+
+    Raises:
+        DatasetError: they are not whole numbers from `least` to `greatest`; `what` names them.
+    """
+    try:
+        numbers = np.asarray(values)
+        is_whole = numbers.dtype.kind in "biu" or (
+            numbers.dtype.kind == "f" and bool((numbers == numbers.round()).all())
+        )
+    except ValueError:  # lists of different lengths
+        is_whole = False
+    if not is_whole or (numbers.size and not least <= numbers.min() <= numbers.max() <= greatest):
+        raise DatasetError(f"{what} must be whole numbers from {least:,} to {greatest:,}, got {str(values)[:80]}")
+    return numbers.astype(np.int64)
 
 
 def check_labels(ids: Array, probs: Array, num_classes: int, origin: str) -> None:

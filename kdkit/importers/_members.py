@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import tarfile
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 from kdkit.errors import DatasetError
 from kdkit.importers._plain import MAX_BYTES
 from kdkit.runtime.reading import open_regular
 
 _COMPRESSED = {b"\x1f\x8b": "gzip -d", b"BZ": "bzip2 -d", b"\xfd7": "xz -d"}
-
-
-class _Place(NamedTuple):
-    """The location of a file's bytes."""
-
-    path: str
-    offset: int
-    num_bytes: int
 
 
 class Members:
@@ -38,12 +30,14 @@ class Members:
 
     def __init__(self, source: str | Path, suffix: str) -> None:
         self.source = Path(source)
-        found = _of_folder(self.source, suffix) if self.source.is_dir() else _of_tar(self.source, suffix)
-        self._places: dict[str, _Place] = {}
-        for name, place in found:
+        self._is_folder = self.source.is_dir()
+        self._places: dict[str, tuple[int, int] | None] = {}  # of a tar offset and bytes; there may be a million
+        if self._is_folder:
+            self._places = dict.fromkeys(sorted(_of_folder(str(self.source), "", suffix)))
+        for name, offset, num_bytes in () if self._is_folder else _of_tar(self.source, suffix):
             if name in self._places:
                 raise DatasetError(f"{str(source)!r} holds {name!r} twice: keep one of the two")
-            self._places[name] = place
+            self._places[name] = offset, num_bytes
         if not self._places:
             raise DatasetError(f"{str(source)!r} holds no file with a name ending in {suffix!r}")
 
@@ -54,11 +48,13 @@ class Members:
 
     def read(self, name: str) -> bytes:
         """The bytes of one file, 64 MiB at most."""
-        path, offset, num_bytes = self._places[name]
-        if num_bytes > MAX_BYTES:
-            raise DatasetError(f"{self.describe(name)} has {num_bytes:,} bytes, expected at most {MAX_BYTES:,}")
+        place = self._places[name]
+        path = self.source / name if place is None else self.source
         try:
             with open_regular(path, error=DatasetError) as file:
+                offset, num_bytes = place or (0, os.fstat(file.fileno()).st_size)
+                if num_bytes > MAX_BYTES:
+                    raise DatasetError(f"it has {num_bytes:,} bytes, expected at most {MAX_BYTES:,}")
                 file.seek(offset)
                 content = file.read(num_bytes)
         except DatasetError as error:
@@ -72,17 +68,25 @@ class Members:
         return f"{name!r} in {str(self.source)!r}"
 
 
-def _of_folder(folder: Path, suffix: str) -> Iterator[tuple[str, _Place]]:
-    for path in sorted(folder.rglob(f"*{suffix}")):
-        if path.is_file():
-            yield path.relative_to(folder).as_posix(), _Place(str(path), 0, path.stat().st_size)
+def _of_folder(folder: str, below: str, suffix: str) -> Iterator[str]:
+    """Names of the files, relative to `folder`, in the folder `below` it and all under that; "" or ending in /."""
+    folders = []
+    with os.scandir(f"{folder}/{below}") as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                folders.append(f"{below}{entry.name}/")
+            elif entry.name.endswith(suffix) and entry.is_file():
+                yield below + entry.name
+    for name in folders:
+        yield from _of_folder(folder, name, suffix)
 
 
 def _no_source(path: Path, reason: str) -> DatasetError:
     return DatasetError(f"{str(path)!r} is neither a folder nor a readable tar: {reason}")
 
 
-def _of_tar(path: Path, suffix: str) -> Iterator[tuple[str, _Place]]:
+def _of_tar(path: Path, suffix: str) -> Iterator[tuple[str, int, int]]:
+    """Name, offset and bytes of each file."""
     try:
         with open_regular(path, error=partial(_no_source, path)) as file:
             start = file.read(2)
@@ -95,8 +99,7 @@ def _of_tar(path: Path, suffix: str) -> Iterator[tuple[str, _Place]]:
                 for member in archive:
                     archive.members = []  # type: ignore[attr-defined]  # tarfile would keep every one of a million
                     if member.isreg() and not member.issparse() and member.name.endswith(suffix):
-                        name = member.name.removeprefix("./")
-                        yield name, _Place(str(path), member.offset_data, member.size)
+                        yield member.name.removeprefix("./"), member.offset_data, member.size
     except (tarfile.TarError, OSError, ValueError, OverflowError) as error:
         if isinstance(error, DatasetError):
             raise

@@ -105,14 +105,18 @@ class Augmentation:
             if "random_crop" in self.transforms:
                 boxes = [(*view["random_crop"], self.size, self.size) for view in views]
             side["crop"] = _within(boxes, 4, (1 << 16) - 1)
+            if not side["crop"][:, 2:].all():
+                raise ValueError("a crop of height or width 0")
         if "random_horizontal_flip" in self.transforms:
-            side["flip"] = [bool(view["random_horizontal_flip"]) for view in views]
+            side["flip"] = _within([[view["random_horizontal_flip"]] for view in views], 1, 1)[:, 0]
         if self.steps.ops:
             skipped = [("Identity", 0.0)] * self.steps.ops
             operations = [view["rand_augment"] or skipped for view in views]
             numbers = [[_NUMBERS.get(name, name) for name, _ in pairs] for pairs in operations]
             side["ops"] = pack_operations(_within(numbers, self.steps.ops, len(OPERATIONS) - 1))
             side["magnitudes"] = [[magnitude for _, magnitude in pairs] for pairs in operations]
+            if not np.isfinite(side["magnitudes"]).all():
+                raise ValueError("a magnitude that is not finite")
         if self.steps.erasing:
             rectangles = [view["random_erase"] or (0, 0, 0, 0) for view in views]
             shown = [(0, 0, 0, 0) if rectangle[0] == -1 else rectangle for rectangle in rectangles]
@@ -176,7 +180,7 @@ def _box(cutmix: Any) -> tuple[int, ...]:
 def _within(rows: Sequence[Any], length: int, greatest: int) -> Array:
     """Whole numbers [V, length] from 0 to `greatest`."""
     numbers = np.array(rows)
-    if numbers.shape != (len(rows), length) or numbers.dtype.kind not in "iu":
+    if numbers.shape != (len(rows), length) or numbers.dtype.kind not in "biu":
         raise ValueError(f"parameters are not {length} whole numbers a view")
     if numbers.min() < 0 or numbers.max() > greatest:
         raise ValueError(f"a parameter is {numbers.min()} or {numbers.max()}, expected 0 to {greatest}")

@@ -25,6 +25,7 @@ from kdkit.cache.format.constants import BLOCK_ROWS, LOGITS, RECORDS
 from kdkit.cache.format.metadata import Shard
 from kdkit.data.loader import translate_worker_errors
 from kdkit.data.sources.base import ImageSource
+from kdkit.data.sources.left_out import skipped_of
 from kdkit.data.worker import leave_signals_to_parent
 from kdkit.errors import DatasetError
 from kdkit.importers._classes import choose_classes
@@ -174,6 +175,7 @@ def _plan(foreign: ForeignCache, data: ImageSource, codec: Codec | str | None, c
     if RECORDS in first:
         codecs[RECORDS] = RecordCodec((first[RECORDS].shape[1],))
         row_bytes += codecs[RECORDS].row_bytes
+    in_memory = _RANGE_BYTES // max(num_views * row_bytes, 4 * foreign.num_classes)  # of all views, or dense of one
     measures = measure_rows(fitted, first[LOGITS], fitted.encode(first[LOGITS]))
     return CacheSpec(
         keys=data.keys,
@@ -183,9 +185,8 @@ def _plan(foreign: ForeignCache, data: ImageSource, codec: Codec | str | None, c
         recipe=foreign.recipe,
         class_names=data.class_names,
         names_classes=False,  # the labels may be of other classes than the folders
-        shard_rows=max(
-            BLOCK_ROWS, min(_SHARD_ROWS, _RANGE_BYTES // (num_views * row_bytes)) // BLOCK_ROWS * BLOCK_ROWS
-        ),
+        skipped=skipped_of(data),
+        shard_rows=max(BLOCK_ROWS, min(_SHARD_ROWS, in_memory) // BLOCK_ROWS * BLOCK_ROWS),
         fidelity={LOGITS: {**summarise_rows(measures), "each": each}},
     )
 

@@ -15,7 +15,7 @@ from kdkit.data.views.record import RecordedSteps
 from kdkit.errors import ConfigError, DatasetError
 from kdkit.importers._array_file import ONLY, Array, open_arrays
 from kdkit.importers._classes import check_same_count
-from kdkit.importers._foreign import ForeignViews, check_labels, name_some
+from kdkit.importers._foreign import MAX_CLASSES, ForeignViews, check_labels, name_some, whole_numbers
 from kdkit.importers._write import ImportReport, write_import
 from kdkit.recipe import ViewRecipe
 from kdkit.runtime.reading import read_text
@@ -62,6 +62,7 @@ class ArraysCache:
         entries = self._values.shape[-1]
         self.num_entries: int | None = None if self._ids is None else entries
         self.num_classes = entries if self._ids is None else num_classes or 0
+        whole_numbers(self.num_classes, f"{self.name}: its number of classes", 0, MAX_CLASSES)
         self._boxes, self._flips = arrays.get("boxes"), arrays.get("flips")
         self._check_views(len(self._rows))
         self.recipe = self._choose_recipe(recipe)
@@ -70,11 +71,13 @@ class ArraysCache:
     def read(self, row: int) -> ForeignViews:
         """The views of dataset row `row`."""
         place, origin = self._rows[row], f"{self.name}, image {self._keys[row]!r}"
-        values = self._at(self._values, place).astype(np.float32)
+        with np.errstate(over="ignore"):  # infinity is refused below
+            values = self._at(self._values, place).astype(np.float32)
         if not np.isfinite(values).all():
             raise DatasetError(f"{origin} has NaN or infinity: expected finite numbers")
-        ids = None if self._ids is None else self._at(self._ids, place).astype(np.int64)
-        if ids is not None:
+        ids = None
+        if self._ids is not None:
+            ids = whole_numbers(self._at(self._ids, place), f"{origin}: ids")
             check_labels(ids, values, self.num_classes, origin)
         elif self._is_probs:
             if not _are_probabilities(values):
@@ -111,10 +114,14 @@ class ArraysCache:
             raise ConfigError(f"{self.name} names classes by ids: give num_classes, how many there are")
         if (self._boxes is None) != (self._flips is None):
             raise DatasetError(f"{self.name} has only boxes or only flips: expected both, or neither")
+        if self._values.dtype.kind not in "iuf":
+            raise DatasetError(f"{self.name} has labels of dtype {self._values.dtype}, expected numbers")
         expected = {"ids": (self._ids, self._values.shape)}
         expected |= {"boxes": (self._boxes, (num_rows, self.num_views, 4))}
         expected |= {"flips": (self._flips, (num_rows, self.num_views))}
         for name, (array, shape) in expected.items():
+            if array is not None and array.dtype.kind not in "biuf":
+                raise DatasetError(f"{self.name} has {name} of dtype {array.dtype}, expected numbers")
             if array is not None and array.shape != shape:
                 raise DatasetError(f"{self.name} has {name} {list(array.shape)}, expected {list(shape)}")
 
@@ -135,10 +142,12 @@ class ArraysCache:
     def _records(self, place: int) -> Array | None:
         if self._boxes is None or self._flips is None:
             return None
-        records, boxes = np.zeros(self.num_views, _STEPS.dtype), self._boxes[place]
-        if (boxes < 0).any() or (boxes >= 1 << 16).any():
-            raise DatasetError(f"{self.name} has a box outside 0 to 65535 pixels in row {place}")
-        records["own"]["crop"], records["own"]["flip"] = boxes.round(), self._flips[place]
+        records, origin = np.zeros(self.num_views, _STEPS.dtype), f"{self.name}, row {place}"
+        boxes = whole_numbers(self._boxes[place], f"{origin}: boxes in pixels", 0, (1 << 16) - 1)
+        if not boxes[:, 2:].all():
+            raise DatasetError(f"{origin} has a box of height or width 0: boxes are (top, left, height, width)")
+        records["own"]["crop"] = boxes
+        records["own"]["flip"] = whole_numbers(self._flips[place], f"{origin}: flips", 0, 1)
         return records
 
     def _at(self, array: Array, place: int) -> Array:

@@ -6,6 +6,7 @@ entries of a label.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from kdkit.cache.codecs import Codec
 from kdkit.data import create_source
 from kdkit.data.views.record import RecordedSteps
 from kdkit.errors import ConfigError, DatasetError
-from kdkit.importers._foreign import ForeignViews, check_labels, name_some
+from kdkit.importers._foreign import MAX_CLASSES, ForeignViews, check_labels, name_some, whole_numbers
 from kdkit.importers._members import Members
 from kdkit.importers._plain import PlainArray, read_plain
 from kdkit.importers._write import ImportReport, write_import
@@ -25,6 +26,7 @@ from kdkit.recipe import ViewRecipe
 Array = np.ndarray[Any, Any]
 LABEL_TYPES = ("hard", "smoothing", "marginal_smoothing_k5", "marginal_smoothing_k10", "marginal_renorm")
 """FKD's kinds of labels. All but the last are told by their shape."""
+_END = 1 + 2e-3  # of a crop, as a fraction of the side: half precision rounds
 _STEPS = RecordedSteps(crop="fractions")
 
 
@@ -50,7 +52,7 @@ class FkdCache:
             raise ConfigError(f"label_type must be one of {', '.join(LABEL_TYPES)}, got {label_type!r}")
         self.name = f"fkd:{Path(source).name}"
         self.sorts_classes = True
-        self.num_classes = num_classes
+        self.num_classes = int(whole_numbers(num_classes, "num_classes", 2, MAX_CLASSES))
         self._members = Members(source, ".tar")
         self._keys = keys
         self._label_type = label_type
@@ -82,7 +84,8 @@ class FkdCache:
         if twice := [end for end, names in by_end.items() if len(names) > 1]:
             raise DatasetError(f"{self.name} has several files {name_some(twice)}: name the folder of one of them")
         if len(set(ends)) < len(ends):
-            shared = [key for key, end in zip(self._keys, ends, strict=True) if ends.count(end) > 1]
+            counts = Counter(ends)
+            shared = [key for key, end in zip(self._keys, ends, strict=True) if counts[end] > 1]
             raise DatasetError(f"images {name_some(shared)} would have one file: FKD's names end at the first dot")
         if missing := [key for key, end in zip(self._keys, ends, strict=True) if end not in by_end]:
             raise DatasetError(
@@ -109,6 +112,10 @@ class FkdCache:
             raise DatasetError(f"{origin} has arrays {shapes}, expected coords [V, 4], flips [V] and labels [V, ...]")
         if num_views == 0 or not np.isfinite(coords).all():
             raise DatasetError(f"{origin} has no views, or coords that are not numbers")
+        ends = coords[:, :2] + coords[:, 2:]
+        if coords.dtype.kind != "f" or (coords[:, :2] < 0).any() or (coords[:, 2:] <= 0).any() or (ends > _END).any():
+            raise DatasetError(f"{origin} has coords that are not (top, left, height, width), fractions of its sides")
+        flips = whole_numbers(flips, f"{origin}: flips", 0, 1)
         return (*_entries(labels, self._label_type, origin), coords.astype(np.float32), flips.astype(bool))
 
     def _describe(self, row: int) -> str:
@@ -127,17 +134,14 @@ def _entries(labels: Array, label_type: str | None, origin: str) -> tuple[Array,
     shapes |= {"marginal_smoothing_k10": "[V, 2, 10]", "marginal_renorm": "[V, 2, K]"}
     entries = {"smoothing": 1, "marginal_smoothing_k5": 5, "marginal_smoothing_k10": 10}.get(label_type or "")
     if labels.ndim == 1 and label_type in (None, "hard"):
-        return np.ones((len(labels), 1), np.float32), labels.astype(np.int64)[:, None]
+        return np.ones((len(labels), 1), np.float32), whole_numbers(labels, f"{origin}: classes")[:, None]
     if labels.ndim == 2 and label_type in (None, "smoothing"):
         labels = labels[:, :, None]
     fits = labels.ndim == 3 and labels.shape[1] == 2 and label_type != "hard"
     if not fits or entries not in (None, labels.shape[2]):
         expected = "one of " + ", ".join(shapes.values()) if label_type is None else shapes[label_type]
         raise DatasetError(f"{origin} has labels {list(labels.shape)}, expected {expected}")
-    ids = labels[:, 0].astype(np.float64)
-    if not (np.isfinite(ids).all() and (ids == ids.round()).all()):
-        raise DatasetError(f"{origin} names classes that are not whole numbers")
-    return labels[:, 1].astype(np.float32), ids.astype(np.int64)
+    return labels[:, 1].astype(np.float32), whole_numbers(labels[:, 0], f"{origin}: classes")
 
 
 def import_fkd(

@@ -17,7 +17,14 @@ import numpy as np
 from kdkit.cache.codecs import Codec
 from kdkit.data import create_source
 from kdkit.errors import DatasetError
-from kdkit.importers._foreign import ForeignViews, check_labels, name_some, torchvision_order
+from kdkit.importers._foreign import (
+    MAX_CLASSES,
+    ForeignViews,
+    check_labels,
+    name_some,
+    torchvision_order,
+    whole_numbers,
+)
 from kdkit.importers._members import Members
 from kdkit.importers._ml_dr_params import Augmentation
 from kdkit.importers._plain import read_plain
@@ -28,6 +35,7 @@ _SUFFIX = ".pth.tar"
 _CONFIG = f"config{_SUFFIX}"
 _NUMBERED = re.compile(r"(0|[1-9][0-9]{0,11})\.pth\.tar")
 _IMAGENET_CLASSES = 1000
+_MAX_VIEWS = 100_000
 
 
 class MlDrCache:
@@ -46,13 +54,22 @@ class MlDrCache:
         self.sorts_classes = True
         self._members = Members(source, _SUFFIX)
         self._keys = keys
-        self._index = {row: index for index, row in enumerate(torchvision_order(keys))}
+        self._rows = np.array(torchvision_order(keys), dtype=np.uint32)  # dataset row of each of ml-dr's indices
+        self._index = {row: index for index, row in enumerate(self._rows.tolist())}
         self._names = self._find_names()
         config = self._read_config()
-        reinforce = config["reinforce"]
-        self._augmentation = Augmentation.from_config(reinforce["image_augmentation"], reinforce.get("compress", False))
-        self.num_classes = int(config.get("num_classes", _IMAGENET_CLASSES))
-        self.num_views = int(reinforce["num_samples"])
+        origin, reinforce = f"{self.name}: its configuration", config["reinforce"]
+        try:
+            self._augmentation = Augmentation.from_config(
+                reinforce["image_augmentation"], reinforce.get("compress", False)
+            )
+        except (TypeError, KeyError, ValueError, OverflowError) as error:
+            if isinstance(error, DatasetError):
+                raise
+            raise DatasetError(f"{origin} holds an option of a transform that is not known: {error}") from error
+        classes = config.get("num_classes", _IMAGENET_CLASSES)
+        self.num_classes = int(whole_numbers(classes, f"{origin}, num_classes", 2, MAX_CLASSES))
+        self.num_views = int(whole_numbers(reinforce["num_samples"], f"{origin}, num_samples", 1, _MAX_VIEWS))
         self.num_entries: int | None = len(self._read_views(0)[0]["prob"][0])
         self.recipe = ViewRecipe(
             size=self._augmentation.size,
@@ -65,17 +82,21 @@ class MlDrCache:
         """The views of dataset row `row`; a partner is named by its dataset row."""
         views, origin = self._read_views(row), self._describe(row)
         try:
-            probs = np.array([view["prob"][0] for view in views], dtype=np.float32)
-            ids = np.array([view["prob"][1] for view in views], dtype=np.int64)
+            probs = np.array([view["prob"][0] for view in views])
+            ids = whole_numbers([view["prob"][1] for view in views], f"{origin}: classes")
             records = self._augmentation.records([view["params"] for view in views])
         except (TypeError, ValueError, KeyError, IndexError, OverflowError) as error:
+            if isinstance(error, DatasetError):
+                raise
             raise DatasetError(f"{origin} does not fit its configuration: {error}") from error
         if ids.shape != (self.num_views, self.num_entries) or probs.shape != ids.shape:
             expected = [self.num_views, self.num_entries]
             raise DatasetError(f"{origin} has labels {list(probs.shape)} of classes {list(ids.shape)}, not {expected}")
+        if probs.dtype.kind not in "fiu":
+            raise DatasetError(f"{origin} has probabilities that are {probs.dtype}, expected numbers")
         check_labels(ids, probs, self.num_classes, origin)
         self._name_partners(records, origin)
-        return ForeignViews(probs, ids, records)
+        return ForeignViews(probs.astype(np.float32), ids, records)
 
     def _name_partners(self, records: Any, origin: str) -> None:
         """Map indices of ml-dr to dataset rows."""
@@ -85,8 +106,7 @@ class MlDrCache:
         partners = records["row"][mixed]
         if len(partners) and partners.max() >= len(self._keys):
             raise DatasetError(f"{origin} is mixed with image {partners.max()}, the data has {len(self._keys)} images")
-        order = np.array(sorted(self._index, key=self._index.__getitem__), dtype=np.uint32)
-        records["row"][mixed] = order[partners]
+        records["row"][mixed] = self._rows[partners]
 
     def _find_names(self) -> dict[int, str]:
         """Index -> member name; exactly one for each image."""

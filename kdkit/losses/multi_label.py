@@ -18,7 +18,8 @@ def sigmoid_kl(student_logits: Tensor, teacher_logits: Tensor, *, temperature: f
 
     Args:
         student_logits: [B, C].
-        teacher_logits: [B, C], not normalised over the classes; no gradient flows into them.
+        teacher_logits: [B, C], not normalised over the classes; no gradient flows into them. Infinite where the teacher
+            is certain: 0 log 0 counts as 0.
         temperature: T > 0.
 
     Returns:
@@ -32,5 +33,6 @@ def sigmoid_kl(student_logits: Tensor, teacher_logits: Tensor, *, temperature: f
     p_teacher = teacher.sigmoid()
     present = F.logsigmoid(teacher) - F.logsigmoid(student)
     lacking = F.logsigmoid(-teacher) - F.logsigmoid(-student)
+    present, lacking = present.masked_fill(p_teacher == 0, 0), lacking.masked_fill(p_teacher == 1, 0)
     divergence = p_teacher * present + (1 - p_teacher) * lacking
     return divergence.sum(dim=1).mean() * temperature**2

@@ -59,10 +59,13 @@ def show_cache_part(config: ReportConfig, student: RunStudent | None, notes: lis
     """
     assert config.cache is not None
     cache = open_cache(config.cache)
-    if config.data is None or LOGITS not in cache.codecs:
+    has_classes = LOGITS in cache.codecs and not cache.is_multi_label
+    if cache.is_multi_label:
+        notes.append("the cache has several labels per image: the page shows no probabilities over its classes")
+    if config.data is None or not has_classes:
         rows = spread(config.images, cache.num_rows)
         charts = cache_charts(cache, rows)
-        listed = _key_lists(cache, rows) if LOGITS in cache.codecs else ""
+        listed = _key_lists(cache, rows) if has_classes else ""
         return CachePart(f"<h2>Cache</h2>\n{facts_html(cache)}\n{charts_html(charts)}\n{listed}", charts)
     dataset = open_dataset(config.data, recipe=cache.recipe).without(cache.absent_keys)
     cache.match(dataset, allow_mismatch=config.allow_mismatch)

@@ -42,7 +42,7 @@ def cache_charts(cache: CachedTeacher, rows: Array, labels: Tensor | None = None
         labels: of these rows [R], -1 if there is none.
     """
     charts = fidelity_charts(cache)
-    if LOGITS not in cache.codecs:
+    if LOGITS not in cache.codecs or cache.is_multi_label:
         return charts
     confidence, entropies, accuracy = [], [], []
     for view in range(cache.num_views):
@@ -75,7 +75,7 @@ def fidelity_charts(cache: CachedTeacher) -> list[Chart]:
             _line([view[key] for view in views], name, color="faint" if number == 0 else "accent")
             for number, (key, name) in enumerate(names.items())
         ]
-        kept = [view["top1_agreement"] for view in views if "top1_agreement" in view]
+        kept = [view["top1_agreement"] for view in views if "top1_agreement" in view and not cache.is_multi_label]
         note = "lower keeps more" + (f"; top-1 kept in {min(kept):.2%} of rows" if kept else "")
         layout = {**_view_axis(cache), "yaxis": {"rangemode": "tozero", "exponentformat": "e"}, "showlegend": True}
         charts.append(Chart(f"fidelity-{stream}", title, traces, note=note, x="view", layout=layout))

@@ -11,8 +11,9 @@ from typing import Any
 from kdkit.report.run_files import Record, Run, read_runs
 from kdkit.report.table import RunTable
 
-_METRICS = ("val_ema_top1", "val_top1")
-"""What the best epoch is chosen by, as kdkit distill does: the moving average's accuracy if there is one."""
+_METRICS = ("val_ema_top1", "val_top1", "val_ema_mAP", "val_mAP")
+"""The metric that the best epoch is chosen by, as in kdkit distill: top-1, or mAP of several labels per image; the
+moving average's if there is one."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,8 @@ class RunSummary:
     """Epochs that the run was started with."""
     best_top1: float | None
     """Best top-1 on the validation images, percent."""
+    best_map: float | None
+    """Best mean average precision on the validation images, percent, of runs with several labels per image."""
     best_epoch: int | None
     """Number of that epoch, from 1."""
     best_top5: float | None
@@ -45,6 +48,8 @@ class RunSummary:
     """Top-1 after the last finished epoch, percent."""
     last_top5: float | None
     """Top-5 after the last finished epoch, percent."""
+    last_map: float | None
+    """mAP after the last finished epoch, percent."""
     images_per_second: float | None
     """Training images per second, evaluation excluded."""
     seconds: float | None
@@ -68,13 +73,13 @@ def compare(paths: Sequence[str | Path]) -> RunTable:
 
 
 def best_first(runs: Sequence[Run]) -> list[Run]:
-    """The runs by their best top-1, those without one last."""
+    """The runs by their best top-1, then those with mAP by that, and those without either last."""
 
-    def best_top1(run: Run) -> float:
-        best = best_epoch(run)
-        return -1.0 if best is None else float(best[top1_name(run)])
+    def order(run: Run) -> tuple[bool, float]:
+        best, metric = best_epoch(run), metric_name(run)
+        return (metric.endswith("top1"), float(best[metric])) if best is not None else (False, -1.0)
 
-    return sorted(runs, key=best_top1, reverse=True)
+    return sorted(runs, key=order, reverse=True)
 
 
 def tabulate(runs: Sequence[Run], problems: Sequence[str] = ()) -> RunTable:
@@ -85,8 +90,8 @@ def tabulate(runs: Sequence[Run], problems: Sequence[str] = ()) -> RunTable:
 
 def summarise(run: Run) -> RunSummary:
     """The figures of one run."""
-    config, best = run.config, best_epoch(run)
-    metric = top1_name(run)
+    config, best = run.config, best_epoch(run) or {}
+    last, prefix = (run.epochs[-1] if run.epochs else {}), "val_ema_" if "_ema_" in metric_name(run) else "val_"
     images, seconds = _total(run.epochs, "images"), _total(run.epochs, "seconds")
     return RunSummary(
         run=run.name,
@@ -97,11 +102,9 @@ def summarise(run: Run) -> RunSummary:
         views=_whole(_part(config, "recipe").get("num_views")) or _whole(run.student.get("num_views")),
         epochs=len(run.epochs),
         planned_epochs=_whole(_part(config, "train").get("epochs", config.get("epochs"))),
-        best_top1=None if best is None else best[metric],
-        best_epoch=None if best is None else int(best["epoch"]) + 1,
-        best_top5=None if best is None else _number(best.get(metric.replace("top1", "top5"))),
-        last_top1=_number(run.epochs[-1].get(metric)) if run.epochs else None,
-        last_top5=_number(run.epochs[-1].get(metric.replace("top1", "top5"))) if run.epochs else None,
+        best_epoch=int(best["epoch"]) + 1 if best else None,
+        **{f"best_{name.lower()}": _number(best.get(f"{prefix}{name}")) for name in ("top1", "top5", "mAP")},
+        **{f"last_{name.lower()}": _number(last.get(f"{prefix}{name}")) for name in ("top1", "top5", "mAP")},
         images_per_second=images / seconds if images and seconds else None,
         seconds=seconds,
         cache_bytes=_cache_bytes(_caches(config)),
@@ -109,14 +112,14 @@ def summarise(run: Run) -> RunSummary:
     )
 
 
-def top1_name(run: Run) -> str:
-    """Name of the accuracy that the run's best epoch is chosen by."""
-    return next((name for name in _METRICS if any(_number(epoch.get(name)) for epoch in run.epochs)), _METRICS[-1])
+def metric_name(run: Run) -> str:
+    """Name of the metric that the run's best epoch is chosen by."""
+    return next((name for name in _METRICS if any(_number(epoch.get(name)) for epoch in run.epochs)), "val_top1")
 
 
 def best_epoch(run: Run) -> Record | None:
-    """The record of the first epoch with the best accuracy; None if none was measured."""
-    name = top1_name(run)
+    """The record of the first epoch with the best metric; None if none was measured."""
+    name = metric_name(run)
     measured = [epoch for epoch in run.epochs if _number(epoch.get(name)) is not None]
     return max(measured, key=lambda epoch: float(epoch[name]), default=None)
 

@@ -15,6 +15,7 @@ _HIDDEN = ("epoch", "step", "images", "seconds", "seed")
 _KNOWN = {
     "val_top1": "Top-1 on validation images, %",
     "val_top5": "Top-5 on validation images, %",
+    "val_mAP": "Mean average precision (mAP) on validation images, %",
     "loss": "Loss",
     "task_loss": "task_loss: loss on labels",
     "kd_loss": "kd_loss: distillation loss",
@@ -30,6 +31,7 @@ _KNOWN = {
 _PARTNERS = {
     "val_top1": {"val_ema_top1": "dashed: the moving average"},
     "val_top5": {"val_ema_top5": "dashed: the moving average"},
+    "val_mAP": {"val_ema_mAP": "dashed: the moving average"},
     "loss": {"val_loss": "dashed: on validation images", "val_ema_loss": "dotted: so the moving average"},
 }
 """Metrics that are drawn in the chart of another one, and how they look there."""
@@ -40,7 +42,7 @@ def curve_charts(runs: Sequence[Run], labels: Sequence[str]) -> list[Chart]:
     """A chart for each metric that one of the runs logged, the usual ones first; `labels` are the runs' names."""
     names = list(dict.fromkeys(name for run in runs for name in _names(run)))
     terms = [name for name in names if f"{_WEIGHTED}{name}" in names]
-    order = dict.fromkeys(["val_top1", "loss", *terms, *_KNOWN, *names])
+    order = dict.fromkeys(["val_top1", "val_mAP", "loss", *terms, *_KNOWN, *names])
     drawn_elsewhere = {partner for name in names for partner in _partners(name)}
     shown = [name for name in order if name in names and name not in drawn_elsewhere]
     limit = max(_MIN_POINTS, _POINTS // max(1, len(runs) * len(names)))

@@ -12,7 +12,7 @@ from kdkit.errors import KdkitError, MissingDependencyError
 from kdkit.report.cache_page import CachePart, show_cache_part
 from kdkit.report.chart import Chart, charts_html
 from kdkit.report.class_charts import class_charts
-from kdkit.report.comparison import best_first, tabulate, top1_name
+from kdkit.report.comparison import best_first, metric_name, tabulate
 from kdkit.report.config import ReportConfig
 from kdkit.report.curves import curve_charts
 from kdkit.report.page import asset, escape, make_page
@@ -101,7 +101,7 @@ def _best_student(config: ReportConfig, runs: Sequence[Run], notes: list[str]) -
     failures = []
     found: tuple[Run | None, RunStudent | None] = (None, None)
     for run in [run for run in runs if run.student and not run.context]:
-        ema = top1_name(run) == "val_ema_top1"
+        ema = metric_name(run).startswith("val_ema_")
         try:
             student = RunStudent(
                 run.folder, ema=ema, device=device, batch_size=config.batch_size, num_workers=config.workers
@@ -118,6 +118,9 @@ def _best_student(config: ReportConfig, runs: Sequence[Run], notes: list[str]) -
 def _class_part(config: ReportConfig, run: Run, student: RunStudent, notes: list[str]) -> tuple[str, list[Chart]]:
     """The images that the best student was validated on, and its charts class by class on them."""
     folder = config.validation or run.config.get("validation")
+    if metric_name(run).endswith("mAP"):
+        notes.append(f"{run.name!r} has several labels per image: its student is not shown class by class")
+        return "", []
     if not isinstance(folder, str):
         notes.append(f"{run.name!r} has no validation images: give --val DATA to see its student class by class")
         return "", []

@@ -20,8 +20,10 @@ _NUMBERS: Mapping[str, tuple[str, Callable[[Any], str]]] = {
     "epochs": ("epochs", format_count),
     "best_top1": ("top-1 (epoch)", format_percent),
     "best_top5": ("top-5", format_percent),
+    "best_map": ("mAP (epoch)", format_percent),
     "last_top1": ("last top-1", format_percent),
     "last_top5": ("last top-5", format_percent),
+    "last_map": ("last mAP", format_percent),
     "images_per_second": ("images/s", format_count),
     "seconds": ("time", format_seconds),
     "cache_bytes": ("bytes", format_count),
@@ -67,7 +69,7 @@ def _cell(number: int, name: str, row: Mapping[str, Any]) -> str:
     text = _NUMBERS[name][1](value)
     if name == "epochs" and row["planned_epochs"] not in (None, value):
         text += f" of {row['planned_epochs']}"
-    if name == "best_top1" and row["best_epoch"] is not None:
+    if name in ("best_top1", "best_map") and value is not None:
         text += f" ({row['best_epoch']})"
     sortable = "" if value is None else f"{float(value)!r}"
     return f'<td class="number" data-number data-value="{sortable}">{escape(text)}</td>'

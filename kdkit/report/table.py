@@ -60,8 +60,8 @@ def _epochs(row: Row) -> str:
     return f"{row['epochs']} of {planned}" if planned not in (None, row["epochs"]) else f"{row['epochs']}"
 
 
-def _best(row: Row) -> str:
-    return format_percent(row["best_top1"]) + ("" if row["best_epoch"] is None else f" ({row['best_epoch']})")
+def _best(name: str) -> Callable[[Row], str]:
+    return lambda row: _MISSING if row[name] is None else f"{format_percent(row[name])} ({row['best_epoch']})"
 
 
 _COLUMNS = {
@@ -72,8 +72,9 @@ _COLUMNS = {
     "loss": _Column("loss", _text("loss"), is_text=True),
     "views": _Column("views", _text("views")),
     "epochs": _Column("epochs", _epochs),
-    "best": _Column("top-1 (epoch)", _best),
-    "last": _Column("last", lambda row: format_percent(row["last_top1"])),
+    "best": _Column("top-1 (epoch)", _best("best_top1")),
+    "best mAP": _Column("mAP (epoch)", _best("best_map")),
+    "last": _Column("last", lambda row: format_percent(row["last_map" if row["last_top1"] is None else "last_top1"])),
     "speed": _Column("images/s", lambda row: format_count(row["images_per_second"])),
     "time": _Column("time", lambda row: format_seconds(row["seconds"])),
 }

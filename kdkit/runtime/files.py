@@ -144,6 +144,19 @@ def make_folder(folder: Path) -> None:
         raise write_error(folder, error) from error
 
 
+def rename(path: Path, target: Path) -> None:
+    """Makes the finished file at `path` the one at `target`, durably; a file there is replaced in one step.
+
+    Raises:
+        WriteError: the file system refused.
+    """
+    try:
+        os.replace(path, target)  # noqa: PTH105
+        _sync(target.parent)
+    except OSError as error:
+        raise write_error(target, error, "either file is complete") from error
+
+
 def remove_folder(folder: Path) -> None:
     """Removes a folder of files, a cache's index first: if the removal stops midway, the rest is not a cache.
 

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kdkit.errors import LabelError
+
 
 class LabelledCrossEntropy(nn.CrossEntropyLoss):
     """Cross-entropy averaged over the samples of a batch that have a label; exactly 0 if none has, whatever `weight`.
@@ -31,12 +33,25 @@ class LabelledCrossEntropy(nn.CrossEntropyLoss):
         super().__init__(weight, ignore_index=-1, label_smoothing=label_smoothing)
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Returns a scalar [] from logits [B, C] and class indices [B], -1 for no label, or soft labels [B, C]."""
+        """Returns a scalar [] from logits [B, C] and class indices [B], -1 for no label, or soft labels [B, C].
+
+        Raises:
+            LabelError: a class index is none of the C classes; on the CPU alone, because another device would have to
+                be waited for. kdkit's own loops compare all labels before the first step.
+        """
         if target.ndim == logits.ndim:
             return self._soft(logits, target)
-        total = F.cross_entropy(
-            logits, target, self.weight, reduction="sum", ignore_index=-1, label_smoothing=self.label_smoothing
-        )
+        try:
+            total = F.cross_entropy(
+                logits, target, self.weight, reduction="sum", ignore_index=-1, label_smoothing=self.label_smoothing
+            )
+        except IndexError:  # torch checks it here
+            num_classes = logits.shape[1]
+            odd = int(target[(target < -1) | (target >= num_classes)][0])
+            raise LabelError(
+                f"the label {odd} is none of the student's {num_classes} classes: expected 0 to {num_classes - 1}, or "
+                "-1 for no label"
+            ) from None
         factors = (target >= 0).to(total.dtype)
         if self.weight is not None:
             factors = factors * self.weight[target.clamp_min(0)]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, TypedDict
+from collections.abc import Sequence
+from typing import Any, ClassVar, TypedDict, get_args
 
 import torch
 from timm.utils import unwrap_model
@@ -12,12 +13,13 @@ from typing_extensions import Self
 from kdkit import losses
 from kdkit.config import EMA
 from kdkit.errors import ConfigError, MissingTeacherError
-from kdkit.tasks.observation import TeacherLogits, num_classes_of, observe
+from kdkit.losses.multi_teacher import Combine
+from kdkit.tasks.observation import TeacherLogits, num_classes_of, observe, observe_members
 from kdkit.tasks.student_task import Criterion, StudentTask
 from kdkit.tasks.teacher import check_same_classes, resolve_teacher
 from kdkit.tasks.term import DistillLosses, as_terms, bound_loss, check_scale, check_weight
 from kdkit.teachers import Teacher
-from kdkit.types import Batch, TeacherOutput, TeacherSource, to_compute_dtype
+from kdkit.types import Batch, TeacherMember, TeacherOutput, TeacherSource, to_compute_dtype
 
 
 class TaskOptions(TypedDict, total=False):
@@ -27,6 +29,7 @@ class TaskOptions(TypedDict, total=False):
     standardize: bool
     task_loss_weight: float
     distill_loss_weight: float
+    combine: Combine
     device: torch.device | str | int | None
     dtype: torch.dtype | None
     verbose: bool
@@ -54,6 +57,8 @@ class DistillationTask(StudentTask):
         temperature: temperature of every named logit loss; None: each loss's default.
         standardize: whether the logits of every named logit loss are standardised first.
         task_loss_weight, distill_loss_weight: finite weights of the sum above.
+        combine: of several caches: "probabilities" compares the student with their mix, "losses" sums the losses on
+            logits against each, by the weights of the mix.
         device, dtype, verbose: as for TrainingTask.
 
     Raises:
@@ -77,6 +82,7 @@ class DistillationTask(StudentTask):
         standardize: bool = False,
         task_loss_weight: float = 1.0,
         distill_loss_weight: float = 1.0,
+        combine: Combine = "probabilities",
         device: torch.device | str | int | None = None,
         dtype: torch.dtype | None = None,
         verbose: bool = True,
@@ -84,6 +90,9 @@ class DistillationTask(StudentTask):
         super().__init__(student_model, criterion, device=device, dtype=dtype, verbose=verbose)
         self.task_loss_weight = check_weight("task_loss_weight", task_loss_weight)
         self.distill_loss_weight = check_weight("distill_loss_weight", distill_loss_weight)
+        if combine not in get_args(Combine):
+            raise ConfigError(f"combine must be one of {', '.join(get_args(Combine))}, got {combine!r}")
+        self.combine: Combine = combine
         self.terms = as_terms(distill_loss, temperature=temperature, standardize=standardize)
         if not self.takes_features and (wrong := [term.name for term in self.terms if term.is_feature]):
             raise ConfigError(
@@ -120,7 +129,7 @@ class DistillationTask(StudentTask):
         Returns:
             'loss' [], 'output' [B, C], and unweighted 'task_loss' [] (0 when trained without labels), 'kd_loss' [].
             If several losses or LossTerms were given, each term [] under its key. For logging, each loss is also
-            returned multiplied by its weight, e.g. ``weighted_kd_loss``; and the scalars of `observe`.
+            returned multiplied by its weight, e.g. ``weighted_kd_loss``; and of single labels the scalars of `observe`.
 
         Raises:
             MissingTeacherError: there is neither a teacher nor a teacher output, or the output lacks a stream that the
@@ -136,12 +145,11 @@ class DistillationTask(StudentTask):
         teacher_logits = self._teacher_logits(teacher_output)
         output, distilled, terms = self._forward_student(input, teacher_output)
         task_loss = self._task_loss(to_compute_dtype(output), target)
-        terms |= self._logit_terms(to_compute_dtype(distilled), teacher_logits, target)
+        members = teacher_output.members if self.combine == "losses" else ()
+        terms |= self._logit_terms(to_compute_dtype(distilled), teacher_logits, members, target)
         result = self._sum(task_loss, terms) | {"output": output}
-        if self.is_multi_label:  # there is no one class to agree on
-            return result
-        if teacher_logits is not None and num_classes_of(teacher_logits) == output.shape[1]:
-            result |= observe(output, teacher_logits, target)
+        if not self.is_multi_label and teacher_logits is not None and num_classes_of(teacher_logits) == output.shape[1]:
+            result |= observe(output, teacher_logits, target) | observe_members(output, teacher_output.members, target)
         return result
 
     def _forward_student(
@@ -158,11 +166,20 @@ class DistillationTask(StudentTask):
         return self._label_loss(logits, target)
 
     def _logit_terms(
-        self, logits: Tensor, teacher_logits: TeacherLogits | None, target: Tensor | None
+        self,
+        logits: Tensor,
+        teacher_logits: TeacherLogits | None,
+        members: Sequence[TeacherMember],
+        target: Tensor | None,
     ) -> dict[str, Tensor]:
+        """Each loss on logits against the teacher, or summed over the members of a mix."""
+        teachers: Any = [member.logits for member in members] or teacher_logits
+        weights = [member.weight for member in members]
         with torch.autocast(logits.device.type, enabled=False):
             return {
-                term.result_key: loss(logits, teacher_logits, *((target,) if needs_target else ()))
+                term.result_key: (losses.multi_teacher(loss, combine="losses", weights=weights) if members else loss)(
+                    logits, teachers, *((target,) if needs_target else ())
+                )
                 for term, loss, needs_target in self._logit_losses
             }
 

@@ -23,11 +23,14 @@ from kdkit.tasks.student_task import Criterion
 from kdkit.tasks.term import DistillLosses
 from kdkit.teachers import Teacher
 
+_ROUNDING = 1e-3  # of the shares of mixed labels
+
 
 class MultiLabelCrossEntropy(nn.Module):
     """Binary cross-entropy of each class, averaged over all labels that are known; exactly 0 if none is.
 
-    A target of -1 means that nobody labelled this class of this image; it takes no part.
+    A target of -1 means that nobody labelled this class of this image; it takes no part. Any other number outside 0 to
+    1 makes the loss NaN, which stops a training: an error that names it would have to wait for the device in each step.
 
     Args:
         weight: factor of each class [C]; all 1 when None.
@@ -69,6 +72,7 @@ class MultiLabelCrossEntropy(nn.Module):
                 f"multi-label targets are [B, C] of 0 and 1, got {list(target.shape)} for logits {list(logits.shape)}: "
                 "class indices [B] need a ClassificationTask or a LogitDistillationTask"
             )
+        target = target.masked_fill((target > 1 + _ROUNDING) | ((target < 0) & (target != -1)), torch.nan)
         known = ~(target < 0)  # NaN is not a mark for unknown: it reaches the loss, which stops the training
         logits = torch.where(known, logits, torch.zeros_like(logits))  # an infinite logit takes no part either
         target = torch.where(known, target.to(logits.dtype), torch.zeros_like(logits))
@@ -98,11 +102,16 @@ class MultiLabelEvaluator:
         self._targets.append(target.detach().float().cpu())
 
     def compute(self, distributed: bool = False) -> dict[str, float]:
-        """'loss' (binary cross-entropy, nats) and 'mAP' (percent); NaN if no class has a positive image."""
-        output, target = torch.cat(self._outputs), torch.cat(self._targets)
+        """'loss' (binary cross-entropy, nats) and 'mAP' (percent); NaN without a positive image, or any.
+
+        With `distributed`, over the images of all ranks, of which some may have none; all ranks must call it.
+        """
+        batches = list(zip(self._outputs, self._targets, strict=True))
         if distributed:
-            pieces = _gather((output, target))
-            output, target = (torch.cat(side) for side in zip(*pieces, strict=True))
+            batches = [pair for of_rank in _gather(batches) for pair in of_rank]
+        if not batches:
+            return {"loss": float("nan"), "mAP": float("nan")}
+        output, target = (torch.cat(side) for side in zip(*batches, strict=True))
         loss = MultiLabelCrossEntropy()(output.double(), target)
         return {"loss": float(loss), "mAP": 100 * mean_average_precision(output, target)}
 
@@ -133,7 +142,7 @@ def _average_precision(scores: Tensor, target: Tensor) -> float | None:
     return float((gained * hits / places).sum() / hits[-1])
 
 
-def _gather(value: tuple[Tensor, Tensor]) -> list[tuple[Tensor, Tensor]]:
+def _gather(value: list[tuple[Tensor, Tensor]]) -> list[list[tuple[Tensor, Tensor]]]:
     return distributed.all_gather(value)
 
 

@@ -5,11 +5,13 @@ Dimensions: B batch, C classes, k classes kept.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdkit.types import SparseLogits, to_compute_dtype
+from kdkit.types import SparseLogits, TeacherMember, to_compute_dtype
 
 TeacherLogits = Tensor | SparseLogits
 
@@ -35,6 +37,22 @@ def observe(student_logits: Tensor, teacher_logits: TeacherLogits, target: Tenso
     }
     if target is not None:
         observed["teacher_top1"] = _top1(choice, target)
+    return observed
+
+
+@torch.no_grad()
+def observe_members(
+    student_logits: Tensor, members: Sequence[TeacherMember], target: Tensor | None
+) -> dict[str, Tensor]:
+    """Returns 'agreement_top1_NAME' and, if there are labels, 'teacher_top1_NAME' of each of several teachers, as
+    `observe` does for one.
+    """
+    observed = {}
+    for name, logits, _ in members:
+        choice = logits.argmax(dim=1)
+        observed[f"agreement_top1_{name}"] = _percent(student_logits.argmax(dim=1) == choice)
+        if target is not None:
+            observed[f"teacher_top1_{name}"] = _top1(choice, target)
     return observed
 
 

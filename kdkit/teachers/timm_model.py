@@ -16,15 +16,23 @@ from kdkit.errors import CheckpointError, ConfigError, KdkitError, UnknownNameEr
 from kdkit.runtime.memory import is_out_of_memory
 from kdkit.teachers.imported_model import create_imported_model, find_function, is_import_path
 from kdkit.teachers.model_config import model_config
+from kdkit.teachers.model_folder import FOLDER_PREFIX, check_num_weights, find_weights
 from kdkit.teachers.torchvision_model import (
     PREFIX,
     check_torchvision_name,
     create_torchvision_model,
     torchvision_size_option,
 )
-from kdkit.teachers.weights import Checkpoint, fit_state, image_size_of, load_state, read_checkpoint, skeleton_of
+from kdkit.teachers.weights import (
+    Checkpoint,
+    fit_state,
+    image_size_of,
+    load_state,
+    read_checkpoint,
+    skeleton_of,
+)
 
-_LOADED_BY_TIMM = ("hf-hub:", "local-dir:", "hf_hub:", "local_dir:")
+_FROM_HUB = ("hf-hub:", "hf_hub:")
 _WITHOUT_NETWORK = {
     "student": "leave out pretrained, or give a weights file, --student_checkpoint FILE",
     "teacher": "give a weights file, --teacher.checkpoint FILE (in Python checkpoint=FILE)",
@@ -35,7 +43,7 @@ FIRST_WEIGHTS = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", _FILE
 
 
 def build_model(
-    name: str, checkpoint: str | Path | None, *, ema: bool | None = None, subject: str = "model"
+    name: str, checkpoint: str | Path | Checkpoint | None, *, ema: bool | None = None, subject: str = "model"
 ) -> nn.Module:
     """Returns timm's model called `name`, with the weights of `checkpoint`, or else with timm's pretrained weights.
 
@@ -44,7 +52,7 @@ def build_model(
 
     Args:
         name: with or without tag, also `hf-hub:` and `local-dir:` names.
-        checkpoint: the file, or None.
+        checkpoint: the file, or what was read from it, or None.
         ema: as for `read_checkpoint`.
         subject: the model's part in errors, e.g. "teacher".
 
@@ -53,9 +61,16 @@ def build_model(
         CheckpointError: the weights cannot be read or do not fit.
     """
     check_name(name, subject)
+    if name.startswith(FOLDER_PREFIX):
+        weights = find_weights(name)
+        checkpoint = weights if checkpoint is None else checkpoint
     if checkpoint is None:
         return create_model(name, subject, pretrained=True)
-    return _with_weights(name, read_checkpoint(checkpoint, ema=ema), subject)
+    return _with_weights(name, _read(checkpoint, ema), subject)
+
+
+def _read(checkpoint: str | Path | Checkpoint, ema: bool | None) -> Checkpoint:
+    return checkpoint if isinstance(checkpoint, Checkpoint) else read_checkpoint(checkpoint, ema=ema)
 
 
 def _with_weights(name: str, checkpoint: Checkpoint, subject: str) -> nn.Module:
@@ -63,7 +78,10 @@ def _with_weights(name: str, checkpoint: Checkpoint, subject: str) -> nn.Module:
     state = checkpoint.fitted_to(plain.state_dict().keys())
     size = image_size_of(state, plain)
     options: dict[str, Any] = _head_width(plain, state) | ({} if size is None else {"img_size": size})
-    module = create_model(name, subject, **options)
+    make = functools.partial(create_model, name, subject, **options)
+    if name.startswith(FOLDER_PREFIX):  # before a model of any size takes memory
+        check_num_weights(skeleton_of(make), state, checkpoint.path)
+    module = make()
     load_state(module, state, checkpoint.path)
     if own := ({} if size is None else {"input_size": (3, size, size)}) | checkpoint.input_config():
         unset = {"test_input_size": None, "test_crop_pct": None}  # of timm's own weights
@@ -72,7 +90,12 @@ def _with_weights(name: str, checkpoint: Checkpoint, subject: str) -> nn.Module:
 
 
 def build_trained(
-    name: str, options: Mapping[str, Any], checkpoint: str | Path, *, ema: bool | None = None, subject: str = "student"
+    name: str,
+    options: Mapping[str, Any],
+    checkpoint: str | Path | Checkpoint,
+    *,
+    ema: bool | None = None,
+    subject: str = "student",
 ) -> nn.Module:
     """Returns timm's model called `name`, built with `options`, with the weights of `checkpoint`.
 
@@ -83,13 +106,31 @@ def build_trained(
         CheckpointError: the weights cannot be read or do not fit.
     """
     check_name(name, subject)
-    found = read_checkpoint(checkpoint, ema=ema)
+    found = _read(checkpoint, ema)
     make = functools.partial(create_model, name, subject, **options)
     plain = skeleton_of(make)
-    state = fit_state(plain, found.fitted_to(plain.state_dict().keys()), checkpoint)
+    state = fit_state(plain, found.fitted_to(plain.state_dict().keys()), found.path)
     module = make()
     module.load_state_dict(state, strict=True)
     return module
+
+
+def load_body(module: nn.Module, checkpoint: Checkpoint) -> None:
+    """Loads a checkpoint's weights into a model whose classifier may be another one, which then stays as it is.
+
+    Raises:
+        CheckpointError: other weights than the classifier's do not fit.
+    """
+    own = module.state_dict()
+    state = dict(checkpoint.fitted_to(own.keys()))
+    names = model_config(module).get("classifier") or ()
+    heads = tuple(f"{name}." for name in ((names,) if isinstance(names, str) else names))
+    if any(name.startswith(heads) and name in state and state[name].shape != own[name].shape for name in own):
+        logging.getLogger(__name__).warning(
+            "%r: its classifier has other classes, and is left out", str(checkpoint.path)
+        )
+        state |= {name: value for name, value in own.items() if name.startswith(heads)}
+    load_state(module, state, checkpoint.path)
 
 
 def check_name(name: str, subject: str = "model") -> None:
@@ -98,7 +139,7 @@ def check_name(name: str, subject: str = "model") -> None:
     Raises:
         UnknownNameError: it does not; the error suggests the nearest names.
     """
-    if name.startswith(_LOADED_BY_TIMM):
+    if name.startswith((FOLDER_PREFIX, *_FROM_HUB)):
         return
     if name.startswith(PREFIX):
         check_torchvision_name(name, subject)
@@ -188,7 +229,7 @@ def _explained(
         return ConfigError(f"the {subject} {name!r} does not fit into memory {given} ({reason})")
     if isinstance(error, TypeError):
         return ConfigError(f"the {subject} {name!r} does not take these options: {reason}")
-    if pretrained or name.startswith(_LOADED_BY_TIMM):
+    if pretrained or name.startswith(_FROM_HUB):
         ways = _WITHOUT_NETWORK.get(subject, "give a weights file, checkpoint=FILE")
         return CheckpointError(
             f"the pretrained weights of the {subject} {name!r} could not be loaded ({reason}): check the network, or "

@@ -45,6 +45,14 @@ class Checkpoint:
     """timm's arguments of that training; empty in other files."""
     prefers_ema: bool
     """Whether a moving average is taken rather than the model itself."""
+    num_epochs: int | None = None
+    """Number of epochs after which it was written, if the file tells."""
+
+    def __str__(self) -> str:
+        """The file, when in its training it was written, and whether its moving average is taken, for people."""
+        after = "" if self.num_epochs is None else f", after {self.num_epochs} epoch{'s' * (self.num_epochs != 1)}"
+        is_ema = self.container.partition(".")[0] in _EMA
+        return f"{str(self.path)!r}{after}{', moving average' if is_ema else ''}"
 
     def fitted_to(self, names: Collection[str]) -> dict[str, Tensor]:
         """The weights [...] by the names of a model, without prefixes; says on the log what was taken if it is unusual.
@@ -121,14 +129,18 @@ def read_checkpoint(path: str | Path, *, ema: bool | None = None) -> Checkpoint:
         raise CheckpointError(f"{str(path)!r} holds no state dict of tensors: expected a model's weights, {holds}")
     args = content.get("args") if isinstance(content, Mapping) else None
     settings = vars(args) if isinstance(args, argparse.Namespace) else args if isinstance(args, Mapping) else {}
-    return Checkpoint(path, found[1], found[0], settings, prefers_ema)
+    epoch = content.get("epoch") if isinstance(content, Mapping) else None  # timm counts from 0
+    num_epochs = epoch + 1 if type(epoch) is int and epoch >= -1 else None
+    return Checkpoint(path, found[1], found[0], settings, prefers_ema, num_epochs)
 
 
 def _find(content: Any, containers: Sequence[str], depth: int = 2) -> tuple[str, Mapping[str, Tensor]] | None:
     """The first state dict in `content`, or in an entry of one of these names, with the names that lead to it."""
     if not isinstance(content, Mapping) or not content:
         return None
-    if all(isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items()):
+    if all(
+        isinstance(name, str) and isinstance(value, Tensor) and not value.is_meta for name, value in content.items()
+    ):
         return ("", content) if containers is _MODEL else None
     for name in containers:
         inner = _find(content.get(name), _MODEL, depth - 1) if depth else None
@@ -140,22 +152,6 @@ def _find(content: Any, containers: Sequence[str], depth: int = 2) -> tuple[str,
 def load_state(module: nn.Module, state: Mapping[str, Tensor], origin: str | Path) -> None:
     """Loads `state`, every weight of it, into `module`, as `fit_state` fits it."""
     unwrap_model(module).load_state_dict(fit_state(module, state, origin), strict=True)
-
-
-def load_body(module: nn.Module, checkpoint: Checkpoint) -> None:
-    """Loads a checkpoint's weights into a model whose classifier may be another one, which then stays as it is.
-
-    Raises:
-        CheckpointError: other weights than the classifier's do not fit.
-    """
-    own = module.state_dict()
-    state = dict(checkpoint.fitted_to(own.keys()))
-    names = model_config(module).get("classifier") or ()
-    heads = tuple(f"{name}." for name in ((names,) if isinstance(names, str) else names))
-    if any(name.startswith(heads) and name in state and state[name].shape != own[name].shape for name in own):
-        _logger.warning("%r: its classifier has other classes, and is left out", str(checkpoint.path))
-        state |= {name: value for name, value in own.items() if name.startswith(heads)}
-    load_state(module, state, checkpoint.path)
 
 
 def fit_state(module: nn.Module, state: Mapping[str, Tensor], origin: str | Path) -> Mapping[str, Tensor]:
@@ -187,9 +183,9 @@ def fit_state(module: nn.Module, state: Mapping[str, Tensor], origin: str | Path
 def describe_misfit(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:
     """How weights differ from those of a model, in one line; "" where they fit."""
     shapes = [
-        f"{name} is {list(value.shape)}, expected {list(own[name].shape)}"
+        f"{name} is {_kind(value)}, expected {_kind(own[name])}"
         for name, value in state.items()
-        if name in own and value.shape != own[name].shape
+        if name in own and _is_other(value, own[name])
     ]
     parts = {
         "it lacks": [name for name in own if name not in state],
@@ -197,6 +193,18 @@ def describe_misfit(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> s
         "": shapes,
     }
     return "; ".join(f"{text} {_listed(names)}".strip() for text, names in parts.items() if names)
+
+
+def _is_other(value: Tensor, own: Tensor) -> bool:
+    """Whether a weight has another shape, or numbers that copying would change: complex, quantised, not floating."""
+    is_plain = value.layout is torch.strided and not value.is_quantized and not value.is_complex()
+    is_whole = own.is_floating_point() and not value.is_floating_point()
+    return value.shape != own.shape or is_whole or not is_plain
+
+
+def _kind(weight: Tensor) -> str:
+    is_plain = weight.is_floating_point() and weight.layout is torch.strided
+    return f"{list(weight.shape)}{'' if is_plain else f' in {weight.dtype}, {weight.layout}'}"
 
 
 def _converted_by_timm(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor] | None:

@@ -13,7 +13,8 @@ Where to look:
     header.py       the description before the first step; report.py, the result of a run
     optimizer.py    timm's optimisers and schedules; warmup.py, setup.py prepare task and weights
     evaluate.py     the student's metrics after an epoch; preflight.py, a check before the first step
-    labels.py       checks the labels of the run's images
+    labels.py       checks the labels of the run's images; selection.py takes a part of the classes or images
+    confidence.py   leaves out views by the teacher's predictions
     loading.py      how many views one decode serves, where the run is to choose
     interrupt.py    stopping on SIGINT and SIGTERM
     export.py       writes the student for timm and ONNX (kdkit/student.py reads it back)

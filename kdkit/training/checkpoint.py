@@ -106,6 +106,8 @@ class Checkpoints:
 
     def _rotate(self, content: Mapping[str, Any], *, is_best: bool, keep_last: bool) -> None:
         """Writes `last`, keeping the old one as `previous`; `last` is valid after each step, so a crash is harmless."""
+        for path in (self.last, self.previous, self.best):
+            files.remove_leftovers(self.folder, path.name)
         with files.atomic_write(self.last) as temporary:
             _torch_save(content, temporary)
             if keep_last:  # skipped if the newest has the same weights, or could not be read

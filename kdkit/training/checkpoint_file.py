@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from kdkit.errors import CheckpointError, first_line
+from kdkit.runtime.reading import open_regular
 
 _MISSING = object()
 _SHOWN = 40
@@ -23,7 +24,10 @@ def load_checkpoint(path: Path) -> Any:
         CheckpointError: it cannot be read, or holds more than tensors and plain values.
     """
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with open_regular(path, error=CheckpointError) as file:
+            return torch.load(file, map_location="cpu", weights_only=True)
+    except CheckpointError:
+        raise
     except Exception as error:  # torch raises whatever the unpickler and the zip reader do
         reason = first_line(error).split(". ")[0]  # torch adds advice that runs code
         raise CheckpointError(f"{str(path)!r} cannot be read: {reason}") from error
@@ -41,9 +45,9 @@ def check_usable(path: Path, *, with_log: bool = False) -> None:
     """
     content = load_checkpoint(path)
     try:
-        with zipfile.ZipFile(path) as file:
-            damaged = file.testzip()
-    except (zipfile.BadZipFile, OSError) as error:
+        with open_regular(path, error=CheckpointError) as file, zipfile.ZipFile(file) as archive:
+            damaged = archive.testzip()
+    except zipfile.BadZipFile as error:
         raise CheckpointError(f"{str(path)!r} is damaged: {error}") from error
     if damaged is not None:
         raise CheckpointError(f"{str(path)!r} is damaged: the checksum of {damaged!r} in it is wrong")

@@ -26,12 +26,13 @@ from kdkit.tasks import DistillationTask, TrainingTask
 from kdkit.teachers import Teacher
 from kdkit.teachers.card import find_card
 from kdkit.teachers.class_names import describe_count_mismatch
-from kdkit.teachers.timm_model import FIRST_WEIGHTS, check_name, create_model, size_option
-from kdkit.teachers.weights import load_body, read_checkpoint
+from kdkit.teachers.timm_model import FIRST_WEIGHTS, check_name, create_model, load_body, size_option
+from kdkit.teachers.weights import read_checkpoint
 from kdkit.training.config import DistillConfig
 from kdkit.training.create_task import create_task
 from kdkit.training.labels import check_labels, class_names_of
-from kdkit.training.run import write_config
+from kdkit.training.run import origins_of, write_config
+from kdkit.training.selection import ChosenSamples
 
 
 def choose_recipe(config: DistillConfig, cache: CacheReader | None) -> ViewRecipe:
@@ -41,10 +42,10 @@ def choose_recipe(config: DistillConfig, cache: CacheReader | None) -> ViewRecip
     return ViewRecipe() if cache is None else cache.recipe
 
 
-def open_validation(config: DistillConfig, recipe: ViewRecipe) -> ReplayedDataset:
-    """The validation images, at the size of the training's views; they must have labels."""
+def open_validation(config: DistillConfig, recipe: ViewRecipe, chosen: Sequence[str] | None = None) -> ReplayedDataset:
+    """The validation images, at the size of the training's views, of the `chosen` classes; they must have labels."""
     folder = str(config.validation)
-    dataset = open_dataset(folder, recipe=ViewRecipe.evaluation(recipe.size), **config.columns)
+    dataset = open_dataset(folder, recipe=ViewRecipe.evaluation(recipe.size), class_names=chosen, **config.columns)
     if dataset.is_unlabelled:
         raise DatasetError(f"no image of {folder!r} has a label to validate with: give a folder of class folders")
     return dataset.skipping_unreadable() if config.unreadable == "skip" else dataset
@@ -149,7 +150,7 @@ def _num_classes(
 
 
 def _live_teacher(config: DistillConfig, dataset: ReplayedDataset, device: torch.device) -> Teacher | str | None:
-    if config.teacher is None:
+    if config.teacher is None or config.caches:  # beside caches, it is a part of their mix
         return None
     if config.is_ema_teacher:
         return EMA
@@ -167,6 +168,7 @@ def describe(
     task: TrainingTask,
     class_names: Sequence[str] | None,
     output: Path,
+    cache: CacheReader | None,
 ) -> None:
     """Writes the configuration, and the student's description that `kdkit evaluate`, `export` and `compare` need."""
     write_config(config, output)
@@ -184,6 +186,7 @@ def describe(
         names,
         num_parameters=sum(parameter.numel() for parameter in student.parameters()),
         num_views=dataset.recipe.num_views,
+        caches=origins_of(cache),
     ).write(output)
 
 
@@ -200,9 +203,18 @@ def card_top1(task: TrainingTask, cache: CacheReader | None, num_classes: int) -
 
 
 def create_loader(
-    dataset: ReplayedDataset, task: TrainingTask, config: DistillConfig, device: torch.device, *, shuffle: bool
+    dataset: ReplayedDataset,
+    task: TrainingTask,
+    config: DistillConfig,
+    device: torch.device,
+    *,
+    shuffle: bool,
+    samples: ChosenSamples | None = None,
 ) -> ReplayLoader:
-    """This rank's share of the images, in the student's normalisation; only training shares decodes."""
+    """This rank's share of the images, or of the chosen ones, in the student's normalisation.
+
+    Only training shares decodes.
+    """
     views = config.train.views_per_decode
     return kdkit.data.create_loader(
         dataset,
@@ -214,6 +226,8 @@ def create_loader(
         shuffle=shuffle,
         seed=config.train.seed,
         device=device,
+        rows=None if samples is None else samples.rows,
+        shown_views=None if samples is None else samples.views,
     )
 
 

@@ -59,14 +59,26 @@ class DistillConfig(ColumnsConfig, DeviceConfig, MismatchConfig, OverwriteConfig
     """Cache of the teacher's outputs, or several, whose probabilities are averaged; its recipe is the default."""
 
     cache_weights: tuple[float, ...] | None = None
-    """Weights of several caches in the average, one each, relative to one another; equal by default."""
+    """Weights of several caches in the average, one each, and at last that of a live teacher; equal by default."""
 
     cache_temperatures: tuple[float, ...] | None = None
-    """Temperatures that the outputs of several caches are softened by before they are averaged, one each; 1 by
-    default."""
+    """Temperatures that the outputs of several caches, and at last of a live teacher, are softened by before they are
+    averaged; 1 by default."""
+
+    cache_combine: Literal["probabilities", "losses"] = "probabilities"
+    """How several teachers teach: by the loss against their average (probabilities), or by the sum of the losses
+    against each (losses)."""
+
+    class_names: tuple[str, ...] | None = None
+    """Classes to train on, of those of the data and the cache, in the student's order: their names, or one file with a
+    name per line or a JSON list; images of other classes are left out. All by default."""
+
+    class_map: str | None = None
+    """JSON file with the cache's class, by index or name, for each class of class_names or of the data; by default the
+    one of the same name."""
 
     teacher: TeacherConfig | None = None
-    """Live teacher, instead of a cache."""
+    """Live teacher; with a cache, the average of both teaches."""
 
     validation: str | None = None
     """Validation images; none by default."""
@@ -147,8 +159,8 @@ class DistillConfig(ColumnsConfig, DeviceConfig, MismatchConfig, OverwriteConfig
             raise ConfigError("a run is either resumed (--resume) or replaced (--overwrite), got both")
 
     def _check_teacher(self) -> None:
-        if self.caches and self.teacher is not None:
-            raise ConfigError("a run has either a cache or a live teacher, got both: leave one out")
+        if self.caches and self.is_ema_teacher:
+            raise ConfigError("the student's moving average and a cache cannot both be the teacher: leave one out")
         if self.has_teacher:
             return
         for name in _NEEDS_TEACHER:
@@ -160,12 +172,24 @@ class DistillConfig(ColumnsConfig, DeviceConfig, MismatchConfig, OverwriteConfig
             raise ConfigError("distill_warmup_epochs needs a teacher: give --cache FILE or --teacher NAME")
 
     def _check_caches(self) -> None:
+        leaves_out = self.train.min_confidence is not None or self.train.label_agreement
+        if leaves_out and (not self.caches or self.teacher is not None):
+            wanted = "leave out --teacher" if self.caches else "give --cache FILE"
+            raise ConfigError(f"min_confidence and label_agreement are of cached teachers alone: {wanted}")
+        if self.class_map is not None and not self.caches:
+            raise ConfigError("class_map is of a cache, and there is none: give --cache FILE, or --teacher.class_map")
+        if self.class_names == ():
+            raise ConfigError("class_names is empty: name at least 2 classes, or leave it out")
         if "" in self.caches:
             raise ConfigError("a cache's name is empty: give its path, or leave out cache")
+        count = len(self.caches) + (self.teacher is not None) if self.caches else 0
+        if self.cache_combine != "probabilities" and count < 2:
+            raise ConfigError(f"cache_combine is of several teachers, got {count} with a cache: leave it out")
         for name in ("cache_weights", "cache_temperatures"):
-            numbers, count = getattr(self, name), len(self.caches)
+            numbers = getattr(self, name)
             if numbers is not None and (count < 2 or len(numbers) != count):
-                raise ConfigError(f"{name} is one number for each of several caches, got {len(numbers)} for {count}")
+                expected = f"{name} is one number for each of several caches, and for a live teacher beside them"
+                raise ConfigError(f"{expected}, got {len(numbers)} for {count}")
 
     @property
     def trackers(self) -> tuple[str, ...]:

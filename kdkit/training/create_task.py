@@ -90,4 +90,5 @@ def _options(config: DistillConfig) -> TaskOptions:
         "standardize": config.standardize,
         "task_loss_weight": config.task_loss_weight,
         "distill_loss_weight": config.distill_loss_weight,
+        "combine": config.cache_combine,
     }

@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from timm.utils import random_seed
 
-from kdkit.cache import CacheReader, open_cache
+from kdkit.cache import CacheMixture, CacheReader, ClassSelection
 from kdkit.cache.format.constants import LOGITS
 from kdkit.data import ReplayedDataset, ReplayLoader
 from kdkit.data.ranks import open_on_all_ranks
-from kdkit.dataset import open_dataset, records_of
+from kdkit.dataset import open_dataset, records_of, without_foreign_labels
 from kdkit.resolve import resolve_device
 from kdkit.runtime import distributed
 from kdkit.runtime.agreement import check_same_settings
@@ -45,31 +45,16 @@ from kdkit.training.labels import LabelRecord, adapt_to_labels, class_names_of
 from kdkit.training.loading import resumes, settle_views_per_decode
 from kdkit.training.logger import FILES
 from kdkit.training.preflight import PreflightReport, preflight
-from kdkit.training.report import TrainReport
+from kdkit.training.report import DistillReport, TrainReport
 from kdkit.training.run import CONFIG, SKIPPED, SkipRecord, create_logger, run_identity
+from kdkit.training.selection import ChosenClasses, ChosenSamples, choose_samples, live_part_of, open_caches
 from kdkit.training.setup import start_average
 from kdkit.training.trackers import TENSORBOARD
 from kdkit.training.train import train
-from kdkit.types import TeacherSource
+from kdkit.types import Normalization, TeacherSource
 
 _logger = logging.getLogger(__name__)
 _FILES = (*FILES, LAST, BEST, PREVIOUS, CONFIG, STUDENT, TENSORBOARD, SKIPPED)
-
-
-@dataclass(frozen=True)
-class DistillReport:
-    """The result of a training run."""
-
-    output: Path
-    """Folder of the checkpoints and the metrics."""
-    checkpoint: Path
-    """The newest checkpoint, with the student's weights in the layout of timm's checkpoints."""
-    weights: Path
-    """The checkpoint with the best top-1; the newest without validation images."""
-    training: TrainReport
-    """Accuracy, time and terms."""
-    preflight: PreflightReport | None
-    """Measurements before the first step; None for a resumed run, or without the preflight check."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +65,7 @@ class _Run:
     device: torch.device
     cache: CacheReader | None
     dataset: ReplayedDataset
+    samples: ChosenSamples
     validation: ReplayedDataset | None
     task: TrainingTask
 
@@ -111,7 +97,8 @@ def distill(config: DistillConfig, *, show_progress: bool = False) -> DistillRep
     """
     if distributed.is_restarted():  # an earlier start's output is this run's own: resume it
         config = dataclasses.replace(config, resume=True, overwrite=False)
-    run = _open(config)
+    shown = show_progress and distributed.rank() == 0
+    run = _open(config, show_progress=shown)
     start_average(run.task, config.train)
     config, views = settle_views_per_decode(run.config, _shown(run), run.task, run.source, run.device)
     run = dataclasses.replace(run, config=config)
@@ -124,15 +111,14 @@ def distill(config: DistillConfig, *, show_progress: bool = False) -> DistillRep
         run.identity(),
         labels=LabelRecord.of(run.dataset),
         resume=config.resume,
-        describe=lambda: describe(config, run.dataset, run.task, run.class_names, output),
+        describe=lambda: describe(config, run.dataset, run.task, run.class_names, output, run.cache),
     )
     loader, held_out = _create_loaders(run, output)
     if distributed.rank() == 0:
         for doubt in doubts_of(config, run.dataset, len(loader)):
             _logger.warning("kdkit: warning: %s", doubt)
-    shown = show_progress and distributed.rank() == 0
     if shown:
-        header = describe_run(config, run.task, run.dataset, run.validation, run.cache, run.device)
+        header = describe_run(config, run.task, run.dataset, run.validation, run.cache, run.device, run.samples)
         print_labelled({**header, "views": f"{header['views']}, {views}"}, file=sys.stderr)
     seen = None if resumes(config) or not config.preflight else _check_first_step(run, loader, shown)
     training = _train(run, loader, held_out, checkpoints, shown)
@@ -140,23 +126,28 @@ def distill(config: DistillConfig, *, show_progress: bool = False) -> DistillRep
     return DistillReport(output, checkpoints.last, best, training, seen)
 
 
-def _open(config: DistillConfig) -> _Run:
+def _open(config: DistillConfig, *, show_progress: bool) -> _Run:
     """Cache, images and task, each checked against the others; of several ranks, all the same."""
     device = resolve_device(config.device)
-    cache = distributed.run_on_all_ranks(lambda: _open_cache(config))
-    dataset = open_on_all_ranks(lambda: _open_images(config, cache))
+    cache = distributed.run_on_all_ranks(lambda: open_caches(config, device))
+    chosen = distributed.run_on_all_ranks(lambda: ChosenClasses.read(config))
+    dataset = open_on_all_ranks(lambda: _open_images(config, cache, chosen.names))
+    cache = distributed.run_on_all_ranks(lambda: chosen.select(cache, dataset))
     validation = None
     if config.validation is not None:
-        validation = open_on_all_ranks(lambda: open_validation(config, dataset.recipe))
+        validation = open_on_all_ranks(lambda: open_validation(config, dataset.recipe, chosen.names))
     run = distributed.run_on_all_ranks(lambda: _create_run(config, device, cache, dataset, validation))
+    samples = choose_samples(config.train, cache, run.dataset, show_progress=show_progress)
     check_same_settings(run.identity)
-    return run
+    return dataclasses.replace(run, samples=samples)
 
 
-def _open_images(config: DistillConfig, cache: CacheReader | None) -> ReplayedDataset:
-    """The training images in their views."""
-    recipe = choose_recipe(config, cache)
-    dataset = open_dataset(config.data, recipe=recipe, records=records_of(cache), **config.columns)
+def _open_images(
+    config: DistillConfig, cache: CacheReader | None, class_names: Sequence[str] | None
+) -> ReplayedDataset:
+    """The training images of the chosen classes in their views."""
+    recipe, records = choose_recipe(config, cache), records_of(cache)
+    dataset = open_dataset(config.data, recipe=recipe, records=records, class_names=class_names, **config.columns)
     return dataset.skipping_unreadable() if config.unreadable == "skip" else dataset
 
 
@@ -171,9 +162,7 @@ def _create_run(
     if cache is not None:
         dataset = dataset.without(cache.absent_keys)
         cache.match(dataset, allow_mismatch=config.allow_mismatch)
-        if not cache.names_classes:
-            _logger.warning("the data's class folders are not the cache's classes: no label takes part in the loss")
-            dataset = dataset.without_labels()
+        dataset = without_foreign_labels(dataset, cache)
     config = adapt_to_labels(config, dataset)
     task = make_task(config, dataset, cache, device)
     if cache is not None:
@@ -181,7 +170,10 @@ def _create_run(
         for tap in taps:
             cache.check_exists(tap)
         cache.streams = tuple(stream for stream in cache.streams if stream in (LOGITS, *taps))
-    run = _Run(config, device, cache, dataset, validation, task)
+        if isinstance(cache, (CacheMixture, ClassSelection)):
+            student: Any = task.get_eval_model()
+            cache = cache.for_input(Normalization.of(student))
+    run = _Run(config, device, cache, dataset, ChosenSamples(range(len(dataset)), None), validation, task)
     if validation is not None:
         check_validation(config, validation, dataset, run.class_names, num_classes_of(task))
     return run
@@ -189,27 +181,14 @@ def _create_run(
 
 def _shown(run: _Run) -> ReplayedDataset:
     """The training images as the loader shows them."""
-    return run.dataset if live_teacher_of(run.task) is None else run.dataset.with_teacher_view()
-
-
-def _open_cache(config: DistillConfig) -> CacheReader | None:
-    """The cache of the run, or the average of several; None without one."""
-    if not config.caches:
-        return None
-    cache: CacheReader = (
-        open_cache(config.caches[0])
-        if len(config.caches) == 1
-        else open_cache(config.caches, weights=config.cache_weights, temperatures=config.cache_temperatures)
-    )
-    if config.task_kind != "feature":
-        cache.check_exists(LOGITS)
-    return cache
+    has_live = live_teacher_of(run.task) is not None or live_part_of(run.cache) is not None
+    return run.dataset.with_teacher_view() if has_live else run.dataset
 
 
 def _create_loaders(run: _Run, output: Path) -> tuple[ReplayLoader, ReplayLoader | None]:
     """The loaders of the training and of the validation images, which record what they skip."""
-    loader = create_loader(_shown(run), run.task, run.config, run.device, shuffle=True)
-    loader.on_skip = SkipRecord(output)
+    loader = create_loader(_shown(run), run.task, run.config, run.device, shuffle=True, samples=run.samples)
+    loader.on_skip = SkipRecord(output, run.dataset)
     if run.validation is None:
         return loader, None
     held_out = create_loader(run.validation, run.task, run.config, run.device, shuffle=False)

@@ -15,8 +15,8 @@ from torch import nn
 from kdkit.errors import MissingDependencyError
 from kdkit.runtime.install import install_command
 from kdkit.runtime.output import prepare_output
+from kdkit.student import CACHES, STUDENT, WEIGHTS, Student, load_student
 from kdkit.student import EXPORTED as CONFIG
-from kdkit.student import STUDENT, WEIGHTS, Student, load_student
 from kdkit.teachers.model_config import model_config
 from kdkit.teachers.timm_model import is_timm_name
 from kdkit.training.config import ExportConfig
@@ -39,6 +39,10 @@ class ExportReport:
     """The folder, for timm.create_model("local-dir:FOLDER", pretrained=True)."""
     files: tuple[Path, ...]
     """The files that were written."""
+    weights: str | None = None
+    """The weights file and its epoch; None for weights of timm."""
+    caches: tuple[str, ...] = ()
+    """A line for each cache that taught the student: its teacher and its identity."""
 
 
 def export_student(config: ExportConfig) -> ExportReport:
@@ -65,7 +69,8 @@ def export_student(config: ExportConfig) -> ExportReport:
         student.write(folder)
     if config.onnx:
         _write_onnx(model, student.input_size, folder / ONNX)
-    return ExportReport(folder, tuple(path for name in _FILES if (path := folder / name).exists()))
+    files = tuple(path for name in _FILES if (path := folder / name).exists())
+    return ExportReport(folder, files, student.weights, tuple(student.describe_caches()))
 
 
 def _write_for_timm(model: nn.Module, student: Student, folder: Path) -> None:
@@ -76,7 +81,10 @@ def _write_for_timm(model: nn.Module, student: Student, folder: Path) -> None:
     save_for_hf(
         model,
         folder,
-        model_config={} if student.class_names is None else {"label_names": list(student.class_names)},
+        model_config={
+            **({} if student.class_names is None else {"label_names": list(student.class_names)}),
+            **({CACHES: list(student.caches)} if student.caches else {}),
+        },
         safe_serialization=True,
         data_config={
             "input_size": (3, student.input_size, student.input_size),

@@ -8,6 +8,7 @@ import torch
 
 from kdkit.cache import CacheReader
 from kdkit.data import ReplayedDataset
+from kdkit.data.sources.left_out import describe_skipped
 from kdkit.resolve import describe_teacher
 from kdkit.runtime import distributed
 from kdkit.runtime.hardware import describe_device
@@ -15,6 +16,7 @@ from kdkit.tasks import TrainingTask
 from kdkit.training.components import live_teacher_of, num_classes_of
 from kdkit.training.config import DistillConfig
 from kdkit.training.labels import count_unlabelled
+from kdkit.training.selection import ChosenSamples, live_part_of
 from kdkit.training.setup import describe_speed
 
 _MANY_EPOCHS = 10
@@ -27,21 +29,27 @@ def describe_run(
     validation: ReplayedDataset | None,
     cache: CacheReader | None,
     device: torch.device,
+    samples: ChosenSamples,
 ) -> dict[str, str]:
-    """Label -> text, in reading order: student, images, teacher, loss, views, epochs, device, output."""
+    """Label -> text, in reading order: student, images, teacher, loss, views, epochs, device, output.
+
+    `samples` are the ones of the dataset that are trained on.
+    """
     student: Any = task.get_eval_model()
     parameters = sum(parameter.numel() for parameter in student.parameters())
     start = ", pretrained" if config.pretrained else ""
     held_out = "none" if validation is None else f"{len(validation):,} images, {config.validation}"
     processes = "" if distributed.world_size() == 1 else f", {distributed.world_size()} processes"
     recipe, training = dataset.recipe, config.train
+    left_out = "" if samples.shown is None else f", {samples.shown}"
     return {
         "student": f"{config.student}, {parameters / 1e6:.1f} M parameters{start}",
-        "images": f"{_describe_images(dataset, num_classes_of(task))}, {config.data}",
+        "images": f"{_describe_images(dataset, len(samples.rows), cache, num_classes_of(task))}, {config.data}"
+        + describe_skipped(dataset.source),
         "validation": held_out,
         "teacher": _describe_teacher(config, task, cache),
         "loss": _describe_loss(config, dataset),
-        "views": f"{recipe.num_views} per image, {recipe.size} pixels",
+        "views": f"{recipe.num_views} per image, {recipe.size} pixels{left_out}",
         "epochs": f"{training.epochs}, in batches of {training.batch_size} images",
         "device": f"{describe_device(device)}, {describe_speed(student, training, device)}, {training.workers} loader "
         f"workers{processes}",
@@ -72,17 +80,21 @@ def doubts_of(config: DistillConfig, dataset: ReplayedDataset, num_batches: int)
 def _describe_teacher(config: DistillConfig, task: TrainingTask, cache: CacheReader | None) -> str:
     if cache is not None:
         caches = f"cache {config.caches[0]}" if len(config.caches) == 1 else f"caches {', '.join(config.caches)}"
-        return f"{cache.teacher.get('name')}, from the {caches}"
+        live = live_part_of(cache)
+        return f"{cache.teacher.get('name')}, from the {caches}{'' if live is None else f', and {live.name} live'}"
     if config.is_ema_teacher:
         return "the student's moving average"
     teacher = live_teacher_of(task)
     return "none, labels alone" if teacher is None else f"{describe_teacher(teacher)}, live"
 
 
-def _describe_images(dataset: ReplayedDataset, num_classes: int) -> str:
+def _describe_images(dataset: ReplayedDataset, num_rows: int, cache: CacheReader | None, num_classes: int) -> str:
     unlabelled = count_unlabelled(dataset)
     missing = "" if not unlabelled else f", {'all' if dataset.is_unlabelled else f'{unlabelled:,}'} without a label"
-    return f"{len(dataset):,} of {num_classes} classes{missing}"
+    if cache is not None and num_rows < cache.num_rows:
+        return f"{num_rows:,} of {cache.num_rows:,} cached images, {num_classes} classes{missing}"
+    part = f" of {len(dataset):,} images, {num_classes}" if num_rows < len(dataset) else f" of {num_classes}"
+    return f"{num_rows:,}{part} classes{missing}"
 
 
 def _describe_loss(config: DistillConfig, dataset: ReplayedDataset) -> str:

@@ -18,8 +18,8 @@ from timm.utils import unwrap_model
 from kdkit import losses
 from kdkit.cache import CacheReader
 from kdkit.data import ReplayedDataset, ReplayLoader
-from kdkit.data.sources.base import Targets
-from kdkit.errors import CheckpointError, ClassMismatchError, ConfigError, DatasetError
+from kdkit.data.sources.labels import check_range
+from kdkit.errors import CheckpointError, ConfigError, DatasetError
 from kdkit.tasks import DistillationTask, TrainingTask
 from kdkit.teachers import Teacher
 from kdkit.training.config import DistillConfig
@@ -105,10 +105,10 @@ def check_labels(dataset: ReplayedDataset, num_classes: int, data: str) -> None:
         data: where the images come from, for the message.
 
     Raises:
-        ClassMismatchError: a label is outside 0..C - 1, and is not -1 for no label; names the sample.
+        LabelError: a label is outside 0..C - 1, and is not -1 for no label; names the sample.
     """
     if dataset.targets is not None:
-        _check_range(dataset.targets, range(len(dataset)), dataset.keys, num_classes, f" in {data!r}")
+        check_range(dataset.targets, num_classes, dataset.keys, data)
 
 
 def labelled_batches(loader: ReplayLoader, task: TrainingTask) -> Iterator[Batch]:
@@ -118,7 +118,7 @@ def labelled_batches(loader: ReplayLoader, task: TrainingTask) -> Iterator[Batch
     waits for the device. A task that trains without labels may have any.
 
     Raises:
-        ClassMismatchError: a label is outside 0..C - 1, and is not -1 for no label; names the sample.
+        LabelError: a label is outside 0..C - 1, and is not -1 for no label; names the sample.
     """
     student: Any = unwrap_model(task.get_eval_model())
     num_classes, dataset = getattr(student, "num_classes", None), loader.dataset
@@ -128,7 +128,7 @@ def labelled_batches(loader: ReplayLoader, task: TrainingTask) -> Iterator[Batch
     check_labels(dataset, num_classes, type(dataset.source).__name__)
     for batch in loader:
         if dataset.targets is None and batch.target.ndim == 1 and batch.row is not None:
-            _check_range(batch.target.cpu().numpy(), batch.row.tolist(), dataset.keys, num_classes)
+            check_range(batch.target.cpu().numpy(), num_classes, [dataset.keys[row] for row in batch.row.tolist()])
         yield batch
 
 
@@ -138,17 +138,6 @@ def _uses_labels(task: TrainingTask) -> bool:
         return True
     terms = [term for term in task.terms if not term.is_feature]
     return task.task_loss_weight != 0 or any(losses.needs_target(term.loss or term.name) for term in terms)
-
-
-def _check_range(labels: Targets, rows: Sequence[int], keys: Sequence[str], num_classes: int, place: str = "") -> None:
-    """Checks the label of each row; `keys` are those of all samples."""
-    odd = (labels < -1) | (labels >= num_classes)
-    if odd.any():
-        first = int(odd.argmax())
-        raise ClassMismatchError(
-            f"the label of {keys[rows[first]]!r}{place} is {labels[first]}: expected 0 to {num_classes - 1}, or -1 for "
-            "no label"
-        )
 
 
 def check_targets(task: TrainingTask, dataset: ReplayedDataset) -> None:

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-import yaml
 from torch import nn
 
 from kdkit.data import ReplayedDataset, ReplayLoader
 from kdkit.data.batch import collate
 from kdkit.data.sampler import EpochSampler
+from kdkit.errors import ConfigError
 from kdkit.runtime import distributed
+from kdkit.runtime.reading import read_yaml
 from kdkit.student import LAST
 from kdkit.tasks import TrainingTask
 from kdkit.training.checkpoint import PREVIOUS
@@ -30,6 +31,7 @@ MOST_VIEWS = 4
 """Number of views that one decode serves at most: the published precedent (Shen and Xing 2022, arXiv 2112.01528) trains
 with 4 crops of an image in a batch, and more speed up loading little."""
 _IMAGES = 16
+_MAX_ALIASES = 100  # yaml.dump writes one where a list occurs twice
 _LEAST_GAIN = 1.1  # in loading; less is not worth that the views of a batch are of fewer images
 
 
@@ -111,8 +113,8 @@ def resumes(config: DistillConfig) -> bool:
 def _stored_views_per_decode(output: Path) -> int | None:
     """The number with which the run in `output` was trained; None if its configuration cannot be read."""
     try:
-        stored = yaml.safe_load((output / CONFIG).read_text(encoding="utf-8"))["train"].get("views_per_decode", 1)
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, yaml.YAMLError):
+        stored = read_yaml(output / CONFIG, max_aliases=_MAX_ALIASES)["train"].get("views_per_decode", 1)
+    except (ConfigError, LookupError, TypeError, AttributeError):
         return None
     return stored if isinstance(stored, int) else None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import math
 import os
@@ -10,8 +11,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from kdkit.errors import CheckpointError
+from kdkit.errors import CheckpointError, OutputError
 from kdkit.runtime import files
+from kdkit.runtime.documents import parse_json
+from kdkit.runtime.reading import open_regular, shown_path
 from kdkit.training.trackers.tracker import Record, Tracker
 
 METRICS, SUMMARY = "metrics.jsonl", "summary.csv"
@@ -81,7 +84,7 @@ class RunLogger:
         """Cuts the files back to a position, so that repeated steps are not logged twice.
 
         Raises:
-            CheckpointError: metrics.jsonl is shorter than it was.
+            CheckpointError: metrics.jsonl is shorter than it was, or not as it was written.
         """
         path = self.folder / METRICS
         size = path.stat().st_size if path.exists() else 0
@@ -92,9 +95,7 @@ class RunLogger:
             )
         with files.typed_errors(path):
             os.truncate(path, position["bytes"])
-            with open(path, encoding="utf-8") as file:
-                records = [json.loads(line) for line in file]
-            epochs = [record for record in records if record.pop("kind") == EPOCH]
+            epochs = [record for record in _read_records(path) if record.pop("kind") == EPOCH]
             if epochs:
                 _write_rows(self.folder / SUMMARY, epochs)
             else:
@@ -121,16 +122,30 @@ def _finite(record: Record) -> dict[str, Any]:
     }
 
 
+def _read_records(path: Path) -> list[dict[str, Any]]:
+    """The records in metrics.jsonl."""
+    records = []
+    with open_regular(path, error=CheckpointError) as file:
+        for number, line in enumerate(file, start=1):
+            origin = f"{shown_path(path)}, line {number},"
+            record = parse_json(line, origin, error=CheckpointError)
+            if not isinstance(record, dict) or record.get("kind") not in (EPOCH, STEP):
+                raise CheckpointError(f"{origin} is not a record of a run: put the file back, or start another run")
+            records.append(record)
+    return records
+
+
 def _read_rows(path: Path) -> list[dict[str, str]]:
     if not path.exists():
         return []
-    with open(path, newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+    with open_regular(path, error=OutputError) as file, io.TextIOWrapper(file, "utf-8", newline="") as lines:
+        return list(csv.DictReader(lines))
 
 
 def _write_rows(path: Path, rows: Sequence[Record]) -> None:
     columns = list(dict.fromkeys(name for row in rows for name in row))
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns, restval="")
-        writer.writeheader()
-        writer.writerows(rows)
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, columns, restval="")
+    writer.writeheader()
+    writer.writerows(rows)
+    files.write_text(path, text.getvalue())

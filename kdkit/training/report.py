@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from kdkit.runtime.layout import format_rate
 from kdkit.training.meter import Record
+from kdkit.training.preflight import PreflightReport
 
 _WAITING_SHARE, _WAITING_SECONDS = 0.2, 5.0  # of an epoch, from which on advice is given
 _METRICS = ("val_ema_top1", "val_top1", "val_ema_mAP", "val_mAP")
@@ -74,3 +76,19 @@ def epoch_line(epoch: int, epochs: int, record: Record) -> str:
     shares |= {"val_ema_top1": "EMA", "val_ema_mAP": "EMA"}
     terms += [f"{text} {record[name]:.1f} %" for name, text in shares.items() if name in record]
     return f"epoch {epoch + 1}/{epochs}: {', '.join(terms)}, {format_rate(record['images_per_second'])} images/s"
+
+
+@dataclass(frozen=True)
+class DistillReport:
+    """The result of a training run."""
+
+    output: Path
+    """Folder of the checkpoints and the metrics."""
+    checkpoint: Path
+    """The newest checkpoint, with the student's weights in the layout of timm's checkpoints."""
+    weights: Path
+    """The checkpoint with the best top-1; the newest without validation images."""
+    training: TrainReport
+    """Accuracy, time and terms."""
+    preflight: PreflightReport | None
+    """Measurements before the first step; None for a resumed run, or without the preflight check."""

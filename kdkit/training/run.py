@@ -5,18 +5,20 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from kdkit.cache import CacheReader
+from kdkit.cache import CacheMixture, CacheReader, ClassSelection
 from kdkit.cache.format.keys import keys_sha256
 from kdkit.config import EMA
 from kdkit.data import ReplayedDataset
+from kdkit.data.sources.left_out import skipped_of
 from kdkit.errors import OutputError
-from kdkit.runtime import files
+from kdkit.runtime import distributed, files
 from kdkit.runtime.reading import read_bytes
 from kdkit.teachers import Teacher
 from kdkit.training.config import DistillConfig
@@ -27,7 +29,7 @@ CONFIG = "config.yaml"
 """The run's resolved configuration, which --config accepts."""
 _MAX_SKIPPED_BYTES = 1 << 30
 SKIPPED = "skipped.jsonl"
-"""Samples that could not be read: key and reason."""
+"""Samples that could not be read: key and reason; and entries of the data that --skip-missing left out."""
 
 _FREE = {
     *("output", "data", "cache", "teacher", "validation", "device"),  # paths; the contents of their files are compared
@@ -60,6 +62,13 @@ def run_identity(
     }
 
 
+def origins_of(cache: CacheReader | None) -> tuple[dict[str, str], ...]:
+    """Teacher and identity of each cache that a run learns from, as `Student.caches` holds them."""
+    whole = cache.cache if isinstance(cache, ClassSelection) else cache
+    caches = whole.caches if isinstance(whole, CacheMixture) else () if whole is None else (whole,)
+    return tuple({"teacher": str(each.teacher.get("name")), "identity": each.identity} for each in caches)
+
+
 def create_logger(config: DistillConfig, folder: Path) -> RunLogger:
     """The logger of a run, with the trackers that its configuration names.
 
@@ -72,21 +81,28 @@ def create_logger(config: DistillConfig, folder: Path) -> RunLogger:
 
 
 class SkipRecord:
-    """Writes the samples that were skipped, each once, to `folder`/skipped.jsonl."""
+    """Writes what was skipped, each once, to `folder`/skipped.jsonl: samples, and entries that are not listed."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, dataset: ReplayedDataset | None = None) -> None:
         self._path = folder / SKIPPED
         self._keys: set[str] = set()
+        entries = () if dataset is None else skipped_of(dataset.source)
+        if entries and distributed.rank() == 0:
+            self._write({entry: {"entry": entry, "reason": "left out by --skip-missing"} for entry in entries})
 
     def __call__(self, key: str, reason: str) -> None:
         """Records one sample."""
+        self._write({key: {"key": key, "reason": reason}})
+
+    def _write(self, records: Mapping[str, Mapping[str, str]]) -> None:
         with files.typed_errors(self._path):
             if not self._keys and self._path.exists():
                 self._keys = self._recorded()
-            if key not in self._keys:
-                self._keys.add(key)
+            new = [json.dumps(record) for name, record in records.items() if name not in self._keys]
+            self._keys.update(records)
+            if new:
                 with open(self._path, "a", encoding="utf-8") as file:
-                    file.write(json.dumps({"key": key, "reason": reason}) + "\n")
+                    file.write("\n".join(new) + "\n")
 
     def _recorded(self) -> set[str]:
         """The keys in the file. A last line that a kill cut is removed, so that the next record gets its own line."""
@@ -97,7 +113,8 @@ class SkipRecord:
         keys = set()
         for line in whole.splitlines():
             with suppress(ValueError, LookupError, TypeError):  # a damaged line: at worst its sample is recorded twice
-                keys.add(str(json.loads(line)["key"]))
+                record = json.loads(line)
+                keys.add(str(record["entry" if "entry" in record else "key"]))
         return keys
 
 

@@ -18,13 +18,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from kdkit.runtime import distributed
 from kdkit.runtime.model_errors import model_errors
 from kdkit.tasks import TrainingTask, gradient_norms
-from kdkit.teachers import Teacher
 from kdkit.teachers.model_config import model_config
 from kdkit.training.config import TrainConfig
 from kdkit.training.optimizer import is_second_order, optimizer_errors, schedule_errors
 from kdkit.training.setup import autocast_dtype, to_memory_format, uses_channels_last
 from kdkit.training.state import RunState
-from kdkit.types import Batch, Normalization, TeacherOutput, TeacherSource
+from kdkit.types import Batch, LiveSource, Normalization, TeacherOutput, TeacherSource
 
 
 class TrainingStep:
@@ -128,4 +127,4 @@ def choose_source(
     """
     if source is None:
         source = task.live_teacher  # run by the loop, it also takes the batch's own view for the teacher
-    return source.for_input(normalization) if isinstance(source, Teacher) else source
+    return source.for_input(normalization) if isinstance(source, LiveSource) else source

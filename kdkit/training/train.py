@@ -62,7 +62,7 @@ def train(
     Raises:
         NonFiniteLossError: the loss is NaN or infinite; names the step, its terms and the checkpoint from before.
         ConfigError, UnknownNameError: a setting is invalid, or the task takes no such targets; before the first step.
-        ClassMismatchError: a label is out of range; names the sample.
+        LabelError: a label is out of range; names the sample.
         CheckpointError: the checkpoint cannot be read, or is another run's.
         DiskFullError, WriteError: a checkpoint cannot be written.
     """

@@ -22,10 +22,22 @@ class TrainConfig(LoadingConfig):
     epochs: int = 100
     """Passes over the training images; epoch e shows view e mod V."""
 
+    fraction: float = 1.0
+    """Share of the training images that the run sees, drawn evenly from each class; above 0, at most 1."""
+
+    fraction_seed: int = 0
+    """Seed of the draw of that share; it depends on the images' keys, not on their order."""
     views_per_decode: int | Literal["auto"] = 1
     """Views k drawn each time an image is decoded: each k epochs show the views of k epochs without it, with the
     k views of an image side by side in a batch. A number, or auto: up to 4 where loading takes longer than training,
     else 1. The default of the command line is auto."""
+
+    min_confidence: float | None = None
+    """Minimum probability of the cached teacher's likeliest class: a view below it is left out, and the image's next
+    view shown in its place; none by default."""
+
+    label_agreement: bool = False
+    """Leave out views on which the cached teacher's likeliest class is not the label, in the same way."""
 
     accumulate: int = 1
     """Steps whose gradients are averaged for one update of the weights."""
@@ -109,6 +121,10 @@ class TrainConfig(LoadingConfig):
         for name in _FINITE:
             if (number := getattr(self, name)) is not None and not math.isfinite(number):
                 raise ConfigError(f"{name} must be a finite number, got {number}")
+        if not 0 < self.fraction <= 1:
+            raise ConfigError(f"fraction must be above 0 and at most 1, got {self.fraction}")
+        if self.min_confidence is not None and not 0 < self.min_confidence <= 1:
+            raise ConfigError(f"min_confidence must be above 0 and at most 1, got {self.min_confidence}")
         for name in ("warmup_epochs", "distill_warmup_epochs"):
             if not 0 <= getattr(self, name) < self.epochs:
                 raise ConfigError(f"{name} must be below epochs = {self.epochs}, got {getattr(self, name)}")

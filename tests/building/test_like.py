@@ -10,7 +10,7 @@ import pytest
 import torch
 from support import CLASSES, RECIPE, digits, tiny_model, write_digits
 
-from kdkit import build_cache, create_teacher, extend_cache, open_cache, open_dataset
+from kdkit import build_cache, create_teacher, open_cache, open_dataset
 from kdkit.building.config import BuildConfig
 from kdkit.building.like import open_like
 from kdkit.errors import CacheMismatchError
@@ -86,13 +86,3 @@ def test_a_cache_of_unlabelled_images_gives_its_class_names_to_the_second(tmp_pa
     build_cache(second.for_classes(dataset.class_names), dataset, tmp_path / "b.h5", EXACT)
     mixed = open_cache([tmp_path / "a.h5", tmp_path / "b.h5"], open_dataset(tmp_path / "flat", recipe=MIXED))
     assert mixed.class_names == CLASSES
-
-
-def test_an_extension_by_images_is_refused_in_one_line(tmp_path: Path) -> None:
-    folder = built(tmp_path)
-    digits(COUNT)[0][0].save(folder / "data" / CLASSES[0] / "999.png")
-    more = open_dataset(folder / "data", recipe=ViewRecipe.from_dict({**RECIPE.to_dict(), "num_views": 3}))
-    with pytest.raises(CacheMismatchError) as error:
-        extend_cache(create_teacher(tiny_model(seed=1)), more, folder / "a.h5", num_workers=0)
-    assert "cannot be extended by images, only by views: 1 of 21 images are not in it ('0/999.png')" in str(error.value)
-    assert "\n" not in str(error.value)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
+import json
 import tarfile
 import zipfile
 import zlib
@@ -213,8 +215,7 @@ def test_several_caches_leave_out_what_one_of_them_skipped(images: Path, tmp_pat
     (images / BAD[0]).unlink()
     assert len(open_dataset(images, cache=[tmp_path / "whole.h5", skipping])) == 37
     (images / "0/000.png").unlink()
-    with pytest.raises(CacheMismatchError, match=r"1 of 37 samples are missing now \('0/000.png'"):
-        open_dataset(images, cache=[tmp_path / "whole.h5", skipping])
+    assert len(open_dataset(images, cache=[tmp_path / "whole.h5", skipping])) == 36
 
 
 def test_several_caches_of_mixed_views_are_refused_if_one_lacks_partners(images: Path, tmp_path: Path) -> None:
@@ -257,3 +258,37 @@ def test_a_folder_of_which_no_image_can_be_read_is_refused(tmp_path: Path) -> No
         skipping_cache(images)
     with pytest.raises(ConfigError, match="unreadable must be one of stop, skip"):
         BuildConfig(unreadable="ignore")  # type: ignore[arg-type]
+
+
+def test_what_skip_missing_leaves_out_is_recorded_in_the_cache_and_in_the_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write_digits(tmp_path / "images", 10)
+    (data / "none").mkdir()
+    (data / "gone.png").symlink_to(tmp_path / "gone")
+    left_out = ["'gone.png' is a dangling symlink", "the class folder 'none' holds no image that Pillow can decode"]
+    dataset = open_dataset(data, recipe=ViewRecipe(size=32), skip_missing=True)
+    path = build_cache(create_teacher(tiny_model()), dataset, tmp_path / "t.h5", STOP).path
+    with h5py.File(path, "r") as file:  # as FORMAT.md has it
+        described = json.loads(file.attrs["kdkit"])["dataset"]["skipped"]
+    assert described == {"count": 2, "first": left_out}
+    main(["cache", "info", str(path)])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "2 entries of the data, by --skip-missing: 'gone.png' is a dangling" in shown
+    config = DistillConfig(
+        data=str(data),
+        output=str(tmp_path / "run"),
+        student="test_resnet",
+        cache=str(path),
+        skip_missing=True,
+        preflight=False,
+        train=TrainConfig(epochs=1, batch_size=10, num_workers=0),
+    )
+    distill(config)
+    distill(dataclasses.replace(config, resume=True, train=dataclasses.replace(config.train, num_workers=0)))
+    lines = [json.loads(line) for line in (tmp_path / "run" / "skipped.jsonl").read_text().splitlines()]
+    assert [line["entry"] for line in lines] == left_out
+    (data / "none").rmdir()
+    (data / "gone.png").unlink()
+    assert open_dataset(data, cache=path).class_names == dataset.class_names
+    build_cache(create_teacher(tiny_model()), open_dataset(data, recipe=ViewRecipe(size=32)), path, STOP)

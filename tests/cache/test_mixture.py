@@ -12,12 +12,12 @@ import pytest
 import torch
 from support import CLASSES, RECIPE, digits, digits_dataset, tiny_model
 
-from kdkit import TeacherEnsemble, build_cache, create_teacher, open_cache, open_dataset
+from kdkit import LogitDistillationTask, TeacherEnsemble, build_cache, create_teacher, open_cache, open_dataset
 from kdkit.building.config import BuildConfig
 from kdkit.cache import CachedTeacher, CacheReader, CacheSpec, CacheWriter, create_codec
 from kdkit.data import ArraySource, ReplayedDataset, create_loader
 from kdkit.errors import CacheMismatchError, CacheStreamError, ClassMismatchError, ConfigError
-from kdkit.types import Batch, TeacherOutput
+from kdkit.types import Batch, Normalization, TeacherOutput
 
 EXACT = BuildConfig(codec="float32", num_workers=0, batch_size=64, feature_codec="float16")
 COUNT = 40
@@ -60,6 +60,58 @@ def test_the_mix_of_two_caches_is_the_live_ensemble_of_their_teachers(
     torch.testing.assert_close(output.logits, ensemble(a_batch()).logits, rtol=0, atol=1e-6)
 
 
+IMAGENET = Normalization()  # not that of the teachers
+LIVE = [([2, 1], None), ([1, 3], [2, 0.5]), ([1, 0], None), ([0, 1], None)]
+
+
+@pytest.mark.parametrize(("weights", "temperatures"), LIVE)
+@pytest.mark.parametrize("chosen", [None, ["7", "2", "9"]])
+def test_a_live_teacher_in_the_mix_gives_what_its_cache_would(
+    folder: Path, weights: list[float], temperatures: list[float] | None, chosen: list[str] | None
+) -> None:
+    options: Any = {"weights": weights, "temperatures": temperatures, "class_names": chosen}
+    runs: list[int] = []
+    teacher = create_teacher(tiny_model(seed=1))
+    teacher.register_forward_hook(lambda *given: runs.append(1))
+    reader = open_cache([folder / "a.h5"], live=teacher, **options)
+    twins = open_cache([folder / "a.h5", folder / "b.h5"], streams=["logits"], **options)
+    names: Any = chosen or CLASSES
+    data = open_dataset(digits(COUNT), recipe=RECIPE, class_names=names if chosen else None, cache=reader)
+    rows = torch.arange(len(data))
+    images = torch.stack([data[row, 1].image for row in rows.tolist()]).float() / 255
+    twins.match(data)
+    here, there = (Batch((images - mean) / std, torch.zeros(0), rows, 1) for mean, std in ((0.5, 0.5), (_MEAN, _STD)))
+    expected = twins(here)
+    found = reader(here), reader.for_input(IMAGENET)(there)
+    for output in found:
+        torch.testing.assert_close(output.logits, expected.logits, rtol=0, atol=2e-5)
+        assert [member.weight for member in output.members] == [member.weight for member in expected.members]
+    assert len(runs) == (1 if weights[1] else 0)  # for_input makes a teacher without the hook
+    assert (reader.num_classes, list(reader.class_names or ())) == (len(names), names)
+    assert reader.identity != twins.identity
+
+
+_MEAN, _STD = (torch.tensor(values).view(3, 1, 1) for values in (IMAGENET.mean, IMAGENET.std))
+
+
+def test_a_live_teacher_that_does_not_fit_is_refused(folder: Path) -> None:
+    a, teacher = [folder / "a.h5"], create_teacher(tiny_model(seed=1))
+    with pytest.raises(ClassMismatchError, match=r"the live teacher 'test_resnet' has 3 classes, the cache .* has 10"):
+        open_cache(a, live=create_teacher(tiny_model(num_classes=3)))
+    other = create_teacher(tiny_model(), class_names=CLASSES[::-1])
+    with pytest.raises(
+        ClassMismatchError, match=r"the live teacher 'test_resnet' and the cache .* have class 0 as '9'"
+    ):
+        open_cache(a, live=other)
+    for weights in ([1], [1, 2, 3]):
+        with pytest.raises(ConfigError, match="one finite number for each of 1 caches and for the live teacher, got"):
+            open_cache(a, live=teacher, weights=weights)
+    with pytest.raises(ConfigError, match="weights, temperatures and live are of a list of caches, got one path"):
+        open_cache(a[0], live=teacher)  # type: ignore[call-overload]
+    changed = create_teacher(tiny_model(seed=2))
+    assert open_cache(a, live=teacher).identity != open_cache(a, live=changed).identity
+
+
 def test_each_cache_is_softened_by_its_temperature_and_then_weighted(folder: Path) -> None:
     output = mixed([folder / "a.h5", folder / "b.h5"], weights=[3, 1], temperatures=[2, 0.5])
     softened = []
@@ -69,6 +121,32 @@ def test_each_cache_is_softened_by_its_temperature_and_then_weighted(folder: Pat
     expected = np.log(0.75 * softened[0] + 0.25 * softened[1])
     assert output.logits is not None
     np.testing.assert_allclose(output.logits.numpy(), expected, rtol=0, atol=1e-6)
+
+
+def test_each_loss_is_summed_over_the_teachers_and_each_teacher_is_logged_apart(folder: Path) -> None:
+    weights, temperatures = [3, 1], [2.0, 0.5]
+    output, batch = mixed([folder / "a.h5", folder / "b.h5"], weights=weights, temperatures=temperatures), a_batch()
+    target = torch.tensor([digits(COUNT).targets[row] for row in batch.row.tolist()])  # type: ignore[union-attr]
+    student = tiny_model(seed=9).eval()
+    expected = 0.0
+    for name, weight, temperature in zip(("a.h5", "b.h5"), (0.75, 0.25), temperatures, strict=True):
+        power = probabilities(folder / name, batch) ** (1 / temperature)
+        teacher = power / power.sum(axis=1, keepdims=True)
+        log_student = student(batch.input).double().log_softmax(1).detach().numpy()
+        expected += weight * (teacher * (np.log(teacher) - log_student)).sum(axis=1).mean()
+    task = LogitDistillationTask(student, distill_loss="kl", temperature=1.0, combine="losses").eval()
+    with torch.no_grad():
+        result = task(batch.input, target, output)
+        mix = LogitDistillationTask(student, temperature=1.0).eval()(batch.input, target, output)
+    assert float(result["kd_loss"]) == pytest.approx(expected, rel=1e-5)
+    assert float(mix["kd_loss"]) < expected  # the KL is convex in the teacher
+    for number, name in enumerate(("a.h5", "b.h5")):
+        choice = probabilities(folder / name, batch).argmax(axis=1)
+        own = student(batch.input).argmax(1).numpy()
+        assert float(result[f"teacher_top1_{number}"]) == pytest.approx(100 * (choice == target.numpy()).mean())
+        assert float(result[f"agreement_top1_{number}"]) == pytest.approx(100 * (choice == own).mean())
+    with pytest.raises(ConfigError, match="combine must be one of probabilities, losses, got 'mean'"):
+        LogitDistillationTask(student, combine="mean")  # type: ignore[arg-type]
 
 
 def test_a_mix_of_two_trains_in_a_loop_as_one_cache_does(folder: Path) -> None:
@@ -193,7 +271,7 @@ def test_weights_and_temperatures_that_do_not_fit_are_refused(
 
 
 def test_one_path_takes_no_weights_and_a_list_is_not_empty(folder: Path) -> None:
-    with pytest.raises(ConfigError, match="weights and temperatures are those of a list of caches"):
+    with pytest.raises(ConfigError, match="weights, temperatures and live are of a list of caches"):
         open_cache(folder / "a.h5", weights=[1.0])  # type: ignore[call-overload]
     with pytest.raises(ConfigError, match="an empty list"):
         open_cache([])

@@ -253,13 +253,24 @@ def test_a_teacher_that_knows_its_class_names_is_mapped_and_the_mapping_is_shown
 
 
 @pytest.mark.slow
-def test_an_extension_by_images_is_refused(folder: Path) -> None:
-    run_in(folder, f"kdkit cache build data {TEACHER} --size 32 -o fixed.h5")
+def test_a_cache_grows_and_shrinks_by_images_and_is_merged_and_recoded(folder: Path) -> None:
+    run_in(folder, f"kdkit cache build data {TEACHER} --size 32 --codec float16 -o base.h5")
     shutil.copytree(folder / "data", folder / "more")
     shutil.copy(folder / "data" / "0" / "000.png", folder / "more" / "0" / "999.png")
-    code, shown = in_terminal(folder, f"kdkit cache extend fixed.h5 more --views 3 {TEACHER}")
-    assert code == 1
-    assert "cannot be extended by images, only by views: 1 of 41 images" in " ".join(shown.split())
+    code, shown = in_terminal(folder, "kdkit distill more --cache base.h5 --student test_resnet -o runs/more")
+    assert (code, "add them with `kdkit cache extend base.h5 DATA`" in " ".join(shown.split())) == (1, True)
+    assert "41 images x 1 views" in run_in(folder, f"kdkit cache extend base.h5 more {TEACHER}")
+    assert "41 images x 3 views" in run_in(folder, f"kdkit cache extend base.h5 more --views 3 {TEACHER}")
+    assert "1 of 41 images" in run_in(folder, "kdkit cache prune base.h5 data")
+    assert "40 images x 2 views" in run_in(folder, "kdkit cache recode base.h5 --codec lowrank --bytes 12 --views 2")
+    assert open_cache(folder / "base.lowrank-12-2-views.h5").codecs["logits"].row_bytes == 12
+    (folder / "single" / "0").mkdir(parents=True)
+    for name in range(1, 10):
+        (folder / "single" / str(name)).mkdir()
+        shutil.copy(next((folder / "data" / str(name)).iterdir()), folder / "single" / str(name) / "new.png")
+    shutil.copy(folder / "data" / "0" / "000.png", folder / "single" / "0" / "999.png")
+    run_in(folder, f"kdkit cache build single {TEACHER} --size 32 --views 3 --codec float16 -o single.h5")
+    assert "50 images x 3 views" in run_in(folder, "kdkit cache merge base.h5 single.h5 -o both.h5")
 
 
 def test_lists_of_caches_and_numbers_are_given_one_by_one(capsys: pytest.CaptureFixture[str]) -> None:
@@ -271,6 +282,9 @@ def test_lists_of_caches_and_numbers_are_given_one_by_one(capsys: pytest.Capture
         assert shown["cache"] == (files[0] if len(files) == 1 else files)
         assert shown["cache_weights"] == ([2.0, 1.0] if numbers else None)
         assert shown["cache_temperatures"] == ([1.0, 0.5] if numbers else None)
+    for given in (["1", "02", "null", "1e3"], ["1,02,null,1e3"], ["[1, 02, null, 1e3]"]):
+        assert main([*base, "a.h5", "--class-names", *given]) == 0
+        assert yaml.safe_load(capsys.readouterr().out)["class_names"] == ["1", "02", "null", "1e3"]
 
 
 @pytest.mark.parametrize(

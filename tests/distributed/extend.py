@@ -7,7 +7,7 @@ import sys
 
 import torch
 import torch.distributed as dist
-from support import digits, tiny_model
+from support import CountingDigits, tiny_model
 
 from kdkit import build_cache, create_teacher, extend_cache
 from kdkit.building.config import BuildConfig
@@ -19,9 +19,10 @@ def main(path: str, batch_size: int) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     recipe = ViewRecipe(size=16, num_views=1, hflip=0.0)
-    config = BuildConfig(codec="float32", num_workers=0, batch_size=batch_size, shard_rows=1000)
-    build_cache(create_teacher(tiny_model()), ReplayedDataset(digits(1797), recipe), path, config)
-    dataset = ReplayedDataset(digits(1797), dataclasses.replace(recipe, num_views=2))
+    config = BuildConfig(codec="float32", num_workers=0, batch_size=batch_size, shard_rows=1000, unreadable="skip")
+    source = CountingDigits(1797, unreadable=(3, 1200))
+    build_cache(create_teacher(tiny_model()), ReplayedDataset(source, recipe), path, config)
+    dataset = ReplayedDataset(source, dataclasses.replace(recipe, num_views=2))
     extend_cache(create_teacher(tiny_model()), dataset, path, batch_size=batch_size, num_workers=0)
     dist.destroy_process_group()
 

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from support import cache_contents, torchrun
 
+from kdkit import open_cache
+
 
 @pytest.mark.slow
 def test_two_ranks_build_and_extend_to_the_bytes_of_one(tmp_path: Path) -> None:
@@ -15,6 +17,7 @@ def test_two_ranks_build_and_extend_to_the_bytes_of_one(tmp_path: Path) -> None:
         torchrun("distributed/build.py", str(tmp_path / f"{ranks}.h5"), "100", "0", ranks=ranks)
     torchrun("distributed/extend.py", str(tmp_path / "extended.h5"), "100", ranks=2)
     assert cache_contents(tmp_path / "1.h5") == cache_contents(tmp_path / "2.h5")
+    assert open_cache(tmp_path / "2.h5").absent_keys == ["digit-1200", "digit-3"]  # images that cannot be read
     assert cache_contents(tmp_path / "1.h5") == cache_contents(tmp_path / "extended.h5")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["1.h5", "2.h5", "extended.h5"]
 

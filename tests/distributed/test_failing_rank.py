@@ -58,6 +58,18 @@ def test_fault_47_its_error_comes_first_and_all_ranks_end_by_themselves(tmp_path
     assert any("rank 1 failed: this image cannot be read" in e or "rank 0 lost another one" in e for e in errors), log
 
 
+@pytest.mark.slow
+def test_one_image_per_rank_with_batch_normalisation_is_one_line_on_every_rank(tmp_path: Path) -> None:
+    write_digits(tmp_path / "images", 24)
+    command = DISTILL.format(data=tmp_path / "images", out=tmp_path / "out").replace("--batch-size 4", "--batch-size 1")
+    codes, log = run_two_ranks([*command.split(), "--no-preflight"], tmp_path)
+    assert codes == [1, 1], log
+    errors = [line for line in log.splitlines() if line.startswith("kdkit: error:")]
+    assert len(errors) == 2, log
+    assert "normalises over the batch, and a batch of 1 image" in errors[0], log
+    assert "batch size of 2 or more per rank" in errors[0], log
+
+
 def run_two_ranks(arguments: list[str], folder: Path) -> tuple[list[int], str]:
     """Exit codes of two ranks, the second at most a minute after the first, and what both wrote, in order."""
     with socket.socket() as free:

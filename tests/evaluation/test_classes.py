@@ -15,7 +15,7 @@ from kdkit import LogitDistillationTask, create_teacher, open_dataset
 from kdkit.cli import main
 from kdkit.config import TeacherConfig
 from kdkit.data import create_loader
-from kdkit.errors import ClassMismatchError
+from kdkit.errors import ClassMismatchError, LabelError
 from kdkit.evaluation.config import EvaluateConfig, TeachersCheckConfig
 from kdkit.evaluation.student import evaluate_student
 from kdkit.evaluation.teacher import check_named_teacher
@@ -76,7 +76,7 @@ def test_other_classes_are_refused_by_the_first_difference(folder: Path, measure
 @pytest.mark.parametrize("measure", [evaluate, check])
 def test_labels_without_names_are_taken_as_indices_and_refused_out_of_range(folder: Path, measure: Any) -> None:
     assert measure(folder, "plain", "table.csv") == pytest.approx(measure(folder, "plain"), rel=1e-5)
-    with pytest.raises(ClassMismatchError, match=r"the label of 'images/9/.*\.png' in? ?.*is 12: expected 0 to 9"):
+    with pytest.raises(LabelError, match=r"the label of 'images/9/.*\.png' in? ?.*is 12: expected 0 to 9"):
         measure(folder, "plain", "odd.csv")
 
 

@@ -1,11 +1,12 @@
 """Run by test_injected_faults.py and benchmarks/kills.py: commands that are killed, or whose file system fails.
 
-    LD_PRELOAD=shim.so python inject.py FOLDER SHIM COMMAND FAULT TRIALS
+    LD_PRELOAD=shim.so python inject.py FOLDER SHIM COMMAND:FAULT:TRIALS...
 
 Each trial forks a process that runs the command with a fault at a counted call, or a kill at a random time. Then the
 same command runs again, at once and without a fault: it must work, its output must equal that of an undisturbed run,
-and nothing may be left beside it. Prints one line of JSON a trial: [fault, number, how the disturbed run ended]. The
-calls are spread evenly over those of an undisturbed run; with more trials than calls each call is met once.
+and nothing may be left beside it. Prints one line of JSON a trial: [command, fault, number, how the disturbed run
+ended], and before those of a command and fault the number of calls of an undisturbed run. The calls are spread evenly
+over those of an undisturbed run; with more trials than calls each call is met once.
 """
 
 from __future__ import annotations
@@ -30,8 +31,10 @@ from foreign_caches import Keys, write_ml_dr
 from safetensors.torch import save_file
 from support import Pixels, cache_contents, digits, tiny_model, write_digits
 
-from kdkit import build_cache, extend_cache
+from kdkit import ClassificationTask, build_cache, extend_cache
 from kdkit.building.config import BuildConfig
+from kdkit.building.merge import merge_caches, prune_cache
+from kdkit.building.recode import recode_cache
 from kdkit.cache.places import pack_cache
 from kdkit.cli import main as kdkit
 from kdkit.data import ReplayedDataset
@@ -39,23 +42,44 @@ from kdkit.errors import KdkitError
 from kdkit.importers import import_mldr
 from kdkit.recipe import ViewRecipe
 from kdkit.teachers import Teacher
+from kdkit.training.checkpoint import Checkpoints
+from kdkit.training.state import Position, RunState
 
 FAULTS = {"kill": 0, "ENOSPC": errno.ENOSPC, "EIO": errno.EIO}
 TIMINGS = ("seconds", "images_per_second", "waiting")
 DONE, REFUSED, UNTYPED = 0, 3, 4
 
 
-def dataset(views: int) -> ReplayedDataset:
-    return ReplayedDataset(digits(40), ViewRecipe(size=8, num_views=views, hflip=0.0))
+def dataset(views: int, rows: range = range(40)) -> ReplayedDataset:
+    return ReplayedDataset(digits(60), ViewRecipe(size=8, num_views=views, hflip=0.0)).selecting(list(rows))
 
 
-def build(folder: Path, *, views: int = 3, workers: int = 2, pack: bool = True) -> None:
-    config = BuildConfig(codec="lowrank", codec_options={"row_bytes": 6}, num_workers=workers, pack=pack, batch_size=16)
-    build_cache(Teacher(Pixels()), dataset(views), folder / "t.h5", config)
+def build(
+    folder: Path,
+    *,
+    views: int = 3,
+    workers: int = 2,
+    pack: bool = True,
+    rows: range = range(40),
+    name: str = "t.h5",
+    codec: str = "lowrank",
+) -> None:
+    options = {"row_bytes": 6} if codec == "lowrank" else {}
+    config = BuildConfig(codec=codec, codec_options=options, num_workers=workers, pack=pack, batch_size=16)
+    build_cache(Teacher(Pixels()), dataset(views, rows), folder / name, config)
 
 
 def extend(folder: Path) -> None:
     extend_cache(Teacher(Pixels()), dataset(3), folder / "t.h5", num_workers=2, batch_size=16)
+
+
+def add_images(folder: Path) -> None:
+    extend_cache(Teacher(Pixels()), dataset(3, range(60)), folder / "t.h5", num_workers=2, batch_size=16)
+
+
+def build_two(folder: Path) -> None:
+    build(folder, workers=0, name="a.h5")
+    build(folder, workers=0, name="b.h5", rows=range(40, 60))
 
 
 def import_(folder: Path) -> None:
@@ -69,7 +93,7 @@ def distill(folder: Path) -> None:
         "distill", str(shared / "images"), "--cache", str(shared / "cache" / "t.h5"), "--output", str(folder / "run"),
         "--student", "test_vit3", "--student_options", "{img_size: 32}", "--train.epochs", "2",
         "--train.num_workers", "2", "--train.batch_size", "16", "--train.checkpoint_every", "1",
-        "--device", "cpu", "--resume",
+        "--views-per-decode", "2", "--device", "cpu", "--resume",
     ])  # fmt: skip
     if code == 1:
         raise KdkitError("the command printed an error of one line")
@@ -85,6 +109,33 @@ def run_contents(folder: Path) -> Any:
     return weights, records, sorted(path.name for path in (folder / "run").iterdir())
 
 
+def checkpoint(folder: Path) -> None:
+    """Three checkpoints of a run, the second the best; continued after the newest that there is."""
+    checkpoints = Checkpoints(folder / "run", resume=True)
+    state = state_after(0)
+    checkpoints.restore(state)
+    for update in range(state.position.update + 1, 4):
+        checkpoints.save(state_after(update), is_best=update == 2)
+
+
+def state_after(update: int) -> RunState:
+    """The state of a run after so many updates, its weights drawn from a seed."""
+    task = ClassificationTask(tiny_model(seed=update))
+    optimizer = torch.optim.SGD(task.parameters(), lr=0.1)
+    scaler = torch.amp.GradScaler(enabled=False)
+    return RunState(task, optimizer, None, scaler, torch.device("cpu"), Position(0, update, update))
+
+
+def checkpoint_contents(folder: Path) -> Any:
+    """The updates that the checkpoints hold, and their weights."""
+    contents = {}
+    for path in sorted((folder / "run").iterdir()):
+        content = torch.load(path, weights_only=True)
+        weights = [weight.numpy().tobytes() for weight in content["state_dict"].values()]
+        contents[path.name] = (content["kdkit"]["position"], weights)
+    return contents
+
+
 @dataclass(frozen=True)
 class Command:
     """A command, what must be there before it, and its output."""
@@ -93,13 +144,32 @@ class Command:
     prepare: Callable[[Path], object] = lambda folder: None
     contents: Callable[[Path], Any] = lambda folder: cache_contents(folder / "t.h5")
     output: tuple[str, ...] = ("t.h5",)
+    in_place: bool = False
+    """Whether the output was there before, and is at any time as it was or as it will be."""
 
 
 COMMANDS = {
     "build": Command(build),
-    "extend": Command(extend, lambda folder: build(folder, views=2, workers=0)),
+    "extend": Command(extend, lambda folder: build(folder, views=2, workers=0), in_place=True),
+    "add images": Command(add_images, lambda folder: build(folder, workers=0), in_place=True),
+    "prune": Command(
+        lambda folder: prune_cache(folder / "t.h5", dataset(3, range(0, 40, 3))),
+        lambda folder: build(folder, workers=0),
+        in_place=True,
+    ),
+    "merge": Command(
+        lambda folder: merge_caches([folder / "a.h5", folder / "b.h5"], folder / "t.h5"),
+        build_two,
+        output=("a.h5", "b.h5", "t.h5"),
+    ),
+    "recode": Command(
+        lambda folder: recode_cache(folder / "float.h5", folder / "t.h5", codec="lowrank", row_bytes=6, num_views=2),
+        lambda folder: build(folder, workers=0, name="float.h5", codec="float16"),
+        output=("float.h5", "t.h5"),
+    ),
     "pack": Command(lambda folder: pack_cache(folder / "t.h5"), lambda folder: build(folder, workers=0, pack=False)),
     "import": Command(import_),
+    "checkpoint": Command(checkpoint, lambda folder: (folder / "run").mkdir(), checkpoint_contents, ("run",)),
     "distill": Command(distill, contents=run_contents, output=("run",)),
 }
 
@@ -109,6 +179,7 @@ class Injector:
 
     def __init__(self, root: Path, shim: str, name: str) -> None:
         self.root, self.command = root, COMMANDS[name]
+        root.mkdir()
         self.shim = ctypes.CDLL(shim)
         self.shim.disarm.restype = ctypes.c_long
         self.shared = root / "prepared"
@@ -121,6 +192,7 @@ class Injector:
         self.num_calls: dict[str, int] = {}
         self.seconds = 0.0
         self.expected: Any = None
+        self.before = self.command.contents(self.shared) if self.command.in_place else None
 
     def _cache(self) -> None:
         (self.root / "cache").mkdir()
@@ -150,7 +222,8 @@ class Injector:
         begun = time.monotonic()
         assert in_child(run) == DONE
         self.seconds = time.monotonic() - begun
-        self.num_calls[fault] = int(counts.read_text())
+        counted = int(counts.read_text())
+        self.num_calls |= {fault: counted} if fault == "ENOSPC" else {"kill": counted, "EIO": counted}
         self.expected = self.command.contents(folder)
 
     def trial(self, fault: str, number: int, seed: int | None) -> str:
@@ -166,8 +239,10 @@ class Injector:
         ended = in_child(run, kill_after=after)
         if ended == UNTYPED or (ended < 0 and ended != -signal.SIGKILL) or (ended < 0 and fault != "kill"):
             raise AssertionError(f"{fault} at {number}: ended with {ended}")
-        repeated = in_child(lambda: self.command.run(folder))
         place = f"{fault} at {number}, ended with {ended}"
+        if self.command.in_place:
+            assert self.command.contents(folder) in (self.before, self.expected), f"{place}: neither old nor new"
+        repeated = in_child(lambda: self.command.run(folder))
         assert repeated == DONE, f"{place}: the repeat ended with {repeated}"
         assert self.command.contents(folder) == self.expected, f"{place}: the output differs"
         left = sorted(path.name for path in folder.iterdir())
@@ -197,20 +272,29 @@ def in_child(work: Callable[[], object], kill_after: float | None = None) -> int
     return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
 
 
-def main(root: Path, shim: str, name: str, fault: str, trials: int) -> None:
-    """Runs the trials; "kill" is half at counted calls and half at random times."""
-    torch.set_num_threads(1)
-    injector = Injector(root, shim, name)
-    injector.undisturbed(fault)
+def run(injector: Injector, name: str, fault: str, trials: int) -> None:
+    """Runs the trials of one command and fault; "kill" is half at counted calls and half at random times."""
+    if fault not in injector.num_calls:
+        injector.undisturbed(fault)
     calls = injector.num_calls[fault]
     counted = min(calls, (trials + 1) // 2 if fault == "kill" else trials)
-    chosen = [1 + index * calls // counted for index in range(counted)]
-    print(json.dumps({"calls": calls, "seconds": injector.seconds}), flush=True)
+    chosen = [1 + (2 * index + 1) * calls // (2 * counted) for index in range(counted)]
+    print(json.dumps({"command": name, "fault": fault, "calls": calls, "seconds": injector.seconds}), flush=True)
     for number in chosen:
-        print(json.dumps([fault, number, injector.trial(fault, number, None)]), flush=True)
+        print(json.dumps([name, fault, number, injector.trial(fault, number, None)]), flush=True)
     for seed in range(trials - counted if fault == "kill" else 0):
-        print(json.dumps(["kill at random", seed, injector.trial(fault, seed, seed)]), flush=True)
+        print(json.dumps([name, fault, f"seed {seed}", injector.trial(fault, seed, seed)]), flush=True)
+
+
+def main(root: Path, shim: str, requests: list[str]) -> None:
+    """Runs all requests in this one process: loading torch takes longer than a trial."""
+    torch.set_num_threads(1)
+    injectors: dict[str, Injector] = {}
+    for name, fault, trials in (request.split(":") for request in requests):
+        if name not in injectors:
+            injectors[name] = Injector(root / name, shim, name)
+        run(injectors[name], name, fault, int(trials))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2], sys.argv[3], sys.argv[4], int(sys.argv[5]))
+    main(Path(sys.argv[1]), sys.argv[2], sys.argv[3:])

@@ -1,4 +1,6 @@
-"""Run by test_fault_20_30: forks trainings, kills each at random moments, and resumes until one finishes.
+"""Run by test_fault_30: forks trainings, ends each at random moments, and resumes until one finishes.
+
+    python kill_trainings.py FOLDER SEEDS [WAY RANKS]...       WAY is live or cached; all four by default
 
 Prints a line a run: how it was ended. Ends with an error if metrics or weights differ from the undisturbed run's by one
 bit. A process of its own, since forking wants one without threads.
@@ -24,6 +26,7 @@ from support import tiny_model, write_digits
 from kdkit.cli import main
 
 TIMINGS = ("seconds", "images_per_second", "waiting")
+ALL = [("live", 1), ("cached", 2), ("live", 2), ("cached", 1)]
 ENDS = 3
 GRACE = 8.0  # seconds
 
@@ -43,13 +46,18 @@ def teacher(folder: Path) -> list[str]:
     return ["--teacher.model", "test_resnet", "--teacher.checkpoint", str(folder / "teacher.safetensors")]
 
 
-def distill(folder: Path, output: Path, way: str) -> list[str]:
-    """A run with everything that has a state: dropout, moving average, accumulation, both kinds of warm-up."""
+def distill(folder: Path, output: Path, way: str, ranks: int) -> list[str]:
+    """A run with everything that has a state: dropout, moving average, accumulation, both kinds of warm-up.
+
+    From a cache, one decode serves two views, so that the two epochs are one group, in whose middle a run stops.
+    """
     return [
         "distill", "--data", str(folder / "images"), "--validation", str(folder / "images"), "--output", str(output),
         *(["--cache", str(folder / "t.h5")] if way == "cached" else [*teacher(folder), *RECIPE]),
+        "--views-per-decode", "2" if way == "cached" else "1",
         "--student", "test_vit", "--student_options", "{drop_rate: 0.1, drop_path_rate: 0.1}",
-        "--train.epochs", "2", "--train.batch_size", "8", "--train.accumulate", "2", "--train.num_workers", "0",
+        "--train.epochs", "2", "--train.batch_size", str(8 // ranks), "--train.accumulate", "2",
+        "--train.num_workers", "0",
         "--train.ema_decay", "0.9", "--train.warmup_epochs", "1", "--train.distill_warmup_epochs", "1",
         "--train.clip_grad", "1.0", "--train.log_every", "3", "--train.checkpoint_every", "1", "--resume",
     ]  # fmt: skip
@@ -130,13 +138,13 @@ def assert_equal(mine: Path, plain: Path) -> None:
 
 
 def disturb(folder: Path, way: str, ranks: int, seed: int, duration: float) -> None:
-    """Ends a run a few times, then lets it finish."""
+    """Ends a run a few times, then lets it finish. The first end is by another signal in each way and seed."""
     draw = random.Random(seed)
     output, log = folder / f"{way}-{ranks}-{seed}", folder / f"{way}-{ranks}-{seed}.log"
     for attempt in range(ENDS + 1):
-        processes = start(distill(folder, output, way), ranks, log)
+        processes = start(distill(folder, output, way, ranks), ranks, log)
         kinds = [signal.SIGKILL, signal.SIGTERM, signal.SIGINT]
-        kind = None if attempt == ENDS else draw.choice(kinds) if attempt else kinds[seed % 3]
+        kind = None if attempt == ENDS else draw.choice(kinds) if attempt else kinds[(seed + (way == "cached")) % 3]
         if attempt == 0:
             wait_for(output / "last.pth.tar")  # within the first epoch: the resumed run starts in its middle
         elif kind is not None:
@@ -156,18 +164,18 @@ def disturb(folder: Path, way: str, ranks: int, seed: int, duration: float) -> N
     assert_equal(output, folder / f"{way}-{ranks}")
 
 
-def kill_trainings(folder: Path, seeds: int) -> None:
+def kill_trainings(folder: Path, seeds: int, cases: list[tuple[str, int]]) -> None:
     torch.set_num_threads(1)
     prepare(folder)
-    for way in ("live", "cached"):
-        for ranks in (1, 2):
-            begun = time.monotonic()
-            plain, log = folder / f"{way}-{ranks}", folder / f"{way}-{ranks}.log"
-            assert set(wait(start(distill(folder, plain, way), ranks, log))) == {0}, log.read_text()[-3000:]
-            duration = time.monotonic() - begun
-            for seed in range(seeds):
-                disturb(folder, way, ranks, seed, duration)
+    for way, ranks in cases:
+        begun = time.monotonic()
+        plain, log = folder / f"{way}-{ranks}", folder / f"{way}-{ranks}.log"
+        assert set(wait(start(distill(folder, plain, way, ranks), ranks, log))) == {0}, log.read_text()[-3000:]
+        duration = time.monotonic() - begun
+        for seed in range(seeds):
+            disturb(folder, way, ranks, seed, duration)
 
 
 if __name__ == "__main__":
-    kill_trainings(Path(sys.argv[1]), int(sys.argv[2]))
+    chosen = [(way, int(ranks)) for way, ranks in zip(sys.argv[3::2], sys.argv[4::2], strict=True)]
+    kill_trainings(Path(sys.argv[1]), int(sys.argv[2]), chosen or ALL)

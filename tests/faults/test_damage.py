@@ -152,7 +152,7 @@ def _outside_payload(path: Path) -> list[int]:
 
 
 @pytest.mark.slow
-def test_fault_09_ten_thousand_random_flips_in_metadata_manifest_and_root_attribute_keep_the_invariant(
+def test_fault_09_thousands_of_random_flips_in_metadata_manifest_and_root_attribute_keep_the_invariant(
     tmp_path: Path,
 ) -> None:
     small = Synthetic(num_rows=1100, num_views=2)
@@ -162,13 +162,13 @@ def test_fault_09_ten_thousand_random_flips_in_metadata_manifest_and_root_attrib
         in_attribute = range(attribute, attribute + len(file.attrs["kdkit"]))
     shard = folder / "v0001-r0000001000.h5"
     targets = [
-        (packed, packed, _outside_payload(packed), 4000),
-        (packed, packed, list(in_attribute), 1000),
-        (folder, folder / "index.h5", _outside_payload(folder / "index.h5"), 1500),
-        (folder, shard, _outside_payload(shard), 2000),
-        (folder, shard.with_suffix(".json"), list(range(shard.with_suffix(".json").stat().st_size)), 1500),
+        (packed, packed, _outside_payload(packed), 1000),
+        (packed, packed, list(in_attribute), 250),
+        (folder, folder / "index.h5", _outside_payload(folder / "index.h5"), 400),
+        (folder, shard, _outside_payload(shard), 500),
+        (folder, shard.with_suffix(".json"), list(range(shard.with_suffix(".json").stat().st_size)), 350),
     ]
-    assert sum(count for *_, count in targets) == 10_000
+    assert sum(count for *_, count in targets) == 2500  # benchmarks/fuzz.py makes 10,000 mutations
     draw = random.Random(9)
     for opened, victim, offsets, count in targets:
         refused = 0

@@ -24,12 +24,12 @@ def _killed(folder: Path, what: str, seeds: int) -> list[str]:
 
 
 @pytest.mark.slow
-def test_fault_01_a_build_killed_at_60_random_moments_resumes_and_equals_an_undisturbed_one(tmp_path: Path) -> None:
-    states = _killed(tmp_path, "build", 60)
-    assert len(set(states)) >= 4, states  # the moments differed
+def test_fault_01_a_build_killed_at_24_random_moments_resumes_and_equals_an_undisturbed_one(tmp_path: Path) -> None:
+    states = _killed(tmp_path, "build", 24)
+    assert len(set(states)) >= 3, states  # the moments differed
 
 
 @pytest.mark.slow
-def test_fault_01_an_extension_killed_at_30_random_moments_leaves_a_finished_cache_and_resumes(tmp_path: Path) -> None:
-    states = _killed(tmp_path, "extend", 30)
-    assert len(set(states)) >= 4, states
+def test_fault_01_an_extension_killed_at_12_random_moments_leaves_a_finished_cache_and_resumes(tmp_path: Path) -> None:
+    states = _killed(tmp_path, "extend", 12)
+    assert len(set(states)) >= 3, states

@@ -23,15 +23,14 @@ from kdkit.cli._stopped import Interrupt, describe_stop, note_config
 from kdkit.training.config import DistillConfig
 
 ROOT = Path(__file__).parents[2]
-MOMENTS = (0.4, 0.8, 1.3, 1.8, 2.3, 2.8, 3.4, 4.0, 4.8, 5.6, 6.5, 8.0)  # seconds, over import, loading and work
-FEW = (0.5, 4.0)
+MOMENTS = (0.4, 1.3, 2.3, 4.0, 6.5)  # seconds, over import, loading and work
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Images, and a teacher in a run's folder."""
     root = tmp_path_factory.mktemp("interrupts")
-    write_digits(root / "train", 200)
+    write_digits(root / "train", 80)
     run = root / "teacher"
     run.mkdir()
     torch.save({"state_dict": tiny_model(seed=1).state_dict()}, run / "last.pth.tar")
@@ -64,7 +63,7 @@ def kdkit(*arguments: str, cwd: Path, interrupt_after: float | None = None) -> t
 
 BUILD = ("cache", "build", "train", "--teacher", "teacher", "--size", "32", "--views", "8", "--device", "cpu")
 TRAIN = ("distill", "train", "--student", "test_vit", "--teacher", "teacher", "--size", "32", "--batch-size", "8")
-TRAIN += ("--epochs", "3", "--device", "cpu", "--train.checkpoint_every", "5")
+TRAIN += ("--epochs", "2", "--device", "cpu", "--train.checkpoint_every", "5")
 COMMANDS: dict[str, tuple[Sequence[str], str]] = {
     "build": ((*BUILD, "--workers", "2", "--build.batch_size", "4", "--build.shard_rows", "1000"), "same command"),
     "distill": ((*TRAIN, "--workers", "2"), "the same command with --resume"),
@@ -75,8 +74,10 @@ COMMANDS: dict[str, tuple[Sequence[str], str]] = {
 def check_stopped(code: int, error: str, continues: str) -> None:
     """A stopped command ends with its one line, and shows no traceback; one that was quicker has ended well."""
     assert "Traceback" not in error, error
-    assert code in (0, 130), error
-    if code == 130:
+    assert code in (0, 130, -signal.SIGINT), (
+        error
+    )  # Python ends by the signal if it came within exec(); shells show 130
+    if code != 0:
         last = error.splitlines()[-1]
         assert last.startswith("kdkit: stopped: "), error
         assert continues in last or "run the same command again" in last
@@ -110,15 +111,10 @@ def whole(folder: Path) -> Path:
 def test_fault_50_ctrl_c_at_many_moments_says_what_is_kept_and_the_named_command_continues(
     name: str, folder: Path, whole: Path, tmp_path: Path
 ) -> None:
-    check_every_moment(name, folder, MOMENTS, tmp_path)
+    check_every_moment(name, folder, MOMENTS if name != "verify" else MOMENTS[::2], tmp_path)
     if name == "build":
         stopped, plain = cache_contents(tmp_path / "out"), cache_contents(whole)
         assert all(plain[key] == stopped[key] for key in plain if key.startswith("views/"))
-
-
-@pytest.mark.slow
-def test_fault_50_ctrl_c_while_torch_loads_and_while_a_build_runs(folder: Path, tmp_path: Path) -> None:
-    check_every_moment("build", folder, FEW, tmp_path)
 
 
 @pytest.mark.parametrize(

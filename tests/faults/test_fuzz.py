@@ -17,7 +17,7 @@ RUN += "print(found.num_trials, found.failures)"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "count"), [("files", 400), ("documents", 140)])
+@pytest.mark.parametrize(("kind", "count"), [("files", 200), ("documents", 70)])
 def test_a_mutated_file_or_document_is_what_it_was_or_is_refused(kind: str, count: int) -> None:
     """In a process of its own: torch must not have started threads before it forks."""
     run = subprocess.run([sys.executable, "-c", RUN, kind, str(count)], cwd=BENCHMARKS, capture_output=True, text=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -13,9 +14,10 @@ import torch
 from support import tiny_model
 
 from kdkit import ClassificationTask
-from kdkit.errors import CheckpointError
+from kdkit.errors import CheckpointError, KdkitError
 from kdkit.training.checkpoint import LAST, PREVIOUS, Checkpoints
 from kdkit.training.checkpoint_file import load_checkpoint
+from kdkit.training.logger import FILES, METRICS, RunLogger
 from kdkit.training.state import Position, RunState
 
 Content = dict[str, Any]
@@ -81,16 +83,25 @@ def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("kind", [*ODD_CONTENTS, "an empty file"])
+NO_FILES: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "an empty file": (Path.touch, "cannot be read: EOFError"),
+    "a pipe": (os.mkfifo, "is a pipe, expected a regular file"),
+    "a folder": (Path.mkdir, "is a folder, expected a regular file"),
+    "a device": (lambda path: path.symlink_to("/dev/zero"), "is a device, expected a regular file"),
+}
+
+
+@pytest.mark.parametrize("kind", [*ODD_CONTENTS, *NO_FILES])
 def test_fault_30_an_odd_checkpoint_gives_way_to_the_one_before_with_one_line_or_is_one_error(
     tmp_path: Path, stopped: Path, capsys: pytest.CaptureFixture[str], kind: str
 ) -> None:
     folder = tmp_path / "run"
     shutil.copytree(stopped, folder)
     last, previous = folder / LAST, folder / PREVIOUS
-    if kind == "an empty file":
-        problem = "cannot be read: EOFError"
-        last.write_bytes(b"")
+    if kind in NO_FILES:
+        make, problem = NO_FILES[kind]
+        last.unlink()
+        make(last)
     else:
         change, problem = ODD_CONTENTS[kind]
         torch.save(change(load_checkpoint(last)), last)
@@ -116,3 +127,27 @@ def test_fault_30_a_run_without_a_logger_resumes_without_the_position_of_one(sto
     state = new_state()
     assert Checkpoints(tmp_path, resume=True).restore(state)
     assert state.position.update == 4
+
+
+@pytest.mark.parametrize(
+    "line", ["{", "[]", "{}", '{"kind": 3}', "\0", "[" * 99 + "]" * 99, '{"kind": "epoch", "kind": 1}']
+)
+def test_fault_30_a_log_that_was_changed_is_one_line_that_names_the_line(tmp_path: Path, line: str) -> None:
+    path = tmp_path / METRICS
+    path.write_text(f'{{"kind": "step", "step": 0}}\n{line}\n')
+    with pytest.raises(CheckpointError, match=r"metrics\.jsonl', line 2,") as error:
+        RunLogger(tmp_path).rewind({"bytes": path.stat().st_size, "step": 1})
+    assert len(str(error.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, Path.mkdir], ids=["a pipe", "a folder"])
+@pytest.mark.parametrize("name", FILES)
+def test_fault_33_a_log_that_is_no_file_never_waits(tmp_path: Path, name: str, make: Callable[[Path], Any]) -> None:
+    record = '{"kind": "epoch", "epoch": 0}\n'
+    (tmp_path / METRICS).write_text(record)
+    (tmp_path / name).unlink(missing_ok=True)
+    make(tmp_path / name)
+    try:
+        RunLogger(tmp_path).rewind({"bytes": 0 if name == METRICS else len(record), "step": 1})
+    except KdkitError as error:
+        assert name in str(error)  # noqa: PT017 -- a pipe in the place of a summary is replaced, a folder refused

@@ -148,7 +148,18 @@ def test_a_fitted_codec_is_fitted_to_the_arrays(tmp_path: Path) -> None:
         ({"logits": np.full((4, CLASSES), np.nan, "f4")}, "image 'b/2.png' has NaN or infinity"),
         ({"logits": logits(4, CLASSES), "boxes": np.zeros((4, 1, 4))}, "only boxes or only flips"),
         ({"logits": logits(4, CLASSES), "boxes": np.zeros((4, 4)), "flips": np.zeros((4, 1))}, r"boxes \[4, 4\]"),
-        ({"logits": logits(4, CLASSES), "boxes": np.full((4, 1, 4), -1), "flips": np.zeros((4, 1))}, "outside 0 to"),
+        (
+            {"logits": logits(4, CLASSES), "boxes": np.full((4, 1, 4), -1), "flips": np.zeros((4, 1))},
+            "from 0 to 65,535",
+        ),
+        ({"logits": logits(4, CLASSES), "boxes": np.full((4, 1, 4), 0.5), "flips": np.zeros((4, 1))}, "must be whole"),
+        ({"logits": logits(4, CLASSES), "boxes": np.full((4, 1, 4), np.nan), "flips": np.zeros((4, 1))}, "whole"),
+        ({"logits": logits(4, CLASSES), "boxes": np.zeros((4, 1, 4)), "flips": np.zeros((4, 1))}, "height or width 0"),
+        ({"logits": logits(4, CLASSES), "boxes": np.ones((4, 1, 4)), "flips": np.full((4, 1), 0.5)}, "flips must be"),
+        ({"logits": logits(4, CLASSES).astype(complex)}, "labels of dtype complex128, expected numbers"),
+        ({"logits": np.full((4, CLASSES), "1")}, "labels of dtype <U1, expected numbers"),
+        ({"logits": np.full((4, CLASSES), 1e300)}, "has NaN or infinity"),
+        ({"logits": np.broadcast_to(np.float32(0), (4, 200_000))}, "number of classes must be .* 131,072"),
         ({"logits": logits(4, CLASSES), "keys": np.arange(4)}, "expected a list of texts"),
     ],
 )
@@ -169,6 +180,10 @@ def test_options_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "ids.npz", probs=np.full((4, 1, 2), 0.5), ids=np.zeros((4, 1, 2), int))
     with pytest.raises(ConfigError, match="give num_classes"):
         import_arrays(tmp_path / "ids.npz", Keys(KEYS), tmp_path / "teacher.h5")
+    np.savez(tmp_path / "ids.npz", probs=np.full((4, 1, 2), 0.5), ids=np.full((4, 1, 2), 0.5))
+    for num_classes, message in ((5, "ids must be whole numbers"), (10**12, "number of classes must be")):
+        with pytest.raises(DatasetError, match=message):
+            import_arrays(tmp_path / "ids.npz", Keys(KEYS), tmp_path / "teacher.h5", num_classes=num_classes)
 
 
 def test_python_objects_and_damaged_files_are_refused_in_one_line(tmp_path: Path) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
+import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -83,9 +86,25 @@ def test_help_fits_80_columns_and_names_every_format(capsys: pytest.CaptureFixtu
     assert all(name in printed for name in IMPORTERS)
 
 
-def test_a_student_learns_from_labels_of_the_datas_own_classes(tmp_path: Path) -> None:
-    """ml-dr's views with a label over the four class folders of the photographs."""
-    folder = tmp_path / "foreign"
+class Terminal(io.StringIO):
+    """Keeps what is written to it."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def open_terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
+    """Puts a terminal of 80 columns in the place of both outputs; called in the test, as pytest's capture is before."""
+    opened = Terminal()
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(sys, "stdout", opened)
+    monkeypatch.setattr(sys, "stderr", opened)
+    return opened
+
+
+def _labelled_by_folders(folder: Path) -> Path:
+    """ml-dr's mixed views of the photographs with a label over their four class folders."""
     folder.mkdir()
     config = torch.load(DATA / "ml-dr/randaug_mixing/reinforced_data/config.pth.tar", weights_only=True)
     torch.save({**config, "num_classes": 4}, folder / "config.pth.tar")
@@ -93,10 +112,29 @@ def test_a_student_learns_from_labels_of_the_datas_own_classes(tmp_path: Path) -
         name = f"{index}.pth.tar"
         _, views = torch.load(DATA / "ml-dr/randaug_mixing/reinforced_data" / name, weights_only=False)
         torch.save((index, [{**view, "prob": ([0.2, 0.7], [0, 3])} for view in views]), folder / name)
-    assert main(["cache", "import", "ml-dr", str(folder), str(TRAIN), "-o", str(tmp_path / "teacher.h5")]) == 0
-    steps = distill(tmp_path / "teacher.h5", tmp_path / "run")
-    assert len(steps) == 4
+    return folder
+
+
+def test_a_student_is_trained_from_an_import_with_four_views_per_decode_in_80_columns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    terminal = open_terminal(monkeypatch)
+    foreign = _labelled_by_folders(tmp_path / "foreign")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "train").symlink_to(TRAIN)
+    assert main(["cache", "import", "ml-dr", str(foreign), "train", "-o", "teacher.h5", "--workers", "0"]) == 0
+    assert main(["cache", "verify", "teacher.h5", "train"]) == 0
+    loading = ("--epochs", "4", "--views-per-decode", "4", "--train.log_every", "1")
+    command = ["distill", "train", "--cache", "teacher.h5", *loading, *STUDENT, "--batch-size", "4", "-o", "run"]
+    assert main(command) == 0
+    steps = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    steps = [step for step in steps if step["kind"] == "step"]
+    assert len(steps) >= 4
     assert all(step["task_loss"] > 0 and step["kd_loss"] > 0 for step in steps)
+    shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", terminal.getvalue())
+    assert "4 per decode" in shown
+    lines = re.split(r"[\r\n]", shown)
+    assert max(map(len, lines)) <= 80, max(lines, key=len)
 
 
 def test_a_student_learns_from_labels_of_other_classes_without_the_folders_labels(

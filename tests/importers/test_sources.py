@@ -83,6 +83,11 @@ def test_images_are_numbered_in_the_order_of_torchvision(tmp_path: Path) -> None
         (lambda file: (file[0], [{**file[1][0], "prob": ([0.5] * 3, [0, 1, 2])}] * 2), "sum to more"),
         (lambda file: (file[0], [{**file[1][0], "prob": ([float("nan")] * 3, [0, 1, 2])}] * 2), "outside 0 to 1"),
         (lambda file: (file[0], [{**file[1][0], "prob": ([0.5] * 2, [0, 1])}] * 2), r"labels \[2, 2\].*not \[2, 3\]"),
+        (lambda file: (file[0], [{**file[1][0], "prob": ([0.3] * 3, [0, 1, 1.5])}] * 2), "classes must be whole"),
+        (lambda file: (file[0], [{**file[1][0], "prob": ([0.3] * 3, ["0", "1", "2"])}] * 2), "classes must be whole"),
+        (lambda file: (file[0], [{**file[1][0], "prob": (["0.3"] * 3, [0, 1, 2])}] * 2), "expected numbers"),
+        (lambda file: (file[0], [{**file[1][0], "params": [(0, 0, 8, 0), True]}] * 2), "height or width 0"),
+        (lambda file: (file[0], [{**file[1][0], "params": [(0, 0, 8, 8), "no"]}] * 2), "whole numbers"),
         (lambda file: [file[0]], r"expected \(index, views\)"),
     ],
 )
@@ -115,6 +120,22 @@ def test_a_cache_without_its_configuration_is_refused(tmp_path: Path) -> None:
     folder = write_ml_dr(tmp_path / "foreign", 4)
     (folder / "config.pth.tar").unlink()
     check_mldr_refused(folder, r"no config\.pth\.tar")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("num_classes", 10**12), ("num_classes", None), ("num_classes", 2.5), ("num_samples", 10**12),
+        ("num_samples", "two"), ("num_samples", 0), ("size", "big"), ("size", None),
+    ],
+)  # fmt: skip
+def test_a_configuration_with_absurd_numbers_is_refused_in_one_line(field: str, value: object, tmp_path: Path) -> None:
+    folder = write_ml_dr(tmp_path / "foreign", 4)
+    config = torch.load(folder / "config.pth.tar", weights_only=True)
+    crop = config["reinforce"]["image_augmentation"]["random_resized_crop"]
+    {"num_classes": config, "num_samples": config["reinforce"], "size": crop}[field][field] = value
+    torch.save(config, folder / "config.pth.tar")
+    check_mldr_refused(folder, "must be whole numbers|is not known|is not square")
 
 
 def test_a_cache_of_joblib_is_refused_by_its_configuration(tmp_path: Path) -> None:
@@ -169,15 +190,24 @@ def test_fkd_refuses_images_whose_names_it_cannot_tell_apart(tmp_path: Path) -> 
         import_fkd(folder, Keys(["a/x.1.png", "a/x.2.png"]), tmp_path / "teacher.h5")
 
 
+BOXES = np.full((2, 4), 0.25, "f4")
+
+
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
         ([np.zeros((2, 3), "f4"), np.zeros(2, bool), np.zeros(2, int)], r"coords \[V, 4\]"),
-        ([np.zeros((2, 4), "f4"), np.zeros(3, bool), np.zeros(2, int)], r"flips \[V\]"),
+        ([BOXES, np.zeros(3, bool), np.zeros(2, int)], r"flips \[V\]"),
         ([np.full((2, 4), np.nan, "f4"), np.zeros(2, bool), np.zeros(2, int)], "not numbers"),
-        ([np.zeros((2, 4), "f4"), np.zeros(2, bool), np.full((2, 2), 0.5, "f4")], "not whole numbers"),
-        ([np.zeros((2, 4), "f4"), np.zeros(2, bool), np.zeros((2, 3, 5), "f4")], "expected one of"),
-        ([np.zeros((2, 4), "f4"), np.zeros(2, bool), np.full(2, 1000)], "class 1000"),
+        ([BOXES, np.zeros(2, bool), np.full((2, 2), 0.5, "f4")], "classes must be whole numbers"),
+        ([BOXES, np.zeros(2, bool), np.zeros((2, 3, 5), "f4")], "expected one of"),
+        ([BOXES, np.zeros(2, bool), np.full(2, 1000)], "class 1000"),
+        ([-BOXES, np.zeros(2, bool), np.zeros(2, int)], "fractions of its sides"),
+        ([4 * BOXES, np.zeros(2, bool), np.zeros(2, int)], "fractions of its sides"),
+        ([0 * BOXES, np.zeros(2, bool), np.zeros(2, int)], "fractions of its sides"),
+        ([BOXES, np.array([0, 7]), np.zeros(2, int)], "flips must be whole numbers from 0 to 1"),
+        ([BOXES, np.zeros(2, bool), np.array([0.5, 1])], "classes must be whole numbers"),
+        ([BOXES, np.zeros(2, bool), np.array([np.nan, 1])], "classes must be whole numbers"),
         ([0, 1, 2], "three arrays"),
     ],
 )

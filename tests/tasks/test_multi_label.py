@@ -16,11 +16,14 @@ from support import digits, loader_for, tiny_model, write_digits
 from kdkit import LogitDistillationTask, build_cache, create_teacher, losses, open_cache, open_dataset, verify_cache
 from kdkit.building.config import BuildConfig
 from kdkit.cache.codecs import available_codecs, create_codec, multi_label_codec
+from kdkit.cache.plot import plot_cache
 from kdkit.data import ArraySource, MappedSource, MultiLabelSource, create_source
 from kdkit.errors import ConfigError, DatasetError, KdkitError, ShapeError
 from kdkit.evaluation.config import EvaluateConfig
 from kdkit.evaluation.student import evaluate_student
 from kdkit.recipe import ViewRecipe
+from kdkit.report import compare, write_report
+from kdkit.report.config import ReportConfig
 from kdkit.tasks import (
     ClassificationTask,
     MultiLabelClassificationTask,
@@ -59,6 +62,18 @@ def test_sigmoid_kl_is_the_sum_of_the_divergences_of_all_classes(temperature: fl
     assert float(losses.sigmoid_kl(both[1], both[1])) == 0
 
 
+def test_sigmoid_kl_counts_0_log_0_as_0_where_the_teacher_is_certain() -> None:
+    student = draw(3, CLASSES).requires_grad_()
+    teacher = torch.where(draw(3, CLASSES) > 0, torch.inf, -torch.inf).double()
+    loss = losses.sigmoid_kl(student, teacher)
+    loss.backward()
+    q = torch.sigmoid(student.detach())
+    expected = -torch.where(teacher > 0, q.log(), (1 - q).log()).sum(1).mean()
+    assert float(loss.detach()) == pytest.approx(float(expected), rel=1e-12)
+    assert student.grad is not None
+    assert torch.allclose(student.grad, (q - (teacher > 0).double()) / len(q))
+
+
 def test_sigmoid_kl_stays_finite_where_the_teacher_is_certain_and_flows_into_the_student_alone() -> None:
     student, teacher = draw(3, 4).float().requires_grad_(), (draw(3, 4).sign() * 500).float().requires_grad_()
     loss = losses.sigmoid_kl(student, teacher)
@@ -85,6 +100,12 @@ def test_the_loss_on_labels_is_torchs_with_weights_and_leaves_out_unknown_labels
     assert float(MultiLabelCrossEntropy()(logits, torch.full_like(target, -1))) == 0
     with pytest.raises(ShapeError, match=r"targets are \[B, C\] of 0 and 1, got \[8\].*need a ClassificationTask"):
         MultiLabelCrossEntropy()(logits, torch.zeros(8, dtype=torch.int64))
+
+
+def test_an_evaluator_without_images_knows_neither_loss_nor_map() -> None:
+    found = MultiLabelEvaluator().compute(distributed=True)  # as on a rank whose share is empty
+    assert found.keys() == {"loss", "mAP"}
+    assert all(np.isnan(value) for value in found.values())
 
 
 def test_map_is_scikit_learns_also_with_ties_unknown_labels_and_classes_without_an_image() -> None:
@@ -227,7 +248,7 @@ def test_a_table_with_a_missing_column_or_another_value_is_refused(tmp_path: Pat
         csv.writer(file).writerows([["path", "a", "b"], ["0/000.png", 1, 2], ["1/001.png", 0, 0]])
     with pytest.raises(DatasetError, match="has no column 'c'; it has path, a, b"):
         open_dataset(images / "list.csv", label_column="a,c")
-    with pytest.raises(DatasetError, match=r"row 1 of .* has '2' in the label column 'b': expected 0 or 1"):
+    with pytest.raises(DatasetError, match=r"line 2 of .* has '2' in the label column 'b': expected 0 or 1"):
         open_dataset(images / "list.csv", label_column="a,b")
 
 
@@ -265,11 +286,30 @@ def test_the_command_trains_and_validates_by_map(tmp_path: Path, way: str) -> No
     )
     assert found.top1 is None
     assert found.mean_ap == pytest.approx(max(epoch["val_ema_mAP"] for epoch in report.training.epochs), abs=1e-6)
+    table = compare([tmp_path / "run"])
+    (row,) = table.rows
+    assert (row["best_map"], row["best_epoch"]) == (best[1], best[0])
+    assert row["last_map"] == report.training.epochs[-1]["val_ema_mAP"]
+    assert (row["best_top1"], row["best_top5"]) == (None, None)
+    assert "mAP (epoch)" in str(table)
+    assert "top-1" not in str(table)
+    if way == "cache":
+        kept = open_cache(tmp_path / "t.h5").summary()["logits kept"]
+        assert kept.startswith("KL in nats, summed over the labels, ")
+        assert "top-1" not in kept
+        assert plot_cache(open_cache(tmp_path / "t.h5"), tmp_path / "t.png").stat().st_size > 0
+        pytest.importorskip("plotly", reason="not installed; the extra `test` has it")
+        options = {"cache": str(tmp_path / "t.h5"), "output": str(tmp_path / "r.html")}
+        report_file = write_report(ReportConfig(runs=(str(tmp_path / "run"),), num_workers=0, **options))
+        page = report_file.output.read_text()
+        assert "Mean average precision" in page
+        assert "top-1 kept" not in page
 
 
-def test_a_target_that_is_nan_is_no_mark_for_unknown_and_reaches_the_loss() -> None:
+@pytest.mark.parametrize("odd", [torch.nan, 2.0, -0.5, -2.0])
+def test_a_target_that_is_no_share_is_no_mark_for_unknown_and_reaches_the_loss(odd: float) -> None:
     logits, target = torch.randn(4, 3), torch.zeros(4, 3)
-    target[1, 2] = torch.nan
+    target[1, 2] = odd
     assert MultiLabelCrossEntropy()(logits, target).isnan()
     logits[0, 0], target[0, 0], target[1, 2] = torch.inf, -1, 0
     assert MultiLabelCrossEntropy()(logits, target).isfinite()
@@ -286,7 +326,7 @@ def test_map_of_scores_that_are_nan_is_nan_whatever_their_order() -> None:
 
 @pytest.mark.parametrize(
     ("field", "problem"),
-    [("a|nan", "row 2 of .* has the label 'nan'"), ("NULL", "has the label 'NULL'")],
+    [("a|nan", "line 3 of .* has the label 'nan'"), ("NULL", "has the label 'NULL'")],
 )
 def test_a_missing_value_is_no_tag(tmp_path: Path, field: str, problem: str) -> None:
     path = table_of_tags(tmp_path, ["a", field])

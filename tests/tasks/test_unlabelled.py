@@ -20,6 +20,7 @@ from kdkit import (
     TeacherOutput,
     TokenDistillationTask,
 )
+from kdkit.errors import LabelError
 from kdkit.tasks import LabelledCrossEntropy, MultiLabelClassificationTask
 from kdkit.tasks.observation import observe
 
@@ -180,3 +181,10 @@ def test_the_teachers_top1_is_over_labelled_samples_and_nan_without_any() -> Non
     seen = observe(some_logits(4, 1), teacher, soft)
     assert float(seen["teacher_top1"]) == pytest.approx(100 * (0.5 + 0.25) / 1.5)
     assert math.isnan(observe(some_logits(4, 1), teacher, torch.zeros(4, CLASSES))["teacher_top1"])
+
+
+@pytest.mark.parametrize("odd", [10, 2**40, -2])
+def test_a_label_that_is_no_class_of_the_student_is_one_line(odd: int) -> None:
+    target = torch.tensor([3, odd, -1])
+    with pytest.raises(LabelError, match=f"the label {odd} is none of the student's 10 classes: expected 0 to 9"):
+        ClassificationTask(tiny_model())(torch.zeros(3, 3, 32, 32), target)

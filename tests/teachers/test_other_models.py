@@ -17,8 +17,8 @@ from kdkit.cli import main
 from kdkit.config import StudentConfig
 from kdkit.errors import CheckpointError, ConfigError, UnknownNameError
 from kdkit.student import load_student
-from kdkit.teachers.timm_model import create_model, size_option
-from kdkit.teachers.weights import load_body, read_checkpoint
+from kdkit.teachers.timm_model import create_model, load_body, size_option
+from kdkit.teachers.weights import read_checkpoint
 
 TRAIN = ["--epochs", "1", "--batch-size", "10", "--workers", "0", "--size", "32", "--no-preflight"]
 CODE = """

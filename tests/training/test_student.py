@@ -95,6 +95,7 @@ def test_evaluation_finds_what_a_plain_loop_finds_in_run_and_export(images: Path
     target = torch.tensor([CLASSES.index(file.parent.name) for file in files])
     with torch.no_grad():
         logits = model(pictures)
+    assert [report.weights for report in reports] == [f"'{tmp_path}/run/last.pth.tar', after 1 epoch", None]
     for report in reports:
         assert report.num_images == len(files)
         assert report.loss == pytest.approx(float(F.cross_entropy(logits, target)), rel=1e-5)
@@ -109,7 +110,10 @@ def test_ema_weights_are_loaded_on_request_and_refused_where_there_are_none(tmp_
     run_folder(tmp_path / "without", "test_resnet")
 
     def loaded(place: str, *, ema: bool) -> nn.Module:
-        return load_student(StudentConfig(student=str(tmp_path / place), ema=ema))[0]
+        model, student = load_student(StudentConfig(student=str(tmp_path / place), ema=ema))
+        assert student.weights is not None
+        assert student.weights.endswith(f"last.pth.tar', after 1 epoch{', moving average' if ema else ''}")
+        return model
 
     pictures = torch.randn(2, 3, SIZE, SIZE)
     assert torch.equal(loaded("with", ema=False)(pictures), model(pictures))

@@ -65,7 +65,8 @@ class CacheMetadata:
     dataset: Mapping[str, Any]
     """{"keys_sha256": of the keys in row order, "class_names": list or null, and if there are any "versions" of the
     libraries that drew the pixels, "has_pixels": false where the cache was made without them, "num_absent": number of
-    samples that were left out, if there are any, "content": kind of the content records, if there are any}."""
+    samples that were left out, if there are any, "content": kind of the content records, if there are any, "skipped":
+    {"count", "first"}, entries of the data that `skip_missing` left out, if there are any}."""
     fidelity: Mapping[str, Mapping[str, float]] = dataclasses.field(default_factory=dict)
     """Stream name -> fidelity of its codec in view 0, and "each": the rows 0, each, 2 each, ... of every
     view were measured. Older caches lack it."""
@@ -114,6 +115,11 @@ class CacheMetadata:
     def num_absent(self) -> int:
         """Samples that the build left out, because they could not be read; they have no rows."""
         return int(self.dataset.get("num_absent", 0))
+
+    @property
+    def num_skipped(self) -> int:
+        """Entries of the data, such as empty class folders, that were left out on request."""
+        return int(self.dataset.get("skipped", {}).get("count", 0))
 
     @property
     def content_kind(self) -> str | None:
@@ -195,6 +201,10 @@ class CacheMetadata:
         dataset.optional_flag("has_pixels", default=True)
         if "num_absent" in dataset.names:
             dataset.integer("num_absent", 1, MAX_ROWS)
+        if "skipped" in dataset.names:
+            skipped = Fields(dataset.mapping("skipped"), f"{origin}: dataset: skipped")
+            if skipped.integer("count", 1, MAX_ROWS) < len(skipped.optional_texts("first") or ()):
+                raise CacheCorruptError(f"{origin}: dataset: skipped lists more entries than its count")
         if "content" in dataset.names and dataset.text("content") not in CONTENT_KINDS:
             raise CacheCorruptError(f"{origin}: dataset: content is neither {' nor '.join(CONTENT_KINDS)}")
 

@@ -4,12 +4,14 @@ Where to look:
     create.py       `create_source`: a path, name or dataset -> a source; base.py is the interface of all sources
     listing.py      which files are images, which folders are classes, and the class order (`index_classes`)
     left_out.py     what is not listed: counted, refused or skipped; checked.py and repeatable.py check a whole source
-    folder.py       image folders; zip.py and tar.py read archives, member.py finds the members of tars
+    folder.py       image folders; zip.py and tar.py read archives
+    member.py       a member of a tar; tar_listing.py lists them, tar_index.py keeps the list of a large tar
     webdataset.py   WebDataset shards; shard_names.py tells the names of shards from those of classes
     table.py        CSV and Parquet; columns.py chooses their columns
     hfds.py         Hugging Face datasets by name; hugging_face.py reads them, stream.py refuses streams
     multi_label.py  several labels per image, in columns of a table or given as vectors
     mapped.py       any map-style dataset; known.py has its keys and labels; array.py, arrays in memory
     content.py      the files of the samples, before decoding
-    image.py        decodes one image; labels.py maps labels to class indices; selection.py, a subset of a source
+    image.py        decodes one image; labels.py maps labels to class indices
+    selection.py    a subset of a source; classes.py, its images of some classes
 """

@@ -19,6 +19,7 @@ from timm.data import ImageDataset
 from torchvision.datasets import DatasetFolder
 
 from kdkit.data.sources.base import ImageSource
+from kdkit.data.sources.classes import ClassesSource
 from kdkit.data.sources.folder import FolderSource
 from kdkit.data.sources.hugging_face import HuggingFaceTable
 from kdkit.data.sources.labels import Unlabelled
@@ -58,8 +59,8 @@ class SampleContent:
 
     def __init__(self, source: ImageSource) -> None:
         rows: Any = None
-        while isinstance(source, (SelectedSource, Unlabelled, MultiLabelSource)):
-            if isinstance(source, SelectedSource):
+        while isinstance(source, (ClassesSource, SelectedSource, Unlabelled, MultiLabelSource)):
+            if isinstance(source, (ClassesSource, SelectedSource)):
                 rows = source.rows if rows is None else [source.rows[row] for row in rows]
             source = source.source
         self._source: Any = source

@@ -57,13 +57,14 @@ def class_index(label: Any, key: str, origin: str, num_classes: int | None = Non
     return int(value)
 
 
-def check_range(targets: Targets, num_classes: int | None, keys: Sequence[str]) -> None:
+def check_range(targets: Targets, num_classes: int | None, keys: Sequence[str], origin: str = "") -> None:
     """Compares class indices [N] with the number of classes.
 
     Args:
         targets: class indices, -1 for no label.
         num_classes: number of classes; None if it is unknown.
         keys: of the samples, for the message.
+        origin: where the labels come from, for the message, if it says more than the keys.
 
     Raises:
         LabelError: an index is below -1, or there is no such class; names the first sample.
@@ -71,12 +72,13 @@ def check_range(targets: Targets, num_classes: int | None, keys: Sequence[str]) 
     odd = (targets < -1) | (targets > (_MAX_INDEX if num_classes is None else num_classes - 1))
     if odd.any():
         row = int(odd.argmax())
-        raise _out_of_range(keys[row], int(targets[row]), num_classes)
+        raise _out_of_range(keys[row], int(targets[row]), num_classes, origin)
 
 
-def _out_of_range(key: str, label: int, num_classes: int | None) -> LabelError:
+def _out_of_range(key: str, label: int, num_classes: int | None, origin: str = "") -> LabelError:
     known = "whole numbers from 0" if num_classes is None else f"0 to {num_classes - 1}"
-    return LabelError(f"the label of {key!r} is {label}: expected {known}, or -1 for no label")
+    place = f" in {origin!r}" if origin else ""
+    return LabelError(f"the label of {key!r}{place} is {label}: expected {known}, or -1 for no label")
 
 
 def index_labels(labels: Sequence[object], keys: Sequence[str], origin: str) -> tuple[list[int], list[str] | None]:

@@ -3,13 +3,29 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections import Counter
+from collections.abc import Sequence
 
 from kdkit.data.sources.image import suffix_of
 from kdkit.errors import DatasetError
 
 _logger = logging.getLogger(__name__)
 _SHOWN = 5
+
+
+def skipped_of(source: object) -> Sequence[str]:
+    """What was left out of a source, or of the source within it, because of `skip_missing`: one text per entry."""
+    while source is not None:
+        if (skipped := getattr(source, "skipped", None)) is not None:
+            return list(map(str, skipped))
+        source = getattr(source, "source", None)
+    return ()
+
+
+def describe_skipped(source: object) -> str:
+    """How many entries `skip_missing` left out, after a comma; empty if none."""
+    return f", {len(skipped):,} entries skipped" if (skipped := skipped_of(source)) else ""
 
 
 class LeftOut:
@@ -20,7 +36,7 @@ class LeftOut:
         skip_missing: whether what should be an image, and is none, is skipped; otherwise it is an error.
 
     Attributes:
-        skipped: one text for each entry that was skipped.
+        skipped: one text for each entry that was skipped; it does not name `origin`, which differs between machines.
     """
 
     def __init__(self, origin: str, skip_missing: bool) -> None:
@@ -43,7 +59,9 @@ class LeftOut:
         """
         if not self._skip_missing:
             raise DatasetError(f"{message}: {remedy}, or give skip_missing")
-        self.skipped.append(message)
+        origin = re.escape(repr(self.origin)[1:-1])
+        within = re.sub(rf" in (the (tar|zip file) )?(['\"]){origin}\3", "", message)
+        self.skipped.append(re.sub(rf"(['\"]){origin}/", r"\1", within))
 
     def but(self) -> str:
         """What a place without images holds instead, for a message."""
@@ -64,5 +82,6 @@ class LeftOut:
                 self._first,
             )
         if self.skipped:
+            self.skipped.sort(key=lambda text: (text.casefold(), text))  # a file system lists in any order
             shown = "; ".join(self.skipped[:_SHOWN]) + ("; ..." if len(self.skipped) > _SHOWN else "")
             _logger.warning("skipped %d entries in %s: %s", len(self.skipped), self.origin, shown)

@@ -20,7 +20,7 @@ from kdkit.data.sources.base import ImageSource, SourceOptions, describe
 from kdkit.data.sources.labels import MISSING
 from kdkit.data.sources.mapped import MappedSource
 from kdkit.data.sources.selection import SelectedSource
-from kdkit.data.sources.table import TableSource, read_table
+from kdkit.data.sources.table import Table, TableSource, read_table
 from kdkit.errors import DatasetError, ShapeError, first_line
 
 _SEPARATED = re.compile(r"(?P<column>.+)\[(?P<separator>.+)\]")
@@ -132,18 +132,18 @@ def create(name: str, options: SourceOptions) -> MultiLabelSource | None:
     if separated is None and "," not in label:
         return None
     table = read_table(Path(name))
-    if label in table:  # a column of just this name
+    if label in table.columns:  # a column of just this name
         return None
     wanted = [separated["column"]] if separated else [part.strip() for part in label.split(",")]
     for column in wanted:
-        if column not in table:
-            raise DatasetError(f"{name!r} has no column {column!r}; it has {', '.join(table)}")
+        if column not in table.columns:
+            raise DatasetError(f"{name!r} has no column {column!r}; it has {', '.join(table.columns)}")
     source = TableSource(name, image_column=options.image_column, labels="none")
     if separated is None:
-        rows = [[_to_value(table[column][row], column, row, name) for column in wanted] for row in range(len(source))]
+        rows = [[_to_value(table, column, row) for column in wanted] for row in range(len(source))]
         return MultiLabelSource(source, rows, class_names=wanted)
     column, separator = separated["column"], separated["separator"]
-    tags = [_split(value, separator, f"row {row + 1} of {name!r}") for row, value in enumerate(table[column])]
+    tags = [_split(value, separator, table.place(row)) for row, value in enumerate(table.columns[column])]
     names = sorted({tag for each in tags for tag in each})
     if not names:
         raise DatasetError(f"the column {column!r} of {name!r} names no class")
@@ -166,11 +166,12 @@ def _split(value: object, separator: str, place: str) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def _to_value(value: object, column: str, row: int, name: str) -> float:
+def _to_value(table: Table, column: str, row: int) -> float:
+    value = table.columns[column][row]
     text = "" if value is None else str(value).strip().lower()
     if text not in _VALUES:
         raise DatasetError(
-            f"row {row + 1} of {name!r} has {value!r} in the label column {column!r}: expected 0 or 1, or nothing "
+            f"{table.place(row)} has {value!r} in the label column {column!r}: expected 0 or 1, or nothing "
             "where it is not labelled"
         )
     return _VALUES[text]

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 
 from PIL import Image
-from typing_extensions import Self
 
 from kdkit.data.sources.base import ImageSource, describe, targets_of
 
@@ -24,11 +23,6 @@ class SelectedSource:
         self.class_names: Sequence[str] | None = source.class_names
         known = targets_of(source)
         self.targets: Sequence[int] | None = None if known is None else known[self.rows].tolist()
-
-    @classmethod
-    def without(cls, source: ImageSource, keys: Collection[str]) -> Self:
-        """All samples of `source` but those with these keys."""
-        return cls(source, [row for row, key in enumerate(source.keys) if key not in keys])
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -6,6 +6,7 @@ import csv
 import io
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
@@ -55,14 +56,15 @@ class TableSource:
         options.check_rule("a table")
         origin = str(path)
         table = read_table(self.path)
-        names = choose_column(image_column, _PATH_COLUMNS, list(table), "image_column", origin)
-        column = choose_label(options, _LABEL_COLUMNS, list(table), names, origin)
-        self._paths = [_to_path(value, row, origin) for row, value in enumerate(table[names], start=1)]
+        columns = list(table.columns)
+        names = choose_column(image_column, _PATH_COLUMNS, columns, "image_column", origin)
+        column = choose_label(options, _LABEL_COLUMNS, columns, names, origin)
+        self._paths = [_to_path(value, table.place(row)) for row, value in enumerate(table.columns[names])]
         self.keys: Sequence[str] = below_common_folder(self._paths)
         self.class_names: Sequence[str] | None = None
         self.targets = [-1] * len(self.keys)
         if column is not None:
-            self.targets, self.class_names = index_labels(table[column], self._paths, origin)
+            self.targets, self.class_names = index_labels(table.columns[column], self._paths, origin)
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -84,22 +86,42 @@ def create(name: str, options: SourceOptions) -> ImageSource | None:
     )
 
 
-def read_table(path: Path) -> dict[str, list[object]]:
-    """Column -> its values, of a .csv, .tsv or .parquet file.
+@dataclass(frozen=True)
+class Table:
+    """The content of a .csv, .tsv or .parquet file."""
+
+    path: Path
+    """The file."""
+    columns: dict[str, list[object]]
+    """Column -> its values."""
+    lines: Sequence[int] = ()
+    """Line of the file that each row ends in, counted from 1; empty if the file has no lines."""
+
+    def place(self, row: int) -> str:
+        """The place of a row for a message: its line, as an editor shows it, or its number from 1."""
+        return f"{f'line {self.lines[row]}' if self.lines else f'row {row + 1}'} of {str(self.path)!r}"
+
+
+def read_table(path: Path) -> Table:
+    """Reads a .csv, .tsv or .parquet file.
 
     Raises:
-        DatasetError: the file cannot be read.
+        DatasetError: the file cannot be read, or has no row.
         MissingDependencyError: the file is Parquet, and pyarrow is not installed.
     """
-    return _read_parquet(path) if path.suffix.lower() == ".parquet" else _read_text(path)
+    table = _read_parquet(path) if path.suffix.lower() == ".parquet" else _read_text(path)
+    if not all(table.columns.values()):
+        raise DatasetError(f"the table {str(path)!r} names its columns and has no rows: expected one for each image")
+    return table
 
 
-def _read_text(path: Path) -> dict[str, list[object]]:
+def _read_text(path: Path) -> Table:
     try:
         with io.TextIOWrapper(open_binary(path), encoding="utf-8-sig", newline="") as file:
             rows = csv.reader(file, delimiter=_DELIMITERS[path.suffix.lower()], strict=True)
             header = next(rows, [])
             table: dict[str, list[object]] = {name.strip(): [] for name in header}
+            lines = []
             if len(table) != len(header) or not header:
                 raise DatasetError(f"the first line of {str(path)!r} must name each column once, got {header}")
             for row in rows:
@@ -109,14 +131,15 @@ def _read_text(path: Path) -> dict[str, list[object]]:
                     raise DatasetError(
                         f"line {rows.line_num} of {str(path)!r} has {len(row)} fields, expected {len(header)}: {header}"
                     )
+                lines.append(rows.line_num)
                 for column, value in zip(table.values(), row, strict=True):
                     column.append(value)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DatasetError(f"the table {str(path)!r} cannot be read: {error}") from error
-    return table
+    return Table(path, table, lines)
 
 
-def _read_parquet(path: Path) -> dict[str, list[object]]:
+def _read_parquet(path: Path) -> Table:
     try:
         import pyarrow
         import pyarrow.parquet
@@ -125,13 +148,13 @@ def _read_parquet(path: Path) -> dict[str, list[object]]:
     try:
         with open_binary(path) as file:
             table = pyarrow.parquet.read_table(file)
-        return {name: table.column(name).to_pylist() for name in table.column_names}
+        return Table(path, {name: table.column(name).to_pylist() for name in table.column_names})
     except (OSError, pyarrow.ArrowException) as error:
         raise DatasetError(f"the table {str(path)!r} cannot be read: {first_line(error)}") from error
 
 
-def _to_path(value: object, row: int, origin: str) -> str:
+def _to_path(value: object, place: str) -> str:
     if not isinstance(value, str) or not value.strip():
         kind = "no path" if value is None or value == "" else f"{type(value).__name__} in place of a path"
-        raise DatasetError(f"row {row} of {origin!r} has {kind}: expected the path of an image in each row")
+        raise DatasetError(f"{place} has {kind}: expected the path of an image in each row")
     return os.path.normpath(value)

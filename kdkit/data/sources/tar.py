@@ -11,8 +11,9 @@ from kdkit.data.sources.base import ImageSource, LabelRule, SourceOptions, descr
 from kdkit.data.sources.image import is_image
 from kdkit.data.sources.left_out import LeftOut
 from kdkit.data.sources.listing import Listing, index_classes, is_ignored, natural_order
-from kdkit.data.sources.member import Member, list_members, read_image, tar_files
+from kdkit.data.sources.member import Member, read_image
 from kdkit.data.sources.shard_names import is_series, is_shard_name, splits_of
+from kdkit.data.sources.tar_listing import list_members, tar_files
 from kdkit.data.sources.webdataset import WebDatasetSource, companions, has_labels
 from kdkit.errors import DatasetError
 

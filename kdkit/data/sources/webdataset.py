@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from PIL import Image
@@ -12,7 +12,8 @@ from kdkit.data.sources.image import is_image
 from kdkit.data.sources.labels import index_labels
 from kdkit.data.sources.left_out import LeftOut
 from kdkit.data.sources.listing import is_ignored
-from kdkit.data.sources.member import Member, list_members, read_image
+from kdkit.data.sources.member import Member, read_image, reading_in_order
+from kdkit.data.sources.tar_listing import list_members
 from kdkit.errors import DatasetError
 from kdkit.runtime.documents import parse_json
 
@@ -63,13 +64,14 @@ class WebDatasetSource:
         found: list[object] = []
         samples = _group(list_members(self.path) if members is None else members, left_out)
         only_plain = any(_plain_images(sample) for sample in samples.values())
-        for (shard, stem), sample in samples.items():
-            key = f"{shard or self.path.name}/{stem}"
-            image = _image(sample, key, left_out, only_plain=only_plain)
-            if image is not None:
-                keys.append(key)
-                self._images.append(image)
-                found.append(None if labels == "none" else _label(sample, label_field, key))
+        with reading_in_order() as read:
+            for (shard, stem), sample in samples.items():
+                key = f"{shard or self.path.name}/{stem}"
+                image = _image(sample, key, left_out, only_plain=only_plain)
+                if image is not None:
+                    keys.append(key)
+                    self._images.append(image)
+                    found.append(None if labels == "none" else _label(sample, label_field, key, read))
         if not keys:
             raise DatasetError(f"the shards in {str(path)!r} hold no images: expected NAME.jpg beside NAME.cls")
         self.keys: Sequence[str] = keys
@@ -155,14 +157,14 @@ def _image(sample: _Sample, key: str, left_out: LeftOut, *, only_plain: bool) ->
     return images[0] if images else None
 
 
-def _label(sample: _Sample, field: str | None, key: str) -> object:
+def _label(sample: _Sample, field: str | None, key: str, read: Callable[[Member], bytes]) -> object:
     """The label of a sample, as its file has it."""
     name = "label" if field is None else field
     try:
         if "cls" in sample and field is None:
-            return sample["cls"].read().decode()
+            return read(sample["cls"]).decode()
         if "json" in sample:
-            return parse_json(sample["json"].read(), f"the .json of {key!r}", error=DatasetError)[name]
+            return parse_json(read(sample["json"]), f"the .json of {key!r}", error=DatasetError)[name]
     except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
         raise DatasetError(
             f"the sample {key!r} has no label in its .cls or the field {name!r} of its .json "

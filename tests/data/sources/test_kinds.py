@@ -409,7 +409,7 @@ def test_a_rule_that_does_not_exist_is_refused_with_the_nearest_one(tmp_path: Pa
         create_source(folder(tmp_path, list("abcabc")), labels="folders")  # type: ignore[arg-type]
 
 
-def test_open_dataset_warns_of_labels_of_other_classes_than_the_caches(
+def test_open_dataset_has_no_labels_of_other_classes_than_the_caches(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = folder(tmp_path, list("abcabc"))
@@ -419,12 +419,15 @@ def test_open_dataset_warns_of_labels_of_other_classes_than_the_caches(
     kdkit.importers.import_arrays(
         tmp_path / "logits.npz", data, tmp_path / "c.h5", recipe=ViewRecipe.evaluation(8), num_workers=0
     )
-    kdkit.open_dataset(data, cache=tmp_path / "c.h5")  # as many classes as the data
+    dataset = kdkit.open_dataset(data, cache=tmp_path / "c.h5")  # as many classes as the data
+    assert not dataset.is_unlabelled
     assert caplog.text == ""
     monkeypatch.setattr(CachedTeacher, "names_classes", property(lambda cache: False))  # as of a part of ImageNet
     dataset = kdkit.open_dataset(data, cache=tmp_path / "c.h5")
-    assert not dataset.is_unlabelled
-    assert "the classes of the data are not those of the cache" in caplog.text
+    assert dataset.is_unlabelled
+    assert dataset.class_names is None
+    assert [dataset[row, 0].target for row in range(COUNT)] == [-1] * COUNT
+    assert "the data's 3 classes are not the cache's 3 classes: no label takes part in a loss" in caplog.text
 
 
 def test_a_student_without_a_head_takes_every_label(tmp_path: Path) -> None:

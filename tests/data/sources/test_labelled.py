@@ -167,9 +167,11 @@ def test_a_table_of_paths_alone_has_no_labels(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("path,label\na.png,0\nb.png\n", "line 3 of .* has 1 fields, expected 2"),
-        ("path,label\na.png,0\n,1\n", "row 2 of .* has no path"),
+        ("path,label\na.png,0\n,1\n", "line 3 of .* has no path"),
         ("path,path\na.png,0\n", "must name each column once"),
         ("", "must name each column once"),
+        ("path,label\n\n", "names its columns and has no rows"),
+        ('"a\nb",path,label\n\nx,"a\n.png",0\nx,,1\n', "line 6 of .* has no path"),
         ('path,label\n"a.png,0\n', "cannot be read"),
         ("path,image,label\na,b,0\n", "'path' and 'image' among"),
     ],

@@ -226,12 +226,12 @@ def test_what_holds_no_image_is_skipped_and_recorded_on_request(
     source = create_source(path, skip_missing=True)
     assert list(source.keys) == ["a/0.png", "b/0.png"]
     assert source.class_names == ["a", "b"]
-    assert [text.partition(" in ")[0] for text in source.skipped] == [
+    assert source.skipped == [  # without the path, which differs between machines
         "Pillow cannot decode 'a/1.heic'",
-        "the class folder 'c'",
-        "the class folder 'd'",
+        "the class folder 'c' holds no image that Pillow can decode",
+        "the class folder 'd' holds no image that Pillow can decode",
     ]
-    assert f"skipped 3 entries in {path}: Pillow cannot decode 'a/1.heic' in" in caplog.text
+    assert f"skipped 3 entries in {path}: Pillow cannot decode 'a/1.heic'; the class" in caplog.text
 
 
 @pytest.mark.parametrize("name", ["../a/0.png", "/a/0.png", "a/../b/0.png"])
@@ -310,7 +310,7 @@ def test_links_that_lead_nowhere_and_folders_that_cannot_be_listed_are_refused_o
         assert list(source.keys) == ["a/0.png", "b/0.png"]
         assert source.class_names == ["a", "b"]
         for name, reason in troubles.items():
-            assert any(f"{name!r} in" in text and reason in text for text in source.skipped)
+            assert f"{name!r} {reason}" in " ".join(source.skipped)
     else:
         for name in ("loop", "b/up", "a/1.png", "a/2.png"):
             with pytest.raises(DatasetError) as caught:

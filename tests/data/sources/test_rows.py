@@ -6,11 +6,15 @@ import json
 import tarfile
 import unicodedata
 import zipfile
+import zlib
 from pathlib import Path
 
 import h5py
+import numpy as np
 import pytest
 import timm
+import torch
+from commands import ROOT
 from PIL import Image
 
 import kdkit
@@ -107,3 +111,72 @@ def test_a_cache_of_the_same_keys_in_another_order_gives_each_image_its_own_row(
     keys = sorted(source.keys, reverse=True)  # as another version, or another reader, may have listed them
     digests = key_digests(keys)
     assert [keys[row] for row in match_rows(digests, key_digests(source.keys))] == list(source.keys)
+
+
+BEFORE = ROOT / "cache" / "golden" / "folder-970d0ad.h5"
+"""Built by kdkit at commit 970d0ad from the images of `of_before`: float16, 2 views, teacher MeanColour."""
+BEFORE_ROWS = ["b/12.png", "c2/007.png", "c2/9.png", "c2/10.png", "C3/x1.jpeg", "C3/x02.png"]
+BEFORE_ROWS += ["c10/a b.png", "c10/B.png", "é 寺/1.png", "é 寺/2.PNG"]
+BEFORE_NUMBERS = (9, 2, 1, 0, 6, 5, 4, 3, 7, 8)
+
+
+class MeanColour(torch.nn.Module):
+    """The teacher of that cache: a linear function of the mean colour."""
+
+    num_classes = 5
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.fc = torch.nn.Linear(3, 5)
+        torch.nn.init.constant_(self.fc.weight, 0.5)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.fc(images.mean((2, 3))) * images.new_tensor([1.0, 2, 3, 4, 5])
+        return logits
+
+
+def of_before(root: Path, kind: str) -> Path:
+    """The images that the cache BEFORE was built from."""
+    y, x, c = np.ogrid[:20, :24, :3]
+    for key, n in zip(BEFORE_ROWS, BEFORE_NUMBERS, strict=True):
+        (root / "images" / key).parent.mkdir(parents=True, exist_ok=True)
+        pixels = (7 * x * (c + 1) + 13 * y * n + 29 * n + x * y * (c + n)) % 256
+        Image.fromarray(pixels.astype(np.uint8)).save(root / "images" / key, "PNG")
+    if kind == "zip":
+        with zipfile.ZipFile(root / "images.zip", "w") as archive:
+            for key in BEFORE_ROWS:
+                archive.write(root / "images" / key, key)
+    if kind == "tar":
+        with tarfile.open(root / "images.tar", "w") as tar:
+            for key in BEFORE_ROWS:
+                tar.add(root / "images" / key, key)
+    return root / {"folder": "images"}.get(kind, f"images.{kind}")
+
+
+@pytest.mark.parametrize("kind", ["folder", "zip", "tar"])
+def test_fault_29_a_cache_of_before_still_matches_the_images_it_was_built_from(tmp_path: Path, kind: str) -> None:
+    data = of_before(tmp_path, kind)
+    cache = kdkit.open_cache(BEFORE)
+    dataset = kdkit.open_dataset(data, cache=cache)
+    assert list(dataset.keys) == cache.keys() == BEFORE_ROWS
+    assert dataset.class_names == cache.class_names == ["b", "c2", "C3", "c10", "é 寺"]
+    assert dataset.targets is not None
+    assert dataset.targets.tolist() == [0, 1, 1, 1, 2, 2, 3, 3, 4, 4]
+    teacher = kdkit.create_teacher(MeanColour())
+    for view in range(2):
+        pixels = {row: zlib.crc32(dataset[row, view].image.numpy().tobytes()) for row in range(len(dataset))}
+        assert cache.pixel_crc32(view) == pixels
+        images = torch.stack([dataset[row, view].image for row in range(len(dataset))]).float() / 255
+        decoded = cache.codecs["logits"].decode(cache.read_encoded(np.arange(10), view))
+        with torch.no_grad():
+            live = teacher.model(
+                (images - torch.tensor(teacher.normalization.mean)[:, None, None])
+                / torch.tensor(teacher.normalization.std)[:, None, None]
+            )
+        torch.testing.assert_close(decoded, live.log_softmax(1), rtol=0, atol=5e-3)
+    config = BuildConfig(codec="float16", num_workers=0)
+    (tmp_path / "again.h5").write_bytes(BEFORE.read_bytes())
+    recipe = kdkit.open_cache(BEFORE).recipe
+    built = kdkit.build_cache(teacher, kdkit.open_dataset(data, recipe=recipe), tmp_path / "again.h5", config)
+    assert built.images_built == 0

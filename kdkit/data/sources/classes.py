@@ -1,0 +1,66 @@
+"""The images of some classes of another source, with labels of these classes alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from PIL import Image
+
+from kdkit.data.sources.base import ImageSource, describe, targets_of
+from kdkit.errors import ClassMismatchError, DatasetError, nearest
+
+_SHOWN = 5
+
+
+class ClassesSource:
+    """The images of a source whose class is one of `class_names`; images of other classes are left out.
+
+    The label of an image is its class's place in `class_names`; keys stay the source's. An image without a label has no
+    class, so it stays, without a label.
+
+    Args:
+        source: the source.
+        class_names: names of the classes to keep [C], in the order of the new labels.
+        all_names: names of the source's classes, for a source of class indices that has no names itself.
+
+    Raises:
+        ClassMismatchError: the source has no such class.
+        DatasetError: its labels are known only after loading, so that no class can be left out, or no image is left.
+    """
+
+    def __init__(self, source: ImageSource, class_names: Sequence[str], all_names: Sequence[str] | None = None) -> None:
+        self.source = source
+        self.class_names: Sequence[str] | None = list(class_names)
+        targets = targets_of(source)
+        if targets is None:
+            raise DatasetError(
+                f"the labels of {source!r} are known only after its images are loaded: no class of it can be left out"
+            )
+        names = source.class_names if source.class_names is not None else all_names
+        places = self._places(names) if (targets >= 0).any() else {}
+        self.rows = [row for row, target in enumerate(targets.tolist()) if target < 0 or target in places]
+        self.targets: Sequence[int] = [places.get(int(targets[row]), -1) for row in self.rows]
+        self.keys: Sequence[str] = [source.keys[row] for row in self.rows]
+        if not self.rows:
+            raise DatasetError(f"{source!r} has no image of the chosen classes: give images of these")
+
+    def _places(self, names: Sequence[str] | None) -> dict[int, int]:
+        """Class index in the source -> the new label, of the classes that are kept."""
+        if names is None:
+            raise ClassMismatchError(f"{self.source!r} does not name its classes: none can be chosen by name")
+        chosen = self.class_names or ()
+        if absent := [name for name in chosen if name not in set(names)]:
+            more = f" and {len(absent) - _SHOWN} more" if len(absent) > _SHOWN else ""
+            raise ClassMismatchError(
+                f"{self.source!r} has no class {', '.join(map(repr, absent[:_SHOWN]))}{more}{nearest(absent[0], names)}"
+            )
+        return {list(names).index(name): place for place, name in enumerate(chosen)}
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        return self.source[self.rows[index]][0], self.targets[index]
+
+    def __repr__(self) -> str:
+        return describe(self, repr(self.source))

@@ -1,0 +1,53 @@
+"""A student names the caches that taught it: in its checkpoint, its description, its evaluation and its export."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from support import RECIPE, tiny_model, write_digits
+
+from kdkit import build_cache, create_teacher, open_cache, open_dataset
+from kdkit.building.config import BuildConfig
+from kdkit.cli import main
+from kdkit.student import Student
+
+
+@pytest.mark.parametrize("names", ["a", "ab"])
+def test_the_identities_of_the_caches_go_with_the_student(
+    tmp_path: Path, names: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_digits(tmp_path / "data", 40)
+    dataset, config = open_dataset(tmp_path / "data", recipe=RECIPE), BuildConfig(codec="float32", num_workers=0)
+    for seed, name in enumerate(names):
+        build_cache(create_teacher(tiny_model(seed=seed)), dataset, tmp_path / f"{name}.h5", config)
+    paths = [str(tmp_path / f"{name}.h5") for name in names]
+    identities = [open_cache(path).identity for path in paths]
+    run, fixed = str(tmp_path / "run"), ["--workers", "0", "--device", "cpu"]
+    train = ["--student", "test_resnet", "--epochs", "1", "--batch-size", "8", *fixed, "-o", run]
+    assert main(["distill", str(tmp_path / "data"), "--cache", *paths, *train]) == 0
+    checkpoint = torch.load(Path(run) / "last.pth.tar", weights_only=True)
+    assert all(identity in checkpoint["kdkit"]["config"]["cache_sha256"] for identity in identities)
+    expected = tuple({"teacher": "test_resnet", "identity": identity} for identity in identities)
+    assert Student.read(Path(run)).caches == expected
+    assert main(["export", run, "-o", str(tmp_path / "out")]) == 0
+    assert timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True).num_classes == 10
+    for student in (run, str(tmp_path / "out")):
+        report = tmp_path / "report.json"
+        command = ["evaluate", student, str(tmp_path / "data"), *fixed, "--output", str(report), "--overwrite"]
+        assert main(command) == 0
+        assert tuple(json.loads(report.read_text())["caches"]) == expected
+        shown = capsys.readouterr().out
+        assert all(f"taught by test_resnet, cache {identity}" in shown for identity in identities)
+
+
+def test_a_student_from_before_caches_were_named_is_read(tmp_path: Path) -> None:
+    student = Student("test_resnet", {"num_classes": 10}, 32, 1.0, "bicubic", None)
+    student.write(tmp_path)
+    values = json.loads((tmp_path / "student.json").read_text())
+    del values["caches"]
+    (tmp_path / "student.json").write_text(json.dumps(values))
+    assert Student.read(tmp_path) == student
