@@ -47,6 +47,9 @@ def test_a_torchvision_student_trains_and_is_evaluated_exported_and_a_teacher(fo
     assert main([*distill, "-o", "runs/tv"]) == 0
     assert main(["evaluate", "runs/tv", "data", "--workers", "0"]) == 0
     assert main(["export", "runs/tv", "-o", "exported"]) == 0
+    card = (folder / "exported" / "README.md").read_text()
+    assert "| architecture | torchvision:squeezenet1_1" in card
+    assert "| teacher | none, labels alone |" in card
     run, _ = load_student(StudentConfig(student="runs/tv"))
     exported, described = load_student(StudentConfig(student="exported"))
     images = torch.randn(2, 3, 32, 32)
