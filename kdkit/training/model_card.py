@@ -50,7 +50,8 @@ and the teacher.
 def _facts(student: Student, run: Path) -> Iterator[tuple[str, Any]]:
     """Name and value of each row."""
     config = _config(run)
-    training = config.get("train") if isinstance(config.get("train"), dict) else {}
+    found = config.get("train")
+    training: dict[str, Any] = found if isinstance(found, dict) else {}
     yield "architecture", f"{student.model} {student.model_args or ''}".strip()
     if student.num_parameters is not None:
         yield "parameters", f"{student.num_parameters:,}"
