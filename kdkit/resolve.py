@@ -164,7 +164,7 @@ def _resolve_member(config: SingleTeacherConfig, device: torch.device, card: Tea
     loading: dict[str, Any] = {"checkpoint": config.checkpoint, "device": device, "dtype": _dtype(config.dtype)}
     if card is not None or config.model.endswith(_CARD_SUFFIXES):
         return _resolve_card(card or load_card(config.model), config.input_size, loading, options)
-    if config.arch is not None:
+    if config.arch is not None and not is_student_folder(config.model):
         if not Path(config.model).is_file():
             raise ConfigError(f"with --arch, the teacher is a weights file, and there is no file {config.model!r}")
         return create_teacher(
@@ -179,7 +179,9 @@ def _resolve_member(config: SingleTeacherConfig, device: torch.device, card: Tea
 
 def _resolve_folder(config: SingleTeacherConfig, loading: dict[str, Any], options: dict[str, Any]) -> Teacher:
     """The teacher in a folder that `kdkit distill` or `kdkit export` wrote, with the names of its classes."""
-    model, student = load_student(StudentConfig(student=config.model, checkpoint=loading.pop("checkpoint")))
+    model, student = load_student(
+        StudentConfig(student=config.model, arch=config.arch, checkpoint=loading.pop("checkpoint"))
+    )
     return create_teacher(model, input_size=config.input_size, class_names=student.class_names, **loading, **options)
 
 

@@ -17,6 +17,7 @@ from kdkit.recipe import Interpolation, ViewRecipe
 from kdkit.runtime import files
 from kdkit.runtime.reading import read_json
 from kdkit.teachers.class_names import label_names
+from kdkit.teachers.imported_model import is_import_path
 from kdkit.teachers.model_config import model_config
 from kdkit.teachers.model_folder import MODEL_CONFIG
 from kdkit.teachers.timm_model import FIRST_WEIGHTS, build_model, build_trained
@@ -29,10 +30,12 @@ EXPORTED = MODEL_CONFIG
 _MAX_BYTES = 1 << 24  # the names of a million classes
 BEST, LAST = "model_best.pth.tar", "last.pth.tar"
 """A run's checkpoint with the best metric and its newest, by the names that timm gives them."""
+WEIGHTS = "model.safetensors"
+"""The weights of an export."""
 CACHES = "kdkit_caches"
 """Where the configuration of an export holds `Student.caches`."""
-CHECKPOINTS = (BEST, LAST)
-"""The checkpoints of a run's folder that weights are loaded from; the first that exists is used."""
+CHECKPOINTS = (BEST, LAST, WEIGHTS)
+"""The files of a run's or an export's folder that weights are loaded from; the first that exists is used."""
 
 
 @dataclass(frozen=True)
@@ -40,9 +43,9 @@ class Student:
     """How a student is built, and the images that it was evaluated on."""
 
     model: str
-    """timm name."""
+    """Name of timm or `torchvision:NAME`, or the import path of a function."""
     model_args: dict[str, Any]
-    """Further arguments of timm.create_model."""
+    """Further arguments of the function that makes it, timm.create_model for a timm name."""
     input_size: int
     """Side of its square input, pixels."""
     crop_pct: float
@@ -134,6 +137,11 @@ def load_student(config: StudentConfig) -> tuple[nn.Module, Student]:
 def _load_run(folder: Path, config: StudentConfig) -> tuple[nn.Module, Student]:
     """The student in a run's folder, in evaluation mode on the CPU, and its description."""
     student = Student.read(folder)
+    if is_import_path(student.model) and config.arch != student.model:
+        raise ConfigError(
+            f"the student in {str(folder)!r} is made by the code {student.model!r}, which runs only if you name it: "
+            f"give --arch {student.model}"
+        )
     path = _checkpoint(folder) if config.checkpoint is None else Path(config.checkpoint)
     found = read_checkpoint(path, ema=config.ema)
     try:

@@ -13,6 +13,7 @@ import torch
 from kdkit.building.config import BuildConfig
 from kdkit.building.fit import FIT_ROWS, fit_and_measure
 from kdkit.building.scan import record_content
+from kdkit.building.teacher import count_classes
 from kdkit.cache.codecs import (
     Codec,
     RowCodec,
@@ -115,14 +116,13 @@ class BuildPlan:
         """The logits' codec, not fitted yet, for the classes that teacher and dataset agree on; None without logits.
 
         Raises:
-            ConfigError: the teacher's class count is not known.
+            ConfigError: a codec has no such size.
             ClassMismatchError: teacher and dataset have different class counts.
         """
         if LOGITS not in self.config.streams:
             return None
-        name, num_classes, names = self.teacher.name, self.teacher.num_classes, self.dataset.class_names
-        if num_classes is None:
-            raise ConfigError(f"the teacher {name!r} does not tell how many classes it has: set model.num_classes")
+        name, names = self.teacher.name, self.dataset.class_names
+        num_classes = count_classes(self.teacher, self.dataset)
         if num_classes == 0 or (names is not None and len(names) != num_classes):
             raise ClassMismatchError(describe_count_mismatch(f"the teacher {name!r}", num_classes, names or ()))
         config = self.config

@@ -15,7 +15,7 @@ from kdkit.data import PixelBatch, ReplayedDataset, ReplayLoader
 from kdkit.errors import MissingTeacherError
 from kdkit.resolve import match_classes
 from kdkit.teachers import Teacher
-from kdkit.types import TeacherOutput
+from kdkit.types import Batch, TeacherOutput
 
 _logger = logging.getLogger(__name__)
 
@@ -75,6 +75,17 @@ def device_of(teacher: Teacher) -> torch.device:
     """The device that the teacher's weights are on; the CPU for a teacher without any."""
     model = teacher.model
     return next((tensor.device for tensor in (*model.parameters(), *model.buffers())), torch.device("cpu"))
+
+
+def count_classes(teacher: Teacher, dataset: ReplayedDataset) -> int:
+    """The width of the teacher's logits, from a pass over one black image where its model does not report it."""
+    if teacher.num_classes is not None:
+        return teacher.num_classes
+    side = dataset.recipe.teacher_size or dataset.recipe.size
+    image = torch.zeros(1, 3, side, side, device=device_of(teacher))
+    with torch.no_grad():
+        output = teacher(Batch(input=image, target=torch.zeros(1, dtype=torch.int64), row=None, view=None))
+    return select_stream(output, LOGITS, teacher.name).shape[1]
 
 
 def check_encodable(

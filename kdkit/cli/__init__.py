@@ -8,6 +8,7 @@ Where to look:
     _fields.py      fields of a configuration; _parse.py fills it, _help.py prints --help
     _flag_names.py  the flags of the fields that an error names
     _header.py      the description printed before a build; _loading.py, a notice while torch loads
+    _sweep.py       several runs of kdkit distill, one after the other
     _stopped.py     what Ctrl-C leaves behind, and which command continues
 """
 

@@ -17,7 +17,7 @@ from kdkit.errors import UsageError, nearest
 
 SHORT_FORMS: Mapping[str, tuple[str, ...]] = {
     "teacher": ("teacher.model",),
-    "arch": ("teacher.arch",),
+    "arch": ("teacher.arch", "arch"),
     "student": ("student",),
     "pretrained": ("pretrained",),
     "cache": ("cache",),
@@ -48,7 +48,7 @@ COMMAND_LINE_DEFAULTS: Mapping[str, Mapping[str, str]] = {"distill": {"train.vie
 """Command -> fields whose default on the command line differs from the one in Python."""
 
 LETTERS = {"-o": "--output"}
-_CONFIG, _RECIPE, _PRESET, _PRINT = "config", "recipe", "preset", "print_config"
+_CONFIG, _RECIPE, _PRESET, _PRINT, _SWEEP = "config", "recipe", "preset", "print_config", "sweep"
 
 
 class Grammar:
@@ -71,6 +71,7 @@ class Grammar:
                 self.short_forms[short] = path
         self.takes_recipe = any(path.startswith(f"{_RECIPE}.") for path in self.fields)
         self.takes_preset = command in _preset.COMMANDS
+        self.takes_sweep = command == "distill"
 
     def to_long_forms(self, arguments: Sequence[str]) -> list[str]:
         """The arguments as `--field=value`, a preset and configuration files first, so that flags override them.
@@ -173,7 +174,8 @@ class Grammar:
     @property
     def _special(self) -> list[str]:
         """Flags that are not configuration fields."""
-        return [_CONFIG, _PRINT] + [_RECIPE] * self.takes_recipe + [_PRESET] * self.takes_preset
+        taken = {_RECIPE: self.takes_recipe, _PRESET: self.takes_preset, _SWEEP: self.takes_sweep}
+        return [_CONFIG, _PRINT, *(name for name, is_taken in taken.items() if is_taken)]
 
     @property
     def spellings(self) -> list[str]:

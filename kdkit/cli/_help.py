@@ -34,6 +34,12 @@ def describe_command(grammar: Grammar, summary: str) -> str:
             )
     if grammar.takes_preset:
         lines += _entry("--preset NAME", "Published setting that flags override; see kdkit presets list.")
+    if grammar.takes_sweep:
+        lines += _entry(
+            "--sweep VALUES",
+            'Train one student for each combination of values, e.g. "loss=kl,dkd lr=1e-3,3e-4", each in a folder of '
+            "its own below the output; the same command resumes.",
+        )
     if grammar.fields:
         lines += _entry("--config FILE", "YAML file of these fields; --print_config prints one.")
     lines += _entry("--debug", "Show the traceback of an error.")

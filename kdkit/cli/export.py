@@ -9,6 +9,7 @@ from kdkit.training.config import ExportConfig
 def run(arguments: list[str]) -> None:
     """Writes a student in the layout of timm's hub."""
     config = parse_config(ExportConfig, "export", arguments, {"RUN": "student"})
+    from kdkit.student import STUDENT
     from kdkit.training.export import export_student
 
     report = export_student(config)
@@ -18,4 +19,7 @@ def run(arguments: list[str]) -> None:
         print(f"{file}: {file.stat().st_size:,} bytes")
     for line in report.caches:
         print(f"taught by {line}")
+    if any(file.name == STUDENT for file in report.files):
+        print(f"kdkit evaluate {report.folder} DATA, and --teacher {report.folder} load it")
+        return
     print(f'timm.create_model("local-dir:{report.folder}", pretrained=True) loads it')

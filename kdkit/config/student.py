@@ -10,7 +10,10 @@ class StudentConfig:
     """A trained student."""
 
     student: str
-    """Folder that `kdkit distill` or `kdkit export` wrote, or a timm name."""
+    """Folder that `kdkit distill` or `kdkit export` wrote, or a name of timm or `torchvision:NAME`."""
+
+    arch: str | None = None
+    """Function that makes the student, package.module:function, if its run names one: code runs only if you name it."""
 
     checkpoint: str | None = None
     """Weights file; by default the folder's best checkpoint, else its last, or timm's pretrained weights."""

@@ -14,8 +14,15 @@ from torch import Tensor, nn
 
 from kdkit.errors import CheckpointError, ConfigError, KdkitError, UnknownNameError, first_line, nearest
 from kdkit.runtime.memory import is_out_of_memory
+from kdkit.teachers.imported_model import create_imported_model, find_function, is_import_path
 from kdkit.teachers.model_config import model_config
 from kdkit.teachers.model_folder import FOLDER_PREFIX, check_num_weights, find_weights
+from kdkit.teachers.torchvision_model import (
+    PREFIX,
+    check_torchvision_name,
+    create_torchvision_model,
+    torchvision_size_option,
+)
 from kdkit.teachers.weights import (
     Checkpoint,
     fit_state,
@@ -27,7 +34,7 @@ from kdkit.teachers.weights import (
 
 _FROM_HUB = ("hf-hub:", "hf_hub:")
 _WITHOUT_NETWORK = {
-    "student": "leave out pretrained, or give a weights file, --student_options '{checkpoint_path: FILE}'",
+    "student": "leave out pretrained, or give a weights file, --student_checkpoint FILE",
     "teacher": "give a weights file, --teacher.checkpoint FILE (in Python checkpoint=FILE)",
 }
 _FILE = "checkpoint_path"
@@ -108,6 +115,24 @@ def build_trained(
     return module
 
 
+def load_body(module: nn.Module, checkpoint: Checkpoint) -> None:
+    """Loads a checkpoint's weights into a model whose classifier may be another one, which then stays as it is.
+
+    Raises:
+        CheckpointError: other weights than the classifier's do not fit.
+    """
+    own = module.state_dict()
+    state = dict(checkpoint.fitted_to(own.keys()))
+    names = model_config(module).get("classifier") or ()
+    heads = tuple(f"{name}." for name in ((names,) if isinstance(names, str) else names))
+    if any(name.startswith(heads) and name in state and state[name].shape != own[name].shape for name in own):
+        logging.getLogger(__name__).warning(
+            "%r: its classifier has other classes, and is left out", str(checkpoint.path)
+        )
+        state |= {name: value for name, value in own.items() if name.startswith(heads)}
+    load_state(module, state, checkpoint.path)
+
+
 def check_name(name: str, subject: str = "model") -> None:
     """Checks that timm has the model and, if one is given, the tag.
 
@@ -115,6 +140,12 @@ def check_name(name: str, subject: str = "model") -> None:
         UnknownNameError: it does not; the error suggests the nearest names.
     """
     if name.startswith((FOLDER_PREFIX, *_FROM_HUB)):
+        return
+    if name.startswith(PREFIX):
+        check_torchvision_name(name, subject)
+        return
+    if is_import_path(name):
+        find_function(name, subject)
         return
     base, _, tag = name.partition(".")
     if not timm.is_model(base):
@@ -144,7 +175,7 @@ def create_model(name: str, subject: str, *, pretrained: bool = False, **options
     file = options.pop(_FILE, None)
     try:
         with _quiet_hub():
-            model: nn.Module = timm.create_model(name, pretrained=pretrained, **options)
+            model = _create(name, subject, pretrained=pretrained, **options)
     except KdkitError:
         raise
     except Exception as error:  # models, their builders and hub clients raise errors of many kinds
@@ -152,6 +183,28 @@ def create_model(name: str, subject: str, *, pretrained: bool = False, **options
     if file:
         load_state(model, read_checkpoint(file).fitted_to(model.state_dict().keys()), file)
     return model
+
+
+def is_timm_name(name: str) -> bool:
+    """Whether timm builds the model of that name."""
+    return not name.startswith(PREFIX) and not is_import_path(name)
+
+
+def _create(name: str, subject: str, *, pretrained: bool, **options: Any) -> nn.Module:
+    if name.startswith(PREFIX):
+        return create_torchvision_model(name, pretrained=pretrained, **options)
+    if is_import_path(name):
+        return create_imported_model(name, subject, pretrained=pretrained, **options)
+    model: nn.Module = timm.create_model(name, pretrained=pretrained, **options)
+    return model
+
+
+def size_option(name: str, size: int) -> dict[str, int]:
+    """The option that gives a model that is made for one image size the side `size`, pixels; empty for any other."""
+    if name.startswith(PREFIX):
+        return torchvision_size_option(name, size)
+    fixed = getattr(timm.get_pretrained_cfg(name, allow_unregistered=True), "fixed_input_size", False)
+    return {"img_size": size} if fixed else {}
 
 
 @contextmanager

@@ -17,5 +17,5 @@ Where to look:
     confidence.py   leaves out views by the teacher's predictions
     loading.py      how many views one decode serves, where the run is to choose
     interrupt.py    stopping on SIGINT and SIGTERM
-    export.py       writes the student for timm and ONNX (kdkit/student.py reads it back)
+    export.py       writes the student for timm and ONNX (kdkit/student.py reads it back); model_card.py its README.md
 """

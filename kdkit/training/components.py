@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 from timm.utils import unwrap_model
 from torch import nn
@@ -27,7 +26,8 @@ from kdkit.tasks import DistillationTask, TrainingTask
 from kdkit.teachers import Teacher
 from kdkit.teachers.card import find_card
 from kdkit.teachers.class_names import describe_count_mismatch
-from kdkit.teachers.timm_model import FIRST_WEIGHTS, check_name, create_model
+from kdkit.teachers.timm_model import FIRST_WEIGHTS, check_name, create_model, load_body, size_option
+from kdkit.teachers.weights import read_checkpoint
 from kdkit.training.config import DistillConfig
 from kdkit.training.create_task import create_task
 from kdkit.training.labels import check_labels, class_names_of
@@ -117,12 +117,16 @@ def _create_student(config: DistillConfig, dataset: ReplayedDataset, num_classes
     if is_student_folder(config.student):
         raise UnknownNameError(
             f"the student {config.student!r} is the folder of a trained one, expected a timm name: to start from its "
-            "weights, name its model and give --student_options '{checkpoint_path: FILE}'"
+            "weights, name its model and give --student_checkpoint FILE"
         )
     check_name(config.student, "student")
+    checkpoint = None if config.student_checkpoint is None else read_checkpoint(config.student_checkpoint)
     torch.manual_seed(config.train.seed)  # just before the student, so that it starts alike with and without a teacher
     arguments = {"pretrained": config.pretrained, **_model_args(config, dataset, num_classes)}
-    return create_model(config.student, "student", **arguments)
+    student = create_model(config.student, "student", **arguments)
+    if checkpoint is not None:
+        load_body(student, checkpoint)
+    return student
 
 
 def _num_classes(
@@ -155,7 +159,7 @@ def _live_teacher(config: DistillConfig, dataset: ReplayedDataset, device: torch
 
 def _model_args(config: DistillConfig, dataset: ReplayedDataset, num_classes: int) -> dict[str, Any]:
     """The arguments of timm.create_model for the student."""
-    return {"num_classes": num_classes, **_image_size(config.student, dataset), **config.student_options}
+    return {"num_classes": num_classes, **size_option(config.student, dataset.recipe.size), **config.student_options}
 
 
 def describe(
@@ -196,12 +200,6 @@ def card_top1(task: TrainingTask, cache: CacheReader | None, num_classes: int) -
     if card is None or card.num_classes != num_classes:
         return None
     return max((top1.percent for top1 in card.published_top1), default=None)
-
-
-def _image_size(student: str, dataset: ReplayedDataset) -> dict[str, int]:
-    """The views' size, for a model that is made for one size."""
-    fixed = getattr(timm.get_pretrained_cfg(student, allow_unregistered=True), "fixed_input_size", False)
-    return {"img_size": dataset.recipe.size} if fixed else {}
 
 
 def create_loader(

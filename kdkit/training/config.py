@@ -43,10 +43,14 @@ class DistillConfig(ColumnsConfig, DeviceConfig, MismatchConfig, OverwriteConfig
     """Folder for checkpoints, config.yaml, metrics.jsonl and summary.csv."""
 
     student: str
-    """timm name of the student; it gets as many classes as the data has."""
+    """Student: a name of timm (resnet18, vit_tiny_patch16_224) or torchvision:NAME, or a function of your own,
+    package.module:function; it gets as many classes as the data has."""
 
     pretrained: bool = False
-    """Start from timm's pretrained weights of the student, with a new head where the classes differ."""
+    """Start from the student's published weights, with a new head where the classes differ."""
+
+    student_checkpoint: str | None = None
+    """Start from the weights in this file (safetensors or torch), with a new head where the classes differ."""
 
     student_options: dict[str, Any] = field(default_factory=dict)
     """Further arguments of timm.create_model for the student, e.g. {drop_path_rate: 0.1}."""
@@ -149,6 +153,8 @@ class DistillConfig(ColumnsConfig, DeviceConfig, MismatchConfig, OverwriteConfig
             raise ConfigError(f"label_smoothing must be at least 0 and below 1, got {self.label_smoothing}")
         if self.is_ema_teacher and self.train.ema_decay is None:
             raise ConfigError("the teacher 'ema' is the student's moving average: give it a decay, --train.ema_decay")
+        if self.pretrained and self.student_checkpoint is not None:
+            raise ConfigError("a student starts from one set of weights, got pretrained and student_checkpoint")
         if self.resume and self.overwrite:
             raise ConfigError("a run is either resumed (--resume) or replaced (--overwrite), got both")
 

@@ -8,17 +8,29 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 from timm.models import save_for_hf
 from torch import nn
 
 from kdkit.errors import MissingDependencyError
+from kdkit.runtime import files
 from kdkit.runtime.install import install_command
 from kdkit.runtime.output import prepare_output
-from kdkit.student import CACHES, load_student
+from kdkit.student import CACHES, STUDENT, WEIGHTS, Student, load_student
+from kdkit.student import EXPORTED as CONFIG
+from kdkit.teachers.model_config import model_config
+from kdkit.teachers.timm_model import is_timm_name
 from kdkit.training.config import ExportConfig
+from kdkit.training.model_card import CARD, describe_model
 from kdkit.types import Normalization
 
-WEIGHTS, CONFIG, ONNX = "model.safetensors", "config.json", "model.onnx"
+ONNX = "model.onnx"
+_FILES = (WEIGHTS, CONFIG, STUDENT, CARD, ONNX)
+_OF_TIMMS_WEIGHTS = (
+    *("url", "file", "state_dict", "hf_hub_id", "hf_hub_filename", "source", "license", "origin_url", "description"),
+    *("paper_name", "paper_ids", "notes"),
+)
+"""Entries of a pretrained_cfg that tell where its weights come from."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +50,9 @@ class ExportReport:
 def export_student(config: ExportConfig) -> ExportReport:
     """Writes a student's weights as safetensors, config.json in the layout of timm's hub, and ONNX if `config` has it.
 
+    A student that timm does not build gets kdkit's student.json in place of config.json. README.md is a model card with
+    what taught the student, on which images, and how it was measured.
+
     The configuration holds the size, crop, interpolation, mean and standard deviation of its images, and the names of
     its classes, so that timm.data.resolve_model_data_config and the like find them.
 
@@ -49,8 +64,24 @@ def export_student(config: ExportConfig) -> ExportReport:
     if config.onnx and importlib.util.find_spec("onnx") is None:
         raise MissingDependencyError(f"an ONNX export needs onnx: {install_command('onnx')}")
     model, student = load_student(config)
-    folder = prepare_output(config.output, (WEIGHTS, CONFIG, ONNX), overwrite=config.overwrite)
+    folder = prepare_output(config.output, _FILES, overwrite=config.overwrite)
+    if is_timm := is_timm_name(student.model):
+        _write_for_timm(model, student, folder)
+    else:
+        save_file({name: value.contiguous() for name, value in model.state_dict().items()}, folder / WEIGHTS)
+        student.write(folder)
+    files.write_text(folder / CARD, describe_model(student, Path(config.student), is_timm=is_timm))
+    if config.onnx:
+        _write_onnx(model, student.input_size, folder / ONNX)
+    written = tuple(path for name in _FILES if (path := folder / name).exists())
+    return ExportReport(folder, written, student.weights, tuple(student.describe_caches()))
+
+
+def _write_for_timm(model: nn.Module, student: Student, folder: Path) -> None:
+    """Writes weights and config.json as timm's hub has them; what timm knows of its own weights is left out."""
     normalization = Normalization.of(model)
+    own = {name: value for name, value in model_config(model).items() if name not in _OF_TIMMS_WEIGHTS}
+    setattr(model, "pretrained_cfg", own | {"tag": "kdkit", "custom_load": False})  # noqa: B010 -- not a tensor
     save_for_hf(
         model,
         folder,
@@ -67,11 +98,6 @@ def export_student(config: ExportConfig) -> ExportReport:
             "std": normalization.std,
         },
     )
-    if config.onnx:
-        _write_onnx(model, student.input_size, folder / ONNX)
-    names = (WEIGHTS, CONFIG, ONNX) if config.onnx else (WEIGHTS, CONFIG)
-    caches = tuple(student.describe_caches())
-    return ExportReport(folder, tuple(folder / name for name in names), student.weights, caches)
 
 
 def _write_onnx(model: nn.Module, size: int, path: Path) -> None:

@@ -32,7 +32,15 @@ SKIPPED = "skipped.jsonl"
 """Samples that could not be read: key and reason; and entries of the data that --skip-missing left out."""
 
 _FREE = {
-    *("output", "data", "cache", "teacher", "validation", "device"),  # paths; the contents of their files are compared
+    *(
+        "output",
+        "data",
+        "cache",
+        "teacher",
+        "validation",
+        "device",
+        "student_checkpoint",
+    ),  # paths; the contents of their files are compared
     *("resume", "overwrite", "preflight", "tracker", "project", "allow_mismatch"),
 }
 _FREE_TRAIN = {"num_workers", "log_every", "checkpoint_every"}

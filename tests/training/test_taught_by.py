@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+import yaml
 from support import RECIPE, tiny_model, write_digits
 
 from kdkit import build_cache, create_teacher, open_cache, open_dataset
@@ -35,6 +36,13 @@ def test_the_identities_of_the_caches_go_with_the_student(
     assert Student.read(Path(run)).caches == expected
     assert main(["export", run, "-o", str(tmp_path / "out")]) == 0
     assert timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True).num_classes == 10
+    _, header, card = (tmp_path / "out" / "README.md").read_text().split("---\n", 2)
+    assert yaml.safe_load(header)["library_name"] == "timm"
+    assert all(f"test_resnet, cache {identity}" in card for identity in identities)
+    assert f"| training images | {tmp_path / 'data'} |" in card
+    told = json.loads((tmp_path / "out" / "config.json").read_text())["pretrained_cfg"]
+    assert told["tag"] == "kdkit"
+    assert not {"license", "origin_url", "hf_hub_id", "url", "paper_ids"} & {*told}  # of timm's own weights
     for student in (run, str(tmp_path / "out")):
         report = tmp_path / "report.json"
         command = ["evaluate", student, str(tmp_path / "data"), *fixed, "--output", str(report), "--overwrite"]

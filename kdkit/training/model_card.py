@@ -1,0 +1,117 @@
+"""The model card of an export: README.md, as model hubs show it, from what the run's folder holds."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from kdkit._version import __version__
+from kdkit.errors import KdkitError, printable
+from kdkit.runtime.reading import read_text, read_yaml
+from kdkit.student import Student
+from kdkit.training.logger import SUMMARY
+from kdkit.training.run import CONFIG
+
+CARD = "README.md"
+"""The file of a model card."""
+_MAX_BYTES = 1 << 24
+_METRICS = {"val_top1": "top-1", "val_mAP": "mAP"}
+
+
+def describe_model(student: Student, run: Path, *, is_timm: bool) -> str:
+    """The text of the model card: what the student is, what taught it, on which images, and how it was measured.
+
+    Args:
+        student: the description of the student.
+        run: the folder of its run; of what is missing there, the card says nothing.
+        is_timm: whether timm loads the export.
+    """
+    header = {"library_name": "timm" if is_timm else "kdkit"}
+    tags = ["image-classification", "knowledge-distillation", "kdkit", *(["timm"] if is_timm else [])]
+    rows = "\n".join(f"| {name} | {_cell(value)} |" for name, value in _facts(student, run))
+    return f"""---
+{yaml.safe_dump({**header, "tags": tags}, sort_keys=False)}---
+
+# {_cell(student.model)}
+
+Trained with kdkit {__version__}. The licence of these weights is for their author to state: it depends on the images
+and the teacher.
+
+| | |
+|---|---|
+{rows}
+"""
+
+
+def _facts(student: Student, run: Path) -> Iterator[tuple[str, Any]]:
+    """Name and value of each row."""
+    config = _config(run)
+    found = config.get("train")
+    training: dict[str, Any] = found if isinstance(found, dict) else {}
+    yield "architecture", f"{student.model} {student.model_args or ''}".strip()
+    if student.num_parameters is not None:
+        yield "parameters", f"{student.num_parameters:,}"
+    yield (
+        "input",
+        f"{student.input_size} x {student.input_size} pixels, crop {student.crop_pct:g}, {student.interpolation}",
+    )
+    if student.class_names is not None:
+        yield "classes", len(student.class_names)
+    if config:
+        yield "training images", config.get("data")
+        yield "teacher", _teacher(student, config)
+        yield "loss", _loss(config)
+        yield "training", f"{training.get('epochs')} epochs, {student.num_views or 'unknown'} views per image"
+    if (best := _best(run)) is not None:
+        metric, value, epoch = best
+        yield (
+            f"best {metric}",
+            f"{value:.2f} % in epoch {epoch}, on {config.get('validation', 'the validation images')}",
+        )
+    if student.weights is not None:
+        yield "weights", student.weights
+
+
+def _teacher(student: Student, config: Mapping[str, Any]) -> str:
+    if student.caches:
+        return "; ".join(student.describe_caches())
+    teacher = config.get("teacher")
+    return str(teacher.get("model")) if isinstance(teacher, dict) else "none, labels alone"
+
+
+def _loss(config: Mapping[str, Any]) -> str:
+    labels = f"{config.get('task_loss_weight')} x labels"
+    if config.get("teacher") is None and not config.get("cache"):
+        return labels
+    return f"{labels} + {config.get('distill_loss_weight')} x {config.get('distill_loss')}"
+
+
+def _config(run: Path) -> dict[str, Any]:
+    try:
+        found = read_yaml(run / CONFIG, max_aliases=100)
+    except KdkitError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _best(run: Path) -> tuple[str, float, int] | None:
+    """Metric, its best value in percent, and its epoch, counted from 1; None for a run without validation."""
+    try:
+        rows = list(csv.DictReader(read_text(run / SUMMARY, limit=_MAX_BYTES).splitlines()))
+        for field, metric in _METRICS.items():
+            measured = [(float(row[field]), -int(row["epoch"])) for row in rows if row.get(field)]
+            if measured:
+                value, epoch = max(measured)
+                return metric, value, 1 - epoch
+    except (KdkitError, ValueError, LookupError, csv.Error):
+        pass
+    return None
+
+
+def _cell(value: Any) -> str:
+    """A value in a cell of a Markdown table."""
+    return printable(" ".join(str(value).split())).replace("|", "\\|").replace("<", "&lt;")
