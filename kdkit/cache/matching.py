@@ -111,6 +111,7 @@ def _check_partners(path: Path, metadata: CacheMetadata, dataset: Replayable, ro
         found = set(rows.tolist())
         names = [key for row, key in enumerate(stored_keys(path, metadata.num_rows)) if row not in found]
         raise CacheMismatchError(
-            f"the cache {str(path)!r} mixes each image with another, and {lacking} of its {metadata.num_rows} images are "
-            f"not in the dataset ({list_keys(names)}): open all of them, and train on a part with --train.fraction, or build another cache"
+            f"the cache {str(path)!r} mixes each image with another, and {lacking} of its {metadata.num_rows} images "
+            f"are not in the dataset ({list_keys(names)}): open all of them, and train on a part with --train.fraction,"
+            " or build another cache"
         )

@@ -92,6 +92,7 @@ def test_pruned_and_extended_back_a_cache_answers_as_a_fresh_build(tmp_path: Pat
     check_whole(path, range(100))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kept", [range(1500, 3000), [*range(5), *range(1025, 3000, 7)], [2999]])
 def test_a_pruned_cache_of_more_than_a_block_has_every_hash_that_the_format_stores(tmp_path: Path, kept: Any) -> None:
     """Rows that were not hashed come to stand where hashes are stored; their pixels are drawn again."""

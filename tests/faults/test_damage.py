@@ -83,6 +83,7 @@ for rows in (np.arange(10), np.arange(500), np.array([700])):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("packed", [True, False])
 def test_fault_07_a_file_cut_while_it_is_open_raises_and_does_not_end_the_process(tmp_path: Path, packed: bool) -> None:
     path = CACHE.build(tmp_path / "t.h5", packed=packed)

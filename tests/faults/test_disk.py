@@ -72,6 +72,7 @@ def _assert_only_committed(root: Path) -> None:
             writer.read(Shard(view, start, min(start + 1000, CACHE.num_rows)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("call", CALLS)
 def test_fault_05_a_full_disk_at_any_call_is_reported_leaves_no_temporary_file_and_the_build_resumes(
     tmp_path: Path, call: str

@@ -110,6 +110,7 @@ with writer_lock(Path(sys.argv[1])):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_fault_37_workers_that_outlive_a_killed_writer_hold_no_lock(tmp_path: Path, method: str) -> None:
     if method not in multiprocessing.get_all_start_methods():
@@ -151,6 +152,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
+@pytest.mark.slow
 def test_fault_37_a_worker_that_starts_while_its_parent_is_killed_ends() -> None:
     owner = subprocess.Popen([sys.executable, "-c", ORPHAN], stdout=subprocess.PIPE, text=True)
     assert owner.stdout is not None
