@@ -16,7 +16,9 @@ def write_run(folder: Path, top1: list[float], *, config: dict[str, Any] | None 
     logger = RunLogger(folder)
     for epoch, value in enumerate(top1):
         logger.log_steps([step_record(epoch, 2 * epoch + number) for number in range(2)])
-        logger.log_epoch({"epoch": epoch, "loss": 1.5, "images": 100.0, "seconds": 4.0, "val_top1": value})
+        logger.log_epoch(
+            {"epoch": epoch, "loss": 1.5, "images": 100.0, "seconds": 4.0, "waiting": 0.25, "val_top1": value}
+        )
     values = {"student": "resnet18", "cache": "some/t.h5", "distill_loss": "kl", "train": {"epochs": len(top1)}}
     (folder / "config.yaml").write_text(yaml.safe_dump({**values, **(config or {})}))
     (folder / "student.json").write_text(json.dumps({"model": "resnet18", **student}))

@@ -54,6 +54,8 @@ class RunSummary:
     """Training images per second, evaluation excluded."""
     seconds: float | None
     """Wall time of the training steps."""
+    waiting: float | None
+    """Share of that time in which training waited for images, 0 to 1."""
     cache_bytes: int | None
     """Bytes on disk of its caches; None if they are not there any more."""
     output: str
@@ -107,6 +109,7 @@ def summarise(run: Run) -> RunSummary:
         **{f"last_{name.lower()}": _number(last.get(f"{prefix}{name}")) for name in ("top1", "top5", "mAP")},
         images_per_second=images / seconds if images and seconds else None,
         seconds=seconds,
+        waiting=_mean_share(run.epochs),
         cache_bytes=_cache_bytes(_caches(config)),
         output=str(run.folder),
     )
@@ -167,6 +170,14 @@ def _part(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 def _total(records: Sequence[Record], name: str) -> float | None:
     values = [value for value in (_number(record.get(name)) for record in records) if value is not None]
     return sum(values) if values else None
+
+
+def _mean_share(epochs: Sequence[Record]) -> float | None:
+    """The share of the time of all epochs that was waiting; None if an epoch does not tell."""
+    parts = [(_number(epoch.get("waiting")), _number(epoch.get("seconds"))) for epoch in epochs]
+    known = [(share * seconds, seconds) for share, seconds in parts if share is not None and seconds is not None]
+    total = sum(seconds for _, seconds in known)
+    return sum(waited for waited, _ in known) / total if total and len(known) == len(epochs) else None
 
 
 def _text(value: Any) -> str | None:

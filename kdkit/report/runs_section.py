@@ -7,7 +7,7 @@ from typing import Any
 
 from kdkit.report.chart import Chart, charts_html
 from kdkit.report.page import escape
-from kdkit.report.table import format_count, format_percent, format_seconds
+from kdkit.report.table import format_count, format_percent, format_seconds, format_share
 
 _CONTROLS = """<div class="controls"><label>smoothing <input type="range" id="smoothing" min="0" max="0.98" step="0.02"
 value="0"> <output id="smoothing-value">0.00</output></label>
@@ -25,6 +25,7 @@ _NUMBERS: Mapping[str, tuple[str, Callable[[Any], str]]] = {
     "last_top5": ("last top-5", format_percent),
     "last_map": ("last mAP", format_percent),
     "images_per_second": ("images/s", format_count),
+    "waiting": ("waiting", format_share),
     "seconds": ("time", format_seconds),
     "cache_bytes": ("bytes", format_count),
 }

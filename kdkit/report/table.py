@@ -51,6 +51,11 @@ def format_percent(value: float | None) -> str:
     return _MISSING if value is None else f"{value:.2f}"
 
 
+def format_share(value: float | None) -> str:
+    """A share from 0 to 1 as a whole percentage."""
+    return _MISSING if value is None else f"{value:.0%}"
+
+
 def _text(name: str) -> Callable[[Row], str]:
     return lambda row: _MISSING if row[name] is None else str(row[name])
 
@@ -76,9 +81,10 @@ _COLUMNS = {
     "best mAP": _Column("mAP (epoch)", _best("best_map")),
     "last": _Column("last", lambda row: format_percent(row["last_map" if row["last_top1"] is None else "last_top1"])),
     "speed": _Column("images/s", lambda row: format_count(row["images_per_second"])),
+    "waiting": _Column("waiting", lambda row: format_share(row["waiting"])),
     "time": _Column("time", lambda row: format_seconds(row["seconds"])),
 }
-_DROPPED_FIRST = ("speed", "parameters", "views", "time", "last", "loss", "epochs", "student", "teacher")
+_DROPPED_FIRST = ("waiting", "speed", "parameters", "views", "time", "last", "loss", "epochs", "student", "teacher")
 
 
 @dataclass(frozen=True)

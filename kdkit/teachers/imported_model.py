@@ -1,4 +1,4 @@
-"""Models of one's own code, by the import path `package.module:function`."""
+"""Models of a user's code, by the import path `package.module:function`."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def create_imported_model(name: str, subject: str, *, pretrained: bool, **option
     """Calls the function with the options, and with `pretrained` and `num_classes` only if it takes them.
 
     Raises:
-        ConfigError: it does not return a module, or takes no `pretrained` and is asked for it.
+        ConfigError: it does not return a module, or takes no `pretrained` although that was given.
     """
     function = find_function(name, subject)
     takes = inspect.signature(function).parameters

@@ -47,7 +47,7 @@ def test_the_best_run_stands_first_and_its_best_epoch_is_counted_from_one(tmp_pa
     first, second = compare([tmp_path / "a", tmp_path / "b"]).rows
     assert (first["best_top1"], first["best_epoch"], first["last_top1"]) == (90.0, 2, 80.0)
     assert (first["teacher"], first["loss"], first["parameters"], first["views"]) == ("t.h5", "kl", 11_700_000, 8)
-    assert (first["images_per_second"], first["seconds"]) == (25.0, 12.0)
+    assert (first["images_per_second"], first["seconds"], first["waiting"]) == (25.0, 12.0, 0.25)
     assert second["best_top1"] == 60.0
 
 
