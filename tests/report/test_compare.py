@@ -166,7 +166,7 @@ def test_no_line_of_the_table_is_wider_than_the_terminal(tmp_path: Path, width: 
     assert max(map(cell_len, lines)) <= width
     assert "top-1" in lines[0]
     assert "\x1b" not in table.text(width)
-    assert ("no room for" in table.text(width)) == (width < 140)
+    assert ("no room for" in table.text(width)) == (width < 200)
 
 
 def test_json_and_csv_hold_every_figure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

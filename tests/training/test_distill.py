@@ -305,5 +305,12 @@ def test_tensorboard_holds_the_same_numbers(folder: Path) -> None:
     events.Reload()
     logged = [json.loads(line) for line in (folder / "board" / "metrics.jsonl").read_text().splitlines()]
     expected = [record["loss"] for record in logged if record["kind"] == "step"]
-    assert [event.value for event in events.Scalars("loss")] == pytest.approx(expected)
-    assert [event.step for event in events.Scalars("epoch/val_top1")] == [2, 5]
+    assert [event.value for event in events.Scalars("loss/loss")] == pytest.approx(expected)
+    assert [event.step for event in events.Scalars("validation/top1")] == [2, 5]
+    assert {tag.partition("/")[0] for tag in events.Tags()["scalars"]} == {
+        *("loss", "teacher", "speed", "optimizer", "validation", "validation (EMA)"),
+        *("loss (mean of the epoch)", "teacher (mean of the epoch)", "speed (mean of the epoch)"),
+        "optimizer (mean of the epoch)",
+    }
+    create_tracker("tensorboard", Run(folder / "empty")).close()
+    assert not (folder / "empty" / "tensorboard").exists()
