@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ STUDENT = "student.json"
 """The file of a run's folder that describes how its student is built."""
 EXPORTED = MODEL_CONFIG
 """The file of an export's folder that describes its model, in the layout of timm's hub."""
+_SHOWN = 16  # digits of an identity
 _MAX_BYTES = 1 << 24  # the names of a million classes
 BEST, LAST = "model_best.pth.tar", "last.pth.tar"
 """A run's checkpoint with the best metric and its newest, by the names that timm gives them."""
@@ -93,14 +95,15 @@ class Student:
             raise CheckpointError(f"{str(path)!r} does not describe a student: its model_args name {foreign[0]}")
         return student
 
-    def describe_caches(self) -> list[str]:
-        """A line for each cache that taught it: its teacher and its identity."""
-        return [f"{cache.get('teacher')}, cache {cache.get('identity')}" for cache in self.caches]
-
     @property
     def recipe(self) -> ViewRecipe:
         """Its evaluation view."""
         return ViewRecipe.evaluation(self.input_size, crop_pct=self.crop_pct, interpolation=self.interpolation)
+
+
+def describe_caches(caches: Sequence[Mapping[str, str]]) -> list[str]:
+    """A line for each cache that taught a student: its teacher and the beginning of its identity."""
+    return [f"{cache.get('teacher')}, cache {str(cache.get('identity'))[:_SHOWN]}" for cache in caches]
 
 
 def is_student_folder(name: str | Path) -> bool:

@@ -11,6 +11,7 @@ def run(arguments: list[str]) -> None:
     config = parse_config(EvaluateConfig, "evaluate", arguments, {"RUN": "student", "DATA": "data"})
     from kdkit.evaluation.student import evaluate_student
     from kdkit.runtime.layout import format_rate, print_wrapped
+    from kdkit.student import describe_caches
 
     report = evaluate_student(config, show_progress=True)
     figures = f"loss {report.loss:.4f}"
@@ -20,5 +21,5 @@ def run(arguments: list[str]) -> None:
     if report.weights is not None:
         print_wrapped(f"weights: {report.weights}")
     print_wrapped(f"{report.student}: {figures}, {size}")
-    for cache in report.caches:
-        print(f"taught by {cache.get('teacher')}, cache {cache.get('identity')}")
+    for line in describe_caches(report.caches):
+        print_wrapped(f"taught by {line}")

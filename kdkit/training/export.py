@@ -16,7 +16,7 @@ from kdkit.errors import MissingDependencyError
 from kdkit.runtime import files
 from kdkit.runtime.install import install_command
 from kdkit.runtime.output import prepare_output
-from kdkit.student import CACHES, STUDENT, WEIGHTS, Student, load_student
+from kdkit.student import CACHES, STUDENT, WEIGHTS, Student, describe_caches, load_student
 from kdkit.student import EXPORTED as CONFIG
 from kdkit.teachers.model_config import model_config
 from kdkit.teachers.timm_model import is_timm_name
@@ -74,7 +74,7 @@ def export_student(config: ExportConfig) -> ExportReport:
     if config.onnx:
         _write_onnx(model, student.input_size, folder / ONNX)
     written = tuple(path for name in _FILES if (path := folder / name).exists())
-    return ExportReport(folder, written, student.weights, tuple(student.describe_caches()))
+    return ExportReport(folder, written, student.weights, tuple(describe_caches(student.caches)))
 
 
 def _write_for_timm(model: nn.Module, student: Student, folder: Path) -> None:

@@ -12,7 +12,7 @@ import yaml
 from kdkit._version import __version__
 from kdkit.errors import KdkitError, printable
 from kdkit.runtime.reading import read_text, read_yaml
-from kdkit.student import Student
+from kdkit.student import Student, describe_caches
 from kdkit.training.logger import SUMMARY
 from kdkit.training.run import CONFIG
 
@@ -78,7 +78,7 @@ def _facts(student: Student, run: Path) -> Iterator[tuple[str, Any]]:
 
 def _teacher(student: Student, config: Mapping[str, Any]) -> str:
     if student.caches:
-        return "; ".join(student.describe_caches())
+        return "; ".join(describe_caches(student.caches))
     teacher = config.get("teacher")
     return str(teacher.get("model")) if isinstance(teacher, dict) else "none, labels alone"
 

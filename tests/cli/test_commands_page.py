@@ -143,7 +143,7 @@ def line_of(command: Sequence[str], capsys: pytest.CaptureFixture[str]) -> str:
         ),
         (f"kdkit distill data --size 32 --student test_resnet {SHORT} -o runs/baseline", "student      test_resnet"),
         ("kdkit evaluate runs/r18 val", "runs/r18: top-1 "),
-        ("kdkit export runs/r18 -o exported", "exported/model.safetensors: "),
+        ("kdkit export runs/r18 -o exported", "weights: runs/r18/"),
         ("kdkit compare runs/r18", "run "),
         ("kdkit cache show teacher.h5 data --sort entropy -o sheet.png", "sheet.png: 16 views of 8 images"),
         ("kdkit report runs/r18 --cache teacher.h5 --data data -o report.html", "report.html: 1 run, "),
@@ -174,7 +174,7 @@ def test_a_run_is_described_before_it_and_its_best_weights_are_named_after_it(fo
 @pytest.mark.slow
 def test_a_build_is_described_before_it_and_its_next_command_is_named_after_it(folder: Path) -> None:
     shown = run_in(folder, BUILD.replace("-o teacher.h5", "-o described.h5"))
-    labels = ("teacher", "images", "views", "streams", "device", "output")
+    labels = ("teacher", "precision", "images", "views", "streams", "device", "output")
     assert [line.split(" ")[0] for line in shown.splitlines()][: len(labels)] == list(labels)
     millions = sum(weight.numel() for weight in tiny_model().parameters()) / 1e6
     assert f"test_resnet, {millions:.1f} M parameters" in shown

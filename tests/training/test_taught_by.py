@@ -38,7 +38,7 @@ def test_the_identities_of_the_caches_go_with_the_student(
     assert timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True).num_classes == 10
     _, header, card = (tmp_path / "out" / "README.md").read_text().split("---\n", 2)
     assert yaml.safe_load(header)["library_name"] == "timm"
-    assert all(f"test_resnet, cache {identity}" in card for identity in identities)
+    assert all(f"test_resnet, cache {identity[:16]}" in card for identity in identities)
     assert f"| training images | {tmp_path / 'data'} |" in card
     told = json.loads((tmp_path / "out" / "config.json").read_text())["pretrained_cfg"]
     assert told["tag"] == "kdkit"
@@ -49,7 +49,7 @@ def test_the_identities_of_the_caches_go_with_the_student(
         assert main(command) == 0
         assert tuple(json.loads(report.read_text())["caches"]) == expected
         shown = capsys.readouterr().out
-        assert all(f"taught by test_resnet, cache {identity}" in shown for identity in identities)
+        assert all(f"taught by test_resnet, cache {identity[:16]}" in shown for identity in identities)
 
 
 def test_a_student_from_before_caches_were_named_is_read(tmp_path: Path) -> None:
