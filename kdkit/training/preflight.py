@@ -9,7 +9,7 @@ import copy
 import resource
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -30,6 +30,7 @@ IMAGES = 256
 """Minimum number of labelled images that the teacher's top-1 is measured on; rounded up to whole batches."""
 _CHANCES = 3.0  # a teacher that knows the classes is right far more often than by chance, also on hard crops
 _ENOUGH = 16  # labelled images below which even a good teacher may miss them all
+_UNBALANCED = 20.0  # published recipes begin with losses within one order of magnitude of the loss on labels
 _KIBIBYTE = 1024
 
 
@@ -48,6 +49,10 @@ class PreflightReport:
     optimiser's state comes on top."""
     num_classes: int | None
     """Classes C that teacher and student agree on; None without a teacher."""
+    label_loss: float | None = None
+    """The loss on labels of that step, times its weight; None without such a loss."""
+    distill_loss: float | None = None
+    """The distillation losses of that step, times their weights; None without a teacher."""
 
     def __str__(self) -> str:
         card = "" if self.card_top1 is None else f" (its card cites {self.card_top1:.1f} % on ImageNet)"
@@ -55,7 +60,18 @@ class PreflightReport:
         accuracy = f"teacher top-1 {self.teacher_top1:.1f} % on {self.images} training views{card}, " if known else ""
         low = "; the teacher is hardly better than chance: are these its classes and its normalisation?"
         step = f"a step takes {self.step_bytes / 2**20:,.0f} MiB of memory"
-        return f"before the first step: {accuracy}{step}{low if self.is_suspicious else ''}"
+        return f"before the first step: {accuracy}{step}{low if self.is_suspicious else ''}{self._balance}"
+
+    @property
+    def _balance(self) -> str:
+        """What to do about a distillation loss that leaves the labels no part in the gradient."""
+        if not self.label_loss or self.distill_loss is None or self.distill_loss < _UNBALANCED * self.label_loss:
+            return ""
+        times = self.distill_loss / self.label_loss
+        return (
+            f"; the distillation loss begins at {self.distill_loss:.3g}, {times:.0f} times the loss on labels: with "
+            f"{1 / times:.2g} of its weight (--distill_loss_weight) both begin alike"
+        )
 
     @property
     def is_suspicious(self) -> bool:
@@ -94,12 +110,14 @@ def preflight(
     first_batches = ReplayLoader(loader.dataset, sampler, loader.normalization, device=loader.device)
     hits = labelled = 0
     step_bytes, num_classes = 0, None
+    losses: list[float | None] = [None, None]
     # Not `first_batches` itself, which on a GPU loads one batch more than it yields.
     for number, batch in enumerate(map(first_batches.to_batch, first_batches.pixel_batches())):
         teacher_output = None if source is None else source(batch)
         if number == 0:
-            step_bytes, output = _step(task, batch, teacher_output, amp)
-            num_classes = _compare_classes(output, teacher_output)
+            step_bytes, result = _step(task, batch, teacher_output, amp)
+            num_classes = _compare_classes(result.get("output"), teacher_output)
+            losses = [_loss_of(result, name) for name in ("weighted_task_loss", "weighted_kd_loss")]
         if teacher_output is None or teacher_output.logits is None or batch.target.ndim != 1:
             break
         known = batch.target >= 0
@@ -107,7 +125,12 @@ def preflight(
         labelled += int(known.sum())
         if (number + 1) * len(batch.target) >= IMAGES:
             break
-    return PreflightReport(100 * hits / labelled if labelled else None, labelled, card_top1, step_bytes, num_classes)
+    top1 = 100 * hits / labelled if labelled else None
+    return PreflightReport(top1, labelled, card_top1, step_bytes, num_classes, *losses)
+
+
+def _loss_of(result: Mapping[str, Tensor], name: str) -> float | None:
+    return float(result[name]) if name in result else None
 
 
 def time_step(task: TrainingTask, batch: Batch, source: TeacherSource | None, config: TrainConfig) -> float:
@@ -124,8 +147,8 @@ def time_step(task: TrainingTask, batch: Batch, source: TeacherSource | None, co
 
 def _step(
     task: TrainingTask, batch: Batch, teacher_output: TeacherOutput | None, amp: torch.dtype | None
-) -> tuple[int, Tensor | None]:
-    """Bytes of one forward and backward pass, and the student's output [B, C]."""
+) -> tuple[int, Mapping[str, Tensor]]:
+    """Bytes of one forward and backward pass, and what the task returned."""
     device = batch.input.device
     with _undone(task, device):
         if device.type == "cuda":
@@ -135,9 +158,9 @@ def _step(
             result = forward(task, batch, teacher_output, amp)
             result["loss"].backward()
         if device.type == "cuda":
-            return torch.cuda.max_memory_allocated(device), result.get("output")
+            return torch.cuda.max_memory_allocated(device), result
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB, but bytes on macOS
-        return peak * (1 if sys.platform == "darwin" else _KIBIBYTE), result.get("output")
+        return peak * (1 if sys.platform == "darwin" else _KIBIBYTE), result
 
 
 @contextmanager

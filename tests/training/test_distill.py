@@ -204,6 +204,20 @@ def test_the_preflight_measures_teacher_classes_and_memory_and_changes_nothing(f
     assert all(torch.equal(weights[0][name], value) for name, value in weights[1].items())
 
 
+def test_the_preflight_names_the_weight_of_a_loss_that_leaves_the_labels_no_part(folder: Path) -> None:
+    reports = {}
+    for weight in (1.0, 1e4):
+        output = folder / f"weight-{weight:g}"
+        reports[weight] = distill(config(folder, output, distill_loss_weight=weight)).preflight
+    assert reports[1.0] is not None
+    assert reports[1e4] is not None
+    assert reports[1e4].distill_loss == pytest.approx(1e4 * reports[1.0].distill_loss, rel=1e-5)
+    assert reports[1e4].label_loss == pytest.approx(reports[1.0].label_loss)
+    assert "times the loss on labels" not in str(reports[1.0])
+    share = reports[1e4].label_loss / reports[1e4].distill_loss
+    assert f"with {share:.2g} of its weight (--distill_loss_weight) both begin alike" in str(reports[1e4])
+
+
 class _Tracker(types.ModuleType):
     """A module of wandb's shape."""
 
