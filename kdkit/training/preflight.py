@@ -130,7 +130,7 @@ def preflight(
 
 
 def _loss_of(result: Mapping[str, Tensor], name: str) -> float | None:
-    return float(result[name]) if name in result else None
+    return result[name].detach().item() if name in result else None
 
 
 def time_step(task: TrainingTask, batch: Batch, source: TeacherSource | None, config: TrainConfig) -> float:
