@@ -43,7 +43,7 @@ def distill(folder: Path, output: Path, *more: str) -> list[str]:
     return [
         "distill", "--data", str(folder / "images"), "--validation", str(folder / "images"), "--cache",
         str(folder / "t.h5"), "--student", "test_vit", "--output", str(output), "--train.epochs", "2",
-        "--train.num_workers", "0", "--train.opt", "momentum", "--train.lr", "0.01", *more,
+        "--train.num_workers", "0", "--train.opt", "momentum", "--train.lr", "0.01", "--views-per-decode", "1", *more,
     ]  # fmt: skip
 
 
