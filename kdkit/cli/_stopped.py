@@ -36,6 +36,8 @@ class Interrupt:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self.came = True
+        if self._ends_process:
+            sys.excepthook = lambda *error: None  # threads that serve the workers find these gone, which is no news
         if self._ends_process and any(map(_is_loading, _COMPILED)):
             self.report()
             sys.stdout.flush()

@@ -143,7 +143,7 @@ def line_of(command: Sequence[str], capsys: pytest.CaptureFixture[str]) -> str:
         ),
         (f"kdkit distill data --size 32 --student test_resnet {SHORT} -o runs/baseline", "student      test_resnet"),
         ("kdkit evaluate runs/r18 val", "runs/r18: top-1 "),
-        ("kdkit export runs/r18 -o exported", "weights: runs/r18/"),
+        ("kdkit export runs/r18 -o exported", "weights: 'runs/r18/model_best.pth.tar'"),
         ("kdkit compare runs/r18", "run "),
         ("kdkit cache show teacher.h5 data --sort entropy -o sheet.png", "sheet.png: 16 views of 8 images"),
         ("kdkit report runs/r18 --cache teacher.h5 --data data -o report.html", "report.html: 1 run, "),

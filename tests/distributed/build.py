@@ -40,7 +40,9 @@ def main(path: str, batch_size: int, die_after: int) -> None:
     engine.run_teacher = counting
     source = CountingDigits(1797, unreadable=(3, 1200))  # of the shares of both ranks
     dataset = ReplayedDataset(source, ViewRecipe(size=16, num_views=2, hflip=0.0))
-    config = BuildConfig(codec="float32", num_workers=0, batch_size=batch_size, shard_rows=1000, unreadable="skip")
+    config = BuildConfig(
+        codec="float32", num_workers=0, batch_size=batch_size, shard_rows=1000, unreadable="skip", memory=1
+    )
     build_cache(create_teacher(tiny_model()), dataset, path, config)
     dist.destroy_process_group()
 
