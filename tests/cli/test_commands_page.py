@@ -28,7 +28,6 @@ from timm.models import save_for_hf
 from kdkit.cache import open_cache
 from kdkit.cli import COMMANDS, main
 from kdkit.cli._parse import parse_config
-from kdkit.demo.run import WAYS
 from kdkit.errors import ConfigError
 from kdkit.training.config import DistillConfig
 
@@ -352,19 +351,6 @@ def test_an_export_is_a_teacher_and_onnx_is_written(folder: Path) -> None:
     run_in(folder, "kdkit cache build data --teacher runs/r18 --size 32 --codec float32 -o run32.h5")
     made_with = [open_cache(folder / name).metadata.teacher["weights_sha256"] for name in ("export.h5", "run32.h5")]
     assert made_with[0] == made_with[1]
-
-
-@pytest.mark.slow
-def test_the_demonstration_runs_with_bare_flags_and_writes_cache_metrics_and_curves(folder: Path) -> None:
-    run_in(folder, "kdkit demo --seeds 1 --epochs 2 --teacher-epochs 2 --views 1 --workers 0 -o demo")
-    summary = (folder / "demo" / "summary.csv").read_text()
-    assert all(way in summary for way in WAYS)
-    assert open_cache(folder / "demo" / "teacher.h5").num_rows == 1347
-    assert (folder / "demo" / "curves.png").read_bytes().startswith(b"\x89PNG")
-    records = [json.loads(line) for line in (folder / "demo" / "metrics.jsonl").read_text().splitlines()]
-    assert len([record for record in records if record["kind"] == "epoch"]) == 2 + 2 * len(WAYS)
-    code, again = in_terminal(folder, "kdkit demo -o demo")
-    assert (code, "--overwrite" in again) == (1, True)
 
 
 @pytest.mark.parametrize(

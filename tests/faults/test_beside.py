@@ -74,10 +74,7 @@ def _look(cache: Synthetic, path: Path, committed: set[object]) -> int:
     return -1 if path.is_file() else len(sealed)
 
 
-@pytest.mark.parametrize(
-    "method",
-    ["fork", pytest.param("spawn", marks=pytest.mark.slow), pytest.param("forkserver", marks=pytest.mark.slow)],
-)
+@pytest.mark.parametrize("method", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
 def test_fault_25_workers_of_every_start_method_get_identical_pixels_and_values(tmp_path: Path, method: str) -> None:
     made = Synthetic(num_rows=1500)
     caches = [open_cache(made.build(tmp_path / f"{packed}.h5", packed=packed)) for packed in (True, False)]

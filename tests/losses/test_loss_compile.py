@@ -54,7 +54,7 @@ def test_a_loss_is_one_graph_and_computes_the_same(case):
 
 @torch_compile
 @pytest.mark.slow
-@pytest.mark.parametrize("case", ["kl", "dkd", "dkd on soft labels", "dist", "rkd_angle", "dkd sparse"])
+@pytest.mark.parametrize("case", ["dkd on soft labels", "dist", "dkd sparse"])
 def test_generated_code_computes_the_same(case):
     loss, leaf, rest = CASES[case]
     torch.compiler.reset()

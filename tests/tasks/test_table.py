@@ -128,7 +128,7 @@ PAIRS = [(kind, *pair) for kind, loss in KINDS.items() for pair in pairs(kind, l
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "student", "teacher"), PAIRS)
+@pytest.mark.parametrize(("kind", "student", "teacher"), [pair for pair in PAIRS if pair[1] != pair[2]])
 def test_each_task_with_every_loss_is_one_graph_with_the_eager_result(kind: str, student: str, teacher: str) -> None:
     """Values and gradients of every term. Autograd's compiler, which takes long, sees a pair of each task."""
     task = make(kind, every_loss(kind, student, teacher), student, teacher).float()
@@ -160,7 +160,7 @@ def assert_compiles_to_the_same(
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch's own compiler needs g++")
 @pytest.mark.filterwarnings("ignore:.*torch._prims_common.check.* is deprecated:FutureWarning")  # torch's own
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["feature"])  # which compares logits, too
 def test_each_task_compiled_to_machine_code_has_the_eager_result(kind: str) -> None:
     task = make(kind, KINDS[kind], VIT, CNN).float()
     assert_compiles_to_the_same(task, (batch()[0].float(), batch()[1], None), "inductor")
