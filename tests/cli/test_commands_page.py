@@ -31,6 +31,9 @@ from kdkit.cli._parse import parse_config
 from kdkit.errors import ConfigError
 from kdkit.training.config import DistillConfig
 
+pytestmark = pytest.mark.xdist_group("page")  # they share what takes long to set up
+
+
 ROOT = Path(__file__).parents[2]
 CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 

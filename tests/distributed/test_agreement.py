@@ -14,6 +14,9 @@ import pytest
 from safetensors.torch import save_file
 from support import tiny_model, torchrun, write_digits
 
+pytestmark = pytest.mark.xdist_group("agreement")  # they share what takes long to set up
+
+
 COUNT = 24
 RANK_1 = "rank 1 has other data than rank 0: "
 

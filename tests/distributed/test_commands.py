@@ -19,6 +19,8 @@ from support import cache_contents, tiny_model, write_digits
 
 from kdkit.cli import main
 
+pytestmark = pytest.mark.xdist_group("commands")  # they share what takes long to set up
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:

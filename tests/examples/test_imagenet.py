@@ -18,6 +18,9 @@ from kdkit.cache import open_cache
 from kdkit.evaluation.config import EvaluateConfig
 from kdkit.evaluation.student import evaluate_student
 
+pytestmark = pytest.mark.xdist_group("imagenet")  # they share what takes long to set up
+
+
 SCRIPTS = ROOT / "examples" / "imagenet"
 TEACHER = "tf_efficientnet_lite0.in1k"
 WEIGHTS = ("--teacher.checkpoint", "imagenet/tf_efficientnet_lite0.safetensors")

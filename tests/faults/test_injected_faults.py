@@ -15,6 +15,9 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.xdist_group("injected")  # they share what takes long to set up
+
+
 KILLS = {
     "build": 2,
     "extend": 2,
