@@ -21,7 +21,7 @@ from kdkit.building.unreadable import leave_out_unreadable, listing_unreadable, 
 from kdkit.cache.lazy_arrays import BEGUN, begun_at
 from kdkit.cache.reader import CachedTeacher
 from kdkit.cache.writer import CacheWriter
-from kdkit.data import ReplayedDataset
+from kdkit.data import ReplayedDataset, translate_worker_errors
 from kdkit.data.ranks import check_same_on_ranks
 from kdkit.runtime import distributed
 from kdkit.runtime.agreement import check_same_settings
@@ -46,6 +46,7 @@ class BuildReport:
     """Wall time of this run."""
 
 
+@translate_worker_errors()  # torch may report a death once more, from whatever runs then
 def build_cache(
     teacher: Teacher,
     dataset: ReplayedDataset,

@@ -26,13 +26,14 @@ from kdkit.cache.format.metadata import CacheMetadata
 from kdkit.cache.pixels import check_pixels, checked_views
 from kdkit.cache.reader import CachedTeacher
 from kdkit.cache.writer import CacheWriter
-from kdkit.data import ReplayedDataset
+from kdkit.data import ReplayedDataset, translate_worker_errors
 from kdkit.data.ranks import check_same_on_ranks
 from kdkit.runtime import distributed
 from kdkit.runtime.agreement import check_same_settings
 from kdkit.teachers import Teacher
 
 
+@translate_worker_errors()  # torch may report a death once more, from whatever runs then
 def extend_cache(
     teacher: Teacher,
     dataset: ReplayedDataset,
