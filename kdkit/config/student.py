@@ -10,7 +10,7 @@ class StudentConfig:
     """A trained student."""
 
     student: str
-    """Folder that `kdkit distill` or `kdkit export` wrote, or a name of timm or `torchvision:NAME`."""
+    """Folder that `kdkit distill` or `kdkit export` wrote, or the name of a model of timm or torchvision."""
 
     arch: str | None = None
     """Function that makes the student, package.module:function, if its run names one: code runs only if you name it."""
