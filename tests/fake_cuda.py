@@ -24,7 +24,7 @@ CUDA = torch.device("cuda", 0)
 
 @dataclass
 class FakeGPU:
-    """The record of what a run asked of the GPU."""
+    """The record of what a run requested from the GPU."""
 
     streams: list[FakeStream] = field(default_factory=list)
     """Every stream that was made, in order."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,22 @@ from kdkit.types import Batch, Normalization, TeacherOutput
 
 CLASSES = [str(digit) for digit in range(10)]
 RECIPE = ViewRecipe(size=32, scale=(0.3, 1.0), hflip=0.5, auto_augment="rand-m5-n2-mstd0.5", num_views=2, seed=7)
+
+
+@contextmanager
+def within(seconds: int) -> Iterator[None]:
+    """Fails a call that waits for ever, as one that opens a pipe would."""
+
+    def late(number: int, frame: object) -> None:
+        raise AssertionError(f"not done within {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def tiny_model(name: str = "test_resnet", *, seed: int = 0, num_classes: int = 10) -> nn.Module:

@@ -6,7 +6,6 @@ import dataclasses
 import json
 import os
 import shutil
-import signal
 import tracemalloc
 import zlib
 from collections.abc import Callable, Iterator
@@ -19,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file
-from support import tiny_model
+from support import tiny_model, within
 from synthetic import Synthetic
 
 from kdkit import CacheSpec, CacheWriter, create_teacher, open_cache
@@ -41,15 +40,8 @@ CACHE = Synthetic(num_rows=2100, num_views=2)
 @pytest.fixture(autouse=True)
 def _no_wait() -> Iterator[None]:
     """Whoever opens a pipe waits for ever: then the test fails instead."""
-
-    def late(number: int, frame: object) -> None:
-        raise AssertionError("it waits")
-
-    before = signal.signal(signal.SIGALRM, late)
-    signal.alarm(60)
-    yield
-    signal.alarm(0)
-    signal.signal(signal.SIGALRM, before)
+    with within(60):
+        yield
 
 
 NAMES = [

@@ -4,35 +4,18 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import socket
 import tracemalloc
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support import within
 
 from kdkit.errors import CheckpointError, ConfigError, KdkitError, printable
 from kdkit.runtime.documents import parse_json, parse_yaml
 from kdkit.runtime.reading import open_regular, read_bytes, read_json, read_text, read_yaml
-
-
-@contextmanager
-def within(seconds: int) -> Iterator[None]:
-    """Ends a call that waits for ever."""
-
-    def late(number: int, frame: object) -> None:
-        raise AssertionError(f"not done within {seconds} s")
-
-    before = signal.signal(signal.SIGALRM, late)
-    signal.alarm(seconds)
-    try:
-        yield
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
 
 
 def open_and_read(path: Path) -> bytes:

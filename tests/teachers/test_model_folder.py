@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ import pytest
 import timm
 import torch
 from safetensors.torch import load_file, save_file
-from support import tiny_model
+from support import tiny_model, within
 from torch import Tensor
 
 from kdkit import create_teacher
@@ -32,15 +31,8 @@ CONFIG: dict[str, Any] = {
 @pytest.fixture(autouse=True)
 def _no_wait() -> Iterator[None]:
     """A model of 10^6 layers, or a pipe, would be waited for."""
-
-    def late(number: int, frame: object) -> None:
-        raise AssertionError("it waits")
-
-    before = signal.signal(signal.SIGALRM, late)
-    signal.alarm(60)
-    yield
-    signal.alarm(0)
-    signal.signal(signal.SIGALRM, before)
+    with within(60):
+        yield
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Students and teachers that are not timm's: torchvision's models, and functions of one's own."""
+"""Students and teachers that are not timm's: torchvision's models, and functions of a user's code."""
 
 from __future__ import annotations
 

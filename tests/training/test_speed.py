@@ -1,4 +1,4 @@
-"""What makes a run fast by default, what the header says of it, and what is said where the loop waits for images."""
+"""What makes a run fast by default, what the header says of it, and the advice where the loop waits for images."""
 
 from __future__ import annotations
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from support import within
 
 from kdkit.data import create_source
 from kdkit.data.sources.content import SampleContent
@@ -19,20 +18,6 @@ PLACES: dict[str, Callable[[Path], object]] = {
     "a device": lambda path: path.symlink_to("/dev/zero"),
 }
 DATA = ("it.csv", "it.tsv", "it.parquet", "it.zip", "it.tar", "folder/000.tar")
-
-
-@contextmanager
-def within(seconds: int) -> Iterator[None]:
-    def stop(*_: object) -> None:
-        raise AssertionError(f"it waited for more than {seconds} s")
-
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.alarm(seconds)
-    try:
-        yield
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
 
 
 @pytest.mark.parametrize("place", PLACES)
