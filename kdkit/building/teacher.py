@@ -15,6 +15,7 @@ from kdkit.data import PixelBatch, ReplayedDataset, ReplayLoader
 from kdkit.errors import MissingTeacherError
 from kdkit.resolve import match_classes
 from kdkit.teachers import Teacher
+from kdkit.teachers.class_names import check_tellable
 from kdkit.types import Batch, TeacherOutput
 
 _logger = logging.getLogger(__name__)
@@ -47,6 +48,8 @@ def for_dataset(teacher: Teacher, dataset: ReplayedDataset, streams: Collection[
     """
     names = dataset.class_names
     if names is None:
+        if not dataset.is_unlabelled and not dataset.is_multi_label:
+            check_tellable(teacher.class_names, f"the teacher {teacher.name!r}")
         return teacher
     found = match_classes(teacher, names, needs_logits=LOGITS in streams)
     if found.class_map != teacher.class_map:

@@ -107,6 +107,11 @@ class ClassSelection:
                 f"the classes of the data are {_shorten(names)}, the chosen classes of {_describe(self.cache)} are "
                 f"{_shorten(self._names)}: open the data with open_dataset(DATA, cache=cache), which leaves others out"
             )
+        if names is None and self._names is not None and not dataset.is_unlabelled:
+            raise CacheMismatchError(
+                f"the data does not name its classes, so those chosen of {_describe(self.cache)} cannot be told: open "
+                "the data with open_dataset(DATA, cache=cache)"
+            )
         seen = _AllClasses(dataset, self.cache.class_names)
         self.cache.match(seen, allow_mismatch=allow_mismatch)
 

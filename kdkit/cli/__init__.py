@@ -86,6 +86,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _report(error, debug=debug)
     except SystemExit as stop:  # --help and --print_config end this way, and SIGTERM
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    finally:
+        if argv is None:  # torch reports workers that end with the process by raising from this signal
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 
 def _report(error: Exception, *, debug: bool) -> int:

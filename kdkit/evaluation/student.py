@@ -24,7 +24,7 @@ from kdkit.runtime.hardware import fast_kernels
 from kdkit.runtime.progress import progress
 from kdkit.student import Student, load_student
 from kdkit.tasks import ClassificationTask, MultiLabelClassificationTask
-from kdkit.teachers.class_names import check_names, describe_count_mismatch, reorder_names
+from kdkit.teachers.class_names import check_names, check_tellable, describe_count_mismatch, reorder_names
 from kdkit.teachers.imagenet import names_like
 from kdkit.training.evaluate import evaluate
 from kdkit.training.labels import check_labels
@@ -118,9 +118,17 @@ def _open_images(config: EvaluateConfig, student: Student) -> ReplayedDataset:
     recipe, names = _recipe(config, student), student.class_names
     dataset = open_dataset(config.data, recipe=recipe, **config.columns)
     found = tuple(dataset.class_names or ())
-    if names is None or names == found or not set(names) <= set(found):
+    if names is None or names == found or dataset.is_multi_label or not set(names) <= set(found):
         return dataset
-    return open_dataset(config.data, recipe=recipe, class_names=names, **config.columns)
+    chosen = open_dataset(config.data, recipe=recipe, class_names=names, **config.columns)
+    if left := len(dataset) - len(chosen):
+        _logger.warning(
+            "%d of %d images are left out, because the student does not have their %d classes",
+            left,
+            len(dataset),
+            len(found) - len(names),
+        )
+    return chosen
 
 
 def _recipe(config: EvaluateConfig, student: Student) -> ViewRecipe:
@@ -143,6 +151,7 @@ def _match_classes(config: EvaluateConfig, model: nn.Module, student: Student, d
     if count is not None:
         check_labels(dataset, count, config.data)
     if names is None:
+        check_tellable(student.class_names, subject)
         return model
     known = check_names(student.class_names, model, subject) or names_like(names, count)
     if known is None:

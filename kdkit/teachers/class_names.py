@@ -15,6 +15,8 @@ from kdkit.errors import ClassMismatchError
 from kdkit.teachers.class_map import MISSING, composed, map_names
 from kdkit.teachers.model_config import model_config
 
+_SHOWN = 5
+
 
 def label_names(model: nn.Module) -> tuple[str, ...] | None:
     """Returns the names of a model's classes [K], as the config.json of an export has them; None if it has none.
@@ -50,6 +52,26 @@ def check_names(
             "model's order"
         )
     return None if names is None else composed(names)
+
+
+def check_tellable(names: Sequence[str] | None, subject: str) -> None:
+    """Checks that data whose labels are class indices cannot mean classes that are named by other numbers.
+
+    A table's label 2 is the class of index 2; of a model whose classes are '1', '2' and '10' it may mean either.
+
+    Raises:
+        ClassMismatchError: the model's classes are named by whole numbers, and not by those of their places.
+    """
+    if names and all(name.isascii() and name.isdigit() for name in names) and list(names) != _places(len(names)):
+        raise ClassMismatchError(
+            f"the labels of the data are class indices, and the classes of {subject} are named by numbers "
+            f"({', '.join(names[:_SHOWN])}{', ...' if len(names) > _SHOWN else ''}): which of the two a label means "
+            "cannot be told; give class folders, or labels that are other names than numbers"
+        )
+
+
+def _places(count: int) -> list[str]:
+    return [str(place) for place in range(count)]
 
 
 def pick_names(names: tuple[str, ...] | None, class_map: tuple[int, ...] | None) -> tuple[str, ...] | None:

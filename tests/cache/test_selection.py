@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from support import CLASSES, digits, digits_dataset, tiny_model
+from support import CLASSES, RECIPE, digits, digits_dataset, tiny_model
 
 from kdkit import ViewRecipe, build_cache, create_loader, create_teacher, open_cache, open_dataset
 from kdkit.building.config import BuildConfig
 from kdkit.cache import CacheReader, CacheSpec, CacheWriter, ClassSelection, create_codec
-from kdkit.data import ArraySource
+from kdkit.data import ArraySource, ReplayedDataset
 from kdkit.data.sources.classes import ClassesSource
 from kdkit.data.sources.labels import Unlabelled
 from kdkit.errors import CacheMismatchError, ClassMismatchError, ConfigError, DatasetError, KdkitError
@@ -144,6 +144,39 @@ def test_mixed_views_of_a_part_of_the_classes_are_refused(tmp_path: Path) -> Non
     build_cache(create_teacher(tiny_model()), digits_dataset(20, mixed), tmp_path / "m.h5", EXACT)
     with pytest.raises(CacheMismatchError, match=r"mixes each image with another, and 1[0-9] of its 20 images"):
         open_dataset(digits(20), cache=open_cache(tmp_path / "m.h5", class_names=CHOSEN))
+
+
+def test_labels_without_names_are_not_taken_for_the_chosen_classes(folder: Path) -> None:
+    source = digits(COUNT)
+    unnamed = ReplayedDataset(ArraySource(source.images, source.targets, keys=source.keys), RECIPE)
+    cache = open_cache(folder / "a.h5", class_names=list(reversed(CLASSES)))
+    with pytest.raises(CacheMismatchError, match=r"does not name its classes.*open_dataset\(DATA, cache=cache\)"):
+        cache.match(unnamed)
+    assert list(open_dataset(unnamed.source, cache=cache).class_names or ()) == list(reversed(CLASSES))
+
+
+@pytest.mark.parametrize(
+    ("names", "chosen", "error"),
+    [
+        (["a", "b", "c"], ["a", "b", "a"], ConfigError),
+        (["a", "b", "c"], "ba", ConfigError),
+        (["a", "b", "c"], [0, 1], ConfigError),
+        (["a", "b", "a"], ["a", "b"], ClassMismatchError),
+    ],
+)
+def test_classes_of_a_source_that_cannot_be_chosen_are_one_line(
+    names: list[str], chosen: Any, error: type[KdkitError]
+) -> None:
+    source = ArraySource(np.zeros((3, 8, 8), "u1"), [0, 1, 2], class_names=names)
+    with pytest.raises(error) as raised:
+        ClassesSource(source, chosen)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_class_is_chosen_in_any_unicode_form() -> None:
+    composed, decomposed = "caf\u00e9", "cafe\u0301"
+    source = ArraySource(np.zeros((2, 8, 8), "u1"), [0, 1], class_names=[composed, "tea"])
+    assert list(ClassesSource(source, [decomposed, "tea"]).targets) == [0, 1]
 
 
 def test_a_source_keeps_its_unlabelled_images_and_refuses_classes_that_it_lacks() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,26 @@ def check(folder: Path, teacher: str, data: str = "images") -> float:
 def test_an_export_with_the_classes_in_another_order_is_evaluated_by_name(folder: Path) -> None:
     assert evaluate(folder, "reversed") == pytest.approx(evaluate(folder, "plain"), rel=1e-5)
     assert check(folder, "reversed") == check(folder, "plain")
+
+
+def test_images_of_classes_that_the_student_lacks_are_left_out_and_counted(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    extra = folder / "extra"
+    shutil.copytree(folder / "images", extra)
+    shutil.copytree(extra / "0", extra / "x")
+    assert evaluate(folder, "reversed", "extra") == pytest.approx(evaluate(folder, "reversed"), rel=1e-5)
+    count = len(list((extra / "x").iterdir()))
+    expected = f"{count} of {COUNT + count} images are left out, because the student does not have their 1 classes"
+    assert expected in caplog.text
+
+
+def test_numbers_are_not_taken_for_classes_that_other_numbers_name(folder: Path) -> None:
+    names = [str(number) for number in range(1, 11)]
+    save_for_hf(tiny_model(seed=1), folder / "numbered", model_config={"label_names": names}, safe_serialization=True)
+    for measure in (evaluate, check):
+        with pytest.raises(ClassMismatchError, match=r"named by numbers \(1, 2, 3, 4, 5, \.\.\.\): which of the two"):
+            measure(folder, "numbered", "table.csv")
 
 
 @pytest.mark.parametrize("measure", [evaluate, check])

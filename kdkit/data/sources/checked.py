@@ -10,7 +10,7 @@ from kdkit.data.sources.base import ImageSource, targets_of
 from kdkit.data.sources.labels import check_range, class_index
 from kdkit.data.sources.multi_label import num_labels_of
 from kdkit.data.sources.repeatable import check_repeatable
-from kdkit.errors import DatasetError
+from kdkit.errors import DatasetError, LabelError
 
 _REPEATABLE = tuple(
     f"kdkit.data.sources.{name}"
@@ -34,20 +34,27 @@ class CheckedSource:
         self.source = source
         self.num_classes = num_classes
         self._is_multi_label = num_labels_of(source) is not None
-        if (targets := targets_of(source)) is not None:
-            check_range(targets, num_classes, source.keys)
+        self._targets = targets_of(source)
+        if self._targets is not None:
+            check_range(self._targets, num_classes, source.keys)
 
     def __call__(self, row: int) -> tuple[Image.Image, int]:
         """The image of a row, and its class index; -1 for no label. Of multi-label data its vector [C].
 
         Raises:
-            LabelError: the label is not a class index, or there is no such class.
+            LabelError: the label is not a class index, there is no such class, or the source lists another label.
         """
         image, label = self.source[row]
         if self._is_multi_label:
             return image, label
         key = self.source.keys[row]
-        return image, class_index(label, key, type(self.source).__name__, self.num_classes)
+        found = class_index(label, key, type(self.source).__name__, self.num_classes)
+        if self._targets is not None and found != self._targets[row]:
+            raise LabelError(
+                f"the label of {key!r} in {type(self.source).__name__} is {found}, and {int(self._targets[row])} among "
+                "its targets: give it targets that are those of its images"
+            )
+        return image, found
 
 
 def check_source(source: ImageSource) -> None:
@@ -61,6 +68,9 @@ def check_source(source: ImageSource) -> None:
     keys: Sequence[object] = source.keys  # a custom source may hold anything
     for other in (key for key in keys if not isinstance(key, str)):
         raise DatasetError(f"a sample has the key {other!r}, a {type(other).__name__}: keys must be strings")
+    names: Sequence[object] | None = source.class_names
+    if names is not None and (isinstance(names, str) or not all(isinstance(name, str) for name in names)):
+        raise DatasetError(f"class_names must be a list of texts, got {names!r:.80}")
     if len(set(source.keys)) != len(source.keys):
         raise DatasetError(f"two samples have the key {_first_repeated(source.keys)!r}: keys must be unique")
     if not any(kind.__module__ in _REPEATABLE for kind in type(source).__mro__):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
+from typing import Any
 
 from PIL import Image
 
 from kdkit.data.sources.base import ImageSource, describe, targets_of
-from kdkit.errors import ClassMismatchError, DatasetError, nearest
+from kdkit.errors import ClassMismatchError, ConfigError, DatasetError, nearest
 
 _SHOWN = 5
 
@@ -24,13 +26,14 @@ class ClassesSource:
         all_names: names of the source's classes, for a source of class indices that has no names itself.
 
     Raises:
-        ClassMismatchError: the source has no such class.
+        ConfigError: class_names is not a list of texts, or holds one twice.
+        ClassMismatchError: the source has no such class, or two of that name.
         DatasetError: its labels are known only after loading, so that no class can be left out, or no image is left.
     """
 
     def __init__(self, source: ImageSource, class_names: Sequence[str], all_names: Sequence[str] | None = None) -> None:
         self.source = source
-        self.class_names: Sequence[str] | None = list(class_names)
+        self.class_names: Sequence[str] | None = _checked(class_names)
         targets = targets_of(source)
         if targets is None:
             raise DatasetError(
@@ -48,13 +51,17 @@ class ClassesSource:
         """Class index in the source -> the new label, of the classes that are kept."""
         if names is None:
             raise ClassMismatchError(f"{self.source!r} does not name its classes: none can be chosen by name")
-        chosen = self.class_names or ()
+        chosen, names = self.class_names or (), [unicodedata.normalize("NFC", name) for name in names]
         if absent := [name for name in chosen if name not in set(names)]:
             more = f" and {len(absent) - _SHOWN} more" if len(absent) > _SHOWN else ""
             raise ClassMismatchError(
                 f"{self.source!r} has no class {', '.join(map(repr, absent[:_SHOWN]))}{more}{nearest(absent[0], names)}"
             )
-        return {list(names).index(name): place for place, name in enumerate(chosen)}
+        if twice := [name for name in chosen if names.count(name) > 1]:
+            raise ClassMismatchError(
+                f"{self.source!r} has two classes {twice[0]!r}: none of them can be chosen by name"
+            )
+        return {names.index(name): place for place, name in enumerate(chosen)}
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -64,3 +71,14 @@ class ClassesSource:
 
     def __repr__(self) -> str:
         return describe(self, repr(self.source))
+
+
+def _checked(class_names: Any) -> list[str]:
+    """The chosen names in Unicode's composed form (NFC), in which those of all data are."""
+    if isinstance(class_names, str) or not all(isinstance(name, str) for name in class_names):
+        raise ConfigError(f"class_names must be a list of texts, got {class_names!r:.80}")
+    names = [unicodedata.normalize("NFC", name) for name in class_names]
+    if len(set(names)) < len(names):
+        twice = next(name for place, name in enumerate(names) if name in names[:place])
+        raise ConfigError(f"class_names must have each class once, got {twice!r} more than once")
+    return names

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from timm.data import ImageDataset
+from torchvision.datasets import DatasetFolder
 
 from kdkit.data.sources.hugging_face import HuggingFaceTable, arrow_column
 from kdkit.data.sources.listing import natural_order
@@ -42,6 +43,8 @@ def known_labels(dataset: Any) -> Sequence[Any] | None:
             samples = getattr(dataset.reader, "samples", None)
             pairs = samples if isinstance(samples, (list, tuple)) else []
             labels = [pair[1] if isinstance(pair, tuple) and len(pair) == 2 else None for pair in pairs]
+        elif isinstance(dataset, DatasetFolder):
+            labels = [target for _, target in dataset.samples]  # which its items are loaded from; `targets` is a copy
         elif is_torchvisions(dataset):
             labels = getattr(dataset, "targets", None)
     found = np.asarray(labels)
@@ -68,6 +71,11 @@ def known_class_names(dataset: Any) -> list[str] | None:
             if all(isinstance(name, str) for name in joined):
                 return joined
         if isinstance(indices := getattr(holder, "class_to_idx", None), dict) and indices:
+            if not all(isinstance(n, str) and isinstance(i, (int, np.integer)) for n, i in indices.items()):
+                raise DatasetError(
+                    f"class_to_idx of the dataset {type(dataset).__name__} must map texts to whole numbers, got "
+                    f"{indices!r:.80}"
+                )
             names = sorted(indices, key=indices.__getitem__)
             if isinstance(dataset, ImageDataset) and len({str(natural_order(name)[0]) for name in names}) < len(names):
                 raise DatasetError(

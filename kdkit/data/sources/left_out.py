@@ -58,7 +58,7 @@ class LeftOut:
             DatasetError: such entries are not skipped.
         """
         if not self._skip_missing:
-            raise DatasetError(f"{message}: {remedy}, or give skip_missing")
+            raise DatasetError(f"{message}: {remedy}, or give --skip-missing")
         origin = re.escape(repr(self.origin)[1:-1])
         within = re.sub(rf" in (the (tar|zip file) )?(['\"]){origin}\3", "", message)
         self.skipped.append(re.sub(rf"(['\"]){origin}/", r"\1", within))

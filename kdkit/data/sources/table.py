@@ -149,7 +149,7 @@ def _read_parquet(path: Path) -> Table:
         with open_binary(path) as file:
             table = pyarrow.parquet.read_table(file)
         return Table(path, {name: table.column(name).to_pylist() for name in table.column_names})
-    except (OSError, pyarrow.ArrowException) as error:
+    except (OSError, ValueError, OverflowError, pyarrow.ArrowException) as error:  # a date that Python does not have
         raise DatasetError(f"the table {str(path)!r} cannot be read: {first_line(error)}") from error
 
 

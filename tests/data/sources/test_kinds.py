@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+import torchvision
 from PIL import Image
 
 import kdkit
@@ -426,6 +427,38 @@ def test_open_dataset_warns_of_labels_of_other_classes_than_the_caches(
     dataset = kdkit.open_dataset(data, cache=tmp_path / "c.h5")
     assert [dataset[row, 0].target for row in range(COUNT)] == [0, 0, 1, 1, 2, 2]  # by key, in the order of the folder
     assert "the data's 3 classes are not the cache's 3 classes: give the loss on labels the weight 0" in caplog.text
+
+
+def test_the_labels_of_a_torchvision_folder_are_those_of_its_items(tmp_path: Path) -> None:
+    """`targets` is a copy, which nothing keeps equal to `samples`."""
+    tree = torchvision.datasets.ImageFolder(folder(tmp_path, list("abcabc")))
+    tree.samples = [(path, 2 - target) for path, target in tree.samples]
+    source = create_source(tree)
+    assert list(source.targets) == [source[row][1] for row in range(COUNT)] == [2, 2, 1, 1, 0, 0]
+
+
+def test_a_source_whose_items_have_other_labels_than_it_lists_is_refused_with_the_sample() -> None:
+    source = ArraySource(np.zeros((3, 8, 8), "u1"), [0, 1, 0], keys=["x", "y", "z"])
+    dataset = ReplayedDataset(source, ViewRecipe(size=8))
+    source.targets = [0, 1, 1]
+    with pytest.raises(DatasetError, match=r"label of 'z' in ArraySource is 1, and 0 among its targets"):
+        dataset[2, 0]
+
+
+@pytest.mark.parametrize("names", ["ab", [7, 8]])
+def test_class_names_are_a_list_of_texts(names: Any) -> None:
+    source = ArraySource(np.zeros((2, 8, 8), "u1"), [0, 1])
+    source.class_names = names
+    with pytest.raises(DatasetError, match="class_names must be a list of texts"):
+        ReplayedDataset(source, ViewRecipe(size=8))
+
+
+def test_a_column_that_python_has_no_value_for_is_one_line(tmp_path: Path) -> None:
+    dates = pyarrow.array([9 * 10**17], pyarrow.timestamp("us"))
+    parquet.write_table(pyarrow.table({"path": ["a.png"], "label": [0], "when": dates}), tmp_path / "t.parquet")
+    with pytest.raises(DatasetError, match=r"t\.parquet' cannot be read: ") as raised:
+        create_source(tmp_path / "t.parquet")
+    assert "\n" not in str(raised.value)
 
 
 def test_a_student_without_a_head_takes_every_label(tmp_path: Path) -> None:
