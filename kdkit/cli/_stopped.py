@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
+from types import FrameType, TracebackType
 from typing import Any
 
 _NOTHING = "nothing was changed; run the same command again"
@@ -31,18 +32,24 @@ class Interrupt:
     def __init__(self, command: str, *, ends_process: bool) -> None:
         self.came, self._command, self._ends_process = False, command, ends_process
         _parsed.clear()
+        if ends_process:
+            sys.excepthook = self._show
         if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as a shell sets it for what runs in the background
             signal.signal(signal.SIGINT, self._handle)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self.came = True
-        if self._ends_process:
-            sys.excepthook = lambda *error: None  # threads that serve the workers find these gone, which is no news
         if self._ends_process and any(map(_is_loading, _COMPILED)):
             self.report()
             sys.stdout.flush()
             os._exit(128 + number)
         raise KeyboardInterrupt
+
+    def _show(self, kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        """An excepthook. Threads that serve the workers may find these gone before the main thread hears of SIGINT."""
+        lost_worker = isinstance(error, OSError | EOFError) and threading.current_thread() is not threading.main_thread()
+        if not self.came and not lost_worker:
+            sys.__excepthook__(kind, error, trace)
 
     def report(self) -> None:
         """Prints, on rank 0, what is kept and which command continues; a further SIGINT then ends the process."""

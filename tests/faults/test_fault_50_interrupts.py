@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -170,6 +171,7 @@ def test_fault_50_an_interrupt_while_torch_loads_ends_the_process_at_once_becaus
         raise LeftError(code)
 
     monkeypatch.setattr(os, "_exit", leave)
+    monkeypatch.setattr(sys, "excepthook", sys.__excepthook__)
     monkeypatch.setattr(torch.__spec__, "_initializing", True)  # as importlib marks it
     before = signal.getsignal(signal.SIGINT)
     try:
@@ -179,3 +181,24 @@ def test_fault_50_an_interrupt_while_torch_loads_ends_the_process_at_once_becaus
     finally:
         signal.signal(signal.SIGINT, before)
     assert capsys.readouterr().err == "kdkit: stopped: nothing was changed; run the same command again\n"
+
+
+def test_fault_50_a_thread_that_finds_a_worker_gone_before_the_interrupt_is_known_shows_no_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def serve(error: Exception) -> None:  # as multiprocessing's thread that hands tensors to workers
+        sys.excepthook(type(error), error, error.__traceback__)
+
+    monkeypatch.setattr(sys, "excepthook", sys.__excepthook__)
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        Interrupt("cache build", ends_process=True)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    for error in (ConnectionResetError(104, "reset by peer"), EOFError(), ValueError("a real fault")):
+        thread = threading.Thread(target=serve, args=(error,))
+        thread.start()
+        thread.join()
+    assert capsys.readouterr().err == "ValueError: a real fault\n"
+    sys.excepthook(OSError, OSError("of the main thread"), None)
+    assert capsys.readouterr().err == "OSError: of the main thread\n"
