@@ -46,9 +46,9 @@ class Interrupt:
         raise KeyboardInterrupt
 
     def _show(self, kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        """An excepthook. Threads that serve the workers may find these gone before the main thread hears of SIGINT."""
-        lost_worker = isinstance(error, OSError | EOFError) and threading.current_thread() is not threading.main_thread()
-        if not self.came and not lost_worker:
+        """An excepthook: threads that serve the workers may find these gone before the main thread hears of SIGINT."""
+        in_thread = threading.current_thread() is not threading.main_thread()
+        if not self.came and not (in_thread and isinstance(error, OSError | EOFError)):
             sys.__excepthook__(kind, error, trace)
 
     def report(self) -> None:
