@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from kdkit.data.sources.base import ImageSource, Targets
-from kdkit.data.sources.listing import index_classes
+from kdkit.data.sources.class_order import index_classes
 from kdkit.errors import LabelError
 
 _INDEX = re.compile(r"0|[1-9]\d*|-1", re.ASCII)
@@ -41,7 +41,8 @@ def class_index(label: Any, key: str, origin: str, num_classes: int | None = Non
     value = label
     if hasattr(label, "dtype") and hasattr(label, "reshape"):  # of NumPy, or of torch on any device
         array = np.asarray(label.detach().cpu() if hasattr(label, "detach") else label)
-        value = array.item() if array.size == 1 else label
+        is_number = array.size == 1 and array.dtype.kind not in "mM"  # NumPy's times count as whole numbers
+        value = array.item() if is_number else label if array.size > 1 else str(label)
     if isinstance(value, (list, tuple)) or (hasattr(value, "ndim") and value.ndim == 1):
         raise LabelError(
             f"the label of {key!r} in {origin} is a vector of {len(value)} numbers, expected a class index: for "
