@@ -161,9 +161,9 @@ def paths_of(table: Table, column: str) -> list[str]:
     """
     paths = [_to_path(value, table.place(row)) for row, value in enumerate(table.columns[column])]
     if len(set(map(os.path.isabs, paths))) > 1:  # otherwise the same file has the same path
-        rows: dict[Path, int] = {}
+        rows: dict[str, int] = {}
         for row, path in enumerate(paths):
-            if (first := rows.setdefault(Path.cwd() / table.path.parent / path, row)) != row:
+            if (first := rows.setdefault(os.path.normpath(Path.cwd() / table.path.parent / path), row)) != row:
                 raise DatasetError(f"{table.place(row)} names the image {path!r} of {table.place(first)} again")
     return paths
 

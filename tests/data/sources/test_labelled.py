@@ -313,7 +313,9 @@ def test_a_source_or_a_torch_dataset_is_taken_as_it_is_and_columns_are_refused_w
             create_source(data, image_column="a", label_column="b")
 
 
-def test_a_table_that_names_a_file_absolutely_and_relatively_is_refused_with_both_lines(tmp_path: Path) -> None:
+def test_a_table_that_names_a_file_absolutely_and_relatively_is_refused_with_both_lines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
     Image.new("RGB", (4, 4)).save(tmp_path / "b.png")
     table = tmp_path / "t.csv"
@@ -322,3 +324,7 @@ def test_a_table_that_names_a_file_absolutely_and_relatively_is_refused_with_bot
     table.write_text(f"path,label\na.png,cat\nb.png,dog\n{tmp_path / 'x' / '..' / 'a.png'},dog\n")
     with pytest.raises(DatasetError, match=r"^line 4 of .* names the image .*a\.png' of line 2 of .* again$"):
         create_source(table)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    with pytest.raises(DatasetError, match=r"again$"):
+        create_source(Path("..", "t.csv"))
