@@ -164,7 +164,9 @@ def paths_of(table: Table, column: str) -> list[str]:
         rows: dict[str, int] = {}
         for row, path in enumerate(paths):
             if (first := rows.setdefault(os.path.normpath(Path.cwd() / table.path.parent / path), row)) != row:
-                raise DatasetError(f"{table.place(row)} names the image {path!r} of {table.place(first)} again")
+                raise DatasetError(
+                    f"{table.place(row)} names {path!r} of {table.place(first)} again: give each image one row"
+                )
     return paths
 
 

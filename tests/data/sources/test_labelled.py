@@ -322,9 +322,11 @@ def test_a_table_that_names_a_file_absolutely_and_relatively_is_refused_with_bot
     table.write_text(f"path,label\na.png,cat\n{tmp_path / 'b.png'},dog\n")
     assert len(create_source(table)) == 2
     table.write_text(f"path,label\na.png,cat\nb.png,dog\n{tmp_path / 'x' / '..' / 'a.png'},dog\n")
-    with pytest.raises(DatasetError, match=r"^line 4 of .* names the image .*a\.png' of line 2 of .* again$"):
+    with pytest.raises(
+        DatasetError, match=r"^line 4 of .* names .*a\.png' of line 2 of .* again: give each image one row$"
+    ):
         create_source(table)
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
-    with pytest.raises(DatasetError, match=r"again$"):
+    with pytest.raises(DatasetError, match="give each image one row"):
         create_source(Path("..", "t.csv"))
