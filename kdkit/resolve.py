@@ -11,13 +11,15 @@ import timm
 import torch
 
 from kdkit.config import EMA, SingleTeacherConfig, StudentConfig, TeacherConfig
-from kdkit.errors import ClassMismatchError, ConfigError, KdkitError, first_line
+from kdkit.errors import CheckpointError, ClassMismatchError, ConfigError, KdkitError, first_line
 from kdkit.runtime.hardware import use_device
 from kdkit.runtime.reading import read_json
 from kdkit.student import is_student_folder, load_student
 from kdkit.teachers import Teacher, TeacherCard, TeacherEnsemble, create_teacher, load_card
 from kdkit.teachers.card import find_card
 from kdkit.teachers.class_map import ClassMap
+from kdkit.teachers.fingerprint import UNKNOWN
+from kdkit.teachers.hub import without_network
 from kdkit.types import Normalization
 
 _CARD_SUFFIXES = (".yaml", ".yml")
@@ -114,27 +116,41 @@ def describe_teacher(teacher: Teacher) -> str:
 def load_teacher_of_cache(made_with: Mapping[str, Any], device: torch.device) -> Teacher:
     """Loads the teacher that a cache was made with, if the cache's record is enough: a timm model with timm's weights.
 
+    The weights must be on this machine, because a file does not decide what is downloaded.
+
     Args:
         made_with: the teacher's fingerprint.
         device: where the teacher is put.
 
     Raises:
-        ConfigError: the record is not enough, or timm's weights cannot be loaded.
+        ConfigError: the record is not enough, or timm's weights are not here, or not those of the record.
     """
     config = _teacher_of_cache(made_with)
     try:
-        return resolve_teacher(config, device)
+        with without_network():
+            teacher = resolve_teacher(config, device)
+    except CheckpointError as error:
+        raise ConfigError(
+            f"the cache names its teacher {config.model!r}, whose weights are not on this machine: give --teacher "
+            f"{config.model} to download timm's, or the run, export or weights file that it was"
+        ) from error
     except KdkitError as error:
         raise ConfigError(
-            f"the cache names its teacher {config.model!r}, and timm's weights of it cannot be loaded: give --teacher, "
-            f"a run, an export or a weights file if it was one ({first_line(error)})"
+            f"the cache names its teacher {config.model!r}, which cannot be loaded: give --teacher NAME "
+            f"({first_line(error)})"
         ) from error
+    if made_with.get("weights_sha256") not in (UNKNOWN, teacher.fingerprint()["weights_sha256"]):
+        raise ConfigError(
+            f"the cache names its teacher {config.model!r}, and timm's weights are not those that it had: give "
+            "--teacher, the run, export or weights file that it was"
+        )
+    return teacher
 
 
 def _teacher_of_cache(made_with: Mapping[str, Any]) -> TeacherConfig:
     """The configuration of that teacher."""
     name = str(made_with.get("name"))
-    if "members" in made_with or made_with.get("class_map_sha256") or not timm.is_model(name.partition(".")[0]):
+    if "members" in made_with or made_with.get("class_map_sha256") or not _is_on_hub(name):
         raise ConfigError(f"the teacher {name!r} cannot be loaded again from only the cache's record: give --teacher")
     size, dtype = made_with.get("input_size"), made_with.get("dtype")
     return TeacherConfig(
@@ -143,6 +159,14 @@ def _teacher_of_cache(made_with: Mapping[str, Any]) -> TeacherConfig:
         dtype=None if dtype in ("float32", "none") else dtype,
         autocast=made_with.get("autocast"),
     )
+
+
+def _is_on_hub(name: str) -> bool:
+    """Whether timm takes the weights of the model of that name from the hub."""
+    try:
+        return timm.is_model(name.partition(".")[0]) and timm.get_pretrained_cfg(name).hf_hub_id is not None
+    except (RuntimeError, AttributeError):  # an unknown tag; a model without weights
+        return False
 
 
 def card_of(config: TeacherConfig, name: str | None = None) -> TeacherCard | None:

@@ -27,7 +27,7 @@ from kdkit.errors import DatasetError, LabelError, UnreadableError
 from kdkit.recipe import ViewRecipe
 
 Index = tuple[int, int]
-_ADVICE = "repair or remove it, or skip such images with --unreadable skip, in Python with skipping_unreadable()"
+_ADVICE = "repair or remove it (kdkit cache build and kdkit distill skip such images with --unreadable skip)"
 Load = Callable[[int], tuple[Any, int]]
 
 

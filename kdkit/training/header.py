@@ -58,7 +58,7 @@ def describe_run(
 
 
 def doubts_of(config: DistillConfig, dataset: ReplayedDataset, num_batches: int) -> list[str]:
-    """What is allowed and rarely meant: one view for many epochs, one update per epoch.
+    """What is allowed and rarely meant: one view for many epochs, one update per epoch, one class.
 
     Args:
         config: the run.
@@ -74,7 +74,22 @@ def doubts_of(config: DistillConfig, dataset: ReplayedDataset, num_batches: int)
             f"an epoch is a single update, because {len(dataset):,} images fit into {training.accumulate} x "
             f"{training.batch_size} (accumulate x batch size): lower --batch-size or --train.accumulate"
         )
+    if config.task_loss_weight and (lone := _only_class(dataset)) is not None:
+        doubts.append(
+            f"every label is {lone}, so the loss on labels teaches nothing: if {config.data} is the folder of one "
+            "class, give the folder above it, else --task-loss-weight 0"
+        )
     return doubts
+
+
+def _only_class(dataset: ReplayedDataset) -> str | None:
+    """The class that all labelled images have, if it is one alone and known before they are loaded."""
+    if dataset.is_multi_label or dataset.targets is None or dataset.is_unlabelled:
+        return None
+    known = dataset.targets[dataset.targets >= 0]
+    if known.min() != known.max():
+        return None
+    return repr(dataset.class_names[known[0]]) if dataset.class_names else str(known[0])
 
 
 def _describe_teacher(config: DistillConfig, task: TrainingTask, cache: CacheReader | None) -> str:
