@@ -155,8 +155,8 @@ def _shares_of(sample: Sample) -> dict[int, float]:
     for target, share in ((sample.target, sample.share), (sample.partner_target, 1 - sample.share)):
         if target is None or share <= 0:
             continue
-        several = isinstance(target, Tensor) and target.ndim > 0
-        for index in torch.nonzero(target == 1).flatten().tolist() if several else [int(target)]:
+        several = target.eq(1).nonzero().flatten().tolist() if isinstance(target, Tensor) and target.ndim else None
+        for index in [int(target)] if several is None else several:
             shares[index] = shares.get(index, 0.0) + share
     return {index: share for index, share in shares.items() if index >= 0}
 

@@ -75,9 +75,10 @@ def doubts_of(config: DistillConfig, dataset: ReplayedDataset, num_batches: int)
             f"{training.batch_size} (accumulate x batch size): lower --batch-size or --train.accumulate"
         )
     if config.task_loss_weight and (lone := _only_class(dataset)) is not None:
+        more = ", or train without labels (--task-loss-weight 0)" if config.has_teacher else ""
         doubts.append(
-            f"every label is {lone}, so the loss on labels teaches nothing: if {config.data} is the folder of one "
-            "class, give the folder above it, else --task-loss-weight 0"
+            f"every label is {lone}, so the loss on labels teaches nothing: if {config.data} holds one class of "
+            f"several, give the folder above it{more}"
         )
     return doubts
 

@@ -48,10 +48,8 @@ def test_one_view_for_many_epochs_and_one_update_per_epoch_are_told(
 def test_labels_of_one_class_alone_are_told(
     targets: list[int], names: list[str] | None, weight: float, said: str
 ) -> None:
-    targets: list[int], names: list[str] | None, weight: float, said: str
-) -> None:
-    config = DistillConfig(data="d", output="o", student="s", task_loss_weight=weight, train=TrainConfig(epochs=1))
+    config = DistillConfig(data="d", output="o", student="s", cache="t.h5", task_loss_weight=weight)
     source = ArraySource(np.zeros((3, 8, 8), np.uint8), targets, class_names=names)
-    found = doubts_of(config, ReplayedDataset(source, ViewRecipe(size=8)), 4)
+    found = doubts_of(config, ReplayedDataset(source, ViewRecipe.evaluation(8)), 4)
     assert len(found) == bool(said)
     assert said in "".join(found)
