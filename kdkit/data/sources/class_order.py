@@ -42,11 +42,11 @@ def check_texts(values: object, what: str, error: type[KdkitError] = DatasetErro
     """The texts that a caller gives, one for each class or sample, as a list; `what` names them in the error.
 
     Raises:
-        error: they are no texts, or have no order: a set has another one in each process, a mapping one of its own.
+        error: there are none, or no texts, or they have no order: a set has another one in each process, a mapping one of its own.
     """
     if isinstance(values, Iterable) and not isinstance(values, (str, Mapping, Set)):
         found: list[Any] = list(values)
-        if all(isinstance(value, str) for value in found):
+        if found and all(isinstance(value, str) for value in found):
             return found
     raise error(f"{what} must be a list of texts, got {values!r:.80}")
 
