@@ -42,11 +42,11 @@ def check_texts(values: object, what: str, error: type[KdkitError] = DatasetErro
     """The texts that a caller gives, one for each class or sample, as a list; `what` names them in the error.
 
     Raises:
-        error: there are none, or no texts, or they have no order: a set has another one in each process, a mapping one of its own.
+        error: they are no texts, or have no order: a set has another one in each process, a mapping one of its own.
     """
     if isinstance(values, Iterable) and not isinstance(values, (str, Mapping, Set)):
         found: list[Any] = list(values)
-        if found and all(isinstance(value, str) for value in found):
+        if all(isinstance(value, str) for value in found):
             return found
     raise error(f"{what} must be a list of texts, got {values!r:.80}")
 
@@ -55,9 +55,11 @@ def check_names(names: object, what: str = "class_names", error: type[KdkitError
     """The class names that a caller gives, in Unicode's composed form (NFC), in which those of all data are.
 
     Raises:
-        error: they are no list of texts, or hold a name twice.
+        error: they are no list of texts, are empty, or hold a name twice.
     """
     found = [unicodedata.normalize("NFC", name) for name in check_texts(names, what, error)]
+    if not found:
+        raise error(f"{what} must name each class, got {names!r:.80}")
     if len(counted := Counter(found)) < len(found):
         raise error(f"{what} must have each class once, got {counted.most_common(1)[0][0]!r} more than once")
     return found
