@@ -11,12 +11,12 @@ from PIL import Image
 
 from kdkit.data.sources.base import ImageSource, LabelRule, SourceOptions, describe
 from kdkit.data.sources.columns import choose_column, choose_label
-from kdkit.data.sources.image import decode_file
+from kdkit.data.sources.image import decode_file, unreadable
 from kdkit.data.sources.known import below_common_folder
 from kdkit.data.sources.labels import index_labels
 from kdkit.data.sources.left_out import LeftOut
 from kdkit.data.sources.table_file import DELIMITERS, Table, read_table
-from kdkit.errors import DatasetError
+from kdkit.errors import DatasetError, UnreadableError
 
 _PATH_COLUMNS = ("path", "image")
 _LABEL_COLUMNS = ("label",)
@@ -84,8 +84,14 @@ class TableSource:
         return len(self.keys)
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        key = self.keys[index]
-        return decode_file(self.path.parent / self._paths[index], key, str(self.path)), self.targets[index]
+        key, path = self.keys[index], self.path.parent / self._paths[index]
+        try:
+            return decode_file(path, key, str(self.path)), self.targets[index]
+        except UnreadableError:
+            if os.path.exists(path):  # noqa: PTH110 -- which takes any name, also one that no file can have
+                raise
+            error = OSError(f"it {_problem_of(str(path))}; --skip-missing leaves out such rows")
+            raise unreadable(key, str(self.path), error) from None
 
     def __repr__(self) -> str:
         return describe(self, repr(str(self.path)))
