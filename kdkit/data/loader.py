@@ -142,8 +142,19 @@ class ReplayLoader:
                         self.on_skip(self.dataset.keys[row], reason)
                     yield batch
         except DatasetError as error:  # a worker's error arrives with its traceback as text
+            self._end_workers()
             kind = type(error)
             raise kind(str(error).rsplit(f"{kind.__name__}: ", 1)[-1].strip()) from error
+
+    def _end_workers(self) -> None:
+        """Ends the workers; the next pass starts others.
+
+        An error's traceback keeps the iterator in a reference cycle. The garbage collector closes the queues of such an
+        iterator before torch tells the workers to end, and then waits five seconds for each.
+        """
+        iterator, self._loader._iterator = self._loader._iterator, None
+        if iterator is not None:
+            iterator._shutdown_workers()  # type: ignore[attr-defined]
 
     def to_batch(self, pixels: PixelBatch) -> Batch:
         """A normalised Batch on the loader's device."""

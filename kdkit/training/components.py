@@ -25,7 +25,7 @@ from kdkit.student import Student, is_student_folder
 from kdkit.tasks import DistillationTask, TrainingTask
 from kdkit.teachers import Teacher
 from kdkit.teachers.card import find_card
-from kdkit.teachers.class_names import describe_count_mismatch
+from kdkit.teachers.class_names import check_tellable, describe_count_mismatch
 from kdkit.teachers.timm_model import FIRST_WEIGHTS, check_name, create_model, load_body, size_option
 from kdkit.teachers.weights import read_checkpoint
 from kdkit.training.config import DistillConfig
@@ -154,7 +154,10 @@ def _live_teacher(config: DistillConfig, dataset: ReplayedDataset, device: torch
         return None
     if config.is_ema_teacher:
         return EMA
-    return resolve_teacher(config.teacher, device, dataset.class_names, needs_logits=config.compares_logits)
+    teacher = resolve_teacher(config.teacher, device, dataset.class_names, needs_logits=config.compares_logits)
+    if dataset.class_names is None and not dataset.is_unlabelled and not dataset.is_multi_label:
+        check_tellable(teacher.class_names, f"the teacher {teacher.name!r}")
+    return teacher
 
 
 def _model_args(config: DistillConfig, dataset: ReplayedDataset, num_classes: int) -> dict[str, Any]:

@@ -20,6 +20,6 @@ def non_finite_loss(record: Record, checkpoint: Path | None) -> NonFiniteLossErr
     terms = ", ".join(f"{name} {value:g}" for name, value in record.items() if name not in ("epoch", "step"))
     good = f"; {str(checkpoint)!r} is from before" if checkpoint is not None and checkpoint.exists() else ""
     return NonFiniteLossError(
-        f"the loss is not finite at step {record['step']:g}, in epoch {record['epoch']:g} ({terms}): lower the "
+        f"the loss is not finite at step {record['step']:g}, in epoch {record['epoch'] + 1:g} ({terms}): lower the "
         f"learning rate, or clip the gradients{good}"
     )

@@ -21,7 +21,8 @@ from kdkit.evaluation.config import EvaluateConfig, TeachersCheckConfig
 from kdkit.evaluation.student import evaluate_student
 from kdkit.evaluation.teacher import check_named_teacher
 from kdkit.recipe import ViewRecipe
-from kdkit.training.config import TrainConfig
+from kdkit.training.config import DistillConfig, TrainConfig
+from kdkit.training.distill import distill
 from kdkit.training.preflight import preflight
 
 COUNT = 40
@@ -60,6 +61,13 @@ def check(folder: Path, teacher: str, data: str = "images") -> float:
     return check_named_teacher(config).top1
 
 
+def train(folder: Path, teacher: str, data: str) -> None:
+    config = TrainConfig(epochs=1, num_workers=0)
+    live = TeacherConfig(str(folder / teacher))
+    output = str(folder / "run")
+    distill(DistillConfig(data=str(folder / data), output=output, student="test_vit", teacher=live, train=config))
+
+
 def test_an_export_with_the_classes_in_another_order_is_evaluated_by_name(folder: Path) -> None:
     assert evaluate(folder, "reversed") == pytest.approx(evaluate(folder, "plain"), rel=1e-5)
     assert check(folder, "reversed") == check(folder, "plain")
@@ -80,7 +88,7 @@ def test_images_of_classes_that_the_student_lacks_are_left_out_and_counted(
 def test_numbers_are_not_taken_for_classes_that_other_numbers_name(folder: Path) -> None:
     names = [str(number) for number in range(1, 11)]
     save_for_hf(tiny_model(seed=1), folder / "numbered", model_config={"label_names": names}, safe_serialization=True)
-    for measure in (evaluate, check):
+    for measure in (evaluate, check, train):
         with pytest.raises(ClassMismatchError, match=r"named by numbers \(1, 2, 3, 4, 5, \.\.\.\): which of the two"):
             measure(folder, "numbered", "table.csv")
 

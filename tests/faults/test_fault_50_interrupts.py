@@ -151,7 +151,7 @@ def test_fault_50_an_interrupt_that_another_package_turns_into_its_own_error_is_
             raise ImportError("a library could not be loaded") from None
 
     monkeypatch.setattr("kdkit.dataset.open_dataset", load)
-    before = signal.getsignal(signal.SIGINT)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # also where the tests run in the background
     try:
         code = main(["cache", "build", str(tmp_path), "--teacher", "resnet18", "-o", str(tmp_path / "t.h5")])
     finally:
@@ -173,7 +173,7 @@ def test_fault_50_an_interrupt_while_torch_loads_ends_the_process_at_once_becaus
     monkeypatch.setattr(os, "_exit", leave)
     monkeypatch.setattr(sys, "excepthook", sys.__excepthook__)
     monkeypatch.setattr(torch.__spec__, "_initializing", True)  # as importlib marks it
-    before = signal.getsignal(signal.SIGINT)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # also where the tests run in the background
     try:
         Interrupt("cache build", ends_process=True)
         with pytest.raises(LeftError, match="130"):
@@ -190,7 +190,7 @@ def test_fault_50_a_thread_that_finds_a_worker_gone_before_the_interrupt_is_know
         sys.excepthook(type(error), error, error.__traceback__)
 
     monkeypatch.setattr(sys, "excepthook", sys.__excepthook__)
-    before = signal.getsignal(signal.SIGINT)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # also where the tests run in the background
     try:
         Interrupt("cache build", ends_process=True)
     finally:

@@ -184,8 +184,9 @@ def test_fault_37_a_forked_process_that_ends_in_order_leaves_the_lock_to_its_own
 # Fault 38: cache pack, killed and repeated
 
 
-@pytest.mark.parametrize("named_folder", [False, True])
-@pytest.mark.parametrize("number", range(1, 8))
+@pytest.mark.parametrize(
+    ("number", "named_folder"), [*((number, False) for number in range(1, 8)), (1, True), (3, True)]
+)
 @pytest.mark.parametrize("call", ["pwrite", "fsync", "replace", "unlink", "rmdir"])
 def test_fault_38_pack_killed_at_any_call_and_repeated_ends_equal_and_leaves_nothing(
     tmp_path: Path, call: str, number: int, named_folder: bool, capsys: pytest.CaptureFixture[str]

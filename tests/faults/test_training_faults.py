@@ -242,7 +242,7 @@ def test_fault_31_a_learning_rate_that_makes_the_loss_nan_leaves_the_last_good_c
         }
     )
     with pytest.raises(
-        NonFiniteLossError, match=r"step 7, in epoch 1 \(.*task_loss nan.*previous.pth.tar' is"
+        NonFiniteLossError, match=r"step 7, in epoch 2 \(.*task_loss nan.*previous.pth.tar' is"
     ) as raised:
         run(tmp_path, config)
     assert "kd_loss" in str(raised.value)
@@ -261,7 +261,7 @@ def test_fault_31_two_checkpoints_of_the_same_bad_weights_leave_the_one_before(t
     # At the epoch's last update, after which one is written, as at the epoch's end.
     options = {"decay_milestones": [1], "decay_rate": 1e30}
     config = TrainConfig(**{**vars(CONFIG), "sched": "multistep", "sched_options": options})
-    with pytest.raises(NonFiniteLossError, match=r"step 6, in epoch 1.*previous.pth.tar' is from before"):
+    with pytest.raises(NonFiniteLossError, match=r"step 6, in epoch 2.*previous.pth.tar' is from before"):
         run(tmp_path, config)
     assert load_checkpoint(tmp_path / "previous.pth.tar")["kdkit"]["position"]["update"] == 5
 

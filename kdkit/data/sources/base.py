@@ -45,7 +45,7 @@ class ImageSource(Protocol):
 def targets_of(source: ImageSource) -> Targets | None:
     """The class index of each sample [N], -1 for no label; None if only loading a sample tells its label."""
     found = np.asarray(getattr(source, "targets", None))
-    is_index = found.shape == (len(source),) and np.issubdtype(found.dtype, np.integer)
+    is_index = found.shape == (len(source),) and found.dtype.kind in "iu"
     return found.astype(np.int64) if is_index else None
 
 

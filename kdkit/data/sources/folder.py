@@ -1,4 +1,4 @@
-"""Image folders: class folders, or a flat folder of unlabelled images; listing.index_classes sets the class order."""
+"""Image folders: class folders, or a flat folder of unlabelled images; class_order.py has the order of classes."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from pathlib import Path
 from PIL import Image
 
 from kdkit.data.sources.base import ImageSource, LabelRule, SourceOptions, describe
+from kdkit.data.sources.class_order import index_classes
 from kdkit.data.sources.image import decode_file
-from kdkit.data.sources.listing import Listing, index_classes, is_ignored
+from kdkit.data.sources.listing import Listing, is_ignored
 from kdkit.errors import DatasetError
 
 _Identity = tuple[int, int]

@@ -48,7 +48,7 @@ def known_labels(dataset: Any) -> Sequence[Any] | None:
         elif is_torchvisions(dataset):
             labels = getattr(dataset, "targets", None)
     found = np.asarray(labels)
-    return found.tolist() if found.shape == (len(dataset),) and np.issubdtype(found.dtype, np.integer) else None
+    return found.tolist() if found.shape == (len(dataset),) and found.dtype.kind in "iu" else None
 
 
 def is_torchvisions(dataset: Any) -> bool:

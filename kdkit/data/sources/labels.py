@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from kdkit.data.sources.base import ImageSource, Targets
-from kdkit.data.sources.listing import index_classes
+from kdkit.data.sources.class_order import index_classes
 from kdkit.errors import LabelError
 
 _INDEX = re.compile(r"0|[1-9]\d*|-1", re.ASCII)
@@ -41,13 +41,13 @@ def class_index(label: Any, key: str, origin: str, num_classes: int | None = Non
     value = label
     if hasattr(label, "dtype") and hasattr(label, "reshape"):  # of NumPy, or of torch on any device
         array = np.asarray(label.detach().cpu() if hasattr(label, "detach") else label)
-        value = array.item() if array.size == 1 else label
+        value = array.item() if array.size == 1 and array.dtype.kind not in "mM" else label
     if isinstance(value, (list, tuple)) or (hasattr(value, "ndim") and value.ndim == 1):
         raise LabelError(
             f"the label of {key!r} in {origin} is a vector of {len(value)} numbers, expected a class index: for "
             "several labels per image, open the data as kdkit.data.MultiLabelSource(DATA)"
         )
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+    if isinstance(value, (bool, np.timedelta64)) or not isinstance(value, (int, np.integer)):  # a time is no number
         raise LabelError(
             f"the label of {key!r} in {origin} is {_shown(value)}: expected a whole number from 0, or -1 or None for "
             "no label; numbers with a fraction, as for regression, are not supported"

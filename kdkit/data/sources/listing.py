@@ -15,8 +15,7 @@ Image folders, zip files and tar files follow the same rules:
 from __future__ import annotations
 
 import re
-import unicodedata
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple, NoReturn
 
 from kdkit.data.sources.base import SourceOptions
@@ -219,30 +218,3 @@ class Listing:
             f"{self.origin!r} holds {shown}, not class folders: give only one, e.g. {inner!r}, or --labels folder if "
             "they are classes"
         )
-
-
-def index_classes(names: Sequence[str], origin: str) -> tuple[list[int], list[str]]:
-    """The class index of each name, and the class names in natural order.
-
-    Class names are in Unicode's composed form (NFC), so a name that another system wrote in the decomposed form is the
-    same class.
-
-    Raises:
-        DatasetError: a name cannot be printed, or two differ only in the blanks around them.
-    """
-    composed = {name: unicodedata.normalize("NFC", name) for name in set(names)}
-    classes = sorted(set(composed.values()), key=natural_order)
-    check_printable(classes, origin)
-    bare: dict[str, str] = {}
-    for name in classes:
-        if (other := bare.setdefault(name.strip(), name)) != name:
-            raise DatasetError(f"{origin!r} has the classes {other!r} and {name!r}: remove the blanks around the names")
-    indices = {name: index for index, name in enumerate(classes)}
-    return [indices[composed[name]] for name in names], classes
-
-
-def check_printable(names: Iterable[str], origin: str) -> None:
-    """Raises DatasetError if a class name is empty or cannot be printed."""
-    for name in names:
-        if not name.strip() or not name.isprintable():
-            raise DatasetError(f"{origin!r} has a class with the name {name!a}: expected a printable name")

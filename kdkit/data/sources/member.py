@@ -43,16 +43,29 @@ class Member:
     kind: Kind = "file"
     """Whether it has content."""
     header: int = 0
-    """CRC-32 of the 512 bytes before its content, which are its header in the tar; of a file."""
+    """CRC-32 of its header in the tar, with the blocks that hold a long name; of a file."""
+    header_size: int = tarfile.BLOCKSIZE
+    """Length of that header, which ends where the content begins, bytes."""
 
     @classmethod
-    def of(cls, file: str, tars: tuple[str, ...], name: str, offset: int, size: int, kind: Kind, header: int) -> Member:
+    def of(
+        cls,
+        file: str,
+        tars: tuple[str, ...],
+        name: str,
+        offset: int,
+        size: int,
+        kind: Kind,
+        header: int,
+        header_size: int,
+    ) -> Member:
         """The member of this name.
 
         Raises:
             DatasetError: the name leads out of the tar.
         """
-        return cls(file, tars, name, inner_path(name, "/".join((file, *tars[1:]))), offset, size, kind, header)
+        path = inner_path(name, "/".join((file, *tars[1:])))
+        return cls(file, tars, name, path, offset, size, kind, header, header_size)
 
     @property
     def key(self) -> str:
@@ -70,11 +83,11 @@ class Member:
         Raises:
             OSError: the tar holds something else at its place: it was packed again since it was listed.
         """
-        file.seek(self.offset - tarfile.BLOCKSIZE)
-        content = file.read(tarfile.BLOCKSIZE + self.size)
-        if len(content) < tarfile.BLOCKSIZE + self.size or zlib.crc32(content[: tarfile.BLOCKSIZE]) != self.header:
+        file.seek(self.offset - self.header_size)
+        found = file.read(self.header_size + self.size)
+        if len(found) < self.header_size + self.size or zlib.crc32(found[: self.header_size]) != self.header:
             raise OSError(errno.ESTALE, f"the tar {self.file!r} has changed since it was listed")
-        return content[tarfile.BLOCKSIZE :]
+        return found[self.header_size :]
 
 
 @contextmanager

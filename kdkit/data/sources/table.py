@@ -59,7 +59,7 @@ class TableSource:
         columns = list(table.columns)
         names = choose_column(image_column, _PATH_COLUMNS, columns, "image_column", origin)
         column = choose_label(options, _LABEL_COLUMNS, columns, names, origin)
-        self._paths = [_to_path(value, table.place(row)) for row, value in enumerate(table.columns[names])]
+        self._paths = paths_of(table, names)
         self.keys: Sequence[str] = below_common_folder(self._paths)
         self.class_names: Sequence[str] | None = None
         self.targets = [-1] * len(self.keys)
@@ -151,6 +151,23 @@ def _read_parquet(path: Path) -> Table:
         return Table(path, {name: table.column(name).to_pylist() for name in table.column_names})
     except (OSError, ValueError, OverflowError, pyarrow.ArrowException) as error:  # a date that Python does not have
         raise DatasetError(f"the table {str(path)!r} cannot be read: {first_line(error)}") from error
+
+
+def paths_of(table: Table, column: str) -> list[str]:
+    """The path of each row's image, as written.
+
+    Raises:
+        DatasetError: a row has no path, or names a file absolutely that another one names relatively.
+    """
+    paths = [_to_path(value, table.place(row)) for row, value in enumerate(table.columns[column])]
+    if len(set(map(os.path.isabs, paths))) > 1:  # otherwise the same file has the same path
+        rows: dict[str, int] = {}
+        for row, path in enumerate(paths):
+            if (first := rows.setdefault(os.path.normpath(Path.cwd() / table.path.parent / path), row)) != row:
+                raise DatasetError(
+                    f"{table.place(row)} names {path!r} of {table.place(first)} again: give each image one row"
+                )
+    return paths
 
 
 def _to_path(value: object, place: str) -> str:

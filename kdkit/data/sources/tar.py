@@ -8,9 +8,10 @@ from pathlib import Path, PurePosixPath
 from PIL import Image
 
 from kdkit.data.sources.base import ImageSource, LabelRule, SourceOptions, describe
+from kdkit.data.sources.class_order import index_classes
 from kdkit.data.sources.image import is_image
 from kdkit.data.sources.left_out import LeftOut
-from kdkit.data.sources.listing import Listing, index_classes, is_ignored, natural_order
+from kdkit.data.sources.listing import Listing, is_ignored, natural_order
 from kdkit.data.sources.member import Member, read_image
 from kdkit.data.sources.shard_names import is_series, is_shard_name, splits_of
 from kdkit.data.sources.tar_listing import list_members, tar_files

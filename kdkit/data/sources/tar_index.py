@@ -27,7 +27,7 @@ from kdkit.runtime.reading import read_bytes
 
 _WORTH = 200
 """Members from which on a tar gets an index; a smaller one is listed within some hundredths of a second."""
-_FORMAT = b"kdkit tar index 1\n"
+_FORMAT = b"kdkit tar index 2\n"
 _MAX_BYTES = 4 << 30
 _SETTLED = 2.0
 """Seconds since the last change of a tar from which on its times tell any later change, whatever the file system."""
@@ -90,7 +90,7 @@ def _pack(members: Sequence[Member], stamp: tuple[int, ...], depth: int) -> byte
         inner=_texts(["\n".join(map(_escape, tars)) for tars in inner]),
         names=_texts([member.name for member in members]),
         tars=np.array([places[member.tars[depth:]] for member in members], dtype=np.uint32),
-        numbers=np.array([(member.offset, member.size) for member in members], dtype=np.uint64),
+        numbers=np.array([(member.offset, member.size, member.header_size) for member in members], dtype=np.uint64),
         headers=np.array([member.header for member in members], dtype=np.uint32),
         kinds=np.array([_KINDS.index(member.kind) for member in members], dtype=np.uint8),
     )
@@ -112,8 +112,8 @@ def _read(place: Path, stamp: tuple[int, ...], file: str, tars: tuple[str, ...])
             columns = [arrays[name].tolist() for name in ("tars", "numbers", "headers", "kinds")]
             names = _split(arrays["names"])
         return [
-            Member.of(file, inner[tar], name, offset, size, _KINDS[kind], header)
-            for name, tar, (offset, size), header, kind in zip(names, *columns, strict=True)
+            Member.of(file, inner[tar], name, offset, size, _KINDS[kind], header, header_size)
+            for name, tar, (offset, size, header_size), header, kind in zip(names, *columns, strict=True)
         ]
     except (KdkitError, OSError, ValueError, LookupError, TypeError, EOFError, zlib.error, zipfile.BadZipFile):
         return None

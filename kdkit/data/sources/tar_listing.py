@@ -80,9 +80,20 @@ def _members_of(tar: tarfile.TarFile, file: str, tars: tuple[str, ...], start: i
             with tarfile.open(fileobj=tar.extractfile(info), mode="r:", tarinfo=_Header) as inner:
                 yield from _members_of(inner, file, (*tars, info.name), start + info.offset_data)
         elif info.isfile():
-            yield Member(file, tars, info.name, path, start + info.offset_data, info.size, "file", info.crc32)
+            header, size = _header_of(info, tar)
+            yield Member(file, tars, info.name, path, start + info.offset_data, info.size, "file", header, size)
     assert tar.fileobj is not None
     _check_end(tar.fileobj, tar.offset, origin)
+
+
+def _header_of(info: _Header, tar: tarfile.TarFile) -> tuple[int, int]:
+    """CRC-32 and length of a member's header, with the blocks before it that hold a long or a Unicode name."""
+    size = info.offset_data - info.offset
+    if size == tarfile.BLOCKSIZE:
+        return info.crc32, size
+    assert tar.fileobj is not None
+    tar.fileobj.seek(info.offset)  # tarfile seeks to the next header by itself
+    return zlib.crc32(tar.fileobj.read(size)), size
 
 
 def _check_end(stream: Any, offset: int, origin: str) -> None:

@@ -14,8 +14,9 @@ from typing import Any, BinaryIO
 from PIL import Image
 
 from kdkit.data.sources.base import ImageSource, LabelRule, SourceOptions, describe
+from kdkit.data.sources.class_order import index_classes
 from kdkit.data.sources.image import decode, unreadable
-from kdkit.data.sources.listing import Listing, index_classes, inner_path
+from kdkit.data.sources.listing import Listing, inner_path
 from kdkit.errors import DatasetError
 from kdkit.runtime.reading import open_binary
 

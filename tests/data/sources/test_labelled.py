@@ -311,3 +311,22 @@ def test_a_source_or_a_torch_dataset_is_taken_as_it_is_and_columns_are_refused_w
     for data in (plain, tmp_path, tmp_path / "a.zip"):
         with pytest.raises(ConfigError, match=r"image_column and label_column came with .* no columns"):
             create_source(data, image_column="a", label_column="b")
+
+
+def test_a_table_that_names_a_file_absolutely_and_relatively_is_refused_with_both_lines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    Image.new("RGB", (4, 4)).save(tmp_path / "b.png")
+    table = tmp_path / "t.csv"
+    table.write_text(f"path,label\na.png,cat\n{tmp_path / 'b.png'},dog\n")
+    assert len(create_source(table)) == 2
+    table.write_text(f"path,label\na.png,cat\nb.png,dog\n{tmp_path / 'x' / '..' / 'a.png'},dog\n")
+    with pytest.raises(
+        DatasetError, match=r"^line 4 of .* names .*a\.png' of line 2 of .* again: give each image one row$"
+    ):
+        create_source(table)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    with pytest.raises(DatasetError, match="give each image one row"):
+        create_source(Path("..", "t.csv"))

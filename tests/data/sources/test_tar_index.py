@@ -178,3 +178,37 @@ def test_a_sparse_member_whose_bytes_are_not_its_content_is_refused(tmp_path: Pa
     (tmp_path / "a-000000.tar").write_bytes(content)
     with pytest.raises(DatasetError, match=r"'000000\.png' in the tar .* is a sparse file"):
         create_source(tmp_path / "a-000000.tar")
+
+
+@pytest.mark.parametrize("form", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+@pytest.mark.parametrize("names", [["é", "è"], ["a" * 100 + "1", "a" * 100 + "2"]], ids=["Unicode", "long"])
+@pytest.mark.parametrize("nested", [False, True])
+def test_members_that_change_places_in_an_open_tar_are_found_where_the_names_differ_in_extended_headers_alone(
+    tmp_path: Path, names: list[str], form: int, nested: bool
+) -> None:
+    path = tmp_path / "a.tar"
+
+    def pack(order: list[str]) -> None:
+        packed = io.BytesIO()
+        with tarfile.open(fileobj=packed, mode="w", format=form) as archive:
+            for name in order:
+                add(archive, f"cat/{name}.png", png(1 + names.index(name)))
+        if nested:
+            outer = io.BytesIO()
+            with tarfile.open(fileobj=outer, mode="w") as archive:
+                add(archive, "inner.tar", packed.getvalue())
+            packed = outer
+        with path.open("r+b" if path.exists() else "wb") as file:
+            file.write(packed.getvalue())
+
+    pack(names)
+    size = path.stat().st_size
+    source = create_source(path, labels="folder")
+    assert [source[row][0].getpixel((0, 0))[0] for row in range(2)] == [
+        1 + names.index(Path(key).stem) for key in source.keys
+    ]
+    pack(names[::-1])
+    assert path.stat().st_size == size
+    for row in range(2):
+        with pytest.raises(DatasetError, match="has changed since it was listed"):
+            source[row]

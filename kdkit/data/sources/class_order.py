@@ -1,0 +1,44 @@
+"""The order of classes: one for every kind of data, process and rank."""
+
+from __future__ import annotations
+
+import logging
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+from kdkit.data.sources.listing import natural_order
+from kdkit.errors import DatasetError
+
+_logger = logging.getLogger(__name__)
+
+
+def index_classes(names: Sequence[str], origin: str) -> tuple[list[int], list[str]]:
+    """The class index of each name, and the class names in natural order.
+
+    Class names are in Unicode's composed form (NFC), so a name that another system wrote in the decomposed form is the
+    same class.
+
+    Raises:
+        DatasetError: a name cannot be printed, or two differ only in the blanks around them.
+    """
+    composed = {name: unicodedata.normalize("NFC", name) for name in set(names)}
+    classes = sorted(set(composed.values()), key=natural_order)
+    check_printable(classes, origin)
+    if len(composed) > len(classes):
+        spelt = Counter(composed.values())
+        twice = next(name for name in classes if spelt[name] > 1)
+        _logger.warning("%r: the class %r is written in two forms of Unicode, which are one class", origin, twice)
+    bare: dict[str, str] = {}
+    for name in classes:
+        if (other := bare.setdefault(name.strip(), name)) != name:
+            raise DatasetError(f"{origin!r} has the classes {other!r} and {name!r}: remove the blanks around the names")
+    indices = {name: index for index, name in enumerate(classes)}
+    return [indices[composed[name]] for name in names], classes
+
+
+def check_printable(names: Iterable[str], origin: str) -> None:
+    """Raises DatasetError if a class name is empty or cannot be printed."""
+    for name in names:
+        if not name.strip() or not name.isprintable():
+            raise DatasetError(f"{origin!r} has a class with the name {name!a}: expected a printable name")
