@@ -16,6 +16,7 @@ from kdkit.cache.codecs.registry import (
     multi_label_codec,
     register_codec,
 )
+from kdkit.cache.codecs.sparse import SparseFeature
 from kdkit.cache.codecs.topk import TopKCodec
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "Int8Feature",
     "LowRankCodec",
     "RowCodec",
+    "SparseFeature",
     "TopKCodec",
     "available_codecs",
     "available_feature_codecs",

@@ -46,7 +46,7 @@ def places_of_ones(stream: Tensor, count: int) -> Tensor:
 
 
 def bytes_with_ones(places: Tensor, num_bytes: int) -> Tensor:
-    """Uint8 [B, N] whose bits are 1 at `places` [B, K], each once, and else 0; places beyond the last bit are left out."""
+    """Uint8 [B, N] whose bits are 1 at `places` [B, K], each once, and else 0; places beyond the end are left out."""
     bits = torch.zeros(len(places), 8 * num_bytes + 1, dtype=torch.uint8, device=places.device)
     bits.scatter_(1, places.to(torch.int64).clamp(0, 8 * num_bytes), 1)
     weights = torch.tensor([128, 64, 32, 16, 8, 4, 2, 1], dtype=torch.uint8, device=places.device)
