@@ -15,7 +15,7 @@ from torch import Tensor
 
 from kdkit.building.config import BuildConfig
 from kdkit.building.teacher import check_encodable, run_teacher
-from kdkit.cache.codecs import Codec, RowCodec, create_feature_codec
+from kdkit.cache.codecs import Codec, RowCodec, feature_codec_for
 from kdkit.cache.encoding import encode_in_parts, measure_in_parts
 from kdkit.cache.fidelity import summarise_rows
 from kdkit.cache.format.constants import LOGITS
@@ -130,6 +130,6 @@ def _run_on(
     for pixels in loader.pixel_batches():
         for stream, values in run_teacher(teacher, loader, pixels, config.streams).items():
             if stream not in codecs:
-                codecs[stream] = create_feature_codec(config.feature_codec, values.shape[1:])
+                codecs[stream] = feature_codec_for(config.feature_codec, config.feature_bytes, values)
             check_encodable(values, codecs[stream], stream, teacher.name, dataset.keys, pixels)
             yield stream, values

@@ -6,6 +6,8 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
+from torch import Tensor
+
 from kdkit.cache.codecs.base import Codec, RowCodec
 from kdkit.cache.codecs.dense import Float16Codec, Float32Codec, Int8Codec
 from kdkit.cache.codecs.feature import FeatureCodec, Float16Feature, Int8Feature
@@ -152,6 +154,17 @@ def create_feature_codec(name: str, shape: Sequence[int], **options: Any) -> Fea
             f"no codec of features is called {name!r}; known: {known}{nearest(name, _FEATURE_CODECS)}"
         )
     return _create(_FEATURE_CODECS[name], tuple(shape), "shape", options)
+
+
+def feature_codec_for(name: str, row_bytes: int | None, sample: Tensor) -> FeatureCodec:
+    """The codec called `name` for features like a sample [B, ...], of this many bytes per row or of its default size.
+
+    Raises:
+        UnknownNameError: no codec of features has this name.
+        ConfigError: the codec has one size only, or its smallest row is larger.
+    """
+    size = {} if row_bytes is None else {"row_bytes": row_bytes}
+    return create_feature_codec(name, sample.shape[1:], **size).suited_to(sample)
 
 
 def codec_from_dict(stream: str, described: Mapping[str, Any]) -> RowCodec:

@@ -51,12 +51,7 @@ class SparseFeature(FeatureCodec):
         least = _LEAST_BYTES + self.numel // _NUMBERS_PER_BYTE
         if self.row_bytes == 0:
             object.__setattr__(self, "row_bytes", max(least, -(-2 * self.numel // _SHARE)))
-        if isinstance(self.row_bytes, bool) or not isinstance(self.row_bytes, int) or self.row_bytes < least:
-            raise ConfigError(
-                f"sparse needs at least {least} bytes per row of {self.numel} numbers, got row_bytes={self.row_bytes!r}"
-            )
-        if not isinstance(self.signed, bool):
-            raise ConfigError(f"signed must be true or false, got {self.signed!r}")
+        _check_options(self.row_bytes, self.signed, least, self.numel)
 
     def suited_to(self, sample: Tensor) -> Self:
         """This codec, with signs if the sample [B, ...] has numbers below 0."""
@@ -191,6 +186,16 @@ class SparseFeature(FeatureCodec):
         decoded = torch.zeros(rows, self.numel + 1, device=device).scatter_(1, place.to(torch.int64), values)
         flat = from_bytes(stream[:, :_FLAT_BYTES], torch.float32)
         return torch.where(count == 0, flat, decoded[:, :-1]).view(rows, *self.shape)
+
+
+def _check_options(row_bytes: object, signed: object, least: int, numel: int) -> None:
+    """Raises ConfigError for what no build writes: a file's metadata may hold anything."""
+    if isinstance(row_bytes, bool) or not isinstance(row_bytes, int) or row_bytes < least:
+        raise ConfigError(
+            f"sparse needs at least {least} bytes per row of {numel} numbers, got row_bytes={row_bytes!r}"
+        )
+    if not isinstance(signed, bool):
+        raise ConfigError(f"signed must be true or false, got {signed!r}")
 
 
 def _levels(scaled: Tensor) -> Tensor:

@@ -49,8 +49,8 @@ def bytes_with_ones(places: Tensor, num_bytes: int) -> Tensor:
     """Uint8 [B, N] whose bits are 1 at `places` [B, K], each once, and else 0; places beyond the end are left out."""
     bits = torch.zeros(len(places), 8 * num_bytes + 1, dtype=torch.uint8, device=places.device)
     bits.scatter_(1, places.to(torch.int64).clamp(0, 8 * num_bytes), 1)
-    weights = torch.tensor([128, 64, 32, 16, 8, 4, 2, 1], dtype=torch.uint8, device=places.device)
-    return (bits[:, :-1].view(len(places), num_bytes, 8) * weights).sum(dim=2, dtype=torch.uint8)
+    shifts = torch.arange(7, -1, -1, dtype=torch.uint8, device=places.device)
+    return (bits[:, :-1].view(len(places), num_bytes, 8) << shifts).sum(dim=2, dtype=torch.uint8)
 
 
 @cache
