@@ -106,8 +106,8 @@ def main() -> None:
     found = features(crops(1 if args.quick else 16))
     report.text(
         f"""tf_efficientnet_lite0 with ImageNet weights on random crops of 19 photographs. Error is the mean over rows
-        of |x - x^|^2 / |x|^2, p90 its 90th percentile; "about the mean" is relative to the distance from the mean row. One
-        thread. No codec is fitted. The last table has the bytes of `sparse` at an error of {AT}, in steps of 2 %."""
+        of |x - x^|^2 / |x|^2, p90 its 90th percentile; "about the mean" is relative to the distance from the mean row.
+        One thread. No codec is fitted. The last table has the bytes of `sparse` at an error of {AT}, in steps of 2 %."""
     )
     summary = [table(report, tap, rows[: 304 if tap == "pooled" else 76]) for tap, rows in found.items()]
     report.text(f"## Bytes at an error of {AT}")
