@@ -107,7 +107,7 @@ def main() -> None:
     report.text(
         f"""tf_efficientnet_lite0 with ImageNet weights on random crops of 19 photographs. Error is the mean over rows
         of |x - x^|^2 / |x|^2, p90 its 90th percentile; "about the mean" is relative to the distance from the mean row.
-        One thread. No codec is fitted. The last table has the bytes of `sparse` at an error of {AT}, in steps of 2 %."""
+        One thread. No codec is fitted. The last table has the bytes of `sparse` at an error of {AT}, in 2 % steps."""
     )
     summary = [table(report, tap, rows[: 304 if tap == "pooled" else 76]) for tap, rows in found.items()]
     report.text(f"## Bytes at an error of {AT}")

@@ -89,12 +89,16 @@ def test_any_bytes_decode_to_features_without_an_error() -> None:
         assert codec.decode(noise).shape == (200, 3, 40)
 
 
-def test_a_build_and_a_recoding_hold_the_same_rows_and_another_size_is_refused(tmp_path: Path) -> None:
+def test_a_build_and_a_recoding_hold_the_same_rows_and_say_what_is_lost(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     teacher, dataset = create_teacher(tiny_model()), digits_dataset(12)
     config = BuildConfig(streams=("pooled", "stages.2"), num_workers=0, batch_size=12, codec=None)
     build_cache(teacher, dataset, tmp_path / "f.h5", config)
     config = dataclasses.replace(config, feature_codec="sparse", feature_bytes=200)
     build_cache(teacher, dataset, tmp_path / "s.h5", config)
+    assert "sparse of 200 bytes per row keeps little of stages.2, its relative error is 0." in caplog.text
+    assert "little of pooled" not in caplog.text
     recode_cache(tmp_path / "f.h5", tmp_path / "r.h5", feature_bytes=200)
     exact, built, recoded = (open_cache(tmp_path / f"{name}.h5") for name in "fsr")
     for stream in config.streams:
