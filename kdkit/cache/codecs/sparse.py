@@ -117,11 +117,11 @@ class SparseFeature(FeatureCodec):
         code = self._finest(sizes)
         step = _steps(rows.device)[code]
         levels = _levels(sizes / step)
-        constant = rows.mean(dim=1, keepdim=True)
+        constant = rows.mean(dim=1, keepdim=True, dtype=torch.float64).float()  # exact where all numbers are equal
         # A row of many equal numbers has a step at which all of them fit or none: it may be better flat.
         scale = sizes.amax(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
-        lost = ((_sizes_of(levels, step) - sizes) / scale).square().sum(dim=1, keepdim=True)
-        is_flat = ((rows - constant) / scale).square().sum(dim=1, keepdim=True) <= lost
+        lost = ((_sizes_of(levels, step) - sizes) / scale).square().sum(dim=1, keepdim=True, dtype=torch.float64)
+        is_flat = ((rows - constant) / scale).square().sum(dim=1, keepdim=True, dtype=torch.float64) <= lost
         return self._pack(code, (levels * ~is_flat).to(torch.int64), rows < 0, constant)
 
     def _finest(self, sizes: Tensor) -> Tensor:
