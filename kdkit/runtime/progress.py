@@ -66,6 +66,8 @@ def progress(
     if sys.stderr.isatty() or _shows_widgets(console):
         with bar:
             yield _Bar(bar, description, total, unit)
+            if console.is_jupyter:
+                bar.refresh()  # rich leaves the last state out there
     else:
         yield _Lines(bar, description, total, unit, tells_end=not brief)
 
@@ -132,7 +134,8 @@ class _Bar(Display):
         self._bar.update(self._id, values=values)
 
     def write(self, text: str) -> None:
-        self._bar.console.print(printable(text), highlight=False, markup=False, soft_wrap=True)
+        console = self._bar.console
+        console.print(printable(text), highlight=False, markup=False, soft_wrap=not console.is_terminal)
 
 
 class _Lines(_Bar):

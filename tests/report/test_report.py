@@ -150,7 +150,7 @@ def test_the_page_shows_runs_student_cache_and_images(folder: Path, tmp_path: Pa
     } <= set(charts)
     for title in ("Hardest images", "Most disputed images", "Images evenly spread"):
         assert title in text
-    assert text.count("data:image/jpeg;base64,") == 3 * 6 * 3
+    assert text.count("data:image/jpeg;base64,") == 3 * 6 * 3 == text.count('<div class="source">student</div>')
     assert "https://" not in text.split("<script>")[0]
 
 
@@ -200,6 +200,9 @@ def test_mixed_views_are_shown_without_accuracy_and_the_page_says_why(folder: Pa
     report = write_report(config(folder, tmp_path / "r.html", cache=str(tmp_path / "m.h5")))
     assert "calibration" not in charts_of(report.output)
     assert any("its recipe mixes" in problem for problem in report.problems)
+    text = report.output.read_text()
+    assert text.count('<div class="source">student</div>') == text.count("data:image/jpeg;base64,") > 0
+    assert len(re.findall(r"view \d: \d+% \w+ \+ \d+% \w+<", text)) > 10  # a label for each view, as they differ
 
 
 def test_damaged_runs_are_named_on_the_page(folder: Path, tmp_path: Path) -> None:
