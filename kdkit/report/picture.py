@@ -39,7 +39,8 @@ def _draw_row(picture: Image.Image, draw: ImageDraw.ImageDraw, row: SheetRow, to
     for number, (text, color) in enumerate(lines):
         _write(draw, (_GAP, top + number * _LINE), text, _LEFT - 2 * _GAP, color=color, from_end=text == row.key)
     for number, cell in enumerate(row.cells):
-        _draw_cell(picture, draw, cell, row.caption(cell), _LEFT + number * (_SIDE + _GAP), top)
+        caption = f"view {cell.view}" if row.label is not None else f"view {cell.view}: {cell.label}"
+        _draw_cell(picture, draw, cell, caption, _LEFT + number * (_SIDE + _GAP), top)
 
 
 def _draw_cell(picture: Image.Image, draw: ImageDraw.ImageDraw, cell: Cell, caption: str, left: int, top: int) -> None:

@@ -75,10 +75,6 @@ class SheetRow:
         labels = {cell.label for cell in self.cells}
         return labels.pop() if len(labels) == 1 else None
 
-    def caption(self, cell: Cell) -> str:
-        """The view of a cell, with its label unless all views share one."""
-        return f"view {cell.view}" if self.label is not None else f"view {cell.view}: {cell.label}"
-
 
 @dataclass(frozen=True)
 class Sheet:
