@@ -5,6 +5,7 @@ It also determines the shapes of features.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from kdkit.building.config import BuildConfig
 from kdkit.building.teacher import check_encodable, run_teacher
-from kdkit.cache.codecs import Codec, RowCodec, create_feature_codec
+from kdkit.cache.codecs import Codec, RowCodec, feature_codec_for
 from kdkit.cache.encoding import encode_in_parts, measure_in_parts
 from kdkit.cache.fidelity import summarise_rows
 from kdkit.cache.format.constants import LOGITS
@@ -28,6 +29,9 @@ FIT_ROWS = 16_384
 """Maximum number of rows that a codec is fitted to."""
 MEASURED_ROWS = 512
 """Maximum number of held-out rows for measuring fidelity, in each view."""
+
+_LARGE_ERROR = 0.5  # relative error of features: a quarter of their squared length is lost
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -73,10 +77,26 @@ def fit_and_measure(
             codecs[LOGITS] = _fit(logit_codec, fitted, run)
         for stream, values in run.outputs(measured, config.streams, codecs):
             measures[stream].append(measure_in_parts(codecs[stream], values, encode_in_parts(codecs[stream], values)))
-    return {
+    found = {
         stream: Probed(codecs[stream], {**summarise_rows(np.concatenate(pieces)), "each": each})
         for stream, pieces in measures.items()
     }
+    _warn_of_large_errors(found)
+    return found
+
+
+def _warn_of_large_errors(found: Mapping[str, Probed]) -> None:
+    for stream, probed in found.items():
+        error = probed.fidelity.get("relative_error_mean", 0.0)
+        if error > _LARGE_ERROR:
+            _logger.warning(
+                "the codec %s of %d bytes per row keeps little of %s, its relative error is %.2f: take more "
+                "feature_bytes, or int8",
+                probed.codec.name,
+                probed.codec.row_bytes,
+                stream,
+                error,
+            )
 
 
 def num_probed(logit_codec: Codec | None, num_rows: int) -> int:
@@ -133,7 +153,7 @@ class _Run:
         for pixels in loader.pixel_batches():
             for stream, values in run_teacher(teacher, loader, pixels, streams).items():
                 if stream not in codecs:
-                    codecs[stream] = create_feature_codec(config.feature_codec, values.shape[1:])
+                    codecs[stream] = feature_codec_for(config.feature_codec, config.feature_bytes, values)
                 check_encodable(values, codecs[stream], stream, teacher.name, dataset.keys, pixels)
                 yield stream, values
             self.advance(len(pixels.row))
