@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -18,6 +19,7 @@ from kdkit.building.teacher import for_dataset, placed, run_teacher, with_stream
 from kdkit.cache.codecs import RowCodec
 from kdkit.cache.encoding import encode_in_parts
 from kdkit.data import EpochSampler, ReplayedDataset, ReplayLoader, translate_worker_errors
+from kdkit.runtime.progress import progress
 from kdkit.teachers import Teacher
 
 ESTIMATE_FIT_ROWS = 2_048
@@ -59,21 +61,23 @@ def estimate_cache(
     config: BuildConfig | None = None,
     *,
     device: torch.device | str | None = None,
+    show_progress: bool = False,
 ) -> Estimate:
     """Runs the teacher on up to 2,560 images to fit and measure codecs, times some batches and computes the rest.
 
     Args:
-        teacher, dataset, config, device: as for build_cache.
+        teacher, dataset, config, device, show_progress: as for build_cache.
     """
     config = config or BuildConfig()
     dataset = dataset.for_teacher()
     teacher = with_streams(for_dataset(teacher, dataset, config.streams), config.streams)
     teacher, device = placed(teacher, device)
-    plan = BuildPlan(teacher, dataset, config, device, fit_rows=ESTIMATE_FIT_ROWS, reads_content=False)
+    quick: dict[str, Any] = {"fit_rows": ESTIMATE_FIT_ROWS, "reads_content": False}
+    plan = BuildPlan(teacher, dataset, config, device, show_progress=show_progress, **quick)
     spec = plan.make_spec()
     rows, images = len(spec.keys), len(spec.keys) * spec.num_views
     views = min(spec.num_views, views_in_memory(plan, spec.metadata))
-    speed = _measure_speed(spec.codecs, teacher, dataset, config, device, views)
+    speed = _measure_speed(spec.codecs, teacher, dataset, config, device, views, show_progress=show_progress)
     speeds = measure_speeds(teacher, dataset, spec.codecs, min(config.batch_size, rows), device)
     parts = speeds.per_view(views, config.workers, spec.metadata.all_row_bytes)
     seconds = (images + num_probed(plan.choose_codec(), rows)) / speed
@@ -113,6 +117,8 @@ def _measure_speed(
     config: BuildConfig,
     device: torch.device | str,
     views: int,
+    *,
+    show_progress: bool,
 ) -> float:
     """Images per second over a few batches, in which one decode serves as many views as in the build.
 
@@ -127,13 +133,16 @@ def _measure_speed(
     if len(loader) < ahead + counted:
         ahead = 0  # of few images all are loaded ahead: the time that workers take to start counts too, to be cautious
     images, begun = 0, time.perf_counter()
-    for number, pixels in enumerate(loader.pixel_batches()):
-        for stream, values in run_teacher(teacher, loader, pixels, codecs).items():
-            encode_in_parts(codecs[stream], values).cpu()  # waits for the device
-        if number < ahead:
-            images, begun = 0, time.perf_counter()
-        else:
-            images += len(pixels.row)
-        if number == ahead + counted - 1:
-            break
+    batches = min(ahead + counted, len(loader))
+    with progress("timing some batches of the build", batches, "batches", enabled=show_progress, brief=True) as advance:
+        for number, pixels in enumerate(loader.pixel_batches()):
+            for stream, values in run_teacher(teacher, loader, pixels, codecs).items():
+                encode_in_parts(codecs[stream], values).cpu()  # waits for the device
+            if number < ahead:
+                images, begun = 0, time.perf_counter()
+            else:
+                images += len(pixels.row)
+            advance(1)
+            if number == ahead + counted - 1:
+                break
     return images / (time.perf_counter() - begun)

@@ -5,7 +5,6 @@ It also determines the shapes of features.
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from kdkit.cache.format.constants import LOGITS
 from kdkit.cache.types import Array
 from kdkit.data import EpochSampler, ReplayedDataset, ReplayLoader, translate_worker_errors
 from kdkit.data.views.seed import view_seed
+from kdkit.runtime.progress import Display, progress
 from kdkit.teachers import Teacher
 
 FIT_ROWS = 16_384
@@ -52,6 +52,7 @@ def fit_and_measure(
     device: torch.device | str,
     *,
     fit_rows: int = FIT_ROWS,
+    show_progress: bool = False,
 ) -> dict[str, Probed]:
     """Fits the codec of the logits, if it needs a fit, and measures the fidelity of all codecs in view 0.
 
@@ -63,28 +64,39 @@ def fit_and_measure(
         logit_codec: codec of the logits, not fitted yet; None if logits are not among the configuration's streams.
         teacher, dataset, config, device: as for build_cache.
         fit_rows: maximum number of rows that the codec is fitted on.
+        show_progress: whether progress is shown on standard error.
     """
     each = _spacing(logit_codec, len(dataset))
-    codecs: dict[str, RowCodec] = {}
-    if logit_codec is not None:
-        codecs[LOGITS] = logit_codec
-        if _fits(logit_codec):
-            codecs[LOGITS] = _fit(logit_codec, _draw(dataset, each, fit_rows), teacher, dataset, config, device)
+    fitted, measured = _draw(dataset, each, fit_rows) if _fits(logit_codec) else [], range(0, len(dataset), each)
+    codecs: dict[str, RowCodec] = {} if logit_codec is None else {LOGITS: logit_codec}
     measures: dict[str, list[Array]] = {stream: [] for stream in config.streams}
-    for stream, values in _run_on(range(0, len(dataset), each), codecs, teacher, dataset, config, device):
-        measures[stream].append(measure_in_parts(codecs[stream], values, encode_in_parts(codecs[stream], values)))
-    found = {stream: summarise_rows(np.concatenate(pieces)) for stream, pieces in measures.items()}
-    for stream, fidelity in found.items():
-        if fidelity.get("relative_error_mean", 0.0) > _LARGE_ERROR:
+    work = f"fitting and measuring codecs on outputs of {teacher.name}"
+    with progress(work, len(fitted) + len(measured), "images", enabled=show_progress, brief=True) as advance:
+        run = _Run(teacher, dataset, config, device, advance)
+        if logit_codec is not None and fitted:
+            codecs[LOGITS] = _fit(logit_codec, fitted, run)
+        for stream, values in run.outputs(measured, config.streams, codecs):
+            measures[stream].append(measure_in_parts(codecs[stream], values, encode_in_parts(codecs[stream], values)))
+    found = {
+        stream: Probed(codecs[stream], {**summarise_rows(np.concatenate(pieces)), "each": each})
+        for stream, pieces in measures.items()
+    }
+    _warn_of_large_errors(found)
+    return found
+
+
+def _warn_of_large_errors(found: Mapping[str, Probed]) -> None:
+    for stream, probed in found.items():
+        error = probed.fidelity.get("relative_error_mean", 0.0)
+        if error > _LARGE_ERROR:
             _logger.warning(
                 "the codec %s of %d bytes per row keeps little of %s, its relative error is %.2f: take more "
                 "feature_bytes, or int8",
-                codecs[stream].name,
-                codecs[stream].row_bytes,
+                probed.codec.name,
+                probed.codec.row_bytes,
                 stream,
-                fidelity["relative_error_mean"],
+                error,
             )
-    return {stream: Probed(codecs[stream], {**fidelity, "each": each}) for stream, fidelity in found.items()}
 
 
 def num_probed(logit_codec: Codec | None, num_rows: int) -> int:
@@ -110,38 +122,38 @@ def _draw(dataset: ReplayedDataset, each: int, fit_rows: int) -> list[int]:
     return rows[rows % each != 0][:fit_rows].tolist() or [0]
 
 
-def _fit(
-    codec: Codec,
-    rows: Sequence[int],
-    teacher: Teacher,
-    dataset: ReplayedDataset,
-    config: BuildConfig,
-    device: torch.device | str,
-) -> Codec:
+def _fit(codec: Codec, rows: Sequence[int], run: _Run) -> Codec:
     """The codec fitted to the teacher's logits on `rows`, and to its classifier if it has one."""
-    only = dataclasses.replace(config, streams=(LOGITS,))
-    outputs = _run_on(rows, {LOGITS: codec}, teacher, dataset, only, device)
-    logits = torch.cat([values.float().cpu() for _, values in outputs])
-    return codec.fit(logits, None if teacher.head_weight is None else teacher.head_weight.float().cpu())
+    logits = torch.cat([values.float().cpu() for _, values in run.outputs(rows, (LOGITS,), {LOGITS: codec})])
+    head = run.teacher.head_weight
+    return codec.fit(logits, None if head is None else head.float().cpu())
 
 
-def _run_on(
-    rows: Sequence[int],
-    codecs: dict[str, RowCodec],
-    teacher: Teacher,
-    dataset: ReplayedDataset,
-    config: BuildConfig,
-    device: torch.device | str,
-) -> Iterator[tuple[str, Tensor]]:
-    """Pairs (stream, output [B, ...]) of the teacher on view 0 of `rows`, batch by batch.
+@dataclass(frozen=True)
+class _Run:
+    """The teacher on view 0 of some rows."""
 
-    Adds to `codecs` those of features, whose shape is known with the first batch.
-    """
-    sampler = EpochSampler(rows, config.batch_size, shuffle=False)
-    loader = ReplayLoader(dataset, sampler, teacher.input_normalization, device=device, num_workers=config.workers)
-    for pixels in loader.pixel_batches():
-        for stream, values in run_teacher(teacher, loader, pixels, config.streams).items():
-            if stream not in codecs:
-                codecs[stream] = feature_codec_for(config.feature_codec, config.feature_bytes, values)
-            check_encodable(values, codecs[stream], stream, teacher.name, dataset.keys, pixels)
-            yield stream, values
+    teacher: Teacher
+    dataset: ReplayedDataset
+    config: BuildConfig
+    device: torch.device | str
+    advance: Display
+
+    def outputs(
+        self, rows: Sequence[int], streams: Sequence[str], codecs: dict[str, RowCodec]
+    ) -> Iterator[tuple[str, Tensor]]:
+        """Pairs (stream, output [B, ...]), batch by batch.
+
+        Adds to `codecs` those of features, whose shape is known with the first batch.
+        """
+        teacher, dataset, config = self.teacher, self.dataset, self.config
+        sampler = EpochSampler(rows, config.batch_size, shuffle=False)
+        normalization = teacher.input_normalization
+        loader = ReplayLoader(dataset, sampler, normalization, device=self.device, num_workers=config.workers)
+        for pixels in loader.pixel_batches():
+            for stream, values in run_teacher(teacher, loader, pixels, streams).items():
+                if stream not in codecs:
+                    codecs[stream] = feature_codec_for(config.feature_codec, config.feature_bytes, values)
+                check_encodable(values, codecs[stream], stream, teacher.name, dataset.keys, pixels)
+                yield stream, values
+            self.advance(len(pixels.row))

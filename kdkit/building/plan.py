@@ -71,7 +71,7 @@ class BuildPlan:
     """Whether the file of each sample is read, to record its content; an estimate only counts the bytes."""
 
     show_progress: bool = False
-    """Whether reading the files is shown on standard error."""
+    """Whether reading the files, and fitting and measuring codecs, is shown on standard error."""
 
     def make_spec(self) -> CacheSpec:
         """Returns the spec of the cache, whose codecs are fitted and measured by running the teacher.
@@ -88,7 +88,8 @@ class BuildPlan:
         if self.reads_content:
             records = record_content(self.dataset, self.config.workers, show_progress=self.show_progress)
             spec = replace(spec, content=records)
-        probed = fit_and_measure(codec, self.teacher, self.dataset, self.config, self.device, fit_rows=self.fit_rows)
+        shown: dict[str, Any] = {"fit_rows": self.fit_rows, "show_progress": self.show_progress}
+        probed = fit_and_measure(codec, self.teacher, self.dataset, self.config, self.device, **shown)
         return replace(
             spec,
             codecs={stream: found.codec for stream, found in probed.items()},

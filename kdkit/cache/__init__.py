@@ -12,7 +12,8 @@ Where to look:
     extension.py    further views of a finished cache; places.py prepares its path; write_errors.py types write errors
     format/, hdf5/  the documents in the file, and the file itself
     statistics.py   the teacher's confidence for each row and view
-    summary.py      `kdkit cache info`; plot.py draws, export.py writes decoded rows, config.py configures the commands
+    overview.py     `kdkit cache info`; summary.py has every detail, plot.py draws
+    export.py       writes decoded rows; config.py configures the commands on a cache
     types.py        shared types
 """
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from kdkit.config import OverwriteConfig
+from kdkit.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,8 +15,18 @@ class CacheInfoConfig:
     cache: str
     """Cache: its file or its folder of shards."""
 
+    all: bool = False
+    """Print every detail: recipe, fidelity at each temperature, checksums, versions."""
+
+    json: bool = False
+    """Print everything as one JSON object."""
+
     plot: str | None = None
     """PNG file to draw the teacher's confidence and entropy to, view by view; none by default."""
+
+    def __post_init__(self) -> None:
+        if self.json and self.all:
+            raise ConfigError("all and json exclude each other: JSON holds every detail")
 
 
 @dataclass(frozen=True, kw_only=True)

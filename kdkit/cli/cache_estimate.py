@@ -22,7 +22,7 @@ def run(arguments: list[str]) -> None:
     teacher = resolve_teacher(config.teacher, device, dataset.class_names, needs_logits=LOGITS in config.build.streams)
     if config.teacher.takes_any_precision:
         teacher, _ = choose_autocast(teacher, dataset, config.build, device)
-    found = estimate_cache(teacher, dataset, config.build, device=device)
+    found = estimate_cache(teacher, dataset, config.build, device=device, show_progress=True)
     made_of = describe_bytes(found.images * found.row_bytes)
     speeds, views = found.speeds, dataset.recipe.num_views
     workers = f"{config.build.workers} loader worker{'' if config.build.workers == 1 else 's'}"

@@ -13,18 +13,18 @@ class DemoConfig(OverwriteConfig):
     """The demonstration on scikit-learn's digits."""
 
     output: str = "kdkit-demo"
-    """Folder for the cache, metrics.jsonl, summary.csv and the learning curves."""
+    """Folder for the cache, metrics.jsonl, summary.csv and students.png, a picture of accuracy and time."""
 
     seeds: int = 3
     """Students trained in each way, one per seed."""
 
-    epochs: int = 8
+    epochs: int = 4
     """Epochs of each student, over 1,347 training images."""
 
-    teacher_epochs: int = 6
+    teacher_epochs: int = 4
     """Epochs of the teacher, over 1,347 training images."""
 
-    num_views: int = 8
+    num_views: int = 4
     """Views of each image that the teacher is run on."""
 
     num_workers: int = 1

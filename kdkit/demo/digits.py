@@ -13,13 +13,13 @@ from kdkit.errors import MissingDependencyError
 from kdkit.runtime.install import install_command
 
 NUM_CLASSES = 10
-LABELS_PER_CLASS = 10
+LABELS_PER_CLASS = 3
 """Number of labels of each class that students get."""
 
 
 @dataclass(frozen=True)
 class Digits:
-    """scikit-learn's digits, a quarter held out, and the rows of the 100 labels that students get."""
+    """scikit-learn's digits, a quarter held out, and the rows whose label students get."""
 
     images: np.ndarray[Any, np.dtype[np.uint8]]
     """Pixels, uint8 [N, 8, 8]."""

@@ -1,6 +1,6 @@
 """The demonstration: a teacher, its cache, and students trained with and without it, on scikit-learn's digits.
 
-The teacher is trained on all 1,347 training labels. Small students get 100 of the labels, and are trained from the
+The teacher is trained on all 1,347 training labels. Small students get 30 of the labels, and are trained from the
 labels alone, with the live teacher, or from its cache, on one schedule.
 """
 
@@ -21,7 +21,7 @@ from kdkit.cache import open_cache
 from kdkit.data import EpochSampler, ReplayedDataset, ReplayLoader
 from kdkit.demo.config import DemoConfig
 from kdkit.demo.digits import NUM_CLASSES, Digits, load_digits
-from kdkit.demo.report import DemoReport, draw_curves
+from kdkit.demo.report import DemoReport, draw_students
 from kdkit.recipe import ViewRecipe
 from kdkit.runtime.output import prepare_output
 from kdkit.runtime.progress import Display, progress
@@ -34,17 +34,17 @@ from kdkit.training.train import train
 from kdkit.types import Normalization, TeacherSource
 
 SIZE = 32
-TEACHER = "resnet18"
+TEACHER = "resnet10t"
 STUDENT = "test_resnet"
 TEMPERATURE = 2.0
-_TEACHER_TRAINING = TrainConfig(batch_size=64, lr=1e-3, weight_decay=0.05, warmup_epochs=1)
-_STUDENT_TRAINING = TrainConfig(batch_size=64, lr=2e-3, weight_decay=0.05, warmup_epochs=1)
-_FILES = (*FILES, "teacher.h5", "teacher.h5.parts", "curves.png")
+_TEACHER_TRAINING = TrainConfig(batch_size=32, lr=1e-3, weight_decay=0.05, warmup_epochs=1)
+_STUDENT_TRAINING = TrainConfig(batch_size=32, lr=3e-3, weight_decay=0.05, warmup_epochs=1)
+_FILES = (*FILES, "teacher.h5", "teacher.h5.parts", "students.png")
 WAYS = ("labels alone", "live teacher", "cached teacher")
 
 
 def demo(config: DemoConfig | None = None, *, show_progress: bool = False) -> DemoReport:
-    """Runs the demonstration and writes the cache, metrics.jsonl, summary.csv and curves.png.
+    """Runs the demonstration and writes the cache, metrics.jsonl, summary.csv and students.png.
 
     Args:
         config: output folder, seeds and size of the work.
@@ -68,8 +68,8 @@ def demo(config: DemoConfig | None = None, *, show_progress: bool = False) -> De
         show_progress=show_progress,
     )
     students = run.train_students(teacher, open_cache(build.path, run.unlabelled))
-    report = DemoReport(teacher_top1, build, students, time.monotonic() - start, output)
-    draw_curves(students, output / "curves.png")
+    report = DemoReport(teacher_top1, build, len(digits.labelled), students, time.monotonic() - start, output)
+    draw_students(report, output / "students.png")
     return report
 
 

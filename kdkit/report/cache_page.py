@@ -12,7 +12,7 @@ from kdkit.cache import CachedTeacher, open_cache
 from kdkit.cache.format.constants import LOGITS
 from kdkit.data import ReplayedDataset
 from kdkit.dataset import open_dataset
-from kdkit.errors import KdkitError
+from kdkit.errors import ClassMismatchError
 from kdkit.report.cache_section import cache_charts, facts_html
 from kdkit.report.chart import Chart, charts_html
 from kdkit.report.class_charts import calibration_chart
@@ -77,6 +77,7 @@ def _with_images(
 ) -> CachePart:
     chosen = spread(config.images, len(dataset))
     rows = cache.rows_of(torch.from_numpy(chosen))
+    student = _of_same_classes(student, dataset, notes)
     labels, student_probs = _labels_and_predictions(dataset, chosen, student, notes)
     charts = cache_charts(cache, rows, None if dataset.recipe.mixes else labels)
     known = labels >= 0
@@ -85,24 +86,31 @@ def _with_images(
         if student_probs is not None:
             predictions["student of the best run"] = (student_probs[known], labels[known])
         charts.append(calibration_chart(predictions))
-    shown = None if student_probs is None else student
     rankings = _rankings(cache, rows, chosen, labels)
-    sheets = [f"<h2>{escape(each.title)}</h2>\n{_sheet(cache, dataset, each, shown)}" for each in rankings]
+    sheets = [f"<h2>{escape(each.title)}</h2>\n{_sheet(cache, dataset, each, student)}" for each in rankings]
     return CachePart(f"<h2>Cache</h2>\n{facts_html(cache)}\n{charts_html(charts)}\n{''.join(sheets)}", charts)
+
+
+def _of_same_classes(student: RunStudent | None, dataset: ReplayedDataset, notes: list[str]) -> RunStudent | None:
+    """The student if it has the classes of the images; else None, and a note why."""
+    try:
+        if student is not None:
+            student.check_classes(dataset)
+        return student
+    except ClassMismatchError as error:
+        notes.append(f"the best run's student is not shown on the cache's images: {error}")
+        return None
 
 
 def _labels_and_predictions(
     dataset: ReplayedDataset, chosen: Array, student: RunStudent | None, notes: list[str]
 ) -> tuple[Tensor, Tensor | None]:
-    """Labels of the chosen rows, and the student's probabilities of their view 0 if it has the same classes."""
-    if student is not None and not dataset.recipe.mixes:
-        try:
-            probabilities, labels = student.predict(dataset, chosen.tolist())
-            return labels, probabilities
-        except KdkitError as error:
-            notes.append(f"the best run's student is not shown on the cache's images: {error}")
-    elif dataset.recipe.mixes:
+    """Labels of the chosen rows, and the student's probabilities of their view 0, unless two images are mixed in it."""
+    if dataset.recipe.mixes:
         notes.append("calibration and accuracy are not shown on the cache's images: its recipe mixes two in a view")
+    elif student is not None:
+        probabilities, labels = student.predict(dataset, chosen.tolist())
+        return labels, probabilities
     samples = (dataset[int(row), 0] for row in chosen)
     return torch.tensor([sample.target for sample in samples]), None
 

@@ -134,7 +134,10 @@ def describe_teacher(config: Mapping[str, Any]) -> str | None:
     teacher = config.get("teacher")
     if isinstance(teacher, dict):
         others = teacher.get("ensemble") or teacher.get("others") or []  # "others" until version 0.1
-        members = [teacher, *(member for member in others if isinstance(member, dict))]
+        members = [
+            teacher,
+            *(member for member in (others if isinstance(others, list) else []) if isinstance(member, dict)),
+        ]
         return " + ".join(str(member.get("model")) for member in members)
     return _text(teacher) or ("labels alone" if config.get("student") else None)
 
@@ -148,7 +151,7 @@ def _cache_bytes(caches: Sequence[Path]) -> int | None:
     try:
         files = [file for cache in caches for file in (cache.iterdir() if cache.is_dir() else [cache])]
         return sum(file.stat().st_size for file in files) if files else None
-    except OSError:
+    except (OSError, ValueError):  # also a name that no file can have
         return None
 
 

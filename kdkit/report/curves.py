@@ -27,6 +27,7 @@ _KNOWN = {
     "gradient_kd_loss": "Gradient of kd_loss at the head, norm",
     "gradient_ratio": "Gradient of kd_loss relative to task_loss",
     "images_per_second": "Training images per second",
+    "waiting": "Share of the training time spent waiting for images",
 }
 _PARTNERS = {
     "val_top1": {"val_ema_top1": "dashed: the moving average"},

@@ -65,21 +65,22 @@ def sheet_html(sheet: Sheet, *, side: int) -> str:
 
 
 def _row_html(row: SheetRow, side: int) -> str:
-    label = row.cells[0].label if row.cells else "cannot be read"
+    label = (row.label or "") if row.cells else "cannot be read"
     note = "".join(f'<span class="note">{escape(text)}</span>' for text in (row.note, row.problem) if text)
-    cells = "\n".join(_cell_html(cell, side) for cell in row.cells)
+    cells = "\n".join(_cell_html(cell, side, with_label=row.label is None) for cell in row.cells)
     return (
         f'<section class="image"><h3>{escape(label)} <code>{escape(row.key)}</code>{note}</h3>\n'
         f'<div class="views">\n{cells}\n</div></section>'
     )
 
 
-def _cell_html(cell: Cell, side: int) -> str:
+def _cell_html(cell: Cell, side: int, *, with_label: bool) -> str:
     label = f"view {cell.view}, label {cell.label}"
+    own = f'<div class="label">{escape(cell.label)}</div>' if with_label else ""
     guesses = _guesses_html("teacher" if cell.student else "", cell.teacher) + _guesses_html("student", cell.student)
     return (
         f'<figure><img src="{_data_url(cell, side)}" alt="{escape(label)}" title="{escape(label)}">'
-        f"<figcaption>view {cell.view}{guesses}</figcaption></figure>"
+        f"<figcaption>view {cell.view}{own}{guesses}</figcaption></figure>"
     )
 
 

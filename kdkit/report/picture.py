@@ -33,16 +33,19 @@ def draw_sheet(sheet: Sheet) -> Image.Image:
 
 
 def _draw_row(picture: Image.Image, draw: ImageDraw.ImageDraw, row: SheetRow, top: int) -> None:
-    label = row.cells[0].label if row.cells else row.problem
-    for number, (text, color) in enumerate(((label, _TEXT), (row.key, _FAINT), (row.note, _FAINT))):
-        _write(draw, (_GAP, top + number * _LINE), text, _LEFT - 2 * _GAP, color=color, from_end=number == 1)
+    lines = [(row.key, _FAINT), (row.note, _FAINT)]
+    if label := row.label if row.cells else row.problem:
+        lines.insert(0, (label, _TEXT))
+    for number, (text, color) in enumerate(lines):
+        _write(draw, (_GAP, top + number * _LINE), text, _LEFT - 2 * _GAP, color=color, from_end=text == row.key)
     for number, cell in enumerate(row.cells):
-        _draw_cell(picture, draw, cell, _LEFT + number * (_SIDE + _GAP), top)
+        caption = f"view {cell.view}" if row.label is not None else f"view {cell.view}: {cell.label}"
+        _draw_cell(picture, draw, cell, caption, _LEFT + number * (_SIDE + _GAP), top)
 
 
-def _draw_cell(picture: Image.Image, draw: ImageDraw.ImageDraw, cell: Cell, left: int, top: int) -> None:
+def _draw_cell(picture: Image.Image, draw: ImageDraw.ImageDraw, cell: Cell, caption: str, left: int, top: int) -> None:
     picture.paste(fit(Image.fromarray(cell.image), _SIDE), (left, top))
-    _write(draw, (left, top + _SIDE + 2), f"view {cell.view}", _SIDE, color=_FAINT)
+    _write(draw, (left, top + _SIDE + 2), caption, _SIDE, color=_FAINT)
     for number, guess in enumerate(cell.teacher, start=1):
         _draw_guess(draw, guess, left, top + _SIDE + 2 + number * _LINE)
 

@@ -113,7 +113,9 @@ def _read_folder(folder: Path, max_steps: int) -> list[Run]:
 
 
 def _context(record: Record) -> tuple[str, ...]:
-    return tuple(f"{v:g}" if name == _CONTEXT else v for name, v in record.items() if name == _CONTEXT or _is_text(v))
+    seed = record.get(_CONTEXT)
+    number = () if seed is None or isinstance(seed, (str, list, dict)) else (f"{seed:g}",)
+    return (*(value for value in record.values() if _is_text(value)), *number)
 
 
 def _is_text(value: Any) -> bool:
@@ -134,15 +136,21 @@ def _read_metrics(path: Path, max_steps: int, problems: list[str]) -> tuple[list
         if not line.strip() or (is_step and not steps.wants_next()):
             continue
         record = _parse(line)
-        if record is None:
+        if record is None or not _is_counted(record, "epoch"):
             damaged += 1
-        elif record.pop("kind", "epoch") == "step":
-            steps.add(record)
-        elif isinstance(record.get("epoch"), (int, float)):
+        elif record.pop("kind", "epoch") != "step":
             epochs.append(record)
+        elif _is_counted(record, "step"):
+            steps.add(record)
     if damaged:
         problems.append(f"{str(path)!r}: {damaged} line{'s' * (damaged > 1)} cut off or damaged; the others are read")
     return epochs, steps.kept
+
+
+def _is_counted(record: Record, name: str) -> bool:
+    """Whether a record has the number of its epoch or step, from 0."""
+    number = record.get(name)
+    return isinstance(number, (int, float)) and not isinstance(number, bool) and number >= 0
 
 
 class _Thinned:
@@ -173,7 +181,7 @@ def _read_csv(path: Path, problems: list[str]) -> list[Record]:
     except csv.Error as error:
         problems.append(f"{str(path)!r} cannot be read ({error})")
         return []
-    found = [row for row in rows if isinstance(row.get("epoch"), float)]
+    found = [row for row in rows if _is_counted(row, "epoch")]
     if rows and not found:
         columns = ", ".join(list(rows[0])[:5])
         problems.append(f"{str(path)!r} has the columns {columns}: expected one called epoch, as kdkit and timm write")

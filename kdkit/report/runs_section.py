@@ -45,9 +45,7 @@ def runs_section(rows: Sequence[Mapping[str, Any]], charts: Sequence[Chart], fol
     shown = [name for name in _ORDER if any(row[name] is not None for row in rows)]
     head = "".join(f'<th scope="col" aria-sort="none"><button>{_title(name)}</button></th>' for name in shown)
     lines = "\n".join(_line(number, row, shown) for number, row in enumerate(rows))
-    table = (
-        f'<div class="scroll"><table id="runs"><thead><tr>{head}</tr></thead><tbody>\n{lines}\n</tbody></table></div>'
-    )
+    table = f'<table id="runs"><thead><tr>{head}</tr></thead><tbody>\n{lines}\n</tbody></table>'
     curves = f"{_CONTROLS}\n{charts_html(charts)}" if charts else "<p>No run has a finished epoch to draw.</p>"
     return f'<h2>Runs</h2>\n{place}\n<div class="scroll">{table}</div>\n<h2>Curves</h2>\n{curves}'
 

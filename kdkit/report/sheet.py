@@ -69,6 +69,12 @@ class SheetRow:
     problem: str = ""
     """Why there is no cell, where the image cannot be read."""
 
+    @property
+    def label(self) -> str | None:
+        """The label that all its views share; None if they differ, as where two images are mixed."""
+        labels = {cell.label for cell in self.cells}
+        return labels.pop() if len(labels) == 1 else None
+
 
 @dataclass(frozen=True)
 class Sheet:

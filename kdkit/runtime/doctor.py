@@ -13,7 +13,11 @@ import torch
 from kdkit._version import __version__
 
 _REQUIRED = ("torch", "torchvision", "timm", "pillow", "h5py", "einops", "numpy", "safetensors")
-_OPTIONAL = {"sklearn": "kdkit demo", "matplotlib": "learning curves", "tensorboard": "TensorBoard logs"}
+_OPTIONAL = {
+    "sklearn": "kdkit demo",
+    "matplotlib": "the pictures of kdkit demo and cache info",
+    "tensorboard": "TensorBoard logs",
+}
 
 
 def doctor() -> dict[str, str]:

@@ -1,7 +1,8 @@
-"""Text output: wrapped at 80 columns on a terminal, one line each in a pipe or a file."""
+"""Text output: wrapped at 80 columns on a terminal, or earlier on a narrow one; one line each in a pipe or a file."""
 
 from __future__ import annotations
 
+import shutil
 import sys
 import textwrap
 from collections.abc import Mapping
@@ -39,7 +40,7 @@ def _print(text: str, first: str, later: str, file: TextIO | None) -> None:
     file = file or sys.stdout
     lines = textwrap.wrap(
         printable(text),  # names come from files of any origin
-        COLUMNS if file.isatty() else _UNBOUNDED,
+        min(COLUMNS, shutil.get_terminal_size().columns) if file.isatty() else _UNBOUNDED,
         initial_indent=first,
         subsequent_indent=later,
         break_long_words=False,

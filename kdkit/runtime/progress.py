@@ -1,7 +1,9 @@
-"""Progress display: rich's bar on a terminal, a plain line every ten seconds in a pipe, nothing on other ranks."""
+"""Progress display: rich's bar on a terminal or in a notebook, a plain line every ten seconds in a pipe, nothing on
+other ranks."""
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -42,7 +44,9 @@ class Display:
 
 
 @contextmanager
-def progress(description: str, total: int, unit: str, *, enabled: bool = True) -> Iterator[Display]:
+def progress(
+    description: str, total: int, unit: str, *, enabled: bool = True, brief: bool = False
+) -> Iterator[Display]:
     """Yields a display to call with the number of units done since its last call.
 
     Args:
@@ -50,17 +54,27 @@ def progress(description: str, total: int, unit: str, *, enabled: bool = True) -
         total: number of units.
         unit: name of the units, e.g. "images"; the display shows them per second.
         enabled: False shows nothing.
+        brief: the work prepares for other work: its bar vanishes with its end, and a pipe gets no line of it if it
+            takes less than ten seconds.
     """
     if not enabled:
         yield Display()
         return
     console = Console(stderr=True)
-    bar = Progress(*_columns(console, unit), console=console, expand=True, get_time=time.monotonic)
-    if sys.stderr.isatty():
+    columns = _columns(console, unit)
+    bar = Progress(*columns, console=console, expand=True, get_time=time.monotonic, transient=brief)
+    if sys.stderr.isatty() or _shows_widgets(console):
         with bar:
             yield _Bar(bar, description, total, unit)
+            if console.is_jupyter:
+                bar.refresh()  # rich leaves the last state out there
     else:
-        yield _Lines(bar, description, total, unit)
+        yield _Lines(bar, description, total, unit, tells_end=not brief)
+
+
+def _shows_widgets(console: Console) -> bool:
+    """Whether standard error is a notebook, and rich has the package by which it draws a bar there."""
+    return console.is_jupyter and importlib.util.find_spec("ipywidgets") is not None
 
 
 def format_terms(values: Mapping[str, float], names: tuple[str, ...] = _TERMS) -> str:
@@ -120,22 +134,23 @@ class _Bar(Display):
         self._bar.update(self._id, values=values)
 
     def write(self, text: str) -> None:
-        self._bar.console.print(printable(text), highlight=False, markup=False, soft_wrap=True)
+        console = self._bar.console
+        console.print(printable(text), highlight=False, markup=False, soft_wrap=not console.is_terminal)
 
 
 class _Lines(_Bar):
     """The same without the bar: a line every ten seconds; every line starts with the description."""
 
-    def __init__(self, bar: Progress, description: str, total: int, unit: str) -> None:
+    def __init__(self, bar: Progress, description: str, total: int, unit: str, *, tells_end: bool) -> None:
         super().__init__(bar, description, total, unit)
-        self._written = time.monotonic()
+        self._written, self._tells_end = time.monotonic(), tells_end
 
     def __call__(self, count: int) -> None:
         super().__call__(count)
         now, task = time.monotonic(), self._task
-        if not task.finished and now - self._written < _SECONDS_BETWEEN_LINES:
+        if now - self._written < _SECONDS_BETWEEN_LINES and not (task.finished and self._tells_end):
             return
-        self._written = now
+        self._written, self._tells_end = now, True  # work that was begun to be shown is shown to its end
         spent, left = (timedelta(seconds=ceil(seconds or 0)) for seconds in (task.elapsed, task.time_remaining))
         self.write(
             f"{task.completed:,} of {task.total:,} {self._unit}, {format_rate(_speed(task))} {self._unit}/s, "

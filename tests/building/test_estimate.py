@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import save_file
-from support import RECIPE, CountingDigits, tiny_model, write_digits
+from support import RECIPE, CountingDigits, digits_dataset, tiny_model, write_digits
 
 from kdkit import create_teacher
 from kdkit.building.config import BuildConfig
@@ -15,6 +15,7 @@ from kdkit.building.estimate import describe_break_even, estimate_cache
 from kdkit.building.speed import Speeds
 from kdkit.cli import main
 from kdkit.data import ReplayedDataset
+from kdkit.runtime import progress
 
 PARTS = Speeds(decode=8e-3, transform=1e-3, teacher=4e-3, encode=1e-3, write=1e6, read=1e6)
 
@@ -81,3 +82,15 @@ def test_the_command_prints_speeds_limit_break_even_and_evidence(
     for text in ("decode ", "transform ", "teacher ", "encode ", "MiB/s here", "one decode for 2 of 2 views", "ml-dr"):
         assert text in shown
     assert "a cache is cheaper from student" in shown
+
+
+def test_an_estimate_shows_what_it_is_doing(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "_SECONDS_BETWEEN_LINES", 0.0)
+    dataset = digits_dataset(20)
+    codec = BuildConfig(codec="lowrank", codec_options={"row_bytes": 12}, batch_size=10, num_workers=0)
+    estimate_cache(create_teacher(tiny_model()), dataset, codec, show_progress=True)
+    lines = capsys.readouterr().err.splitlines()
+    assert sum(line.startswith("fitting and measuring codecs on outputs of test_resnet: ") for line in lines) == 3
+    assert sum(line.startswith("timing some batches of the build: ") for line in lines) == 2

@@ -74,7 +74,7 @@ def fails(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:
 def test_build_info_verify_distill_in_turn(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(build(folder)) == 0
     assert "100 images x 2 views" in capsys.readouterr().out
-    assert main(["cache", "info", "--cache", str(folder / "t.h5"), "--plot", str(folder / "t.png")]) == 0
+    assert main(["cache", "info", "--cache", str(folder / "t.h5"), "--all", "--plot", str(folder / "t.png")]) == 0
     assert (folder / "t.png").read_bytes().startswith(b"\x89PNG")
     out = capsys.readouterr().out
     assert "test_resnet" in out

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from kdkit.building.build import BuildReport
 from kdkit.cli import main
-from kdkit.demo.report import DemoReport, draw_curves, print_table
+from kdkit.demo.report import DemoReport, draw_students, print_table
 from kdkit.demo.run import WAYS
 from kdkit.training.report import TrainReport
 
@@ -21,7 +21,7 @@ def report(folder: Path) -> DemoReport:
         folder / "teacher.h5", num_rows=1347, num_views=8, num_bytes=400_000, images_built=10_776, seconds=9.0
     )
     students = {way: [TrainReport.of(records)] * 2 for way in WAYS}
-    return DemoReport(98.0, build, students, seconds=99.0, output=folder)
+    return DemoReport(98.0, build, 30, students, seconds=99.0, output=folder)
 
 
 @pytest.mark.parametrize("columns", [80, 140])
@@ -38,9 +38,16 @@ def test_the_table_fits_a_terminal_and_names_each_way(
     assert "51.0" in shown
 
 
-def test_the_curves_are_a_picture(tmp_path: Path) -> None:
-    draw_curves(report(tmp_path).students, tmp_path / "curves.png")
-    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+def test_the_picture_has_bars_of_accuracy_and_of_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from matplotlib import pyplot as plt
+
+    monkeypatch.setattr(plt, "close", lambda figure: None)
+    draw_students(report(tmp_path), tmp_path / "students.png")
+    bars = [[bar.get_width() for bar in axes.patches] for axes in plt.gcf().axes]
+    monkeypatch.undo()
+    plt.close(plt.gcf())
+    assert bars == [[51.0] * 3, [8.0, 8.0, 8.0, 9.0]]  # percent; seconds of each student, and those of the build
+    assert (tmp_path / "students.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_demonstration_that_is_there_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,6 +15,10 @@ from support import digits_dataset, loader_for, tiny_model
 
 from kdkit.cli import main
 from kdkit.report import compare
+from kdkit.report.comparison import tabulate
+from kdkit.report.curves import curve_charts
+from kdkit.report.run_files import read_runs
+from kdkit.report.runs_section import runs_section
 from kdkit.tasks import ClassificationTask
 from kdkit.training.config import TrainConfig
 from kdkit.training.logger import RunLogger
@@ -129,9 +133,18 @@ def test_a_run_without_metrics_json_is_read_from_its_summary(tmp_path: Path) -> 
         ("summary.csv", b"date,price\n2024-01-01,3\n", "has the columns date, price"),
         ("summary.csv", b"\x00\x01\xff\xfe" * 50, "no finished epoch"),
         ("summary.csv", b"epoch,val_top1\n0\n1,2,3,4\n", ""),
-        ("metrics.jsonl", b'[1, 2]\n"epoch"\n{"epoch": "three"}\n', "2 lines cut off"),
+        ("metrics.jsonl", b'[1, 2]\n"epoch"\n{"epoch": "three"}\n', "3 lines cut off"),
+        (
+            "metrics.jsonl",
+            b'{"epoch": -1}\n{"epoch": true}\n{"kind": "step", "epoch": -1, "step": 3}\n',
+            "3 lines cut off",
+        ),
+        ("metrics.jsonl", b'{"epoch": 0, "seed": null}\n{"epoch": 0, "seed": [2]}\n{"epoch": 0, "seed": "<b>"}\n', ""),
+        ("metrics.jsonl", b'{"kind": "step", "epoch": 0, "step": -9, "loss": 1}\n{"epoch": 1e400}\n', "1 line cut off"),
         ("config.yaml", b"- a\n- b\n", "holds no named values"),
         ("config.yaml", b"{a: [", "cannot be read"),
+        ("config.yaml", b'teacher: {model: m, others: 5}\ncache: "\\0"\n', "no finished epoch"),
+        ("config.yaml", b"teacher: {model: m, ensemble: 5}\n", "no finished epoch"),
         ("config.yaml", b"train: 3\nteacher: [1]\nrecipe: x\ncache: {}\nstudent: 4\n", "no finished epoch"),
     ],
 )
@@ -139,11 +152,15 @@ def test_foreign_and_damaged_files_are_told_in_a_line_and_nothing_fails(
     tmp_path: Path, name: str, content: bytes, told: str
 ) -> None:
     (tmp_path / name).write_bytes(content)
-    table = compare([tmp_path])
-    assert len(table.rows) == 1
+    runs, problems = read_runs([tmp_path], max_steps=10)
+    table = tabulate(runs, problems)
+    assert len(table.rows) >= 1
     assert told in "\n".join(table.problems)
     assert all("\n" not in problem for problem in table.problems)
     assert str(table)
+    page = runs_section(table.rows, curve_charts(runs, [run.name for run in runs]))
+    assert "<b>" not in page
+    assert page.count('class="scroll"') == 1
 
 
 def test_a_path_that_is_no_run_is_named(tmp_path: Path) -> None:

@@ -160,6 +160,7 @@ def test_a_mixed_view_is_labelled_with_both_classes_and_their_shares(tmp_path: P
         if sample.share == 1 or sample.partner_target == sample.target:
             continue
         mixed += 1
+        assert row.label == row.cells[0].label  # of one view; several views have a label each
         label = f"{sample.share:.0%} {sample.target} + {1 - sample.share:.0%} {sample.partner_target}"
         assert row.cells[0].label == label  # digits are called by their number
     assert mixed > 5
@@ -204,6 +205,23 @@ def test_of_several_labels_each_class_has_its_own_probability(tmp_path: Path, mi
     assert torch.allclose(scores(cache, np.arange(12), [0, 1])["entropy"], plain)
     assert float(scores(cache, np.arange(12), [1, 1])["disagreement"].max()) == pytest.approx(0, abs=1e-12)
     assert len(show_cache(config(tmp_path, tmp_path / "d.html", **options, sort="disagreement")).sheet.rows) == 8
+
+
+def test_a_sheet_with_a_student_shows_the_likeliest_classes_of_both(folder: Path) -> None:
+    dataset = open_dataset(folder / "images", recipe=RECIPE)
+    student = torch.tensor([0.05, 0.5, 0.01, 0.3, 0.02, 0.02, 0.04, 0.03, 0.02, 0.01])
+    cache = open_cache(folder / "t.h5", dataset)
+    sheet = make_sheet("both", cache, dataset, [1], [0, 2], predict=lambda seen: student.expand(len(seen), 10))
+    (row,) = sheet.rows
+    for cell in row.cells:
+        assert [(guess.name, guess.is_label) for guess in cell.student] == [
+            (name, name == row.label) for name in ("1", "3", "0")
+        ]
+        assert [guess.probability for guess in cell.student] == pytest.approx([0.5, 0.3, 0.05])
+        assert cell.teacher[0].probability == pytest.approx(float(plain_probabilities(dataset, 1, cell.view).max()))
+    page = sheet_html(sheet, side=32)
+    lists = re.findall(r'<div class="source">(\w+)</div><ol>(.*?)</ol>', page)
+    assert [(name, text.count("<li")) for name, text in lists] == [("teacher", 3), ("student", 3)] * 2
 
 
 def test_the_teachers_own_view_is_shown_where_it_has_a_size_of_its_own(tmp_path: Path) -> None:

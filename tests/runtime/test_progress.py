@@ -51,6 +51,23 @@ def test_a_pipe_gets_plain_lines_with_the_run_speed_time_left_and_terms(
     ]
 
 
+@pytest.mark.parametrize(("seconds", "lines"), [(4.0, 0), (6.0, 2)])
+def test_work_that_prepares_is_told_in_a_pipe_only_if_it_takes_long(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, seconds: float, lines: int
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    with progress("fitting codecs", 30, "images", brief=True) as display:
+        for _ in range(3 if lines else 2):
+            now[0] += seconds
+            display(10)
+        if not lines:
+            display(10)
+    assert [line[:17] for line in capsys.readouterr().err.splitlines()] == ["fitting codecs: 2", "fitting codecs: 3"][
+        :lines
+    ]
+
+
 @pytest.mark.parametrize("calls", [[20], [10, 10], [1] * 20])
 @pytest.mark.parametrize("done_before", [0, 20])
 def test_the_last_line_in_a_pipe_tells_the_time_taken_and_the_speed_however_few_calls_there_were(
