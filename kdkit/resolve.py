@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ import timm
 import torch
 
 from kdkit.config import EMA, SingleTeacherConfig, StudentConfig, TeacherConfig
+from kdkit.config.normalization import format_normalization, parse_normalization
 from kdkit.errors import ClassMismatchError, ConfigError, KdkitError, first_line
 from kdkit.runtime.hardware import use_device
 from kdkit.runtime.reading import read_json
@@ -18,8 +20,10 @@ from kdkit.student import is_student_folder, load_student
 from kdkit.teachers import Teacher, TeacherCard, TeacherEnsemble, create_teacher, load_card
 from kdkit.teachers.card import find_card
 from kdkit.teachers.class_map import ClassMap
+from kdkit.teachers.model_config import model_config
 from kdkit.types import Normalization
 
+_logger = logging.getLogger(__name__)
 _CARD_SUFFIXES = (".yaml", ".yml")
 _MAX_CLASS_MAP_BYTES = 16 << 20  # a million classes
 _NAMED = 3  # classes of a mapped teacher
@@ -137,8 +141,10 @@ def _teacher_of_cache(made_with: Mapping[str, Any]) -> TeacherConfig:
     if "members" in made_with or made_with.get("class_map_sha256") or not timm.is_model(name.partition(".")[0]):
         raise ConfigError(f"the teacher {name!r} cannot be loaded again from only the cache's record: give --teacher")
     size, dtype = made_with.get("input_size"), made_with.get("dtype")
+    mean, std = made_with.get("mean"), made_with.get("std")
     return TeacherConfig(
         name,
+        normalization=format_normalization(mean, std) if mean and std else None,
         input_size=None if size is None else int(size[-1]),
         dtype=None if dtype in ("float32", "none") else dtype,
         autocast=made_with.get("autocast"),
@@ -156,7 +162,9 @@ def card_of(config: TeacherConfig, name: str | None = None) -> TeacherCard | Non
 
 def _resolve_member(config: SingleTeacherConfig, device: torch.device, card: TeacherCard | None) -> Teacher:
     """One teacher: by timm name, by the path of a card, from a weights file, or from a folder that kdkit wrote."""
+    wanted = None if config.normalization is None else Normalization(*parse_normalization(config.normalization))
     options: dict[str, Any] = {
+        "normalization": wanted,
         "class_map": _read_class_map(config.class_map),
         "missing_classes": config.missing_classes,
         "autocast": _dtype(config.autocast),
@@ -167,14 +175,24 @@ def _resolve_member(config: SingleTeacherConfig, device: torch.device, card: Tea
     if config.arch is not None and not is_student_folder(config.model):
         if not Path(config.model).is_file():
             raise ConfigError(f"with --arch, the teacher is a weights file, and there is no file {config.model!r}")
-        return create_teacher(
-            config.arch, input_size=config.input_size, **{**loading, "checkpoint": config.model}, **options
-        )
+        loading["checkpoint"] = config.model
+        return _tell_assumed(create_teacher(config.arch, input_size=config.input_size, **loading, **options), wanted)
     if is_student_folder(config.model):
         return _resolve_folder(config, loading, options)
     if Path(config.model).is_file():
         raise ConfigError(f"the teacher {config.model!r} is a weights file: give its architecture as well, --arch NAME")
-    return create_teacher(config.model, input_size=config.input_size, **loading, **options)
+    return _tell_assumed(create_teacher(config.model, input_size=config.input_size, **loading, **options), wanted)
+
+
+def _tell_assumed(teacher: Teacher, wanted: Normalization | None) -> Teacher:
+    """The teacher itself; warns where nobody states the normalisation of its input."""
+    if wanted is None and "mean" not in model_config(teacher.model):
+        _logger.warning(
+            "the teacher %r states no normalisation, so ImageNet's is taken: give --teacher-normalization imagenet, or "
+            "the one that it was trained with",
+            teacher.name,
+        )
+    return teacher
 
 
 def _resolve_folder(config: SingleTeacherConfig, loading: dict[str, Any], options: dict[str, Any]) -> Teacher:
@@ -192,10 +210,10 @@ def _resolve_card(
     loading = {**loading, "checkpoint": loading["checkpoint"] or card.checkpoint}
     teacher = create_teacher(_weights_name(card), num_classes=card.num_classes, **loading)
     _, height, width = card.input_size
+    options["normalization"] = options["normalization"] or Normalization(tuple(card.mean), tuple(card.std))
     return Teacher(
         teacher.model,
         input_size=(height, width) if input_size is None else (input_size, input_size),
-        normalization=Normalization(tuple(card.mean), tuple(card.std)),
         name=card.name,
         class_names=teacher.class_names,
         **options,

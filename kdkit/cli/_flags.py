@@ -17,6 +17,7 @@ from kdkit.errors import UsageError, nearest
 
 SHORT_FORMS: Mapping[str, tuple[str, ...]] = {
     "teacher": ("teacher.model",),
+    "teacher_normalization": ("teacher.normalization",),
     "arch": ("teacher.arch", "arch"),
     "student": ("student",),
     "pretrained": ("pretrained",),
