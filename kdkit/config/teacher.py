@@ -32,8 +32,8 @@ class SingleTeacherConfig:
     """Side of the teacher's input in pixels; by default the views' size, or the only size that the model accepts."""
 
     normalization: str | None = None
-    """Normalisation of the teacher's input: imagenet, inception (0.5/0.5), clip, none, or MEAN/STD of pixels from 0 to 1,
-    with one number or three each; by default what the model states, else ImageNet's."""
+    """Normalisation of the teacher's input: imagenet, inception (0.5/0.5), clip, none, or MEAN/STD of pixels from 0 to
+    1, with one number or three each; by default what the model states, else ImageNet's."""
 
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     """Precision of the weights; float32 by default, which a build keeps on CUDA too if it is given."""

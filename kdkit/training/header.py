@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from kdkit.cache import CacheReader
+from kdkit.config import name_data
 from kdkit.data import ReplayedDataset
 from kdkit.data.sources.left_out import describe_skipped
 from kdkit.resolve import describe_teacher
@@ -45,8 +46,8 @@ def describe_run(
     left_out = "" if samples.shown is None else f", {samples.shown}"
     return {
         "student": f"{config.student}, {parameters / 1e6:.1f} M parameters{start}",
-        "images": f"{_describe_images(dataset, len(samples.rows), cache, num_classes_of(task))}, {config.data}"
-        + describe_skipped(dataset.source),
+        "images": f"{_describe_images(dataset, len(samples.rows), cache, num_classes_of(task))}, "
+        f"{name_data(config.data)}{describe_skipped(dataset.source)}",
         "validation": held_out,
         "teacher": _describe_teacher(config, task, cache),
         "loss": _describe_loss(config, dataset),
