@@ -1,4 +1,4 @@
-"""Run by torchrun: mixed views as two ranks build from them and as they train on them; rank 0 saves what was seen."""
+"""Run by run_ranks: mixed views as two ranks build from them and as they train on them; rank 0 saves what was seen."""
 
 from __future__ import annotations
 

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -103,17 +100,6 @@ def loader_for(dataset: ReplayedDataset, student: nn.Module, *, batch_size: int 
     """A shuffling loader in the student's normalisation."""
     sampler = EpochSampler(range(len(dataset)), batch_size, num_views=dataset.recipe.num_views)
     return ReplayLoader(dataset, sampler, Normalization.of(student), **options)
-
-
-def torchrun(script: str, *arguments: str, ranks: int, succeeds: bool = True) -> None:
-    """Runs a script below tests/ in `ranks` processes; asserts that it succeeds, or that it does not."""
-    here = Path(__file__).parent
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(here), *sys.path]), "OMP_NUM_THREADS": "1"}
-    run = subprocess.run(
-        [*command, str(here / script), *arguments], env=environment, capture_output=True, text=True, timeout=300
-    )
-    assert (run.returncode == 0) == succeeds, run.stderr[-3000:]
 
 
 def cache_contents(path: Path) -> dict[str, bytes]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from typing import Any, NamedTuple
 
 import timm
@@ -52,10 +51,12 @@ LOSSES = [
 
 
 def pairs(kind: str, loss: Any) -> list[tuple[str, str]]:
-    """Students and teachers of both kinds, as far as task and loss take them."""
-    students = [CNN, VIT] if kind != "token" and loss != "vitkd" else [VIT]
-    teachers = [CNN, VIT] if loss != "vitkd" else [VIT]  # it compares blocks of one width
-    return list(itertools.product(students, teachers))
+    """Students and teachers: each kind of model is either once; features are also compared between equal models."""
+    if loss == "vitkd":
+        return [(VIT, VIT)]  # it compares blocks of one width
+    if kind == "token":
+        return [(VIT, CNN)]
+    return [(CNN, VIT), (VIT, CNN), *([(CNN, CNN)] if kind == "feature" else [])]
 
 
 ROWS = [Row(kind, loss, *pair) for kind, loss in LOSSES for pair in pairs(kind, loss)]

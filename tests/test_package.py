@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 import kdkit
+
+ROOT = Path(__file__).parents[1]
 
 
 def run(code: str) -> str:
@@ -25,6 +28,16 @@ def test_importing_loads_no_torch(statement: str) -> None:
 def test_help_loads_no_torch() -> None:
     code = "import sys; from kdkit.cli import main; main(['--help']); print('torch' in sys.modules)"
     assert run(code).splitlines()[-1] == "False"
+
+
+@pytest.mark.slow
+def test_reading_a_cache_without_data_loads_neither_timm_nor_torchvision(tmp_path: Path) -> None:
+    """Together they take as long to load as torch."""
+    golden, rows = ROOT / "cache/golden/v1-topk.h5", tmp_path / "rows.npz"
+    commands = [["cache", "info", str(golden)], ["cache", "export", str(golden), "-o", str(rows)]]
+    code = f"import sys; from kdkit.cli import main; print([main(command) for command in {commands}])"
+    shown = run(f"{code}; print([name for name in ('timm', 'torchvision') if name in sys.modules])")
+    assert shown.splitlines()[-2:] == ["[0, 0]", "[]"]
 
 
 def test_every_exported_name_is_there() -> None:

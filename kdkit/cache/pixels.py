@@ -8,9 +8,7 @@ from typing import Any
 
 import numpy as np
 import PIL
-import timm
 import torch
-import torchvision
 
 from kdkit.errors import CacheMismatchError, DatasetError
 from kdkit.runtime.pixels import pixel_crc32
@@ -20,6 +18,9 @@ _REPLAYED = 64
 
 def transform_versions() -> dict[str, str]:
     """Versions of the libraries that draw the pixels."""
+    import timm  # here, because reading a cache without data needs neither, and they take as long to load as torch
+    import torchvision
+
     return {
         "numpy": np.__version__,
         "pillow": PIL.__version__,

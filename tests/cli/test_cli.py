@@ -362,7 +362,7 @@ def test_doctor_names_versions(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_stopped_build_exits_with_the_signals_code_and_resumes(folder: Path, number: int, code: int) -> None:
-    arguments = build(folder, "--recipe.num_views", "24", "--build.batch_size", "10", "--memory", "1")
+    arguments = build(folder, "--recipe.num_views", "12", "--build.batch_size", "10", "--memory", "1")
     # A shell's background job, such as a CI's, hands down an ignored SIGINT, for which Python then has no handler.
     heard = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)"
     command = [sys.executable, "-c", f"{heard}; from kdkit.cli import main; sys.exit(main(sys.argv[1:]))", *arguments]

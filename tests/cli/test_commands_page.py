@@ -21,6 +21,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from processes import forked
 from safetensors.torch import save_file
 from support import tiny_model, write_digits
 from timm.models import save_for_hf
@@ -65,11 +66,6 @@ BUILD = f"kdkit cache build data {TEACHER} --views 2 --size 32 --recipe deit --b
 SHORT = "--epochs 2 --batch-size 20 --lr 1e-3"
 
 
-# A command is a process of its own, forked from one that has imported what every command needs.
-_SERVER = multiprocessing.get_context("forkserver")
-_SERVER.set_forkserver_preload(["kdkit.cli", "kdkit.training.distill", "kdkit.building.build", "timm", "pytest"])
-
-
 def _in_child(folder: Path, arguments: Sequence[str], terminal: str) -> None:
     """Makes `terminal` this process's own, and runs a command in it."""
     multiprocessing.set_start_method(None, force=True)  # the command's own workers start as they do elsewhere
@@ -88,7 +84,7 @@ def in_terminal(folder: Path, command: str) -> tuple[int, str]:
     fcntl.ioctl(other_end, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 80, 0, 0))
     program, *arguments = command.split()
     assert program == "kdkit"
-    process = _SERVER.Process(target=_in_child, args=(folder, arguments, os.ttyname(other_end)))
+    process = forked().Process(target=_in_child, args=(folder, arguments, os.ttyname(other_end)))
     process.start()
     shown = bytearray()
     while process.is_alive() or select.select([main_end], [], [], 0)[0]:

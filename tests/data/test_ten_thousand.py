@@ -54,8 +54,8 @@ EVERYWHERE = {
     "resumed on 3 ranks": Way(stopped_after=5, ranks=3, shuffle=True, batch=7),
 }
 CASES = [(preset, name, way) for preset in PRESETS for name, way in EVERYWHERE.items()]
-CASES += [(preset, "spawned", Way(workers=1, context="spawn")) for preset in ("deit", "timm-a1")]
-CASES += [(preset, "forkserver", Way(workers=1, context="forkserver")) for preset in ("rrc", "deit", "funmatch")]
+CASES += [("deit", "spawned", Way(workers=1, context="spawn"))]
+CASES += [(preset, "forkserver", Way(workers=1, context="forkserver")) for preset in PRESETS if preset != "eval"]
 
 
 def make_dataset(preset: str) -> ReplayedDataset:

@@ -1,4 +1,4 @@
-"""Run by torchrun: two ranks with data or settings that differ in one thing; rank 0 saves each rank's error."""
+"""Run by run_ranks: two ranks with data or settings that differ in one thing; rank 0 saves each rank's error."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Run by torchrun: builds a cache with all ranks.
+"""Run by run_ranks: builds a cache with all ranks.
 
 Arguments: path, batch size, rows after which to die (0: never); a rank dies once a shard more is sealed than at first.
 """

@@ -1,4 +1,4 @@
-"""Run by torchrun: torch.compile(task) after prepare_distributed, and task.compile() before it, against eager."""
+"""Run by run_ranks: torch.compile(task) after prepare_distributed, and task.compile() before it, against eager."""
 
 from __future__ import annotations
 

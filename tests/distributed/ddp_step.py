@@ -1,4 +1,4 @@
-"""Run by torchrun: a step on this rank's half of a batch, and a run that stops; rank 0 saves what the test checks."""
+"""Run by run_ranks: a step on this rank's half of a batch, and a run that stops; rank 0 saves what the test checks."""
 
 from __future__ import annotations
 

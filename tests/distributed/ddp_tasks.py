@@ -1,4 +1,4 @@
-"""Run by torchrun: every row of the table of tasks, on this rank's half of a batch and in one process.
+"""Run by run_ranks: every row of the table of tasks, on this rank's half of a batch and in one process.
 
 A loss that is a mean over samples has, on two halves, the gradients of the whole batch. Others have not, whatever
 averages them: a loss that compares the samples of a batch with each other sees only those of its rank, as a batch norm

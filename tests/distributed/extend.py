@@ -1,4 +1,4 @@
-"""Run by torchrun: all ranks build a cache of one view and extend it to two. Arguments: path, batch size."""
+"""Run by run_ranks: all ranks build a cache of one view and extend it to two. Arguments: path, batch size."""
 
 from __future__ import annotations
 

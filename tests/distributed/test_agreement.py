@@ -11,8 +11,9 @@ import uuid
 from pathlib import Path
 
 import pytest
+from processes import run_ranks
 from safetensors.torch import save_file
-from support import tiny_model, torchrun, write_digits
+from support import tiny_model, write_digits
 
 pytestmark = pytest.mark.xdist_group("agreement")  # they share what takes long to set up
 
@@ -25,7 +26,7 @@ RANK_1 = "rank 1 has other data than rank 0: "
 def errors(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, str | None]]:
     """For each of two ranks, the error by what differs."""
     output = tmp_path_factory.mktemp("agreement") / "errors.json"
-    torchrun("distributed/agreement.py", str(output), ranks=2)
+    run_ranks("distributed/agreement.py", str(output), ranks=2)
     found: list[dict[str, str | None]] = json.loads(output.read_text())
     return found
 

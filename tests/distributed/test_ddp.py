@@ -1,4 +1,4 @@
-"""Real torchrun with gloo ranks."""
+"""Real processes, the ranks of a gloo group."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from support import tiny_model, torchrun
+from processes import run_ranks
+from support import tiny_model
 from task_rows import IDLE_HEADS, ROWS
 
 from kdkit import LogitDistillationTask
@@ -17,7 +18,7 @@ pytestmark = pytest.mark.slow
 
 def saved_by(script: str, output: Path, *, ranks: int) -> Any:
     """What rank 0 of the script saved."""
-    torchrun(f"distributed/{script}", str(output), ranks=ranks)
+    run_ranks(f"distributed/{script}", str(output), ranks=ranks)
     return torch.load(output, weights_only=True)
 
 

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 from mixed_ranks import BATCH_SIZES, COUNTS, MIXED
-from support import CLASSES, RECIPE, CountingDigits, digits, digits_dataset, tiny_model, torchrun
+from processes import run_ranks
+from support import CLASSES, RECIPE, CountingDigits, digits, digits_dataset, tiny_model
 
 from kdkit import LogitDistillationTask, build_cache, create_teacher, open_cache
 from kdkit.building.config import BuildConfig
@@ -163,7 +164,7 @@ def test_teacher_and_student_see_the_same_mixed_pixels_and_each_image_is_decoded
 
 @pytest.mark.slow
 def test_two_real_ranks_train_on_the_same_tensors_that_the_teacher_ran_on(tmp_path: Path) -> None:
-    torchrun("mixed_ranks.py", str(tmp_path / "seen.pt"), ranks=2)
+    run_ranks("mixed_ranks.py", str(tmp_path / "seen.pt"), ranks=2)
     seen = torch.load(tmp_path / "seen.pt", weights_only=True)
     assert set(seen) == {f"{count} {size}" for count in COUNTS for size in BATCH_SIZES}
     for name, epoch in seen.items():
