@@ -5,18 +5,21 @@ sphinx-build -W -b html docs docs/_build
 
 from __future__ import annotations
 
+import contextlib
+import io
 import re
 from pathlib import Path
 
 from sphinx.application import Sphinx
 
 from kdkit import __version__
+from kdkit.cli import COMMANDS, main
 
 project = "kdkit"
 release = version = __version__
 html_theme = "furo"
 html_title = "kdkit"
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton"]
 exclude_patterns = ["_build"]
 myst_heading_anchors = 3
 autodoc_typehints = "signature"
@@ -43,6 +46,17 @@ def _name_files_outside(app: Sphinx, page: str, source: list[str]) -> None:
     source[0] = _LINK.sub(shown, source[0])
 
 
+def _add_help(app: Sphinx, page: str, source: list[str]) -> None:
+    """The page of the commands has the help text of each."""
+    if page != "commands":
+        return
+    for command in COMMANDS:
+        shown = io.StringIO()
+        with contextlib.redirect_stdout(shown):
+            main([*command.split(), "--help"])
+        source[0] += f"\n## kdkit {command}\n\n```text\n{shown.getvalue().strip()}\n```\n"
+
+
 def _show_stars(app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
     """Docstrings emphasise nothing: the star of [B, *shape] is a star."""
     lines[:] = [_STAR.sub(r"\*", line) for line in lines]
@@ -51,4 +65,5 @@ def _show_stars(app: Sphinx, what: str, name: str, obj: object, options: object,
 def setup(app: Sphinx) -> None:
     """Sphinx calls this."""
     app.connect("source-read", _name_files_outside)
+    app.connect("source-read", _add_help)
     app.connect("autodoc-process-docstring", _show_stars, priority=100)  # before napoleon, which escapes *args itself

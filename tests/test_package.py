@@ -30,6 +30,10 @@ def test_help_loads_no_torch() -> None:
     assert run(code).splitlines()[-1] == "False"
 
 
+def test_the_citation_has_the_version_of_the_package() -> None:
+    assert f"\nversion: {kdkit.__version__}\n" in (ROOT / "CITATION.cff").read_text()
+
+
 @pytest.mark.slow
 def test_reading_a_cache_without_data_loads_neither_timm_nor_torchvision(tmp_path: Path) -> None:
     """Together they take as long to load as torch."""
