@@ -1,9 +1,9 @@
 """Writes the golden files of format version 1: `python cache/golden/make.py`; a file that is there is left alone.
 
 A later version must read these files as they are. The JSON next to each holds its keys and, as numbers, what its rows
-must decode to: for float32, float16 and int8 what plain NumPy computes from the logits; for topk and lowrank, which
-lose more, what the codec decoded when the file was made. tests/faults/test_versions.py reads all of them, and
-tests/parity/test_codecs_page.py the last two from their page alone.
+must decode to: for float32, float16 and int8 what plain NumPy computes from the logits; for topk, lowrank and sparse,
+which lose more, what the codec decoded when the file was made. tests/faults/test_versions.py reads all of them, and
+tests/parity/test_codecs_page.py topk, lowrank and sparse from their page alone.
 """
 
 from __future__ import annotations
@@ -122,6 +122,28 @@ def make_features(path: Path) -> None:
     _describe(path, {name: [feature(name, view).tolist() for view in range(VIEWS)] for name in FEATURES})
 
 
+def make_sparse(path: Path) -> None:
+    """A cache of features in the codec sparse, with and without signs, and what they decode to."""
+    codecs = {
+        "pooled": create_feature_codec("sparse", (48,), row_bytes=20),
+        "stages.2": create_feature_codec("sparse", (3, 4, 4), row_bytes=24, signed=True),
+    }
+
+    def rows(name: str, view: int) -> Array:
+        places = np.arange(ROWS * 48).reshape(ROWS, *codecs[name].shape) + 100 * view
+        values = (places * 7919 % 101 - 60).clip(0) * (1 - 2 * (places % 3 == 0) * (name != "pooled")) / 8.0
+        values[1] = 0.75
+        values[2] = 0
+        return values.astype("<f4")
+
+    write(path, codecs, rows, None)
+    found = {
+        name: [codec.decode(codec.encode(torch.from_numpy(rows(name, view)))).tolist() for view in range(VIEWS)]
+        for name, codec in codecs.items()
+    }
+    _describe(path, found)
+
+
 def make_fidelity(path: Path) -> None:
     """A cache whose views were measured, and the measures."""
     codecs = {"logits": create_codec("float16", CLASSES), "tokens": FEATURES["tokens"]}
@@ -170,6 +192,8 @@ def main(folder: Path = Path(__file__).parent) -> None:
             make_logits(path, codec, logits, plain(logits) if logits is few else decoded(codec, logits))
     if not (path := folder / "v1-features.h5").exists():
         make_features(path)
+    if not (path := folder / "v1-sparse.h5").exists():
+        make_sparse(path)
     if not (path := folder / "v1-fidelity.h5").exists():
         make_fidelity(path)
     if not (path := folder / "v1-content.h5").exists():

@@ -44,7 +44,11 @@ class BuildConfig(BuildLoadingConfig):
     """Options of the codec, e.g. {k: 10} for topk."""
 
     feature_codec: str = "float16"
-    """Codec of all other streams: float16, or int8 with a minimum and a step per row, token or channel."""
+    """Codec of all other streams: float16; int8 with a minimum and a step per row, token or channel; or sparse, which
+    keeps the numbers that are not near zero, for features after a ReLU."""
+
+    feature_bytes: int | None = None
+    """Bytes per row of each stream of features in the codec sparse; a tenth of float16's by default."""
 
     shard_rows: int = 10_000
     """Rows per shard; a killed build loses at most the shards in progress. Rounded up to whole
@@ -69,6 +73,8 @@ class BuildConfig(BuildLoadingConfig):
             raise ConfigError(f"shard_rows must be at least 1 row, got {self.shard_rows}")
         if self.row_bytes is not None and self.row_bytes < 1:
             raise ConfigError(f"row_bytes must be at least 1 byte, got {self.row_bytes}")
+        if self.feature_bytes is not None and self.feature_bytes < 1:
+            raise ConfigError(f"feature_bytes must be at least 1 byte, got {self.feature_bytes}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,6 +6,7 @@ It also determines the shapes of features.
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from kdkit.building.config import BuildConfig
 from kdkit.building.teacher import check_encodable, run_teacher
-from kdkit.cache.codecs import Codec, RowCodec, create_feature_codec
+from kdkit.cache.codecs import Codec, RowCodec, feature_codec_for
 from kdkit.cache.encoding import encode_in_parts, measure_in_parts
 from kdkit.cache.fidelity import summarise_rows
 from kdkit.cache.format.constants import LOGITS
@@ -28,6 +29,9 @@ FIT_ROWS = 16_384
 """Maximum number of rows that a codec is fitted to."""
 MEASURED_ROWS = 512
 """Maximum number of held-out rows for measuring fidelity, in each view."""
+
+_LARGE_ERROR = 0.5  # relative error of features: a quarter of their squared length is lost
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -69,10 +73,18 @@ def fit_and_measure(
     measures: dict[str, list[Array]] = {stream: [] for stream in config.streams}
     for stream, values in _run_on(range(0, len(dataset), each), codecs, teacher, dataset, config, device):
         measures[stream].append(measure_in_parts(codecs[stream], values, encode_in_parts(codecs[stream], values)))
-    return {
-        stream: Probed(codecs[stream], {**summarise_rows(np.concatenate(pieces)), "each": each})
-        for stream, pieces in measures.items()
-    }
+    found = {stream: summarise_rows(np.concatenate(pieces)) for stream, pieces in measures.items()}
+    for stream, fidelity in found.items():
+        if fidelity.get("relative_error_mean", 0.0) > _LARGE_ERROR:
+            _logger.warning(
+                "the codec %s of %d bytes per row keeps little of %s, its relative error is %.2f: take more "
+                "feature_bytes, or int8",
+                codecs[stream].name,
+                codecs[stream].row_bytes,
+                stream,
+                fidelity["relative_error_mean"],
+            )
+    return {stream: Probed(codecs[stream], {**fidelity, "each": each}) for stream, fidelity in found.items()}
 
 
 def num_probed(logit_codec: Codec | None, num_rows: int) -> int:
@@ -130,6 +142,6 @@ def _run_on(
     for pixels in loader.pixel_batches():
         for stream, values in run_teacher(teacher, loader, pixels, config.streams).items():
             if stream not in codecs:
-                codecs[stream] = create_feature_codec(config.feature_codec, values.shape[1:])
+                codecs[stream] = feature_codec_for(config.feature_codec, config.feature_bytes, values)
             check_encodable(values, codecs[stream], stream, teacher.name, dataset.keys, pixels)
             yield stream, values

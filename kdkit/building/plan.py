@@ -19,8 +19,8 @@ from kdkit.cache.codecs import (
     RowCodec,
     codec_of_size,
     create_codec,
-    create_feature_codec,
     default_codec,
+    feature_codec_for,
     multi_label_codec,
 )
 from kdkit.cache.content import CONTENT_FIELD, check_content
@@ -80,8 +80,9 @@ class BuildPlan:
             ConfigError: the cache would exceed a limit of the format; raised before the teacher runs where possible.
             DatasetError: the keys would exceed one.
         """
-        codec, features = self.choose_codec(), self.config.feature_codec
-        known: dict[str, RowCodec] = {stream: create_feature_codec(features, (1,)) for stream in self.config.streams}
+        codec, config = self.choose_codec(), self.config
+        one = feature_codec_for(config.feature_codec, config.feature_bytes, torch.zeros(1, 1))
+        known: dict[str, RowCodec] = dict.fromkeys(config.streams, one)
         spec = self._spec(known | ({} if codec is None else {LOGITS: codec}))
         spec.check_storable()
         if self.reads_content:
@@ -156,7 +157,8 @@ class BuildPlan:
         check_match("teacher", stored.teacher, self.teacher.fingerprint(), shown, allow)
         recipe = ViewRecipe.completed(stored.recipe)
         check_match("recipe", recipe, self.dataset.recipe.to_dict(), shown, allow - {VIEWS_FIELD})
-        check_match("streams", _without_shapes(stored.streams), self._planned_streams(), shown)
+        planned = self._planned_streams()
+        check_match("streams", _as_planned(stored.streams, planned), planned, shown)
         if then["keys_sha256"] != now["keys_sha256"]:
             check_same_samples(stored_keys(origin, stored.num_rows), self.dataset.keys, shown)
         then.pop("content", None)  # compared sample by sample
@@ -175,7 +177,8 @@ class BuildPlan:
         """Stream -> the description of its codec, as far as it is known before the teacher runs."""
         codec = self.choose_codec()
         logits = {} if codec is None else {LOGITS: {"codec": codec.to_dict(), "row_bytes": codec.row_bytes}}
-        features = {"codec": {"name": self.config.feature_codec}}
+        size = {} if self.config.feature_bytes is None else {"row_bytes": self.config.feature_bytes}
+        features = {"codec": {"name": self.config.feature_codec, **size}}
         return {stream: logits.get(stream, features) for stream in self.config.streams}
 
     def check_same_pixels(self, writer: CacheWriter) -> None:
@@ -203,9 +206,10 @@ def as_built(dataset: ReplayedDataset) -> ReplayedDataset:
     return dataset.for_teacher()
 
 
-def _without_shapes(streams: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """The streams of a cache without the shapes of features, because these follow from teacher and recipe."""
+def _as_planned(streams: Mapping[str, Mapping[str, Any]], planned: Mapping[str, Any]) -> dict[str, Any]:
+    """The streams of a cache, of features only what is planned: their shapes follow from teacher and recipe."""
+    features = next((plan["codec"] for stream, plan in planned.items() if stream != LOGITS), {"name": ""})
     return {
-        stream: described if stream == LOGITS else {"codec": {"name": described["codec"]["name"]}}
+        stream: described if stream == LOGITS else {"codec": {key: described["codec"].get(key) for key in features}}
         for stream, described in streams.items()
     }

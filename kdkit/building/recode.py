@@ -14,7 +14,14 @@ from kdkit.building.fit import FIT_ROWS
 from kdkit.building.merge import report_on
 from kdkit.building.rewrite import Piece, Rewrite, measured_spacing, write_rows
 from kdkit.cache import CachedTeacher, Codec
-from kdkit.cache.codecs import RowCodec, codec_of_size, create_codec, create_feature_codec, multi_label_codec
+from kdkit.cache.codecs import (
+    RowCodec,
+    SparseFeature,
+    codec_of_size,
+    create_codec,
+    feature_codec_for,
+    multi_label_codec,
+)
 from kdkit.cache.format.constants import BLOCK_ROWS, LOGITS
 from kdkit.cache.types import Array
 from kdkit.data.views.seed import view_seed
@@ -32,6 +39,7 @@ def recode_cache(
     row_bytes: int | None = None,
     codec_options: dict[str, Any] | None = None,
     feature_codec: str | None = None,
+    feature_bytes: int | None = None,
     num_views: int | None = None,
     show_progress: bool = False,
 ) -> BuildReport:
@@ -47,7 +55,8 @@ def recode_cache(
         codec: codec of the logits; with `row_bytes` alone, lowrank if float16 would take more.
         row_bytes: maximum bytes per row of logits, for lowrank and topk.
         codec_options: options of the codec, e.g. {"k": 10} for topk.
-        feature_codec: codec of all other streams, float16 or int8.
+        feature_codec: codec of all other streams, float16, int8 or sparse; sparse if only `feature_bytes` is given.
+        feature_bytes: bytes per row of each stream of features in the codec sparse.
         num_views: number of views to keep; all by default.
         show_progress: whether progress is shown on standard error.
 
@@ -63,14 +72,14 @@ def recode_cache(
     views = cache.num_views if num_views is None else num_views
     if not 1 <= views <= cache.num_views:
         raise ConfigError(f"the cache {str(path)!r} has {cache.num_views} views, expected 1 to as many, got {views}")
-    codecs = _features(cache, feature_codec)
+    codecs = _features(cache, feature_codec, feature_bytes)
     if codec is not None or row_bytes is not None:
         _check_nearly_exact(cache, LOGITS)
         codecs[LOGITS] = _fit(cache, _logit_codec(cache, codec, row_bytes, codec_options or {}))
     elif codec_options:
         raise ConfigError(f"codec_options are of a codec, and there is none: got {codec_options!r}")
     if views == cache.num_views and not codecs:
-        raise ConfigError("nothing would change: give --codec, --bytes, --feature-codec or --views")
+        raise ConfigError("nothing would change: give --codec, --bytes, --feature-codec, --feature-bytes or --views")
     rewrite = Rewrite([Piece(cache, np.arange(cache.num_rows))], codecs=codecs, num_views=views)
     with progress(f"recoding {cache.path}", views * cache.num_rows, "rows", enabled=show_progress) as advance:
         place = write_rows(rewrite, output, {"recoded": cache.identity}, advance)
@@ -90,14 +99,17 @@ def _logit_codec(cache: CachedTeacher, name: str | None, row_bytes: int | None, 
     return create_codec(name, num_classes, **options)
 
 
-def _features(cache: CachedTeacher, name: str | None) -> dict[str, RowCodec]:
+def _features(cache: CachedTeacher, name: str | None, row_bytes: int | None) -> dict[str, RowCodec]:
     """The new codecs of the features: those that are not in this one."""
-    if name is None:
+    if name is None and row_bytes is None:
         return {}
+    name = name or SparseFeature.name
     changed = {stream: codec for stream, codec in cache.codecs.items() if stream != LOGITS and codec.name != name}
     for stream in changed:
         _check_nearly_exact(cache, stream)
-    return {stream: create_feature_codec(name, codec.shape) for stream, codec in changed.items()}  # type: ignore[attr-defined]
+    rows = np.arange(min(cache.num_rows, BLOCK_ROWS))
+    samples = {stream: codec.decode(cache.read_encoded(rows, 0, stream)) for stream, codec in changed.items()}
+    return {stream: feature_codec_for(name, row_bytes, sample) for stream, sample in samples.items()}
 
 
 def _check_nearly_exact(cache: CachedTeacher, stream: str) -> None:

@@ -20,6 +20,7 @@ def run(arguments: list[str]) -> None:
         row_bytes=config.row_bytes,
         codec_options=config.codec_options,
         feature_codec=config.feature_codec,
+        feature_bytes=config.feature_bytes,
         num_views=config.num_views,
         show_progress=True,
     )

@@ -4,22 +4,26 @@ A new loss is one file with its declaration, and one line here.
 
 Where to look:
     registry.py     `create` and the two decorators that register a loss
-    logits          kl.py, decoupled.py, correlation.py, power.py, ofa.py, pseudo_label.py; standardize.py wraps them;
-                    multi_label.py compares one distribution per class;
+    logits          kl.py, divergence.py, logit_mse.py, decoupled.py, correlation.py, power.py, ofa.py, pseudo_label.py;
+                    standardize.py wraps them; multi_label.py compares one distribution per class;
                     sparse.py takes top-k teachers, multi_teacher.py several teachers
     features        hint.py, attention.py, relation.py, review.py, vitkd.py; projection.py matches widths
-    helpers         _checks.py, _features.py, _target.py check arguments; _rest.py, _expected.py, _blocks.py compute
+    helpers         _checks.py, _features.py, _target.py check arguments; _rest.py, _expected.py, _pairs.py, _blocks.py
+                    compute
 """
 
 from kdkit.losses.attention import attention as attention
 from kdkit.losses.correlation import dist as dist
 from kdkit.losses.decoupled import dkd as dkd
 from kdkit.losses.decoupled import nkd as nkd
+from kdkit.losses.divergence import js as js
+from kdkit.losses.divergence import reverse_kl as reverse_kl
 from kdkit.losses.hint import hint_cosine as hint_cosine
 from kdkit.losses.hint import hint_mse as hint_mse
 from kdkit.losses.kl import deit_soft as deit_soft
 from kdkit.losses.kl import kl as kl
 from kdkit.losses.kl import soft_ce as soft_ce
+from kdkit.losses.logit_mse import logit_mse as logit_mse
 from kdkit.losses.multi_label import sigmoid_kl as sigmoid_kl
 from kdkit.losses.multi_teacher import mean_teacher as mean_teacher
 from kdkit.losses.multi_teacher import multi_teacher as multi_teacher

@@ -23,7 +23,7 @@ def dist(
     beta: float = 1.0,
     gamma: float = 1.0,
     temperature: float = 1.0,
-    eps: float = 0.0,
+    eps: float = 1e-8,
 ) -> Tensor:
     """DIST: Pearson correlation of the probabilities, within each row and within each class over the batch.
 
@@ -37,8 +37,8 @@ def dist(
         beta: weight of the relation within rows (inter-class).
         gamma: weight of the relation within classes (intra-class).
         temperature: T > 0.
-        eps: added to the product of the two norms in r. 0 is the paper's formula; 1e-8, as in the published code, mutes
-            classes that are improbable for every sample of the batch.
+        eps: added to the product of the two norms in r. The published code's 1e-8 mutes classes that are improbable for
+            every sample of the batch; 0 is the paper's formula.
 
     Returns:
         Scalar of shape [], float32 (float64 for float64 inputs).

@@ -5,20 +5,15 @@ Dimensions: B batch, D width (everything but the batch, flattened).
 
 from __future__ import annotations
 
-import functools
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from kdkit.losses._blocks import blocks
 from kdkit.losses._checks import full_precision
-from kdkit.losses._features import to_row_pair, unit
+from kdkit.losses._features import to_row_pair
+from kdkit.losses._pairs import Gram, angle_loss, distances
 from kdkit.losses.registry import feature_loss
-from kdkit.types import to_double
 
 
 @feature_loss()
@@ -74,6 +69,8 @@ def rkd_distance(student_feature: Tensor, teacher_feature: Tensor) -> Tensor:
     """Relational distillation by distances: the pairwise distances in units of their mean.
 
     mean over the B^2 pairs of smooth_l1(d_s - d_t), d[i, j] = |f_i - f_j| / (mean of the positive ones). 0 for B = 1.
+    Distances come from the Gram matrix in float64. Samples that are equal to about 3e-7 of their distance from the
+    batch's mean have distance 0, and do not count in the mean; the published code counts them as 1e-6.
 
     Args:
         student_feature: [B, ...], flattened to [B, D_s].
@@ -86,7 +83,7 @@ def rkd_distance(student_feature: Tensor, teacher_feature: Tensor) -> Tensor:
         HobbitLong/RepDistiller distiller_zoo/RKD.py. Usual weight 25.
     """
     student, teacher = to_row_pair(student_feature, teacher_feature)
-    return F.smooth_l1_loss(_relative_distances(student), _relative_distances(teacher))
+    return F.smooth_l1_loss(_relative_distances(student), _relative_distances(teacher)).to(student.dtype)
 
 
 @feature_loss()
@@ -95,25 +92,25 @@ def rkd_angle(student_feature: Tensor, teacher_feature: Tensor) -> Tensor:
     """Relational distillation by angles: the cosine of the angle at j between i and k, for all triples.
 
     mean over the B^3 triples of smooth_l1(a_s - a_t), a[i, j, k] = <e_ij, e_kj>, e_ij = (f_i - f_j) / |f_i - f_j|
-    (zero for equal vectors). 0 for B = 1.
+    (zero for equal vectors). 0 for B = 1. Computed block by block from Gram matrices in float64.
 
     Args:
         student_feature: [B, ...], flattened to [B, D_s].
         teacher_feature: [B, ...], flattened to [B, D_t]; no gradient flows into it.
 
     Returns:
-        Scalar of shape [], float32 (float64 for float64 inputs). Memory O(B^2 D + B^3): pool the feature first.
+        Scalar of shape [], float32 (float64 for float64 inputs). Memory O(B^2), time O(B^2 D + B^3).
 
     Source: Park et al. 2019, "Relational Knowledge Distillation" (angle-wise loss);
         HobbitLong/RepDistiller distiller_zoo/RKD.py. Usual weight 50.
     """
     student, teacher = to_row_pair(student_feature, teacher_feature)
-    return F.smooth_l1_loss(_angles(student), _angles(teacher))
+    return angle_loss(student, teacher).to(student.dtype)
 
 
 def _conditional(rows: Tensor) -> Tensor:
     """[B, D] -> probabilities [B, B] in float64, each row over the batch."""
-    gram: Tensor = _Gram.apply(rows)
+    gram: Tensor = Gram.apply(rows, False)
     squared = gram.diagonal()
     is_zero = squared == 0
     inverse = torch.where(is_zero, 0.0, torch.where(is_zero, 1.0, squared).rsqrt())
@@ -121,36 +118,8 @@ def _conditional(rows: Tensor) -> Tensor:
     return kernel / kernel.sum(dim=1, keepdim=True)
 
 
-class _Gram(torch.autograd.Function):
-    """rows @ rows.T in float64 from rows [B, D], without a copy of all of them in float64 on a CPU."""
-
-    @staticmethod
-    def forward(ctx: Any, rows: Tensor) -> Tensor:
-        """The products [B, B]; keeps the rows."""
-        ctx.save_for_backward(rows)
-        parts = (to_double(rows[:, part]) for part in blocks(rows, dim=1))
-        return functools.reduce(torch.add, (part @ part.T for part in parts))
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        """The gradient for the rows [B, D]."""
-        (rows,) = ctx.saved_tensors
-        both, slope = grad + grad.T, torch.empty_like(rows)
-        for part in blocks(rows, dim=1):
-            slope[:, part] = both @ to_double(rows[:, part])
-        return slope
-
-
 def _relative_distances(rows: Tensor) -> Tensor:
-    """[B, D] -> [B, B]."""
-    # Differences, not the Gram matrix: in float32 that one loses the distance of close vectors.
-    distances = torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist")
-    mean = distances.sum() / (distances > 0).sum().clamp_min(1)
-    return distances / torch.where(mean > 0, mean, 1.0)
-
-
-def _angles(rows: Tensor) -> Tensor:
-    """[B, D] -> cosines [B, B, B], the vertex first."""
-    edges = unit(rearrange(rows, "i d -> 1 i d") - rearrange(rows, "j d -> j 1 d"))
-    return torch.bmm(edges, rearrange(edges, "j k d -> j d k"))
+    """[B, D] -> [B, B] in float64."""
+    lengths = distances(Gram.apply(rows, True))
+    mean = lengths.sum() / (lengths > 0).sum().clamp_min(1)
+    return lengths / torch.where(mean > 0, mean, 1.0)

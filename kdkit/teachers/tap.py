@@ -3,6 +3,7 @@
 - 'pooled' [B, D]: the input of the classifier, timm's pre-logits.
 - 'tokens' [B, N, D]: the output of `forward_features`. Of a transformer, the patch tokens after the last norm, without
   class or register tokens; of a model with maps, its final map with the positions in rows, N = H * W.
+- 'class_token' [B, D] and 'registers' [B, N, D]: prefix tokens of a transformer after the last norm, if it has them.
 - 'blocks.i' [B, N, D]: the patch tokens after block i of a plain transformer.
 - 'stages.i' [B, D, H, W]: the map after stage i of any other model. i is timm's own number, that of `features_only`'s
   out_indices, so a stem counts where timm counts it.
@@ -21,7 +22,8 @@ from torch import Tensor, nn
 
 from kdkit.errors import ConfigError, UnknownNameError, nearest
 
-POOLED, TOKENS = "pooled", "tokens"
+POOLED, TOKENS, CLASS_TOKEN, REGISTERS = "pooled", "tokens", "class_token", "registers"
+_AFTER_THE_LAST = (POOLED, TOKENS, CLASS_TOKEN, REGISTERS)
 
 
 def available_taps(model: nn.Module) -> tuple[str, ...]:
@@ -31,7 +33,9 @@ def available_taps(model: nn.Module) -> tuple[str, ...]:
         return ()
     info = list(getattr(plain, "feature_info", None) or ()) if hasattr(plain, "forward_intermediates") else []
     kind = "blocks" if len(info) > 1 and len({entry["reduction"] for entry in info}) == 1 else "stages"
-    return (POOLED, TOKENS, *(f"{kind}.{index}" for index in range(len(info))))
+    prefix = [CLASS_TOKEN] if _has_token(plain, "cls") else []
+    prefix += [REGISTERS] if _has_token(plain, "reg") else []
+    return (POOLED, TOKENS, *prefix, *(f"{kind}.{index}" for index in range(len(info))))
 
 
 def check_taps(model: nn.Module, taps: Sequence[str], subject: str) -> tuple[str, ...]:
@@ -63,7 +67,7 @@ def tap_width(model: nn.Module, tap: str) -> int:
     plain: Any = unwrap_model(model)
     if tap == POOLED:
         return int(getattr(plain, "head_hidden_size", None) or plain.num_features)
-    if tap == TOKENS:
+    if tap in _AFTER_THE_LAST:
         return int(plain.num_features)
     return int(plain.feature_info[_index(tap)]["num_chs"])
 
@@ -79,11 +83,15 @@ def forward_with_taps(model: nn.Module, images: Tensor, taps: Sequence[str]) -> 
     if not taps:
         return model(images), {}
     plain: Any = unwrap_model(model)
-    final, found = _forward_features(plain, images, [tap for tap in taps if tap not in (POOLED, TOKENS)])
+    final, found = _forward_features(plain, images, [tap for tap in taps if tap not in _AFTER_THE_LAST])
     if POOLED in taps:
         found[POOLED] = plain.forward_head(final, pre_logits=True)
     if TOKENS in taps:
         found[TOKENS] = _as_tokens(plain, final)
+    if CLASS_TOKEN in taps:
+        found[CLASS_TOKEN] = final[:, 0]
+    if REGISTERS in taps:
+        found[REGISTERS] = final[:, int(_has_token(plain, "cls")) : plain.num_prefix_tokens]
     return plain.forward_head(final), {tap: found[tap] for tap in taps}
 
 
@@ -105,8 +113,13 @@ def _as_tokens(plain: Any, final: Tensor) -> Tensor:
     if final.ndim == 4:
         is_last = getattr(plain, "output_fmt", "NCHW") == "NHWC"
         return rearrange(final, "b h w d -> b (h w) d" if is_last else "b d h w -> b (h w) d")
-    prefix = getattr(plain, "num_prefix_tokens", int(getattr(plain, "cls_token", None) is not None))
+    prefix = getattr(plain, "num_prefix_tokens", int(_has_token(plain, "cls")))
     return final[:, prefix:]
+
+
+def _has_token(plain: Any, kind: str) -> bool:
+    """Whether a model has a "cls" token or "reg" tokens; timm puts the class token first, then the registers."""
+    return getattr(plain, f"{kind}_token", None) is not None
 
 
 def _index(tap: str) -> int:

@@ -64,6 +64,19 @@ def test_fault_29_the_golden_file_of_features_is_read() -> None:
             assert (decoded[1] == -0.5).all()
 
 
+def test_fault_29_the_golden_file_of_sparse_features_decodes_as_when_it_was_made() -> None:
+    expected = json.loads((GOLDEN / "v1-sparse.json").read_text(encoding="utf-8"))
+    cache = open_cache(GOLDEN / "v1-sparse.h5")
+    cache.verify()
+    assert cache.keys() == expected.pop("keys")
+    assert set(cache.streams) == set(expected) == {"pooled", "stages.2"}
+    for name, views in expected.items():
+        for view, wanted in enumerate(views):
+            decoded = cache.codecs[name].decode(cache.read_encoded(np.arange(5), view, name)).numpy()
+            np.testing.assert_allclose(decoded, np.array(wanted), rtol=1e-6)
+            assert (decoded[1:3] == np.array([0.75, 0]).reshape(2, *[1] * (decoded.ndim - 1))).all()
+
+
 def test_fault_29_the_golden_file_with_fidelity_by_view_is_read() -> None:
     expected = json.loads((GOLDEN / "v1-fidelity.json").read_text(encoding="utf-8"))
     cache = open_cache(GOLDEN / "v1-fidelity.h5")

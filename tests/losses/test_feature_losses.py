@@ -69,6 +69,34 @@ def test_relations_are_free_of_rotation_and_of_scale(name):
     torch.testing.assert_close(loss(3 * student @ rotation, teacher), loss(student, teacher))
 
 
+def plain_rkd(name, student, teacher):
+    """The published code's expression, in float64: every difference of two samples, every triple."""
+    sides = []
+    for rows in (student.double(), teacher.double()):
+        apart = rows[None] - rows[:, None]
+        length = apart.norm(dim=2)
+        unit = apart / torch.where(length > 0, length, 1.0)[..., None]
+        sides.append(length / length[length > 0].mean() if name == "rkd_distance" else unit @ unit.mT)
+    return torch.nn.functional.smooth_l1_loss(*sides)
+
+
+@pytest.mark.parametrize("name", ["rkd_distance", "rkd_angle"])
+@pytest.mark.parametrize("offset", [0.0, 30.0])
+def test_a_relation_in_many_blocks_keeps_close_pairs_far_from_the_origin(name, offset):
+    """70 samples make more than one block; half of them are 1e-3 from another one, the last is equal to the first."""
+    student, teacher = make(70, 24, dtype=torch.float32)
+    student[35:] = student[:35] + 1e-3 * student[35:]
+    student[-1] = student[0]
+    leaf, plain = (student + offset).requires_grad_(), (student + offset).double().requires_grad_()
+    got, expected = losses.create(name)(leaf, teacher), plain_rkd(name, plain, teacher)
+    got.backward()
+    different = [i for i in range(70) if i not in (0, 69)]  # the norm of 0 has no gradient there
+    expected.backward()
+    torch.testing.assert_close(got.double(), expected, rtol=1e-6, atol=0)
+    scale = plain.grad[different].abs().max()
+    assert (leaf.grad.double() - plain.grad)[different].abs().max() < 1e-5 * scale
+
+
 def test_pkt_of_opposite_vectors_is_finite():
     student = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
     teacher = torch.tensor([[1.0, 0.0], [0.0, 1.0]])

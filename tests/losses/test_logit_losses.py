@@ -11,7 +11,7 @@ from kdkit import losses
 from kdkit.errors import ClassMismatchError, ConfigError, ShapeError
 
 LOGIT = [name for name in losses.available() if not losses.is_feature_loss(name)]
-DIVERGENCES = ["kl", "deit_soft", "dkd"]
+DIVERGENCES = ["kl", "reverse_kl", "js", "logit_mse", "deit_soft", "dkd"]
 
 
 def make(batch=6, classes=9, dtype=torch.float64, seed=0):
@@ -99,34 +99,36 @@ def test_nkd_of_its_target_alone_is_the_teacher_weighted_cross_entropy():
 def test_dist_is_0_for_equal_probabilities_and_free_of_each_rows_offset():
     student, teacher, _ = make()
     offset = torch.arange(6.0, dtype=torch.float64)[:, None]
-    torch.testing.assert_close(losses.dist(teacher + offset, teacher), torch.zeros((), dtype=torch.float64))
+    torch.testing.assert_close(losses.dist(teacher + offset, teacher, eps=0.0), torch.zeros((), dtype=torch.float64))
     torch.testing.assert_close(losses.dist(student + offset, teacher), losses.dist(student, teacher))
 
 
-def test_dist_with_the_published_eps_equals_the_published_formula():
+def test_js_lies_between_kl_and_reverse_kl_and_a_beta_that_is_no_share_is_refused():
     student, teacher, _ = make()
-    eps = 1e-3
+    for beta, end in ((1e-6, losses.kl), (1 - 1e-6, losses.reverse_kl)):
+        got = losses.js(student, teacher, beta=beta) / min(beta, 1 - beta)
+        torch.testing.assert_close(got, end(student, teacher), rtol=1e-4, atol=0)
+    for beta in (0.0, 1.0, "0.5"):
+        with pytest.raises(ConfigError, match="beta must be between 0 and 1, got"):
+            losses.create("js", beta=beta)
 
-    def mean_r(u, v):
-        u, v = u - u.mean(1, keepdim=True), v - v.mean(1, keepdim=True)
-        return ((u * v).sum(1) / (u.norm(dim=1) * v.norm(dim=1) + eps)).mean()
 
-    leaf = student.clone().requires_grad_()
-    p, q = leaf.softmax(1), teacher.softmax(1)
-    expected = 2 - mean_r(p, q) - mean_r(p.T, q.T)
-    expected.backward()
-    torch.testing.assert_close(losses.dist(student, teacher, eps=eps), expected.detach())
-    torch.testing.assert_close(slope("dist", student, teacher, None, eps=eps), leaf.grad)
+def test_logit_mse_is_the_limit_of_kl_and_the_same_for_logits_and_log_probabilities():
+    student, teacher, _ = make()
+    mse = losses.logit_mse(student, teacher)
+    torch.testing.assert_close(losses.kl(student, teacher, temperature=1e4), mse / 2, rtol=1e-3, atol=0)
+    torch.testing.assert_close(losses.logit_mse(student, F.log_softmax(teacher, 1)), mse)
 
 
 @pytest.mark.parametrize("name", [*DIVERGENCES, "dist"])
 def test_a_divergence_is_never_negative_and_0_where_student_and_teacher_agree(name):
+    options = {"eps": 0.0} if name == "dist" else {}
     for seed in range(5):
         student, teacher, target = make(seed=seed)
-        assert call(name, student, teacher, target) > 0
-        same = call(name, teacher, teacher, target)
+        assert call(name, student, teacher, target, **options) > 0
+        same = call(name, teacher, teacher, target, **options)
         torch.testing.assert_close(same, torch.zeros_like(same), atol=1e-12, rtol=0)
-        grad = slope(name, teacher, teacher, target)
+        grad = slope(name, teacher, teacher, target, **options)
         torch.testing.assert_close(grad, torch.zeros_like(grad), atol=1e-12, rtol=0)
 
 

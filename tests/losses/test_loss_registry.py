@@ -10,7 +10,7 @@ from torch import nn
 from kdkit import losses
 from kdkit.errors import ConfigError, UnknownNameError
 
-TABLES = """kl soft_ce bce hard deit_soft dkd nkd dist ttm wttm ofa sigmoid_kl
+TABLES = """kl soft_ce reverse_kl js logit_mse bce hard deit_soft dkd nkd dist ttm wttm ofa sigmoid_kl
             hint_mse hint_cosine attention similarity pkt rkd_distance rkd_angle vitkd review"""
 
 

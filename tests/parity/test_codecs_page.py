@@ -1,4 +1,4 @@
-"""Decodes topk and lowrank payloads with plain numpy, written from cache/CODECS.md alone, and compares.
+"""Decodes topk, lowrank and sparse payloads with plain numpy, written from cache/CODECS.md alone, and compares.
 
 Promised: the same log-probabilities to 1e-4 nats. Not promised: equal last bits, as the two add in different orders.
 """
@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from kdkit.cache.codecs import create_codec
+from kdkit.cache.codecs import create_codec, create_feature_codec
 
 Row = Any  # numpy array
 
@@ -77,6 +77,29 @@ def decode_lowrank(row: Row, C: int, K: int, arrays: dict[str, Row]) -> Row:
     return result
 
 
+def decode_sparse(row: Row, n: int, signed: bool) -> Row:
+    head = 4 if n < 65_536 else 6
+    e, K, rest = int(row[:2].view("<u2")[0]), int.from_bytes(bytes(row[2:head]), "little"), row[head:]
+    s, g = np.float64(np.float32(2.0 ** ((e - 2048) / 16))), int(signed)
+    if K == 0:
+        return np.full(n, rest[:4].copy().view("<f4")[0], dtype=np.float64)
+    low_bits = max(range(13), key=lambda b: (8 * len(rest) - math.ceil(n / 2**b)) / (b + g + 2.5))
+    stream, fields, result = np.unpackbits(rest), Fields(rest[::-1].copy()), np.zeros(n)
+    upper = math.ceil(n / 2**low_bits) + K
+    ones = np.flatnonzero(stream[:upper])
+    assert len(ones) == K
+    at = upper
+    for j, one in enumerate(ones):
+        level = 1
+        while stream[at] == 0:
+            level, at = level + 1, at + 1
+        at += 1
+        place = (int(one) - j << low_bits) + (fields.take(low_bits) if low_bits else 0)
+        result[place] = (1 + 1 / 32 if level == 1 else level) * s * (-1 if signed and fields.take(1) else 1)
+    assert at <= 8 * len(rest) - 8 * math.ceil(fields.at / 8)
+    return result
+
+
 def sample(rows: int, classes: int, seed: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     features = torch.randn(rows, 20, generator=generator)
@@ -113,6 +136,29 @@ def test_an_int8_row_decodes_as_its_page_describes() -> None:
         u = row[4:] / 255
         v = -row[:4].view("<f4")[0] * (0.4 * u + 0.6 * u**2)
         np.testing.assert_allclose(v - lse(v), decoded, atol=1e-4)
+
+
+SPARSE = [(7, 16, False), (48, 20, True), (1280, 256, False), (1280, 1000, True), (70_000, 400, False)]
+
+
+@pytest.mark.parametrize(("n", "row_bytes", "signed"), SPARSE)
+def test_a_sparse_row_decodes_as_its_page_describes(n: int, row_bytes: int, signed: bool) -> None:
+    rows = torch.randn(6, n, generator=torch.Generator().manual_seed(0)).pow(3) * torch.logspace(-4, 4, 6)[:, None]
+    codec = create_feature_codec("sparse", (n,), row_bytes=row_bytes, signed=signed)
+    payload = codec.encode(torch.cat([rows if signed else rows.relu(), torch.full((1, n), 0.5)]))
+    for row, decoded in zip(payload.numpy(), codec.decode(payload).numpy(), strict=True):
+        np.testing.assert_allclose(decode_sparse(row, n, signed), decoded, rtol=1e-6)
+
+
+def test_the_golden_rows_of_sparse_decode_without_kdkit_as_the_page_describes() -> None:
+    expected = json.loads((GOLDEN / "v1-sparse.json").read_text(encoding="utf-8"))
+    with h5py.File(GOLDEN / "v1-sparse.h5") as file:
+        streams = json.loads(file.attrs["kdkit"])["streams"]
+        for name, described in streams.items():
+            for view, rows in enumerate(expected[name]):
+                for row, wanted in zip(file[f"views/{view:04d}/{name}"][()], rows, strict=True):
+                    decoded = decode_sparse(row, np.size(wanted), described["codec"]["signed"])
+                    np.testing.assert_allclose(decoded, np.ravel(wanted), rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["topk", "lowrank"])

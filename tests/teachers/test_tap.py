@@ -39,7 +39,7 @@ def test_every_tap_of_a_family_has_its_width_and_leaves_the_logits_alone(name: s
     assert tuple(outputs.features) == taps
     for tap, feature in outputs.features.items():
         assert width_of(feature) == tap_width(model, tap), tap
-        assert feature.ndim == {"p": 2, "t": 3, "b": 3, "s": 4}[tap[0]], tap
+        assert feature.ndim == {"p": 2, "c": 2, "r": 3, "t": 3, "b": 3, "s": 4}[tap[0]], tap
 
 
 def test_features_are_those_that_timms_own_calls_give() -> None:
@@ -72,6 +72,20 @@ def test_the_logits_come_from_the_same_single_forward_pass() -> None:
     model.patch_embed.register_forward_hook(lambda *args: passes.append(1))
     run_teacher(create_teacher(model, taps=["pooled", "tokens", "blocks.0"]))
     assert len(passes) == 1
+
+
+@pytest.mark.parametrize(("name", "prefix"), [("test_vit", ["class_token"]), ("test_vit2", ["registers"])])
+def test_prefix_tokens_are_apart_from_the_patch_tokens_and_together_they_are_all_tokens(
+    name: str, prefix: list[str]
+) -> None:
+    model = tiny_model(name)
+    found = run_teacher(create_teacher(model, taps=[*prefix, "tokens"])).features
+    whole = torch.cat([found[tap].reshape(2, -1, 64) for tap in (*prefix, "tokens")], dim=1)
+    assert set(available_taps(model)) & {"class_token", "registers"} == set(prefix)
+    expected = model.forward_features(images()).shape[1:]
+    assert whole.shape[1:] == expected
+    if name == "test_vit":
+        assert torch.equal(found["class_token"], run_teacher(create_teacher(model, taps=["pooled"])).features["pooled"])
 
 
 def test_taps_order_is_the_callers_and_survives_for_input() -> None:

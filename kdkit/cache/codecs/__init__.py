@@ -12,10 +12,12 @@ from kdkit.cache.codecs.registry import (
     create_codec,
     create_feature_codec,
     default_codec,
+    feature_codec_for,
     known_codecs,
     multi_label_codec,
     register_codec,
 )
+from kdkit.cache.codecs.sparse import SparseFeature
 from kdkit.cache.codecs.topk import TopKCodec
 
 __all__ = [
@@ -28,6 +30,7 @@ __all__ = [
     "Int8Feature",
     "LowRankCodec",
     "RowCodec",
+    "SparseFeature",
     "TopKCodec",
     "available_codecs",
     "available_feature_codecs",
@@ -36,6 +39,7 @@ __all__ = [
     "create_codec",
     "create_feature_codec",
     "default_codec",
+    "feature_codec_for",
     "known_codecs",
     "multi_label_codec",
     "register_codec",

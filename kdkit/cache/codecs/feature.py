@@ -11,6 +11,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
+from typing_extensions import Self
 
 from kdkit.cache.codecs.base import RowCodec, check_payload
 from kdkit.cache.codecs.raw import from_bytes, to_bytes
@@ -37,6 +38,10 @@ class FeatureCodec(RowCodec):
     def numel(self) -> int:
         """Numbers of one row."""
         return math.prod(self.shape)
+
+    def suited_to(self, sample: Tensor) -> Self:
+        """This codec, with the options that suit a sample of rows [B, ...]; by default itself."""
+        return self
 
     def _check(self, values: Tensor) -> None:
         if values.shape[1:] != self.shape or not values.is_floating_point():

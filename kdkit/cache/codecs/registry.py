@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+from torch import Tensor
 
 from kdkit.cache.codecs.base import Codec, RowCodec
 from kdkit.cache.codecs.dense import Float16Codec, Float32Codec, Int8Codec
@@ -12,12 +14,14 @@ from kdkit.cache.codecs.feature import FeatureCodec, Float16Feature, Int8Feature
 from kdkit.cache.codecs.lowrank import LowRankCodec
 from kdkit.cache.codecs.record import RecordCodec
 from kdkit.cache.codecs.sigmoid import SigmoidFloat16Codec, SigmoidFloat32Codec, SigmoidInt8Codec
+from kdkit.cache.codecs.sparse import SparseFeature
 from kdkit.cache.codecs.topk import TopKCodec
 from kdkit.cache.format.constants import LOGITS, RECORDS
 from kdkit.errors import ConfigError, UnknownNameError, nearest
 
 _CODECS: dict[str, type[Codec]] = {}
 _FEATURE_CODECS: dict[str, type[FeatureCodec]] = {}
+_Made = TypeVar("_Made", bound=RowCodec)
 
 
 def register_codec(name: str, codec: type[Codec] | type[FeatureCodec]) -> None:
@@ -59,13 +63,19 @@ def create_codec(name: str, num_classes: int, **options: Any) -> Codec:
         raise UnknownNameError(f"no codec is called {name!r}; known: {known}{nearest(name, _CODECS)}")
     if num_classes < 2:
         raise ConfigError(f"a codec needs at least 2 classes, got num_classes={num_classes}")
-    known_options = {f.name for f in dataclasses.fields(_CODECS[name]) if f.init} - {"num_classes"}
+    return _create(_CODECS[name], num_classes, "num_classes", options)
+
+
+def _create(codec: Callable[..., _Made], first: Any, first_name: str, options: Mapping[str, Any]) -> _Made:
+    """The codec of this class, whose options are checked by name."""
+    name: str = codec.name  # type: ignore[attr-defined]
+    known_options = {f.name for f in dataclasses.fields(codec) if f.init} - {first_name}  # type: ignore[arg-type]
     for option in options:
         if option not in known_options:
             accepted = ", ".join(sorted(known_options)) or "none"
             raise ConfigError(f"codec {name!r} has no option {option!r}; it takes {accepted}")
     try:
-        return _CODECS[name](num_classes, **options)
+        return codec(first, **options)
     except TypeError as error:  # a codec compares its options, and may be a user's own
         raise ConfigError(f"codec {name!r} does not take the options {options!r}: {error}") from error
 
@@ -131,19 +141,30 @@ def available_feature_codecs() -> list[str]:
     return list(_FEATURE_CODECS)
 
 
-def create_feature_codec(name: str, shape: Sequence[int]) -> FeatureCodec:
+def create_feature_codec(name: str, shape: Sequence[int], **options: Any) -> FeatureCodec:
     """The codec called `name` for features whose rows have this shape, e.g. `create_feature_codec("int8", (196, 384))`.
 
     Raises:
         UnknownNameError: no codec of features has this name.
-        ConfigError: no row has such a shape.
+        ConfigError: no row has such a shape, or the codec has no such option.
     """
     if name not in _FEATURE_CODECS:
         known = ", ".join(available_feature_codecs())
         raise UnknownNameError(
             f"no codec of features is called {name!r}; known: {known}{nearest(name, _FEATURE_CODECS)}"
         )
-    return _FEATURE_CODECS[name](tuple(shape))
+    return _create(_FEATURE_CODECS[name], tuple(shape), "shape", options)
+
+
+def feature_codec_for(name: str, row_bytes: int | None, sample: Tensor) -> FeatureCodec:
+    """The codec called `name` for features like a sample [B, ...], of this many bytes per row or of its default size.
+
+    Raises:
+        UnknownNameError: no codec of features has this name.
+        ConfigError: the codec has one size only, or its smallest row is larger.
+    """
+    size = {} if row_bytes is None else {"row_bytes": row_bytes}
+    return create_feature_codec(name, sample.shape[1:], **size).suited_to(sample)
 
 
 def codec_from_dict(stream: str, described: Mapping[str, Any]) -> RowCodec:
@@ -169,3 +190,4 @@ for _codec in (SigmoidFloat32Codec, SigmoidFloat16Codec, SigmoidInt8Codec):
     register_codec(_codec.name, _codec)
 register_codec("float16", Float16Feature)
 register_codec("int8", Int8Feature)
+register_codec("sparse", SparseFeature)
