@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import hashlib
 import io
 import json
 import os
@@ -31,7 +32,7 @@ import numpy as np
 import timm
 import torch
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from kdkit.cli import main as kdkit
 
@@ -122,6 +123,14 @@ def weights(folder: Path) -> Path:
     return path
 
 
+def sharp(folder: Path, factor: float) -> Path:
+    """The same teacher with larger logits."""
+    state = load_file(weights(folder))
+    state["fc.weight"] *= factor
+    save_file(state, folder / "sharp.safetensors")
+    return folder / "sharp.safetensors"
+
+
 def build(data: Path, output: Path, *more: object) -> list[object]:
     """The arguments of a build."""
     teacher = ["--teacher.model", "test_resnet", "--teacher.checkpoint", weights(data.parent)]
@@ -155,6 +164,13 @@ def document(file: h5py.File, name: str, change: Callable[[dict[str, object]], o
     file.attrs.create(f"{name}_crc32", np.uint32(zlib.crc32(content)))
 
 
+def replace_array(file: h5py.File, name: str, array: np.ndarray) -> None:  # type: ignore[type-arg]
+    """Replaces an array of a cache, with its right checksum."""
+    del file[name]
+    file[name] = array
+    document(file, "kdkit_arrays", lambda values: values.update({name: zlib.crc32(array.tobytes())}))
+
+
 @case("33 pipe", "cache info of a pipe")
 def _pipe(folder: Path, shim: ctypes.CDLL) -> str:
     os.mkfifo(folder / "t.h5")
@@ -176,6 +192,31 @@ def _name(folder: Path, shim: ctypes.CDLL) -> str:
 def _card(folder: Path, shim: ctypes.CDLL) -> str:
     os.mkfifo(folder / "card.yaml")
     return command("teachers", "show", folder / "card.yaml", patience=10)
+
+
+@case("34", "cache verify of a folder of shards, one of which is that of a cache with equal metadata and other rows")
+def _shard(folder: Path, shim: ctypes.CDLL) -> str:
+    teacher = ["--teacher.checkpoint", sharp(folder, 1e7)]  # of which the codec keeps all: its fidelity is equal
+    for number, name in enumerate(("made", "other")):
+        data = images(folder / name / "images", 8, seed=number)
+        must(*build(data, folder / name / "t.h5", *teacher, "--build.pack=false"))
+    (shard,) = (folder / "other" / "t.h5.parts").glob("v0001*.h5")
+    shutil.copy(shard, folder / "made" / "t.h5.parts" / shard.name)
+    return command("cache", "verify", "--cache", folder / "made" / "t.h5")
+
+
+@case("35", "an export of 1,000 rows, one of which has a key of 3,000,000 letters; 4 GiB of memory")
+def _key(folder: Path, shim: ctypes.CDLL) -> str:
+    must(*build(images(folder / "images", 1000), folder / "t.h5", "--build.batch_size", 100))
+    with h5py.File(folder / "t.h5", "r+") as file:
+        joined = zlib.decompress(file["rows/keys_zlib"][()].tobytes()).split(b"\0")
+        joined[0] = b"k" * 3_000_000
+        digests = b"".join(hashlib.blake2b(key, digest_size=16).digest() for key in joined)
+        replace_array(file, "rows/keys_zlib", np.frombuffer(zlib.compress(b"\0".join(joined)), np.uint8))
+        replace_array(file, "rows/key_digest", np.frombuffer(digests, np.uint8).reshape(-1, 16))
+        sha256 = hashlib.sha256(b"\0".join(joined)).hexdigest()
+        document(file, "kdkit", lambda values: values["dataset"].update(keys_sha256=sha256))  # type: ignore
+    return command("cache", "export", "--cache", folder / "t.h5", "--output", folder / "out.npz")
 
 
 @case("36", "a build whose n-th call is an input/output error, n = 1 to 16")
@@ -269,6 +310,47 @@ def _left(folder: Path, shim: ctypes.CDLL) -> str:
     return f"left: {sorted(left) or 'nothing'}"
 
 
+@case("43", "cache info of a folder of shards that becomes one file at the n-th call of the reader, n = 1 to 12")
+def _swap(folder: Path, shim: ctypes.CDLL) -> str:
+    data = images(folder / "images", 8)
+    (folder / "made").mkdir()
+    must(*build(data, folder / "made" / "t.h5", "--build.pack=false"))
+    ends = []
+    for number in range(1, 13):
+        place = folder / "trial"
+        shutil.rmtree(place, ignore_errors=True)
+        shutil.copytree(folder / "made", place)
+
+        def arm(place: Path = place, number: int = number) -> None:
+            sys.addaudithook(Countdown(place, number, lambda: pack(place / "t.h5")))
+
+        ends.append(command("cache", "info", "--cache", place / "t.h5", before=arm))
+    failed = [end for end in ends if not end.startswith("exit 0")]
+    return f"{len(failed)} of {len(ends)}: {failed[0]}" if failed else f"all {len(ends)} read: {ends[-1]}"
+
+
+class Countdown:
+    """An audit hook that does something before the n-th opening or listing of a place."""
+
+    def __init__(self, place: Path, number: int, action: Callable[[], object]) -> None:
+        self.place, self.left, self.action = str(place), number, action
+
+    def __call__(self, event: str, arguments: tuple[object, ...]) -> None:
+        if event in ("open", "os.listdir", "os.scandir") and str(arguments[0]).startswith(self.place):
+            self.left -= 1
+            if self.left == 0:
+                self.action()
+
+
+def pack(path: Path) -> None:
+    """Packs a cache in another process."""
+    process = os.fork()
+    if process == 0:
+        _silent()
+        os._exit(kdkit(["cache", "pack", str(path)]))
+    os.waitpid(process, 0)
+
+
 @case("44", "cache info of a cache whose teacher's name holds terminal escapes")
 def _escapes(folder: Path, shim: ctypes.CDLL) -> str:
     def change(file: h5py.File) -> None:
@@ -293,31 +375,115 @@ def _checkpoint(folder: Path, shim: ctypes.CDLL) -> str:
     return worst(ends)
 
 
+@case("46", "a training whose first step is out of memory, in the words of three backends")
+def _memory(folder: Path, shim: ctypes.CDLL) -> str:
+    data, ends = images(folder / "images", 16), []
+    words = ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED", "cuDNN error: CUDNN_STATUS_ALLOC_FAILED", "")
+    for number, text in enumerate(words):
+        error = RuntimeError(text) if text else torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        options = ["--teacher.model", "test_resnet", "--teacher.checkpoint", weights(folder), "--recipe.size", 32]
+        arm = lambda error=error: fail_in(lambda module: module.training, error, 0)  # noqa: E731
+        ends.append(command(*distill(data, folder / f"run{number}", *options), before=arm))
+    return worst(ends)
+
+
+def fail_in(chosen: Callable[[torch.nn.Conv2d], bool], error: Exception, calls: int) -> None:
+    """Makes the convolutions of the chosen models raise after so many calls."""
+    forward, done = torch.nn.Conv2d.forward, [0]
+
+    def failing(module: torch.nn.Conv2d, images: torch.Tensor) -> torch.Tensor:
+        done[0] += chosen(module)
+        if chosen(module) and done[0] > calls:
+            raise error
+        return forward(module, images)
+
+    torch.nn.Conv2d.forward = failing  # type: ignore[method-assign]
+
+
+@case("47", "two ranks, the second fails in its fourth step; under NCCL, ending its process group waits for the other")
+def _rank(folder: Path, shim: ctypes.CDLL) -> str:
+    data, log = images(folder / "images", 64), folder / "log"
+    teacher = ["--teacher.model", "test_resnet", "--teacher.checkpoint", weights(folder), "--recipe.size", 32]
+    layers = sum(isinstance(module, torch.nn.Conv2d) for module in timm.create_model("test_resnet").modules())
+    end_group = torch.distributed.destroy_process_group
+
+    def noted() -> None:
+        print("the group is ended", file=sys.stderr, flush=True)
+        end_group()
+
+    def arm(rank: int) -> None:
+        if rank == 1:
+            torch.distributed.destroy_process_group = noted  # type: ignore[assignment]
+            fail_in(lambda module: module.training, RuntimeError("it broke"), 3 * layers)
+
+    ends = ranks([distill(data, folder / "run", *teacher)] * 2, log, arm)
+    is_ended = "the group is ended" in log.read_text()
+    return f"{ends}; the failing rank {'ends' if is_ended else 'leaves'} the process group"
+
+
 @case("48", "two ranks, of which one has another image folder")
 def _ranks(folder: Path, shim: ctypes.CDLL) -> str:
     data = [images(folder / "a", 16), images(folder / "b", 24, seed=1)]
+    teacher = ["--teacher.model", "test_resnet", "--teacher.checkpoint", weights(folder), "--recipe.size", 32]
+    return ranks([distill(each, folder / "run", *teacher) for each in data], folder / "log")
+
+
+def ranks(commands: Sequence[Sequence[object]], log: Path, before: Callable[[int], object] = lambda rank: None) -> str:
+    """What two ranks ended with; both write to `log`."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    teacher = ["--teacher.model", "test_resnet", "--teacher.checkpoint", weights(folder), "--recipe.size", 32]
     processes = []
-    for rank in (0, 1):
+    for rank, arguments in enumerate(commands):
         process = os.fork()
         if process == 0:
             _silent()
+            os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
             os.environ |= {"RANK": f"{rank}", "LOCAL_RANK": f"{rank}", "WORLD_SIZE": "2"}
             os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": f"{port}"}
-            os._exit(kdkit([str(argument) for argument in distill(data[rank], folder / "run", *teacher)]))
+            code = 1
+            try:
+                before(rank)
+                code = kdkit([str(argument) for argument in arguments])
+            except BaseException:
+                traceback.print_exc()
+            os._exit(code)
         processes.append(process)
-    time.sleep(60)
-    codes = []
-    for process in processes:
-        ended, status = os.waitpid(process, os.WNOHANG)
-        if not ended:
+    ends, deadline = [HANG] * len(processes), time.monotonic() + PATIENCE
+    while HANG in ends and time.monotonic() < deadline:
+        for rank, process in enumerate(processes):
+            if ends[rank] == HANG and (status := os.waitpid(process, os.WNOHANG))[0]:
+                ends[rank] = f"exit {os.waitstatus_to_exitcode(status[1])}"
+        time.sleep(0.1)
+    for process, end in zip(processes, ends, strict=True):
+        if end == HANG:
             os.kill(process, signal.SIGKILL)
             os.waitpid(process, 0)
-        codes.append(f"exit {os.waitstatus_to_exitcode(status)}" if ended else HANG)
-    return f"rank 0: {codes[0]}, rank 1: {codes[1]}"
+    return ", ".join(f"rank {rank}: {end}" for rank, end in enumerate(ends))
+
+
+@case(
+    "49", "cache verify of a bfloat16 teacher's cache with other kernels than those of its build, as another device has"
+)
+def _precision(folder: Path, shim: ctypes.CDLL) -> str:
+    data = images(folder / "images", 64)  # and logits as large as a trained model's
+    options = ["--teacher.checkpoint", sharp(folder, 30), "--teacher.dtype", "bfloat16"]
+    must(*build(data, folder / "t.h5", *options, "--build.batch_size", 64))
+
+    def other_kernels() -> None:
+        def in_halves(module: torch.nn.Conv2d, images: torch.Tensor) -> torch.Tensor:
+            """The sum over the input channels in two parts, each of which is rounded, as kernels of GPUs do."""
+            if module.groups > 1:
+                return forward(module, images)
+            middle = (module.in_channels + 1) // 2
+            parts = ((images[:, :middle], module.weight[:, :middle]), (images[:, middle:], module.weight[:, middle:]))
+            first, second = (torch.nn.functional.conv2d(*part, None, module.stride, module.padding) for part in parts)
+            return first + second if module.bias is None else first + second + module.bias[:, None, None]
+
+        forward, torch.nn.Conv2d.forward = torch.nn.Conv2d.forward, in_halves  # type: ignore[method-assign]
+
+    teacher = ["--teacher.model", "test_resnet", *options, "--device", "cpu"]
+    return command("cache", "verify", "--cache", folder / "t.h5", "--data", data, *teacher, before=other_kernels)
 
 
 @case("50", "Ctrl-C 0.7, 1.5, 3 and 5 s after the start of a build")

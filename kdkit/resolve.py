@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,17 +12,17 @@ import torch
 
 from kdkit.config import EMA, SingleTeacherConfig, StudentConfig, TeacherConfig
 from kdkit.config.normalization import format_normalization, parse_normalization
-from kdkit.errors import ClassMismatchError, ConfigError, KdkitError, first_line
+from kdkit.errors import CheckpointError, ClassMismatchError, ConfigError, KdkitError, first_line
 from kdkit.runtime.hardware import use_device
 from kdkit.runtime.reading import read_json
 from kdkit.student import is_student_folder, load_student
 from kdkit.teachers import Teacher, TeacherCard, TeacherEnsemble, create_teacher, load_card
 from kdkit.teachers.card import find_card
 from kdkit.teachers.class_map import ClassMap
-from kdkit.teachers.model_config import model_config
+from kdkit.teachers.fingerprint import UNKNOWN
+from kdkit.teachers.hub import without_network
 from kdkit.types import Normalization
 
-_logger = logging.getLogger(__name__)
 _CARD_SUFFIXES = (".yaml", ".yml")
 _MAX_CLASS_MAP_BYTES = 16 << 20  # a million classes
 _NAMED = 3  # classes of a mapped teacher
@@ -118,37 +117,58 @@ def describe_teacher(teacher: Teacher) -> str:
 def load_teacher_of_cache(made_with: Mapping[str, Any], device: torch.device) -> Teacher:
     """Loads the teacher that a cache was made with, if the cache's record is enough: a timm model with timm's weights.
 
+    The weights must be on this machine, because a file does not decide what is downloaded.
+
     Args:
         made_with: the teacher's fingerprint.
         device: where the teacher is put.
 
     Raises:
-        ConfigError: the record is not enough, or timm's weights cannot be loaded.
+        ConfigError: the record is not enough, or timm's weights are not here, or not those of the record.
     """
     config = _teacher_of_cache(made_with)
     try:
-        return resolve_teacher(config, device)
+        with without_network():
+            teacher = resolve_teacher(config, device)
+    except CheckpointError as error:
+        raise ConfigError(
+            f"the cache names its teacher {config.model!r}, whose weights are not on this machine: give --teacher "
+            f"{config.model} to download timm's, or the run, export or weights file that it was"
+        ) from error
     except KdkitError as error:
         raise ConfigError(
-            f"the cache names its teacher {config.model!r}, and timm's weights of it cannot be loaded: give --teacher, "
-            f"a run, an export or a weights file if it was one ({first_line(error)})"
+            f"the cache names its teacher {config.model!r}, which cannot be loaded: give --teacher NAME "
+            f"({first_line(error)})"
         ) from error
+    if made_with.get("weights_sha256") not in (UNKNOWN, teacher.fingerprint()["weights_sha256"]):
+        raise ConfigError(
+            f"the cache names its teacher {config.model!r}, and timm's weights are not those that it had: give "
+            "--teacher, the run, export or weights file that it was"
+        )
+    return teacher
 
 
 def _teacher_of_cache(made_with: Mapping[str, Any]) -> TeacherConfig:
     """The configuration of that teacher."""
     name = str(made_with.get("name"))
-    if "members" in made_with or made_with.get("class_map_sha256") or not timm.is_model(name.partition(".")[0]):
+    if "members" in made_with or made_with.get("class_map_sha256") or not _is_on_hub(name):
         raise ConfigError(f"the teacher {name!r} cannot be loaded again from only the cache's record: give --teacher")
     size, dtype = made_with.get("input_size"), made_with.get("dtype")
-    mean, std = made_with.get("mean"), made_with.get("std")
     return TeacherConfig(
         name,
-        normalization=format_normalization(mean, std) if mean and std else None,
+        normalization=format_normalization(made_with["mean"], made_with["std"]) if "std" in made_with else None,
         input_size=None if size is None else int(size[-1]),
         dtype=None if dtype in ("float32", "none") else dtype,
         autocast=made_with.get("autocast"),
     )
+
+
+def _is_on_hub(name: str) -> bool:
+    """Whether timm takes the weights of the model of that name from the hub."""
+    try:
+        return timm.is_model(name.partition(".")[0]) and timm.get_pretrained_cfg(name).hf_hub_id is not None
+    except (RuntimeError, AttributeError):  # an unknown tag; a model without weights
+        return False
 
 
 def card_of(config: TeacherConfig, name: str | None = None) -> TeacherCard | None:
@@ -162,9 +182,8 @@ def card_of(config: TeacherConfig, name: str | None = None) -> TeacherCard | Non
 
 def _resolve_member(config: SingleTeacherConfig, device: torch.device, card: TeacherCard | None) -> Teacher:
     """One teacher: by timm name, by the path of a card, from a weights file, or from a folder that kdkit wrote."""
-    wanted = None if config.normalization is None else Normalization(*parse_normalization(config.normalization))
     options: dict[str, Any] = {
-        "normalization": wanted,
+        "normalization": config.normalization and Normalization(*parse_normalization(config.normalization)),
         "class_map": _read_class_map(config.class_map),
         "missing_classes": config.missing_classes,
         "autocast": _dtype(config.autocast),
@@ -176,23 +195,12 @@ def _resolve_member(config: SingleTeacherConfig, device: torch.device, card: Tea
         if not Path(config.model).is_file():
             raise ConfigError(f"with --arch, the teacher is a weights file, and there is no file {config.model!r}")
         loading["checkpoint"] = config.model
-        return _tell_assumed(create_teacher(config.arch, input_size=config.input_size, **loading, **options), wanted)
+        return create_teacher(config.arch, input_size=config.input_size, **loading, **options)
     if is_student_folder(config.model):
         return _resolve_folder(config, loading, options)
     if Path(config.model).is_file():
         raise ConfigError(f"the teacher {config.model!r} is a weights file: give its architecture as well, --arch NAME")
-    return _tell_assumed(create_teacher(config.model, input_size=config.input_size, **loading, **options), wanted)
-
-
-def _tell_assumed(teacher: Teacher, wanted: Normalization | None) -> Teacher:
-    """The teacher itself; warns where nobody states the normalisation of its input."""
-    if wanted is None and "mean" not in model_config(teacher.model):
-        _logger.warning(
-            "the teacher %r states no normalisation, so ImageNet's is taken: give --teacher-normalization imagenet, or "
-            "the one that it was trained with",
-            teacher.name,
-        )
-    return teacher
+    return create_teacher(config.model, input_size=config.input_size, **loading, **options)
 
 
 def _resolve_folder(config: SingleTeacherConfig, loading: dict[str, Any], options: dict[str, Any]) -> Teacher:

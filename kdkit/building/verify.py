@@ -23,8 +23,8 @@ from kdkit.errors import CacheMismatchError, ClassMismatchError
 from kdkit.runtime.compare import check_match
 from kdkit.runtime.hardware import choose_workers
 from kdkit.teachers import Teacher
+from kdkit.teachers.fingerprint import UNKNOWN
 
-_UNKNOWN = "unknown"  # weights of a teacher whose fingerprint nobody gave
 _MANY_FILES = 10_000  # that are read in worker processes, which take seconds to start
 _BATCH_SIZE = 32  # of a cache that does not say which its build had
 _CLOSE = 0.05
@@ -125,7 +125,7 @@ def _prepare(
     """The teacher with the classes and the streams of the cache, compared with what the cache tells of its own."""
     if cache.names_classes:
         teacher = for_dataset(teacher, dataset, cache.codecs)
-    if cache.teacher["weights_sha256"] != _UNKNOWN:
+    if cache.teacher["weights_sha256"] != UNKNOWN:
         check_match("teacher", cache.teacher, teacher.fingerprint(), f"the cache {str(cache.path)!r}", allow)
     elif LOGITS in cache.codecs and teacher.num_classes not in (None, cache.num_classes):
         raise ClassMismatchError(
@@ -239,7 +239,7 @@ def _check_close(found: Compared, run: Rerun, stream: str, places: Sequence[tupl
     if stream == LOGITS and not run.cache.is_multi_label:
         cause, left = find_cause(run)
         reason = f"likely {cause.text}" if cause else "none of the known causes explains it: is it another teacher?"
-        if cause is None and left <= _CLOSE and run.cache.teacher["weights_sha256"] == _UNKNOWN:
+        if cause is None and left <= _CLOSE and run.cache.teacher["weights_sha256"] == UNKNOWN:
             return left
     view, row = places[found.worst]
     raise CacheMismatchError(

@@ -29,6 +29,7 @@ from kdkit.cache.format.keys import MAX_ABSENT_BYTES, unpack_keys
 from kdkit.cache.format.metadata import CacheMetadata, Shard
 from kdkit.cache.hdf5.open import open_hdf5
 from kdkit.cache.shards.folder import INDEX_NAME, ShardFolder, shard_folder
+from kdkit.cache.shards.packed import follow_packing
 from kdkit.cache.types import Array
 from kdkit.errors import CacheError
 
@@ -36,6 +37,7 @@ BEGUN = "begun"
 """In the build's record: when its index was written."""
 
 
+@follow_packing
 def stored_keys(path: Path, num_rows: int) -> list[str]:
     """The sample keys in row order."""
     index = _index_of(path)
@@ -43,6 +45,7 @@ def stored_keys(path: Path, num_rows: int) -> list[str]:
         return unpack_keys(file.flat(KEYS_NAME, "u1"), num_rows, repr(str(index)))
 
 
+@follow_packing
 def stored_absent(path: Path, metadata: CacheMetadata) -> list[str]:
     """Keys of the samples that the build left out."""
     if not metadata.num_absent:
@@ -52,6 +55,7 @@ def stored_absent(path: Path, metadata: CacheMetadata) -> list[str]:
         return unpack_keys(file.flat(ABSENT_NAME, "u1"), metadata.num_absent, repr(str(index)), MAX_ABSENT_BYTES)
 
 
+@follow_packing
 def stored_content(path: Path, metadata: CacheMetadata) -> Array:
     """The content records, uint8 [R, 28]; [0, 28] if the cache has none."""
     if metadata.content_kind is None:
@@ -75,18 +79,21 @@ def begun_at(path: Path) -> float | None:
         return None
 
 
+@follow_packing
 def stored_digests(path: Path, num_rows: int) -> Array:
     """The digests of the sample keys in row order, uint8 [R, 16]."""
     with open_hdf5(_index_of(path)) as file:
         return file.array(DIGEST_NAME, "u1", (num_rows, DIGEST_BYTES))
 
 
+@follow_packing
 def stored_index_arrays(path: Path, prefix: str) -> dict[str, Array]:
     """The index datasets whose full names begin with `prefix`, such as "codecs/"."""
     with open_hdf5(_index_of(path)) as file:
         return {name: file.read_array(name) for name in file.checksums() if name.startswith(prefix)}
 
 
+@follow_packing
 def stored_pixels(path: Path, metadata: CacheMetadata, view: int) -> dict[int, int]:
     """Row -> CRC-32 of its pixels, for the hashed rows of a view of a finished cache; none if it has no pixels."""
     if not metadata.has_pixels:
@@ -107,6 +114,7 @@ def shard_pixels(path: Path, shard: Shard) -> dict[int, int]:
         return dict(zip(rows, file.array(pixel_name(shard.view), "<u4", (len(rows),)).tolist(), strict=True))
 
 
+@follow_packing
 def stored_fidelity(path: Path, metadata: CacheMetadata) -> dict[str, list[Array]]:
     """Stream -> for each view the fidelity of the measured rows, float32 [rows, measures], of a finished cache.
 
@@ -123,6 +131,7 @@ def stored_fidelity(path: Path, metadata: CacheMetadata) -> dict[str, list[Array
     return {stream: [np.concatenate(view) for view in views] for stream, views in pieces.items()}
 
 
+@follow_packing
 def rows_sha256(path: Path, metadata: CacheMetadata) -> str:
     """SHA-256 of the checksums of all rows of a finished cache: of its rows, without reading them."""
     found = hashlib.sha256()

@@ -24,6 +24,7 @@ from kdkit.cache.hdf5.read import CheckedHDF5File
 from kdkit.cache.hdf5.segments import open_segments
 from kdkit.cache.payload import Payload, Segment
 from kdkit.cache.shards.folder import INDEX_NAME, ShardFolder, packed_path, shard_folder
+from kdkit.cache.shards.packed import follow_packing
 from kdkit.errors import (
     CacheCorruptError,
     CacheError,
@@ -118,6 +119,7 @@ def open_index(parts: ShardFolder) -> dict[str, RowCodec]:
     return codecs
 
 
+@follow_packing
 def verify_arrays(path: Path, metadata: CacheMetadata) -> None:
     """Compares every array but the payloads with its checksum, in a packed file or a parts folder.
 

@@ -9,10 +9,12 @@ from typing import Any
 from kdkit.cache.codecs import Codec, FeatureCodec, RowCodec
 from kdkit.cache.format.constants import LOGITS, TEMPERATURES
 from kdkit.cache.format.metadata import CacheMetadata
+from kdkit.cache.shards.packed import follow_packing
 
 _SKIPPED_SHOWN = 5
 
 
+@follow_packing
 def num_bytes(path: Path) -> int:
     """Bytes on disk of a packed file or a parts folder."""
     return sum(file.stat().st_size for file in (path.iterdir() if path.is_dir() else [path]))

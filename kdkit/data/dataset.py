@@ -27,6 +27,7 @@ from kdkit.errors import DatasetError, LabelError, UnreadableError
 from kdkit.recipe import ViewRecipe
 
 Index = tuple[int, int]
+_ADVICE = "repair or remove it (kdkit cache build and kdkit distill skip such images with --unreadable skip)"
 Load = Callable[[int], tuple[Any, int]]
 
 
@@ -212,6 +213,8 @@ class ReplayedDataset(Dataset[Sample]):
                 reason = f"view {view} of {self.keys[row]!r} could not be loaded: {type(error).__name__}: {error}"
             if self.skips_unreadable:
                 return Unreadable(row, reason)
+            if isinstance(error, UnreadableError):
+                reason = f"{reason}: {_ADVICE}"
             raise UnreadableError(reason) from error
 
     def _sample(self, row: int, view: int, drawn: Callable[..., tuple[Any, ...]]) -> Sample:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from kdkit.config import Data, DeviceConfig, LoadingConfig, MismatchConfig, OverwriteConfig
+from kdkit.config import ColumnsConfig, Data, DeviceConfig, LoadingConfig, MismatchConfig, OverwriteConfig
 from kdkit.config.choices import check_choices
 from kdkit.errors import ConfigError
 
@@ -31,7 +31,7 @@ class CompareConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CacheShowConfig(OverwriteConfig, MismatchConfig):
+class CacheShowConfig(ColumnsConfig, OverwriteConfig, MismatchConfig):
     """A cache, its images, and which of them are shown."""
 
     cache: str

@@ -38,7 +38,23 @@ def read_log_probs(cache: CachedTeacher, rows: Array, view: int) -> Tensor:
     cache.check_exists(LOGITS)
     if cache.is_multi_label:
         raise ConfigError(f"the cache {str(cache.path)!r} is multi-label: probabilities over the classes are not shown")
-    return cache.codecs[LOGITS].decode(cache.read_encoded(rows, view, LOGITS)).float().log_softmax(dim=1)
+    return _read_logits(cache, rows, view).log_softmax(dim=1)
+
+
+def read_probabilities(cache: CachedTeacher, rows: Array, view: int) -> Tensor:
+    """Probabilities [R, C] of cache rows int64 [R] in a view, float64 on the CPU; of several labels each by itself.
+
+    Raises:
+        CacheStreamError: the cache holds no logits.
+    """
+    cache.check_exists(LOGITS)
+    if cache.is_multi_label:
+        return _read_logits(cache, rows, view).double().sigmoid()
+    return read_log_probs(cache, rows, view).double().exp()
+
+
+def _read_logits(cache: CachedTeacher, rows: Array, view: int) -> Tensor:
+    return cache.codecs[LOGITS].decode(cache.read_encoded(rows, view, LOGITS)).float()
 
 
 def entropy(log_probs: Tensor) -> Tensor:
@@ -61,15 +77,18 @@ def scores(cache: CachedTeacher, rows: Array, views: Sequence[int]) -> dict[str,
 
     Returns:
         "entropy": mean entropy over the views [R], nats; "disagreement": the Jensen-Shannon divergence of the views'
-        predictions [R], nats: the entropy of their mean, less their mean entropy. It is 0 if all views agree.
+        predictions [R], nats: the entropy of their mean, less their mean entropy. It is 0 if all views agree. Of
+        several labels per image both are the sums over the classes.
     """
     found: dict[str, list[Tensor]] = {"entropy": [], "disagreement": []}
     for start in range(0, len(rows), _CHUNK):
         chunk = rows[start : start + _CHUNK]
         # in float64, in which views that all but agree do not drown in rounding; [V, R, C]
-        log_probs = torch.stack([read_log_probs(cache, chunk, view) for view in views]).double()
-        mean_entropy = entropy(log_probs).mean(dim=0)
+        probabilities = torch.stack([read_probabilities(cache, chunk, view) for view in views])
+        if cache.is_multi_label:  # each class is a distribution of its own: yes and no
+            probabilities = torch.cat([probabilities, 1 - probabilities], dim=-1)
+        mean_entropy = torch.special.entr(probabilities).sum(dim=-1).mean(dim=0)
         found["entropy"].append(mean_entropy)
-        of_mean = torch.special.entr(log_probs.exp().mean(dim=0)).sum(dim=1)
+        of_mean = torch.special.entr(probabilities.mean(dim=0)).sum(dim=1)
         found["disagreement"].append((of_mean - mean_entropy).clamp_min(0))
     return {name: torch.cat(parts) for name, parts in found.items()}

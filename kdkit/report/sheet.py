@@ -16,7 +16,7 @@ from torch import Tensor
 from kdkit.cache import CachedTeacher
 from kdkit.data import ReplayedDataset, Sample
 from kdkit.data.sample import Unreadable
-from kdkit.report.predictions import read_log_probs
+from kdkit.report.predictions import read_probabilities
 
 TOP = 3
 """Classes shown of each prediction."""
@@ -47,7 +47,7 @@ class Cell:
     image: Array
     """Pixels as the teacher saw them, uint8 [H, W, 3]."""
     label: str
-    """Name of the label, both with their shares where two images are mixed; "no label" if there is none."""
+    """Name of the label, or of all; with their shares where two images are mixed; "no label" if there is none."""
     teacher: tuple[Guess, ...]
     """The teacher's likeliest classes, the likeliest first."""
     student: tuple[Guess, ...] = ()
@@ -129,7 +129,7 @@ def _make_row(
         _make_cell(
             sample,
             dataset.class_names,
-            read_log_probs(cache, cached, sample.view)[0].exp(),
+            read_probabilities(cache, cached, sample.view)[0],
             None if students is None else students[index],
         )
         for index, sample in enumerate(samples)
@@ -139,11 +139,7 @@ def _make_row(
 
 def _make_cell(sample: Sample, names: Sequence[str] | None, teacher: Tensor, student: Tensor | None) -> Cell:
     pixels = sample.image if sample.teacher_image is None else sample.teacher_image
-    target, partner = int(sample.target), sample.partner_target  # caches of multi-label data are not shown
-    shares = {target: sample.share}
-    if partner is not None and sample.share < 1:
-        shares[int(partner)] = shares.get(int(partner), 0.0) + 1 - sample.share
-    shares = {target: share for target, share in shares.items() if target >= 0}
+    shares = _shares_of(sample)
     return Cell(
         view=sample.view,
         image=pixels.permute(1, 2, 0).numpy(),
@@ -151,6 +147,18 @@ def _make_cell(sample: Sample, names: Sequence[str] | None, teacher: Tensor, stu
         teacher=_top_guesses(teacher, names, shares),
         student=() if student is None else _top_guesses(student, names, shares),
     )
+
+
+def _shares_of(sample: Sample) -> dict[int, float]:
+    """The share of each class in the label: 1 for the classes of an image that is not mixed."""
+    shares: dict[int, float] = {}
+    for target, share in ((sample.target, sample.share), (sample.partner_target, 1 - sample.share)):
+        if target is None or share <= 0:
+            continue
+        several = target.eq(1).nonzero().flatten().tolist() if isinstance(target, Tensor) and target.ndim else None
+        for index in [int(target)] if several is None else several:
+            shares[index] = shares.get(index, 0.0) + share
+    return {index: share for index, share in shares.items() if index >= 0}
 
 
 def _top_guesses(probabilities: Tensor, names: Sequence[str] | None, labels: dict[int, float]) -> tuple[Guess, ...]:
@@ -162,9 +170,9 @@ def _top_guesses(probabilities: Tensor, names: Sequence[str] | None, labels: dic
 
 
 def _describe_label(shares: dict[int, float], names: Sequence[str] | None) -> str:
-    if len(shares) == 1:
-        return _name(next(iter(shares)), names)
-    return " + ".join(f"{share:.0%} {_name(target, names)}" for target, share in shares.items()) or "no label"
+    if len(shares) == 1 or all(share == 1 for share in shares.values()):
+        return " + ".join(_name(target, names) for target in shares) or "no label"
+    return " + ".join(f"{share:.0%} {_name(target, names)}" for target, share in shares.items())
 
 
 def _name(index: int, names: Sequence[str] | None) -> str:

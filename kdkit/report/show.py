@@ -41,7 +41,8 @@ def show_cache(config: CacheShowConfig) -> ShowReport:
     output = Path(config.output)
     check_output(output, overwrite=config.overwrite)
     cache = open_cache(config.cache)
-    dataset = open_dataset(config.data, recipe=cache.recipe).without(cache.absent_keys)
+    dataset = open_dataset(config.data, recipe=cache.recipe, records=cache, **config.columns)
+    dataset = dataset.without(cache.absent_keys)
     cache.match(dataset, allow_mismatch=config.allow_mismatch)
     views = select_views(config.views, cache.num_views)
     notes: list[str] = []

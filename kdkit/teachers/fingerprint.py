@@ -15,6 +15,8 @@ from kdkit.teachers.model_config import model_config
 from kdkit.teachers.structure import structure_sha256, tensor_bytes
 from kdkit.types import Normalization
 
+UNKNOWN = "unknown"
+"""The weights_sha256 of a teacher whose fingerprint nobody gave."""
 _CONFIG_FIELDS = ("architecture", "tag", "hf_hub_id", "interpolation", "crop_pct", "num_classes")
 
 

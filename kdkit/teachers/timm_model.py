@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 
 from kdkit.errors import CheckpointError, ConfigError, KdkitError, UnknownNameError, first_line, nearest
 from kdkit.runtime.memory import is_out_of_memory
+from kdkit.teachers.hub import quiet_hub
 from kdkit.teachers.imported_model import create_imported_model, find_function, is_import_path
 from kdkit.teachers.model_config import model_config
 from kdkit.teachers.model_folder import FOLDER_PREFIX, check_num_weights, find_weights
@@ -174,7 +174,7 @@ def create_model(name: str, subject: str, *, pretrained: bool = False, **options
     """
     file = options.pop(_FILE, None)
     try:
-        with _quiet_hub():
+        with quiet_hub():
             model = _create(name, subject, pretrained=pretrained, **options)
     except KdkitError:
         raise
@@ -205,18 +205,6 @@ def size_option(name: str, size: int) -> dict[str, int]:
         return torchvision_size_option(name, size)
     fixed = getattr(timm.get_pretrained_cfg(name, allow_unregistered=True), "fixed_input_size", False)
     return {"img_size": size} if fixed else {}
-
-
-@contextmanager
-def _quiet_hub() -> Iterator[None]:
-    """Within the context, the hub's client does not log each attempt to reach it: its error tells all."""
-    log = logging.getLogger("huggingface_hub")
-    before = log.level
-    log.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        log.setLevel(before)
 
 
 def _explained(

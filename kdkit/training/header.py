@@ -60,7 +60,7 @@ def describe_run(
 
 
 def doubts_of(config: DistillConfig, dataset: ReplayedDataset, num_batches: int) -> list[str]:
-    """What is allowed and rarely meant: few views for many epochs, one update per epoch, a random frozen body.
+    """What is allowed and rarely meant: few views, one update per epoch, one class, a random frozen body.
 
     Args:
         config: the run.
@@ -83,7 +83,24 @@ def doubts_of(config: DistillConfig, dataset: ReplayedDataset, num_batches: int)
             f"the body of {config.student} is fixed for {training.frozen_epochs} epochs, and its weights may be "
             "random: give --pretrained or --student-checkpoint FILE"
         )
+    if config.task_loss_weight and (lone := _only_class(dataset)) is not None:
+        more = ", or train without labels (--task-loss-weight 0)" if config.has_teacher else ""
+        data = name_data(config.data)
+        doubts.append(
+            f"every label is {lone}, so the loss on labels teaches nothing: if {data} holds one class of "
+            f"several, give the folder above it{more}"
+        )
     return doubts
+
+
+def _only_class(dataset: ReplayedDataset) -> str | None:
+    """The class that all labelled images have, if it is one alone and known before they are loaded."""
+    if dataset.is_multi_label or dataset.targets is None or dataset.is_unlabelled:
+        return None
+    known = dataset.targets[dataset.targets >= 0]
+    if known.min() != known.max():
+        return None
+    return repr(dataset.class_names[known[0]]) if dataset.class_names else str(known[0])
 
 
 def _describe_teacher(config: DistillConfig, task: TrainingTask, cache: CacheReader | None) -> str:

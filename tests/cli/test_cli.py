@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -24,6 +25,9 @@ from support import cache_contents, tiny_model
 from kdkit.building.config import CacheVerifyConfig
 from kdkit.cache import open_cache
 from kdkit.cli import COMMANDS, main
+from kdkit.errors import ConfigError
+from kdkit.resolve import load_teacher_of_cache
+from kdkit.teachers import create_teacher
 
 Streams = tuple[str, str]
 
@@ -395,8 +399,8 @@ def cache_contents_after(arguments: list[str], path: Path) -> dict[str, bytes]:
 def test_a_cache_of_a_runs_teacher_is_verified_without_it_and_says_so(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    reached: list[object] = []
+    monkeypatch.setattr("socket.getaddrinfo", lambda *address, **options: reached.append(address))
     assert main(build(folder)) == 0
     cache, images = str(folder / "t.h5"), str(folder / "images")
     capsys.readouterr()
@@ -404,9 +408,35 @@ def test_a_cache_of_a_runs_teacher_is_verified_without_it_and_says_so(
     shown = " ".join(capsys.readouterr().out.split())
     assert "images are those of the build" in shown
     assert "teacher: not run again, so its outputs are not compared" in shown
-    assert "give --teacher, a run, an export or a weights file" in shown
+    advice = "not on this machine: give --teacher test_resnet to download timm's, or the run, export or weights file"
+    assert advice in shown
     assert main(["cache", "extend", cache, images, "--views", "4"]) == 1
-    assert "give --teacher, a run, an export or a weights file" in capsys.readouterr().err
+    assert advice in capsys.readouterr().err
+    assert reached == []  # no file makes kdkit ask a hub
+
+
+def test_the_teacher_of_a_cache_is_loaded_from_this_machine_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reached: list[object] = []
+    monkeypatch.setattr("socket.getaddrinfo", lambda *address, **options: reached.append(address))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    weights = tmp_path / "models--timm--test_resnet.r160_in1k" / "snapshots" / ("0" * 40) / "model.safetensors"
+    weights.parent.mkdir(parents=True)
+    (tmp_path / "models--timm--test_resnet.r160_in1k" / "refs").mkdir()
+    (tmp_path / "models--timm--test_resnet.r160_in1k" / "refs" / "main").write_text("0" * 40)
+    made_with, device = {"name": "test_resnet", "weights_sha256": "0" * 64}, torch.device("cpu")
+    with pytest.raises(ConfigError, match="whose weights are not on this machine: give --teacher test_resnet"):
+        load_teacher_of_cache(made_with, device)
+    save_file(tiny_model(num_classes=1000).state_dict(), weights)
+    with pytest.raises(ConfigError, match="timm's weights are not those that it had: give --teacher, the run"):
+        load_teacher_of_cache(made_with, device)
+    expected = create_teacher("test_resnet", checkpoint=weights).fingerprint()
+    assert load_teacher_of_cache(expected, device).fingerprint()["weights_sha256"] == expected["weights_sha256"]
+    for name in ("legacy_senet154.in1k", "test_resnet.no_such_tag"):  # from elsewhere than the hub, or nowhere
+        with pytest.raises(ConfigError, match=r"cannot be loaded again from only the cache's record: give --teacher"):
+            load_teacher_of_cache({**expected, "name": name}, device)
+    assert reached == []
 
 
 def test_the_next_command_repeats_how_the_data_is_read() -> None:

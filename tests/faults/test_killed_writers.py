@@ -21,9 +21,12 @@ import pytest
 from synthetic import Synthetic
 
 from kdkit import CacheWriter, open_cache
+from kdkit.cache import lazy_arrays
+from kdkit.cache.opening import verify_arrays
 from kdkit.cache.places import pack_cache
 from kdkit.cache.shards.folder import ShardFolder
 from kdkit.cache.shards.lock import writer_lock
+from kdkit.cache.summary import num_bytes
 from kdkit.cli import main
 from kdkit.errors import CacheCorruptError, CacheDiskFullError, CacheError, CacheLockedError, CacheMismatchError
 from kdkit.runtime import files
@@ -309,6 +312,29 @@ def test_fault_43_a_reader_that_opens_while_the_shards_become_one_file_opens_tha
         rows = np.arange(1100)
         assert np.array_equal(cache.read_encoded(rows, 1).numpy(), CACHE.rows(1))
         cache.verify()
+
+
+def test_fault_43_what_is_read_later_is_read_from_the_file_that_the_shards_became(tmp_path: Path) -> None:
+    """A function that has the path of the folder finds it gone."""
+    CACHE.build(tmp_path / "t.h5", packed=False)
+    shards = tmp_path / "t.h5.parts"
+    metadata = open_cache(shards).metadata
+    reads: list[Callable[[], Any]] = [
+        lambda: lazy_arrays.stored_keys(shards, 1100),
+        lambda: lazy_arrays.stored_digests(shards, 1100).tolist(),
+        lambda: lazy_arrays.stored_absent(shards, metadata),
+        lambda: lazy_arrays.stored_content(shards, metadata).tolist(),
+        lambda: lazy_arrays.stored_index_arrays(shards, "codecs/"),
+        lambda: lazy_arrays.stored_pixels(shards, metadata, 1),
+        lambda: lazy_arrays.stored_fidelity(shards, metadata),
+        lambda: verify_arrays(shards, metadata),
+    ]
+    before = [read() for read in reads]
+    pack_cache(tmp_path / "t.h5")
+    assert not shards.exists()
+    assert [read() for read in reads] == before
+    assert lazy_arrays.rows_sha256(shards, metadata) == lazy_arrays.rows_sha256(tmp_path / "t.h5", metadata)
+    assert num_bytes(shards) == (tmp_path / "t.h5").stat().st_size
 
 
 @pytest.mark.slow

@@ -165,6 +165,47 @@ def test_a_mixed_view_is_labelled_with_both_classes_and_their_shares(tmp_path: P
     assert mixed > 5
 
 
+@pytest.mark.parametrize("mixup_alpha", [0.0, 1.0])
+def test_of_several_labels_each_class_has_its_own_probability(tmp_path: Path, mixup_alpha: float) -> None:
+    write_digits(tmp_path / "images", 12)
+    paths = sorted(str(path.relative_to(tmp_path)) for path in (tmp_path / "images").rglob("*.png"))
+    digit = [int(Path(path).parent.name) for path in paths]
+    tags = [f"{each}|{'odd' if each % 2 else 'even'}" if each < 8 else "" for each in digit]
+    names = sorted({tag for each in tags for tag in each.split("|") if tag})
+    lines = [f"{path},{tag}" for path, tag in zip(paths, tags, strict=True)]
+    (tmp_path / "t.csv").write_text("\n".join(["path,tags", *lines]) + "\n")
+    recipe = ViewRecipe(size=32, num_views=2, mixup_alpha=mixup_alpha)
+    dataset = open_dataset(tmp_path / "t.csv", recipe=recipe, label_column="tags[|]")
+    assert dataset.class_names == names
+    assert len(names) == 10  # as many as the teacher has classes
+    build(dataset, tmp_path / "t.h5")
+    options = {"data": str(tmp_path / "t.csv"), "label_column": "tags[|]", "rows": "0-11"}
+    report = show_cache(config(tmp_path, tmp_path / "s.png", **options, views="1"))
+    for row in report.sheet.rows:
+        (cell,) = row.cells
+        sample = dataset[row.row, 1]
+        pixels = sample.image.float().div(255)
+        model = tiny_model().eval()
+        mean, std = (torch.tensor(model.pretrained_cfg[name])[:, None, None] for name in ("mean", "std"))
+        with torch.no_grad():
+            expected = model(((pixels - mean) / std)[None])[0].double().sigmoid()
+        best = expected.argsort(descending=True)[:3].tolist()
+        assert [guess.name for guess in cell.teacher] == [names[index] for index in best]
+        assert [guess.probability for guess in cell.teacher] == pytest.approx(expected[best].tolist(), abs=1e-5)
+        own = {tag for tag in tags[row.row].split("|") if tag}
+        if sample.share == 1:
+            assert set(cell.label.split(" + ")) == (own or {"no label"})
+            assert [guess.is_label for guess in cell.teacher] == [names[index] in own for index in best]
+        elif len(own) == 2 and isinstance(sample.partner_target, torch.Tensor) and not sample.partner_target.any():
+            assert cell.label == " + ".join(f"{sample.share:.0%} {name}" for name in sorted(own))
+    cache = open_cache(tmp_path / "t.h5", dataset)
+    p = torch.stack([cache.decode_logits(np.arange(12), view).double().sigmoid() for view in range(2)])
+    plain = -(p * p.log() + (1 - p) * (1 - p).log()).sum(-1).mean(0)
+    assert torch.allclose(scores(cache, np.arange(12), [0, 1])["entropy"], plain)
+    assert float(scores(cache, np.arange(12), [1, 1])["disagreement"].max()) == pytest.approx(0, abs=1e-12)
+    assert len(show_cache(config(tmp_path, tmp_path / "d.html", **options, sort="disagreement")).sheet.rows) == 8
+
+
 def test_the_teachers_own_view_is_shown_where_it_has_a_size_of_its_own(tmp_path: Path) -> None:
     dataset = digits_dataset(8, ViewRecipe(size=32, teacher_size=48))
     sheet = make_sheet("sizes", build(dataset, tmp_path / "t.h5"), dataset, [2], [0])

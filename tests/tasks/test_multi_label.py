@@ -349,7 +349,7 @@ def test_lists_in_a_column_of_tags_and_a_column_named_twice_are_refused(tmp_path
     pytest.importorskip("pyarrow.parquet").write_table(lists, tmp_path / "t.parquet")
     with pytest.raises(DatasetError, match="has labels in a list: expected a text"):
         create_source(tmp_path / "t.parquet", label_column="tags[|]")
-    with pytest.raises(DatasetError, match="named twice"):
+    with pytest.raises(DatasetError, match="must have each class once"):
         create_source(tmp_path / "t.parquet", label_column="a,a")
 
 

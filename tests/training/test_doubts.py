@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from support import digits_dataset
 
+from kdkit.data import ArraySource, ReplayedDataset
 from kdkit.recipe import ViewRecipe
 from kdkit.training.config import DistillConfig, TrainConfig
 from kdkit.training.header import doubts_of
@@ -34,3 +36,23 @@ def test_few_views_for_many_epochs_one_update_per_epoch_and_a_random_body_are_to
     config = DistillConfig(data="d", output="o", student="s", train=TrainConfig(**train))
     found = doubts_of(config, digits_dataset(40, recipe), batches)
     assert [text in doubt for text, doubt in zip(expected, found, strict=True)] == [True] * len(expected)
+
+
+@pytest.mark.parametrize(
+    ("targets", "names", "weight", "said"),
+    [
+        ([1, 1, -1], ["cat", "dog"], 1.0, "every label is 'dog', so"),
+        ([1, 1, -1], None, 1.0, "every label is 1, so"),
+        ([1, 1, 1], ["cat", "dog"], 0.0, ""),
+        ([1, 0, -1], ["cat", "dog"], 1.0, ""),
+        ([-1, -1, -1], None, 1.0, ""),
+    ],
+)
+def test_labels_of_one_class_alone_are_told(
+    targets: list[int], names: list[str] | None, weight: float, said: str
+) -> None:
+    config = DistillConfig(data="d", output="o", student="s", cache="t.h5", task_loss_weight=weight)
+    source = ArraySource(np.zeros((3, 8, 8), np.uint8), targets, class_names=names)
+    found = doubts_of(config, ReplayedDataset(source, ViewRecipe.evaluation(8)), 4)
+    assert len(found) == bool(said)
+    assert said in "".join(found)

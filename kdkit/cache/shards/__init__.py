@@ -1,1 +1,1 @@
-"""Shards: one sealed file per view and range of rows, their manifest, and the writer's lock."""
+"""Shards: one sealed file per view and range of rows, their manifest, the writer's lock; readers of packed ones."""

@@ -7,7 +7,7 @@ Where to look:
     folder.py       image folders; zip.py and tar.py read archives
     member.py       a member of a tar; tar_listing.py lists them, tar_index.py keeps the list of a large tar
     webdataset.py   WebDataset shards; shard_names.py tells the names of shards from those of classes
-    table.py        CSV and Parquet; columns.py chooses their columns
+    table.py        CSV and Parquet; table_file.py reads them, columns.py chooses their columns
     hfds.py         Hugging Face datasets by name; hugging_face.py reads them, stream.py refuses streams
     multi_label.py  several labels per image, in columns of a table or given as vectors
     mapped.py       any map-style dataset; known.py has its keys and labels; array.py, arrays in memory

@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from kdkit.data.sources.base import describe
+from kdkit.data.sources.class_order import check_names, check_texts
 from kdkit.data.sources.labels import class_index
 from kdkit.errors import ShapeError
 
@@ -24,6 +25,7 @@ class ArraySource:
 
     Raises:
         ShapeError: images are not uint8 of one of these shapes, or targets or keys are not N.
+        DatasetError: keys or class names are no list of texts, or a class is named twice.
         LabelError: a target is not a whole number from -1, or there is no class of that index.
     """
 
@@ -40,10 +42,11 @@ class ArraySource:
         if len(targets) != len(images):
             raise ShapeError(f"{len(images)} images came with {len(targets)} targets: expected one target per image")
         self.images = images
-        self.keys: Sequence[str] = [str(i) for i in range(len(images))] if keys is None else list(keys)
+        given = [str(i) for i in range(len(images))] if keys is None else check_texts(keys, "keys")
+        self.keys: Sequence[str] = given
         if len(self.keys) != len(images):
             raise ShapeError(f"{len(images)} images came with {len(self.keys)} keys: expected one key per image")
-        self.class_names: Sequence[str] | None = None if class_names is None else list(class_names)
+        self.class_names: Sequence[str] | None = None if class_names is None else check_names(class_names)
         count = None if class_names is None else len(class_names)
         labels = zip(targets, self.keys, strict=True)
         self.targets = np.array([class_index(label, key, "the arrays", count) for label, key in labels], dtype=np.int64)

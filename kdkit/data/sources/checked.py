@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from PIL import Image
 
 from kdkit.data.sources.base import ImageSource, targets_of
+from kdkit.data.sources.class_order import check_texts
 from kdkit.data.sources.labels import check_range, class_index
 from kdkit.data.sources.multi_label import num_labels_of
 from kdkit.data.sources.repeatable import check_repeatable
@@ -78,9 +79,8 @@ def check_source(source: ImageSource) -> None:
     keys: Sequence[object] = source.keys  # a custom source may hold anything
     for other in (key for key in keys if not isinstance(key, str)):
         raise DatasetError(f"a sample has the key {other!r}, a {type(other).__name__}: keys must be strings")
-    names: Sequence[object] | None = source.class_names
-    if names is not None and (isinstance(names, str) or not all(isinstance(name, str) for name in names)):
-        raise DatasetError(f"class_names must be a list of texts, got {names!r:.80}")
+    if source.class_names is not None:
+        check_texts(source.class_names, "class_names")
     if len(set(source.keys)) != len(source.keys):
         raise DatasetError(f"two samples have the key {_first_repeated(source.keys)!r}: keys must be unique")
     if not any(kind.__module__ in _REPEATABLE for kind in type(source).__mro__):

@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
+from typing import Any
 
 from kdkit.data.sources.listing import natural_order
-from kdkit.errors import DatasetError
+from kdkit.errors import DatasetError, KdkitError
 
 _logger = logging.getLogger(__name__)
 
@@ -35,6 +36,33 @@ def index_classes(names: Sequence[str], origin: str) -> tuple[list[int], list[st
             raise DatasetError(f"{origin!r} has the classes {other!r} and {name!r}: remove the blanks around the names")
     indices = {name: index for index, name in enumerate(classes)}
     return [indices[composed[name]] for name in names], classes
+
+
+def check_texts(values: object, what: str, error: type[KdkitError] = DatasetError) -> list[str]:
+    """The texts that a caller gives, one for each class or sample, as a list; `what` names them in the error.
+
+    Raises:
+        error: they are no texts, or have no order: a set has another one in each process, a mapping one of its own.
+    """
+    if isinstance(values, Iterable) and not isinstance(values, (str, Mapping, Set)):
+        found: list[Any] = list(values)
+        if all(isinstance(value, str) for value in found):
+            return found
+    raise error(f"{what} must be a list of texts, got {values!r:.80}")
+
+
+def check_names(names: object, what: str = "class_names", error: type[KdkitError] = DatasetError) -> list[str]:
+    """The class names that a caller gives, in Unicode's composed form (NFC), in which those of all data are.
+
+    Raises:
+        error: they are no list of texts, are empty, or hold a name twice.
+    """
+    found = [unicodedata.normalize("NFC", name) for name in check_texts(names, what, error)]
+    if not found:
+        raise error(f"{what} must name each class, got {names!r:.80}")
+    if len(counted := Counter(found)) < len(found):
+        raise error(f"{what} must have each class once, got {counted.most_common(1)[0][0]!r} more than once")
+    return found
 
 
 def check_printable(names: Iterable[str], origin: str) -> None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Sequence
-from typing import Any
 
 from PIL import Image
 
 from kdkit.data.sources.base import ImageSource, describe, targets_of
+from kdkit.data.sources.class_order import check_names
 from kdkit.errors import ClassMismatchError, ConfigError, DatasetError, nearest
 
 _SHOWN = 5
@@ -33,7 +33,7 @@ class ClassesSource:
 
     def __init__(self, source: ImageSource, class_names: Sequence[str], all_names: Sequence[str] | None = None) -> None:
         self.source = source
-        self.class_names: Sequence[str] | None = _checked(class_names)
+        self.class_names: Sequence[str] | None = check_names(class_names, error=ConfigError)
         targets = targets_of(source)
         if targets is None:
             raise DatasetError(
@@ -71,14 +71,3 @@ class ClassesSource:
 
     def __repr__(self) -> str:
         return describe(self, repr(self.source))
-
-
-def _checked(class_names: Any) -> list[str]:
-    """The chosen names in Unicode's composed form (NFC), in which those of all data are."""
-    if isinstance(class_names, str) or not all(isinstance(name, str) for name in class_names):
-        raise ConfigError(f"class_names must be a list of texts, got {class_names!r:.80}")
-    names = [unicodedata.normalize("NFC", name) for name in class_names]
-    if len(set(names)) < len(names):
-        twice = next(name for place, name in enumerate(names) if name in names[:place])
-        raise ConfigError(f"class_names must have each class once, got {twice!r} more than once")
-    return names

@@ -49,7 +49,7 @@ class FolderSource:
         self.keys: Sequence[str] = [image.key for image in listing.images]
         self.class_names: Sequence[str] | None = None
         self.targets = [-1] * len(self.keys)
-        if labels != "none" and not listing.is_flat:
+        if labels == "folder" or (labels is None and not listing.is_flat):
             listing.check_not_wrapped()
             self.targets, self.class_names = index_classes(listing.classes(), str(root))
         self.skipped: Sequence[str] = listing.left_out.skipped

@@ -9,7 +9,7 @@ from typing import IO, Any
 import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
 
-from kdkit.errors import DatasetError
+from kdkit.errors import UnreadableError
 from kdkit.runtime.reading import open_binary
 
 UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
@@ -109,6 +109,6 @@ def _grey_bits(image: Image.Image) -> int:
     return int(max(tags.get(_BITS_PER_SAMPLE, (16,))))
 
 
-def unreadable(key: str, origin: str, error: Exception) -> DatasetError:
+def unreadable(key: str, origin: str, error: Exception) -> UnreadableError:
     """The error for a sample that cannot be read."""
-    return DatasetError(f"the image {key!r} under {origin!r} is unreadable: {error}")
+    return UnreadableError(f"the image {key!r} under {origin!r} is unreadable: {error}")

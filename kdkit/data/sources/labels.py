@@ -7,6 +7,7 @@ fraction would become another class, and a text like "nan" the name of one.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -18,7 +19,11 @@ from kdkit.data.sources.base import ImageSource, Targets
 from kdkit.data.sources.class_order import index_classes
 from kdkit.errors import LabelError
 
+_logger = logging.getLogger(__name__)
 _INDEX = re.compile(r"0|[1-9]\d*|-1", re.ASCII)
+_PADDED = re.compile(r"0+(\d{1,9})", re.ASCII)
+_SEPARATORS = ("|", ";")
+"""Marks between several labels in one text; a comma is part of many class names, such as ImageNet's."""
 MISSING = frozenset({"nan", "none", "null", "na", "n/a", "nat", "<na>", "#n/a", "-nan"})
 """Texts that programs write for a value that is missing; a class may be called `none` in lower case."""
 _MAX_INDEX = 2**31 - 1
@@ -85,10 +90,10 @@ def index_labels(labels: Sequence[object], keys: Sequence[str], origin: str) -> 
     """The class index of each label, and the class names if labels are names.
 
     Whole numbers are class indices; other strings are class names, in natural order, without the blanks around them. An
-    empty label, None and -1 mean that the sample has no label: -1.
+    empty label, None and -1 mean that the sample has no label: -1. A bool is the name False or True, as a CSV has it.
 
     Args:
-        labels: whole numbers or strings, one per sample.
+        labels: whole numbers, strings or bools, one per sample.
         keys: of the samples, for messages.
         origin: where the labels come from, for messages.
 
@@ -98,7 +103,7 @@ def index_labels(labels: Sequence[object], keys: Sequence[str], origin: str) -> 
     """
     texts: list[str] = []
     for label, key in zip(labels, keys, strict=True):
-        if label is not None and (isinstance(label, bool) or not isinstance(label, (int, str))):
+        if label is not None and not isinstance(label, (int, str)):
             raise _neither(label, key, origin)
         texts.append("" if label is None else str(label).strip())
     index: int | None = None  # place of the first sample whose label is a class index, and of the first with a name
@@ -107,16 +112,49 @@ def index_labels(labels: Sequence[object], keys: Sequence[str], origin: str) -> 
         if _is_index(text):
             index = place if index is None else index
         elif text:
-            if _is_number(text) or (text != "none" and text.lower() in MISSING):
-                raise _neither(text, keys[place], origin)
+            _check_name(text, keys[place], origin)
             name = place if name is None else name
     if name is None:
         return [int(text) if text else -1 for text in texts], None
     if index is not None:
         raise _neither(texts[name], keys[name], f"{origin}, that of {keys[index]!r} is {texts[index]!r},")
     indices, names = index_classes([text for text in texts if text], origin)
+    _check_single(names, origin)
     found = iter(indices)
     return [next(found) if text else -1 for text in texts], names
+
+
+def _check_name(text: str, key: str, origin: str) -> None:
+    """Raises LabelError if a text is a number, or what programs write for a missing value: neither names a class."""
+    if padded := _PADDED.fullmatch(text):
+        raise LabelError(
+            f"the label of {key!r} in {origin} is {text!r}, which may mean the class index {int(padded[1])} or a name: "
+            "write indices without zeros before them, or names such as 'c01'"
+        )
+    if _is_number(text) or (text != "none" and text.lower() in MISSING):
+        raise _neither(text, key, origin)
+
+
+def _check_single(names: Sequence[str], origin: str) -> None:
+    """Raises LabelError if a class name is a list of other names; logs a warning if it may be one."""
+    known = set(names)
+    for mark in _SEPARATORS:
+        for name in names:
+            parts = [part.strip() for part in name.split(mark)]
+            if len(parts) > 1 and not known.isdisjoint(parts):
+                raise LabelError(
+                    f"{origin} has the label {name!r}, and a part of it as a label by itself: for several labels per "
+                    f"image give the separator, --label-column 'NAME[{mark}]' of a table, or write names without it"
+                )
+            if len(parts) > 1 and all(parts):
+                _logger.warning(
+                    "%s: the label %r is taken for one class; if it is several, give the separator: "
+                    "--label-column 'NAME[%s]' of a table",
+                    origin,
+                    name,
+                    mark,
+                )
+                return
 
 
 def _is_index(text: str) -> bool:

@@ -18,6 +18,7 @@ from torch.utils.data import IterableDataset, Subset
 from torchvision.transforms.functional import to_pil_image
 
 from kdkit.data.sources.base import LabelRule, SourceOptions, describe
+from kdkit.data.sources.class_order import check_names, check_texts
 from kdkit.data.sources.hugging_face import HuggingFaceTable, is_hugging_face
 from kdkit.data.sources.image import UNREADABLE, as_rgb, decode, decode_file, unreadable
 from kdkit.data.sources.known import is_torchvisions, known_class_names, known_keys, known_labels
@@ -48,8 +49,8 @@ class MappedSource:
         labels: "none" takes every image without a label.
 
     Raises:
-        DatasetError: it streams, its keys do not fit, the order of its classes is not fixed, or it returns another
-            image or label each time, as a random transform makes it do.
+        DatasetError: it streams, its keys or class names do not fit, the order of its classes is not fixed, or it
+            returns another image or label each time, as a random transform makes it do.
         LabelError: a label that is known before its image is loaded is not a class index.
     """
 
@@ -73,10 +74,11 @@ class MappedSource:
         if keys is None:
             known = known_keys(self.dataset)
             keys = [known[row] for row in self._rows]
-        self.keys: Sequence[str] = list(keys)
+        self.keys: Sequence[str] = check_texts(keys, "keys")
         if len(self.keys) != len(dataset):
             raise DatasetError(f"{len(dataset)} samples came with {len(self.keys)} keys: expected one key per sample")
-        self.class_names: Sequence[str] | None = list(class_names) if class_names else known_class_names(self.dataset)
+        known_names = known_class_names(self.dataset) if class_names is None else check_names(class_names)
+        self.class_names: Sequence[str] | None = known_names
         self.targets: Sequence[int] | None = self._known_targets()
         if labels == "none":
             self.class_names, self.targets = None, [-1] * len(self.keys)

@@ -43,7 +43,7 @@ class Member:
     kind: Kind = "file"
     """Whether it has content."""
     header: int = 0
-    """CRC-32 of its header in the tar, with the blocks that hold a long name; of a file."""
+    """CRC-32 of its header in the tar, with the blocks before it that belong to it, such as a long name; of a file."""
     header_size: int = tarfile.BLOCKSIZE
     """Length of that header, which ends where the content begins, bytes."""
 

@@ -17,10 +17,12 @@ from PIL import Image
 from torch import Tensor
 
 from kdkit.data.sources.base import ImageSource, SourceOptions, describe
+from kdkit.data.sources.class_order import check_names
 from kdkit.data.sources.labels import MISSING
 from kdkit.data.sources.mapped import MappedSource
 from kdkit.data.sources.selection import SelectedSource
-from kdkit.data.sources.table import Table, TableSource, read_table
+from kdkit.data.sources.table import TableSource
+from kdkit.data.sources.table_file import Table, read_table
 from kdkit.errors import DatasetError, ShapeError, first_line
 
 _SEPARATED = re.compile(r"(?P<column>.+)\[(?P<separator>.+)\]")
@@ -64,14 +66,14 @@ class MultiLabelSource:
             raise DatasetError("the dataset holds no samples")
         self.num_labels = len(self[0][1]) if self.labels is None else self.labels.shape[1]
         own = self.source.class_names
-        names = class_names if class_names is not None else own if own and len(own) == self.num_labels else None
-        if names is not None and len(set(names)) != len(names):
-            raise DatasetError(f"a class of multi-label targets is named twice among {list(names)!r:.80}")
+        names = list(own) if own and len(own) == self.num_labels else None
+        if class_names is not None:
+            names = check_names(class_names, "the class_names of multi-label targets")
         if names is not None and len(names) != self.num_labels:
             raise ShapeError(
                 f"{self.num_labels} classes came with {len(names)} class_names: expected one name for each"
             )
-        self.class_names: Sequence[str] | None = None if names is None else list(names)
+        self.class_names: Sequence[str] | None = names
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -138,12 +140,12 @@ def create(name: str, options: SourceOptions) -> MultiLabelSource | None:
     for column in wanted:
         if column not in table.columns:
             raise DatasetError(f"{name!r} has no column {column!r}; it has {', '.join(table.columns)}")
-    source = TableSource(name, image_column=options.image_column, labels="none")
+    source = TableSource(name, image_column=options.image_column, labels="none", skip_missing=options.skip_missing)
     if separated is None:
-        rows = [[_to_value(table, column, row) for column in wanted] for row in range(len(source))]
+        rows = [[_to_value(table, column, row) for column in wanted] for row in source.rows]
         return MultiLabelSource(source, rows, class_names=wanted)
     column, separator = separated["column"], separated["separator"]
-    tags = [_split(value, separator, table.place(row)) for row, value in enumerate(table.columns[column])]
+    tags = [_split(table.columns[column][row], separator, table.place(row)) for row in source.rows]
     names = sorted({tag for each in tags for tag in each})
     if not names:
         raise DatasetError(f"the column {column!r} of {name!r} names no class")

@@ -66,6 +66,7 @@ class _Header(tarfile.TarInfo):
 def _members_of(tar: tarfile.TarFile, file: str, tars: tuple[str, ...], start: int) -> Iterator[Member]:
     origin = "/".join((file, *tars[1:]))
     yield Member(file, tars, ".", ".", start, 0, "folder")
+    begin = 0  # of the member's headers
     while (info := tar.next()) is not None:
         vars(tar)["members"] = []  # tarfile keeps every member, a kilobyte for each
         path = inner_path(info.name, origin)
@@ -80,19 +81,20 @@ def _members_of(tar: tarfile.TarFile, file: str, tars: tuple[str, ...], start: i
             with tarfile.open(fileobj=tar.extractfile(info), mode="r:", tarinfo=_Header) as inner:
                 yield from _members_of(inner, file, (*tars, info.name), start + info.offset_data)
         elif info.isfile():
-            header, size = _header_of(info, tar)
+            header, size = _header_of(info, tar, begin)
             yield Member(file, tars, info.name, path, start + info.offset_data, info.size, "file", header, size)
+        begin = tar.offset
     assert tar.fileobj is not None
     _check_end(tar.fileobj, tar.offset, origin)
 
 
-def _header_of(info: _Header, tar: tarfile.TarFile) -> tuple[int, int]:
-    """CRC-32 and length of a member's header, with the blocks before it that hold a long or a Unicode name."""
-    size = info.offset_data - info.offset
+def _header_of(info: _Header, tar: tarfile.TarFile, begin: int) -> tuple[int, int]:
+    """CRC-32 and length of a member's header, with the blocks before it: a long or Unicode name, a global header."""
+    size = info.offset_data - begin
     if size == tarfile.BLOCKSIZE:
         return info.crc32, size
     assert tar.fileobj is not None
-    tar.fileobj.seek(info.offset)  # tarfile seeks to the next header by itself
+    tar.fileobj.seek(begin)  # tarfile seeks to the next header by itself
     return zlib.crc32(tar.fileobj.read(size)), size
 
 

@@ -23,7 +23,8 @@ from PIL import Image
 
 import kdkit
 from kdkit.cache import CachedTeacher
-from kdkit.data import ArraySource, MappedSource, ReplayedDataset, create_source
+from kdkit.data import ArraySource, MappedSource, MultiLabelSource, ReplayedDataset, create_source
+from kdkit.data.sources.classes import ClassesSource
 from kdkit.data.sources.content import SampleContent
 from kdkit.errors import ConfigError, DatasetError, KdkitError, LabelError
 from kdkit.recipe import ViewRecipe
@@ -262,8 +263,28 @@ def test_a_number_that_is_no_class_index_is_refused_with_the_sample(
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("kind", ["json", "Hugging Face", "parquet", *INDEXED])
-def test_bools_are_no_labels(opened: Callable[..., Any], kind: str) -> None:
+@pytest.mark.parametrize("kind", VALUED)
+def test_bools_are_the_names_that_a_csv_has_for_them(opened: Callable[..., Any], kind: str) -> None:
+    source = opened(kind, [True, False, True, True, False, None])
+    assert source.class_names == ["False", "True"]
+    assert found(source) == dict(enumerate(["True", "False", "True", "True", "False", -1]))
+
+
+@pytest.mark.parametrize("kind", VALUED)
+@pytest.mark.parametrize("mark", "|;")
+def test_a_list_of_names_is_no_name_where_its_parts_are_names_and_is_told_where_they_are_not(
+    opened: Callable[..., Any], kind: str, mark: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    both = f"red{mark}big"
+    with pytest.raises(LabelError, match=re.escape(f"'{both}'") + r".*--label-column 'NAME\[") as caught:
+        opened(kind, ["red", both, "big", "red", None, "big"])
+    assert "\n" not in str(caught.value)
+    assert opened(kind, [both, f"blue{mark}big", both, None, both, both]).class_names == [f"blue{mark}big", both]
+    assert "is taken for one class" in caplog.text
+
+
+@pytest.mark.parametrize("kind", INDEXED)
+def test_bools_are_no_class_indices(opened: Callable[..., Any], kind: str) -> None:
     with pytest.raises(LabelError, match=r"True \(bool"):
         found(opened(kind, [True, False, True, True, False, True]))
 
@@ -458,12 +479,68 @@ def test_a_source_whose_items_have_other_labels_than_it_lists_is_refused_with_th
         dataset[2, 0]
 
 
-@pytest.mark.parametrize("names", ["ab", [7, 8]])
-def test_class_names_are_a_list_of_texts(names: Any) -> None:
+PAIR = [(IMAGES[0], 0), (IMAGES[1], 1)]
+GIVEN: dict[str, Callable[[Any], Any]] = {
+    "arrays": lambda names: ArraySource(np.zeros((2, 8, 8), "u1"), [0, 1], class_names=names),
+    "mapped": lambda names: MappedSource(PAIR, class_names=names),
+    "several labels": lambda names: MultiLabelSource(MappedSource(PAIR), [[0, 1], [1, 0]], class_names=names),
+    "some classes": lambda names: ClassesSource(GIVEN["arrays"](["a", "b"]), names),
+}
+"""Sources that are given the names of their classes."""
+
+
+@pytest.mark.parametrize("kind", GIVEN)
+@pytest.mark.parametrize("names", ["ab", [7, 8], {"a", "b"}, {"b": 1, "a": 0}, 5])
+def test_class_names_are_texts_in_an_order(kind: str, names: Any) -> None:
+    with pytest.raises(ValueError, match="must be a list of texts"):
+        GIVEN[kind](names)
+
+
+@pytest.mark.parametrize("kind", GIVEN)
+def test_a_class_has_one_name_in_whatever_form_of_unicode(kind: str) -> None:
+    for twice in (["a", "a"], ["\u00e9", "e\u0301"]):
+        with pytest.raises(ValueError, match="must have each class once"):
+            GIVEN[kind](twice)
+    if kind != "some classes":
+        assert GIVEN[kind](np.array(["b", "e\u0301"])).class_names == ["b", "\u00e9"]
+
+
+def test_keys_and_the_names_of_a_custom_source_are_texts_in_an_order() -> None:
+    for keys in ("ab", {"a", "b"}, [0, 1]):
+        with pytest.raises(DatasetError, match="keys must be a list of texts"):
+            ArraySource(np.zeros((2, 8, 8), "u1"), [0, 1], keys=keys)  # type: ignore[arg-type]
+        with pytest.raises(DatasetError, match="keys must be a list of texts"):
+            MappedSource(PAIR, keys=keys)  # type: ignore[arg-type]
     source = ArraySource(np.zeros((2, 8, 8), "u1"), [0, 1])
-    source.class_names = names
-    with pytest.raises(DatasetError, match="class_names must be a list of texts"):
-        ReplayedDataset(source, ViewRecipe(size=8))
+    for names in ("ab", [7, 8], {"a", "b"}):
+        source.class_names = names  # type: ignore[assignment]
+        with pytest.raises(DatasetError, match="class_names must be a list of texts"):
+            ReplayedDataset(source, ViewRecipe(size=8))
+
+
+@pytest.mark.parametrize("kind", ["folder", "csv"])
+def test_a_file_under_two_names_is_two_samples(tmp_path: Path, kind: str) -> None:
+    write_files(tmp_path / "all", [("a/0.png", png(0)), ("b/1.png", png(1))])
+    (tmp_path / "all" / "b" / "same.png").symlink_to("../a/0.png")
+    data = tmp_path / "all"
+    if kind == "csv":
+        data = tmp_path / "t.csv"
+        data.write_text("path,label\nall/a/0.png,a\nall/b/1.png,b\nall/b/same.png,b\n")
+    source = create_source(data)
+    assert [Path(key).name for key in source.keys] == ["0.png", "1.png", "same.png"]
+    assert [source[row][1] for row in range(3)] == [0, 1, 1]
+    assert SampleContent(source).read(2) == png(0)
+
+
+def test_a_path_of_a_table_leads_where_the_file_system_says(tmp_path: Path) -> None:
+    """`link/../0.png` is beside the folder that the link leads to, not beside the link."""
+    write_files(tmp_path, [("0.png", png(0)), ("elsewhere/0.png", png(1)), ("elsewhere/inner/1.png", png(2))])
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere" / "inner")
+    (tmp_path / "t.csv").write_text("path,label\nlink/../0.png,3\n")
+    source = create_source(tmp_path / "t.csv", skip_missing=True)
+    assert list(source.keys) == ["0.png"]
+    assert found(source) == {1: 3}
+    assert SampleContent(source).read(0) == png(1)
 
 
 def test_a_column_that_python_has_no_value_for_is_one_line(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from torch.utils.data import Subset
 
 from kdkit.data import MappedSource, TableSource, WebDatasetSource, create_source
 from kdkit.data.sources.labels import index_labels
+from kdkit.data.sources.left_out import skipped_of
 from kdkit.errors import ConfigError, DatasetError, MissingDependencyError
 
 COUNT = 6
@@ -127,6 +128,11 @@ def test_a_label_that_only_looks_like_a_number_is_refused(label: object) -> None
         index_labels([0, label], ["a", "b"], "it")
 
 
+def test_a_number_with_zeros_before_it_is_asked_about() -> None:
+    with pytest.raises(DatasetError, match="is '01', which may mean the class index 1 or a name: write"):
+        index_labels(["01", "02"], ["a", "b"], "it")
+
+
 @pytest.mark.parametrize("kind", ["csv", "parquet"])
 def test_a_tables_keys_are_paths_as_written_and_an_empty_label_is_none(tmp_path: Path, kind: str) -> None:
     source = create_source(write_table(tmp_path, ["a", "" if kind == "csv" else None, "b", "a", "a", "b"], kind))
@@ -174,12 +180,17 @@ def test_a_table_of_paths_alone_has_no_labels(tmp_path: Path) -> None:
         ('"a\nb",path,label\n\nx,"a\n.png",0\nx,,1\n', "line 6 of .* has no path"),
         ('path,label\n"a.png,0\n', "cannot be read"),
         ("path,image,label\na,b,0\n", "'path' and 'image' among"),
+        ("path;label\na.png;0\n", "is one field, 'path;label': write it with ',' between its fields instead of ';'"),
+        ("path\tlabel\na.png\t0\n", r"name it \.tsv, or write it with ','"),
+        ("a.png,0\nb.png,1\n", r"is that of the image 'a\.png': put a line with the names of the columns before it"),
+        ("path,label\na\udcff.png,0\n", "save it as UTF-8"),
     ],
 )
 def test_a_damaged_table_is_refused_with_its_line(tmp_path: Path, text: str, message: str) -> None:
-    (tmp_path / "t.csv").write_text(text)
-    with pytest.raises(DatasetError, match=message):
+    (tmp_path / "t.csv").write_text(text, errors="surrogateescape")
+    with pytest.raises(DatasetError, match=message) as caught:
         create_source(tmp_path / "t.csv")
+    assert "\n" not in str(caught.value)
 
 
 def test_a_table_that_is_missing_or_names_a_missing_image_is_an_error_that_names_it(tmp_path: Path) -> None:
@@ -187,8 +198,45 @@ def test_a_table_that_is_missing_or_names_a_missing_image_is_an_error_that_names
         with pytest.raises(DatasetError, match=f"gone.{kind}"):
             TableSource(tmp_path / f"gone.{kind}")
     (tmp_path / "t.csv").write_text("path,label\ngone.png,0\n")
-    with pytest.raises(DatasetError, match=r"gone\.png"):
+    with pytest.raises(DatasetError, match=r"gone\.png.* cannot be found \(No such file.*; --skip-missing leaves out"):
         create_source(tmp_path / "t.csv")[0]
+
+
+@pytest.mark.parametrize(
+    ("column", "targets", "classes"),
+    [
+        ("label", [1, 0, -1], ["a", "b"]),
+        ("tags[|]", [[1, 1], [1, 0], [0, 0]], ["x", "y"]),
+        ("sea,city", [[1, 0], [0, 1], [-1, 1]], ["sea", "city"]),
+    ],
+)
+@pytest.mark.parametrize("top", ["", "/"])
+def test_rows_without_a_file_are_skipped_and_recorded_on_request(
+    tmp_path: Path, column: str, targets: Any, classes: list[str], top: str
+) -> None:
+    names, root = write_images(tmp_path), f"{tmp_path}/" if top else ""
+    (tmp_path / "images" / "a.png").mkdir()
+    rows = [
+        f"{root}{names[0]},b,x|y,1,0",
+        f"{root}gone.png,c,z,0,0",
+        f"{root}{names[1]},a,x,0,1",
+        f"{root}images/a.png,a,x,no number,1",
+        f"{root}{names[2]},,,,1",
+    ]
+    (tmp_path / "t.csv").write_text("path,label,tags,sea,city\n" + "\n".join(rows) + "\n")
+    source = create_source(tmp_path / "t.csv", label_column=column, skip_missing=True)
+    assert list(source.keys) == names[:3]  # as with all rows
+    assert source.class_names == classes
+    assert [np.asarray(source[row][1]).tolist() for row in range(3)] == targets
+    assert np.array_equal(np.asarray(source[1][0]), np.asarray(SHADES[1]))
+    assert skipped_of(source) == [
+        "the image 'gone.png' cannot be found (No such file or directory)",
+        "the image 'images/a.png' is no regular file",
+    ]
+    for row in (1, 3):
+        (tmp_path / "t.csv").write_text(f"path,label,tags,sea,city\n{rows[row]}\n")
+        with pytest.raises(DatasetError, match="names no image that exists"):
+            create_source(tmp_path / "t.csv", label_column=column, skip_missing=True)
 
 
 def test_pyarrow_is_named_where_it_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

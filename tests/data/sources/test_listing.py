@@ -210,6 +210,12 @@ def test_labels_of_folders_take_the_top_folder_whatever_its_name(tmp_path: Path,
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_labels_of_folders_are_refused_where_images_are_in_none(tmp_path: Path, kind: str) -> None:
+    with pytest.raises(DatasetError, match=r"outside any class folder \('1\.png'\).*--labels none"):
+        create_source(write(tmp_path, kind, ["1.png", "2.png"]), labels="folder")
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_any_tree_is_read_without_labels_on_request(tmp_path: Path, kind: str) -> None:
     files = ["0.png", "train/a/0.png", "train/b/c/0.png", "val/1.png", "empty/"]
     source = create_source(write(tmp_path, kind, files), labels="none")
