@@ -11,6 +11,7 @@ import timm
 import torch
 
 from kdkit.config import EMA, SingleTeacherConfig, StudentConfig, TeacherConfig
+from kdkit.config.normalization import format_normalization, parse_normalization
 from kdkit.errors import CheckpointError, ClassMismatchError, ConfigError, KdkitError, first_line
 from kdkit.runtime.hardware import use_device
 from kdkit.runtime.reading import read_json
@@ -155,6 +156,7 @@ def _teacher_of_cache(made_with: Mapping[str, Any]) -> TeacherConfig:
     size, dtype = made_with.get("input_size"), made_with.get("dtype")
     return TeacherConfig(
         name,
+        normalization=format_normalization(made_with["mean"], made_with["std"]) if "std" in made_with else None,
         input_size=None if size is None else int(size[-1]),
         dtype=None if dtype in ("float32", "none") else dtype,
         autocast=made_with.get("autocast"),
@@ -181,6 +183,7 @@ def card_of(config: TeacherConfig, name: str | None = None) -> TeacherCard | Non
 def _resolve_member(config: SingleTeacherConfig, device: torch.device, card: TeacherCard | None) -> Teacher:
     """One teacher: by timm name, by the path of a card, from a weights file, or from a folder that kdkit wrote."""
     options: dict[str, Any] = {
+        "normalization": config.normalization and Normalization(*parse_normalization(config.normalization)),
         "class_map": _read_class_map(config.class_map),
         "missing_classes": config.missing_classes,
         "autocast": _dtype(config.autocast),
@@ -191,9 +194,8 @@ def _resolve_member(config: SingleTeacherConfig, device: torch.device, card: Tea
     if config.arch is not None and not is_student_folder(config.model):
         if not Path(config.model).is_file():
             raise ConfigError(f"with --arch, the teacher is a weights file, and there is no file {config.model!r}")
-        return create_teacher(
-            config.arch, input_size=config.input_size, **{**loading, "checkpoint": config.model}, **options
-        )
+        loading["checkpoint"] = config.model
+        return create_teacher(config.arch, input_size=config.input_size, **loading, **options)
     if is_student_folder(config.model):
         return _resolve_folder(config, loading, options)
     if Path(config.model).is_file():
@@ -216,10 +218,10 @@ def _resolve_card(
     loading = {**loading, "checkpoint": loading["checkpoint"] or card.checkpoint}
     teacher = create_teacher(_weights_name(card), num_classes=card.num_classes, **loading)
     _, height, width = card.input_size
+    options["normalization"] = options["normalization"] or Normalization(tuple(card.mean), tuple(card.std))
     return Teacher(
         teacher.model,
         input_size=(height, width) if input_size is None else (input_size, input_size),
-        normalization=Normalization(tuple(card.mean), tuple(card.std)),
         name=card.name,
         class_names=teacher.class_names,
         **options,

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
+import runpy
+import shlex
 import sys
 from pathlib import Path
+
+import pytest
+
+from kdkit.cli import main
 
 ROOT = Path(__file__).parents[1]
 
@@ -21,20 +25,29 @@ def blocks(page: str, *, language: str = "sh", below: str = "") -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
 
 
-def run_script(script: str, folder: Path, *, seconds: int = 300) -> str:
-    """Runs a shell script in `folder`, with this interpreter's kdkit; returns what it printed. It must succeed."""
-    if not (folder / "examples").exists():
-        (folder / "examples").symlink_to(ROOT / "examples")
-    environment = {
-        **os.environ,
-        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
-        "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
-        "OMP_NUM_THREADS": "1",
-        "PYTHONWARNINGS": "default",
-    }
-    run = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", script],
-        cwd=folder, env=environment, capture_output=True, text=True, timeout=seconds,
-    )  # fmt: skip
-    assert run.returncode == 0, f"{run.stdout[-2000:]}\n{run.stderr[-3000:]}"
-    return run.stdout
+def lines(block: str) -> list[str]:
+    """The commands of a block, those of several lines as one."""
+    return [line for line in block.replace("\\\n", " ").splitlines() if line and not line.startswith("#")]
+
+
+def run_line(line: str, capsys: pytest.CaptureFixture[str], *more: str) -> str:
+    """Runs `kdkit ...` or `python ...` in this process, its output perhaps to a file; returns the output."""
+    command, _, file = line.partition(" > ")
+    program, *words = shlex.split(command, comments=True)
+    found = [sorted(map(str, Path().glob(word))) if word.endswith("*") else [] for word in words]  # as a shell does
+    arguments = [path for word, paths in zip(words, found, strict=True) for path in paths or [word]]
+    assert program in ("kdkit", "python"), f"a command that this test cannot run: {line}"
+    capsys.readouterr()
+    if program == "kdkit":
+        assert main([*arguments, *more]) == 0, line
+    elif arguments[0] == "-c":
+        exec(arguments[1], {})
+    else:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "argv", arguments)
+            runpy.run_path(str(ROOT / arguments[0]), run_name="__main__")
+    out = capsys.readouterr().out
+    assert out.strip(), f"it prints nothing: {line}"
+    if file:
+        Path(file.strip()).write_text(out)
+    return out

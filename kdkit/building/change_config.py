@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from kdkit.config import ColumnsConfig, MismatchConfig
+from kdkit.config import ColumnsConfig, Data, MismatchConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,7 +16,7 @@ class CachePruneConfig(ColumnsConfig, MismatchConfig):
     cache: str
     """Cache file; it is replaced in one step."""
 
-    data: str
+    data: Data
     """Images to keep; rows of all others are removed."""
 
 

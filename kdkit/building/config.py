@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from kdkit.config import ColumnsConfig, DeviceConfig, LoadingConfig, MismatchConfig, TeacherConfig
+from kdkit.config import ColumnsConfig, Data, DeviceConfig, LoadingConfig, MismatchConfig, TeacherConfig
 from kdkit.config.choices import check_choices
 from kdkit.errors import ConfigError
 from kdkit.recipe import ViewRecipe
@@ -81,9 +81,9 @@ class BuildConfig(BuildLoadingConfig):
 class CacheEstimateConfig(ColumnsConfig, DeviceConfig):
     """Inputs of the cache whose cost is estimated."""
 
-    data: str
+    data: Data
     """Training images: a folder of class folders or of images only, a .tar or .zip, a folder of WebDataset shards,
-    hfds/NAME:SPLIT, or a .csv or .parquet of paths and labels."""
+    hfds/NAME:SPLIT, or a .csv or .parquet of paths and labels; or several, of which some may have no labels."""
 
     teacher: TeacherConfig
     """The teacher model."""
@@ -126,7 +126,7 @@ class CacheExtendConfig(ColumnsConfig, DeviceConfig, BuildLoadingConfig, Mismatc
     cache: str
     """Cache: its file or its folder of shards."""
 
-    data: str
+    data: Data
     """Images that the cache was made from, and further ones, on which the teacher runs in all views."""
 
     teacher: TeacherConfig | None = None
@@ -151,7 +151,7 @@ class CacheVerifyConfig(ColumnsConfig, DeviceConfig, MismatchConfig):
     cache: str
     """Cache: its file or its folder of shards."""
 
-    data: str | None = None
+    data: Data | None = None
     """Images that the cache was made from; outputs are compared with labels, and the teacher runs on some."""
 
     teacher: TeacherConfig | None = None

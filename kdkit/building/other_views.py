@@ -10,18 +10,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kdkit.config.normalization import NAMES
 from kdkit.data import ReplayedDataset
 from kdkit.data.views.record import RecordedSteps
 from kdkit.data.views.recorded import RecordStore
 from kdkit.recipe import Interpolation, ViewRecipe
-from kdkit.types import IMAGENET_MEAN, IMAGENET_STD, Normalization
+from kdkit.types import Normalization
 
 Array = np.ndarray[Any, Any]
 NORMALIZATIONS = {
-    "ImageNet's mean and std": Normalization(IMAGENET_MEAN, IMAGENET_STD),
-    "mean 0.5, std 0.5": Normalization((0.5,) * 3, (0.5,) * 3),
-    "CLIP's mean and std": Normalization((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
-    "no normalisation, pixels 0 to 1": Normalization((0.0,) * 3, (1.0,) * 3),
+    "ImageNet's mean and std": Normalization(*NAMES["imagenet"]),
+    "mean 0.5, std 0.5": Normalization(*NAMES["inception"]),
+    "CLIP's mean and std": Normalization(*NAMES["clip"]),
+    "no normalisation, pixels 0 to 1": Normalization(*NAMES["none"]),
     "no normalisation, pixels 0 to 255": Normalization((0.0,) * 3, (1 / 255,) * 3),
 }
 """What a model's input may have been normalised by."""

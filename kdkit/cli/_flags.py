@@ -17,6 +17,7 @@ from kdkit.errors import UsageError, nearest
 
 SHORT_FORMS: Mapping[str, tuple[str, ...]] = {
     "teacher": ("teacher.model",),
+    "teacher_normalization": ("teacher.normalization",),
     "arch": ("teacher.arch", "arch"),
     "student": ("student",),
     "pretrained": ("pretrained",),
@@ -120,19 +121,23 @@ class Grammar:
     def _read(self, arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
         """Field and value of each argument, in order."""
         waiting, positionals = list(arguments), list(self.positionals.values())
+        missing = list(positionals)
         while waiting:
             argument = waiting.pop(0)
             if argument.startswith("-") and argument != "-":
-                yield from self._read_flag(argument, waiting, positionals)
+                for name, value in self._read_flag(argument, waiting, missing):
+                    missing[:] = [path for path in missing if path != name]
+                    yield name, value
             elif positionals:
                 if not argument:
                     raise UsageError(f"{self.shortest(positionals[0])} is empty")
+                missing = positionals[1:]
                 yield positionals[0] if self.fields[positionals[0]].is_list else positionals.pop(0), argument
             else:
                 raise UsageError(f"unexpected argument {argument!r}: this command takes {self.described_positionals}")
 
-    def _read_flag(self, argument: str, waiting: list[str], positionals: list[str]) -> Iterator[tuple[str, str]]:
-        """Field and value of a flag, whose values are taken from `waiting`."""
+    def _read_flag(self, argument: str, waiting: list[str], missing: list[str]) -> Iterator[tuple[str, str]]:
+        """Field and value of a flag, whose values are taken from `waiting`: several if no positional is `missing`."""
         flag, equals, value = argument.partition("=")
         name, is_negated = self._resolve(LETTERS.get(flag, flag))
         field = self.fields.get(name)
@@ -149,7 +154,7 @@ class Grammar:
             if field is not None:
                 field.check(flag, value)
             yield name, value
-            while field is not None and field.is_list and not equals and not positionals and waiting:
+            while field is not None and field.is_list and not equals and not missing and waiting:
                 if waiting[0].startswith("-"):
                     break
                 field.check(flag, waiting[0])

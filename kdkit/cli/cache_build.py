@@ -6,6 +6,7 @@ import sys
 
 from kdkit.building.config import CacheBuildConfig
 from kdkit.cli._parse import parse_config
+from kdkit.config import name_data
 
 
 def run(arguments: list[str]) -> None:
@@ -44,7 +45,9 @@ def run(arguments: list[str]) -> None:
         else:
             precision = config.teacher.autocast or config.teacher.dtype or "float32"
         if distributed.rank() == 0:
-            header = describe_build(teacher, precision, dataset, config.data, config.build, device, config.output)
+            header = describe_build(
+                teacher, precision, dataset, name_data(config.data), config.build, device, config.output
+            )
             print_labelled(header, file=sys.stderr)
         report = build_cache(
             teacher,
@@ -62,4 +65,4 @@ def run(arguments: list[str]) -> None:
     print_labelled(describe_built(report))
     loss = " --loss sigmoid_kl" if dataset.is_multi_label else ""
     flags = f"{config.data_flags} --cache {report.path}{loss} --student resnet18 -o runs/r18"
-    print(f"next: kdkit distill {config.data}{flags}")
+    print(f"next: kdkit distill {name_data(config.data)}{flags}")

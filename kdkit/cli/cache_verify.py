@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from kdkit.building.config import CacheVerifyConfig
 from kdkit.cli._parse import parse_config
+from kdkit.config import name_data
 
 
 def run(arguments: list[str]) -> None:
@@ -34,10 +35,12 @@ def run(arguments: list[str]) -> None:
         config.cache, teacher, dataset, num_rows=config.rows, device=device, allow_mismatch=config.allow_mismatch
     )
     print_wrapped(f"{config.cache}: all checksums of {report.num_rows:,} rows x {report.num_views} views match")
-    if dataset is not None and not report.num_files:
-        print_wrapped(f"{config.data}: images not compared, because the cache has no records of such content")
-    elif dataset is not None:
-        print_wrapped(f"{config.data}: all {report.num_files:,} images are those of the build")
+    if config.data is not None and not report.num_files:
+        print_wrapped(
+            f"{name_data(config.data)}: images not compared, because the cache has no records of such content"
+        )
+    elif config.data is not None:
+        print_wrapped(f"{name_data(config.data)}: all {report.num_files:,} images are those of the build")
     if report.labels is not None:
         print_wrapped(f"labels: {report.labels.describe()}")
     if teacher is not None:

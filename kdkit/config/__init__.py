@@ -4,13 +4,22 @@ Configuration of a single command lives next to that command: kdkit/building/con
 on. Each field states its meaning and unit; each default is stated here and nowhere else.
 """
 
-from kdkit.config.shared import ColumnsConfig, DeviceConfig, LoadingConfig, MismatchConfig, OverwriteConfig
+from kdkit.config.shared import (
+    ColumnsConfig,
+    Data,
+    DeviceConfig,
+    LoadingConfig,
+    MismatchConfig,
+    OverwriteConfig,
+    name_data,
+)
 from kdkit.config.student import StudentConfig
 from kdkit.config.teacher import EMA, SingleTeacherConfig, TeacherConfig
 
 __all__ = [
     "EMA",
     "ColumnsConfig",
+    "Data",
     "DeviceConfig",
     "LoadingConfig",
     "MismatchConfig",
@@ -18,4 +27,5 @@ __all__ = [
     "SingleTeacherConfig",
     "StudentConfig",
     "TeacherConfig",
+    "name_data",
 ]

@@ -9,6 +9,14 @@ from typing import Any, Literal
 from kdkit.bounds import check_fields
 from kdkit.runtime.hardware import AUTO, choose_workers
 
+Data = tuple[str, ...] | str
+"""Images by name: one folder, archive, table or dataset, or several, whose images are taken together."""
+
+
+def name_data(data: Data) -> str:
+    """The names as a shell takes them."""
+    return shlex.join([data] if isinstance(data, str) else data)
+
 
 @dataclass(frozen=True, kw_only=True)
 class DeviceConfig:

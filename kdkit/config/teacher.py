@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields
 from typing import Literal
 
 from kdkit.config.choices import check_choices
+from kdkit.config.normalization import parse_normalization
 from kdkit.errors import ConfigError
 
 EMA = "ema"
@@ -30,6 +31,10 @@ class SingleTeacherConfig:
     input_size: int | None = None
     """Side of the teacher's input in pixels; by default the views' size, or the only size that the model accepts."""
 
+    normalization: str | None = None
+    """Normalisation of the teacher's input: imagenet, inception (0.5/0.5), clip, none, or MEAN/STD of pixels from 0 to
+    1, with one number or three each; by default what the model states, else ImageNet's."""
+
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     """Precision of the weights; float32 by default, which a build keeps on CUDA too if it is given."""
 
@@ -51,6 +56,8 @@ class SingleTeacherConfig:
         check_choices(self)
         if self.missing_classes != "error" and self.class_map is None:
             raise ConfigError(f"missing_classes={self.missing_classes!r} needs a class_map, and there is none")
+        if self.normalization is not None:
+            parse_normalization(self.normalization)
         if self.arch is not None and self.checkpoint is not None:
             raise ConfigError("a teacher with arch is a weights file itself: leave out checkpoint")
         if not 0 <= self.weight < float("inf"):

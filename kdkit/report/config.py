@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from kdkit.config import ColumnsConfig, DeviceConfig, LoadingConfig, MismatchConfig, OverwriteConfig
+from kdkit.config import ColumnsConfig, Data, DeviceConfig, LoadingConfig, MismatchConfig, OverwriteConfig
 from kdkit.config.choices import check_choices
 from kdkit.errors import ConfigError
 
@@ -37,7 +37,7 @@ class CacheShowConfig(ColumnsConfig, OverwriteConfig, MismatchConfig):
     cache: str
     """The cache: its file or its folder of shards."""
 
-    data: str
+    data: Data
     """The images that the cache was made from."""
 
     output: str
@@ -79,7 +79,7 @@ class ReportConfig(DeviceConfig, LoadingConfig, OverwriteConfig, MismatchConfig)
     cache: str | None = None
     """Cache to show: its file or its folder of shards."""
 
-    data: str | None = None
+    data: Data | None = None
     """The images that the cache was made from; with them the page shows views, and measures calibration on them."""
 
     validation: str | None = None

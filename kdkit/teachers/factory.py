@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from torch import nn
 from kdkit.errors import ClassMismatchError, ConfigError
 from kdkit.teachers.class_map import ClassMap, MissingClasses
 from kdkit.teachers.class_names import label_names
-from kdkit.teachers.model_config import unwrap_timm_teacher
+from kdkit.teachers.model_config import model_config, unwrap_timm_teacher
 from kdkit.teachers.preparation import Resize
 from kdkit.teachers.teacher import Teacher
 from kdkit.teachers.timm_model import build_model
@@ -57,7 +58,7 @@ def create_teacher(
         CheckpointError: the weights cannot be read or do not fit.
         ClassMismatchError: the teacher has another number of classes than `num_classes`.
     """
-    module = _resolve_model(model, checkpoint).to(device=device, dtype=dtype)
+    module = _resolve_model(model, checkpoint, normalization).to(device=device, dtype=dtype)
     if class_names is None:
         class_names = label_names(module) if isinstance(model, str) and checkpoint is None else _stated_names(module)
     teacher = Teacher(
@@ -82,6 +83,16 @@ def create_teacher(
     return teacher
 
 
+def _tell_assumed(module: nn.Module, name: str) -> None:
+    """Warns where nobody states the normalisation of the model's input."""
+    if "mean" not in model_config(module):
+        logging.getLogger(__name__).warning(
+            "the teacher %r states no normalisation, so ImageNet's is taken: give --teacher-normalization imagenet, or "
+            "the one that it was trained with",
+            name,
+        )
+
+
 def _stated_names(module: nn.Module) -> tuple[str, ...] | None:
     """The names in a module's configuration, unless they do not fit: it may have another head, or other weights."""
     try:
@@ -90,10 +101,15 @@ def _stated_names(module: nn.Module) -> tuple[str, ...] | None:
         return None
 
 
-def _resolve_model(model: str | nn.Module, checkpoint: str | Path | None) -> nn.Module:
+def _resolve_model(
+    model: str | nn.Module, checkpoint: str | Path | None, normalization: Normalization | None
+) -> nn.Module:
     """timm's model of that name, or the module itself, with the weights of `checkpoint` if one is given."""
     if isinstance(model, str):
-        return build_model(model, checkpoint, subject="teacher")
+        built = build_model(model, checkpoint, subject="teacher")
+        if normalization is None:
+            _tell_assumed(built, model)
+        return built
     if not isinstance(model, nn.Module):
         raise ConfigError(f"a teacher is a timm name or an nn.Module, got {type(model).__name__}")
     if checkpoint is not None:

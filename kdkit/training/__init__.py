@@ -12,6 +12,7 @@ Where to look:
     logger.py       metrics.jsonl and summary.csv; trackers/ has TensorBoard and wandb; run.py writes config.yaml
     header.py       the description before the first step; report.py, the result of a run
     optimizer.py    timm's optimisers and schedules; warmup.py, setup.py prepare task and weights
+    frozen.py       epochs in which the head learns alone
     evaluate.py     the student's metrics after an epoch; preflight.py, a check before the first step
     labels.py       checks the labels of the run's images; selection.py takes a part of the classes or images
     confidence.py   leaves out views by the teacher's predictions

@@ -16,6 +16,7 @@ import shutil
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from kdkit.student import BEST, LAST
 from kdkit.training.checkpoint_file import check_usable, load_checkpoint, non_finite_weight
 from kdkit.training.labels import LabelRecord
 from kdkit.training.state import RunState
+from kdkit.training.train_config import TrainConfig
 
 PREVIOUS = "previous.pth.tar"
 """Name of the checkpoint before the newest."""
@@ -174,6 +176,9 @@ def check_same_config(then: Mapping[str, Any], now: Mapping[str, Any], path: Pat
         ConfigError: names the first field that differs, and both values.
     """
     then = {"class_names": now.get("class_names"), **then}  # absent from older checkpoints
+    if isinstance(settings := then.get("train"), Mapping):  # which lack the fields that are newer than they
+        known = {field.name: field.default for field in fields(TrainConfig) if field.name in now.get("train", ())}
+        then["train"] = {**known, **settings}
     for name, *values in differences("", then, now):
         place, old, new = first_item(*values)
         raise ConfigError(

@@ -14,7 +14,7 @@ import kdkit.data
 from kdkit.bounds import check_bound, shown
 from kdkit.cache import CacheReader
 from kdkit.cache.format.constants import LOGITS
-from kdkit.config import EMA
+from kdkit.config import EMA, name_data
 from kdkit.data import ReplayedDataset, ReplayLoader
 from kdkit.dataset import open_dataset
 from kdkit.errors import ClassMismatchError, ConfigError, DatasetError, UnknownNameError
@@ -86,7 +86,7 @@ def make_task(
         if count is not None and count != len(names):
             raise ClassMismatchError(describe_count_mismatch(f"the teacher {teacher.name!r}", count, names))
     num_classes = _num_classes(config, dataset, cache, teacher)
-    check_labels(dataset, num_classes, config.data)
+    check_labels(dataset, num_classes, name_data(config.data))
     student = _create_student(config, dataset, num_classes)
     return create_task(config, student, teacher, cache, is_multi_label=dataset.is_multi_label).to(device)
 

@@ -7,7 +7,16 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from kdkit.bounds import shown
-from kdkit.config import EMA, ColumnsConfig, DeviceConfig, MismatchConfig, OverwriteConfig, StudentConfig, TeacherConfig
+from kdkit.config import (
+    EMA,
+    ColumnsConfig,
+    Data,
+    DeviceConfig,
+    MismatchConfig,
+    OverwriteConfig,
+    StudentConfig,
+    TeacherConfig,
+)
 from kdkit.config.choices import check_choices
 from kdkit.errors import ConfigError
 from kdkit.recipe import ViewRecipe
@@ -35,9 +44,9 @@ class ExportConfig(StudentConfig, OverwriteConfig):
 class DistillConfig(ColumnsConfig, DeviceConfig, MismatchConfig, OverwriteConfig):
     """A training run of `kdkit distill`: from a cache, from a live teacher, or from labels alone."""
 
-    data: str
+    data: Data
     """Training images: a folder of class folders or of images only, a .tar or .zip, a folder of WebDataset shards,
-    hfds/NAME:SPLIT, or a .csv or .parquet of paths and labels."""
+    hfds/NAME:SPLIT, or a .csv or .parquet of paths and labels; or several, of which some may have no labels."""
 
     output: str
     """Folder for checkpoints, config.yaml, metrics.jsonl and summary.csv."""

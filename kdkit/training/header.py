@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from kdkit.cache import CacheReader
+from kdkit.config import name_data
 from kdkit.data import ReplayedDataset
 from kdkit.data.sources.left_out import describe_skipped
 from kdkit.resolve import describe_teacher
@@ -19,7 +20,7 @@ from kdkit.training.labels import count_unlabelled
 from kdkit.training.selection import ChosenSamples, live_part_of
 from kdkit.training.setup import describe_speed
 
-_MANY_EPOCHS = 10
+_OFTEN = 10  # as often as ImageNet recipes of 100 epochs show each of 10 cached views
 
 
 def describe_run(
@@ -41,16 +42,17 @@ def describe_run(
     held_out = "none" if validation is None else f"{len(validation):,} images, {config.validation}"
     processes = "" if distributed.world_size() == 1 else f", {distributed.world_size()} processes"
     recipe, training = dataset.recipe, config.train
+    frozen = f", the head alone in the first {training.frozen_epochs}" if training.frozen_epochs else ""
     left_out = "" if samples.shown is None else f", {samples.shown}"
     return {
         "student": f"{config.student}, {parameters / 1e6:.1f} M parameters{start}",
-        "images": f"{_describe_images(dataset, len(samples.rows), cache, num_classes_of(task))}, {config.data}"
-        + describe_skipped(dataset.source),
+        "images": f"{_describe_images(dataset, len(samples.rows), cache, num_classes_of(task))}, "
+        f"{name_data(config.data)}{describe_skipped(dataset.source)}",
         "validation": held_out,
         "teacher": _describe_teacher(config, task, cache),
         "loss": _describe_loss(config, dataset),
         "views": f"{recipe.num_views} per image, {recipe.size} pixels{left_out}",
-        "epochs": f"{training.epochs}, in batches of {training.batch_size} images",
+        "epochs": f"{training.epochs}, in batches of {training.batch_size} images{frozen}",
         "device": f"{describe_device(device)}, {describe_speed(student, training, device)}, {training.workers} loader "
         f"workers{processes}",
         "output": config.output,
@@ -58,7 +60,7 @@ def describe_run(
 
 
 def doubts_of(config: DistillConfig, dataset: ReplayedDataset, num_batches: int) -> list[str]:
-    """What is allowed and rarely meant: one view for many epochs, one update per epoch, one class.
+    """What is allowed and rarely meant: few views, one update per epoch, one class, a random frozen body.
 
     Args:
         config: the run.
@@ -66,18 +68,26 @@ def doubts_of(config: DistillConfig, dataset: ReplayedDataset, num_batches: int)
         num_batches: batches of an epoch.
     """
     training, recipe, doubts = config.train, dataset.recipe, []
-    if recipe.num_views == 1 and recipe.augment and training.epochs >= _MANY_EPOCHS:
+    if recipe.augment and training.epochs > _OFTEN * recipe.num_views:
         more = "build the cache with more (--views N)" if config.caches else "give more, --views N"
-        doubts.append(f"each image has one view, so all {training.epochs} epochs show the same pixels: {more}")
+        one = "one view, so all {} epochs show the same pixels"
+        few = f"{recipe.num_views} views, so {{}} epochs show each of them {training.epochs // recipe.num_views} times"
+        doubts.append(f"each image has {(one if recipe.num_views == 1 else few).format(training.epochs)}: {more}")
     if -(-num_batches // training.accumulate) == 1 and training.epochs > 1:
         doubts.append(
             f"an epoch is a single update, because {len(dataset):,} images fit into {training.accumulate} x "
             f"{training.batch_size} (accumulate x batch size): lower --batch-size or --train.accumulate"
         )
+    if training.frozen_epochs and not (config.pretrained or config.student_checkpoint or config.student_options):
+        doubts.append(
+            f"the body of {config.student} is fixed for {training.frozen_epochs} epochs, and its weights may be "
+            "random: give --pretrained or --student-checkpoint FILE"
+        )
     if config.task_loss_weight and (lone := _only_class(dataset)) is not None:
         more = ", or train without labels (--task-loss-weight 0)" if config.has_teacher else ""
+        data = name_data(config.data)
         doubts.append(
-            f"every label is {lone}, so the loss on labels teaches nothing: if {config.data} holds one class of "
+            f"every label is {lone}, so the loss on labels teaches nothing: if {data} holds one class of "
             f"several, give the folder above it{more}"
         )
     return doubts

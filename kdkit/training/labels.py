@@ -17,6 +17,7 @@ from timm.utils import unwrap_model
 
 from kdkit import losses
 from kdkit.cache import CacheReader
+from kdkit.config import name_data
 from kdkit.data import ReplayedDataset, ReplayLoader
 from kdkit.data.sources.labels import check_range
 from kdkit.errors import CheckpointError, ConfigError, DatasetError
@@ -76,16 +77,17 @@ def adapt_to_labels(config: DistillConfig, dataset: ReplayedDataset) -> DistillC
     """
     if not dataset.is_unlabelled:
         return config
+    data = name_data(config.data)
     if not config.has_teacher:
         raise DatasetError(
-            f"no image of {config.data!r} has a label, and there is no teacher: give --cache FILE, --teacher NAME or "
+            f"no image of {data!r} has a label, and there is no teacher: give --cache FILE, --teacher NAME or "
             "a folder of class folders"
         )
     names = config.distill_loss if isinstance(config.distill_loss, Mapping) else (config.distill_loss,)
     needy = [name for name in names if name in losses.available() and losses.needs_target(name)]
     if needy:
         raise ConfigError(
-            f"the loss {needy[0]!r} needs labels, and no image of {config.data!r} has one: take a loss without labels, "
+            f"the loss {needy[0]!r} needs labels, and no image of {data!r} has one: take a loss without labels, "
             "such as kl"
         )
     return dataclasses.replace(config, task_loss_weight=0.0)

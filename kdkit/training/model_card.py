@@ -62,7 +62,8 @@ def _facts(student: Student, run: Path) -> Iterator[tuple[str, Any]]:
     if student.class_names is not None:
         yield "classes", len(student.class_names)
     if config:
-        yield "training images", config.get("data")
+        data = config.get("data")
+        yield "training images", ", ".join(data) if isinstance(data, list) else data
         yield "teacher", _teacher(student, config)
         yield "loss", _loss(config)
         yield "training", f"{training.get('epochs')} epochs, {student.num_views or 'unknown'} views per image"

@@ -74,6 +74,14 @@ def _prepare_distributed(task: TrainingTask, device: torch.device) -> None:
         )
 
 
+def wrap_again(task: TrainingTask, device: torch.device) -> None:
+    """Renews DistributedDataParallel, if the task has it, after a change of what learns. Collective."""
+    module = task.get_trainable_module()
+    if isinstance(module, DistributedDataParallel):
+        task.trainable_module = module.module
+        _prepare_distributed(task, device)
+
+
 def to_memory_format(batch: Batch, *, channels_last: bool) -> Batch:
     """The batch in the student's memory format."""
     if not channels_last:

@@ -15,6 +15,7 @@ from timm.utils import dispatch_clip_grad, unwrap_model
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from kdkit.errors import ConfigError
 from kdkit.runtime import distributed
 from kdkit.runtime.model_errors import model_errors
 from kdkit.tasks import TrainingTask, gradient_norms
@@ -61,6 +62,11 @@ class TrainingStep:
         with synced, step_errors(task, batch, self._amp), _differentiable(self._is_second_order):
             teacher_output = None if self._source is None else self._source(batch)
             result = forward(task, batch, teacher_output, self._amp)
+            if not result["loss"].requires_grad:
+                raise ConfigError(
+                    "no weight that learns takes part in the loss: with frozen_epochs, give the loss on labels or on "
+                    "logits a weight"
+                )
             norms = gradient_norms(task, result) if log_gradients else {}
             self._differentiate(self._state.scaler.scale(result["loss"] / group_size))
         return result, norms

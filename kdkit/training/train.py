@@ -21,6 +21,7 @@ from kdkit.training.checkpoint import Checkpoints
 from kdkit.training.config import TrainConfig
 from kdkit.training.evaluate import evaluate_each
 from kdkit.training.finite import first_non_finite, non_finite_loss
+from kdkit.training.frozen import FrozenBody
 from kdkit.training.interrupt import StopAgreement, StopRequest, stop_request
 from kdkit.training.labels import check_targets, labelled_batches
 from kdkit.training.logger import RunLogger
@@ -93,6 +94,7 @@ class _Loop:
         scheduler = create_schedule(optimizer, config, self.updates_per_epoch)
         scaler = torch.amp.GradScaler(loader.device.type, enabled=autocast_dtype(config) == torch.float16)
         self.distill_weight = DistillWarmup(task, config.distill_warmup_epochs * self.updates_per_epoch)
+        self.frozen_body = FrozenBody(task, config.frozen_epochs, loader.device)
         prepare(task, config, loader.device)
         self.state = RunState(task, optimizer, scheduler, scaler, loader.device)
         self.step = TrainingStep(self.state, config, choose_source(task, source, loader.normalization))
@@ -104,11 +106,8 @@ class _Loop:
     def run(self) -> TrainReport:
         """Resumes from a checkpoint if there is one, and trains the remaining epochs."""
         self._restore()
-        with (
-            stop_request(enabled=self.checkpoints is not None) as self.stop,
-            translate_worker_errors(),
-            self.distill_weight,
-        ):
+        stops = stop_request(enabled=self.checkpoints is not None)
+        with stops as self.stop, translate_worker_errors(), self.distill_weight, self.frozen_body:
             self.should_stop = StopAgreement(self.stop)
             for epoch in range(self.state.position.epoch, self.config.epochs):
                 self._train_epoch(epoch)
@@ -120,6 +119,7 @@ class _Loop:
         state, config = self.state, self.config
         self.loader.set_epoch(epoch, state.position.batch)
         self.task.train()
+        self.frozen_body.begin(epoch)
         self.meter = Meter(state.sums)
         batches = self.meter.timed(iter(labelled_batches(self.loader, self.task)))
         for number, batch in enumerate(batches, start=state.position.batch):
@@ -202,10 +202,9 @@ class _Loop:
 
     def _advise(self, record: Record) -> None:
         """Says once in a run what to do where the loop waits for images."""
-        if self.is_advised or (advice := waiting_advice(record)) is None:
-            return
-        self.is_advised = True
-        self.display.write(advice)
+        if not self.is_advised and (advice := waiting_advice(record)) is not None:
+            self.is_advised = True
+            self.display.write(advice)
 
     def _stop_if_requested(self) -> None:
         """Between batches of a validation; the resumed run repeats the validation."""

@@ -57,6 +57,10 @@ class TrainConfig(LoadingConfig):
     layer_decay: float | None = None
     """Factor of the learning rate from each layer to the one below it; one rate for all layers by default."""
 
+    frozen_epochs: int = 0
+    """First epochs in which the head learns alone, and the weights and running statistics of the body stay as they are;
+    for a student that starts from trained weights."""
+
     sched: str = "cosine"
     """Schedule of the learning rate, by its timm name."""
 
@@ -128,6 +132,8 @@ class TrainConfig(LoadingConfig):
         for name in ("warmup_epochs", "distill_warmup_epochs"):
             if not 0 <= getattr(self, name) < self.epochs:
                 raise ConfigError(f"{name} must be below epochs = {self.epochs}, got {getattr(self, name)}")
+        if not 0 <= self.frozen_epochs <= self.epochs:
+            raise ConfigError(f"frozen_epochs must be from 0 to epochs = {self.epochs}, got {self.frozen_epochs}")
         if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
             raise ConfigError(f"ema_decay must be at least 0 and below 1, got {self.ema_decay}")
         if self.ema_warmup and self.ema_decay is None:

@@ -60,6 +60,11 @@ def distill(folder: Path, *more: str) -> list[str]:
     ]  # fmt: skip
 
 
+def with_data(arguments: list[str], data: Path) -> list[str]:
+    """The same command on other images; a second DATA would be taken together with the first."""
+    return [str(data) if word.endswith("/images") else word for word in arguments]
+
+
 def fails(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:
     """The one line of a command that must fail with exit code 1."""
     capsys.readouterr()
@@ -213,11 +218,11 @@ def test_bad_input_is_a_one_line_error_with_advice(folder: Path, capsys: pytest.
     assert "class_map" in found
     shutil.copytree(folder / "images", folder / "others")
     (folder / "others" / "digit 3" / "003.png").rename(folder / "others" / "digit 3" / "new.png")
-    found = fails(capsys, [*distill(folder, *cache), "--data", str(folder / "others")])
+    found = fails(capsys, with_data(distill(folder, *cache), folder / "others"))
     assert "another dataset" in found
     assert "'digit 3/new.png'" in found
     (folder / "empty").mkdir()
-    found = fails(capsys, [*build(folder), "--data", str(folder / "empty")])
+    found = fails(capsys, with_data(build(folder), folder / "empty"))
     assert "holds no images" in found
     found = fails(capsys, [*distill(folder, *cache), "--student", "test_resnett"])
     assert "'test_resnet'" in found

@@ -360,7 +360,7 @@ def test_an_export_is_a_teacher_and_onnx_is_written(folder: Path) -> None:
         ("cache build data --batch_sizes 3", "'--batch-size'"),
         ("cache build --teacher t -o o", "DATA is missing"),
         ("cache build data", "--teacher and --output are missing"),
-        ("cache build data more --teacher t -o o", "unexpected argument 'more': this command takes DATA"),
+        ("evaluate run data more", "unexpected argument 'more': this command takes RUN DATA"),
         ("cache build data --teacher t -o o --views many", "--views takes a whole number, got 'many'"),
         ("cache build data --teacher t -o o --recipe diet", "did you mean 'deit'"),
         ("cache build data --teacher t -o o --workers some", "--workers takes a whole number or auto, got 'some'"),

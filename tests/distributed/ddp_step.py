@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import sys
@@ -11,9 +12,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from support import digits_dataset, tiny_model
+from timm.utils import unwrap_model
 from torch.nn.parallel import DistributedDataParallel
 
-from kdkit import LogitDistillationTask
+from kdkit import ClassificationTask, LogitDistillationTask
 from kdkit.data import EpochSampler, ReplayLoader
 from kdkit.runtime import distributed
 from kdkit.runtime.progress import Display
@@ -57,6 +59,29 @@ def stopped(folder: Path) -> dict[str, Any]:
     }
 
 
+def frozen() -> dict[str, Any]:
+    """A run whose head learns alone in the first of two epochs: what moved until its end, and how ranks differ."""
+    task = ClassificationTask(tiny_model())
+    sampler = EpochSampler(range(32), 8, num_views=1, rank=dist.get_rank(), world_size=2)
+    loader = ReplayLoader(digits_dataset(32), sampler, Normalization.of(tiny_model()))
+    states = [weights_of(task)]
+
+    class Watch(Display):
+        def write(self, text: str) -> None:
+            states.append(weights_of(task))
+
+    train(task, loader, TrainConfig(epochs=2, frozen_epochs=1, lr=1e-3), display=Watch())
+    mine, other = distributed.all_gather(states[-1])
+    return {
+        "moved": [{name for name in a if not torch.equal(a[name], b[name])} for a, b in itertools.pairwise(states)],
+        "ranks_differ": [name for name in mine if not torch.equal(mine[name], other[name])],
+    }
+
+
+def weights_of(task: ClassificationTask) -> dict[str, torch.Tensor]:
+    return {name: value.detach().clone() for name, value in unwrap_model(task.get_eval_model()).named_parameters()}
+
+
 def main(output: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
@@ -77,12 +102,13 @@ def main(output: str) -> None:
     result = task(images[rank::world_size], target[rank::world_size])
     result["loss"].backward()
     task.train()
-    stop = stopped(Path(output).parent)
+    stop, moves = stopped(Path(output).parent), frozen()
     in_buckets = {id(parameter) for parameter in task.trainable_module.parameters()}
     if rank == 0:
         torch.save(
             {
                 "stop": stop,
+                "frozen": moves,
                 "gradients": {name: p.grad for name, p in task.trainable_module.module.named_parameters()},
                 "unsynced": unsynced,
                 "wrapped": isinstance(task.trainable_module, DistributedDataParallel),

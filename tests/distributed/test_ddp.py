@@ -34,6 +34,13 @@ def test_a_signal_to_one_rank_stops_all_long_before_the_next_flush_and_their_tea
     assert saved["stop"]["teachers_differ"] == []
 
 
+def test_two_ranks_train_the_head_alone_and_then_the_whole_student_with_equal_weights(saved: Any) -> None:
+    first, second = saved["frozen"]["moved"]
+    assert first == {"fc.weight", "fc.bias"}
+    assert len(second) > 10
+    assert saved["frozen"]["ranks_differ"] == []
+
+
 def test_two_ranks_make_the_gradients_of_one_process_and_leave_the_teacher_alone(saved: Any) -> None:
     task = LogitDistillationTask(
         tiny_model("test_efficientnet").eval(), tiny_model("test_resnet", seed=1), temperature=2.0

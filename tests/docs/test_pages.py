@@ -6,27 +6,25 @@ needs weights and images that no test has, so only its options are parsed.
 
 from __future__ import annotations
 
-import shlex
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
-from commands import ROOT, blocks
+from commands import ROOT, blocks, lines, run_line
 from PIL import Image
 from safetensors.torch import save_file
 from skimage import data
 from support import tiny_model
 
 import kdkit
-from kdkit.cli import main
 
 PAGES = sorted(page.relative_to(ROOT).as_posix() for page in (ROOT / "docs").glob("*.md"))
 
 
 def commands(page: str, language: str) -> list[str]:
-    return [line for block in blocks(page, language=language) for line in block.replace("\\\n", " ").splitlines()]
+    return [line for block in blocks(page, language=language) for line in lines(block)]
 
 
 @pytest.fixture(scope="module")
@@ -59,21 +57,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run(line: str, capsys: pytest.CaptureFixture[str], *more: str) -> None:
-    """One line `kdkit ...`, whose output may go to a file."""
-    command, _, file = line.partition(" > ")
-    program, *words = shlex.split(command, comments=True)
-    found = [sorted(map(str, Path().glob(word))) if word.endswith("*") else [] for word in words]  # as a shell does
-    arguments = [path for word, paths in zip(words, found, strict=True) for path in paths or [word]]
-    assert program == "kdkit", f"a command that this test cannot run: {line}"
-    capsys.readouterr()
-    assert main([*arguments, *more]) == 0, line
-    out = capsys.readouterr().out
-    assert out.strip(), f"it prints nothing: {line}"
-    if file:
-        Path(file.strip()).write_text(out)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("page", [page for page in PAGES if commands(page, "sh")])
 def test_the_commands_of_a_page_run_as_they_stand(
@@ -82,7 +65,7 @@ def test_the_commands_of_a_page_run_as_they_stand(
     shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     for line in commands(page, "sh"):
-        run(line, capsys)
+        run_line(line, capsys)
 
 
 READ = [*PAGES, "README.md", "examples/imagenet/README.md"]
@@ -92,7 +75,7 @@ READ = [*PAGES, "README.md", "examples/imagenet/README.md"]
 def test_the_commands_for_imagenet_are_accepted(page: str, capsys: pytest.CaptureFixture[str]) -> None:
     for line in commands(page, "bash"):
         if page in PAGES or line.startswith("kdkit "):  # the README also installs, and runs tests
-            run(line, capsys, "--print_config")
+            run_line(line, capsys, "--print_config")
 
 
 def test_every_shell_block_of_the_pages_is_one_of_the_two_kinds() -> None:

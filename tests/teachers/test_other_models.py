@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -14,7 +16,8 @@ from support import write_digits
 
 import kdkit
 from kdkit.cli import main
-from kdkit.config import StudentConfig
+from kdkit.config import SingleTeacherConfig, StudentConfig
+from kdkit.config.normalization import format_normalization, parse_normalization
 from kdkit.errors import CheckpointError, ConfigError, UnknownNameError
 from kdkit.student import load_student
 from kdkit.teachers.timm_model import create_model, load_body, size_option
@@ -139,3 +142,50 @@ def test_a_teacher_of_ones_own_code_need_not_say_how_many_classes_it_has(folder:
     dataset = kdkit.open_dataset("data", recipe=kdkit.ViewRecipe(size=32))
     kdkit.build_cache(kdkit.create_teacher("own_models:make"), dataset, "own.h5")
     assert kdkit.open_cache("own.h5").num_classes == 10
+
+
+@pytest.mark.parametrize(
+    ("text", "mean", "std"),
+    [
+        ("imagenet", timm.data.IMAGENET_DEFAULT_MEAN, timm.data.IMAGENET_DEFAULT_STD),
+        ("inception", timm.data.IMAGENET_INCEPTION_MEAN, timm.data.IMAGENET_INCEPTION_STD),
+        ("clip", timm.data.OPENAI_CLIP_MEAN, timm.data.OPENAI_CLIP_STD),
+        ("none", (0, 0, 0), (1, 1, 1)),
+        ("0/0.25", (0, 0, 0), (0.25, 0.25, 0.25)),
+        ("0.1,0.2,0.3/0.5", (0.1, 0.2, 0.3), (0.5, 0.5, 0.5)),
+        ("imagenett", None, None),
+        ("0.5", None, None),
+        ("0.5/0", None, None),
+        ("0.1,0.2/0.5", None, None),
+        ("nan/1", None, None),
+    ],
+)
+def test_a_normalisation_is_a_name_or_numbers(text: str, mean: Any, std: Any) -> None:
+    if mean is None:
+        with pytest.raises(ConfigError, match="normalization must be imagenet, inception, clip, none, or MEAN/STD"):
+            SingleTeacherConfig("m", normalization=text)
+        return
+    assert parse_normalization(text) == (tuple(map(float, mean)), tuple(map(float, std)))
+    assert parse_normalization(format_normalization(mean, std)) == parse_normalization(text)
+
+
+def test_a_teacher_of_own_code_sees_images_in_the_normalisation_that_is_given(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    torch.manual_seed(0)
+    build = ["cache", "build", "data", "--teacher", "own_models:make", "--size", "32", "--codec", "float32"]
+    outputs = {}
+    for name, more in {"told": ["--teacher-normalization", "0/0.25"], "assumed": []}.items():
+        caplog.clear()
+        torch.manual_seed(0)
+        assert main([*build, *more, "-o", f"{name}.h5", "--workers", "0"]) == 0
+        assert ("states no normalisation, so ImageNet's is taken" in caplog.text) == (name == "assumed")
+        outputs[name] = kdkit.open_cache(f"{name}.h5")
+    dataset = kdkit.open_dataset("data", cache="told.h5")
+    torch.manual_seed(0)
+    plain = importlib.import_module("own_models").make()
+    pixels = torch.stack([dataset[row, 0].image for row in range(20)]).float() / 255
+    told = kdkit.open_cache("told.h5", dataset)
+    rows = told(kdkit.Batch(pixels, torch.zeros(20), torch.arange(20), 0)).logits
+    torch.testing.assert_close(rows, plain(4 * pixels).log_softmax(dim=1), rtol=1e-4, atol=1e-5)
+    assert [cache.teacher["mean"][0] for cache in outputs.values()] == [0.0, 0.485]

@@ -12,6 +12,7 @@ from kdkit.training.config import DistillConfig, TrainConfig
 from kdkit.training.header import doubts_of
 
 ONE_VIEW, ONE_UPDATE = "one view, so all {} epochs show the same pixels", "an epoch is a single update"
+FEW_VIEWS, RANDOM_BODY = "4 views, so 100 epochs show each of them 25 times", "its weights may be random"
 
 
 @pytest.mark.parametrize(
@@ -19,15 +20,17 @@ ONE_VIEW, ONE_UPDATE = "one view, so all {} epochs show the same pixels", "an ep
     [
         (ViewRecipe(size=32), {"epochs": 100}, 4, [ONE_VIEW.format(100)]),
         (ViewRecipe(size=32), {"epochs": 2}, 4, []),
-        (ViewRecipe(size=32, num_views=8), {"epochs": 100}, 4, []),
+        (ViewRecipe(size=32, num_views=10), {"epochs": 100}, 4, []),
+        (ViewRecipe(size=32, num_views=4), {"epochs": 100}, 4, [FEW_VIEWS]),
+        (ViewRecipe(size=32, num_views=10), {"epochs": 100, "frozen_epochs": 5}, 4, [RANDOM_BODY]),
         (ViewRecipe.evaluation(32), {"epochs": 100}, 4, []),
-        (ViewRecipe(size=32, num_views=8), {"epochs": 100}, 1, [ONE_UPDATE]),
-        (ViewRecipe(size=32, num_views=8), {"epochs": 100, "accumulate": 4}, 4, [ONE_UPDATE]),
-        (ViewRecipe(size=32, num_views=8), {"epochs": 1}, 1, []),
+        (ViewRecipe(size=32, num_views=10), {"epochs": 100}, 1, [ONE_UPDATE]),
+        (ViewRecipe(size=32, num_views=10), {"epochs": 100, "accumulate": 4}, 4, [ONE_UPDATE]),
+        (ViewRecipe(size=32, num_views=10), {"epochs": 1}, 1, []),
         (ViewRecipe(size=32), {"epochs": 100}, 1, [ONE_VIEW.format(100), ONE_UPDATE]),
     ],
 )
-def test_one_view_for_many_epochs_and_one_update_per_epoch_are_told(
+def test_few_views_for_many_epochs_one_update_per_epoch_and_a_random_body_are_told(
     recipe: ViewRecipe, train: dict[str, int], batches: int, expected: list[str]
 ) -> None:
     config = DistillConfig(data="d", output="o", student="s", train=TrainConfig(**train))

@@ -13,5 +13,6 @@ Where to look:
     mapped.py       any map-style dataset; known.py has its keys and labels; array.py, arrays in memory
     content.py      the files of the samples, before decoding
     image.py        decodes one image; labels.py maps labels to class indices
+    joined.py       several sources as one
     selection.py    a subset of a source; classes.py, its images of some classes
 """

@@ -13,10 +13,20 @@ from kdkit.data.sources.multi_label import num_labels_of
 from kdkit.data.sources.repeatable import check_repeatable
 from kdkit.errors import DatasetError, LabelError
 
-_REPEATABLE = tuple(
-    f"kdkit.data.sources.{name}"
-    for name in ("array", "folder", "labels", "mapped", "multi_label", "selection", "table", "tar", "webdataset", "zip")
+_KINDS = (
+    "array",
+    "folder",
+    "joined",
+    "labels",
+    "mapped",
+    "multi_label",
+    "selection",
+    "table",
+    "tar",
+    "webdataset",
+    "zip",
 )
+_REPEATABLE = tuple(f"kdkit.data.sources.{name}" for name in _KINDS)
 """Modules whose sources give the same image each time, or have been checked when they were made."""
 
 

@@ -22,6 +22,7 @@ from kdkit.data.sources.base import ImageSource
 from kdkit.data.sources.classes import ClassesSource
 from kdkit.data.sources.folder import FolderSource
 from kdkit.data.sources.hugging_face import HuggingFaceTable
+from kdkit.data.sources.joined import JoinedSource
 from kdkit.data.sources.labels import Unlabelled
 from kdkit.data.sources.mapped import MappedSource
 from kdkit.data.sources.member import Member
@@ -63,6 +64,7 @@ class SampleContent:
             if isinstance(source, (ClassesSource, SelectedSource)):
                 rows = source.rows if rows is None else [source.rows[row] for row in rows]
             source = source.source
+        self._parts, self._places = _parts(source, range(len(source)) if rows is None else rows)
         self._source: Any = source
         self._rows: Sequence[int] = range(len(source)) if rows is None else rows
         self._has_paths = len(source) > 0 and _path(source, 0) is not None
@@ -70,7 +72,9 @@ class SampleContent:
 
     @property
     def kind(self) -> Literal["files", "pixels"]:
-        """Whether the content is that of files, or decoded pixels."""
+        """Whether the content is that of files, or decoded pixels; of several sources, of all of them."""
+        if self._parts:
+            return "files" if all(part.kind == "files" for part in self._parts) else "pixels"
         source = self._source
         has_files = isinstance(source, ZipSource) or (
             isinstance(source, MappedSource) and isinstance(source.dataset, (ImageDataset, HuggingFaceTable))
@@ -83,6 +87,9 @@ class SampleContent:
         Raises:
             OSError, DatasetError: it cannot be read.
         """
+        if self._parts:
+            number, row = self._places[row]
+            return self._parts[number].read(row)
         row, source = self._rows[row], self._source
         if (path := _path(source, row)) is not None:
             with open_binary(path) as file:
@@ -99,6 +106,8 @@ class SampleContent:
 
     def stat(self) -> Stat:
         """Sizes, checksums and times, as far as they are known without reading an image: one stat per file."""
+        if self._parts:
+            return _join([part.stat() for part in self._parts], self._places)
         if self._has_paths:
             sizes, changed = _stat_all([str(_path(self._source, row)) for row in self._rows])
             return Stat(sizes, None, changed)
@@ -113,6 +122,29 @@ class SampleContent:
             sizes = np.array([info.file_size for info in infos], dtype=np.int64)
             return Stat(sizes, np.array([info.CRC for info in infos], dtype=np.uint32))
         return Stat()
+
+
+def _parts(source: Any, rows: Sequence[int]) -> tuple[list[SampleContent], list[tuple[int, int]]]:
+    """The content of each source of a joined one, and the part and the row in it of each row; else nothing."""
+    if not isinstance(source, JoinedSource):
+        return [], []
+    inner: list[list[int]] = [[] for _ in source.sources]
+    places = []
+    for number, row in map(source.place_of, rows):
+        places.append((number, len(inner[number])))
+        inner[number].append(row)
+    pairs = zip(source.sources, inner, strict=True)
+    return [SampleContent(SelectedSource(part, held)) for part, held in pairs], places
+
+
+def _join(stats: Sequence[Stat], places: Sequence[tuple[int, int]]) -> Stat:
+    """What is known of the samples of all parts, in the order of `places`."""
+
+    def joined(name: str) -> Array | None:
+        known = [(getattr(stats[number], name), row) for number, row in places]
+        return None if any(values is None for values, _ in known) else np.array([values[row] for values, row in known])
+
+    return Stat(joined("sizes"), joined("checksums"), joined("changed"))
 
 
 def _path(source: Any, row: int) -> str | None:

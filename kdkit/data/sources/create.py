@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from kdkit.data.sources.base import ImageSource, LabelRule, SourceOptions
+from kdkit.data.sources.joined import JoinedSource
 from kdkit.data.sources.labels import Unlabelled
 from kdkit.data.sources.mapped import MappedSource
-from kdkit.errors import DatasetError
+from kdkit.errors import ConfigError, DatasetError
 
 _KINDS = ("stream", "hfds", "zip", "tar", "multi_label", "table", "folder")
 """Modules of this package, in the order in which they are tried. Each has `create(name, options)`, which returns the
@@ -31,7 +33,7 @@ def create_source(
             unlabelled images; a .zip or .tar file, or a folder of .tar files, of class folders; a folder of
             WebDataset shards; a .csv, .tsv or .parquet file of paths and labels; hfds/NAME or hfds/NAME:SPLIT, a
             Hugging Face dataset (split train by default). A dataset is a source, a datasets.Dataset, or any map-style
-            dataset (see MappedSource).
+            dataset (see MappedSource). A list of names is their images together, as JoinedSource joins them.
         image_column: column of the images or their paths, if `data` has columns.
         label_column: column of the labels, if `data` has columns; of WebDataset shards, a field of the .json files. For
             several labels per image of a table: columns of 0 and 1 as "sea,city", or a column of names with its
@@ -48,6 +50,29 @@ def create_source(
         ConfigError: an option does not fit the kind of data.
     """
     options = SourceOptions(image_column, label_column, labels, skip_missing)
+    if isinstance(data, (list, tuple)) and data and all(isinstance(name, (str, Path)) for name in data):
+        return _open(data[0], options) if len(data) == 1 else _join(list(map(str, data)), options)
+    return _open(data, options)
+
+
+def _join(names: list[str], options: SourceOptions) -> ImageSource:
+    """The source of several names; columns are those of the data that has any."""
+    without, found, refused = replace(options, image_column=None, label_column=None), [], []
+    for name in names:
+        try:
+            found.append(_open(name, options))
+        except ConfigError as error:
+            if without == options:
+                raise
+            refused.append(error)
+            found.append(_open(name, without))
+    if len(refused) == len(names):
+        raise refused[0]
+    return JoinedSource(found, names)
+
+
+def _open(data: Any, options: SourceOptions) -> ImageSource:
+    """The source of one name, or of a dataset."""
     if not isinstance(data, (str, Path)):
         return _wrap(data, options)
     if not str(data).strip():
