@@ -185,6 +185,7 @@ def test_verify_compares_any_view_that_the_dataset_has(tmp_path: Path) -> None:
         assert {view for report in reports for view in report.divergence} == set(range(recipe.num_views))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than cores, so that many load ahead
 def test_an_estimate_does_not_count_what_workers_had_loaded_already(monkeypatch: pytest.MonkeyPatch) -> None:
     workers, seconds = 8, 0.1

@@ -332,6 +332,7 @@ def test_fault_06_a_shard_whose_fsync_or_rename_failed_is_not_committed(tmp_path
     assert writer.sealed() == [shard]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pack", [True, False])
 def test_fault_06_an_extension_whose_folder_cannot_be_fsynced_keeps_the_old_views(tmp_path: Path, pack: bool) -> None:
     config = BuildConfig(codec="float32", num_workers=0, batch_size=10, pack=pack)

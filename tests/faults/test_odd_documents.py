@@ -73,6 +73,7 @@ USES: dict[str, Callable[[Path], object]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["kdkit", "kdkit_arrays"])
 def test_fault_26_a_document_with_any_odd_value_never_raises_anything_but_our_own_errors(
     built: Path, tmp_path: Path, name: str

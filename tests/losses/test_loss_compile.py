@@ -43,6 +43,7 @@ def value_and_slope(loss, leaf, rest):
     return value.detach(), leaf.grad
 
 
+@pytest.mark.slow
 @torch_compile
 @pytest.mark.parametrize("case", CASES)
 def test_a_loss_is_one_graph_and_computes_the_same(case):
@@ -62,6 +63,7 @@ def test_generated_code_computes_the_same(case):
     torch.testing.assert_close(value_and_slope(compiled, leaf, rest), value_and_slope(loss, leaf, rest))
 
 
+@pytest.mark.slow
 @torch_compile
 @pytest.mark.parametrize("name", ["review", "vitkd"])
 def test_a_loss_with_parameters_is_one_graph_too(name):

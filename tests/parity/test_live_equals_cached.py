@@ -81,6 +81,7 @@ def test_every_step_has_the_same_loss_where_mixed_views_share_a_decode(tmp_path:
     assert steps == 10
 
 
+@pytest.mark.slow
 def test_two_students_trained_apart_stay_together(tmp_path: Path, teacher: nn.Module) -> None:
     dataset = digits_dataset(180)
     cache = cached(teacher, dataset, tmp_path / "t.h5", num_workers=0)

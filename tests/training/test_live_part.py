@@ -14,6 +14,7 @@ from kdkit.cli import main
 from kdkit.student import Student
 
 
+@pytest.mark.slow
 def test_a_live_teacher_beside_a_cache_trains_the_student_that_its_cache_trains(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
