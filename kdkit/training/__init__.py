@@ -15,6 +15,7 @@ Where to look:
     frozen.py       epochs in which the head learns alone
     evaluate.py     the student's metrics after an epoch; preflight.py, a check before the first step
     labels.py       checks the labels of the run's images; selection.py takes a part of the classes or images
+    data_record.py  the images that a run resumes with or not at all; image_record.py, their files
     confidence.py   leaves out views by the teacher's predictions
     loading.py      how many views one decode serves, where the run is to choose
     interrupt.py    stopping on SIGINT and SIGTERM

@@ -27,7 +27,7 @@ from kdkit.runtime import distributed, files
 from kdkit.runtime.compare import differences, first_item
 from kdkit.student import BEST, LAST
 from kdkit.training.checkpoint_file import check_usable, load_checkpoint, non_finite_weight
-from kdkit.training.labels import LabelRecord
+from kdkit.training.data_record import RunRecord
 from kdkit.training.state import RunState
 from kdkit.training.train_config import TrainConfig
 
@@ -44,7 +44,7 @@ class Checkpoints:
     Args:
         folder: folder of the checkpoints.
         config: configuration that identifies the run, as plain values; `restore` refuses the checkpoint of another run.
-        labels: of the training images; `restore` refuses the checkpoint of a run with other ones.
+        record: of the run's images; `restore` refuses the checkpoint of a run with other ones.
         resume: whether `restore` reads the newest checkpoint; otherwise it does nothing.
         describe: called on rank 0 before the first checkpoint is written, e.g. to write the configuration.
     """
@@ -54,14 +54,14 @@ class Checkpoints:
         folder: str | Path,
         config: Mapping[str, Any] | None = None,
         *,
-        labels: LabelRecord | None = None,
+        record: RunRecord | None = None,
         resume: bool = False,
         describe: Callable[[], None] = lambda: None,
     ) -> None:
         self.folder = Path(folder)
         self.last, self.previous, self.best = (self.folder / name for name in (LAST, PREVIOUS, BEST))
         self.config = dict(config or {}) | {"world_size": distributed.world_size()}
-        self.labels = labels
+        self.record = record
         self.resume = resume
         self._describe: Callable[[], None] | None = describe
         self._last_update: int | None = None  # of the checkpoint at `last`; None if it should not be kept
@@ -83,8 +83,8 @@ class Checkpoints:
         """
         content = {**state.to_dict(), "metric": metric}
         content["kdkit"]["config"] = self.config
-        if self.labels is not None:
-            content["kdkit"]["labels"] = self.labels.packed
+        if self.record is not None:
+            content["kdkit"] |= self.record.to_dict()
         distributed.on_rank_zero(lambda: self._write(content, state.position.update, is_best))
         self._last_update = state.position.update
 
@@ -128,7 +128,7 @@ class Checkpoints:
 
         Raises:
             ConfigError: the checkpoint is of another configuration; names the field and both values.
-            DatasetError: it is of other labels; names the first image and both labels.
+            DatasetError: it is of other images, labels or validation images; names the first difference.
             CheckpointError: no checkpoint can be read, or the checkpoint is not one of kdkit's.
         """
         path = distributed.on_rank_zero(lambda: self._newest_usable(with_log)) if self.resume else None
@@ -159,9 +159,12 @@ class Checkpoints:
 
     def _load(self, path: Path, state: RunState) -> None:
         content = load_checkpoint(path)
-        check_same_config(content["kdkit"]["config"], self.config, path)
-        if self.labels is not None:
-            self.labels.check_same(content["kdkit"].get("labels"), path)
+        saved = content["kdkit"]
+        if self.record is not None:
+            self.record.check_same_keys(saved, path)  # before the configuration, which holds no more than their SHA-256
+        check_same_config(saved["config"], self.config, path)
+        if self.record is not None:
+            self.record.check_same(saved, path)
         try:
             state.load_dict(content)
         except (LookupError, RuntimeError, ValueError, TypeError, AttributeError) as error:

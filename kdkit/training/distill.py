@@ -40,8 +40,9 @@ from kdkit.training.components import (
     open_validation,
 )
 from kdkit.training.config import DistillConfig
+from kdkit.training.data_record import RunRecord
 from kdkit.training.header import describe_run, doubts_of
-from kdkit.training.labels import LabelRecord, adapt_to_labels, class_names_of
+from kdkit.training.labels import adapt_to_labels, class_names_of
 from kdkit.training.loading import resumes, settle_views_per_decode
 from kdkit.training.logger import FILES
 from kdkit.training.preflight import PreflightReport, preflight
@@ -109,7 +110,7 @@ def distill(config: DistillConfig, *, show_progress: bool = False) -> DistillRep
     checkpoints = Checkpoints(
         output,
         run.identity(),
-        labels=LabelRecord.of(run.dataset),
+        record=distributed.run_on_all_ranks(lambda: RunRecord.of(run.dataset, run.validation)),
         resume=config.resume,
         describe=lambda: describe(config, run.dataset, run.task, run.class_names, output, run.cache),
     )

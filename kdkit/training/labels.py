@@ -20,6 +20,7 @@ from kdkit.cache import CacheReader
 from kdkit.config import name_data
 from kdkit.data import ReplayedDataset, ReplayLoader
 from kdkit.data.sources.labels import check_range
+from kdkit.data.sources.multi_label import multi_labels_of
 from kdkit.errors import CheckpointError, ConfigError, DatasetError
 from kdkit.tasks import DistillationTask, TrainingTask
 from kdkit.teachers import Teacher
@@ -35,16 +36,27 @@ class LabelRecord:
     keys: Sequence[str]
     """Keys of the images [N]."""
     packed: bytes | None
-    """The labels [N], int32, little-endian, compressed by zlib; None if they are known only after loading."""
+    """The labels [N], int32, little-endian, compressed by zlib; of several labels per image the CRC-32 of its vector;
+    None if they are known only after loading."""
+    is_multi_label: bool = False
+    """Whether an image has several labels."""
 
     @classmethod
     def of(cls, dataset: ReplayedDataset) -> LabelRecord:
         """The labels of `dataset`."""
-        targets = dataset.targets
-        return cls(dataset.keys, None if targets is None else zlib.compress(targets.astype("<i4").tobytes()))
+        targets: Any = dataset.targets
+        if (vectors := multi_labels_of(dataset.source)) is not None:
+            targets = np.array([zlib.crc32(vector.tobytes()) for vector in vectors], dtype=np.uint32)
+        packed = None if targets is None else zlib.compress(targets.astype("<i4").tobytes())
+        return cls(dataset.keys, packed, vectors is not None)
 
-    def check_same(self, packed: Any, path: Path) -> None:
+    def check_same(self, packed: Any, path: Path, name: str = "") -> None:
         """Compares the labels with those in the checkpoint at `path`, made from the same images.
+
+        Args:
+            packed: `packed` of the checkpoint's record; None is not compared.
+            path: the checkpoint.
+            name: what the message calls an image, with a space after it.
 
         Raises:
             DatasetError: names the first image that has another label.
@@ -55,8 +67,12 @@ class LabelRecord:
         then, now = _unpack(packed, len(self.keys), path), _unpack(self.packed, len(self.keys), path)
         row = int((then != now).argmax())
         if then[row] != now[row]:
+            what = f"for {name}{self.keys[row]!r}"
+            values = f"the label {then[row]} {what}, this run has {now[row]}"
+            if self.is_multi_label:
+                values = f"other labels {what} than this run has"
             raise DatasetError(
-                f"{str(path)!r} was made with the label {then[row]} for {self.keys[row]!r}, this run has {now[row]}: "
+                f"{str(path)!r} was made with {values}: "
                 "resume with the same labels, or start another run in another folder"
             )
 

@@ -40,7 +40,7 @@ _FREE = {
         "validation",
         "device",
         "student_checkpoint",
-    ),  # paths; the contents of their files are compared
+    ),  # paths; what they hold is compared: here, by `RunRecord` or by their weights
     *("resume", "overwrite", "preflight", "tracker", "project", "allow_mismatch"),
 }
 _FREE_TRAIN = {"num_workers", "log_every", "checkpoint_every"}

@@ -121,6 +121,14 @@ def num_labels_of(source: ImageSource) -> int | None:
     return source.num_labels if isinstance(source, MultiLabelSource) else None
 
 
+def multi_labels_of(source: ImageSource) -> np.ndarray[Any, np.dtype[np.float32]] | None:
+    """The vectors [N, C] of a multi-label source or of some of its samples; None if only loading tells them."""
+    if isinstance(source, SelectedSource):
+        labels = multi_labels_of(source.source)
+        return None if labels is None else labels[source.rows]
+    return source.labels if isinstance(source, MultiLabelSource) else None
+
+
 def create(name: str, options: SourceOptions) -> MultiLabelSource | None:
     """The images of a table with several label columns, `a,b,c`, or one with a separator, `tags[|]`; else None.
 
