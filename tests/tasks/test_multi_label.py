@@ -18,7 +18,7 @@ from kdkit.building.config import BuildConfig
 from kdkit.cache.codecs import available_codecs, create_codec, multi_label_codec
 from kdkit.cache.plot import plot_cache
 from kdkit.data import ArraySource, FolderSource, MappedSource, MultiLabelSource, create_source
-from kdkit.errors import ConfigError, DatasetError, KdkitError, ShapeError
+from kdkit.errors import ConfigError, DatasetError, KdkitError, LabelError, ShapeError
 from kdkit.evaluation.config import EvaluateConfig
 from kdkit.evaluation.student import evaluate_student
 from kdkit.recipe import ViewRecipe
@@ -406,3 +406,13 @@ def table_of_tags(folder: Path, fields: list[str]) -> Path:
     rows = "".join(f"{row}.png,{field}\n" for row, field in enumerate(fields))
     (folder / "t.csv").write_text(f"image,tags\n{rows}", encoding="utf-8")
     return folder / "t.csv"
+
+
+@pytest.mark.parametrize(
+    ("fields", "separator"), [(["cat;dog", "cat", "owl"], "|"), (["cat|dog", "dog"], ";"), (["cat|dog", "dog"], "; ")]
+)
+def test_tags_with_another_separator_than_the_given_one_are_refused(
+    tmp_path: Path, fields: list[str], separator: str
+) -> None:
+    with pytest.raises(LabelError, match=r"has the label 'cat.dog', and a part of it as a label by itself"):
+        create_source(table_of_tags(tmp_path, fields), label_column=f"tags[{separator}]")

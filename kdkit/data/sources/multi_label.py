@@ -18,7 +18,7 @@ from torch import Tensor
 
 from kdkit.data.sources.base import ImageSource, SourceOptions, describe
 from kdkit.data.sources.class_order import check_names
-from kdkit.data.sources.labels import MISSING
+from kdkit.data.sources.labels import MISSING, check_single
 from kdkit.data.sources.mapped import MappedSource
 from kdkit.data.sources.selection import SelectedSource
 from kdkit.data.sources.table import TableSource
@@ -177,6 +177,7 @@ def create(name: str, options: SourceOptions) -> MultiLabelSource | None:
     names = sorted({tag for each in tags for tag in each})
     if not names:
         raise DatasetError(f"the column {column!r} of {name!r} names no class")
+    check_single(names, name, separator)
     places = {tag: place for place, tag in enumerate(names)}
     targets = np.zeros((len(tags), len(names)), dtype=np.float32)
     for row, each in enumerate(tags):
