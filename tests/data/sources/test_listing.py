@@ -357,6 +357,45 @@ def test_a_link_in_a_zip_is_refused_and_skipped_on_request(tmp_path: Path) -> No
     assert create_source(path, skip_missing=True).class_names == ["a"]
 
 
+def zip_of_bytes(path: Path, names: Iterable[bytes]) -> Path:
+    """A zip of images whose names are these bytes, without the flag of UTF-8."""
+    stream = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(stream, format="PNG")
+    texts = {"abc"[number] * len(name): name for number, name in enumerate(names)}
+    with zipfile.ZipFile(path, "w") as archive:
+        for text in texts:
+            archive.writestr(text, stream.getvalue())
+    content = path.read_bytes()
+    for text, name in texts.items():
+        content = content.replace(text.encode(), name)
+    path.write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("names", "classes"),
+    [
+        (["käse/00000.png".encode(), "日本/00000.png".encode()], ["käse", "日本"]),
+        (["ka\u0308se/00000.png".encode()], ["käse"]),
+        (["käse/00000.png".encode("cp437")], ["käse"]),
+        (["käse/00000.png".encode("cp437"), "日本/00000.png".encode()], ["käse", "日本".encode().decode("cp437")]),
+    ],
+)
+def test_names_in_a_zip_without_a_flag_are_utf_8_where_all_are(
+    tmp_path: Path, names: list[bytes], classes: list[str]
+) -> None:
+    source = create_source(zip_of_bytes(tmp_path / "a.zip", names))
+    assert sorted(source.class_names or ()) == sorted(classes)
+    assert len([source[row] for row in range(len(source))]) == len(names)
+
+
+def test_a_zip_with_backslashes_between_its_folders_is_refused(tmp_path: Path) -> None:
+    path = zip_of_bytes(tmp_path / "a.zip", [b"cat\\00000.png", b"dog\\000000.png"])
+    with pytest.raises(DatasetError, match=r"has backslashes between its folders \('cat"):
+        create_source(path)
+    assert len(create_source(path, labels="none")) == 2
+
+
 @pytest.mark.parametrize("kind", ["zip", "tar"])
 def test_a_member_that_is_packed_twice_is_refused(tmp_path: Path, kind: str) -> None:
     path = write(tmp_path, kind, ["a/0.png", "b/0.png"])
