@@ -143,6 +143,11 @@ def _check_name(text: str, key: str, origin: str) -> None:
             f"the label of {key!r} in {origin} is {text!r}, which may mean the class index {int(padded[1])} or a name: "
             "write indices without zeros before them, or names such as 'c01'"
         )
+    if re.fullmatch(r"[1-9]\d*", text, re.ASCII):
+        raise LabelError(
+            f"the label of {key!r} in {origin} is {_shown(text)}, beyond {_MAX_INDEX:,}, the last class index: "
+            "write whole numbers from 0, or names such as 'c1'"
+        )
     if _is_number(text) or (text != "none" and text.lower() in MISSING):
         raise _neither(text, key, origin)
 

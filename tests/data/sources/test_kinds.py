@@ -20,7 +20,7 @@ import timm
 import torch
 import torchvision
 from PIL import Image
-from torch.utils.data import ConcatDataset, Subset
+from torch.utils.data import ConcatDataset, Subset, TensorDataset
 
 import kdkit
 from kdkit.cache import CachedTeacher
@@ -478,6 +478,15 @@ def test_a_source_whose_items_have_other_labels_than_it_lists_is_refused_with_th
     source.targets = [0, 1, 1]
     with pytest.raises(DatasetError, match=r"label of 'z' in ArraySource is 1, and 0 among its targets"):
         dataset[2, 0]
+
+
+def test_a_tensor_with_its_channels_last_is_named_by_its_shape() -> None:
+    pixels = torch.zeros(2, 8, 6, 3, dtype=torch.uint8)
+    with pytest.raises(
+        DatasetError, match=r"'0' in .* is a tensor \[8, 6, 3\], expected \[3, H, W\]: .*permute\(2, 0, 1"
+    ):
+        MappedSource(TensorDataset(pixels, torch.zeros(2).long()))[0]
+    assert MappedSource(TensorDataset(pixels.permute(0, 3, 1, 2), torch.zeros(2).long()))[1][0].size == (6, 8)
 
 
 def image_folder(root: Path, names: str) -> torchvision.datasets.ImageFolder:

@@ -143,6 +143,13 @@ def test_a_list_is_no_class(tmp_path: Path, kind: str, label: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("label", ["2147483648", "1000000000000", "9" * 5000])
+def test_a_number_beyond_all_class_indices_is_named_as_such(label: str) -> None:
+    with pytest.raises(LabelError, match=r"is '\d+.* beyond 2,147,483,647, the last class index: write") as caught:
+        index_labels(["1", label], ["a", "b"], "it")
+    assert len(str(caught.value)) < 250
+
+
 @pytest.mark.parametrize("label", NAMES)
 def test_a_name_with_numbers_or_brackets_is_a_class(label: str) -> None:
     assert index_labels([label, "z"], ["a", "b"], "it") == ([0, 1], [label, "z"])
