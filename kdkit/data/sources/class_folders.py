@@ -22,6 +22,8 @@ _VERSION_WORDS = {
     *("holdout", "raw", "orig", "original", "aug", "augmented", "backup"),
 }
 """Words in names of splits and versions; a class may have one, too, so they count only where other evidence agrees."""
+_TRAINING = re.compile("train|trn|learn|raw|orig", re.IGNORECASE)
+"""The split or version that is more likely wanted."""
 _DATE = re.compile(r"(19|20)\d\d([-_.]?\d\d){0,2}")
 _SHOWN = 3
 
@@ -54,7 +56,8 @@ def check_class_folders(paths: Iterable[str], origin: str) -> None:
 
 def raise_for_inner(names: Sequence[str], origin: str) -> NoReturn:
     """Raises DatasetError: these top folders hold the class folders."""
-    shown, inner = " and ".join(map(repr, names)), f"{origin}/{names[0]}"
+    shown = " and ".join(map(repr, names))
+    inner = f"{origin}/{next(filter(_TRAINING.search, names), names[0])}"
     raise DatasetError(
         f"{origin!r} holds {shown}, not class folders: give only one, e.g. {inner!r}, or --labels folder if they are "
         "classes"

@@ -185,7 +185,7 @@ def _has_own_items(dataset: Any) -> bool:
 
 
 def _to_image(image: Any, key: str, origin: str) -> Image.Image:
-    if isinstance(image, Tensor) and image.ndim == 3 and image.shape[0] > 4:
+    if isinstance(image, Tensor) and image.dtype == torch.uint8 and image.ndim == 3 and image.shape[0] > 4:
         raise DatasetError(
             f"the sample {key!r} in {origin} is a tensor {list(image.shape)}, expected [3, H, W]: move the channels to "
             "the front, image.permute(2, 0, 1)"

@@ -117,7 +117,7 @@ REFUSED = {
     "a class folder that was moved into another": (["cat/0.png", "dog/0.png", "dog/cat/0.png"], "'cat' and 'dog/cat'"),
     "splits with a prefix": (
         ["seg_train/cat/0.png", "seg_train/dog/0.png", "seg_test/cat/0.png", "seg_test/dog/0.png"],
-        "'seg_test' and 'seg_train', not class folders: give only one, e.g. '.*/seg_test', or --labels folder",
+        "'seg_test' and 'seg_train', not class folders: give only one, e.g. '.*/seg_train', or --labels folder",
     ),
     "splits in short": (["trn/0/0.png", "trn/1/0.png", "tst/0/0.png", "tst/1/0.png"], "'trn' and 'tst', not class"),
     "splits of which one lacks a class": (
