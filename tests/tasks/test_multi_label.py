@@ -17,8 +17,8 @@ from kdkit import LogitDistillationTask, build_cache, create_teacher, losses, op
 from kdkit.building.config import BuildConfig
 from kdkit.cache.codecs import available_codecs, create_codec, multi_label_codec
 from kdkit.cache.plot import plot_cache
-from kdkit.data import ArraySource, MappedSource, MultiLabelSource, create_source
-from kdkit.errors import ConfigError, DatasetError, KdkitError, ShapeError
+from kdkit.data import ArraySource, FolderSource, MappedSource, MultiLabelSource, create_source
+from kdkit.errors import ConfigError, DatasetError, KdkitError, LabelError, ShapeError
 from kdkit.evaluation.config import EvaluateConfig
 from kdkit.evaluation.student import evaluate_student
 from kdkit.recipe import ViewRecipe
@@ -365,9 +365,54 @@ def test_targets_of_any_dtype_of_torch_are_taken() -> None:
         assert torch.equal(MultiLabelSource(digits(2), target)[1][1], wanted[1].float())
 
 
+def test_the_names_of_classes_are_those_of_the_targets_and_not_of_other_labels(tmp_path: Path) -> None:
+    pandas = pytest.importorskip("pandas")
+    for name in ("cat", "dog"):
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (8, 8)).save(tmp_path / name / "0.png")
+    folder, values = FolderSource(tmp_path), [[0, 1], [1, 0]]
+    table = pandas.DataFrame(values, columns=["indoor", "night"])
+    assert MultiLabelSource(folder, table).class_names == ["indoor", "night"]
+    assert MultiLabelSource(folder, table, class_names=["in", "dark"]).class_names == ["in", "dark"]
+    assert MultiLabelSource(folder, np.array(values)).class_names is None
+    assert MultiLabelSource(folder, pandas.DataFrame(values)).class_names is None
+    assert MultiLabelSource(folder, values, class_names=["a", "b"]).class_names == ["a", "b"]
+    with pytest.raises(DatasetError, match=r"columns of .* another order: 'indoor' came where 'night' was expected"):
+        MultiLabelSource(folder, table, class_names=["night", "indoor"])
+    with pytest.raises(DatasetError, match=r"rows of .* 'dog/0\.png' came where 'cat/0\.png' was expected"):
+        MultiLabelSource(folder, table.set_axis(list(folder.keys)[::-1]))
+    with pytest.raises(DatasetError, match="the columns of multi-label targets must have each class once"):
+        MultiLabelSource(folder, pandas.DataFrame(values, columns=["a", "a"]))
+
+
+def test_a_dataset_of_vectors_keeps_its_names() -> None:
+    class Pairs(list[Any]):
+        classes = ("a", "b")
+
+    pairs = Pairs([(digits(2)[row][0], target) for row, target in enumerate([[0, 1], [1, 0]])])
+    assert MultiLabelSource(pairs).class_names == ["a", "b"]
+    assert MultiLabelSource(pairs, [[0, 1], [1, 0]]).class_names is None
+
+
+@pytest.mark.parametrize("data", ["photos", Path("photos")])
+def test_a_path_in_place_of_a_dataset_is_refused_by_what_it_is(data: Any) -> None:
+    with pytest.raises(DatasetError, match=r"the dataset is the .* open it first, kdkit\.data\.create_source"):
+        MultiLabelSource(data, [[0, 1]])
+
+
 def table_of_tags(folder: Path, fields: list[str]) -> Path:
     for row in range(len(fields)):
         Image.new("RGB", (8, 8)).save(folder / f"{row}.png")
     rows = "".join(f"{row}.png,{field}\n" for row, field in enumerate(fields))
     (folder / "t.csv").write_text(f"image,tags\n{rows}", encoding="utf-8")
     return folder / "t.csv"
+
+
+@pytest.mark.parametrize(
+    ("fields", "separator"), [(["cat;dog", "cat", "owl"], "|"), (["cat|dog", "dog"], ";"), (["cat|dog", "dog"], "; ")]
+)
+def test_tags_with_another_separator_than_the_given_one_are_refused(
+    tmp_path: Path, fields: list[str], separator: str
+) -> None:
+    with pytest.raises(LabelError, match=r"has the label 'cat.dog', and a part of it as a label by itself"):
+        create_source(table_of_tags(tmp_path, fields), label_column=f"tags[{separator}]")

@@ -2,7 +2,8 @@
 
 Where to look:
     create.py       `create_source`: a path, name or dataset -> a source; base.py is the interface of all sources
-    listing.py      which files are images, and which folders are classes; class_order.py, the order of classes
+    listing.py      which files are images; class_folders.py tells class folders from splits and copies of data
+    class_order.py  the order of classes
     left_out.py     what is not listed: counted, refused or skipped; checked.py and repeatable.py check a whole source
     folder.py       image folders; zip.py and tar.py read archives
     member.py       a member of a tar; tar_listing.py lists them, tar_index.py keeps the list of a large tar

@@ -29,7 +29,8 @@ class JoinedSource:
 
     Raises:
         DatasetError: two sources have the same name, only some name their classes, or one has several labels per image.
-        ClassMismatchError: a source has a class that the first one does not have.
+        ClassMismatchError: a source has a class that the first one does not have, or sources of different classes have
+            two of one name.
     """
 
     def __init__(self, sources: Sequence[ImageSource], names: Sequence[str]) -> None:
@@ -65,6 +66,14 @@ class JoinedSource:
                     f"{name!r} has class indices without names, and other data names its classes: give names in all"
                 )
             return {}
+        if list(source.class_names) == list(self.class_names):
+            return {}
+        for names in (self.class_names, source.class_names):
+            if len(counted := Counter(names)) < len(names):
+                raise ClassMismatchError(
+                    f"two classes are called {counted.most_common(1)[0][0]!r}, so the classes of {name!r} cannot be "
+                    "found by name: give each class one name"
+                )
         places = {known: place for place, known in enumerate(self.class_names)}
         for own in source.class_names:
             if own not in places:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from timm.data import ImageDataset
+from torch.utils.data import ConcatDataset, Subset
 from torchvision.datasets import DatasetFolder
 
 from kdkit.data.sources.hugging_face import HuggingFaceTable, arrow_column
@@ -62,6 +64,9 @@ def known_class_names(dataset: Any) -> list[str] | None:
     Raises:
         DatasetError: the order of timm's classes differs from process to process, or class indices have gaps.
     """
+    if isinstance(dataset, ConcatDataset):
+        parts = [known_class_names(part) for part in parts_of(dataset)]
+        return None if None in parts else parts[0]
     if getattr(dataset, "target_transform", None) is not None:
         return None  # the labels are others than those that have the names
     for holder in (dataset, getattr(dataset, "reader", None)):
@@ -89,6 +94,41 @@ def known_class_names(dataset: Any) -> list[str] | None:
                 )
             return names
     return None
+
+
+def parts_of(dataset: Any) -> list[Any]:
+    """The datasets that a ConcatDataset joins, also within Subsets and each other; of another dataset itself."""
+    while isinstance(dataset, Subset):
+        dataset = dataset.dataset
+    if isinstance(dataset, ConcatDataset):
+        return [part for each in dataset.datasets for part in parts_of(each)]
+    return [dataset]
+
+
+def check_same_classes(dataset: Any) -> None:
+    """Checks that an index means one class in all parts of a ConcatDataset, which leaves their labels as they are.
+
+    Raises:
+        DatasetError: parts have other classes, or the same ones in another order; names the first difference.
+    """
+    parts = parts_of(dataset) if isinstance(dataset, ConcatDataset) else []
+    named = [(part, names) for part in parts if (names := known_class_names(part)) is not None]
+    for part, names in named[1:]:
+        first, expected = named[0]
+        if names == expected:
+            continue
+        pairs = zip_longest(expected, names)
+        place, (one, other) = next((place, pair) for place, pair in enumerate(pairs) if pair[0] != pair[1])
+        raise DatasetError(
+            f"the parts of the ConcatDataset have other classes: index {place} is {_of(one, first)} and "
+            f"{_of(other, part)}; give parts of the same classes in one order, or open their paths with "
+            "kdkit.open_dataset([A, B]), which finds classes by name"
+        )
+
+
+def _of(name: str | None, dataset: Any) -> str:
+    place = f" of {str(root)!r}" if isinstance(root := getattr(dataset, "root", None), (str, Path)) else ""
+    return f"{'no class' if name is None else repr(name)} in the {type(dataset).__name__}{place}"
 
 
 def below_common_folder(texts: Sequence[str]) -> list[str]:

@@ -24,6 +24,13 @@ _INDEX = re.compile(r"0|[1-9]\d*|-1", re.ASCII)
 _PADDED = re.compile(r"0+(\d{1,9})", re.ASCII)
 _SEPARATORS = ("|", ";")
 """Marks between several labels in one text; a comma is part of many class names, such as ImageNet's."""
+_NUMBERS = r"[-+]?\d+(\.\d+)?((\s*[,;|]\s*|\s+)[-+]?\d+(\.\d+)?)"
+_LIST = re.compile(
+    rf"(?!\d{{1,3}}(,\d{{3}})+$){_NUMBERS}+"  # but one number, with commas between thousands
+    rf"|[\[(]\s*({_NUMBERS}*|[\"'].*[\"']),?\s*[\])]|\[.*,.*\]",
+    re.ASCII,
+)
+"""Several numbers, or a list in brackets as JSON and Python write it."""
 MISSING = frozenset({"nan", "none", "null", "na", "n/a", "nat", "<na>", "#n/a", "-nan"})
 """Texts that programs write for a value that is missing; a class may be called `none` in lower case."""
 _MAX_INDEX = 2**31 - 1
@@ -98,8 +105,8 @@ def index_labels(labels: Sequence[object], keys: Sequence[str], origin: str) -> 
         origin: where the labels come from, for messages.
 
     Raises:
-        LabelError: a label is neither an index nor a name, or some are numbers and others names; the error
-            names the sample.
+        LabelError: a label is neither an index nor a name, or is a list of them, or some are numbers and others
+            names; the error names the sample.
     """
     texts: list[str] = []
     for label, key in zip(labels, keys, strict=True):
@@ -119,26 +126,45 @@ def index_labels(labels: Sequence[object], keys: Sequence[str], origin: str) -> 
     if index is not None:
         raise _neither(texts[name], keys[name], f"{origin}, that of {keys[index]!r} is {texts[index]!r},")
     indices, names = index_classes([text for text in texts if text], origin)
-    _check_single(names, origin)
+    check_single(names, origin)
     found = iter(indices)
     return [next(found) if text else -1 for text in texts], names
 
 
 def _check_name(text: str, key: str, origin: str) -> None:
-    """Raises LabelError if a text is a number, or what programs write for a missing value: neither names a class."""
+    """Raises LabelError if a text is a number, several, or what programs write for a missing value: no class's name."""
+    if _LIST.fullmatch(text):
+        raise LabelError(
+            f"the label of {key!r} in {origin} is {_shown(text)}, expected one class: give several labels per "
+            "image in a table, --label-column 'NAME[,]' with its separator, or as kdkit.data.MultiLabelSource"
+        )
     if padded := _PADDED.fullmatch(text):
         raise LabelError(
             f"the label of {key!r} in {origin} is {text!r}, which may mean the class index {int(padded[1])} or a name: "
             "write indices without zeros before them, or names such as 'c01'"
         )
+    if re.fullmatch(r"[1-9]\d*", text, re.ASCII):
+        raise LabelError(
+            f"the label of {key!r} in {origin} is {_shown(text)}, beyond {_MAX_INDEX:,}, the last class index: "
+            "write whole numbers from 0, or names such as 'c1'"
+        )
     if _is_number(text) or (text != "none" and text.lower() in MISSING):
         raise _neither(text, key, origin)
 
 
-def _check_single(names: Sequence[str], origin: str) -> None:
-    """Raises LabelError if a class name is a list of other names; logs a warning if it may be one."""
+def check_single(names: Sequence[str], origin: str, separator: str = "") -> None:
+    """Checks that no class name is a list of others; logs a warning if one may be.
+
+    Args:
+        names: the class names.
+        origin: where they come from, for messages.
+        separator: the one that is given and has been applied, if any.
+
+    Raises:
+        LabelError: a part of a name, between the usual separators, is a name by itself.
+    """
     known = set(names)
-    for mark in _SEPARATORS:
+    for mark in (mark for mark in _SEPARATORS if mark != separator.strip()):
         for name in names:
             parts = [part.strip() for part in name.split(mark)]
             if len(parts) > 1 and not known.isdisjoint(parts):

@@ -5,7 +5,7 @@ Image folders, zip files and tar files follow the same rules:
 - an image is a file with the suffix of a format that Pillow decodes;
 - hidden files and folders, and files that operating systems leave behind, are ignored;
 - the class is the top folder, however deep the image is below it, as in torchvision;
-- top folders that are the splits of a dataset (train, val) or one folder around all classes are not classes;
+- top folders that are the splits or copies of a dataset (train, val) or one folder around all classes are not classes;
 - images and classes are in natural order, in which 2 precedes 10; ties are broken by the exact name, so the order is
   the same in every process;
 - nothing is dropped silently: an empty class folder, a dangling symlink and an image that cannot be decoded are errors,
@@ -15,10 +15,11 @@ Image folders, zip files and tar files follow the same rules:
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
-from typing import NamedTuple, NoReturn
+from collections.abc import Collection
+from typing import NamedTuple
 
 from kdkit.data.sources.base import SourceOptions
+from kdkit.data.sources.class_folders import check_class_folders, raise_for_inner
 from kdkit.data.sources.image import UNSUPPORTED_SUFFIXES, is_image, suffix_of
 from kdkit.data.sources.left_out import LeftOut
 from kdkit.errors import DatasetError
@@ -32,12 +33,6 @@ _LEFT_BEHIND = {
     "$RECYCLE.BIN",
     "System Volume Information",
 }
-_SPLIT = re.compile(
-    r"(train|training|val|valid|validation|dev|test|testing|eval|holdout|unlabell?ed)"
-    r"([-_ ]?(\d+|set|split|data|images?))*"
-)
-_PARTS = {"images", "image", "imgs", "img", "jpegimages", "annotations", "masks", "labels", "segmentations"}
-_PIECE = re.compile(r"(fold|folder|part|split|subset|batch|chunk|shard)s?[-_ ]?\d+")
 _MAX_DIGITS = 4000
 """Digits of a number that count in the natural order; Python converts no more than 4,300."""
 
@@ -171,11 +166,12 @@ class Listing:
         """Whether no image is in a sub-folder."""
         return not any("/" in image.path for image in self.images)
 
-    def classes(self, elsewhere: Collection[str] = ()) -> list[str]:
+    def classes(self, elsewhere: Collection[str] | None = None) -> list[str]:
         """The class name of each image: its top folder.
 
         Args:
-            elsewhere: top folders of other tars of the same data that hold images, so they may be empty here.
+            elsewhere: top folders of all tars of the same data that hold images, so they may be empty here; whether
+                they are classes, only all tars together show.
 
         Raises:
             DatasetError: the top folders are not classes.
@@ -187,34 +183,16 @@ class Listing:
                 "like; --labels none takes all images without labels"
             )
         names = [image.path.split("/", 1)[0] for image in self.images]
-        for empty in sorted(self.top_folders - {*names, *elsewhere}, key=natural_order):
+        for empty in sorted(self.top_folders - {*names, *(elsewhere or ())}, key=natural_order):
             self.left_out.miss(
                 f"the class folder {empty!r} in {self.origin!r} holds no image that Pillow can decode",
                 "add its images, or remove it",
             )
-        if self._rule is None:
-            self._check_are_classes(set(names))
+        if self._rule is None and elsewhere is None:
+            check_class_folders((image.path for image in self.images), self.origin)
         return names
 
     def check_not_wrapped(self) -> None:
         """Raises DatasetError if there is one top folder, which holds the class folders."""
         if self.is_wrapped and self._rule is None:
-            self._raise_for_inner(sorted(self.top_folders))
-
-    def _check_are_classes(self, names: set[str]) -> None:
-        """Raises DatasetError if top folders are splits or pieces of a dataset, or images next to annotations."""
-        shallow = {image.path.partition("/")[0] for image in self.images if image.path.count("/") == 1}
-        splits = sorted(name for name in names if _SPLIT.fullmatch(name.lower()))
-        parts = sorted(name for name in names if name.lower() in _PARTS)
-        for found in (splits, parts):
-            if len(found) > 1 or set(found) - shallow:  # a class may be called train, if its images are in it
-                self._raise_for_inner(found)
-        if pieces := sorted(name for name in names - shallow if _PIECE.fullmatch(name.lower())):
-            self._raise_for_inner(pieces)
-
-    def _raise_for_inner(self, names: Sequence[str]) -> NoReturn:
-        shown, inner = " and ".join(map(repr, names)), f"{self.origin}/{names[0]}"
-        raise DatasetError(
-            f"{self.origin!r} holds {shown}, not class folders: give only one, e.g. {inner!r}, or --labels folder if "
-            "they are classes"
-        )
+            raise_for_inner(sorted(self.top_folders), self.origin)

@@ -21,7 +21,7 @@ from kdkit.data.sources.base import LabelRule, SourceOptions, describe
 from kdkit.data.sources.class_order import check_names, check_texts
 from kdkit.data.sources.hugging_face import HuggingFaceTable, is_hugging_face
 from kdkit.data.sources.image import UNREADABLE, as_rgb, decode, decode_file, unreadable
-from kdkit.data.sources.known import is_torchvisions, known_class_names, known_keys, known_labels
+from kdkit.data.sources.known import check_same_classes, is_torchvisions, known_class_names, known_keys, known_labels
 from kdkit.data.sources.labels import class_index
 from kdkit.data.sources.repeatable import check_repeatable
 from kdkit.errors import DatasetError
@@ -49,8 +49,9 @@ class MappedSource:
         labels: "none" takes every image without a label.
 
     Raises:
-        DatasetError: it streams, its keys or class names do not fit, the order of its classes is not fixed, or it
-            returns another image or label each time, as a random transform makes it do.
+        DatasetError: it streams, its keys or class names do not fit, the order of its classes is not fixed, parts of a
+            ConcatDataset have other classes than its first, or it returns another image or label each time, as a random
+            transform makes it do.
         LabelError: a label that is known before its image is loaded is not a class index.
     """
 
@@ -77,6 +78,8 @@ class MappedSource:
         self.keys: Sequence[str] = check_texts(keys, "keys")
         if len(self.keys) != len(dataset):
             raise DatasetError(f"{len(dataset)} samples came with {len(self.keys)} keys: expected one key per sample")
+        if labels != "none":
+            check_same_classes(self.dataset)
         known_names = known_class_names(self.dataset) if class_names is None else check_names(class_names)
         self.class_names: Sequence[str] | None = known_names
         self.targets: Sequence[int] | None = self._known_targets()
@@ -146,6 +149,8 @@ class MappedSource:
 
 def _check_map_style(dataset: Any) -> None:
     name = type(dataset).__name__
+    if isinstance(dataset, (str, bytes, Path)):
+        raise DatasetError(f"the dataset is the {name} {dataset!r:.80}: open it first, kdkit.data.create_source(PATH)")
     if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
         raise DatasetError(
             f"the dataset {name} is a stream, without length and ids, so a view could not be drawn again: use the "
@@ -180,6 +185,11 @@ def _has_own_items(dataset: Any) -> bool:
 
 
 def _to_image(image: Any, key: str, origin: str) -> Image.Image:
+    if isinstance(image, Tensor) and image.dtype == torch.uint8 and image.ndim == 3 and image.shape[0] > 4:
+        raise DatasetError(
+            f"the sample {key!r} in {origin} is a tensor {list(image.shape)}, expected [3, H, W]: move the channels to "
+            "the front, image.permute(2, 0, 1)"
+        )
     try:
         if isinstance(image, Image.Image):
             rgb = as_rgb(image)

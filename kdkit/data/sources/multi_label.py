@@ -18,7 +18,7 @@ from torch import Tensor
 
 from kdkit.data.sources.base import ImageSource, SourceOptions, describe
 from kdkit.data.sources.class_order import check_names
-from kdkit.data.sources.labels import MISSING
+from kdkit.data.sources.labels import MISSING, check_single
 from kdkit.data.sources.mapped import MappedSource
 from kdkit.data.sources.selection import SelectedSource
 from kdkit.data.sources.table import TableSource
@@ -35,12 +35,15 @@ class MultiLabelSource:
     Args:
         images: a source, or a map-style dataset as MappedSource takes it, such as a datasets.Dataset.
         targets: 0 and 1 of each sample and class [N, C]; -1 where a class of an image is not labelled. By default the
-            dataset's own, where each of its items has such a vector.
-        class_names: one name per class; by default the source's, if there are as many.
+            dataset's own, where each of its items has such a vector. A table, such as a pandas.DataFrame, names classes
+            by its columns.
+        class_names: one name per class; by default those of the columns of `targets`, or without `targets` the
+            dataset's, if there are as many. An array has no names: the dataset's are those of its own labels.
 
     Raises:
         ShapeError: targets are not [N, C], or hold other values.
-        DatasetError: no targets are given, and the dataset has no vectors.
+        DatasetError: no targets are given, and the dataset has no vectors; or the columns of `targets` are in another
+            order than `class_names`, or its rows in another one than the images.
     """
 
     def __init__(
@@ -65,10 +68,12 @@ class MultiLabelSource:
         if len(self.keys) == 0:
             raise DatasetError("the dataset holds no samples")
         self.num_labels = len(self[0][1]) if self.labels is None else self.labels.shape[1]
-        own = self.source.class_names
+        own = self.source.class_names if targets is None else _column_names(targets)
         names = list(own) if own and len(own) == self.num_labels else None
         if class_names is not None:
             names = check_names(class_names, "the class_names of multi-label targets")
+            _check_order(own if targets is not None else None, names, "columns")
+        _check_order(_texts(getattr(targets, "index", None)), self.keys, "rows")
         if names is not None and len(names) != self.num_labels:
             raise ShapeError(
                 f"{self.num_labels} classes came with {len(names)} class_names: expected one name for each"
@@ -102,6 +107,29 @@ class MultiLabelSource:
                 f"a label of {keys[row]!r} is {labels[row][odd[row]][0]:g}: multi-label targets are 0 and 1 (-1: not "
                 "labelled); regression targets are not supported"
             )
+
+
+def _texts(names: Any) -> list[str] | None:
+    """The names of a table's columns or rows; None if they are no texts, as by default."""
+    found = [] if names is None or callable(names) else list(names)  # a list's `index` is a method
+    return found if found and all(isinstance(name, str) for name in found) else None
+
+
+def _column_names(targets: Any) -> list[str] | None:
+    """The names of a table's columns, which are those of classes; None of an array."""
+    names = _texts(getattr(targets, "columns", None))
+    return None if names is None else check_names(names, "the columns of multi-label targets")
+
+
+def _check_order(found: Sequence[str] | None, expected: Sequence[str], what: str) -> None:
+    """Raises DatasetError if columns or rows have the expected names in another order."""
+    if found is None or list(found) == list(expected) or sorted(found) != sorted(expected):
+        return
+    place = next(place for place, name in enumerate(expected) if found[place] != name)
+    raise DatasetError(
+        f"the {what} of multi-label targets are in another order: {found[place]!r} came where {expected[place]!r} was "
+        f"expected; put them into the order of the {'class_names' if what == 'columns' else 'keys'}"
+    )
 
 
 def _as_array(targets: Any) -> np.ndarray[Any, np.dtype[np.float32]]:
@@ -157,6 +185,7 @@ def create(name: str, options: SourceOptions) -> MultiLabelSource | None:
     names = sorted({tag for each in tags for tag in each})
     if not names:
         raise DatasetError(f"the column {column!r} of {name!r} names no class")
+    check_single(names, name, separator)
     places = {tag: place for place, tag in enumerate(names)}
     targets = np.zeros((len(tags), len(names)), dtype=np.float32)
     for row, each in enumerate(tags):

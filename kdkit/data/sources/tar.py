@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath
 from PIL import Image
 
 from kdkit.data.sources.base import ImageSource, LabelRule, SourceOptions, describe
+from kdkit.data.sources.class_folders import check_class_folders
 from kdkit.data.sources.class_order import index_classes
 from kdkit.data.sources.image import is_image
 from kdkit.data.sources.left_out import LeftOut
@@ -167,8 +168,8 @@ def _classes(
 ) -> dict[Tars, list[str]]:
     """The class name of each image of each tar; empty names if no image has a label."""
     if options.labels in ("tar", "none"):
-        names = {tars: "" if options.labels == "none" else _stem(tars, origin) for tars in listings}
-        return {tars: [names[tars]] * len(listing.images) for tars, listing in listings.items()}
+        stems = {tars: "" if options.labels == "none" else _stem(tars, origin) for tars in listings}
+        return {tars: [stems[tars]] * len(listing.images) for tars, listing in listings.items()}
     flat = {tars for tars, listing in listings.items() if tars and listing.is_flat}
     if options.labels is None:
         if flat:
@@ -183,10 +184,14 @@ def _classes(
             f"the images of all {len(listings)} tars in {origin!r} are in one folder, {min(folders)!r}: --labels tar "
             "takes the name of each tar as the class, --labels folder the folder"
         )
-    return {
+    names = {
         tars: [_stem(tars, origin)] * len(listing.images) if tars in flat else listing.classes(folders)
         for tars, listing in listings.items()
     }
+    if options.labels is None:
+        nested = [listing for tars, listing in listings.items() if tars not in flat]
+        check_class_folders((image.path for listing in nested for image in listing.images), origin)
+    return names
 
 
 def _unwrap(listings: Sequence[Listing]) -> None:

@@ -22,13 +22,20 @@ from kdkit.runtime.reading import open_binary
 
 
 class _Archive(zipfile.ZipFile):
-    """A zip file that owns the regular file it was opened from, and closes it with itself."""
+    """A zip file that owns the regular file it was opened from, and closes it with itself.
+
+    Names are UTF-8 where all are, also without the flag that says so, which macOS leaves out; else those without the
+    flag are in the code page 437.
+    """
 
     _file: BinaryIO | None = None
 
     def __init__(self, path: Path) -> None:
         self._file = open_binary(path)
-        super().__init__(self._file)
+        try:
+            super().__init__(self._file, metadata_encoding="utf-8")
+        except UnicodeDecodeError:
+            super().__init__(self._file)
 
     def close(self) -> None:
         super().close()
@@ -65,7 +72,7 @@ class ZipSource:
         try:
             with _Archive(self.path) as archive:
                 members = archive.infolist()
-        except (OSError, zipfile.BadZipFile) as error:
+        except (OSError, zipfile.BadZipFile, UnicodeDecodeError) as error:
             raise DatasetError(f"{str(path)!r} cannot be opened as a zip file: {error}") from error
         for member in members:
             inner = inner_path(member.filename, str(path))
@@ -76,6 +83,7 @@ class ZipSource:
             else:
                 listing.add_file(inner, member=member.filename)
         listing.finish()
+        _check_slashes(listing, labels)
         self.keys: Sequence[str] = [image.key for image in listing.images]
         self._members = [str(image.member) for image in listing.images]
         self.class_names: Sequence[str] | None = None
@@ -116,3 +124,13 @@ def create(name: str, options: SourceOptions) -> ImageSource | None:
         return None
     options.check_no_columns("a zip file")
     return ZipSource(name, labels=options.labels, skip_missing=options.skip_missing)
+
+
+def _check_slashes(listing: Listing, labels: LabelRule | None) -> None:
+    """Raises DatasetError if backslashes are between the folders, as some programs of Windows write them."""
+    first = listing.images[0].path
+    if labels != "none" and listing.is_flat and "\\" in first:
+        raise DatasetError(
+            f"{listing.origin!r} has backslashes between its folders ({first!r}), expected slashes: unpack it, and "
+            "give the folder"
+        )

@@ -15,7 +15,7 @@ from support import tiny_model, write_digits
 import kdkit
 from kdkit.cli import main
 from kdkit.cli._flags import Grammar
-from kdkit.data import ArraySource, MultiLabelSource, create_source
+from kdkit.data import ArraySource, MappedSource, MultiLabelSource, create_source
 from kdkit.data.sources.content import SampleContent
 from kdkit.data.sources.joined import JoinedSource
 from kdkit.errors import KdkitError
@@ -77,15 +77,13 @@ REFUSED: dict[str, tuple[Sequence[str], str]] = {
         ["sevens", "labelled"],
         "'labelled' has the class 'c0', which the first data with",
     ),
-    "a key twice": (["sevens", "c7/sevens"], "two samples have the key"),
+    "a key twice": (["sevens", "sevens/c7"], "two samples have the key"),
 }
 
 
 @pytest.mark.parametrize("why", REFUSED)
 def test_data_that_do_not_go_together_are_refused_with_the_reason(folder: Path, why: str) -> None:
     shutil.copytree("pool", "elsewhere/pool")
-    shutil.copytree("sevens", "c7/sevens")
-    shutil.copytree("sevens/c7", "sevens/sevens/c7")
     names, reason = REFUSED[why]
     with pytest.raises(KdkitError, match=reason):
         kdkit.open_dataset(names)
@@ -99,6 +97,26 @@ def test_class_indices_and_names_are_not_mixed_and_several_labels_are_not_joined
         JoinedSource([named, indices], ["x", "y"])
     with pytest.raises(KdkitError, match="'y' has several labels per image"):
         JoinedSource([named, MultiLabelSource(indices, [[0, 1], [1, 0]])], ["x", "y"])
+
+
+def test_of_classes_with_two_of_one_name_none_is_found_by_name() -> None:
+    images = np.zeros((3, 8, 8), dtype=np.uint8)
+    cranes = MappedSource(Named(list(zip(images, range(3), strict=True)), ["crane", "crane", "owl"]))
+    owls = ArraySource(images, [0, 0, 0], class_names=["owl"])
+    assert list(JoinedSource([cranes, cranes], ["x", "y"]).targets or ()) == []
+    assert [JoinedSource([cranes, cranes], ["x", "y"])[row][1] for row in range(6)] == [0, 1, 2, 0, 1, 2]
+    with pytest.raises(
+        KdkitError, match="two classes are called 'crane', so the classes of 'y' cannot be found by name"
+    ):
+        JoinedSource([cranes, owls], ["x", "y"])
+
+
+class Named(list[Any]):
+    """Pairs of image and class index, with names of classes."""
+
+    def __init__(self, pairs: Sequence[Any], classes: Sequence[str]) -> None:
+        super().__init__(pairs)
+        self.classes = classes
 
 
 TEACHER = ["--teacher", "t.safetensors", "--arch", "test_resnet"]

@@ -20,6 +20,7 @@ import timm
 import torch
 import torchvision
 from PIL import Image
+from torch.utils.data import ConcatDataset, Subset, TensorDataset
 
 import kdkit
 from kdkit.cache import CachedTeacher
@@ -477,6 +478,46 @@ def test_a_source_whose_items_have_other_labels_than_it_lists_is_refused_with_th
     source.targets = [0, 1, 1]
     with pytest.raises(DatasetError, match=r"label of 'z' in ArraySource is 1, and 0 among its targets"):
         dataset[2, 0]
+
+
+def test_a_tensor_with_its_channels_last_is_named_by_its_shape() -> None:
+    pixels = torch.zeros(2, 8, 6, 3, dtype=torch.uint8)
+    with pytest.raises(
+        DatasetError, match=r"'0' in .* is a tensor \[8, 6, 3\], expected \[3, H, W\]: .*permute\(2, 0, 1"
+    ):
+        MappedSource(TensorDataset(pixels, torch.zeros(2).long()))[0]
+    assert MappedSource(TensorDataset(pixels.permute(0, 3, 1, 2), torch.zeros(2).long()))[1][0].size == (6, 8)
+
+
+def image_folder(root: Path, names: str) -> torchvision.datasets.ImageFolder:
+    return torchvision.datasets.ImageFolder(folder(root, list(names)))
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ("xa", r"index 1 is 'b' in the ImageFolder of '.*1/folder' and 'x' in .*2/folder'; .*open_dataset\(\[A, B\]"),
+        ("ab", r"index 2 is 'c' in .* and no class in"),
+        ("bcd", r"index 0 is 'a' in .* and 'b' in"),
+    ],
+)
+def test_joined_datasets_of_other_classes_are_refused(tmp_path: Path, names: str, message: str) -> None:
+    first, other = image_folder(tmp_path / "1", "abc"), image_folder(tmp_path / "2", names)
+    joined = ConcatDataset([Subset(first, [0]), ConcatDataset([other])])
+    for dataset in (joined, Subset(joined, [0])):
+        with pytest.raises(DatasetError, match=message):
+            MappedSource(dataset)
+        with pytest.raises(DatasetError, match=message):
+            MappedSource(dataset, class_names=["a", "b", "c"])
+        assert MappedSource(dataset, labels="none").class_names is None
+
+
+def test_joined_datasets_of_the_same_classes_keep_the_names(tmp_path: Path) -> None:
+    first, other = image_folder(tmp_path / "1", "abc"), image_folder(tmp_path / "2", "cba")
+    source = MappedSource(Subset(ConcatDataset([first, other]), [5, 0]))
+    assert source.class_names == ["a", "b", "c"]
+    assert [source[row][1] for row in range(2)] == [2, 0]
+    assert MappedSource(ConcatDataset([first, PAIR])).class_names is None  # what its indices mean is not known
 
 
 PAIR = [(IMAGES[0], 0), (IMAGES[1], 1)]

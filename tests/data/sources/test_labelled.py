@@ -18,7 +18,7 @@ from torch.utils.data import Subset
 from kdkit.data import MappedSource, TableSource, WebDatasetSource, create_source
 from kdkit.data.sources.labels import index_labels
 from kdkit.data.sources.left_out import skipped_of
-from kdkit.errors import ConfigError, DatasetError, MissingDependencyError
+from kdkit.errors import ConfigError, DatasetError, LabelError, MissingDependencyError
 
 COUNT = 6
 SHADES = [digits(COUNT)[row][0] for row in range(COUNT)]
@@ -126,6 +126,33 @@ def test_labels_that_are_neither_are_refused_with_the_sample(tmp_path: Path, kin
 def test_a_label_that_only_looks_like_a_number_is_refused(label: object) -> None:
     with pytest.raises(DatasetError, match="the label of 'b' in it"):
         index_labels([0, label], ["a", "b"], "it")
+
+
+LISTS = ["0 1", "[0, 1]", "[0]", "(0, 1)", "0,1", "0|1", "1; 2", "0.1 0.9", "0\n1", "['a', 'b']", '["cat"]', "[a, b]"]
+NAMES = ["1,000", "12 monkeys", "2 of 3", "[unknown]", "[3D print]", "(2019 model)", "cat (tabby)", "tabby, cat", "0-1"]
+
+
+@pytest.mark.parametrize("label", LISTS)
+@pytest.mark.parametrize("kind", ["csv", "cls", "json"])
+def test_a_list_is_no_class(tmp_path: Path, kind: str, label: str) -> None:
+    field = '"' + label.replace('"', '""') + '"' if kind == "csv" else label
+    with pytest.raises(
+        LabelError, match=r"the label of '.*0.*' in .* expected one class: give several labels"
+    ) as caught:
+        opened(kind, tmp_path, [field, *"abcde"])
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("label", ["2147483648", "1000000000000", "9" * 5000])
+def test_a_number_beyond_all_class_indices_is_named_as_such(label: str) -> None:
+    with pytest.raises(LabelError, match=r"is '\d+.* beyond 2,147,483,647, the last class index: write") as caught:
+        index_labels(["1", label], ["a", "b"], "it")
+    assert len(str(caught.value)) < 250
+
+
+@pytest.mark.parametrize("label", NAMES)
+def test_a_name_with_numbers_or_brackets_is_a_class(label: str) -> None:
+    assert index_labels([label, "z"], ["a", "b"], "it") == ([0, 1], [label, "z"])
 
 
 def test_a_number_with_zeros_before_it_is_asked_about() -> None:

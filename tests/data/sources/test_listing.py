@@ -105,6 +105,29 @@ REFUSED = {
     "splits with years": (["train2017/a/0.png", "val2017/a/0.png"], "'train2017' and 'val2017'"),
     "a split among classes": (["train/a/0.png", "train/b/0.png", "cat/0.png"], "holds 'train', not class folders"),
     "pieces of a dataset": (["fold1/a/0.png", "fold1/b/0.png", "fold2/a/0.png"], "'fold1' and 'fold2'"),
+    "a backup of the classes": (
+        ["cat/0.png", "dog/0.png", "backup/cat/0.png", "backup/dog/0.png"],
+        "'cat' and 'backup/cat', expected each class in one place: move 'backup' elsewhere .*--labels folder",
+    ),
+    "a backup of deeper classes": (
+        ["cat/day/0.png", "dog/day/0.png", "backup/cat/day/0.png", "backup/dog/day/0.png"],
+        "move 'backup'",
+    ),
+    "a backup of numbered classes": (["0/0.png", "1/0.png", "copy/0/0.png", "copy/1/0.png"], "'0' and 'copy/0'"),
+    "a class folder that was moved into another": (["cat/0.png", "dog/0.png", "dog/cat/0.png"], "'cat' and 'dog/cat'"),
+    "splits with a prefix": (
+        ["seg_train/cat/0.png", "seg_train/dog/0.png", "seg_test/cat/0.png", "seg_test/dog/0.png"],
+        "'seg_test' and 'seg_train', not class folders: give only one, e.g. '.*/seg_train', or --labels folder",
+    ),
+    "splits in short": (["trn/0/0.png", "trn/1/0.png", "tst/0/0.png", "tst/1/0.png"], "'trn' and 'tst', not class"),
+    "splits of which one lacks a class": (
+        [*(f"trn/{name}/0.png" for name in "abc"), "tst/a/0.png", "tst/b/0.png"],
+        "'trn' and 'tst', not class",
+    ),
+    "versions of one dataset": (
+        [f"{top}/{name}/0.png" for top in ("raw", "augmented") for name in ("cat", "dog")],
+        "'augmented' and 'raw', not class",
+    ),
     "images next to masks": (["images/0.png", "masks/0.png"], "'images' and 'masks'"),
     "images next to annotations": (["images/0.png", "annotations/0.xml"], "class folder 'annotations'"),
     "an empty class folder": (["a/0.png", "b/0.png", "e/"], "class folder 'e'"),
@@ -125,6 +148,67 @@ def test_images_and_classes_are(tmp_path: Path, kind: str, case: str) -> None:
     assert {key: names[source[row][1]] for row, key in enumerate(source.keys)} == expected
     assert list(source.keys) == list(expected)
     assert list(names) == list(dict.fromkeys(expected.values()))
+
+
+def trees(tops: str, names: str) -> list[str]:
+    """An image in each of some folders in each top folder."""
+    return [f"{top}/{name}/0.png" for top in tops.split() for name in names.split()]
+
+
+UNCLEAR = {
+    "years": trees("2019 2020", "cat dog"),
+    "letters": trees("A B", "cat dog owl"),
+    "numbered classes in few folders": trees("A B", "0 1 2"),
+    "times of the day": trees("cat dog", "day night"),
+    "one folder of the name of another class": ["cat/0.png", "pets/cat/0.png", "pets/eel/0.png", "pets/owl/0.png"],
+}
+CLEAR = {
+    "sessions of persons": trees("1 2 3", "1 2"),
+    "fewer sessions of some persons": [*trees("1 2 3 4", "1 2"), *trees("5", "1")],
+    "years of persons": trees("ann bob", "2019 2020"),
+    "dates of persons": trees("ann bob", "2019-01-02 2020-03-04"),
+    "splits of classes": trees("bolt cable", "train test"),
+    "images and masks of classes": trees("bolt cable", "images masks"),
+    "folds of classes": trees("bolt cable", "fold1 fold2"),
+    "kinds of super-classes": [*trees("pets", "cat dog"), *trees("trees", "oak elm")],
+    "one common name": [*trees("pets", "cat other"), *trees("trees", "oak other elm")],
+    "crops beside the images": [*trees("a b", "crops flips"), "a/0.png"],
+    "a class folder in itself": ["cat/cat/0.png", "dog/dog/0.png"],
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("case", UNCLEAR)
+def test_folders_that_may_be_splits_or_classes_are_classes_with_a_warning(
+    tmp_path: Path, kind: str, case: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = write(tmp_path, kind, UNCLEAR[case])
+    tops = sorted({name.partition("/")[0] for name in UNCLEAR[case]})
+    assert create_source(path).class_names == tops
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert "--labels folder takes them" in record.getMessage()
+    assert all(repr(top) in record.getMessage() for top in tops)
+    caplog.clear()
+    assert create_source(path, labels="folder").class_names == tops
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("case", CLEAR)
+def test_common_folders_within_classes_are_no_splits(
+    tmp_path: Path, case: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = create_source(write(tmp_path, "folder", CLEAR[case]))
+    assert source.class_names == sorted({name.partition("/")[0] for name in CLEAR[case]})
+    assert not caplog.records
+
+
+def test_splits_in_different_tars_of_a_folder_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "tars").mkdir()
+    for name, files in (("x", trees("seg_train", "a b")), ("y", trees("seg_test", "a b"))):
+        write(tmp_path / name, "tar", files).rename(tmp_path / "tars" / f"{name}.tar")
+    with pytest.raises(DatasetError, match="'seg_test' and 'seg_train', not class folders"):
+        create_source(tmp_path / "tars")
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -271,6 +355,45 @@ def test_a_link_in_a_zip_is_refused_and_skipped_on_request(tmp_path: Path) -> No
     with pytest.raises(DatasetError, match=r"'b' in the zip file .* is a link"):
         create_source(path)
     assert create_source(path, skip_missing=True).class_names == ["a"]
+
+
+def zip_of_bytes(path: Path, names: Iterable[bytes]) -> Path:
+    """A zip of images whose names are these bytes, without the flag of UTF-8."""
+    stream = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(stream, format="PNG")
+    texts = {"abc"[number] * len(name): name for number, name in enumerate(names)}
+    with zipfile.ZipFile(path, "w") as archive:
+        for text in texts:
+            archive.writestr(text, stream.getvalue())
+    content = path.read_bytes()
+    for text, name in texts.items():
+        content = content.replace(text.encode(), name)
+    path.write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("names", "classes"),
+    [
+        (["käse/00000.png".encode(), "日本/00000.png".encode()], ["käse", "日本"]),
+        (["ka\u0308se/00000.png".encode()], ["käse"]),
+        (["käse/00000.png".encode("cp437")], ["käse"]),
+        (["käse/00000.png".encode("cp437"), "日本/00000.png".encode()], ["käse", "日本".encode().decode("cp437")]),
+    ],
+)
+def test_names_in_a_zip_without_a_flag_are_utf_8_where_all_are(
+    tmp_path: Path, names: list[bytes], classes: list[str]
+) -> None:
+    source = create_source(zip_of_bytes(tmp_path / "a.zip", names))
+    assert sorted(source.class_names or ()) == sorted(classes)
+    assert len([source[row] for row in range(len(source))]) == len(names)
+
+
+def test_a_zip_with_backslashes_between_its_folders_is_refused(tmp_path: Path) -> None:
+    path = zip_of_bytes(tmp_path / "a.zip", [b"cat\\00000.png", b"dog\\000000.png"])
+    with pytest.raises(DatasetError, match=r"has backslashes between its folders \('cat"):
+        create_source(path)
+    assert len(create_source(path, labels="none")) == 2
 
 
 @pytest.mark.parametrize("kind", ["zip", "tar"])

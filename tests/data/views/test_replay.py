@@ -158,7 +158,7 @@ def test_numpys_integers_index_as_pythons_do() -> None:
 
 @pytest.mark.parametrize("keys", [[1, 2], ["a", 0]])
 def test_keys_that_are_no_strings_are_refused(keys: list[str]) -> None:
-    with pytest.raises(DatasetError, match="keys must be strings"):
+    with pytest.raises(DatasetError, match="keys must be a list of texts"):
         ReplayedDataset(ArraySource(np.zeros((2, 8, 8), np.uint8), [0, 1], keys=keys), RECIPE)
 
 
