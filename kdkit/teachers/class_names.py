@@ -26,7 +26,16 @@ def label_names(model: nn.Module) -> tuple[str, ...] | None:
     Raises:
         ClassMismatchError: they are not names, or not one for each class of the model.
     """
-    found: Any = model_config(model).get("label_names")
+    names = listed_names(model_config(model).get("label_names"))
+    return None if names is None else check_names(names, model, "the model", "label_names")
+
+
+def listed_names(found: Any) -> tuple[str, ...] | None:
+    """Returns the names of classes [K] that a description holds, as a list or by index, composed; None stays None.
+
+    Raises:
+        ClassMismatchError: they are not names.
+    """
     if found is None:
         return None
     names = [found[key] for key in sorted(found, key=_index)] if isinstance(found, Mapping) else found
@@ -34,7 +43,7 @@ def label_names(model: nn.Module) -> tuple[str, ...] | None:
         raise ClassMismatchError(
             f"the label_names in the model's configuration are {str(found)[:60]!r}: expected a list of names"
         )
-    return check_names(names, model, "the model", "label_names")
+    return composed(names)
 
 
 def check_names(

@@ -18,6 +18,11 @@ def model_config(model: nn.Module) -> dict[str, Any]:
     return dict(config) if config else {}
 
 
+def state_config(model: nn.Module, **entries: Any) -> None:
+    """Sets entries of a model's pretrained_cfg, which describe its weights."""
+    setattr(unwrap_model(model), "pretrained_cfg", {**model_config(model), **entries})  # noqa: B010 -- not a tensor
+
+
 def only_input_size(model: nn.Module) -> tuple[int, int] | None:
     """Returns (H, W) in pixels of a model that accepts no other size, such as a ViT with a fixed position embedding."""
     config = model_config(model)

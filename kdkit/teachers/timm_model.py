@@ -15,7 +15,7 @@ from kdkit.errors import CheckpointError, ConfigError, KdkitError, UnknownNameEr
 from kdkit.runtime.memory import is_out_of_memory
 from kdkit.teachers.hub import quiet_hub
 from kdkit.teachers.imported_model import create_imported_model, find_function, is_import_path
-from kdkit.teachers.model_config import model_config
+from kdkit.teachers.model_config import model_config, state_config
 from kdkit.teachers.model_folder import FOLDER_PREFIX, check_num_weights, find_weights
 from kdkit.teachers.torchvision_model import (
     PREFIX,
@@ -85,7 +85,9 @@ def _with_weights(name: str, checkpoint: Checkpoint, subject: str) -> nn.Module:
     load_state(module, state, checkpoint.path)
     if own := ({} if size is None else {"input_size": (3, size, size)}) | checkpoint.input_config():
         unset = {"test_input_size": None, "test_crop_pct": None}  # of timm's own weights
-        setattr(module, "pretrained_cfg", {**model_config(module), **unset, **own})  # noqa: B010 -- not a tensor
+        state_config(module, **unset, **own)
+    if checkpoint.class_names is not None:
+        state_config(module, label_names=checkpoint.class_names)
     return module
 
 
