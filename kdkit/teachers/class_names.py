@@ -71,7 +71,7 @@ def check_tellable(names: Sequence[str] | None, subject: str) -> None:
     Raises:
         ClassMismatchError: the model's classes are named by whole numbers, and not by those of their places.
     """
-    if names and all(name.isascii() and name.isdigit() for name in names) and list(names) != _places(len(names)):
+    if names and all(name.isascii() and name.isdigit() for name in names) and not is_tellable(names):
         raise ClassMismatchError(
             f"the labels of the data are class indices, and the classes of {subject} are named by numbers "
             f"({', '.join(names[:_SHOWN])}{', ...' if len(names) > _SHOWN else ''}): which of the two a label means "
@@ -79,8 +79,9 @@ def check_tellable(names: Sequence[str] | None, subject: str) -> None:
         )
 
 
-def _places(count: int) -> list[str]:
-    return [str(place) for place in range(count)]
+def is_tellable(names: Sequence[str]) -> bool:
+    """Whether class indices mean these classes: each is named by its place."""
+    return list(names) == [str(place) for place in range(len(names))]
 
 
 def pick_names(names: tuple[str, ...] | None, class_map: tuple[int, ...] | None) -> tuple[str, ...] | None:

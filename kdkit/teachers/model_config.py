@@ -35,6 +35,14 @@ def only_input_size(model: nn.Module) -> tuple[int, int] | None:
     return None
 
 
+def find_classifiers(model: nn.Module) -> list[nn.Module]:
+    """Returns the classifiers of a model: one, two of a distilled transformer, none if it does not name them."""
+    names, modules = model_config(model).get("classifier") or (), dict(model.named_modules())
+    found = [modules[name] for name in ((names,) if isinstance(names, str) else names) if name in modules]
+    given: Any = getattr(model, "get_classifier", lambda: ())() if not found else ()
+    return found or [head for head in (given if isinstance(given, (tuple, list)) else (given,)) if head is not None]
+
+
 def unwrap_timm_teacher(model: nn.Module) -> tuple[nn.Module, Normalization | None]:
     """Returns the model inside a timm.task.DistillationTeacher with the wrapper's normalisation; others as they are."""
     if not isinstance(model, DistillationTeacher):

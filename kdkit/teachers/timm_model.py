@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -115,24 +114,6 @@ def build_trained(
     module = make()
     module.load_state_dict(state, strict=True)
     return module
-
-
-def load_body(module: nn.Module, checkpoint: Checkpoint) -> None:
-    """Loads a checkpoint's weights into a model whose classifier may be another one, which then stays as it is.
-
-    Raises:
-        CheckpointError: other weights than the classifier's do not fit.
-    """
-    own = module.state_dict()
-    state = dict(checkpoint.fitted_to(own.keys()))
-    names = model_config(module).get("classifier") or ()
-    heads = tuple(f"{name}." for name in ((names,) if isinstance(names, str) else names))
-    if any(name.startswith(heads) and name in state and state[name].shape != own[name].shape for name in own):
-        logging.getLogger(__name__).warning(
-            "%r: its classifier has other classes, and is left out", str(checkpoint.path)
-        )
-        state |= {name: value for name, value in own.items() if name.startswith(heads)}
-    load_state(module, state, checkpoint.path)
 
 
 def check_name(name: str, subject: str = "model") -> None:

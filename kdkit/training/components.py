@@ -26,7 +26,8 @@ from kdkit.tasks import DistillationTask, TrainingTask
 from kdkit.teachers import Teacher
 from kdkit.teachers.card import find_card
 from kdkit.teachers.class_names import check_tellable, describe_count_mismatch
-from kdkit.teachers.timm_model import FIRST_WEIGHTS, check_name, create_model, load_body, size_option
+from kdkit.teachers.starting_weights import load_body
+from kdkit.teachers.timm_model import FIRST_WEIGHTS, check_name, create_model, size_option
 from kdkit.teachers.weights import read_checkpoint
 from kdkit.training.config import DistillConfig
 from kdkit.training.create_task import create_task
@@ -87,7 +88,7 @@ def make_task(
             raise ClassMismatchError(describe_count_mismatch(f"the teacher {teacher.name!r}", count, names))
     num_classes = _num_classes(config, dataset, cache, teacher)
     check_labels(dataset, num_classes, name_data(config.data))
-    student = _create_student(config, dataset, num_classes)
+    student = _create_student(config, dataset, num_classes, class_names_of(dataset, cache, teacher))
     return create_task(config, student, teacher, cache, is_multi_label=dataset.is_multi_label).to(device)
 
 
@@ -102,7 +103,9 @@ def live_teacher_of(task: TrainingTask) -> Teacher | None:
     return task.teacher if isinstance(task, DistillationTask) else None
 
 
-def _create_student(config: DistillConfig, dataset: ReplayedDataset, num_classes: int) -> nn.Module:
+def _create_student(
+    config: DistillConfig, dataset: ReplayedDataset, num_classes: int, class_names: Sequence[str] | None
+) -> nn.Module:
     """The student, its random weights drawn from the seed."""
     options = config.student_options
     if options.get("in_chans", 3) != 3:
@@ -125,7 +128,7 @@ def _create_student(config: DistillConfig, dataset: ReplayedDataset, num_classes
     arguments = {"pretrained": config.pretrained, **_model_args(config, dataset, num_classes)}
     student = create_model(config.student, "student", **arguments)
     if checkpoint is not None:
-        load_body(student, checkpoint)
+        load_body(student, checkpoint, class_names)
     return student
 
 

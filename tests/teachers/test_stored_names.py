@@ -17,6 +17,7 @@ from kdkit.config import StudentConfig, TeacherConfig
 from kdkit.errors import CheckpointError, ClassMismatchError
 from kdkit.resolve import resolve_teacher
 from kdkit.student import Student, load_student
+from kdkit.teachers.starting_weights import load_body
 from kdkit.teachers.weights import read_checkpoint
 
 CPU = torch.device("cpu")
@@ -103,3 +104,45 @@ def test_a_damaged_description_beside_the_weights_is_refused(
     export.with_name("config.json").write_text(description)
     with pytest.raises(error, match=problem):
         read_checkpoint(export)
+
+
+@pytest.mark.parametrize(
+    ("stored", "wanted", "rows"),
+    [
+        (NAMES, NAMES, [0, 1, 2]),
+        (NAMES, SORTED, [1, 2, 0]),
+        (NAMES, ("cat", "dog", "fox"), None),
+        (NAMES, ("cat", "dog", "fox", "owl"), None),
+        (NAMES, None, None),
+        (("0", "1", "2"), None, [0, 1, 2]),
+        (None, SORTED, [0, 1, 2]),
+        (None, ("cat", "dog"), None),
+    ],
+)
+def test_a_student_starts_with_the_stored_classifier_in_its_own_order_of_classes(
+    stored: tuple[str, ...] | None,
+    wanted: tuple[str, ...] | None,
+    rows: list[int] | None,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    file = write_run(tmp_path / "run", None if stored is None else list(stored), None)
+    found: Any = tiny_model(num_classes=len(wanted or NAMES), seed=7)
+    own = [parameter.detach().clone() for parameter in (found.fc.weight, found.fc.bias)]
+    load_body(found, read_checkpoint(file), wanted)
+    earlier: Any = tiny_model(num_classes=3)
+    expected = own if rows is None else [earlier.fc.weight[rows], earlier.fc.bias[rows]]
+    assert torch.equal(found.fc.weight, expected[0])
+    assert torch.equal(found.fc.bias, expected[1])
+    assert torch.equal(found.conv1[0].weight, earlier.conv1[0].weight)
+    assert ("is left out" in caplog.text) == (rows is None)
+    assert ("brought into the data's order" in caplog.text) == (rows == [1, 2, 0])
+
+
+def test_a_model_that_does_not_name_its_classifier_starts_only_from_its_own_classes(tmp_path: Path) -> None:
+    layers = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 3))
+    path = tmp_path / "last.pth.tar"
+    torch.save({"state_dict": layers.state_dict(), "kdkit": {"config": {"class_names": list(NAMES)}}}, path)
+    load_body(layers, read_checkpoint(path), NAMES)
+    with pytest.raises(CheckpointError, match="and Sequential does not name its classifier: set its pretrained_cfg"):
+        load_body(layers, read_checkpoint(path), SORTED)
