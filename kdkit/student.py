@@ -18,6 +18,7 @@ from kdkit.errors import CheckpointError, ConfigError, UnknownNameError, first_l
 from kdkit.recipe import Interpolation, ViewRecipe
 from kdkit.runtime import files
 from kdkit.runtime.reading import read_json
+from kdkit.teachers.class_indices import OF_A_RUN
 from kdkit.teachers.class_names import label_names
 from kdkit.teachers.imported_model import is_import_path
 from kdkit.teachers.model_config import model_config, state_config
@@ -155,7 +156,12 @@ def _load_run(folder: Path, config: StudentConfig) -> tuple[nn.Module, Student]:
     except (ConfigError, UnknownNameError) as error:
         raise CheckpointError(f"{str(folder / STUDENT)!r} describes no student of timm: {error}") from error
     own: dict[str, Any] = {"crop_pct": student.crop_pct, "interpolation": student.interpolation}
-    own |= {"input_size": (3, student.input_size, student.input_size), "test_input_size": None, "test_crop_pct": None}
+    own |= {
+        OF_A_RUN: True,
+        "input_size": (3, student.input_size, student.input_size),
+        "test_input_size": None,
+        "test_crop_pct": None,
+    }
     state_config(model, **own)  # as an export has them
     names = _names_of_weights(student.class_names, found, folder)
     return model.eval(), dataclasses.replace(student, weights=str(found), class_names=names)

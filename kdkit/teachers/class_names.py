@@ -63,27 +63,6 @@ def check_names(
     return None if names is None else composed(names)
 
 
-def check_tellable(names: Sequence[str] | None, subject: str) -> None:
-    """Checks that data whose labels are class indices cannot mean classes that are named by other numbers.
-
-    A table's label 2 is the class of index 2; of a model whose classes are '1', '2' and '10' it may mean either.
-
-    Raises:
-        ClassMismatchError: the model's classes are named by whole numbers, and not by those of their places.
-    """
-    if names and all(name.isascii() and name.isdigit() for name in names) and not is_tellable(names):
-        raise ClassMismatchError(
-            f"the labels of the data are class indices, and the classes of {subject} are named by numbers "
-            f"({', '.join(names[:_SHOWN])}{', ...' if len(names) > _SHOWN else ''}): which of the two a label means "
-            "cannot be told; give class folders, or labels that are other names than numbers"
-        )
-
-
-def is_tellable(names: Sequence[str]) -> bool:
-    """Whether class indices mean these classes: each is named by its place."""
-    return list(names) == [str(place) for place in range(len(names))]
-
-
 def pick_names(names: tuple[str, ...] | None, class_map: tuple[int, ...] | None) -> tuple[str, ...] | None:
     """Returns the names of the C mapped classes, from those of the model's K; None if they are not all known."""
     if names is None or class_map is None:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from kdkit.errors import CheckpointError
+from kdkit.teachers.class_indices import is_tellable
 from kdkit.teachers.class_map import composed
-from kdkit.teachers.class_names import is_tellable
 from kdkit.teachers.model_config import find_classifiers
 from kdkit.teachers.weights import Checkpoint, load_state
 

@@ -25,7 +25,8 @@ from kdkit.student import Student, is_student_folder
 from kdkit.tasks import DistillationTask, TrainingTask
 from kdkit.teachers import Teacher
 from kdkit.teachers.card import find_card
-from kdkit.teachers.class_names import check_tellable, describe_count_mismatch
+from kdkit.teachers.class_indices import check_indices_of_teacher, check_names_of_teacher
+from kdkit.teachers.class_names import describe_count_mismatch
 from kdkit.teachers.starting_weights import load_body
 from kdkit.teachers.timm_model import FIRST_WEIGHTS, check_name, create_model, size_option
 from kdkit.teachers.weights import read_checkpoint
@@ -158,8 +159,10 @@ def _live_teacher(config: DistillConfig, dataset: ReplayedDataset, device: torch
     if config.is_ema_teacher:
         return EMA
     teacher = resolve_teacher(config.teacher, device, dataset.class_names, needs_logits=config.compares_logits)
-    if dataset.class_names is None and not dataset.is_unlabelled and not dataset.is_multi_label:
-        check_tellable(teacher.class_names, f"the teacher {teacher.name!r}")
+    if config.compares_logits and dataset.class_names is not None:
+        check_names_of_teacher(teacher, dataset.class_names)
+    elif config.compares_logits and not dataset.is_unlabelled and not dataset.is_multi_label:
+        check_indices_of_teacher(teacher)
     return teacher
 
 
