@@ -13,9 +13,9 @@ from kdkit.cache.codecs import RowCodec
 from kdkit.cache.format.constants import LOGITS
 from kdkit.data import PixelBatch, ReplayedDataset, ReplayLoader
 from kdkit.errors import MissingTeacherError
-from kdkit.resolve import match_classes
 from kdkit.teachers import Teacher
 from kdkit.teachers.class_indices import check_indices_of_teacher, check_names_of_teacher
+from kdkit.teachers.matching import match_classes
 from kdkit.types import Batch, TeacherOutput
 
 _logger = logging.getLogger(__name__)

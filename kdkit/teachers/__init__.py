@@ -9,7 +9,8 @@ Where to look:
     teacher.py      the frozen model; preparation.py resizes and normalises, split.py runs a batch in parts
     tap.py          features by name; structure.py, model_config.py read facts from a timm model
     class_map.py    the model's classes in the order of the data; class_names.py finds their names,
-                    imagenet.py those of ImageNet's families; class_indices.py refuses indices of an unknown order
+                    imagenet.py those of ImageNet's families; class_indices.py refuses indices of an unknown order;
+                    matching.py matches a teacher with the data
     card.py         teacher cards; card_reading.py parses them
     fingerprint.py  the record of the teacher in a cache
 """

@@ -138,13 +138,24 @@ def _check_aligned(wanted: Sequence[str], names: Sequence[str], subject: str) ->
     Raises:
         ClassMismatchError: a name stands for different classes.
     """
-    known = set(names)
-    for number, (own, given) in enumerate(zip(wanted, names, strict=False)):
-        if own != given and own in known:
-            raise ClassMismatchError(
-                f"the class_map of {subject} gives class {number} of the data, {own!r}, the teacher's class {given!r}, "
-                f"and another class its {own!r}: put the map into the data's order of classes"
-            )
+    if found := first_crossed(wanted, names):
+        number, own, given = found
+        raise ClassMismatchError(
+            f"the class_map of {subject} gives class {number} of the data, {own!r}, the teacher's class {given!r}, "
+            f"and another class its {own!r}: put the map into the data's order of classes"
+        )
+
+
+def first_crossed(wanted: Sequence[str], names: Sequence[str]) -> tuple[int, str, str] | None:
+    """Returns the first class of the data whose name stands at another place: its number, its name and the one given.
+
+    Args:
+        wanted: names of the data's classes [C].
+        names: names of the model's classes that a map gives them [C].
+    """
+    wanted, names = composed(wanted), composed(names)
+    known, pairs = set(names), enumerate(zip(wanted, names, strict=False))
+    return next(((number, own, given) for number, (own, given) in pairs if own != given and own in known), None)
 
 
 def describe_count_mismatch(subject: str, num_classes: int, names: Sequence[str]) -> str:
