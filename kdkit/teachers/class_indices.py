@@ -14,7 +14,7 @@ from kdkit.teachers.model_config import model_config
 from kdkit.teachers.teacher import Teacher
 
 _SHOWN = 5
-_OF_STUDENTS = "--class-names"
+_OF_STUDENTS = "--class-names, the names in the order of the indices"
 _OF_TEACHERS = "a class_map of the teacher, a JSON list of its classes in the data's order"
 
 
