@@ -12,7 +12,7 @@ import torch
 
 from kdkit.config import EMA, SingleTeacherConfig, StudentConfig, TeacherConfig
 from kdkit.config.normalization import format_normalization, parse_normalization
-from kdkit.errors import CheckpointError, ClassMismatchError, ConfigError, KdkitError, first_line
+from kdkit.errors import CheckpointError, ConfigError, KdkitError, first_line
 from kdkit.runtime.hardware import use_device
 from kdkit.runtime.reading import read_json
 from kdkit.student import is_student_folder, load_student
@@ -21,6 +21,7 @@ from kdkit.teachers.card import find_card
 from kdkit.teachers.class_map import ClassMap
 from kdkit.teachers.fingerprint import UNKNOWN
 from kdkit.teachers.hub import without_network
+from kdkit.teachers.matching import match_classes, with_literal_map
 from kdkit.types import Normalization
 
 _CARD_SUFFIXES = (".yaml", ".yml")
@@ -51,7 +52,7 @@ def resolve_teacher(
         config: the teacher's name and options.
         device: where it runs.
         class_names: of the data [C]; the classes of a teacher that knows their names are brought into this order,
-            unless the configuration has a class map.
+            unless the configuration has a class map, which is taken as it is; of an ImageNet family, as far as it goes.
         needs_logits: whether the teacher's logits are used; a teacher of features alone may have other classes.
         card: the card that describes the teacher's weights and input; by default the configuration does.
 
@@ -65,6 +66,8 @@ def resolve_teacher(
             "the teacher 'ema' is a student's moving average: only kdkit distill takes it, and not in an ensemble"
         )
     resolved = [_resolve_member(member, device, card if member is config else None) for member in members]
+    pairs = zip(members, resolved, strict=True)
+    resolved = [with_literal_map(teacher) if _lists_classes(member) else teacher for member, teacher in pairs]
     for teacher in resolved:
         if device.type == "cuda":  # as its kernels take convolutions; nothing else changes, the fingerprint neither
             teacher.model.to(memory_format=torch.channels_last)
@@ -88,20 +91,6 @@ def as_made(config: TeacherConfig, made_with: Mapping[str, Any]) -> TeacherConfi
         return config
     ensemble = tuple(replace(member, autocast=autocast) for member, autocast in zip(others, autocasts[1:], strict=True))
     return replace(first, autocast=autocasts[0], ensemble=ensemble)
-
-
-def match_classes(teacher: Teacher, class_names: Sequence[str], *, needs_logits: bool = True) -> Teacher:
-    """The teacher with its classes in the order of the data's, by name.
-
-    Raises:
-        ClassMismatchError: it has other classes, and its logits are needed.
-    """
-    try:
-        return teacher.for_classes(class_names)
-    except ClassMismatchError:
-        if needs_logits:
-            raise
-        return teacher
 
 
 def describe_teacher(teacher: Teacher) -> str:
@@ -241,6 +230,11 @@ def _read_class_map(name: str | None) -> ClassMap | None:
     if not isinstance(found, list) or {*map(type, found)} not in ({int}, {str}):
         raise ConfigError(f"the class map {name!r} must be a list of whole numbers or one of class names")
     return found
+
+
+def _lists_classes(config: SingleTeacherConfig) -> bool:
+    """Whether a class map gives the teacher's class for each of the data, rather than an ImageNet family."""
+    return config.class_map is not None and config.class_map.endswith(".json")
 
 
 def _weights_name(card: TeacherCard) -> str:

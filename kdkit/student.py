@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,17 +18,20 @@ from kdkit.errors import CheckpointError, ConfigError, UnknownNameError, first_l
 from kdkit.recipe import Interpolation, ViewRecipe
 from kdkit.runtime import files
 from kdkit.runtime.reading import read_json
+from kdkit.teachers.class_indices import OF_A_RUN
 from kdkit.teachers.class_names import label_names
 from kdkit.teachers.imported_model import is_import_path
-from kdkit.teachers.model_config import model_config
+from kdkit.teachers.model_config import model_config, state_config
 from kdkit.teachers.model_folder import MODEL_CONFIG
+from kdkit.teachers.stored_names import RUN_DESCRIPTION
 from kdkit.teachers.timm_model import FIRST_WEIGHTS, build_model, build_trained
 from kdkit.teachers.weights import Checkpoint, read_checkpoint
 
-STUDENT = "student.json"
+STUDENT = RUN_DESCRIPTION
 """The file of a run's folder that describes how its student is built."""
 EXPORTED = MODEL_CONFIG
 """The file of an export's folder that describes its model, in the layout of timm's hub."""
+_logger = logging.getLogger(__name__)
 _SHOWN = 16  # digits of an identity
 _MAX_BYTES = 1 << 24  # the names of a million classes
 BEST, LAST = "model_best.pth.tar", "last.pth.tar"
@@ -152,9 +156,24 @@ def _load_run(folder: Path, config: StudentConfig) -> tuple[nn.Module, Student]:
     except (ConfigError, UnknownNameError) as error:
         raise CheckpointError(f"{str(folder / STUDENT)!r} describes no student of timm: {error}") from error
     own: dict[str, Any] = {"crop_pct": student.crop_pct, "interpolation": student.interpolation}
-    own |= {"input_size": (3, student.input_size, student.input_size), "test_input_size": None, "test_crop_pct": None}
-    setattr(model, "pretrained_cfg", {**model_config(model), **own})  # noqa: B010 -- as an export has them
-    return model.eval(), dataclasses.replace(student, weights=str(found))
+    own |= {
+        OF_A_RUN: True,
+        "input_size": (3, student.input_size, student.input_size),
+        "test_input_size": None,
+        "test_crop_pct": None,
+    }
+    state_config(model, **own)  # as an export has them
+    names = _names_of_weights(student.class_names, found, folder)
+    return model.eval(), dataclasses.replace(student, weights=str(found), class_names=names)
+
+
+def _names_of_weights(names: tuple[str, ...] | None, found: Checkpoint, folder: Path) -> tuple[str, ...] | None:
+    """The class names that the weights file holds, because their order is that of its weights; else the run's."""
+    if found.class_names is None:
+        return names
+    if names is not None and names != found.class_names:
+        _logger.warning("the class names of %r are taken, which differ from those of %r", str(found.path), str(folder))
+    return found.class_names
 
 
 def _checkpoint(folder: Path) -> Path:

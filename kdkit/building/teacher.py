@@ -13,9 +13,9 @@ from kdkit.cache.codecs import RowCodec
 from kdkit.cache.format.constants import LOGITS
 from kdkit.data import PixelBatch, ReplayedDataset, ReplayLoader
 from kdkit.errors import MissingTeacherError
-from kdkit.resolve import match_classes
 from kdkit.teachers import Teacher
-from kdkit.teachers.class_names import check_tellable
+from kdkit.teachers.class_indices import check_indices_of_teacher, check_names_of_teacher
+from kdkit.teachers.matching import match_classes
 from kdkit.types import Batch, TeacherOutput
 
 _logger = logging.getLogger(__name__)
@@ -44,14 +44,17 @@ def for_dataset(teacher: Teacher, dataset: ReplayedDataset, streams: Collection[
     It is `teacher` itself if one of the two does not name its classes.
 
     Raises:
-        ClassMismatchError: the two name different classes, and a stream is of logits; names the first difference.
+        ClassMismatchError: the two name different classes, and a stream is of logits; names the first difference. One
+            of the two has class indices alone, whose order cannot be told.
     """
     names = dataset.class_names
     if names is None:
-        if not dataset.is_unlabelled and not dataset.is_multi_label:
-            check_tellable(teacher.class_names, f"the teacher {teacher.name!r}")
+        if LOGITS in streams and not dataset.is_unlabelled and not dataset.is_multi_label:
+            check_indices_of_teacher(teacher)
         return teacher
     found = match_classes(teacher, names, needs_logits=LOGITS in streams)
+    if LOGITS in streams:
+        check_names_of_teacher(teacher, names)
     if found.class_map != teacher.class_map:
         _logger.warning("the classes of the teacher %r are brought into the order of the data, by name", teacher.name)
     return found

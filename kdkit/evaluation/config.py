@@ -51,9 +51,15 @@ class EvaluateConfig(StudentConfig, ColumnsConfig, DeviceConfig, LoadingConfig, 
     amp: Literal["bfloat16", "float16"] | None = None
     """Autocast dtype of the student; none by default."""
 
+    class_names: tuple[str, ...] | None = None
+    """Names of the classes, in order, for the one of student and data that has class indices alone: the names, or one
+    file with a name per line or a JSON list; none by default."""
+
     output: str | None = None
     """JSON file to write the figures to; none by default."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_choices(self)
+        if self.class_names == ():
+            raise ConfigError("class_names is empty: name at least 2 classes, or leave it out")

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from kdkit.data import EpochSampler, ReplayedDataset, ReplayLoader, translate_worker_errors
 from kdkit.dataset import open_dataset
-from kdkit.errors import ClassMismatchError, DatasetError, OutputExistsError
+from kdkit.errors import ClassMismatchError, ConfigError, DatasetError, OutputExistsError
 from kdkit.evaluation.config import EvaluateConfig
 from kdkit.recipe import ViewRecipe
 from kdkit.resolve import resolve_device
@@ -24,10 +24,12 @@ from kdkit.runtime.hardware import fast_kernels
 from kdkit.runtime.progress import progress
 from kdkit.student import Student, load_student
 from kdkit.tasks import ClassificationTask, MultiLabelClassificationTask
-from kdkit.teachers.class_names import check_names, check_tellable, describe_count_mismatch, reorder_names
+from kdkit.teachers.class_indices import check_counted, check_tellable
+from kdkit.teachers.class_names import check_names, describe_count_mismatch, reorder_names
 from kdkit.teachers.imagenet import names_like
 from kdkit.training.evaluate import evaluate
 from kdkit.training.labels import check_labels
+from kdkit.training.selection import read_class_names
 from kdkit.types import Normalization
 
 _logger = logging.getLogger(__name__)
@@ -76,10 +78,14 @@ def evaluate_student(config: EvaluateConfig, *, show_progress: bool = False) -> 
         raise OutputExistsError(f"{str(output)!r} exists: pass --overwrite to replace it")
     device = resolve_device(config.device)
     model, student = load_student(config)
+    given, has_names = read_class_names(config.class_names), student.class_names is not None
+    student = student if has_names else dataclasses.replace(student, class_names=given)
     dataset = _open_images(config, student)
+    if given is not None and has_names and dataset.class_names is not None:
+        raise ConfigError(f"{config.student!r} and {config.data!r} both name their classes: leave out class_names")
     if dataset.is_unlabelled:
         raise DatasetError(f"no image of {config.data!r} has a label to evaluate with: give a folder of class folders")
-    normalization, model = Normalization.of(model), _match_classes(config, model, student, dataset)
+    normalization, model = Normalization.of(model), _match_classes(config, model, student, dataset, given)
     loader = ReplayLoader(
         dataset,
         EpochSampler(range(len(dataset)), config.batch_size, shuffle=False),
@@ -141,22 +147,35 @@ def _recipe(config: EvaluateConfig, student: Student) -> ViewRecipe:
     )
 
 
-def _match_classes(config: EvaluateConfig, model: nn.Module, student: Student, dataset: ReplayedDataset) -> nn.Module:
+def _match_classes(
+    config: EvaluateConfig,
+    model: nn.Module,
+    student: Student,
+    dataset: ReplayedDataset,
+    given: Sequence[str] | None,
+) -> nn.Module:
     """The model with its classes in the order of the data's, by name where both name them.
 
     Raises:
-        ClassMismatchError: the data has other classes; names the first difference.
+        ClassMismatchError: the data has other classes; names the first difference. One of the two has class indices
+            alone, whose order cannot be told.
     """
-    names, count, subject = dataset.class_names, getattr(model, "num_classes", None), f"the student {config.student!r}"
+    names, count, subject = (
+        dataset.class_names or given,
+        getattr(model, "num_classes", None),
+        f"the student {config.student!r}",
+    )
     if count is not None:
         check_labels(dataset, count, config.data)
     if names is None:
-        check_tellable(student.class_names, subject)
+        if not dataset.is_multi_label:
+            check_tellable(student.class_names, subject)
         return model
     known = check_names(student.class_names, model, subject) or names_like(names, count)
     if known is None:
         if count is not None and count != len(names):
             raise ClassMismatchError(describe_count_mismatch(subject, count, names))
+        check_counted(model, names, subject)
         return model
     index = reorder_names(names, known, subject, takes_map=False)
     if index == tuple(range(len(index))):

@@ -21,8 +21,9 @@ from kdkit.recipe import Interpolation, ViewRecipe
 from kdkit.resolve import card_of, describe_teacher, resolve_device, resolve_teacher
 from kdkit.teachers import Teacher, TeacherCard, TeacherEnsemble
 from kdkit.teachers.card import PublishedTop1
+from kdkit.teachers.class_indices import check_indices_of_teacher, check_names_of_teacher
 from kdkit.teachers.class_map import map_names
-from kdkit.teachers.class_names import check_tellable, describe_count_mismatch
+from kdkit.teachers.class_names import describe_count_mismatch
 from kdkit.teachers.model_config import model_config
 from kdkit.training.labels import check_labels
 
@@ -181,8 +182,7 @@ def _in_order_of(names: Sequence[str] | None, teacher: Teacher) -> Teacher:
 def _class_numbers(teacher: Teacher, dataset: ReplayedDataset) -> list[int]:
     """The teacher's class [K] for each class of the dataset [C]."""
     names, subject = list(dataset.class_names or ()), f"the teacher {teacher.name!r}"
-    if not names:
-        check_tellable(teacher.class_names, subject)
+    check_names_of_teacher(teacher, names) if names else check_indices_of_teacher(teacher)
     known = teacher.names_like(names) if names else None
     if known is not None and teacher.class_map is None:
         return list(map_names(names, known, subject))

@@ -26,7 +26,16 @@ def label_names(model: nn.Module) -> tuple[str, ...] | None:
     Raises:
         ClassMismatchError: they are not names, or not one for each class of the model.
     """
-    found: Any = model_config(model).get("label_names")
+    names = listed_names(model_config(model).get("label_names"))
+    return None if names is None else check_names(names, model, "the model", "label_names")
+
+
+def listed_names(found: Any) -> tuple[str, ...] | None:
+    """Returns the names of classes [K] that a description holds, as a list or by index, composed; None stays None.
+
+    Raises:
+        ClassMismatchError: they are not names.
+    """
     if found is None:
         return None
     names = [found[key] for key in sorted(found, key=_index)] if isinstance(found, Mapping) else found
@@ -34,7 +43,7 @@ def label_names(model: nn.Module) -> tuple[str, ...] | None:
         raise ClassMismatchError(
             f"the label_names in the model's configuration are {str(found)[:60]!r}: expected a list of names"
         )
-    return check_names(names, model, "the model", "label_names")
+    return composed(names)
 
 
 def check_names(
@@ -52,26 +61,6 @@ def check_names(
             "model's order"
         )
     return None if names is None else composed(names)
-
-
-def check_tellable(names: Sequence[str] | None, subject: str) -> None:
-    """Checks that data whose labels are class indices cannot mean classes that are named by other numbers.
-
-    A table's label 2 is the class of index 2; of a model whose classes are '1', '2' and '10' it may mean either.
-
-    Raises:
-        ClassMismatchError: the model's classes are named by whole numbers, and not by those of their places.
-    """
-    if names and all(name.isascii() and name.isdigit() for name in names) and list(names) != _places(len(names)):
-        raise ClassMismatchError(
-            f"the labels of the data are class indices, and the classes of {subject} are named by numbers "
-            f"({', '.join(names[:_SHOWN])}{', ...' if len(names) > _SHOWN else ''}): which of the two a label means "
-            "cannot be told; give class folders, or labels that are other names than numbers"
-        )
-
-
-def _places(count: int) -> list[str]:
-    return [str(place) for place in range(count)]
 
 
 def pick_names(names: tuple[str, ...] | None, class_map: tuple[int, ...] | None) -> tuple[str, ...] | None:
@@ -149,13 +138,24 @@ def _check_aligned(wanted: Sequence[str], names: Sequence[str], subject: str) ->
     Raises:
         ClassMismatchError: a name stands for different classes.
     """
-    known = set(names)
-    for number, (own, given) in enumerate(zip(wanted, names, strict=False)):
-        if own != given and own in known:
-            raise ClassMismatchError(
-                f"the class_map of {subject} gives class {number} of the data, {own!r}, the teacher's class {given!r}, "
-                f"and another class its {own!r}: put the map into the data's order of classes"
-            )
+    if found := first_crossed(wanted, names):
+        number, own, given = found
+        raise ClassMismatchError(
+            f"the class_map of {subject} gives class {number} of the data, {own!r}, the teacher's class {given!r}, "
+            f"and another class its {own!r}: put the map into the data's order of classes"
+        )
+
+
+def first_crossed(wanted: Sequence[str], names: Sequence[str]) -> tuple[int, str, str] | None:
+    """Returns the first class of the data whose name stands at another place: its number, its name and the one given.
+
+    Args:
+        wanted: names of the data's classes [C].
+        names: names of the model's classes that a map gives them [C].
+    """
+    wanted, names = composed(wanted), composed(names)
+    known, pairs = set(names), enumerate(zip(wanted, names, strict=False))
+    return next(((number, own, given) for number, (own, given) in pairs if own != given and own in known), None)
 
 
 def describe_count_mismatch(subject: str, num_classes: int, names: Sequence[str]) -> str:

@@ -112,7 +112,8 @@ class TeacherEnsemble(Teacher):
 
 def _class_names(members: Sequence[Teacher]) -> tuple[str, ...] | None:
     """The names of the classes, which are one order for all members; None if no member knows them."""
-    return next((member.class_names for member in members if member.class_names is not None), None)
+    named = [member for member in members if member.class_names is not None]
+    return next((member.class_names for member in sorted(named, key=lambda member: member.has_literal_map)), None)
 
 
 def _sha256_of(values: list[Any]) -> str:

@@ -13,7 +13,7 @@ from torch import nn
 from kdkit.errors import ClassMismatchError, ConfigError
 from kdkit.teachers.class_map import ClassMap, MissingClasses
 from kdkit.teachers.class_names import label_names
-from kdkit.teachers.model_config import model_config, unwrap_timm_teacher
+from kdkit.teachers.model_config import model_config, state_config, unwrap_timm_teacher
 from kdkit.teachers.preparation import Resize
 from kdkit.teachers.teacher import Teacher
 from kdkit.teachers.timm_model import build_model
@@ -114,5 +114,8 @@ def _resolve_model(
         raise ConfigError(f"a teacher is a timm name or an nn.Module, got {type(model).__name__}")
     if checkpoint is not None:
         plain = unwrap_timm_teacher(model)[0]
-        load_state(plain, read_checkpoint(checkpoint).fitted_to(unwrap_model(plain).state_dict().keys()), checkpoint)
+        found = read_checkpoint(checkpoint)
+        load_state(plain, found.fitted_to(unwrap_model(plain).state_dict().keys()), checkpoint)
+        if found.class_names is not None:
+            state_config(plain, label_names=found.class_names)
     return model

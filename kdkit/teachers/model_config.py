@@ -18,6 +18,11 @@ def model_config(model: nn.Module) -> dict[str, Any]:
     return dict(config) if config else {}
 
 
+def state_config(model: nn.Module, **entries: Any) -> None:
+    """Sets entries of a model's pretrained_cfg, which describe its weights."""
+    setattr(unwrap_model(model), "pretrained_cfg", {**model_config(model), **entries})  # noqa: B010 -- not a tensor
+
+
 def only_input_size(model: nn.Module) -> tuple[int, int] | None:
     """Returns (H, W) in pixels of a model that accepts no other size, such as a ViT with a fixed position embedding."""
     config = model_config(model)
@@ -28,6 +33,14 @@ def only_input_size(model: nn.Module) -> tuple[int, int] | None:
         _, height, width = config["input_size"]
         return height, width
     return None
+
+
+def find_classifiers(model: nn.Module) -> list[nn.Module]:
+    """Returns the classifiers of a model: one, two of a distilled transformer, none if it does not name them."""
+    names, modules = model_config(model).get("classifier") or (), dict(model.named_modules())
+    found = [modules[name] for name in ((names,) if isinstance(names, str) else names) if name in modules]
+    given: Any = getattr(model, "get_classifier", lambda: ())() if not found else ()
+    return found or [head for head in (given if isinstance(given, (tuple, list)) else (given,)) if head is not None]
 
 
 def unwrap_timm_teacher(model: nn.Module) -> tuple[nn.Module, Normalization | None]:

@@ -22,7 +22,8 @@ FOLDER_PREFIX = "local-dir:"
 MODEL_CONFIG = "config.json"
 """The file that describes the model."""
 _MAX_BYTES = 1 << 24  # the names of a million classes
-_WEIGHTS = ("model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth")  # as timm prefers them
+HUB_WEIGHTS = ("model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth")
+"""The weights files of such a folder, in the order in which timm prefers them."""
 _ENDINGS = (".safetensors", ".pth", ".pth.tar", ".bin")
 
 
@@ -34,11 +35,11 @@ def find_weights(name: str) -> Path:
     """
     folder = Path(name.removeprefix(FOLDER_PREFIX))
     _check_description(folder / MODEL_CONFIG)
-    named = [folder / file for file in _WEIGHTS]
+    named = [folder / file for file in HUB_WEIGHTS]
     others = [path for ending in _ENDINGS for path in sorted(folder.glob(f"*{ending}"))]
     found = next((path for path in [*named, *others] if path.exists()), None)
     if found is None:
-        raise CheckpointError(f"{str(folder)!r} holds no weights: expected {_WEIGHTS[0]} next to {MODEL_CONFIG}")
+        raise CheckpointError(f"{str(folder)!r} holds no weights: expected {HUB_WEIGHTS[0]} next to {MODEL_CONFIG}")
     return found
 
 

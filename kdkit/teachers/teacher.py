@@ -76,7 +76,7 @@ class Teacher(nn.Module):
     ) -> None:
         super().__init__()
         model, own_normalization = unwrap_timm_teacher(model)
-        self._frozen = (_freeze(model),)  # a tuple hides the model from nn.Module's registry
+        self._frozen = (model.eval().requires_grad_(False),)  # a tuple hides the model from nn.Module's registry
         config = model_config(model)
         self.name = name or str(config.get("architecture") or type(unwrap_model(model)).__name__)
         self.input_size = input_size or only_input_size(model)
@@ -84,6 +84,7 @@ class Teacher(nn.Module):
         self.input_normalization = input_normalization or self.normalization
         self._model_class_names = check_names(class_names, model, self._subject)
         self.class_map = resolve_class_map(class_map, model, self._subject, class_names, missing_classes)
+        self.has_literal_map = False
         self.taps = check_taps(model, taps, self._subject)
         self.resize = resize
         self.autocast = autocast
@@ -143,7 +144,7 @@ class Teacher(nn.Module):
         Raises:
             ClassMismatchError: the data has other classes; names the first difference.
         """
-        known = self.names_like(names)
+        known = None if self.has_literal_map else self.names_like(names)
         if known is None or (index := match_names(names, known, self.class_map, self._subject)) is None:
             return self
         return self._with(class_map=index, class_names=self._model_class_names if self.class_map else known)
@@ -162,6 +163,7 @@ class Teacher(nn.Module):
             "autocast": self.autocast,
         }
         twin = Teacher(self.model, **{**settings, **changes})
+        twin.has_literal_map = self.has_literal_map
         return twin if self._compile_options is None else twin.compile(**self._compile_options)
 
     def compile(self, **options: Any) -> Self:  # type: ignore[override]  # torch's own returns nothing
@@ -242,7 +244,3 @@ class Teacher(nn.Module):
         self.register_buffer("_class_index", None if index is None else index.to(reference.device), persistent=False)
 
     _class_index: Tensor | None
-
-
-def _freeze(model: nn.Module) -> nn.Module:
-    return model.eval().requires_grad_(False)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from kdkit.errors import CheckpointError, ConfigError, KdkitError, UnknownNameEr
 from kdkit.runtime.memory import is_out_of_memory
 from kdkit.teachers.hub import quiet_hub
 from kdkit.teachers.imported_model import create_imported_model, find_function, is_import_path
-from kdkit.teachers.model_config import model_config
+from kdkit.teachers.model_config import model_config, state_config
 from kdkit.teachers.model_folder import FOLDER_PREFIX, check_num_weights, find_weights
 from kdkit.teachers.torchvision_model import (
     PREFIX,
@@ -85,7 +84,9 @@ def _with_weights(name: str, checkpoint: Checkpoint, subject: str) -> nn.Module:
     load_state(module, state, checkpoint.path)
     if own := ({} if size is None else {"input_size": (3, size, size)}) | checkpoint.input_config():
         unset = {"test_input_size": None, "test_crop_pct": None}  # of timm's own weights
-        setattr(module, "pretrained_cfg", {**model_config(module), **unset, **own})  # noqa: B010 -- not a tensor
+        state_config(module, **unset, **own)
+    if checkpoint.class_names is not None:
+        state_config(module, label_names=checkpoint.class_names)
     return module
 
 
@@ -113,24 +114,6 @@ def build_trained(
     module = make()
     module.load_state_dict(state, strict=True)
     return module
-
-
-def load_body(module: nn.Module, checkpoint: Checkpoint) -> None:
-    """Loads a checkpoint's weights into a model whose classifier may be another one, which then stays as it is.
-
-    Raises:
-        CheckpointError: other weights than the classifier's do not fit.
-    """
-    own = module.state_dict()
-    state = dict(checkpoint.fitted_to(own.keys()))
-    names = model_config(module).get("classifier") or ()
-    heads = tuple(f"{name}." for name in ((names,) if isinstance(names, str) else names))
-    if any(name.startswith(heads) and name in state and state[name].shape != own[name].shape for name in own):
-        logging.getLogger(__name__).warning(
-            "%r: its classifier has other classes, and is left out", str(checkpoint.path)
-        )
-        state |= {name: value for name, value in own.items() if name.startswith(heads)}
-    load_state(module, state, checkpoint.path)
 
 
 def check_name(name: str, subject: str = "model") -> None:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from kdkit.errors import CheckpointError
 from kdkit.teachers.model_config import model_config
+from kdkit.teachers.stored_names import stored_names
 from kdkit.teachers.weights_file import load_weights_file
 
 _EMA = ("state_dict_ema", "model_ema", "ema_state_dict", "ema_model", "ema")
@@ -47,6 +48,8 @@ class Checkpoint:
     """Whether a moving average is taken rather than the model itself."""
     num_epochs: int | None = None
     """Number of epochs after which it was written, if the file tells."""
+    class_names: tuple[str, ...] | None = None
+    """Names of the classes [K] of these weights, where kdkit stored them."""
 
     def __str__(self) -> str:
         """The file, when in its training it was written, and whether its moving average is taken, for people."""
@@ -131,7 +134,7 @@ def read_checkpoint(path: str | Path, *, ema: bool | None = None) -> Checkpoint:
     settings = vars(args) if isinstance(args, argparse.Namespace) else args if isinstance(args, Mapping) else {}
     epoch = content.get("epoch") if isinstance(content, Mapping) else None  # timm counts from 0
     num_epochs = epoch + 1 if type(epoch) is int and epoch >= -1 else None
-    return Checkpoint(path, found[1], found[0], settings, prefers_ema, num_epochs)
+    return Checkpoint(path, found[1], found[0], settings, prefers_ema, num_epochs, stored_names(path, content))
 
 
 def _find(content: Any, containers: Sequence[str], depth: int = 2) -> tuple[str, Mapping[str, Tensor]] | None:

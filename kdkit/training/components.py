@@ -25,8 +25,10 @@ from kdkit.student import Student, is_student_folder
 from kdkit.tasks import DistillationTask, TrainingTask
 from kdkit.teachers import Teacher
 from kdkit.teachers.card import find_card
-from kdkit.teachers.class_names import check_tellable, describe_count_mismatch
-from kdkit.teachers.timm_model import FIRST_WEIGHTS, check_name, create_model, load_body, size_option
+from kdkit.teachers.class_indices import check_indices_of_teacher, check_names_of_teacher
+from kdkit.teachers.class_names import describe_count_mismatch
+from kdkit.teachers.starting_weights import load_body
+from kdkit.teachers.timm_model import FIRST_WEIGHTS, check_name, create_model, size_option
 from kdkit.teachers.weights import read_checkpoint
 from kdkit.training.config import DistillConfig
 from kdkit.training.create_task import create_task
@@ -87,7 +89,7 @@ def make_task(
             raise ClassMismatchError(describe_count_mismatch(f"the teacher {teacher.name!r}", count, names))
     num_classes = _num_classes(config, dataset, cache, teacher)
     check_labels(dataset, num_classes, name_data(config.data))
-    student = _create_student(config, dataset, num_classes)
+    student = _create_student(config, dataset, num_classes, class_names_of(dataset, cache, teacher))
     return create_task(config, student, teacher, cache, is_multi_label=dataset.is_multi_label).to(device)
 
 
@@ -102,7 +104,9 @@ def live_teacher_of(task: TrainingTask) -> Teacher | None:
     return task.teacher if isinstance(task, DistillationTask) else None
 
 
-def _create_student(config: DistillConfig, dataset: ReplayedDataset, num_classes: int) -> nn.Module:
+def _create_student(
+    config: DistillConfig, dataset: ReplayedDataset, num_classes: int, class_names: Sequence[str] | None
+) -> nn.Module:
     """The student, its random weights drawn from the seed."""
     options = config.student_options
     if options.get("in_chans", 3) != 3:
@@ -125,7 +129,7 @@ def _create_student(config: DistillConfig, dataset: ReplayedDataset, num_classes
     arguments = {"pretrained": config.pretrained, **_model_args(config, dataset, num_classes)}
     student = create_model(config.student, "student", **arguments)
     if checkpoint is not None:
-        load_body(student, checkpoint)
+        load_body(student, checkpoint, class_names)
     return student
 
 
@@ -155,8 +159,10 @@ def _live_teacher(config: DistillConfig, dataset: ReplayedDataset, device: torch
     if config.is_ema_teacher:
         return EMA
     teacher = resolve_teacher(config.teacher, device, dataset.class_names, needs_logits=config.compares_logits)
-    if dataset.class_names is None and not dataset.is_unlabelled and not dataset.is_multi_label:
-        check_tellable(teacher.class_names, f"the teacher {teacher.name!r}")
+    if config.compares_logits and dataset.class_names is not None:
+        check_names_of_teacher(teacher, dataset.class_names)
+    elif config.compares_logits and not dataset.is_unlabelled and not dataset.is_multi_label:
+        check_indices_of_teacher(teacher)
     return teacher
 
 

@@ -18,6 +18,7 @@ from kdkit.runtime.install import install_command
 from kdkit.runtime.output import prepare_output
 from kdkit.student import CACHES, STUDENT, WEIGHTS, Student, describe_caches, load_student
 from kdkit.student import EXPORTED as CONFIG
+from kdkit.teachers.class_indices import OF_A_RUN, TAG
 from kdkit.teachers.model_config import model_config
 from kdkit.teachers.timm_model import is_timm_name
 from kdkit.training.config import ExportConfig
@@ -28,7 +29,7 @@ ONNX = "model.onnx"
 _FILES = (WEIGHTS, CONFIG, STUDENT, CARD, ONNX)
 _OF_TIMMS_WEIGHTS = (
     *("url", "file", "state_dict", "hf_hub_id", "hf_hub_filename", "source", "license", "origin_url", "description"),
-    *("paper_name", "paper_ids", "notes"),
+    *("paper_name", "paper_ids", "notes", OF_A_RUN),
 )
 """Entries of a pretrained_cfg that tell where its weights come from."""
 
@@ -81,7 +82,7 @@ def _write_for_timm(model: nn.Module, student: Student, folder: Path) -> None:
     """Writes weights and config.json as timm's hub has them; what timm knows of its own weights is left out."""
     normalization = Normalization.of(model)
     own = {name: value for name, value in model_config(model).items() if name not in _OF_TIMMS_WEIGHTS}
-    setattr(model, "pretrained_cfg", own | {"tag": "kdkit", "custom_load": False})  # noqa: B010 -- not a tensor
+    setattr(model, "pretrained_cfg", own | {"tag": TAG, "custom_load": False})  # noqa: B010 -- not a tensor
     save_for_hf(
         model,
         folder,

@@ -11,7 +11,7 @@ from typing_extensions import Self
 
 from kdkit.errors import ConfigError
 from kdkit.tasks import TrainingTask
-from kdkit.teachers.model_config import model_config
+from kdkit.teachers.model_config import find_classifiers
 from kdkit.training.setup import wrap_again
 
 
@@ -70,12 +70,7 @@ class FrozenBody:
 
 def _find_heads(student: Any) -> list[nn.Module]:
     """The classifiers of a model: one, or two of a distilled transformer."""
-    names = model_config(student).get("classifier") or ()
-    modules = dict(student.named_modules())
-    found = [modules[name] for name in ((names,) if isinstance(names, str) else names) if name in modules]
-    if not found and hasattr(student, "get_classifier"):
-        given = student.get_classifier()
-        found = [head for head in (given if isinstance(given, (tuple, list)) else (given,)) if head is not None]
+    found = find_classifiers(student)
     if not any(parameter.requires_grad for head in found for parameter in head.parameters()):
         raise ConfigError(
             f"frozen_epochs needs a head that learns, and {type(student).__name__} names none: set its pretrained_cfg "

@@ -46,10 +46,9 @@ class ChosenClasses:
         Raises:
             ConfigError: a file cannot be read, or is no list.
         """
-        names = config.class_names
-        if names is not None and len(names) == 1:
-            names = tuple(_read_names(names[0]))
-        return cls(names, None if config.class_map is None else _read_map(config.class_map))
+        return cls(
+            read_class_names(config.class_names), None if config.class_map is None else _read_map(config.class_map)
+        )
 
     def select(self, cache: CacheReader | None, dataset: ReplayedDataset) -> CacheReader | None:
         """The cache of these classes; `cache` itself if the run takes all of its classes, under their own names."""
@@ -151,6 +150,11 @@ def draw_fraction(keys: Sequence[str], targets: Any, fraction: float, seed: int)
     place = np.concatenate([(np.arange(size) + 0.5) / size for size in sizes])  # in its class, from 0 to 1
     order = by_class[np.lexsort((hashes[by_class], place))]
     return sorted(order[:count].tolist())
+
+
+def read_class_names(given: tuple[str, ...] | None) -> tuple[str, ...] | None:
+    """The names that are given, or that are in the one file that is given; None stays None."""
+    return tuple(_read_names(given[0])) if given is not None and len(given) == 1 else given
 
 
 def _read_names(path: str) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import unicodedata
 from pathlib import Path
@@ -17,6 +18,7 @@ from timm.models import save_for_hf
 
 from kdkit import Teacher, TeacherEnsemble, ViewRecipe, build_cache, create_teacher, open_cache
 from kdkit.building.config import BuildConfig
+from kdkit.building.teacher import for_dataset
 from kdkit.config import SingleTeacherConfig, TeacherConfig
 from kdkit.data import ArraySource, ReplayedDataset
 from kdkit.errors import ClassMismatchError
@@ -200,6 +202,29 @@ def test_a_class_map_goes_before_the_names(export: Path, tmp_path: Path) -> None
     assert resolve_teacher(config, CPU, ["a", "b"]).class_map == (2, 0)
     (tmp_path / "map.json").write_text(json.dumps(["eel", "cat"]))
     assert resolve_teacher(config, CPU, ["a", "b"]).class_names == ("eel", "cat")
+
+
+@pytest.mark.parametrize(("given", "index"), [([0, 2, 1], (0, 2, 1)), (["eel", "dog", "cat"], (2, 0, 1))])
+def test_a_class_map_is_literal_where_the_data_has_the_teachers_names(
+    given: list[int] | list[str],
+    index: tuple[int, ...],
+    export: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    (tmp_path / "map.json").write_text(json.dumps(given))
+    config = TeacherConfig(f"local-dir:{export}", class_map=str(tmp_path / "map.json"))
+    data = ["cat", "dog", "eel"]
+    teacher = resolve_teacher(config, CPU, data)
+    assert teacher.class_map == index
+    assert "gives class 0 of the data, 'cat', the class" in caplog.text
+    assert teacher.with_taps(["pooled"]).for_classes(data).class_map == index
+    images = np.zeros((3, 32, 32, 3), dtype=np.uint8)
+    dataset = ReplayedDataset(ArraySource(images, [0, 1, 2], class_names=data), ViewRecipe(size=32))
+    assert for_dataset(resolve_teacher(config, CPU), dataset, ["logits"]).class_map == index
+    both = resolve_teacher(dataclasses.replace(config, ensemble=(SingleTeacherConfig(str(export)),)), CPU, data)
+    assert isinstance(both, TeacherEnsemble)
+    assert [member.class_map for member in both.for_classes(data).members] == [index, (1, 0, 2)]
 
 
 def test_every_member_of_an_ensemble_is_matched(export: Path) -> None:

@@ -20,7 +20,8 @@ from kdkit.config import SingleTeacherConfig, StudentConfig
 from kdkit.config.normalization import format_normalization, parse_normalization
 from kdkit.errors import CheckpointError, ConfigError, UnknownNameError
 from kdkit.student import load_student
-from kdkit.teachers.timm_model import create_model, load_body, size_option
+from kdkit.teachers.starting_weights import load_body
+from kdkit.teachers.timm_model import create_model, size_option
 from kdkit.teachers.weights import read_checkpoint
 
 TRAIN = ["--epochs", "1", "--batch-size", "10", "--workers", "0", "--size", "32", "--no-preflight"]

@@ -1,0 +1,40 @@
+"""A teacher's classes matched with those of the data."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+from kdkit.errors import ClassMismatchError
+from kdkit.teachers.class_names import first_crossed
+from kdkit.teachers.teacher import Teacher
+
+_logger = logging.getLogger(__name__)
+
+
+def match_classes(teacher: Teacher, class_names: Sequence[str], *, needs_logits: bool = True) -> Teacher:
+    """The teacher with its classes in the order of the data's, by name; with a literal class map as it is.
+
+    Raises:
+        ClassMismatchError: it has other classes, and its logits are needed.
+    """
+    if teacher.has_literal_map and (found := first_crossed(class_names, teacher.class_names or ())):
+        number, own, given = found
+        _logger.warning(
+            "the class_map gives class %d of the data, %r, the class %r of the teacher %r, and another class its %r: "
+            "it is taken as it is",
+            *(number, own, given, teacher.name, own),
+        )
+    try:
+        return teacher.for_classes(class_names)
+    except ClassMismatchError:
+        if needs_logits:
+            raise
+        return teacher
+
+
+def with_literal_map(teacher: Teacher) -> Teacher:
+    """A Teacher of the same model that keeps its class map where the data has these names in another order."""
+    twin = teacher.for_input(teacher.input_normalization)
+    twin.has_literal_map = True
+    return twin
