@@ -93,7 +93,7 @@ def _make_base(folder: Path, logits: str, features: str, *, packed: bool) -> Bas
         num_views=VIEWS,
         codecs={
             "logits": codec.fit(values[0]) if codec.needs_fit else codec,
-            "pooled": create_feature_codec(features, (WIDTH,)),
+            "pooled": create_feature_codec(features, (WIDTH,)).suited_to(embedded[0]),
             RECORDS: RecordCodec((RECORD_BYTES,)),
         },
         teacher={"name": "none", "dtype": "torch.float32", "weights_sha256": "0" * 64},

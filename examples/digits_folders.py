@@ -19,7 +19,7 @@ from kdkit.demo.digits import load_digits
 
 def main(folder: Path) -> None:
     """Writes the four folders."""
-    digits = load_digits()
+    digits = load_digits(labels_per_class=10)
     train, labelled = set(digits.train), set(digits.labelled)
     for row, label in enumerate(digits.labels.tolist()):
         parts = [f"val/{label}"]

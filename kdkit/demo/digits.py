@@ -44,8 +44,11 @@ class Digits:
         )
 
 
-def load_digits() -> Digits:
+def load_digits(labels_per_class: int = LABELS_PER_CLASS) -> Digits:
     """Loads the digits; the split is always the same.
+
+    Args:
+        labels_per_class: number of training digits of each class whose labels are given.
 
     Raises:
         MissingDependencyError: scikit-learn is not installed.
@@ -60,7 +63,7 @@ def load_digits() -> Digits:
     rows = np.arange(len(labels))
     train_rows, held_out = train_test_split(rows, test_size=0.25, stratify=labels, random_state=0)
     labelled = [
-        row for digit in range(NUM_CLASSES) for row in train_rows[labels[train_rows] == digit][:LABELS_PER_CLASS]
+        row for digit in range(NUM_CLASSES) for row in train_rows[labels[train_rows] == digit][:labels_per_class]
     ]
     images = (data.images * (255 / 16)).round().astype(np.uint8)
     return Digits(images, labels, train_rows.tolist(), held_out.tolist(), [int(row) for row in labelled])

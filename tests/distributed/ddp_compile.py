@@ -1,4 +1,7 @@
-"""Run by run_ranks: torch.compile(task) after prepare_distributed, and task.compile() before it, against eager."""
+"""Run by run_ranks: torch.compile(task) after prepare_distributed, and task.compile() before it, against eager.
+
+Inductor, which takes long, compiles tasks in tests/tasks.
+"""
 
 from __future__ import annotations
 
@@ -20,9 +23,9 @@ def main(output: str) -> None:
     for way in ("eager", "compile the task after", "compile inside before"):
         task = LogitDistillationTask(tiny_model("test_efficientnet"), tiny_model("test_resnet", seed=1))
         if way == "compile inside before":
-            task.compile(backend="aot_eager")  # inductor, which takes long, compiles the whole task below
+            task.compile(backend="aot_eager")
         task.prepare_distributed()
-        step = torch.compile(task) if way == "compile the task after" else task
+        step = torch.compile(task, backend="aot_eager") if way == "compile the task after" else task
         result = step(images, target)
         result["loss"].backward()
         losses.append(float(result["loss"].detach()))
