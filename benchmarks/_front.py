@@ -1,20 +1,25 @@
-"""The README's tables, made from the newest results: `python benchmarks/run.py --readme` rewrites them.
+"""The figures of the README and of docs/benchmarks.md, from the newest results: `python benchmarks/run.py --readme`.
 
-Each table is in the README between `<!-- figures: NAME -->` and `<!-- end -->`. A test compares them with the results.
+Each is between `<!-- figures: NAME -->` and `<!-- end -->`. A test compares them with the results.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+import textwrap
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from _claims import verdicts
 from _result import RESULTS, latest
 
-README = Path(__file__).parents[1] / "README.md"
+ROOT = Path(__file__).parents[1]
+PAGES = (ROOT / "README.md", ROOT / "docs" / "benchmarks.md")
 BLOCK = re.compile(r"(<!-- figures: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 BUDGETS = (48, 64, 96, 128, 192)
+WAYS = ("labels alone", "live teacher", "cached teacher")
+WIDTH = 130  # characters of a line
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -28,19 +33,23 @@ def ratios(folder: Path) -> str:
     return _table(("what", "target", "measured, median (quartiles)", "met", "result"), rows)
 
 
+def _at_most(figures: Mapping[str, Any], prefix: str, budget: int) -> Mapping[str, Any]:
+    """The largest format of that name within the budget of bytes."""
+    fitting = [f for name, f in figures.items() if name.startswith(prefix) and f["bytes"] <= budget]
+    return max(fitting, key=lambda f: f["bytes"])
+
+
 def codecs(folder: Path) -> str:
     """Divergence at equal bytes."""
     figures = latest("codecs", folder)["figures"]
 
-    def at_most(prefix: str, budget: int) -> str:
-        """KL of the largest format of that name within the budget."""
-        fitting = [f for name, f in figures.items() if name.startswith(prefix) and f["bytes"] <= budget]
-        return f"{max(fitting, key=lambda f: f['bytes'])['kl']:.3f}"
-
     rows = [
         ("`lowrank`, the default", *(f"{figures[f'lowrank {budget}']['kl']:.3f}" for budget in BUDGETS)),
-        ("`topk`, bit-packed", *(at_most("topk k=", budget) for budget in BUDGETS)),
-        ("top-k as float16 value and 16-bit id", *(at_most("published top-", budget) for budget in BUDGETS)),
+        ("`topk`, bit-packed", *(f"{_at_most(figures, 'topk k=', budget)['kl']:.3f}" for budget in BUDGETS)),
+        (
+            "top-k as float16 value and 16-bit id",
+            *(f"{_at_most(figures, 'published top-', budget)['kl']:.3f}" for budget in BUDGETS),
+        ),
     ]
     table = _table(("bytes per row (1,000 classes)", *map(str, BUDGETS)), rows)
     exact = " ".join(
@@ -75,27 +84,71 @@ def story(folder: Path) -> str:
     return _table(header, rows)
 
 
+def demo(folder: Path) -> str:
+    """The result of the demonstration in a paragraph."""
+    result = latest("demo", folder)
+    found = result["figures"]
+    top1 = {way: f"{found[way]['top1']} ± {found[way]['spread']} %" for way in WAYS}
+    seconds = {way: f"{found[way]['seconds']:.0f} s" for way in WAYS}
+    sentences = (
+        f"In the demonstration, {found['labels']} labels alone bring a small student to {top1['labels alone']},",
+        f"a live teacher to {top1['live teacher']}, and the teacher's cache to {top1['cached teacher']}.",
+        f"A student takes {seconds['live teacher']} with the live teacher, {seconds['cached teacher']} from the cache,",
+        f"which took {found['build: seconds']:.0f} s to build, once ({found['seeds']} seeds, {result['date']}).",
+    )
+    return textwrap.fill(" ".join(sentences), WIDTH) + "\n"
+
+
+def points(folder: Path) -> str:
+    """What the newest results say of size and speed, as points of a list."""
+    codecs, step, build = (latest(name, folder)["figures"] for name in ("codecs", "step", "build"))
+    row, same = codecs["lowrank 96"], _at_most(codecs, "topk k=", 96)
+    steps = _range(step, "cache over cross-entropy")
+    builds = _range(build, "build over bare loop")
+    found = (
+        f"**Small.** 1,000 classes in {row['bytes']} bytes per view, {row['kl']:.3f} nats from the teacher, where "
+        f"top-k of the same bytes is {same['kl']:.3f} away ([benchmarks](docs/benchmarks.md)).",
+        f"**Fast.** A step from the cache takes {steps} of the time of a step on labels alone; a build has {builds} of "
+        "the speed of a bare loop of the teacher.",
+    )
+    return "".join(textwrap.fill(f"- {point}", WIDTH, subsequent_indent="  ") + "\n" for point in found)
+
+
+def _range(figures: Mapping[str, Any], ending: str) -> str:
+    """The smallest and the largest median of the ratios with this ending, as far as two digits tell them apart."""
+    medians = [f"{figure['median']:.2f}" for name, figure in figures.items() if name.endswith(ending)]
+    return " to ".join(sorted({min(medians), max(medians)}))
+
+
 HELD_OUT = {"new_crop": "new crops", "other_half": "other halves", "held_out": "other photographs"}
 NAMES = {
     "untaught": "nothing: initial weights",
     "the taught crops' mean answer": "constant: mean prediction on the training crops",
 }
 SCORES = (("kl", ".3f"), ("top1", ".1f"))
-TABLES: dict[str, Callable[[Path], str]] = {"ratios": ratios, "codecs": codecs, "reading": reading, "story": story}
+FIGURES: dict[str, Callable[[Path], str]] = {
+    "demo": demo,
+    "points": points,
+    "ratios": ratios,
+    "codecs": codecs,
+    "reading": reading,
+    "story": story,
+}
 
 
 def fill(text: str, folder: Path = RESULTS) -> str:
-    """The README's text with every table as the newest results in `folder` have it."""
+    """The text of a page with every figure as the newest results in `folder` have it."""
     return BLOCK.sub(lambda match: f"{match[1]}\n{_made(match[2], folder)}\n{match[3]}", text)
 
 
 def _made(name: str, folder: Path) -> str:
     try:
-        return TABLES[name](folder)
+        return FIGURES[name](folder)
     except FileNotFoundError as error:
         return f"*Not measured yet: {error}.*\n"
 
 
 def write() -> None:
-    """Rewrites the README's tables."""
-    README.write_text(fill(README.read_text(encoding="utf-8")), encoding="utf-8")
+    """Rewrites the figures of the pages."""
+    for page in PAGES:
+        page.write_text(fill(page.read_text(encoding="utf-8")), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""All benchmarks, one after the other, each in its own process; then the summary, the pictures and the README.
+"""All benchmarks, one after the other, each in its own process; then the summary, pictures and pages.
 
     python benchmarks/run.py                     everything; about an hour and a half on 2 calm CPU cores
     python benchmarks/run.py --quick             small sizes, a test run
@@ -6,7 +6,7 @@
     python benchmarks/run.py --readme            no benchmark: summary, pictures and README from the newest results
 
 Writes DATE-NAME.md, .json and .png in benchmarks/results, DATE-summary.md with every limit and whether it was met, the
-README's tables and docs/kl-against-bytes.png. A quick run leaves the last two alone.
+figures of the README and of docs/benchmarks.md, and their pictures. A quick run leaves the last two alone.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from _claims import verdicts
 from _result import RESULTS, Report, latest, parser
 
 HERE = Path(__file__).parent
-FRONT_PICTURE = HERE.parent / "docs" / "kl-against-bytes.png"
+FRONT_PICTURES = ("kl-against-bytes.png", "students.png")
+"""Pictures of docs/, whose newest versions are in the results."""
 
 
 def benchmarks() -> list[str]:
@@ -76,9 +77,9 @@ def main() -> int:
     draw(folder)
     summarise(folder, args.quick, failed)
     if folder == RESULTS:
-        drawn = sorted(RESULTS.glob("*-kl-against-bytes.png"))
-        if drawn:
-            shutil.copy(drawn[-1], FRONT_PICTURE)
+        for name in FRONT_PICTURES:
+            for newest in sorted(RESULTS.glob(f"*-{name}"))[-1:]:
+                shutil.copy(newest, HERE.parent / "docs" / name)
         _front.write()
     return 1 if failed else 0
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -13,9 +14,12 @@ import torch
 from commands import blocks
 from support import tiny_model, write_digits
 
+from kdkit import losses
+
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+BENCHMARKS = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture
@@ -29,15 +33,24 @@ def write_result(folder: Path, date: str, name: str, figures: dict[str, object])
     (folder / f"{date}-{name}.json").write_text(json.dumps(result))
 
 
-def test_every_table_of_the_readme_is_that_of_the_newest_results(front: ModuleType) -> None:
-    assert front.fill(README) == README, "run: python benchmarks/run.py --readme"
-    assert all(f"<!-- figures: {name} -->" in README for name in front.TABLES)
+def test_every_figure_of_the_readme_and_of_the_benchmarks_is_that_of_the_newest_results(front: ModuleType) -> None:
+    for page in (README, BENCHMARKS):
+        assert front.fill(page) == page, "run: python benchmarks/run.py --readme"
+    assert all(f"<!-- figures: {name} -->" in README + BENCHMARKS for name in front.FIGURES)
 
 
-def test_the_picture_of_the_readme_is_that_of_the_newest_results() -> None:
-    newest = sorted(RESULTS.glob("*-kl-against-bytes.png"))[-1]
-    assert (ROOT / "docs" / "kl-against-bytes.png").read_bytes() == newest.read_bytes()
-    assert newest.name[:10] == sorted(RESULTS.glob("*-codecs.json"))[-1].name[:10]
+@pytest.mark.parametrize(("picture", "benchmark"), [("kl-against-bytes", "codecs"), ("students", "demo")])
+def test_the_pictures_are_those_of_the_newest_results(picture: str, benchmark: str) -> None:
+    newest = sorted(RESULTS.glob(f"*-{picture}.png"))[-1]
+    assert (ROOT / "docs" / f"{picture}.png").read_bytes() == newest.read_bytes()
+    assert newest.name[:10] == sorted(RESULTS.glob(f"*-{benchmark}.json"))[-1].name[:10]
+
+
+def test_the_readme_counts_losses_and_faults_and_is_short() -> None:
+    numbers = re.findall(r"^\| (\d+) \|", (ROOT / "docs" / "faults.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert f"\n- **The field's losses.** {len(losses.available())} of them," in README
+    assert f"each of {len(set(numbers))} [faults]" in README
+    assert len(README.splitlines()) <= 110
 
 
 def test_the_newest_of_two_results_counts_and_is_judged_by_its_limit(front: ModuleType, tmp_path: Path) -> None:
@@ -68,7 +81,7 @@ def test_the_page_of_results_is_written_from_any_of_them(
     run.draw(tmp_path)
     run.summarise(tmp_path, quick=False, failed=[])
     assert "| not measured |" in next(tmp_path.glob("*-summary.md")).read_text()
-    assert "Not measured yet" in front.fill(README, tmp_path)
+    assert "Not measured yet" in front.fill(BENCHMARKS, tmp_path)
 
 
 def test_no_result_of_a_quick_run_is_kept() -> None:

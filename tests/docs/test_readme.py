@@ -1,4 +1,4 @@
-"""The README's second section as a newcomer runs it, on real digits: every command as it stands, and what it claims."""
+"""The README's commands on a small folder, and the path of docs/quickstart.md on real digits, as it stands."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from commands import blocks, lines, run_line
+from commands import ROOT, blocks, lines, run_line
+from safetensors.torch import save_file
+from support import tiny_model, write_digits
 
 from kdkit.config import StudentConfig
 from kdkit.report import compare
@@ -19,7 +21,7 @@ def test_a_newcomer_gets_from_a_teacher_to_a_model_that_timm_loads_and_that_beat
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    (script,) = blocks("README.md", below="## From a teacher to a model that timm loads")
+    script = (ROOT / "examples" / "digits.sh").read_text()
     out = "".join(run_line(line, capsys) for line in lines(script))
     for printed in (
         "1,347 in train, 100 labelled, 1,247 unlabelled, 450 in val",
@@ -37,3 +39,27 @@ def test_a_newcomer_gets_from_a_teacher_to_a_model_that_timm_loads_and_that_beat
     pictures = torch.randn(2, 3, 32, 32)
     assert torch.equal(student(pictures), exported(pictures))
     assert described.class_names == tuple(map(str, range(10)))
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_readme_run_on_a_folder_of_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for part in ("train", "val"):
+        write_digits(tmp_path / part, 30)
+    save_file(tiny_model(seed=1).state_dict(), tmp_path / "teacher.safetensors")
+    small = {
+        "resnet50.a1_in1k": "teacher.safetensors --arch test_resnet --size 32",
+        "--views 10": "--views 2",
+        "--student resnet18": "--student test_resnet",
+        "--epochs 100": "--epochs 2 --batch-size 10",
+    }
+    (script,) = blocks("README.md")
+    for published, smaller in small.items():
+        assert published in script
+        script = script.replace(published, smaller)
+    out = [run_line(line, capsys) for line in lines(script)]
+    assert "holds        30 images x 2 views" in out[0]
+    assert "weights: runs/r18/model_best.pth.tar" in out[1]
+    assert out[2].startswith("runs/r18: top-1 ")
