@@ -190,6 +190,7 @@ def test_labels_alone_show_some_causes(name: str, tmp_path: Path) -> None:
         verify_cache(path, dataset=data)
 
 
+@pytest.mark.slow
 def test_no_right_cache_gives_an_alarm(tmp_path: Path) -> None:
     """20 right caches: five codecs, two recipes, and labels in random order or in that of folders."""
     for codec in ("float32", "float16", "int8", "topk", "lowrank"):

@@ -38,7 +38,7 @@ def built_view_by_view(path: Path, source: CountingDigits, recipe: ViewRecipe, c
 
 
 @pytest.mark.parametrize("recipe", [PLAIN, MIXED], ids=["plain", "mixed"])
-@pytest.mark.parametrize(("batch_size", "num_workers"), [(64, 0), (7, 1)])
+@pytest.mark.parametrize(("batch_size", "num_workers"), [(64, 0), pytest.param(7, 1, marks=pytest.mark.slow)])
 def test_the_cache_is_byte_for_byte_that_of_a_build_view_by_view(
     tmp_path: Path, recipe: ViewRecipe, batch_size: int, num_workers: int
 ) -> None:

@@ -188,7 +188,13 @@ def test_a_transform_library_that_draws_otherwise_is_refused(tmp_path: Path, mon
 
 
 @pytest.mark.parametrize(
-    "num_views", [1, 40, pytest.param(64, marks=pytest.mark.slow), pytest.param(100, marks=pytest.mark.slow)]
+    "num_views",
+    [
+        1,
+        pytest.param(40, marks=pytest.mark.slow),
+        pytest.param(64, marks=pytest.mark.slow),
+        pytest.param(100, marks=pytest.mark.slow),
+    ],
 )
 def test_a_change_of_the_last_rows_alone_is_found_however_many_views_there_are(num_views: int) -> None:
     recipe = ViewRecipe(size=8, num_views=num_views)

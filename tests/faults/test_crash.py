@@ -112,6 +112,7 @@ def _check_resume(root: Path) -> None:
     assert [place.name for place in root.iterdir()] in (["t.h5"], ["t.h5", "t.h5.parts"], ["t.h5.parts", "t.h5"])
 
 
+@pytest.mark.slow
 def test_fault_02_a_crash_between_any_two_calls_leaves_what_was_sealed_and_can_be_resumed(tmp_path: Path) -> None:
     recorder = record(tmp_path / "run")
     disk, promised = Disk(), []

@@ -52,6 +52,7 @@ def test_several_processes_write_the_same_cache_as_one(foreign: Path, tmp_path: 
     assert cache_contents(tmp_path / "0.h5") == cache_contents(tmp_path / "2.h5")
 
 
+@pytest.mark.slow
 def test_a_stopped_import_resumes_and_equals_an_undisturbed_one(foreign: Path, tmp_path: Path) -> None:
     import_mldr(foreign, Keys(KEYS), tmp_path / "whole.h5")
     broken = shutil.copytree(foreign, tmp_path / "files")

@@ -120,7 +120,9 @@ def test_a_topk_row_decodes_as_its_page_describes(classes: int, k: int) -> None:
         np.testing.assert_allclose(decode_topk(row, classes, k), decoded, atol=1e-4)
 
 
-@pytest.mark.parametrize(("classes", "row_bytes"), [(2, 5), (10, 8), (1000, 96), (70_000, 24)])
+@pytest.mark.parametrize(
+    ("classes", "row_bytes"), [(2, 5), (10, 8), (1000, 96), pytest.param(70_000, 24, marks=pytest.mark.slow)]
+)
 def test_a_lowrank_row_decodes_as_its_page_describes(classes: int, row_bytes: int) -> None:
     codec = create_codec("lowrank", classes, row_bytes=row_bytes).fit(sample(60, classes, seed=3))
     payload = codec.encode(rows_to_compare(classes))

@@ -162,6 +162,7 @@ def test_its_checkpoint_goes_through_timms_saver_and_back(tmp_path: Path) -> Non
         assert all(torch.equal(value, loaded[name]) for name, value in saved.items())
 
 
+@pytest.mark.slow
 def test_it_compiles_in_place_and_its_average_too() -> None:
     task, eager = OwnTask().eval(), OwnTask().eval()
     task.setup_ema()

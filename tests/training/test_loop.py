@@ -126,6 +126,7 @@ def test_channels_last_changes_the_layout_alone() -> None:
     assert kernel.is_contiguous(memory_format=torch.channels_last)
 
 
+@pytest.mark.slow
 def test_a_compiled_student_trains_as_an_eager_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is compiled, averaged and saved; how well is the compiler's matter, and its time."""
     compile_ = torch.compile
