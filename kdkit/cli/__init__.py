@@ -99,7 +99,8 @@ def _report(error: Exception, *, debug: bool) -> int:
     if debug:
         raise error
     if isinstance(error, KdkitError):
-        print(f"kdkit: error: {with_flags(' '.join(str(error).split()))}", file=sys.stderr)
+        line = f"kdkit: error: {with_flags(' '.join(str(error).split()))}\n"
+        sys.stderr.write(line)  # in one call: another rank may write its own line to the same place
         return 2 if isinstance(error, UsageError) else 1
     if "torch" in sys.modules:
         from kdkit.runtime.memory import is_out_of_memory
