@@ -91,6 +91,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 
+def _print_error(text: str) -> None:
+    """Writes an error's line in one call: another rank may write its own to the same place."""
+    sys.stderr.write(f"kdkit: error: {text}\n")
+
+
 def _report(error: Exception, *, debug: bool) -> int:
     """Prints an error in one line and returns its exit code; raises it under --debug, or if it is a bug of kdkit."""
     if isinstance(error, BrokenPipeError):  # the reader of our output has gone, e.g. head
@@ -99,15 +104,14 @@ def _report(error: Exception, *, debug: bool) -> int:
     if debug:
         raise error
     if isinstance(error, KdkitError):
-        line = f"kdkit: error: {with_flags(' '.join(str(error).split()))}\n"
-        sys.stderr.write(line)  # in one call: another rank may write its own line to the same place
+        _print_error(with_flags(" ".join(str(error).split())))
         return 2 if isinstance(error, UsageError) else 1
     if "torch" in sys.modules:
         from kdkit.runtime.memory import is_out_of_memory
 
         if is_out_of_memory(error):
             reason = first_line(error)
-            print(f"kdkit: error: not enough memory ({reason}): lower --batch-size, or free memory", file=sys.stderr)
+            _print_error(f"not enough memory ({reason}): lower --batch-size, or free memory")
             return 1
     raise error
 

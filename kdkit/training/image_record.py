@@ -47,7 +47,7 @@ class ImageRecord:
     def of(cls, dataset: ReplayedDataset) -> ImageRecord:
         """The record of the images as they are now: at most 10,000 sizes, and 256 files or 32 MiB read."""
         rows = _choose(dataset)
-        with preserve_rng_state():  # an image of a source of one's own may be drawn
+        with preserve_rng_state():  # an image of a custom source may be drawn
             content = SampleContent(SelectedSource(dataset.source, rows))
             known = content.stat().sizes
             sizes = np.full(len(rows), _NOT_KNOWN, dtype=np.int64) if known is None else known

@@ -39,7 +39,7 @@ def test_few_views_for_many_epochs_one_update_per_epoch_and_a_random_body_are_to
 
 
 @pytest.mark.parametrize(
-    ("targets", "names", "weight", "said"),
+    ("targets", "names", "weight", "warning"),
     [
         ([1, 1, -1], ["cat", "dog"], 1.0, "every label is 'dog', so"),
         ([1, 1, -1], None, 1.0, "every label is 1, so"),
@@ -49,10 +49,10 @@ def test_few_views_for_many_epochs_one_update_per_epoch_and_a_random_body_are_to
     ],
 )
 def test_labels_of_one_class_alone_are_told(
-    targets: list[int], names: list[str] | None, weight: float, said: str
+    targets: list[int], names: list[str] | None, weight: float, warning: str
 ) -> None:
     config = DistillConfig(data="d", output="o", student="s", cache="t.h5", task_loss_weight=weight)
     source = ArraySource(np.zeros((3, 8, 8), np.uint8), targets, class_names=names)
     found = doubts_of(config, ReplayedDataset(source, ViewRecipe.evaluation(8)), 4)
-    assert len(found) == bool(said)
-    assert said in "".join(found)
+    assert len(found) == bool(warning)
+    assert warning in "".join(found)
