@@ -122,7 +122,7 @@ def _gram(rows: Tensor) -> Tensor:
 
 
 def _cholesky(matrix: Tensor) -> Tensor:
-    factor, _ = torch.linalg.cholesky_ex(matrix)  # unchecked: a check would wait for the device each time
+    factor: Tensor = torch.linalg.cholesky_ex(matrix)[0]  # unchecked: a check would wait for the device each time
     return factor
 
 
