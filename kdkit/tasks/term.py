@@ -80,6 +80,11 @@ class LossTerm:
         return self.loss is None and self._spec.projects
 
     @property
+    def needs_head(self) -> bool:
+        """Whether the loss needs the weight of the teacher's classifier."""
+        return self.loss is None and self._spec.needs_head
+
+    @property
     def multi_label(self) -> bool:
         """Whether the loss compares multi-label logits."""
         return self.loss is None and self._spec.multi_label
@@ -138,7 +143,9 @@ def bound_loss(term: LossTerm, **extra: Any) -> DistillLoss:
     if term.loss is not None:
         return term.loss
     if twice := sorted({*term.options} & {*extra}):
-        raise ConfigError(f"term {term.name!r}: {twice[0]} follows from the taps, leave it out of the term's options")
+        raise ConfigError(
+            f"term {term.name!r}: {twice[0]} follows from the taps and the teacher, leave it out of the term's options"
+        )
     return losses.create(term.name, **term.options, **extra)
 
 

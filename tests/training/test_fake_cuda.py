@@ -45,7 +45,7 @@ TAPS = ("blocks.0", "blocks.1")
 OPTIONS: dict[str, dict[str, Any]] = {
     "vitkd": {"student_taps": TAPS, "teacher_taps": TAPS},
     "review": {"student_taps": TAPS, "teacher_taps": TAPS},
-    "attention": {"student_taps": TAPS[1:2], "teacher_taps": TAPS[1:2]},
+    **dict.fromkeys(("attention", "mgd"), {"student_taps": TAPS[1:2], "teacher_taps": TAPS[1:2]}),
 }
 
 
