@@ -94,7 +94,7 @@ class MGD(nn.Module):
                 raise ShapeError(f"mgd takes maps [B, D, H, W], got {list(feature.shape)}: use other taps")
         with torch.autocast(student_feature.device.type, enabled=False):
             projected = resize_map(self.projection(student_feature), teacher_feature)
-            projected = projected.to(self.generation[0].weight.dtype)
+            projected = projected.to(next(self.generation.parameters()).dtype)
             mask = self.draw_mask(projected) if mask is None else mask
             return mgd(self.generation(projected * (1 - mask)), teacher_feature, alpha=self.alpha)
 

@@ -91,17 +91,17 @@ class FeatureDistillationTask(DistillationTask):
         self.trainable_module.comparisons.to(device=reference.device, dtype=reference.dtype)
 
     def _teacher_width(self, student_model: nn.Module, given: Mapping[str, int]) -> Callable[[str], int]:
-        model = student_model if self.is_ema_teacher else None if self.teacher is None else self.teacher.model
-
         def width(tap: str) -> int:
             if tap in given:
                 return given[tap]
-            if model is None:
+            if self.is_ema_teacher:
+                return tap_width(student_model, tap)
+            if self.teacher is None:
                 raise ConfigError(
                     f"the width of the teacher's {tap!r} is not known without a live teacher: pass "
                     f"teacher_widths={{{tap!r}: D}}, or the feature_widths of a cache that holds it"
                 )
-            return tap_width(model, tap)
+            return self.teacher.tap_width(tap)
 
         return width
 

@@ -18,6 +18,7 @@ DistillLoss = Callable[..., Tensor]
 
 RESULT_KEYS = ("loss", "output", "task_loss", "kd_loss", "teacher_top1", "agreement_top1", "teacher_entropy")
 """Keys of a task's result that are not those of its terms."""
+_LOSS = "loss"
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,8 @@ def as_terms(
 
     Args:
         distill_loss: a name, a function, a term, a sequence of names and terms, or {name: weight}. Instead of a weight
-            a mapping may hold options of the loss, with "weight" among them unless it is 1.
+            a mapping may hold options of the loss, with "weight" among them unless it is 1, and with "student_taps" and
+            "teacher_taps"; with "loss", the name is the term's key, so that one loss can compare several teachers.
         temperature: bound into every named logit loss that takes a temperature.
         standardize: whether the logits of every named logit loss are standardised first.
 
@@ -170,9 +172,11 @@ def check_weight(name: str, value: object) -> float:
 
 
 def _weighted(name: str, given: float | Mapping[str, Any]) -> LossTerm:
-    """`given` is the term's weight, or its options and perhaps its weight."""
+    """`given` is the term's weight, or its options and perhaps its weight, taps and loss."""
     options = dict(given) if isinstance(given, Mapping) else {"weight": given}
-    return LossTerm(name, options.pop("weight", 1.0), options)
+    taps = {key: options.pop(key) for key in ("student_taps", "teacher_taps") if key in options}
+    key = {"key": name} if _LOSS in options else {}
+    return LossTerm(options.pop(_LOSS, name), options.pop("weight", 1.0), options, **taps, **key)
 
 
 def _term(item: str | DistillLoss | LossTerm) -> LossTerm:

@@ -45,7 +45,8 @@ TAPS = ("blocks.0", "blocks.1")
 OPTIONS: dict[str, dict[str, Any]] = {
     "vitkd": {"student_taps": TAPS, "teacher_taps": TAPS},
     "review": {"student_taps": TAPS, "teacher_taps": TAPS},
-    **dict.fromkeys(("attention", "mgd"), {"student_taps": TAPS[1:2], "teacher_taps": TAPS[1:2]}),
+    "attention": {"student_taps": TAPS[1:2], "teacher_taps": TAPS[1:2]},
+    "mgd": {"student_taps": TAPS[1:2], "teacher_taps": TAPS[1:2]},
 }
 
 
