@@ -78,8 +78,8 @@ def _check_temperatures(temperatures: object) -> None:
 def _relations(difference: Tensor, total: Tensor, of_batch: float, of_classes: float) -> tuple[Tensor, Tensor]:
     """The weighted squared errors of both Gram matrices, and their slope for the student's probabilities [B, C].
 
-    With D = P_s - P_t and S = P_s + P_t, P_s P_s' - P_t P_t' is the symmetric part of D S', and P_s' P_s - P_t' P_t that
-    of D' S. So no difference of nearly equal Gram matrices is formed, and [B, B] matrices are enough for both.
+    With D = P_s - P_t and S = P_s + P_t, P_s P_s' - P_t P_t' is the symmetric part of D S', and P_s' P_s - P_t' P_t
+    that of D' S. So no difference of nearly equal Gram matrices is formed, and [B, B] matrices are enough for both.
     """
     mixed, of_difference, of_total = difference @ total.T, difference @ difference.T, total @ total.T
     both_ways = (mixed * mixed.T).sum()

@@ -174,9 +174,17 @@ def check_weight(name: str, value: object) -> float:
 def _weighted(name: str, given: float | Mapping[str, Any]) -> LossTerm:
     """`given` is the term's weight, or its options and perhaps its weight, taps and loss."""
     options = dict(given) if isinstance(given, Mapping) else {"weight": given}
-    taps = {key: options.pop(key) for key in ("student_taps", "teacher_taps") if key in options}
+    taps = {key: _tap_names(name, options.pop(key)) for key in ("student_taps", "teacher_taps") if key in options}
     key = {"key": name} if _LOSS in options else {}
     return LossTerm(options.pop(_LOSS, name), options.pop("weight", 1.0), options, **taps, **key)
+
+
+def _tap_names(term: str, given: object) -> tuple[str, ...]:
+    """The taps of a term in a configuration, in which a module called 0 is a number."""
+    names = tuple(given) if isinstance(given, (list, tuple)) else (given,)
+    if wrong := [name for name in names if isinstance(name, bool) or not isinstance(name, (str, int))]:
+        raise ConfigError(f"term {term!r}: a tap is a name, or a list of names, got {wrong[0]!r}")
+    return tuple(map(str, names))
 
 
 def _term(item: str | DistillLoss | LossTerm) -> LossTerm:

@@ -92,7 +92,7 @@ class TeacherEnsemble(Teacher):
         return self._of([member.for_classes(names) if share > 0 else member for member, share in pairs])
 
     def with_taps(self, taps: Sequence[str]) -> TeacherEnsemble:
-        """Returns an ensemble of the same members that returns the features at `taps`, e.g. ['0:pooled', '1:tokens']."""
+        """Returns an ensemble of the same members with the features at `taps`, e.g. ['0:pooled', '1:tokens']."""
         return self._of(self.members, taps)
 
     def tap_width(self, tap: str) -> int:
