@@ -62,6 +62,7 @@ class TeacherEnsemble(Teacher):
                 alike[number] = alike[number].for_classes(names)
         super().__init__(Members(alike, shares, places), normalization=arriving, name=name, class_names=names)
         self.weights, self.taps = shares, tuple(places)
+        self._given_weights = weights  # of members without logits too
         self._forward_fn = run_members
 
     @property
@@ -76,7 +77,8 @@ class TeacherEnsemble(Teacher):
 
     def _of(self, members: Sequence[Teacher], taps: Sequence[str] | None = None) -> TeacherEnsemble:
         """An ensemble of these members, with this one's weights, name and, unless others are given, taps."""
-        return TeacherEnsemble(members, self.weights, name=self.name, taps=self.taps if taps is None else taps)
+        taps = self.taps if taps is None else taps
+        return TeacherEnsemble(members, self._given_weights, name=self.name, taps=taps)
 
     def for_input(self, normalization: Normalization) -> TeacherEnsemble:
         """Returns an ensemble of the same members whose images arrive in `normalization`, the student's."""

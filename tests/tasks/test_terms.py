@@ -198,3 +198,7 @@ def test_a_mapping_names_taps_and_a_loss_for_each_key() -> None:
         LossTerm("hint_mse", 2.0, teacher_taps="0:pooled", key="first"),
         LossTerm("kl", 1.0, {"temperature": 2.0}),
     )
+    [term] = as_terms({"vitkd": {"student_taps": [0, "blocks.1"]}})  # a file's 0 is a number
+    assert term.student_taps == ("0", "blocks.1")
+    with pytest.raises(ConfigError, match=r"term 'kl': a tap is a name, or a list of names, got 1\.5"):
+        as_terms({"kl": {"teacher_taps": 1.5}})

@@ -196,7 +196,7 @@ def test_a_teacher_of_own_code_sees_images_in_the_normalisation_that_is_given(
 
 
 def test_teachers_of_other_classes_and_without_a_head_teach_their_features_side_by_side(folder: Path) -> None:
-    """From two caches and live: a transformer without a head, and a map before the last ReLU of a model of 7 classes."""
+    """From two caches and live: a transformer without a head, and a map before a ReLU of a model of 7 classes."""
     save_for_hf(tiny_model("test_vit", num_classes=0), folder / "headless", safe_serialization=True)
     save_for_hf(tiny_model("test_resnet", num_classes=7), folder / "other", safe_serialization=True)
     before_relu = "layer4.0.act2.input"
