@@ -112,7 +112,7 @@ class FeatureDistillationTask(DistillationTask):
         if self.teacher is None:
             raise ConfigError(
                 "a loss needs the teacher's classifier, which is not known without a live teacher: pass "
-                "head_weight=teacher.head_weight, or give the teacher itself, --teacher NAME"
+                "head_weight=teacher.head_weight, or give it beside the cache, --teacher NAME --cache-weights 1 0"
             )
         if (weight := self.teacher.head_weight) is None:
             raise ConfigError(f"a loss needs the classifier of the teacher {self.teacher.name!r}, which is not linear")
