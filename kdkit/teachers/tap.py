@@ -8,7 +8,7 @@
 - 'stages.i' [B, D, H, W]: the map after stage i of any other model. i is timm's own number, that of `features_only`'s
   out_indices, so a stem counts where timm counts it.
 - The path of a module, such as 'layer4.1.conv2' or, for its input, 'layer4.1.act2.input': see module_tap. These are
-  taps of any nn.Module.
+  taps of any nn.Module; one of the names above comes before a path that is spelt like it.
 
 Dimensions: B batch, C classes, D width, H W height and width, N tokens.
 """
@@ -94,7 +94,8 @@ def forward_with_taps(model: nn.Module, images: Tensor, taps: Sequence[str]) -> 
     """
     if not taps:
         return model(images), {}
-    named = [tap for tap in taps if tap in available_taps(model)]
+    known = _AFTER_THE_LAST if set(taps) <= set(_AFTER_THE_LAST) else available_taps(model)
+    named = [tap for tap in taps if tap in known]
     if len(named) < len(taps):
         paths = [tap for tap in taps if tap not in named]
         (output, found), read = read_modules(model, paths, lambda: forward_with_taps(model, images, named), images)
