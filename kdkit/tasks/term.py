@@ -174,9 +174,11 @@ def check_weight(name: str, value: object) -> float:
 def _weighted(name: str, given: float | Mapping[str, Any]) -> LossTerm:
     """`given` is the term's weight, or its options and perhaps its weight, taps and loss."""
     options = dict(given) if isinstance(given, Mapping) else {"weight": given}
-    taps = {key: _tap_names(name, options.pop(key)) for key in ("student_taps", "teacher_taps") if key in options}
-    key = {"key": name} if _LOSS in options else {}
-    return LossTerm(options.pop(_LOSS, name), options.pop("weight", 1.0), options, **taps, **key)
+    student_taps, teacher_taps = (_tap_names(name, options.pop(key, ())) for key in ("student_taps", "teacher_taps"))
+    loss, weight = options.pop(_LOSS, None), options.pop("weight", 1.0)
+    if loss is None:
+        return LossTerm(name, weight, options, student_taps, teacher_taps)
+    return LossTerm(str(loss), weight, options, student_taps, teacher_taps, key=name)
 
 
 def _tap_names(term: str, given: object) -> tuple[str, ...]:
