@@ -46,6 +46,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "vitkd": {"student_taps": TAPS, "teacher_taps": TAPS},
     "review": {"student_taps": TAPS, "teacher_taps": TAPS},
     "attention": {"student_taps": TAPS[1:2], "teacher_taps": TAPS[1:2]},
+    "mgd": {"student_taps": TAPS[1:2], "teacher_taps": TAPS[1:2]},
 }
 
 
