@@ -9,7 +9,9 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from kdkit.cache.codecs.base import Codec, RowCodec
+from kdkit.cache.codecs.compact import CompactFeature
 from kdkit.cache.codecs.dense import Float16Codec, Float32Codec, Int8Codec
+from kdkit.cache.codecs.dense_feature import DenseFeature
 from kdkit.cache.codecs.feature import FeatureCodec, Float16Feature, Int8Feature
 from kdkit.cache.codecs.lowrank import LowRankCodec
 from kdkit.cache.codecs.record import RecordCodec
@@ -159,6 +161,8 @@ def create_feature_codec(name: str, shape: Sequence[int], **options: Any) -> Fea
 def feature_codec_for(name: str, row_bytes: int | None, sample: Tensor) -> FeatureCodec:
     """The codec called `name` for features like a sample [B, ...], of this many bytes per row or of its default size.
 
+    It is not fitted yet if it needs a fit.
+
     Raises:
         UnknownNameError: no codec of features has this name.
         ConfigError: the codec has one size only, or its smallest row is larger.
@@ -190,4 +194,5 @@ for _codec in (SigmoidFloat32Codec, SigmoidFloat16Codec, SigmoidInt8Codec):
     register_codec(_codec.name, _codec)
 register_codec("float16", Float16Feature)
 register_codec("int8", Int8Feature)
-register_codec("sparse", SparseFeature)
+for _feature in (SparseFeature, DenseFeature, CompactFeature):
+    register_codec(_feature.name, _feature)
