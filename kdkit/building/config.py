@@ -32,13 +32,14 @@ class BuildConfig(BuildLoadingConfig):
     left out."""
 
     codec: str | None = None
-    """Codec of the logits: float32 (exact), float16, int8, topk or lowrank; by default lowrank if its rows are
-    smaller than float16's, else float16. Of a multi-label teacher: sigmoid_float32, sigmoid_float16 or sigmoid_int8,
+    """Codec of the logits: float32 (exact), float16, int8, topk, lowrank, or head, which keeps the features
+    that the teacher's last layer takes, and the layer once; by default lowrank if its rows are smaller than float16's,
+    else float16. Of a multi-label teacher: sigmoid_float32, sigmoid_float16 or sigmoid_int8,
     of which sigmoid_float16 is the default."""
 
     row_bytes: int | None = None
-    """Maximum bytes per row of logits, for the codecs lowrank and topk; without a codec, float16 if it fits, else
-    lowrank. Default of lowrank: 96."""
+    """Maximum bytes per row of logits, for the codecs lowrank, head and topk; without a codec, float16 if it fits, else
+    lowrank. Default of lowrank: 96, of head: 256."""
 
     codec_options: dict[str, Any] = field(default_factory=dict)
     """Options of the codec, e.g. {k: 10} for topk."""

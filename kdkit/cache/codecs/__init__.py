@@ -5,6 +5,7 @@ from kdkit.cache.codecs.compact import CompactFeature
 from kdkit.cache.codecs.dense import Float16Codec, Float32Codec, Int8Codec
 from kdkit.cache.codecs.dense_feature import DenseFeature
 from kdkit.cache.codecs.feature import FeatureCodec, Float16Feature, Int8Feature
+from kdkit.cache.codecs.head import HeadCodec
 from kdkit.cache.codecs.lowrank import LowRankCodec
 from kdkit.cache.codecs.registry import (
     available_codecs,
@@ -30,6 +31,7 @@ __all__ = [
     "Float16Codec",
     "Float16Feature",
     "Float32Codec",
+    "HeadCodec",
     "Int8Codec",
     "Int8Feature",
     "LowRankCodec",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import pickle
 from pathlib import Path
 
@@ -23,12 +24,15 @@ SHAPES = [(24,), (5, 12), (6, 4, 3)]
 
 
 def correlated(rows: int, shape: tuple[int, ...], seed: int) -> torch.Tensor:
-    """[rows, *shape] about a mean, in a few directions, and a little noise."""
+    """[rows, *shape] about a mean, in three directions, each of some channels and smooth over positions, and noise."""
     draw, fixed = torch.Generator().manual_seed(seed), torch.Generator().manual_seed(0)
-    size = int(np.prod(shape))
-    directions, mean = torch.randn(3, size, generator=fixed), torch.randn(size, generator=fixed)
-    found = torch.randn(rows, 3, generator=draw) @ directions + mean + torch.randn(rows, size, generator=draw) / 20
-    return found.view(rows, *shape)
+    axis = 0 if len(shape) == 3 else -1
+    channels, positions = shape[axis], shape[-2] if len(shape) > 1 else 1
+    wave = torch.cos(torch.pi * torch.arange(3)[:, None] * (torch.arange(positions) + 0.5) / positions)
+    grid = torch.randn(3, channels, generator=fixed)[:, :, None] * wave[:, None]  # [3, C, positions]
+    grid = grid[..., None].expand(-1, -1, -1, shape[-1]) if axis == 0 else grid.transpose(1, 2)
+    found = torch.einsum("rd,d...->r...", torch.randn(rows, 3, generator=draw), grid.reshape(3, *shape)) + 1
+    return found + torch.randn(rows, *shape, generator=draw) / 20
 
 
 def relative_error(values: torch.Tensor, decoded: torch.Tensor) -> torch.Tensor:
@@ -42,18 +46,22 @@ def error_of(name: str, rows: torch.Tensor, row_bytes: int) -> float:
     return float(relative_error(rows[1::2], codec.decode(codec.encode(rows[1::2]))).mean())
 
 
+@functools.cache
+def fitted(shape: tuple[int, ...], row_bytes: int, scale: float) -> DenseFeature:
+    return DenseFeature(shape, row_bytes).fit(correlated(8, shape, 1) * scale)
+
+
 @st.composite
 def any_features(draw: st.DrawFn) -> tuple[DenseFeature, torch.Tensor]:
-    """A codec fitted to other features of the shape, or to equal numbers; and [1 to 3, ...] of any encodable size."""
+    """A codec fitted to other features, or to equal numbers; and [1 to 3, ...] of any size that is encodable."""
     shape = draw(st.sampled_from([*SHAPES, (1,), (3, 1, 1)]))
     scale = draw(st.sampled_from([1e-30, 1e-6, 1.0, 1e15]))
     unit = st.floats(-1, 1, width=32) | st.sampled_from([0.0, 1.0])
     rows = torch.from_numpy(draw(npst.arrays("float32", (draw(st.integers(1, 3)), *shape), elements=unit))) * scale
-    sample = correlated(8, shape, 1) * draw(st.sampled_from([0.0, 1.0, scale / 8]))
-    return DenseFeature(shape, 16 + draw(st.integers(0, 60))).fit(sample), rows
+    return fitted(shape, draw(st.sampled_from([16, 17, 70])), draw(st.sampled_from([0.0, 1.0, scale / 16]))), rows
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(any_features())
 def test_any_features_decode_finite_no_worse_than_zeros_and_each_row_by_itself(
     given: tuple[DenseFeature, torch.Tensor],
@@ -144,15 +152,15 @@ def test_a_compact_cache_is_built_recoded_extended_and_resumed_in_the_codecs_tha
         build_cache(teacher, dataset, tmp_path / "c.h5", compact)
     exact, built, recoded = (open_cache(tmp_path / f"{name}.h5") for name in "fcr")
     for stream in config.streams:
-        rows, told = exact.codecs[stream].decode(exact.read_encoded(range(12), 1, stream)), built.fidelity()[stream][1]
+        rows = exact.codecs[stream].decode(exact.read_encoded(range(12), 1, stream))
+        told, each = built.fidelity()[stream][1], built.metadata.fidelity[stream]["each"]
         for cache in (built, recoded):
-            assert cache.codecs[stream].name in ("sparse", "dense")
-            assert cache.metadata.row_bytes(stream) == 60
-            decoded = cache.codecs[stream].decode(cache.read_encoded(range(12), 1, stream))
-        error = relative_error(rows, built.codecs[stream].decode(built.read_encoded(range(12), 1, stream))).sqrt()
-        assert float(error[:: built.fidelity()[stream][0]["each"]].mean()) == pytest.approx(
-            told["relative_error_mean"], rel=0.02
-        )
-        assert decoded.isfinite().all()
+            codec = cache.codecs[stream]
+            assert codec.name in ("sparse", "dense")
+            assert codec.row_bytes == 60
+            error = relative_error(rows, codec.decode(cache.read_encoded(range(12), 1, stream))).sqrt()
+            assert error.mean() < 1
+            if cache is built:
+                assert float(error[::each].mean()) == pytest.approx(told["relative_error_mean"], rel=0.02)
     with pytest.raises(CacheMismatchError, match=r"codec\.name"):
         build_cache(teacher, dataset, tmp_path / "c.h5", BuildConfig(**{**vars(compact), "feature_codec": "int8"}))
