@@ -118,8 +118,8 @@ def fit_head(logits: Tensor, weight: Tensor) -> tuple[LinearHead, Tensor]:
         whole += float(wanted.square().sum(dtype=torch.float64))
         found.append(features)
     if lost > _NOT_LINEAR * whole:
-        share = lost / whole
-        raise ConfigError(f"the head explains all but {share:.0%} of the logits, expected 1 %: use lowrank or float16")
+        what = f"{lost / whole:.0%} of the squared logits, expected at most {_NOT_LINEAR:.0%}"
+        raise ConfigError(f"the teacher's last layer leaves out {what}: use lowrank or float16")
     features = torch.cat(found)
     least = features.amin(dim=0)
     return LinearHead(centred, (bias + matrix @ least).numpy()), features - least
