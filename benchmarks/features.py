@@ -154,7 +154,7 @@ def heads(report: Report, fitted: Tensor, rows: Tensor) -> None:
                 print(*lines[-1], flush=True)
     report.text("## Logits from features")
     report.text(
-        """`head` finds the pooled features again from the logits; `lowrank` is fitted with the head as a prior; both are
+        """`head` finds the pooled features again from the logits; `lowrank` has the head as a prior. Both are
         fitted to the same rows. KL is the mean in nats at T = 1. Each of the 21,841 classes is a mixture of three rows
         of the model's own head."""
     )
