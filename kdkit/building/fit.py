@@ -15,7 +15,7 @@ from torch import Tensor
 
 from kdkit.building.config import BuildConfig
 from kdkit.building.teacher import check_encodable, run_teacher
-from kdkit.cache.codecs import Codec, FeatureCodec, RowCodec, feature_codec_for
+from kdkit.cache.codecs import Codec, FeatureCodec, HeadCodec, RowCodec, feature_codec_for
 from kdkit.cache.encoding import encode_in_parts, measure_in_parts
 from kdkit.cache.fidelity import summarise_rows
 from kdkit.cache.format.constants import LOGITS
@@ -121,8 +121,13 @@ def _max_fit_rows(logit_codec: Codec | None, config: BuildConfig) -> int:
     """Maximum number of rows that the codecs are fitted to; 0 if none needs a fit."""
     codecs: list[RowCodec] = [] if logit_codec is None else [logit_codec]
     if set(config.streams) - {LOGITS}:
-        codecs.append(feature_codec_for(config.feature_codec, config.feature_bytes, torch.zeros(1, 1)))
+        codecs.append(_feature_codec(config))
     return max((fit_sample_rows(codec, 1) for codec in codecs), default=0)
+
+
+def _feature_codec(config: BuildConfig) -> RowCodec:
+    """A codec of features by the configuration, for rows of one number: whether it needs a fit is the same for all."""
+    return feature_codec_for(config.feature_codec, config.feature_bytes, torch.zeros(1, 1))
 
 
 def _spacing(fits: bool, num_rows: int) -> int:
@@ -139,18 +144,21 @@ def _draw(dataset: ReplayedDataset, each: int, fit_rows: int) -> list[int]:
 
 def _fit(codecs: dict[str, RowCodec], rows: Sequence[int], run: _Run) -> None:
     """Fits the codecs to the teacher's outputs on `rows`; those of logits also to its classifier if it has one."""
-    streams = [stream for stream in run.config.streams if stream not in codecs or codecs[stream].needs_fit]
+    head = run.teacher.head_weight
+    for codec in codecs.values():
+        if isinstance(codec, HeadCodec):
+            codec.check_head(head)
+    streams = [stream for stream in run.config.streams if codecs.get(stream, _feature_codec(run.config)).needs_fit]
     samples: dict[str, list[Tensor]] = {stream: [] for stream in streams}
     for stream, values in run.outputs(rows, streams, codecs):
         left = fit_sample_rows(codecs[stream], values[0].numel()) - sum(map(len, samples[stream]))
         if left > 0:
             samples[stream].append(values[:left].float().cpu())
-    head = run.teacher.head_weight
     for stream, parts in samples.items():
         codec = codecs[stream]
         if isinstance(codec, Codec):
             codecs[stream] = codec.fit(torch.cat(parts), None if head is None else head.float().cpu())
-        elif isinstance(codec, FeatureCodec) and parts:
+        elif isinstance(codec, FeatureCodec):
             codecs[stream] = codec.fit(torch.cat(parts))
 
 

@@ -45,11 +45,10 @@ class CompactFeature(SizedFeature):
         """
         sparse = SparseFeature(self.shape, self.row_bytes).suited_to(sample)
         dense = DenseFeature(self.shape, self.row_bytes)
-        if not dense.is_possible:
+        if not dense.is_possible or len(sample) == 1:  # a fit to one row alone would lose nothing of it
             return sparse
         held = torch.arange(len(sample)) % _HELD_OUT == 0
-        compared = sample[held][:_COMPARED]
-        fitted = dense.fit(sample if held.all() else sample[~held])
+        compared, fitted = sample[held][:_COMPARED], dense.fit(sample[~held])
         return dense.fit(sample) if _error(fitted, compared) < _error(sparse, compared) else sparse
 
     def encode(self, values: Tensor) -> Tensor:

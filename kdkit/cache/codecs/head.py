@@ -82,13 +82,18 @@ class HeadCodec(Codec):
             NonFiniteOutputError: there is no row, or one is not finite.
         """
         check_logits(self, sample_logits)
-        if head is None:
-            raise ConfigError("head needs a teacher that ends in a linear layer, and a build: use lowrank or float16")
+        self.check_head(head)
+        assert head is not None
         if len(sample_logits) == 0 or not bool(sample_logits.isfinite().all()):
             what = "no rows" if len(sample_logits) == 0 else "values that are not finite"
             raise NonFiniteOutputError(f"head is fitted to finite teacher logits; the sample holds {what}")
         fitted, features = fit_head(sample_logits.detach().cpu().float(), head.detach().cpu())
         return self._with(fitted, CompactFeature((fitted.num_features,), self.row_bytes).fit(features))
+
+    def check_head(self, head: Tensor | None) -> None:
+        """Raises ConfigError if there is no head: to be called before a teacher runs for nothing."""
+        if head is None:
+            raise ConfigError("head needs a teacher that ends in a linear layer, and a build: use lowrank or float16")
 
     def _with(self, head: LinearHead, features: FeatureCodec) -> Self:
         codec = dataclasses.replace(self)

@@ -105,7 +105,9 @@ def test_compact_is_sparse_after_a_relu_and_dense_where_features_are_correlated(
         assert codec.name == chosen
         assert not codec.needs_fit
         assert codec.row_bytes == 40
-    assert create_feature_codec("compact", (5000,)).fit(torch.ones(2, 5000)).name == "sparse"  # too wide for a basis
+    for too_wide_or_too_few in (torch.ones(2, 5000), correlated(1, (200,), 1)):
+        codec = create_feature_codec("compact", too_wide_or_too_few.shape[1:])
+        assert codec.fit(too_wide_or_too_few).name == "sparse"
 
 
 def test_what_it_cannot_hold_or_be_is_refused_in_a_line() -> None:
