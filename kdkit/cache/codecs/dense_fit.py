@@ -19,6 +19,7 @@ from kdkit.cache.codecs.rice import DROPPED, MAX_LOW_BITS, fit_low_bits
 from kdkit.cache.codecs.transform import FeatureTransform, array_shapes, fit_transform
 from kdkit.errors import ConfigError
 
+_HELD_OUT = 4
 _SEARCHED_NUMBERS = 1 << 23  # of the part of a sample that tells how many bits a coefficient takes
 
 
@@ -45,10 +46,14 @@ class DenseFit:
 
     @classmethod
     def of(cls, sample: Tensor, budget: int) -> DenseFit:
-        """The fit to rows [R, ...], float32 on the CPU, that take `budget` bits each on average."""
-        shape = tuple(sample.shape[1:])
-        arrays = fit_transform(sample)
-        searched = sample[: max(16, _SEARCHED_NUMBERS // math.prod(shape))]
+        """The fit to rows [R, ...], float32 on the CPU, that take `budget` bits each on average.
+
+        Each fourth row tells the low bits and the others the basis: a basis describes its own rows better than any
+        others, and would leave directions that they lack without any bits.
+        """
+        shape, held = tuple(sample.shape[1:]), torch.arange(len(sample)) % _HELD_OUT == 0
+        arrays = fit_transform(sample[~held] if len(sample) > 1 else sample)
+        searched = sample[held][: max(16, _SEARCHED_NUMBERS // math.prod(shape))]
         coefficients = FeatureTransform(shape, arrays, searched.device).forward(searched)
         return cls(shape, {**arrays, "low_bits": fit_low_bits(coefficients, budget)})
 
