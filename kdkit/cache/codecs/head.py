@@ -25,6 +25,7 @@ from kdkit.cache.codecs.sparse import SparseFeature
 from kdkit.errors import ConfigError, NonFiniteOutputError
 from kdkit.runtime.hardware import whole_products
 
+_FIT_ROWS = 4096  # rows of a sample that are looked at
 _CHUNK_ROWS = 64  # rows that are encoded together
 _LEAST_BYTES = 20  # of a row, whatever the number of features
 
@@ -87,8 +88,11 @@ class HeadCodec(Codec):
         if len(sample_logits) == 0 or not bool(sample_logits.isfinite().all()):
             what = "no rows" if len(sample_logits) == 0 else "values that are not finite"
             raise NonFiniteOutputError(f"head is fitted to finite teacher logits; the sample holds {what}")
-        fitted, features = fit_head(sample_logits.detach().cpu().float(), head.detach().cpu())
-        return self._with(fitted, CompactFeature((fitted.num_features,), self.row_bytes).fit(features))
+        fitted, features = fit_head(sample_logits[:_FIT_ROWS].detach().cpu().float(), head.detach().cpu())
+        shape = (fitted.num_features,)
+        if not fitted.is_invertible:  # with fewer classes than features, combinations are known, which are not sparse
+            return self._with(fitted, DenseFeature(shape, self.row_bytes).fit(features))
+        return self._with(fitted, CompactFeature(shape, self.row_bytes).fit(features.relu()))
 
     def check_head(self, head: Tensor | None) -> None:
         """Raises ConfigError if there is no head: to be called before a teacher runs for nothing."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -67,12 +68,22 @@ class LinearHead:
             found = wanted @ weight @ inverse
             return found + (wanted - found @ weight.T) @ weight @ inverse  # what float32 rounded in the first pass
 
+    @cached_property
+    def _eigen(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Eigenvalues of weight^T weight, which of them are not negligible, and the axes; float64 on the CPU."""
+        weight = torch.from_numpy(self.weight).float()
+        values, axes = torch.linalg.eigh((weight.T @ weight).double())
+        return values, values > _NEGLIGIBLE * values[-1], axes
+
+    @property
+    def is_invertible(self) -> bool:
+        """Whether logits tell all features, and not only some combinations of them."""
+        return bool(self._eigen[1].all())
+
     def _inverse(self, device: torch.device) -> Tensor:
         """The pseudoinverse of weight^T weight, float32 [F, F]."""
         if device not in self._inverse_on:
-            weight = torch.from_numpy(self.weight).float()
-            values, axes = torch.linalg.eigh((weight.T @ weight).double())
-            kept = values > _NEGLIGIBLE * values[-1]
+            values, kept, axes = self._eigen
             scaled = torch.where(kept, 1 / values.where(kept, 1), 0)
             self._inverse_on[device] = ((axes * scaled) @ axes.T).float().to(device)
         return self._inverse_on[device]
@@ -96,7 +107,7 @@ def fit_head(logits: Tensor, weight: Tensor) -> tuple[LinearHead, Tensor]:
     """The head of logits [R, C] that a layer of this weight [C, F] computed, and their features, float32 [R, F].
 
     The bias follows from the logits. Features are known up to a constant: the one for which the least of each over
-    the sample is 0, so that features after a ReLU have their zeros again.
+    the sample is 0, where all features are known, so that those after a ReLU have their zeros again.
 
     Raises:
         ConfigError: the weight has another shape, or logits are not its product with features.
@@ -121,5 +132,5 @@ def fit_head(logits: Tensor, weight: Tensor) -> tuple[LinearHead, Tensor]:
         what = f"{lost / whole:.0%} of the squared logits, expected at most {_NOT_LINEAR:.0%}"
         raise ConfigError(f"the teacher's last layer leaves out {what}: use lowrank or float16")
     features = torch.cat(found)
-    least = features.amin(dim=0)
-    return LinearHead(centred, (bias + matrix @ least).numpy()), features - least
+    lift = matrix @ features.amin(dim=0)
+    return LinearHead(centred, (bias + lift).numpy()), features - plain.features_of(lift[None])
