@@ -165,8 +165,8 @@ def heads(report: Report, fitted: Tensor, rows: Tensor) -> None:
     report.text("## Logits from features")
     report.text(
         """`head` finds the pooled features again from the logits; `lowrank` has the head as a prior. Both are
-        fitted to the same rows. KL is the mean in nats at T = 1. The head of 21,841 classes is made up of the rows of
-        the model's own. With 1,000 classes, logits tell 999 combinations of the 1,280 features, which are not sparse."""
+        fitted to the same rows. KL is the mean in nats at T = 1. The head of 21,841 classes is made up of rows of the
+        model's own. With 1,000 classes, logits tell 999 combinations of 1,280 features, which are not sparse."""
     )
     report.table(["classes", "codec", "bytes", "x fewer than float16", "KL", "top-1 kept"], lines)
 

@@ -33,8 +33,8 @@ class BuildConfig(BuildLoadingConfig):
 
     codec: str | None = None
     """Codec of the logits: float32 (exact), float16, int8, topk, lowrank, or head, for more classes than the
-    teacher's last layer takes features: it keeps these, and the layer once; by default lowrank if its rows are smaller than float16's,
-    else float16. Of a multi-label teacher: sigmoid_float32, sigmoid_float16 or sigmoid_int8,
+    teacher's last layer takes features: it keeps these, and the layer once; by default lowrank if its rows are
+    smaller than float16's, else float16. Of a multi-label teacher: sigmoid_float32, sigmoid_float16 or sigmoid_int8,
     of which sigmoid_float16 is the default."""
 
     row_bytes: int | None = None
