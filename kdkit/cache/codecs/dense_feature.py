@@ -119,7 +119,8 @@ class DenseFeature(SizedFeature):
         return self._room - self._low_bytes
 
     def _chunk_rows(self, device: torch.device) -> int:
-        return max(1, (_CPU_CHUNK if device.type == "cpu" else _GPU_CHUNK) // self.numel)
+        numbers, most = (_CPU_CHUNK, _CPU_ROWS) if device.type == "cpu" else (_GPU_CHUNK, _GPU_ROWS)
+        return max(1, min(most, numbers // self.numel))
 
     @torch.no_grad()
     def encode(self, values: Tensor) -> Tensor:

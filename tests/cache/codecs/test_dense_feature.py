@@ -58,10 +58,10 @@ def any_features(draw: st.DrawFn) -> tuple[DenseFeature, torch.Tensor]:
     scale = draw(st.sampled_from([1e-30, 1e-6, 1.0, 1e15]))
     unit = st.floats(-1, 1, width=32) | st.sampled_from([0.0, 1.0])
     rows = torch.from_numpy(draw(npst.arrays("float32", (draw(st.integers(1, 3)), *shape), elements=unit))) * scale
-    return fitted(shape, draw(st.sampled_from([16, 17, 70])), draw(st.sampled_from([0.0, 1.0, scale / 16]))), rows
+    return fitted(shape, draw(st.sampled_from([16, 70])), draw(st.sampled_from([0.0, 1.0, 1e14]))), rows
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(any_features())
 def test_any_features_decode_finite_no_worse_than_zeros_and_each_row_by_itself(
     given: tuple[DenseFeature, torch.Tensor],
