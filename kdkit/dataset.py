@@ -12,6 +12,7 @@ from kdkit.cache.open import Paths
 from kdkit.data import ReplayedDataset, create_source
 from kdkit.data.sources.base import LabelRule
 from kdkit.data.sources.classes import ClassesSource
+from kdkit.data.sources.labels import tell_counted_from_one
 from kdkit.data.views.recorded import RecordStore
 from kdkit.recipe import ViewRecipe
 
@@ -66,6 +67,8 @@ def open_dataset(
     if class_names is not None:
         source = ClassesSource(source, class_names, None if reader is None else all_class_names(reader))
     dataset = ReplayedDataset(source, recipe, records=records or records_of(reader))
+    if dataset.class_names is None and dataset.targets is not None:
+        tell_counted_from_one(dataset.targets, repr(source))
     if reader is not None:
         dataset = dataset.without(reader.absent_keys)
         reader.match(dataset)

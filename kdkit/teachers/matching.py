@@ -18,13 +18,7 @@ def match_classes(teacher: Teacher, class_names: Sequence[str], *, needs_logits:
     Raises:
         ClassMismatchError: it has other classes, and its logits are needed.
     """
-    if teacher.has_literal_map and (found := first_crossed(class_names, teacher.class_names or ())):
-        number, own, given = found
-        _logger.warning(
-            "the class_map gives class %d of the data, %r, the class %r of the teacher %r, and another class its %r: "
-            "it is taken as it is",
-            *(number, own, given, teacher.name, own),
-        )
+    tell_crossed_map(teacher, class_names)
     try:
         return teacher.for_classes(class_names)
     except ClassMismatchError:
@@ -33,8 +27,12 @@ def match_classes(teacher: Teacher, class_names: Sequence[str], *, needs_logits:
         return teacher
 
 
-def with_literal_map(teacher: Teacher) -> Teacher:
-    """A Teacher of the same model that keeps its class map where the data has these names in another order."""
-    twin = teacher.for_input(teacher.input_normalization)
-    twin.has_literal_map = True
-    return twin
+def tell_crossed_map(teacher: Teacher, class_names: Sequence[str]) -> None:
+    """Logs a warning if a literal class map gives a class of the data another one, and its own to another."""
+    if teacher.has_literal_map and (found := first_crossed(class_names, teacher.class_names or ())):
+        number, own, given = found
+        _logger.warning(
+            "the class_map gives class %d of the data, %r, the class %r of the teacher %r, and another class its %r: "
+            "it is taken as it is",
+            *(number, own, given, teacher.name, own),
+        )

@@ -25,11 +25,10 @@ from kdkit.student import Student, is_student_folder
 from kdkit.tasks import DistillationTask, TrainingTask
 from kdkit.teachers import Teacher
 from kdkit.teachers.card import find_card
-from kdkit.teachers.class_indices import check_indices_of_teacher, check_names_of_teacher
+from kdkit.teachers.class_indices import check_classes_told
 from kdkit.teachers.class_names import describe_count_mismatch
-from kdkit.teachers.starting_weights import load_body
-from kdkit.teachers.timm_model import FIRST_WEIGHTS, check_name, create_model, size_option
-from kdkit.teachers.weights import read_checkpoint
+from kdkit.teachers.starting_weights import create_student
+from kdkit.teachers.timm_model import FIRST_WEIGHTS, check_name, size_option
 from kdkit.training.config import DistillConfig
 from kdkit.training.create_task import create_task
 from kdkit.training.labels import check_labels, class_names_of
@@ -124,13 +123,9 @@ def _create_student(
             "weights, name its model and give --student_checkpoint FILE"
         )
     check_name(config.student, "student")
-    checkpoint = None if config.student_checkpoint is None else read_checkpoint(config.student_checkpoint)
     torch.manual_seed(config.train.seed)  # just before the student, so that it starts alike with and without a teacher
     arguments = {"pretrained": config.pretrained, **_model_args(config, dataset, num_classes)}
-    student = create_model(config.student, "student", **arguments)
-    if checkpoint is not None:
-        load_body(student, checkpoint, class_names)
-    return student
+    return create_student(config.student, class_names, file=config.student_checkpoint, **arguments)
 
 
 def _num_classes(
@@ -159,10 +154,8 @@ def _live_teacher(config: DistillConfig, dataset: ReplayedDataset, device: torch
     if config.is_ema_teacher:
         return EMA
     teacher = resolve_teacher(config.teacher, device, dataset.class_names, needs_logits=config.compares_logits)
-    if config.compares_logits and dataset.class_names is not None:
-        check_names_of_teacher(teacher, dataset.class_names)
-    elif config.compares_logits and not dataset.is_unlabelled and not dataset.is_multi_label:
-        check_indices_of_teacher(teacher)
+    if config.compares_logits:
+        check_classes_told(teacher, dataset)
     return teacher
 
 

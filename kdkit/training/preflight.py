@@ -21,6 +21,7 @@ from kdkit.data import ReplayedDataset, ReplayLoader
 from kdkit.errors import ClassMismatchError
 from kdkit.tasks import TrainingTask
 from kdkit.teachers import Teacher
+from kdkit.teachers.matching import tell_crossed_map
 from kdkit.training.config import TrainConfig
 from kdkit.training.setup import autocast_dtype
 from kdkit.training.step import forward, step_errors
@@ -180,6 +181,7 @@ def _compare_names(source: TeacherSource | None, dataset: ReplayedDataset) -> No
     names = dataset.class_names
     if not isinstance(source, Teacher) or names is None:
         return
+    tell_crossed_map(source, names)
     if source.for_classes(names).class_names != source.class_names:
         raise ClassMismatchError(
             f"the teacher {source.name!r} has the classes of the data in another order: pass "

@@ -34,6 +34,8 @@ _LIST = re.compile(
 MISSING = frozenset({"nan", "none", "null", "na", "n/a", "nat", "<na>", "#n/a", "-nan"})
 """Texts that programs write for a value that is missing; a class may be called `none` in lower case."""
 _MAX_INDEX = 2**31 - 1
+_MARKERS = {np.dtype(kind): int(np.iinfo(kind).max) for kind in (np.uint8, np.uint16)}
+"""Unsigned dtype -> its largest number, which is -1 there, and a common mark for pixels without a class."""
 
 
 def class_index(label: Any, key: str, origin: str, num_classes: int | None = None) -> int:
@@ -46,7 +48,8 @@ def class_index(label: Any, key: str, origin: str, num_classes: int | None = Non
         num_classes: number of classes; None if it is unknown.
 
     Raises:
-        LabelError: it is not a whole number, e.g. a float, a bool or several numbers, or there is no such class.
+        LabelError: it is not a whole number, e.g. a float, a bool or several numbers, or there is no such class, or it
+            may be -1 in an unsigned dtype.
     """
     if label is None:
         return -1
@@ -54,6 +57,11 @@ def class_index(label: Any, key: str, origin: str, num_classes: int | None = Non
     if hasattr(label, "dtype") and hasattr(label, "reshape"):  # of NumPy, or of torch on any device
         array = np.asarray(label.detach().cpu() if hasattr(label, "detach") else label)
         value = array.item() if array.size == 1 and array.dtype.kind not in "mM" else label
+        if num_classes is None and array.dtype in _MARKERS and value == _MARKERS[array.dtype]:
+            raise LabelError(
+                f"the label of {key!r} in {origin} is {value}, the largest {array.dtype}, which may mean no label: give "
+                "-1 for no label, or labels as int64 if it is a class"
+            )
     if isinstance(value, (list, tuple)) or (hasattr(value, "ndim") and value.ndim == 1):
         raise LabelError(
             f"the label of {key!r} in {origin} is a vector of {len(value)} numbers, expected a class index: for "
@@ -85,6 +93,16 @@ def check_range(targets: Targets, num_classes: int | None, keys: Sequence[str], 
     if odd.any():
         row = int(odd.argmax())
         raise _out_of_range(keys[row], int(targets[row]), num_classes, origin)
+
+
+def tell_counted_from_one(targets: Targets, origin: str) -> None:
+    """Logs a warning if class indices [N] that have no names may be counted from 1: all from 1 on, and no 0."""
+    found = np.unique(targets[targets >= 0])
+    if len(found) > 1 and found[0] == 1 and found[-1] == len(found):
+        _logger.warning(
+            "%s: the labels are 1 to %d, and class indices begin with 0: subtract 1 if these are counted from 1",
+            *(origin, len(found)),
+        )
 
 
 def _out_of_range(key: str, label: int, num_classes: int | None, origin: str = "") -> LabelError:
