@@ -29,10 +29,22 @@ def match_classes(teacher: Teacher, class_names: Sequence[str], *, needs_logits:
 
 def tell_crossed_map(teacher: Teacher, class_names: Sequence[str]) -> None:
     """Logs a warning if a literal class map gives a class of the data another one, and its own to another."""
-    if teacher.has_literal_map and (found := first_crossed(class_names, teacher.class_names or ())):
-        number, own, given = found
+    if teacher.has_literal_map:
+        tell_crossed(class_names, teacher.class_names or (), f"the teacher {teacher.name!r}")
+
+
+def tell_crossed(class_names: Sequence[str], given: Sequence[str], subject: str) -> None:
+    """Logs a warning if a class map that is taken as it is crosses names.
+
+    Args:
+        class_names: names of the data's classes [C].
+        given: names of the classes that the map gives them [C].
+        subject: what has these classes.
+    """
+    if found := first_crossed(class_names, given):
+        number, own, other = found
         _logger.warning(
-            "the class_map gives class %d of the data, %r, the class %r of the teacher %r, and another class its %r: "
-            "it is taken as it is",
-            *(number, own, given, teacher.name, own),
+            "the class_map gives class %d of the data, %r, the class %r of %s, and another class its %r: it is taken "
+            "as it is",
+            *(number, own, other, subject, own),
         )

@@ -64,12 +64,15 @@ def check_validation(
     is_known = names is not None or not training.is_unlabelled
     own = None if dataset.class_names is None else list(dataset.class_names)
     if own != names if is_known else len(own or ()) not in (0, num_classes):
-        expected = _shorten(names) if is_known else f"{num_classes} classes without names"
+        expected = _describe_classes(names) if is_known else f"{num_classes} classes without names"
         place, here, there = first_item(own, names)
         first = f" (class {place[1:-1]} is {here!r}, and {there!r} in training)" if place else ""
+        remedy = "both must have the same classes"
+        if own is None or names is None:
+            remedy = "give class folders, or names as labels, in both"
         raise DatasetError(
-            f"the validation folder {config.validation!r} has the classes {_shorten(own)}, the training folder "
-            f"{expected}{first}: both must have the same class folders"
+            f"the validation data {config.validation!r} has {_describe_classes(own)}, the training data "
+            f"{expected}{first}: {remedy}"
         )
     check_labels(dataset, num_classes, str(config.validation))
 
@@ -233,8 +236,7 @@ def create_loader(
     )
 
 
-def _shorten(names: Any, limit: int = 5) -> str:
+def _describe_classes(names: Sequence[str] | None, limit: int = 5) -> str:
     if names is None:
-        return "without names"
-    listed = ", ".join(list(names or ())[:limit])
-    return f"[{listed}{', ...' if names and len(names) > limit else ''}]"
+        return "class indices without names"
+    return f"the classes [{', '.join(names[:limit])}{', ...' if len(names) > limit else ''}]"

@@ -13,9 +13,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from kdkit.data.sources.base import ImageSource, Targets
+from kdkit.data.sources.base import Targets
 from kdkit.data.sources.class_order import index_classes
 from kdkit.errors import LabelError
 
@@ -59,7 +58,7 @@ def class_index(label: Any, key: str, origin: str, num_classes: int | None = Non
         value = array.item() if array.size == 1 and array.dtype.kind not in "mM" else label
         if num_classes is None and array.dtype in _MARKERS and value == _MARKERS[array.dtype]:
             raise LabelError(
-                f"the label of {key!r} in {origin} is {value}, the largest {array.dtype}, which may mean no label: give "
+                f"the label of {key!r} in {origin} is {value}, the largest {array.dtype}, and may mean no label: give "
                 "-1 for no label, or labels as int64 if it is a class"
             )
     if isinstance(value, (list, tuple)) or (hasattr(value, "ndim") and value.ndim == 1):
@@ -166,7 +165,12 @@ def _check_name(text: str, key: str, origin: str) -> None:
             f"the label of {key!r} in {origin} is {_shown(text)}, beyond {_MAX_INDEX:,}, the last class index: "
             "write whole numbers from 0, or names such as 'c1'"
         )
-    if _is_number(text) or (text != "none" and text.lower() in MISSING):
+    if text != "none" and text.lower() in MISSING:
+        raise LabelError(
+            f"the label of {key!r} in {origin} is {text!r}, which programs write for a missing value: leave it empty "
+            "for no label, or give the class another name"
+        )
+    if _is_number(text):
         raise _neither(text, key, origin)
 
 
@@ -225,23 +229,3 @@ def _neither(label: object, key: str, origin: str) -> LabelError:
         f"the label of {key!r} in {origin} is {_shown(label)}: expected whole numbers from 0 (-1 or nothing for no "
         "label) for all samples, or names for all"
     )
-
-
-class Unlabelled:
-    """The images of a source without their labels: every target is -1.
-
-    Args:
-        source: where the images come from.
-    """
-
-    def __init__(self, source: ImageSource) -> None:
-        self.source = source
-        self.keys: Sequence[str] = source.keys
-        self.class_names: Sequence[str] | None = None
-        self.targets: Sequence[int] = [-1] * len(source.keys)
-
-    def __len__(self) -> int:
-        return len(self.keys)
-
-    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        return self.source[index][0], -1

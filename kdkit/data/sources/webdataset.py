@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -13,11 +14,14 @@ from kdkit.data.sources.labels import index_labels
 from kdkit.data.sources.left_out import LeftOut
 from kdkit.data.sources.listing import is_ignored
 from kdkit.data.sources.member import Member, read_image, reading_in_order
+from kdkit.data.sources.shard_names import is_shard_name
 from kdkit.data.sources.tar_listing import list_members
 from kdkit.errors import DatasetError
 from kdkit.runtime.documents import parse_json
 
+_logger = logging.getLogger(__name__)
 _LABELS = {"cls", "json"}
+_SHOWN = 3
 _Sample = dict[str, Member]
 """Extension, lower case without its first dot -> the file of a sample."""
 _Name = tuple[str, str]
@@ -77,6 +81,8 @@ class WebDatasetSource:
         self.keys: Sequence[str] = keys
         self.class_names: Sequence[str] | None
         self.targets, self.class_names = index_labels(found, keys, str(path))
+        if labels != "none":
+            _tell_folders(keys, self.targets, str(path))
         self.skipped: Sequence[str] = left_out.skipped
         left_out.log()
 
@@ -101,6 +107,16 @@ def has_labels(members: Iterable[Member]) -> bool:
             elif is_image(member.name):
                 images.add((member.tars, name))
     return not images.isdisjoint(labels)
+
+
+def check_no_dots(members: Iterable[Member], origin: str) -> None:
+    """Raises DatasetError if labels are in files such as a.b.cls, which belong to the sample `a`, not `a.b`."""
+    for member in members:
+        if member.kind == "file" and _split(member)[1].endswith(".cls") and not is_ignored(member.path):
+            raise DatasetError(
+                f"{origin!r} holds {member.name!r}: the files of a WebDataset sample share their name up to its first "
+                "dot, so take the other dots out of the names"
+            )
 
 
 def companions(members: Iterable[Member]) -> bool:
@@ -155,6 +171,19 @@ def _image(sample: _Sample, key: str, left_out: LeftOut, *, only_plain: bool) ->
         for member in sample.values():
             left_out.count(member.key)
     return images[0] if images else None
+
+
+def _tell_folders(keys: Sequence[str], targets: Sequence[int], origin: str) -> None:
+    """Logs a warning where samples are in folders that look like classes, and their labels are others."""
+    folders = [key.split("/")[1] for key in keys if key.count("/") > 1]  # after the name of the shard
+    names = sorted(set(folders))
+    if len(folders) < len(keys) or len(names) < 2 or any(map(is_shard_name, names)):
+        return
+    if not len({*zip(folders, targets, strict=True)}) == len(names) == len({*targets}):
+        _logger.warning(
+            "%r: the labels are those of the .cls or .json files, and not the folders %s; --labels folder takes these",
+            *(origin, ", ".join(map(repr, names[:_SHOWN]))),
+        )
 
 
 def _label(sample: _Sample, field: str | None, key: str, read: Callable[[Member], bytes]) -> object:
