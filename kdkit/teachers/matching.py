@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from kdkit.errors import ClassMismatchError
 from kdkit.teachers.class_names import first_crossed
+from kdkit.teachers.ensemble import TeacherEnsemble
 from kdkit.teachers.teacher import Teacher
 
 _logger = logging.getLogger(__name__)
@@ -29,8 +30,9 @@ def match_classes(teacher: Teacher, class_names: Sequence[str], *, needs_logits:
 
 def tell_crossed_map(teacher: Teacher, class_names: Sequence[str]) -> None:
     """Logs a warning if a literal class map gives a class of the data another one, and its own to another."""
-    if teacher.has_literal_map:
-        tell_crossed(class_names, teacher.class_names or (), f"the teacher {teacher.name!r}")
+    for member in teacher.members if isinstance(teacher, TeacherEnsemble) else (teacher,):
+        if member.has_literal_map:
+            tell_crossed(class_names, member.class_names or (), f"the teacher {member.name!r}")
 
 
 def tell_crossed(class_names: Sequence[str], given: Sequence[str], subject: str) -> None:
