@@ -527,8 +527,11 @@ class Turned(Subset[Any]):
     """A Subset whose items have other labels than those of the whole."""
 
     def __getitem__(self, index: int) -> Any:
-        image, label = super().__getitem__(index)
+        image, label = self.dataset[self.indices[index]]
         return image, 2 - label
+
+    def __getitems__(self, indices: list[int]) -> Any:
+        return [self[index] for index in indices]
 
 
 def saved(root: Path, names: str) -> Any:
@@ -546,8 +549,8 @@ def test_parts_of_hugging_face_and_sources_keep_the_names_of_their_classes(
     same, other = (wrap(kind(tmp_path, names)) for names in ("abc", "cba"))
     source = create_source(ConcatDataset([same, same]))
     assert source.class_names == ["a", "b", "c"]
-    assert [found(Subset(source, [row]).dataset)[0] for row in range(1)] == ["a"]
-    with pytest.raises(DatasetError, match="other classes: index 0 is 'a' in .* and 'c' in"):
+    assert {source.class_names[source[row][1]] for row in range(len(source))} <= set("abc")
+    with pytest.raises(DatasetError, match=r"other classes: index 0 is 'a' in .* and 'c' in"):
         create_source(ConcatDataset([same, other]))
     assert create_source(wrap(kind(tmp_path, "abc"))).class_names == ["a", "b", "c"]
 
@@ -599,7 +602,7 @@ def test_labels_from_one_on_and_classes_that_differ_in_case_are_told(
         caplog.clear()
     for labels in ([0, 1, 2] * 2, [1, 3, 5] * 2, [-1, 1, 1] * 2):
         kdkit.open_dataset(arrays(tmp_path, labels))
-    create_source(folder(tmp_path, list("AaBb") * 2))
+    create_source(folder(tmp_path, list("AaBbCc")))
     assert not caplog.records
     create_source(text_table(tmp_path, ["True", "true", "False"] * 2))
     assert "the classes 'True' and 'true' differ only in case" in caplog.text
