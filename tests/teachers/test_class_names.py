@@ -18,11 +18,21 @@ from support import loader_for, tiny_model
 from timm.data import ImageNetInfo
 from timm.models import save_for_hf
 
-from kdkit import Teacher, TeacherEnsemble, ViewRecipe, build_cache, create_teacher, open_cache
+from kdkit import (
+    FeatureDistillationTask,
+    LogitDistillationTask,
+    Teacher,
+    TeacherEnsemble,
+    ViewRecipe,
+    build_cache,
+    create_loader,
+    create_teacher,
+    open_cache,
+)
 from kdkit.building.config import BuildConfig
 from kdkit.building.teacher import for_dataset
 from kdkit.config import SingleTeacherConfig, TeacherConfig
-from kdkit.data import ArraySource, ReplayedDataset
+from kdkit.data import ArraySource, MultiLabelSource, ReplayedDataset
 from kdkit.errors import ClassMismatchError
 from kdkit.resolve import describe_teacher, resolve_teacher
 from kdkit.types import Batch
@@ -273,6 +283,31 @@ def test_a_build_in_python_keeps_logits_in_the_datas_order_too(export: Path, tmp
     other = ArraySource(images, [0, 1, 2] * 2, class_names=["cat", "dog", "fox"])
     with pytest.raises(ClassMismatchError, match="'fox'"):
         build_cache(teacher, ReplayedDataset(other, ViewRecipe(size=32)), tmp_path / "o.h5", device="cpu")
+
+
+def test_a_loop_of_ones_own_is_refused_a_teacher_with_the_classes_in_another_order() -> None:
+    images, student = np.zeros((4, 32, 32, 3), np.uint8), tiny_model(num_classes=3)
+    dataset = ReplayedDataset(ArraySource(images, [0, 1, 2, 0], class_names=sorted(NAMES)), ViewRecipe(size=32))
+    teacher = create_teacher(tiny_model(num_classes=3), class_names=NAMES)
+    with pytest.raises(
+        ClassMismatchError, match=r"in another order: pass teacher\.for_classes\(dataset\.class_names\)"
+    ):
+        create_loader(dataset, LogitDistillationTask(student, teacher), batch_size=2, num_workers=0)
+    for task in (
+        LogitDistillationTask(student, teacher.for_classes(sorted(NAMES))),
+        FeatureDistillationTask(student, teacher.with_taps(["pooled"]), distill_loss="hint_mse"),
+    ):
+        assert len(create_loader(dataset, task, batch_size=2, num_workers=0)) == 2
+
+
+def test_several_labels_without_names_are_refused_for_a_teacher_whose_classes_have_names() -> None:
+    images = ArraySource(np.zeros((4, 32, 32, 3), np.uint8), [0] * 4)
+    teacher = create_teacher(tiny_model(num_classes=3), class_names=NAMES)
+    source = MultiLabelSource(images, [[0, 1, 1]] * 4)
+    with pytest.raises(ClassMismatchError, match="class indices, and the classes of the teacher .* have names"):
+        for_dataset(teacher, ReplayedDataset(source, ViewRecipe(size=32)), ["logits"])
+    named = MultiLabelSource(images, [[0, 1, 1]] * 4, class_names=["cat", "dog", "eel"])
+    assert for_dataset(teacher, ReplayedDataset(named, ViewRecipe(size=32)), ["logits"]).class_map == (1, 0, 2)
 
 
 def test_members_of_an_ensemble_are_brought_into_one_order_of_classes() -> None:
