@@ -289,9 +289,7 @@ def test_a_loop_of_ones_own_is_refused_a_teacher_with_the_classes_in_another_ord
     images, student = np.zeros((4, 32, 32, 3), np.uint8), tiny_model(num_classes=3)
     dataset = ReplayedDataset(ArraySource(images, [0, 1, 2, 0], class_names=sorted(NAMES)), ViewRecipe(size=32))
     teacher = create_teacher(tiny_model(num_classes=3), class_names=NAMES)
-    with pytest.raises(
-        ClassMismatchError, match=r"in another order: pass teacher\.for_classes\(dataset\.class_names\)"
-    ):
+    with pytest.raises(ClassMismatchError, match=r"in another order: pass teacher.for_classes"):
         create_loader(dataset, LogitDistillationTask(student, teacher), batch_size=2, num_workers=0)
     for task in (
         LogitDistillationTask(student, teacher.for_classes(sorted(NAMES))),
@@ -304,7 +302,7 @@ def test_several_labels_without_names_are_refused_for_a_teacher_whose_classes_ha
     images = ArraySource(np.zeros((4, 32, 32, 3), np.uint8), [0] * 4)
     teacher = create_teacher(tiny_model(num_classes=3), class_names=NAMES)
     source = MultiLabelSource(images, [[0, 1, 1]] * 4)
-    with pytest.raises(ClassMismatchError, match="class indices, and the classes of the teacher .* have names"):
+    with pytest.raises(ClassMismatchError, match=r"class indices, and the classes of the teacher .* have names"):
         for_dataset(teacher, ReplayedDataset(source, ViewRecipe(size=32)), ["logits"])
     named = MultiLabelSource(images, [[0, 1, 1]] * 4, class_names=["cat", "dog", "eel"])
     assert for_dataset(teacher, ReplayedDataset(named, ViewRecipe(size=32)), ["logits"]).class_map == (1, 0, 2)

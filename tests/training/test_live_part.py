@@ -61,7 +61,7 @@ def test_a_live_teacher_whose_order_of_classes_cannot_be_told_is_no_part_of_a_mi
             create_teacher(tiny_model(num_classes=2)), dataset, tmp_path / f"{given}.h5", BuildConfig(num_workers=0)
         )
         mix = open_cache([tmp_path / f"{given}.h5"], live=live)
-        with pytest.raises(ClassMismatchError, match="in which order .* cannot be told"):
+        with pytest.raises(ClassMismatchError, match=r"in which order .* cannot be told"):
             mix.match(dataset)
         mix.match(dataset.without_labels())
 
