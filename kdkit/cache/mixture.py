@@ -21,8 +21,6 @@ from kdkit.cache.reader import CachedTeacher
 from kdkit.errors import CacheStreamError, ConfigError
 from kdkit.losses import mean_teacher
 from kdkit.recipe import ViewRecipe
-from kdkit.teachers.class_indices import check_classes_told
-from kdkit.teachers.teacher import Teacher
 from kdkit.types import Batch, Normalization, TeacherMember, TeacherOutput
 
 
@@ -141,12 +139,9 @@ class CacheMixture:
 
         Raises:
             CacheMismatchError: recipe, samples, class names or pixels of a cache differ; names the cache.
-            ClassMismatchError: the dataset or the live teacher has class indices alone, whose order cannot be told.
         """
         for cache in self.caches:
             cache.match(dataset, allow_mismatch=allow_mismatch)
-        if isinstance(self.live, Teacher) and has_logits(self.live) and self.names_classes:
-            check_classes_told(self.live, dataset)
 
     @property
     def num_classes(self) -> int:

@@ -20,7 +20,6 @@ from kdkit.cache.mixture import CacheMixture
 from kdkit.cache.reader import CachedTeacher
 from kdkit.errors import CacheMismatchError, ClassMismatchError, ConfigError, nearest
 from kdkit.recipe import ViewRecipe
-from kdkit.teachers.matching import tell_crossed
 from kdkit.types import Batch, Normalization, TeacherOutput
 
 ClassMap = Sequence[int] | Sequence[str]
@@ -61,16 +60,17 @@ class ClassSelection:
             )
         self.cache = cache
         known = list(cache.class_names) if cache.class_names is not None and cache.names_classes else None
-        chosen = ("class_names", class_names) if class_map is None else ("class_map", class_map)
-        self.class_index = _index_classes(_listed(*chosen), cache)
-        self._names = None if known is None else [known[index] for index in self.class_index]
-        if class_names is not None:
-            given = self._names or ()
+        chosen = class_names if class_map is None else class_map
+        self.class_index = _index_classes(
+            _listed("class_map" if class_map is not None else "class_names", chosen), cache
+        )
+        if class_names is None:
+            self._names = None if known is None else [known[index] for index in self.class_index]
+        else:
             self._names = [str(name) for name in _listed("class_names", class_names)]
             if len(self._names) != len(self.class_index):
                 raise ConfigError(f"class_map has {len(self.class_index)} classes, class_names {len(self._names)}")
             _check_once("class_names", self._names)
-            tell_crossed(self._names, given, _describe(cache))
         self._columns = torch.tensor(self.class_index)
 
     def __call__(self, batch: Batch) -> TeacherOutput:

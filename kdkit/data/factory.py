@@ -62,8 +62,6 @@ def create_loader(
     model, rows = _model_of(student), range(len(dataset)) if rows is None else rows
     device = device or next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     dataset = _for_classes_of(dataset, student, model)
-    if any(not term.is_feature for term in getattr(student, "terms", ())):
-        check_class_order(getattr(student, "live_teacher", None), dataset)
     sampler = EpochSampler(
         rows,
         batch_size,
@@ -98,7 +96,12 @@ def check_class_order(teacher: Any, dataset: ReplayedDataset) -> None:
 
 
 def _for_classes_of(dataset: ReplayedDataset, student: Any, model: Any) -> ReplayedDataset:
-    """The dataset, whose labels are compared with the student's classes where a task uses them."""
+    """The dataset, whose labels are compared with the student's classes where a task uses them.
+
+    Its class names are compared with those of a task's live teacher, whose logits are compared.
+    """
+    if any(not term.is_feature for term in getattr(student, "terms", ())):
+        check_class_order(getattr(student, "live_teacher", None), dataset)
     num_classes = getattr(model, "num_classes", None)
     if num_classes and getattr(student, "task_loss_weight", 1) != 0:  # 0 classes: a student without a head
         return dataset.for_classes(num_classes)

@@ -13,6 +13,7 @@ from kdkit import build_cache, create_teacher, open_cache, open_dataset
 from kdkit.building.config import BuildConfig
 from kdkit.cli import main
 from kdkit.data import ArraySource, ReplayedDataset
+from kdkit.dataset import match_cache
 from kdkit.errors import ClassMismatchError
 from kdkit.student import Student
 from kdkit.teachers.model_config import state_config
@@ -62,8 +63,8 @@ def test_a_live_teacher_whose_order_of_classes_cannot_be_told_is_no_part_of_a_mi
         )
         mix = open_cache([tmp_path / f"{given}.h5"], live=live)
         with pytest.raises(ClassMismatchError, match=r"in which order .* cannot be told"):
-            mix.match(dataset)
-        mix.match(dataset.without_labels())
+            match_cache(mix, dataset)
+        match_cache(mix, dataset.without_labels())
 
 
 @pytest.mark.parametrize(

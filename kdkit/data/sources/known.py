@@ -81,7 +81,7 @@ def known_class_names(dataset: Any) -> list[str] | None:
             `classes` and `class_to_idx` contradict each other.
     """
     if is_plain(dataset, ConcatDataset):
-        return next((names for part in parts_of(dataset) if (names := known_class_names(part)) is not None), None)
+        return next((found for part in parts_of(dataset) if (found := known_class_names(part)) is not None), None)
     if is_source(dataset):
         return None if dataset.class_names is None else list(dataset.class_names)
     if getattr(dataset, "target_transform", None) is not None:
@@ -141,7 +141,7 @@ def _check_indices(names: Sequence[str], indices: Any, dataset: str) -> None:
     """Raises DatasetError if a class of these names has another index in `class_to_idx`."""
     known = set(names)
     for name, index in indices.items() if isinstance(indices, dict) else ():
-        if name in known and not (isinstance(index, (int, np.integer)) and names[index : index + 1] == [name]):
+        if name in known and not (index in range(len(names)) and names[index] == name):
             raise DatasetError(
                 f"the class {name!r} of the dataset {dataset} is {index!r} in its class_to_idx, and "
                 f"{names.index(name)} in its classes: give it one order of its classes"
