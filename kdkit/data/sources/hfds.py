@@ -55,6 +55,6 @@ def _saved(path: str, split: str) -> Any:
         if (split or "train") not in found:
             raise ValueError(f"it has the splits {', '.join(found)}: name one, hfds/PATH:SPLIT")
         return found[split or "train"]
-    if split and str(found.split or split) != split:
-        raise ValueError(f"it is the split {found.split}")
+    if split and str(found.split) != split:
+        raise ValueError(f"it is one dataset, of the split {found.split}: leave out :{split}")
     return found

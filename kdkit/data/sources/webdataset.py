@@ -66,6 +66,7 @@ class WebDatasetSource:
         self._images: list[Member] = []
         keys: list[str] = []
         found: list[object] = []
+        seen: set[str] = set()
         samples = _group(list_members(self.path) if members is None else members, left_out)
         only_plain = any(_plain_images(sample) for sample in samples.values())
         with reading_in_order() as read:
@@ -76,6 +77,9 @@ class WebDatasetSource:
                     keys.append(key)
                     self._images.append(image)
                     found.append(None if labels == "none" else _label(sample, label_field, key, read))
+                    if shard not in seen and labels is None and label_field is None:
+                        _tell_other_label(sample, key, found[-1], read)
+                    seen.add(shard)
         if not keys:
             raise DatasetError(f"the shards in {str(path)!r} hold no images: expected NAME.jpg beside NAME.cls")
         self.keys: Sequence[str] = keys
@@ -171,6 +175,22 @@ def _image(sample: _Sample, key: str, left_out: LeftOut, *, only_plain: bool) ->
         for member in sample.values():
             left_out.count(member.key)
     return images[0] if images else None
+
+
+def _tell_other_label(sample: _Sample, key: str, label: object, read: Callable[[Member], bytes]) -> None:
+    """Logs a warning where the .json of a sample has another label, of the same kind, than its .cls, which is taken."""
+    if not sample.keys() >= _LABELS:
+        return
+    try:
+        other = _label({"json": sample["json"]}, None, key, read)
+    except DatasetError:  # it has no label
+        return
+    one, two = str(label).strip(), str(other).strip()
+    if one != two and one.isdecimal() == two.isdecimal() and other is not None:
+        _logger.warning(
+            "the label of %r is %r in its .cls, which is taken, and %r in its .json: --label-column label takes these",
+            *(key, one, two),
+        )
 
 
 def _tell_folders(keys: Sequence[str], targets: Sequence[int], origin: str) -> None:

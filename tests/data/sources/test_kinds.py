@@ -617,8 +617,9 @@ def test_a_dataset_that_was_saved_to_disk_is_read_under_its_name(tmp_path: Path)
         assert (source.class_names, len(source)) == (["c", "b", "a"], count)
     with pytest.raises(DatasetError, match=f"save_to_disk .*: give it as hfds/{tmp_path}/one"):
         create_source(tmp_path / "one")
-    with pytest.raises(DatasetError, match="it has the splits train, test"):
-        create_source(f"hfds/{tmp_path}/splits:val")
+    for name, message in (("splits:val", "it has the splits train, test"), ("one:val", "leave out :val")):
+        with pytest.raises(DatasetError, match=message):
+            create_source(f"hfds/{tmp_path}/{name}")
 
 
 def test_labels_of_shards_that_are_not_their_folders_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -632,6 +633,10 @@ def test_labels_of_shards_that_are_not_their_folders_are_told(tmp_path: Path, ca
         assert ("not the folders 'cat', 'dog'" in caplog.text) is is_told
         assert create_source(data, labels="folder").class_names == ["cat", "dog"]
         caplog.clear()
+    for other, is_told in ((0, False), ("cat", False), (1, True)):
+        label = json.dumps({"label": other}).encode()
+        create_source(write_tar(tmp_path / "c.tar", [("0.png", png(0)), ("0.cls", b"0"), ("0.json", label)]))
+        assert ("is '0' in its .cls, which is taken, and '1' in its .json" in caplog.text) is is_told
     with pytest.raises(DatasetError, match=r"holds 'a\.b\.cls': .* first dot, so take the other dots out"):
         create_source(write_tar(tmp_path / "b.tar", [("a.b.png", png(0)), ("a.b.cls", b"0")]))
 
