@@ -218,7 +218,7 @@ def _label(sample: _Sample, field: str | None, key: str, read: Callable[[Member]
         raise DatasetError(
             f"the sample {key!r} has no label in its .cls or the field {name!r} of its .json "
             f"({type(error).__name__}: {error}): name the field with --label-column; --labels none takes all images "
-            "without labels"
+            "without labels, --labels folder the top folders as classes"
         ) from error
     expected = "a .cls or .json file" if field is None else f"a .json file with the field {field!r}"
     raise DatasetError(f"the sample {key!r} has no label ({', '.join(sample)}): expected {expected}, or --labels none")
