@@ -126,7 +126,8 @@ def index_labels(labels: Sequence[object], keys: Sequence[str], origin: str) -> 
             names; the error names the sample.
     """
     texts: list[str] = []
-    for label, key in zip(labels, keys, strict=True):
+    for given, key in zip(labels, keys, strict=True):
+        label = class_index(given, key, origin) if isinstance(given, np.integer) else given
         if label is not None and not isinstance(label, (int, str)):
             raise _neither(label, key, origin)
         texts.append("" if label is None else str(label).strip())

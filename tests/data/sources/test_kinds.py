@@ -582,9 +582,15 @@ def test_an_item_that_is_no_pair_is_refused_because_its_label_may_be_any_part(it
 
 
 @pytest.mark.parametrize("dtype", ["u1", "u2"])
-def test_the_largest_number_of_an_unsigned_dtype_is_not_taken_for_a_class(dtype: str) -> None:
+def test_the_largest_number_of_an_unsigned_dtype_is_not_taken_for_a_class(dtype: str, tmp_path: Path) -> None:
     """It is -1 there, and marks pixels without a class."""
     labels, pixels = np.array([0, -1]).astype(dtype), np.zeros((2, 8, 8), "u1")
+    parquet.write_table(pyarrow.table({"path": ["0.png", "1.png"], "label": labels}), tmp_path / "a.parquet")
+    rows = {"image": [{"bytes": png(row), "path": None} for row in range(2)], "label": labels}
+    features = datasets.Features(image=datasets.Image(), label=datasets.Value(str(labels.dtype)))
+    for data in (tmp_path / "a.parquet", datasets.Dataset.from_dict(rows, features=features)):
+        with pytest.raises(LabelError, match="the largest uint"):
+            create_source(data)
     with pytest.raises(LabelError, match=f"'1' in .* is {labels[1]}, the largest uint.*: give -1 for no label"):
         ArraySource(pixels, labels)
     with pytest.raises(LabelError, match="the largest uint"):
