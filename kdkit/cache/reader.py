@@ -148,7 +148,7 @@ class CachedTeacher(CacheFile):
         Raises:
             CacheMismatchError: recipe, samples, class names or pixels differ.
         """
-        self._rows = match_dataset(self.path, self.metadata, dataset, allow_mismatch)
+        self._rows = match_dataset(self.path, self.metadata, dataset, allow_mismatch, names_classes=self.names_classes)
 
     def check_averageable(self) -> None:
         """Raises ConfigError for multi-label logits, which are not a distribution that can be averaged."""
