@@ -134,7 +134,7 @@ def match_keys(path: Path, num_rows: int, keys: Sequence[str]) -> Array:
 
 
 def _check_partners(path: Path, metadata: CacheMetadata, dataset: Replayable, rows: Array) -> None:
-    """Raises CacheMismatchError if views are mixed and the dataset lacks samples: others would be mixed then, or none."""
+    """Raises CacheMismatchError if views are mixed and the dataset lacks samples: others would be mixed."""
     recipe = dataset.recipe
     if (recipe.mixes or "mixing" in (recipe.recorded or "")) and (lacking := metadata.num_rows - len(np.unique(rows))):
         found = set(rows.tolist())
