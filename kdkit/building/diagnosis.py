@@ -93,7 +93,7 @@ class Rerun:
         return torch.stack(found)
 
     def cached(self, places: Array | None = None, view_shift: int = 0) -> Tensor:
-        """The cached log-probabilities [R, C] of the chosen rows, or of the rows `places` [N] and other views instead."""
+        """The cached log-probabilities [R, C] of the chosen rows, or of rows `places` [N] or of other views instead."""
         found = []
         for view in sorted({view for view, _ in self.places}):
             rows = self.cache.rows_of(torch.tensor([row for of, row in self.places if of == view]))
