@@ -75,6 +75,19 @@ def match_dataset(
     return rows
 
 
+def check_not_replaced(path: Path, opened: CacheMetadata, now: CacheMetadata) -> None:
+    """Checks that a cache that is opened again, in another process, still has the rows that were matched.
+
+    Raises:
+        CacheMismatchError: images were added or removed since, so that its rows are others.
+    """
+    if opened.dataset["keys_sha256"] != now.dataset["keys_sha256"]:
+        raise CacheMismatchError(
+            f"the cache {str(path)!r} had {opened.num_rows} images when it was opened, and has other ones now "
+            f"({now.num_rows}): open it again after `kdkit cache extend` or `prune`"
+        )
+
+
 def check_class_names(
     cached: list[str] | None, given: list[str] | None, origin: str, allow: Collection[str], *, advice: str = _ONE_PART
 ) -> None:

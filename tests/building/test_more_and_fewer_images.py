@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,18 @@ def test_pruned_and_extended_back_a_cache_answers_as_a_fresh_build(tmp_path: Pat
     assert extend(path, range(100), codec=codec) == 68
     assert rows_by_key(path) == before
     check_whole(path, range(100), codec)
+
+
+def test_an_open_cache_keeps_its_rows_and_is_not_opened_anew_with_others(tmp_path: Path) -> None:
+    path, dataset = build(tmp_path / "t.h5", range(20)), seen(range(20))
+    cache = open_cache(path, dataset)
+    before, rows = cache.read_encoded(np.arange(20), 0), cache.rows_of(torch.arange(20))
+    copied = pickle.dumps(cache)
+    assert np.array_equal(pickle.loads(copied).rows_of(torch.arange(20)), rows)
+    prune_cache(path, seen(range(0, 20, 2)))
+    assert torch.equal(cache.read_encoded(np.arange(20), 0), before)
+    with pytest.raises(CacheMismatchError, match=r"had 20 images when it was opened, and has other ones now \(10\)"):
+        pickle.loads(copied)
 
 
 @pytest.mark.slow
