@@ -320,6 +320,13 @@ def test_an_extension_by_other_images_than_the_stopped_one_names_what_to_delete(
     assert extend(path, range(25)) == 10
 
 
+@pytest.mark.parametrize("spacing", [1, 7, 40])
+def test_evenly_measured_rows_stay_where_they_are(spacing: int) -> None:
+    """Recoding must not move rows: records of mixed views name their partners by them."""
+    order, each = arrange(np.ones(100, bool), np.arange(100) % spacing == 0)
+    assert (order.tolist(), each) == (list(range(100)), spacing)
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_rows_stand_where_their_hashes_and_measures_are_stored(seed: int) -> None:
     rng = np.random.default_rng(seed)
