@@ -40,8 +40,8 @@ SHARES = {
     "merge": 0.075,
     "recode": 0.075,
 }
-"""Command -> share of all kills; a run of distill takes ten times as long as the others. A run of three checkpoints
-alone is no command, but so short that each of its calls can fail."""
+"""Command -> its weight among those that are chosen; a run of distill takes ten times as long as the others. A run of
+three checkpoints is no command, but so short that each of its calls can fail."""
 ERRORS = ("ENOSPC", "EIO")
 HEADER = ("command", "fault", "calls of a run", "trials", "killed", "one-line error", "ended well")
 
@@ -78,7 +78,8 @@ def main() -> None:
     arguments.add_argument("--errors-of", nargs="*", choices=SHARES, default=list(SHARES), help="commands that fail")
     options = arguments.parse_args()
     kills, errors = (20, 6) if options.quick else (options.kills, options.errors)
-    trials = [(command, "kill", round(kills * SHARES[command])) for command in options.kills_of]
+    whole = sum(SHARES[command] for command in options.kills_of) or 1.0
+    trials = [(command, "kill", round(kills * SHARES[command] / whole)) for command in options.kills_of]
     trials += [(command, fault, errors) for command in options.errors_of for fault in ERRORS]
     rows: list[list[object]] = []
     failures: list[list[object]] = []

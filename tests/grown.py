@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from support import Pixels, digits
+from support import CLASSES, Pixels, digits
 
 from kdkit import ViewRecipe, build_cache, extend_cache, open_cache
 from kdkit.building.config import BuildConfig
-from kdkit.data import ReplayedDataset
+from kdkit.data import MultiLabelSource, ReplayedDataset
 from kdkit.data.sources.selection import SelectedSource
 from kdkit.teachers import Teacher
 
@@ -19,17 +19,26 @@ PLAIN = ViewRecipe(size=8, hflip=0.0, num_views=2)
 CONFIGS = {
     "float32": BuildConfig(codec="float32", num_workers=0, batch_size=50),
     "int8": BuildConfig(codec="int8", num_workers=0, batch_size=50),
+    "sigmoid_int8": BuildConfig(codec="sigmoid_int8", num_workers=0, batch_size=50),
     "lowrank": BuildConfig(codec="lowrank", codec_options={"row_bytes": 12}, num_workers=0, batch_size=50),
 }
 
 
-def seen(rows: Any, recipe: ViewRecipe = PLAIN, views: int = 2) -> ReplayedDataset:
-    """These digits, in this order."""
-    return ReplayedDataset(SelectedSource(digits(400), list(rows)), dataclasses.replace(recipe, num_views=views))
+def seen(
+    rows: Any, recipe: ViewRecipe = PLAIN, views: int = 2, codec: str = "", class_names: Any = CLASSES
+) -> ReplayedDataset:
+    """These digits, in this order; for a codec of several labels per image each has its digit and the next one."""
+    source: Any = digits(400)
+    if codec.startswith("sigmoid"):
+        both = np.eye(10)[source.targets] + np.eye(10)[(source.targets + 1) % 10]
+        source = MultiLabelSource(source, both, class_names=CLASSES)
+    part = SelectedSource(source, list(rows))
+    part.class_names = class_names
+    return ReplayedDataset(part, dataclasses.replace(recipe, num_views=views))
 
 
 def build(path: Path, rows: Any, config: BuildConfig = CONFIGS["int8"], **options: Any) -> Path:
-    build_cache(Teacher(Pixels()), seen(rows, **options), path, config)
+    build_cache(Teacher(Pixels()), seen(rows, codec=str(config.codec), **options), path, config)
     return path
 
 

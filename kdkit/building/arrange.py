@@ -34,7 +34,10 @@ def arrange(hashed: Mask, measured: Mask, *, may_hash: bool = False) -> tuple[Ar
     count = len(hashed)
     hash_at = np.zeros(count, dtype=bool)
     hash_at[hashed_rows(0, count)] = True
-    each = -(-count // max(1, int(measured.sum())))
+    places = np.flatnonzero(measured)
+    each = -(-count // max(1, len(places)))
+    if len(places) > 1 and np.array_equal(places, np.arange(0, count, places[1])):
+        each = int(places[1])  # as they stand; partners of recorded views are named by their rows
     while measured.any() and each <= count:
         order = _assign(hash_at, each, hashed, measured, may_hash=may_hash)
         if order is not None:

@@ -15,7 +15,9 @@ from torch import Tensor
 
 from kdkit.cache.fidelity import kl_divergence
 
-CauseKind = Literal["shifted", "shuffled", "flipped", "classes", "crop", "normalization", "softmax", "temperature"]
+CauseKind = Literal[
+    "shifted", "shuffled", "views", "flipped", "classes", "crop", "normalization", "softmax", "one-hot", "temperature"
+]
 _GOLDEN = (5**0.5 - 1) / 2
 _LISTED = 20
 _SHOWN_MOVES = 8

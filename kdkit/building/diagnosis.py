@@ -42,6 +42,8 @@ _SETTLED = 0.05
 """Share of the unexplained that a cause leaves beyond which no other kind is tried."""
 _SAME_OUTPUT = 0.02
 """Share of unexplained difference up to which a row is taken for the outputs of an image."""
+_ONE_HOT = -0.01
+"""Log-probability from which on a class is the only one."""
 _MANY = 0.9
 Place = tuple[int, int]
 """View and row of the dataset."""
@@ -90,13 +92,14 @@ class Rerun:
             found += [by_row[row] for row in rows]
         return torch.stack(found)
 
-    def cached(self, places: Array | None = None) -> Tensor:
-        """The cached log-probabilities [R, C] of the chosen rows, or of what `places` [N] has instead of each row."""
+    def cached(self, places: Array | None = None, view_shift: int = 0) -> Tensor:
+        """The cached log-probabilities [R, C] of the chosen rows, or of rows `places` [N] or of other views instead."""
         found = []
         for view in sorted({view for view, _ in self.places}):
             rows = self.cache.rows_of(torch.tensor([row for of, row in self.places if of == view]))
             rows = rows if places is None else places[rows]
-            found.append(self.codec.decode(self.cache.read_encoded(rows, view)))
+            stored = (view + view_shift) % self.cache.num_views
+            found.append(self.codec.decode(self.cache.read_encoded(rows, stored)))
         return torch.cat(found)
 
     @cached_property
@@ -154,8 +157,13 @@ def _of_outputs(run: Rerun, plain: Tensor, cached: Tensor) -> Iterator[tuple[flo
     temperature = fit_temperature(plain, cached, run.as_stored)
     if abs(math.log(temperature)) > 0.03:
         softened = (plain / temperature).log_softmax(dim=1)
-        text = f"its outputs have temperature {temperature:.3g}, that is softmax(logits / {temperature:.3g})"
-        yield run.unexplained(softened, cached), Cause("temperature", text)
+        cause = Cause(
+            "temperature",
+            f"its outputs have temperature {temperature:.3g}, that is softmax(logits / {temperature:.3g})",
+        )
+        if bool((cached.amax(dim=1) > _ONE_HOT).all()):
+            cause = Cause("one-hot", "its outputs are one-hot: they hold the likeliest class alone, not probabilities")
+        yield run.unexplained(softened, cached), cause
     text = "softmax was applied twice: its logits are probabilities"
     yield run.unexplained(plain.exp().log_softmax(dim=1), cached), Cause("softmax", text)
     shown = run.as_stored(plain) if run.codec.name == "topk" else plain
@@ -166,12 +174,20 @@ def _of_outputs(run: Rerun, plain: Tensor, cached: Tensor) -> Iterator[tuple[flo
         yield run.unexplained(expected, cached), Cause.of_classes(class_map)
 
 
-def _of_order(run: Rerun, plain: Tensor, _: Tensor) -> Iterator[tuple[float, Cause]]:
-    """Rows that are shifted, or in another order of the keys."""
+def _of_order(run: Rerun, plain: Tensor, cached: Tensor) -> Iterator[tuple[float, Cause]]:
+    """Rows or views that are shifted, one view for all, and rows in another order of the keys."""
     judge, num_rows = run.judge(plain), run.cache.num_rows
     for shift in (step * sign for step in range(1, _NEIGHBOURS + 1) for sign in (1, -1)):
         share = float(judge(run.cached((np.arange(num_rows) + shift) % num_rows)).mean())
         yield share, Cause("shifted", f"its rows are shifted by {shift:+}: the outputs of row r are in row r{shift:+}")
+    for shift in sorted({step % run.cache.num_views for step in (*range(1, _NEIGHBOURS + 1), -1)} - {0}):
+        text = (
+            f"its views are in another order: the outputs of view v are in view (v + {shift}) mod {run.cache.num_views}"
+        )
+        yield float(judge(run.cached(view_shift=shift)).mean()), Cause("views", text)
+    if run.cache.num_views > 1 and run.dataset.recipe.recorded is None:
+        only = ReplayedDataset(run.dataset.source, replace(run.dataset.recipe, num_views=1)).for_teacher()
+        yield run.unexplained(run.outputs(only), cached), Cause("views", "the outputs of view 0 are in all views")
     keys = run.cache.keys()
     for name, key in (("keys", str), ("file names", lambda key: key.rpartition("/")[2])):
         order = np.array(sorted(range(len(keys)), key=lambda row: key(keys[row])))
@@ -209,7 +225,7 @@ def _of_crops(run: Rerun, _: Tensor, cached: Tensor) -> Iterator[tuple[float, Ca
 
 
 def _find_rows(run: Rerun, plain: Tensor) -> Cause | None:
-    """Rows that are shuffled: the outputs of most images are found, each in another row."""
+    """Rows that are shuffled: the outputs of most images that do not match are found, each in another row."""
     view = run.places[0][0]
     mine = [place for place, (of, _) in enumerate(run.places) if of == view]
     own = run.cache.rows_of(torch.tensor([run.places[place][1] for place in mine]))
@@ -219,8 +235,10 @@ def _find_rows(run: Rerun, plain: Tensor) -> Cause | None:
     read = ((torch.from_numpy(rows), run.codec.decode(run.cache.read_encoded(rows, view))) for rows in pieces)
     nearest = nearest_rows(plain[mine], read).numpy()
     found = run.codec.decode(run.cache.read_encoded(nearest, view))
-    same = (run.judge(plain[mine])(found) < _SAME_OUTPUT).numpy() & (nearest != own)
-    expected = len(mine) / every / 2
+    judge = run.judge(plain[mine])
+    same = (judge(found) < _SAME_OUTPUT).numpy() & (nearest != own)
+    wrong = (judge(run.codec.decode(run.cache.read_encoded(own, view))) >= _SAME_OUTPUT).sum()
+    expected = int(wrong) / every / 2
     if same.sum() < max(4, expected) or len(set(nearest[same].tolist())) < _MANY * same.sum():
         return None
     keys, first = run.cache.keys(), int(np.flatnonzero(same)[0])

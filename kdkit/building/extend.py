@@ -22,7 +22,7 @@ from kdkit.building.teacher import for_dataset, placed, with_streams
 from kdkit.building.unreadable import recorded_absent
 from kdkit.cache.codecs import CompactFeature
 from kdkit.cache.extension import check_adds_views
-from kdkit.cache.format.constants import LOGITS
+from kdkit.cache.format.constants import LOGITS, RECORDS
 from kdkit.cache.format.metadata import CacheMetadata
 from kdkit.cache.pixels import check_pixels, checked_views
 from kdkit.cache.reader import CachedTeacher
@@ -137,12 +137,13 @@ def _check_same_build(cache: CachedTeacher, plan: BuildPlan) -> None:
 
 def _config_of(metadata: CacheMetadata, loading: BuildLoadingConfig) -> BuildConfig:
     """The configuration by which the cache was built, as far as it affects the contents of the cache."""
-    codecs = {stream: dict(described["codec"]) for stream, described in metadata.streams.items()}
+    described = {stream: found["codec"] for stream, found in metadata.streams.items() if stream != RECORDS}
+    codecs = {stream: dict(codec) for stream, codec in described.items()}
     logits = codecs.pop(LOGITS, {})
     logits.pop("num_classes", None)
     features = {codec["name"] for codec in codecs.values()} or {BuildConfig.feature_codec}
     return BuildConfig(
-        streams=tuple(metadata.streams),
+        streams=tuple(described),
         codec=logits.pop("name", None),
         codec_options=logits,
         feature_codec=features.pop() if len(features) == 1 else CompactFeature.name,

@@ -28,7 +28,7 @@ from kdkit.building.teacher import with_streams
 from kdkit.building.unreadable import leave_out_unreadable, listing_unreadable
 from kdkit.cache import CachedTeacher, Codec
 from kdkit.cache.format.constants import LOGITS
-from kdkit.cache.matching import composed
+from kdkit.cache.matching import check_class_names, composed
 from kdkit.cache.shards.folder import shard_folder
 from kdkit.cache.writer import CacheWriter
 from kdkit.data import ReplayedDataset
@@ -37,6 +37,8 @@ from kdkit.runtime import distributed
 from kdkit.runtime.compare import check_match
 from kdkit.runtime.progress import progress
 from kdkit.teachers import Teacher
+
+_ALL_CLASSES = "give the images of all classes, the old ones and the new ones"
 
 
 @dataclass(frozen=True)
@@ -116,8 +118,7 @@ def _check_same_teacher(cache: CachedTeacher, plan: BuildPlan) -> None:
     check_match("recipe", cache.recipe.to_dict(), plan.dataset.recipe.to_dict(), shown, allow)
     names = plan.dataset.class_names
     if not (names is None and plan.dataset.is_unlabelled):
-        own = {"class_names": composed(cache.class_names)}
-        check_match("dataset", own, {"class_names": composed(names)}, shown, allow)
+        check_class_names(composed(cache.class_names), composed(names), shown, allow, advice=_ALL_CLASSES)
 
 
 def _create(place: Path, plan: BuildPlan, cache: CachedTeacher) -> CacheWriter:

@@ -21,7 +21,7 @@ from kdkit.data import ReplayedDataset
 Array = np.ndarray[Any, Any]
 _ROWS, _CHANGES = 10_000, 2_000  # rows that are read, and places in the row order where the label changes
 _VIEWS, _CHUNK = 4, 2048
-_SHIFTS = (-1, 1, -2, 2, -3, 3)
+_SHIFTS = [sign * step for step in range(1, 65) for sign in (-1, 1)]
 _LEAST_ROWS = 8
 """Rows on which a shift or a permutation must differ from the order as it stands."""
 _GAIN, _LEAST_AGREEMENT, _SIGMAS = 0.3, 0.5, 2.5
@@ -79,7 +79,8 @@ def label_agreement(cache: CachedTeacher, dataset: ReplayedDataset) -> LabelAgre
     frequency = [np.bincount(part[read], minlength=len(names)) / len(read) for part in (labels, top)]
     chance = float((frequency[0] * frequency[1]).sum())
     by_class = {names[c]: float(right[labels[read] == c].mean()) for c in np.unique(labels[read]).tolist()}
-    cause = _find_shift(top, labels, rows) or _find_classes(top, labels, read, len(names))
+    found = [_find_shift(top, labels, rows), _find_classes(top, labels, read, len(names))]
+    cause = max((one for one in found if one is not None), key=lambda one: one[0], default=(0.0, None))[1]
     if cause is None and is_softmaxed:
         cause = Cause("softmax", "softmax was applied twice: its logits are probabilities")
     if cause is None and _is_unrelated(float(right.mean()), chance, len(read), confidence, frequency):
@@ -102,7 +103,7 @@ def _choose(labels: Array) -> Array:
 
 
 def _read(cache: CachedTeacher, rows: Array) -> tuple[Array, float, bool]:
-    """Top-1 of each row [N], -1 where it is not read; its mean probability; and whether softmax was applied twice."""
+    """Top-1 of each row [N], -1 if it is not read; a view's mean top probability; whether softmax was applied twice."""
     views = sorted({round(view) for view in np.linspace(0, cache.num_views - 1, min(_VIEWS, cache.num_views))})
     codec, top = cache.codecs[LOGITS], np.full(cache.num_rows, -1, np.int64)
     confidence, softmaxed = 0.0, []
@@ -112,31 +113,33 @@ def _read(cache: CachedTeacher, rows: Array) -> tuple[Array, float, bool]:
         rounding = _CODEC_ROUNDING.get(codec.name, 0.01)
         softmaxed += [is_softmax_of_probabilities(log_probs, rounding) for log_probs in decoded]
         probs = torch.stack([log_probs.exp() for log_probs in decoded]).mean(dim=0)
-        most, top[part] = (found.numpy() for found in probs.max(dim=1))
-        confidence += float(most.sum())
+        top[part] = probs.argmax(dim=1).numpy()
+        confidence += sum(float(log_probs.amax(dim=1).exp().sum()) for log_probs in decoded) / len(decoded)
     return top, confidence / len(rows), all(softmaxed)
 
 
-def _find_shift(top: Array, labels: Array, rows: Array) -> Cause | None:
-    """Rows that hold their neighbours' outputs: seen where the label of the neighbour differs."""
-    best, cause = 0, None
+def _find_shift(top: Array, labels: Array, rows: Array) -> tuple[float, Cause] | None:
+    """Rows that hold others' outputs at a fixed distance: seen where the label of the other row differs.
+
+    Returns:
+        The share of all rows whose top-1 fits then, and the cause; of several shifts the one that fits the most rows.
+    """
+    found = []
     for shift in _SHIFTS:
         theirs = labels[(rows - shift) % len(labels)]
         telling = (labels[rows] != theirs) & (labels[rows] >= 0) & (theirs >= 0)
-        found = top[rows[telling]]
-        own, other = found == labels[rows[telling]], found == theirs[telling]
-        if _fits_better(other, own) and (won := int(other.sum()) - int(own.sum())) > best:
-            best, text = won, f"the outputs of row r are in row r{shift:+}"
-            cause = Cause(
-                "shifted",
-                f"its rows are shifted by {shift:+}: {text} (of {len(own)} rows with another label there, the top-1 "
-                f"fits {other.mean():.1%} so, {own.mean():.1%} as they stand)",
+        own, other = top[rows[telling]] == labels[rows[telling]], top[rows[telling]] == theirs[telling]
+        if _fits_better(other, own):
+            text = (
+                f"its rows are shifted by {shift:+}: the outputs of row r are in row r{shift:+} (of {len(own)} rows "
+                f"with another label there, the top-1 fits {other.mean():.1%} so, {own.mean():.1%} as they stand)"
             )
-    return cause
+            found.append((float((top[rows] == theirs)[theirs >= 0].mean()), Cause("shifted", text)))
+    return max(found, key=lambda one: one[0], default=None)
 
 
-def _find_classes(top: Array, labels: Array, read: Array, num_classes: int) -> Cause | None:
-    """Classes that are permuted: found on every other row, judged on the others."""
+def _find_classes(top: Array, labels: Array, read: Array, num_classes: int) -> tuple[float, Cause] | None:
+    """Classes that are permuted: found on every other row, judged on the others; with the share of rows that fits."""
     fit, judged = read[::2], read[1::2]
     counts = np.zeros((num_classes, num_classes))
     np.add.at(counts, (labels[fit], top[fit]), 1)
@@ -147,7 +150,9 @@ def _find_classes(top: Array, labels: Array, read: Array, num_classes: int) -> C
     class_map = match_pairs(torch.from_numpy(-weights))
     moved = judged[np.array(class_map)[labels[judged]] != labels[judged]]
     mapped = np.array(class_map)[labels[moved]]
-    return Cause.of_classes(class_map) if _fits_better(top[moved] == mapped, top[moved] == labels[moved]) else None
+    if not _fits_better(top[moved] == mapped, top[moved] == labels[moved]):
+        return None
+    return float((top[judged] == np.array(class_map)[labels[judged]]).mean()), Cause.of_classes(class_map)
 
 
 def _fits_better(other: Array, own: Array) -> bool:

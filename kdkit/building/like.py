@@ -30,9 +30,9 @@ def open_like(data: Any, like: str | Path, **options: Any) -> ReplayedDataset:
     keys = cache.keys()
     held = [places[key] for key in keys if key in places]
     check_same_samples(keys, [source.keys[place] for place in held], f"the cache {str(like)!r}")
-    dataset = ReplayedDataset(SelectedSource(source, held), cache.recipe)
+    dataset = ReplayedDataset(SelectedSource(source, held), cache.recipe, records=cache)
     dataset.absent = frozenset(cache.absent_keys)
-    if dataset.class_names is None:  # unlabelled images, or class indices: only the cache knows the names
+    if dataset.class_names is None and cache.names_classes:  # unlabelled images, or class indices
         dataset.class_names = cache.class_names
     cache.match(dataset)
     return dataset

@@ -17,6 +17,7 @@ from kdkit.building.rewrite import Piece, Rewrite, codecs_of, write_rows
 from kdkit.cache import CachedTeacher
 from kdkit.cache.content import CONTENT_FIELD
 from kdkit.cache.format.keys import list_keys
+from kdkit.cache.matching import CLASSES_FIELD
 from kdkit.data import ReplayedDataset
 from kdkit.errors import CacheMismatchError, ConfigError
 from kdkit.runtime.compare import check_match
@@ -100,7 +101,7 @@ def prune_cache(
         return report_on(cache.path, 0, begun)
     check_stands_alone(cache, "pruned")
     kept = dataset.selecting([places[keys[row]] for row in rows.tolist()])
-    cache.match(kept, allow_mismatch={*allow_mismatch, "dataset.class_names"})  # a class may be gone with its images
+    cache.match(kept, allow_mismatch={*allow_mismatch, CLASSES_FIELD})  # a class may be gone with its images
     if CONTENT_FIELD not in allow_mismatch:
         check_not_renamed(cache, dataset)
     seen = dataset.for_teacher()

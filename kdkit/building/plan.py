@@ -24,8 +24,9 @@ from kdkit.cache.codecs import (
     feature_codec_for,
     multi_label_codec,
 )
+from kdkit.cache.codecs.record import RecordCodec
 from kdkit.cache.content import CONTENT_FIELD, check_content
-from kdkit.cache.format.constants import LOGITS
+from kdkit.cache.format.constants import LOGITS, RECORDS
 from kdkit.cache.format.content import CONTENT_BYTES
 from kdkit.cache.format.keys import check_same_samples, keys_sha256
 from kdkit.cache.format.metadata import CacheMetadata
@@ -83,7 +84,7 @@ class BuildPlan:
         """
         codec, config = self.choose_codec(), self.config
         one = feature_codec_for(config.feature_codec, config.feature_bytes, torch.zeros(1, 1))
-        known: dict[str, RowCodec] = dict.fromkeys(config.streams, one)
+        known: dict[str, RowCodec] = dict.fromkeys(config.streams, one) | self._records()
         spec = self._spec(known | ({} if codec is None else {LOGITS: codec}))
         spec.check_storable()
         if self.reads_content:
@@ -93,7 +94,7 @@ class BuildPlan:
         probed = fit_and_measure(codec, self.teacher, self.dataset, self.config, self.device, **shown)
         return replace(
             spec,
-            codecs={stream: found.codec for stream, found in probed.items()},
+            codecs={stream: found.codec for stream, found in probed.items()} | self._records(),
             fidelity={stream: found.fidelity for stream, found in probed.items()},
         )
 
@@ -181,7 +182,14 @@ class BuildPlan:
         logits = {} if codec is None else {LOGITS: {"codec": codec.to_dict(), "row_bytes": codec.row_bytes}}
         size = {} if self.config.feature_bytes is None else {"row_bytes": self.config.feature_bytes}
         features = {"codec": {"name": self.config.feature_codec, **size}}
-        return {stream: logits.get(stream, features) for stream in self.config.streams}
+        planned = {stream: logits.get(stream, features) for stream in self.config.streams}
+        records = self._records().items()
+        return planned | {name: {"codec": codec.to_dict(), "row_bytes": codec.row_bytes} for name, codec in records}
+
+    def _records(self) -> dict[str, RowCodec]:
+        """The codec of the views' parameters, which go into the cache if no recipe draws them."""
+        recorded = self.dataset.recorded
+        return {} if recorded is None else {RECORDS: RecordCodec((recorded.row_bytes,))}
 
     def check_same_pixels(self, writer: CacheWriter) -> None:
         """Replays some rows of the sealed shards, because a build must not resume with other images or libraries.
@@ -210,7 +218,8 @@ def as_built(dataset: ReplayedDataset) -> ReplayedDataset:
 
 def _as_planned(streams: Mapping[str, Mapping[str, Any]], planned: Mapping[str, Any]) -> dict[str, Any]:
     """The streams of a cache, of features only what is planned: their shapes follow from teacher and recipe."""
-    features = next((plan["codec"] for stream, plan in planned.items() if stream != LOGITS), {"name": ""})
+    exact = (LOGITS, RECORDS)
+    features = next((plan["codec"] for stream, plan in planned.items() if stream not in exact), {"name": ""})
 
     def codec_of(described: Mapping[str, Any]) -> dict[str, Any]:
         found = {key: described["codec"].get(key) for key in features}
@@ -218,6 +227,6 @@ def _as_planned(streams: Mapping[str, Mapping[str, Any]], planned: Mapping[str, 
         return {**found, "name": CompactFeature.name} if chosen else found
 
     return {
-        stream: described if stream == LOGITS else {"codec": codec_of(described)}
+        stream: described if stream in exact else {"codec": codec_of(described)}
         for stream, described in streams.items()
     }

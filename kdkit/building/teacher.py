@@ -10,7 +10,7 @@ from torch import Tensor
 
 from kdkit.cache import encoding
 from kdkit.cache.codecs import RowCodec
-from kdkit.cache.format.constants import LOGITS
+from kdkit.cache.format.constants import LOGITS, RECORDS
 from kdkit.data import PixelBatch, ReplayedDataset, ReplayLoader
 from kdkit.errors import ConfigError, MissingTeacherError
 from kdkit.teachers import Teacher, TeacherEnsemble
@@ -24,7 +24,7 @@ _logger = logging.getLogger(__name__)
 def run_teacher(
     teacher: Teacher, loader: ReplayLoader, pixels: PixelBatch, streams: Collection[str]
 ) -> dict[str, Tensor]:
-    """Runs the teacher on a batch of `loader`.
+    """Runs the teacher on a batch of `loader`; the parameters of recorded views are those of the loader's dataset.
 
     Returns:
         Stream -> output, [B, ...]; on a GPU perhaps not computed yet; of MPS on the CPU, because MPS lacks float64 and
@@ -34,7 +34,9 @@ def run_teacher(
         MissingTeacherError: the teacher has no output of that name.
     """
     output = teacher(loader.to_batch(pixels))
-    outputs = {stream: select_stream(output, stream, teacher.name) for stream in streams}
+    outputs = {stream: select_stream(output, stream, teacher.name) for stream in streams if stream != RECORDS}
+    if RECORDS in streams and (recorded := loader.dataset.recorded) is not None:
+        outputs[RECORDS] = recorded.payload(pixels.row.numpy(), int(pixels.view[0]))
     return {stream: values.cpu() if values.device.type == "mps" else values for stream, values in outputs.items()}
 
 

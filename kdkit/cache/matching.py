@@ -22,6 +22,9 @@ from kdkit.errors import CacheMismatchError
 from kdkit.recipe import ViewRecipe
 from kdkit.runtime.compare import check_match
 
+CLASSES_FIELD = "dataset.class_names"
+_ONE_PART = "name them to train on them alone, --class-names or open_cache(..., class_names=[...]), or give all classes"
+
 
 class Replayable(Protocol):
     """The part of a dataset that a cache needs; kdkit.data.ReplayedDataset has it."""
@@ -44,10 +47,13 @@ class Replayable(Protocol):
         ...
 
 
-def match_dataset(path: Path, metadata: CacheMetadata, dataset: Replayable, allow: Collection[str]) -> Array:
+def match_dataset(
+    path: Path, metadata: CacheMetadata, dataset: Replayable, allow: Collection[str], *, names_classes: bool
+) -> Array:
     """Compares a cache with a dataset, and finds the cache row of each of its samples, int64 [N].
 
-    A run may use only the first views of a cache: a view does not depend on how many there are.
+    A run may use only the first views of a cache: a view does not depend on how many there are. Class names are not
+    compared if the logits are of other classes (`names_classes` is false), because then no label means one of these.
 
     Raises:
         CacheMismatchError: recipe, samples, class names or pixels differ.
@@ -56,9 +62,9 @@ def match_dataset(path: Path, metadata: CacheMetadata, dataset: Replayable, allo
     views = min(metadata.num_views, dataset.recipe.num_views)
     recipe = ViewRecipe.completed({**metadata.recipe, "num_views": views})
     check_match("recipe", recipe, dataset.recipe.to_dict(), origin, allow)
-    if not (dataset.class_names is None and dataset.is_unlabelled):  # images without labels have no names to compare
-        cached_names = {"class_names": composed(metadata.dataset["class_names"])}
-        check_match("dataset", cached_names, {"class_names": composed(dataset.class_names)}, origin, allow)
+    has_no_names = dataset.class_names is None and dataset.is_unlabelled
+    if names_classes and not has_no_names:
+        check_class_names(composed(metadata.dataset["class_names"]), composed(dataset.class_names), origin, allow)
     check_leaves_out(path, metadata, dataset.keys)
     rows = match_keys(path, metadata.num_rows, dataset.keys)
     _check_partners(path, metadata, dataset, rows)
@@ -67,6 +73,41 @@ def match_dataset(path: Path, metadata: CacheMetadata, dataset: Replayable, allo
     hashes = {view: stored_pixels(path, metadata, view) for view in checked_views(views)}
     check_pixels(dataset, rows, hashes, metadata.dataset.get("versions") or {}, origin)
     return rows
+
+
+def check_not_replaced(path: Path, opened: CacheMetadata, now: CacheMetadata) -> None:
+    """Checks that a cache that is opened again, in another process, still has the rows that were matched.
+
+    Raises:
+        CacheMismatchError: images were added or removed since, so that its rows are others.
+    """
+    if opened.dataset["keys_sha256"] != now.dataset["keys_sha256"]:
+        raise CacheMismatchError(
+            f"the cache {str(path)!r} had {opened.num_rows} images when it was opened, and has other ones now "
+            f"({now.num_rows}): open it again after `kdkit cache extend` or `prune`"
+        )
+
+
+def check_class_names(
+    cached: list[str] | None, given: list[str] | None, origin: str, allow: Collection[str], *, advice: str = _ONE_PART
+) -> None:
+    """Compares class names in composed form.
+
+    Args:
+        cached, given: of the cache and of the data.
+        origin: the cache, for errors.
+        allow: fields that may differ.
+        advice: what to do where the data has a part of the cache's classes.
+
+    Raises:
+        CacheMismatchError: they differ.
+    """
+    if cached and given and set(given) < set(cached) and CLASSES_FIELD not in allow:
+        raise CacheMismatchError(
+            f"{origin} was made with {CLASSES_FIELD} of {len(cached)} classes, this run has {len(given)} of them: "
+            f"{advice}"
+        )
+    check_match("dataset", {"class_names": cached}, {"class_names": given}, origin, allow)
 
 
 def composed(names: Sequence[str] | None) -> list[str] | None:
@@ -106,8 +147,9 @@ def match_keys(path: Path, num_rows: int, keys: Sequence[str]) -> Array:
 
 
 def _check_partners(path: Path, metadata: CacheMetadata, dataset: Replayable, rows: Array) -> None:
-    """Raises CacheMismatchError if views are mixed and the dataset lacks samples: others would be mixed then."""
-    if dataset.recipe.mixes and (lacking := metadata.num_rows - len(np.unique(rows))):
+    """Raises CacheMismatchError if views are mixed and the dataset lacks samples: others would be mixed."""
+    recipe = dataset.recipe
+    if (recipe.mixes or "mixing" in (recipe.recorded or "")) and (lacking := metadata.num_rows - len(np.unique(rows))):
         found = set(rows.tolist())
         names = [key for row, key in enumerate(stored_keys(path, metadata.num_rows)) if row not in found]
         raise CacheMismatchError(

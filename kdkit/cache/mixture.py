@@ -6,18 +6,29 @@ Dimensions: B batch, C classes.
 from __future__ import annotations
 
 import copy
-import hashlib
-import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from kdkit.cache.codecs import RowCodec
 from kdkit.cache.format.constants import LOGITS
 from kdkit.cache.matching import Replayable
-from kdkit.cache.parts import LiveTeacher, Part, check_same_classes, has_logits, name_part, shares_of, temperatures_of
+from kdkit.cache.parts import (
+    LiveTeacher,
+    Part,
+    check_same_classes,
+    check_same_records,
+    fingerprint_of,
+    has_logits,
+    identity_of,
+    name_part,
+    shares_of,
+    temperatures_of,
+)
 from kdkit.cache.reader import CachedTeacher
+from kdkit.cache.types import Array
 from kdkit.errors import CacheStreamError, ConfigError
 from kdkit.losses import mean_teacher
 from kdkit.recipe import ViewRecipe
@@ -142,6 +153,23 @@ class CacheMixture:
         """
         for cache in self.caches:
             cache.match(dataset, allow_mismatch=allow_mismatch)
+        check_same_records(self.caches, len(dataset.keys), self.recipe.num_views)
+
+    def match_keys(self, keys: Sequence[str]) -> Array:
+        """The row of each sample in the cache that `read_records` reads, int64 [N].
+
+        Raises:
+            CacheMismatchError: it does not hold a sample.
+        """
+        return self.caches[0].match_keys(keys)
+
+    def read_records(self, rows: Array | Tensor, view: int) -> Tensor:
+        """Recorded parameters of views, uint8 [B, bytes]: those of the first cache; `match` compares the others'.
+
+        Raises:
+            CacheStreamError: it holds no recorded views.
+        """
+        return self.caches[0].read_records(rows, view)
 
     @property
     def num_classes(self) -> int:
@@ -184,13 +212,13 @@ class CacheMixture:
     @property
     def teacher(self) -> Mapping[str, Any]:
         """The fingerprints of the parts' teachers, as `members`, with their shares."""
-        members = [dict(_fingerprint(part)) for part in self._parts]
+        members = [dict(fingerprint_of(part)) for part in self._parts]
         return {"name": self._describe(), "members": members, "member_weights": list(self.weights)}
 
     @property
     def identity(self) -> str:
         """The identity of each part with its share and its temperature; of the live teacher, that of its weights."""
-        parts = zip(self.weights, map(_identity, self._parts), self.temperatures, strict=True)
+        parts = zip(self.weights, map(identity_of, self._parts), self.temperatures, strict=True)
         return " + ".join(f"{share:.9g} {identity} T={temperature:.9g}" for share, identity, temperature in parts)
 
     @property
@@ -219,13 +247,3 @@ class CacheMixture:
 
     def __repr__(self) -> str:
         return f"CacheMixture({', '.join(map(name_part, self._parts))}: {self._describe()})"
-
-
-def _fingerprint(part: Part) -> Mapping[str, Any]:
-    return part.teacher if isinstance(part, CachedTeacher) else part.fingerprint()
-
-
-def _identity(part: Part) -> str:
-    if isinstance(part, CachedTeacher):
-        return part.identity
-    return f"live {hashlib.sha256(json.dumps(part.fingerprint(), sort_keys=True).encode()).hexdigest()}"

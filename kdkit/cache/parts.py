@@ -1,16 +1,22 @@
-"""The parts of a mix of teachers checked against one another: weights, temperatures, classes."""
+"""The parts of a mix of teachers checked against one another: weights, temperatures, classes, recorded views."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from kdkit.cache.format.constants import LOGITS
+import numpy as np
+import torch
+
+from kdkit.cache.format.constants import LOGITS, RECORDS
 from kdkit.cache.reader import CachedTeacher
-from kdkit.errors import ClassMismatchError, ConfigError
+from kdkit.errors import CacheMismatchError, ClassMismatchError, ConfigError
 from kdkit.types import Batch, Normalization, TeacherOutput
 
+_COMPARED_ROWS, _COMPARED_VIEWS = 256, 4  # of recorded views; those of another run differ almost everywhere
 _TEMPERATURES = 1e-6, 1e6  # log-probabilities in float32 stay finite when they are divided by these
 
 
@@ -50,9 +56,27 @@ def name_part(part: Part) -> str:
     return f"the cache {str(part.path)!r}" if isinstance(part, CachedTeacher) else f"the live teacher {part.name!r}"
 
 
+def fingerprint_of(part: Part) -> Mapping[str, Any]:
+    """What identifies its teacher."""
+    return part.teacher if isinstance(part, CachedTeacher) else part.fingerprint()
+
+
+def identity_of(part: Part) -> str:
+    """The identity of the cache, or of the live teacher's weights."""
+    if isinstance(part, CachedTeacher):
+        return part.identity
+    return f"live {hashlib.sha256(json.dumps(part.fingerprint(), sort_keys=True).encode()).hexdigest()}"
+
+
 def has_logits(part: Part) -> bool:
     """Whether it gives logits: a teacher without a head and a cache of features alone do not."""
     return LOGITS in part.codecs if isinstance(part, CachedTeacher) else part.num_classes != 0
+
+
+def names_of(part: Part) -> list[str] | None:
+    """Names of the classes of its logits; None if they are not known, as of imported labels of other classes."""
+    names = None if isinstance(part, CachedTeacher) and not part.names_classes else part.class_names
+    return None if names is None else list(names)
 
 
 def shares_of(parts: Sequence[Part], weights: Sequence[float] | None) -> tuple[float, ...]:
@@ -118,7 +142,7 @@ def check_same_classes(parts: Sequence[Part]) -> None:
                 f"{name_part(part)} has {count} classes, {name_part(counts[0][0])} has {counts[0][1]}: teachers that "
                 "are mixed have the same classes; give one of them a class_map"
             )
-    named = [(part, list(part.class_names)) for part in parts if part.class_names is not None]
+    named = [(part, names) for part in parts if (names := names_of(part)) is not None]
     for part, names in named[1:]:
         first, expected = named[0]
         if names == expected:
@@ -128,3 +152,34 @@ def check_same_classes(parts: Sequence[Part]) -> None:
         if at is not None:
             found = f"class {at} as {names[at]!r} and {expected[at]!r}"
         raise ClassMismatchError(f"{name_part(part)} and {name_part(first)} have {found}: build one from the same data")
+
+
+def check_same_records(caches: Sequence[CachedTeacher], num_rows: int, num_views: int) -> None:
+    """Compares the recorded views of matched caches, on up to 256 rows of the dataset in up to four views.
+
+    Args:
+        caches: matched with a dataset of `num_rows` rows.
+        num_rows, num_views: of the dataset, and the views that are shown.
+
+    Raises:
+        CacheMismatchError: a view was recorded otherwise, or names its partner in another order of rows.
+    """
+    first, *others = [cache for cache in caches if RECORDS in cache.metadata.streams] or caches
+    if first.recipe.recorded is None:
+        return
+    rows = torch.arange(0, num_rows, max(1, num_rows // _COMPARED_ROWS))
+    views = sorted({int(view) for view in np.linspace(0, num_views - 1, _COMPARED_VIEWS)})
+    for other in others:
+        if "mixing" in first.recipe.recorded and first.keys() != other.keys():
+            raise CacheMismatchError(
+                f"the views of {name_part(first)} and {name_part(other)} are mixed with images that each names by its "
+                "own order of rows, and these differ: build one with --like from the other"
+            )
+        for view in views:
+            mine, theirs = (cache.read_records(cache.rows_of(rows), view) for cache in (first, other))
+            if wrong := (mine != theirs).any(dim=1).nonzero().flatten().tolist():
+                key = first.keys()[int(first.rows_of(rows)[wrong[0]])]
+                raise CacheMismatchError(
+                    f"{name_part(other)} has recorded another view {view} of {key!r} than {name_part(first)}: mix "
+                    "teachers that saw the same views, such as one built with --like from the other's cache"
+                )

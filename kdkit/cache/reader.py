@@ -16,7 +16,7 @@ from torch import Tensor
 from kdkit.cache.codecs import RowCodec, TopKCodec
 from kdkit.cache.file import CacheFile
 from kdkit.cache.format.constants import LOGITS
-from kdkit.cache.matching import Replayable, match_dataset
+from kdkit.cache.matching import Replayable, check_not_replaced, match_dataset
 from kdkit.cache.pixels import other_pixels
 from kdkit.cache.statistics import CacheStatistics, statistics_of
 from kdkit.cache.summary import describe_content
@@ -148,7 +148,7 @@ class CachedTeacher(CacheFile):
         Raises:
             CacheMismatchError: recipe, samples, class names or pixels differ.
         """
-        self._rows = match_dataset(self.path, self.metadata, dataset, allow_mismatch)
+        self._rows = match_dataset(self.path, self.metadata, dataset, allow_mismatch, names_classes=self.names_classes)
 
     def check_averageable(self) -> None:
         """Raises ConfigError for multi-label logits, which are not a distribution that can be averaged."""
@@ -238,10 +238,11 @@ class CachedTeacher(CacheFile):
 
     def __getstate__(self) -> dict[str, Any]:
         options = {"streams": self.streams, "verify": self._verify, "sparse": self._sparse}
-        return {"path": self.path, "options": options, "rows": self._rows}
+        return {"path": self.path, "options": options, "rows": self._rows, "metadata": self.metadata}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(state["path"], **state["options"])  # type: ignore[misc]
+        check_not_replaced(self.path, state["metadata"], self.metadata)
         self._rows = state["rows"]
 
 

@@ -14,9 +14,10 @@ _flags: dict[str, str] = {}  # field as Python names it -> flag, of the command 
 def note_flags(flags: Mapping[str, str]) -> None:
     """Notes the flags of the command that runs: path of a field, e.g. teacher.class_map, -> flag."""
     _flags.clear()
+    told = {flag.removeprefix("--").replace("-", "_") for flag in flags.values()}
     for path, flag in flags.items():
         name = path.rpartition(".")[2]
-        if flag.removeprefix("--").replace("-", "_") != name:  # else the name itself tells
+        if name not in told:  # else the name itself tells
             _flags.setdefault(name, flag)
 
 

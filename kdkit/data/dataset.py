@@ -52,6 +52,7 @@ class ReplayedDataset(Dataset[Sample]):
     Attributes:
         absent: keys of the samples that `without` left out.
         is_multi_label: whether a target is a vector float32 [C] of 0 and 1.
+        recorded: the parameters of the views, if they are recorded; None if they are drawn.
 
     Raises:
         DatasetError: the source is empty, two samples share a key, or it returns another image each time.
@@ -80,7 +81,7 @@ class ReplayedDataset(Dataset[Sample]):
         self._load = CheckedSource(source, self.num_classes)
         self._pairing = Pairing.of(self.keys, recipe)
         self._records = records
-        self._recorded = open_records(self.recipe, records, self.keys)
+        self.recorded = open_records(self.recipe, records, self.keys)
         self._student = create_renderer(self.recipe, recipe.size, transform)
         self._teacher = self._student
         if recipe.teacher_size is not None:
@@ -142,7 +143,7 @@ class ReplayedDataset(Dataset[Sample]):
         other.keys = other.source.keys
         other._load = CheckedSource(other.source, self._load.num_classes)
         other._pairing = Pairing.of(other.keys, self.recipe)
-        other._recorded = open_records(self.recipe, self._records, other.keys)
+        other.recorded = open_records(self.recipe, self._records, other.keys)
         return other
 
     def without_labels(self) -> Self:
@@ -194,10 +195,10 @@ class ReplayedDataset(Dataset[Sample]):
         """
         check_indices(indices, len(self.keys), self.recipe.num_views)
         kept = 1 if self._pairing is None else 2  # decoded images: those of adjacent views, or of a pair
-        if self._recorded is not None and self._recorded.steps.mixing:
+        if self.recorded is not None and self.recorded.steps.mixing:
             kept = len(indices) * 2  # partners are anywhere in a batch
         load = lru_cache(maxsize=kept)(self._load)
-        drawn = load if self._recorded is not None else lru_cache(maxsize=None)(partial(self._views, load))
+        drawn = load if self.recorded is not None else lru_cache(maxsize=None)(partial(self._views, load))
         with preserve_rng_state():
             return [self._sample_or_reason(row, view, drawn) for row, view in indices]
 
@@ -217,8 +218,8 @@ class ReplayedDataset(Dataset[Sample]):
             raise UnreadableError(reason) from error
 
     def _sample(self, row: int, view: int, drawn: Callable[..., tuple[Any, ...]]) -> Sample:
-        if self._recorded is not None:
-            images, target, partner_target, share = self._recorded.render(row, view, drawn, self._shown)
+        if self.recorded is not None:
+            images, target, partner_target, share = self.recorded.render(row, view, drawn, self._shown)
             return Sample(images[0], target, row, view, partner_target, share, *images[1:])
         *images, target = drawn(row, view)
         if self._pairing is None:

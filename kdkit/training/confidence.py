@@ -108,4 +108,6 @@ def _labels(dataset: ReplayedDataset) -> Array:
         raise ConfigError("label_agreement compares the teacher with one label, and the views are mixed: leave it out")
     if dataset.targets is None:
         raise ConfigError("label_agreement needs the labels before images are loaded, and the data does not know them")
+    if dataset.is_unlabelled:
+        raise ConfigError("label_agreement compares the teacher with labels, and no image has one: leave it out")
     return dataset.targets

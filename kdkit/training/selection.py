@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -164,6 +165,10 @@ def _read_names(path: str) -> list[str]:
         if not isinstance(found, list) or {*map(type, found)} != {str}:
             raise ConfigError(f"{path!r} must hold a list of class names")
         return [str(name) for name in found]
+    if not Path(path).exists():
+        raise ConfigError(
+            f"class_names must be at least 2 names, or a file of names (one per line, or a JSON list), got {path!r}"
+        )
     lines = [line.strip() for line in read_text(path, limit=_MAX_LIST_BYTES).splitlines()]
     names = [line for line in lines if line]
     if not names:

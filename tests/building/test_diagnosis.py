@@ -111,6 +111,12 @@ def shuffled(logits: Tensor) -> Tensor:
     return logits[:, torch.randperm(COUNT, generator=torch.Generator().manual_seed(1))]
 
 
+def half_shuffled(logits: Tensor) -> Tensor:
+    order = torch.arange(COUNT)
+    order[::2] = order[::2].roll(100)
+    return logits[:, order]
+
+
 PERMUTED = [3, 0, 1, 2, 4, 5, 9, 7, 8, 6]
 CAUSES: dict[str, tuple[Callable[[ViewRecipe], Tensor], str]] = {
     "shifted": (lambda recipe: outputs(recipe).roll(1, dims=1), r"rows are shifted by \+1"),
@@ -126,6 +132,10 @@ CAUSES: dict[str, tuple[Callable[[ViewRecipe], Tensor], str]] = {
     "softmax": (lambda recipe: outputs(recipe).softmax(-1), "softmax was applied twice"),
     "temperature": (lambda recipe: outputs(recipe) / 4, "temperature 4"),
     "sharpened": (lambda recipe: outputs(recipe) * 2, r"temperature 0\.5"),
+    "one-hot": (lambda recipe: 60.0 * nn.functional.one_hot(outputs(recipe).argmax(-1), CLASSES), "are one-hot"),
+    "views": (lambda recipe: outputs(recipe).flip(0), r"the outputs of view v are in view \(v \+ 1\) mod 2"),
+    "half shuffled": (lambda recipe: half_shuffled(outputs(recipe)), "rows are in another order"),
+    "one view": (lambda recipe: outputs(recipe)[:1].expand(2, -1, -1), "the outputs of view 0 are in all views"),
 }
 
 
@@ -174,7 +184,10 @@ def test_right_recorded_views_match_the_teacher(tmp_path: Path) -> None:
 BY_LABELS: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
     "shifted": (lambda logits: logits.roll(1, dims=1), r"rows are shifted by \+1"),
     "shifted back": (lambda logits: logits.roll(-2, dims=1), "rows are shifted by -2"),
+    "shifted far": (lambda logits: logits.roll(20, dims=1), r"rows are shifted by \+20"),
     "shuffled": (shuffled, "rows are in another order"),
+    "shuffled views": (lambda logits: torch.stack([shuffled(logits)[0], logits[0].flip(0)]), "in another order"),
+    "rolled classes": (lambda logits: logits.roll(1, dims=-1), r"class_map \[1, 2, 3, 4, 5, 6, 7, 8, 9, 0\]"),
     "classes": (lambda logits: logits[..., PERMUTED], r"class_map \[1, 2, 3, 0, 4, 5, 9, 7, 8, 6\]"),
     "softmax": (lambda logits: (2 * logits).softmax(-1), "softmax was applied twice"),
 }
@@ -184,8 +197,9 @@ BY_LABELS: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
 def test_labels_alone_show_some_causes(name: str, tmp_path: Path) -> None:
     """Rows lie in the order of their class folders, so that a shift by one changes the label of 9 rows in 400 only."""
     change, message = BY_LABELS[name]
-    data = ReplayedDataset(source("sorted"), EVALUATION)
-    path = write(tmp_path / "t.h5", data, change(outputs(EVALUATION, "sorted")))
+    logits = change(outputs(EVALUATION, "sorted"))
+    data = ReplayedDataset(source("sorted"), EVALUATION if len(logits) == 1 else RANDOM)
+    path = write(tmp_path / "t.h5", data, logits)
     with pytest.raises(CacheMismatchError, match=f"do not fit the labels .*likely .*{message}"):
         verify_cache(path, dataset=data)
 

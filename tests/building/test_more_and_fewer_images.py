@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,9 @@ from kdkit.errors import CacheError, CacheMismatchError, ConfigError, KdkitError
 from kdkit.teachers import Teacher
 
 
-def check_whole(path: Path, rows: Any, views: int = 2) -> None:
+def check_whole(path: Path, rows: Any, codec: str = "") -> None:
     """Every checksum, and every pixel hash against the pixels themselves."""
-    dataset = seen(rows, views=views)
+    views, dataset = 2, seen(rows, codec=codec)
     cache = open_cache(path, dataset)
     cache.verify()
     keys = cache.keys()
@@ -47,11 +48,11 @@ def test_an_extended_cache_keeps_its_rows_and_runs_the_teacher_on_the_new_images
     before = rows_by_key(path)
     images: list[int] = []
     teacher = Watched(lambda number, logits: images.append(len(logits)))
-    assert extend(path, range(130), teacher) == 80
+    assert extend(path, range(130), teacher, codec=codec) == 80
     assert sum(images) <= 80 + 40  # and a probe of the new ones in one view
     after = rows_by_key(path)
     assert {key: after[key] for key in before} == before
-    check_whole(path, range(130))
+    check_whole(path, range(130), codec)
     assert sorted(place.name for place in tmp_path.iterdir()) == ["t.h5"]
     if codec != "lowrank":
         assert after == rows_by_key(build(tmp_path / "fresh.h5", range(130), CONFIGS[codec]))
@@ -81,15 +82,27 @@ def test_pruned_and_extended_back_a_cache_answers_as_a_fresh_build(tmp_path: Pat
     path = build(tmp_path / "t.h5", range(100), CONFIGS[codec])
     before = rows_by_key(path)
     kept = [row for row in range(100) if row % 3]
-    report = prune_cache(path, seen(kept))
+    report = prune_cache(path, seen(kept, codec=codec))
     assert (report.num_rows, report.images_built) == (66, 0)
-    check_whole(path, kept)
+    check_whole(path, kept, codec)
     names = {digits(400).keys[row] for row in kept}
     assert rows_by_key(path) == {key: row for key, row in before.items() if key[0] in names}
-    assert prune_cache(path, seen(kept)).num_rows == 66
-    assert extend(path, range(100)) == 68
+    assert prune_cache(path, seen(kept, codec=codec)).num_rows == 66
+    assert extend(path, range(100), codec=codec) == 68
     assert rows_by_key(path) == before
-    check_whole(path, range(100))
+    check_whole(path, range(100), codec)
+
+
+def test_an_open_cache_keeps_its_rows_and_is_not_opened_anew_with_others(tmp_path: Path) -> None:
+    path, dataset = build(tmp_path / "t.h5", range(20)), seen(range(20))
+    cache = open_cache(path, dataset)
+    before, rows = cache.read_encoded(np.arange(20), 0), cache.rows_of(torch.arange(20))
+    copied = pickle.dumps(cache)
+    assert np.array_equal(pickle.loads(copied).rows_of(torch.arange(20)), rows)
+    prune_cache(path, seen(range(0, 20, 2)))
+    assert torch.equal(cache.read_encoded(np.arange(20), 0), before)
+    with pytest.raises(CacheMismatchError, match=r"had 20 images when it was opened, and has other ones now \(10\)"):
+        pickle.loads(copied)
 
 
 @pytest.mark.slow
@@ -115,13 +128,13 @@ def test_a_pruned_cache_of_more_than_a_block_has_every_hash_that_the_format_stor
         assert cache.pixel_crc32(view) == open_cache(tmp_path / "fresh.h5").pixel_crc32(view)
 
 
-@pytest.mark.parametrize("codec", ["float32", "int8"])
+@pytest.mark.parametrize("codec", ["float32", "int8", "sigmoid_int8"])
 def test_merged_caches_hold_the_rows_of_both(tmp_path: Path, codec: str) -> None:
     parts = [build(tmp_path / f"{n}.h5", rows, CONFIGS[codec]) for n, rows in enumerate([range(40), range(60, 110)])]
     report = merge_caches(parts, tmp_path / "c.h5")
     assert (report.num_rows, report.images_built) == (90, 0)
     assert rows_by_key(tmp_path / "c.h5") == rows_by_key(parts[0]) | rows_by_key(parts[1])
-    check_whole(tmp_path / "c.h5", [*range(40), *range(60, 110)])
+    check_whole(tmp_path / "c.h5", [*range(40), *range(60, 110)], codec)
 
 
 def test_merged_caches_of_other_fits_are_encoded_again_and_measured(tmp_path: Path) -> None:
@@ -172,6 +185,16 @@ def test_a_recoded_cache_is_what_the_codec_makes_of_the_rows_and_is_measured(tmp
         kl = (teacher.exp() * (teacher - decoded)).sum(1).mean()
         assert new.fidelity()["logits"][view]["kl_mean_t1"] == pytest.approx(float(kl), rel=1e-4, abs=1e-9)
         assert new.pixel_crc32(view) == old.pixel_crc32(view)
+
+
+@pytest.mark.parametrize("codec", [None, "sigmoid_int8"])
+def test_several_labels_are_recoded_and_keep_their_meaning(tmp_path: Path, codec: str | None) -> None:
+    config = dataclasses.replace(CONFIGS["sigmoid_int8"], codec="sigmoid_float32")
+    path = build(tmp_path / "t.h5", range(40), config, views=3)
+    recode_cache(path, tmp_path / "r.h5", codec=codec, num_views=2)
+    fresh = dataclasses.replace(config, codec=codec or config.codec)
+    assert rows_by_key(tmp_path / "r.h5") == rows_by_key(build(tmp_path / "fresh.h5", range(40), fresh))
+    assert open_cache(tmp_path / "r.h5", seen(range(40), codec="sigmoid")).is_multi_label
 
 
 def test_fewer_views_keep_their_bytes_and_equal_a_build_of_as_many(tmp_path: Path) -> None:
@@ -243,6 +266,9 @@ def test_what_does_not_fit_is_refused_in_one_line_and_leaves_the_cache_as_it_was
     refuse(lambda: recode_cache(path, path, num_views=1), ConfigError, "is the cache itself")
     teacher = create_teacher(tiny_model())
     refuse(lambda: extend(path, range(22), teacher), CacheMismatchError, r"teacher\.\w+ = ")
+    few = seen([25], class_names=CLASSES[:6])
+    add_few = lambda: extend_cache(Teacher(Pixels()), few, path, num_workers=0)  # noqa: E731
+    refuse(add_few, CacheMismatchError, "has 6 of them: give the images of all classes, the old ones and the new ones")
     changed = digits(400)
     changed.images = changed.images ^ 0x10
     more = ReplayedDataset(SelectedSource(changed, list(range(22))), PLAIN)
@@ -292,6 +318,13 @@ def test_an_extension_by_other_images_than_the_stopped_one_names_what_to_delete(
         lambda: extend(path, range(26)), CacheMismatchError, r"t\.h5\.more\.parts' holds other images .* or delete it"
     )
     assert extend(path, range(25)) == 10
+
+
+@pytest.mark.parametrize("spacing", [1, 7, 40])
+def test_evenly_measured_rows_stay_where_they_are(spacing: int) -> None:
+    """Recoding must not move rows: records of mixed views name their partners by them."""
+    order, each = arrange(np.ones(100, bool), np.arange(100) % spacing == 0)
+    assert (order.tolist(), each) == (list(range(100)), spacing)
 
 
 @pytest.mark.parametrize("seed", range(20))

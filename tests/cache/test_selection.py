@@ -15,7 +15,7 @@ from kdkit.building.config import BuildConfig
 from kdkit.cache import CacheReader, CacheSpec, CacheWriter, ClassSelection, create_codec
 from kdkit.data import ArraySource, ReplayedDataset
 from kdkit.data.sources.classes import ClassesSource
-from kdkit.data.sources.selection import Unlabelled
+from kdkit.data.sources.selection import SelectedSource, Unlabelled
 from kdkit.errors import CacheMismatchError, ClassMismatchError, ConfigError, DatasetError, KdkitError
 
 EXACT = BuildConfig(codec="float32", num_workers=0, batch_size=64, streams=("logits", "pooled"))
@@ -121,6 +121,13 @@ def test_classes_that_do_not_fit_are_refused_in_one_line(
     with pytest.raises(error, match=reason) as raised:
         open_cache(folder / "a.h5", **options)
     assert "\n" not in str(raised.value)
+
+
+def test_data_of_a_part_of_the_classes_is_told_to_name_them(folder: Path) -> None:
+    few = SelectedSource(digits(COUNT), [0, 1, 2])
+    few.class_names = CLASSES[:3]
+    with pytest.raises(CacheMismatchError, match="of 10 classes, this run has 3 of them: name them to train on them"):
+        open_cache(folder / "a.h5", ReplayedDataset(few, RECIPE))
 
 
 def test_a_dataset_of_all_classes_is_refused_with_the_way_to_open_it(folder: Path) -> None:

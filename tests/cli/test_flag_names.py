@@ -26,6 +26,11 @@ TEXTS = {
 }
 
 
+def test_a_flag_of_the_fields_own_name_needs_no_mention_of_another_ones() -> None:
+    note_flags({**FLAGS, "class_map": "--class-map"})
+    assert with_flags("give a class_map, or take another") == "give a class_map, or take another"
+
+
 @pytest.mark.parametrize("text", TEXTS)
 def test_a_field_is_followed_by_its_flag_where_the_flag_is_called_otherwise(text: str) -> None:
     note_flags(FLAGS)

@@ -23,7 +23,7 @@ from kdkit.data.views.record import (
     unpack_operations,
     unpack_rectangle,
 )
-from kdkit.data.views.recorded import RecordedRenderer
+from kdkit.data.views.recorded_renderer import RecordedRenderer
 from kdkit.dataset import open_dataset
 from kdkit.errors import CacheMismatchError, ConfigError, DatasetError
 from kdkit.recipe import ViewRecipe

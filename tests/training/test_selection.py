@@ -124,7 +124,7 @@ def test_a_class_map_names_the_classes_of_the_cache_for_those_of_the_data(folder
     ("options", "reason"),
     [
         (["--class-names", "d1", "x"], "has no class 'x'"),
-        (["--class-names", "missing.txt"], "there is no file 'missing.txt'"),
+        (["--class-names", "missing.txt"], "class_names must be at least 2 names, or a file of names"),
         (["--class-map", "missing.json"], "there is no file 'missing.json'"),
         (["--train.fraction", "0"], "fraction must be above 0 and at most 1, got 0.0"),
         (["--train.fraction", "1.5"], "fraction must be above 0 and at most 1, got 1.5"),

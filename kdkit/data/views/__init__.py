@@ -5,5 +5,6 @@ Where to look:
     transform.py    the transform of a recipe; custom.py, identity.py are for a transform that the user passes
     renderer.py     chooses between these and recorded views
     mixing.py       mixup and cutmix; erasing.py, random erasing
-    recorded.py     views of an imported cache, rendered from record.py with operations.py instead of random draws
+    recorded.py     views of an imported cache: recorded_renderer.py renders what record.py holds with operations.py,
+                 instead of random draws
 """

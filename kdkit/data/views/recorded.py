@@ -1,7 +1,6 @@
 """Recorded views: each (row, view) is rendered as its record says, and nothing is drawn.
 
-The steps are those of torchvision on PIL images, in the order crop, flip, operations, erasing, mixup, cutmix, so that
-the pixels are those that the projects which wrote such records show in training.
+Mixup and cutmix come last, after the steps of each of the two images (recorded_renderer.py).
 """
 
 from __future__ import annotations
@@ -12,17 +11,14 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms import functional as F
 
 from kdkit.data.views.mixing import Mix
-from kdkit.data.views.operations import apply_operation
-from kdkit.data.views.record import NO_PARTNER, RecordedSteps, unpack_operations, unpack_rectangle
+from kdkit.data.views.record import NO_PARTNER, RecordedSteps
+from kdkit.data.views.recorded_renderer import RecordedRenderer
 from kdkit.errors import ConfigError, DatasetError
 from kdkit.recipe import ViewRecipe
 
 Array = np.ndarray[Any, Any]
-_MODES = {"bilinear": InterpolationMode.BILINEAR, "bicubic": InterpolationMode.BICUBIC}
 
 
 @runtime_checkable
@@ -88,6 +84,25 @@ class RecordedViews:
         numbered = zip(self._cache_rows.tolist(), range(len(keys)), strict=True)
         self._rows = dict(numbered) if self.steps.mixing else {}
 
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a record."""
+        return self._dtype.itemsize
+
+    def payload(self, rows: Array, view: int) -> Tensor:
+        """Records uint8 [B, row_bytes] of dataset rows int64 [B], as a cache of these very samples stores them.
+
+        Raises:
+            DatasetError: a partner is not in the dataset.
+        """
+        payload = self._store.read_records(self._cache_rows[rows], view).clone()
+        if self.steps.mixing:
+            records = payload.numpy().view(self._dtype)[:, 0]
+            for record, row in zip(records, rows.tolist(), strict=True):
+                if record["row"] != NO_PARTNER:
+                    record["row"] = self._partner_of(record, row, view)
+        return payload
+
     def read(self, row: int, view: int) -> Recorded:
         """The record of dataset row `row`.
 
@@ -103,12 +118,7 @@ class RecordedViews:
         record = payload.view(self._dtype)[0, 0]
         if not self.steps.mixing or record["row"] == NO_PARTNER:
             return Recorded(record["own"])
-        partner = self._rows.get(int(record["row"]))
-        if partner is None:
-            raise DatasetError(
-                f"view {view} of row {row} is mixed with row {record['row']} of the cache, which the dataset lacks: "
-                "use all images of the cache"
-            )
+        partner = self._partner_of(record, row, view)
         share, box = float(record["share"]), record["box"].tolist()
         top, left, bottom, right = box
         if not (0 <= share <= 1 and top <= bottom <= self._size and left <= right <= self._size):
@@ -117,6 +127,16 @@ class RecordedViews:
                 f"1 and a box (top, left, bottom, right) inside the view of {self._size} pixels; the cache is damaged"
             )
         return Recorded(record["own"], partner, record["partner"], share, (top, left, bottom, right))
+
+    def _partner_of(self, record: Any, row: int, view: int) -> int:
+        """Dataset row of the partner that the record of dataset row `row` names."""
+        partner: int | None = self._rows.get(int(record["row"]))
+        if partner is None:
+            raise DatasetError(
+                f"view {view} of row {row} is mixed with row {record['row']} of the cache, which the dataset lacks: "
+                "use all images of the cache"
+            )
+        return partner
 
     def render(
         self,
@@ -164,71 +184,6 @@ def open_records(recipe: ViewRecipe, records: RecordStore | None, keys: Sequence
             "kdkit.open_dataset(DATA, cache=CACHE); other views than those cannot be made"
         )
     return RecordedViews(recipe, records, keys)
-
-
-class RecordedRenderer:
-    """Renders an image by its recorded steps.
-
-    Args:
-        recipe: names the steps, the size and the interpolation.
-        size: side of the view, pixels.
-
-    Raises:
-        ConfigError: the steps hold pixels of another size.
-    """
-
-    def __init__(self, recipe: ViewRecipe, size: int) -> None:
-        assert recipe.recorded is not None
-        self._steps = RecordedSteps.parse(recipe.recorded)
-        if size != recipe.size and not self._steps.is_scalable:
-            raise ConfigError(
-                f"operations, erasing and mixing are recorded in pixels of size {recipe.size}: a view of size {size} "
-                "would differ; leave teacher_size out"
-            )
-        self._size = size
-        self._mode = _MODES[recipe.interpolation]
-
-    def __call__(self, image: Image.Image, steps: Any) -> Tensor:
-        """The view, uint8 [3, size, size], of an RGB image; `steps`: one side of a record.
-
-        Raises:
-            DatasetError: the steps do not fit the image.
-        """
-        view = self._cropped(self._prepared(image), steps)
-        if steps["flip"]:
-            view = F.hflip(view)
-        if self._steps.ops:
-            numbers = unpack_operations(steps["ops"], self._steps.ops)
-            for number, magnitude in zip(numbers, steps["magnitudes"].tolist(), strict=True):
-                view = apply_operation(view, number, magnitude)
-        pixels: Tensor = F.pil_to_tensor(view)
-        if self._steps.erasing:
-            top, left, height, width = unpack_rectangle(steps["erasing"])
-            pixels[:, top : top + height, left : left + width] = 0
-        return pixels
-
-    def _prepared(self, image: Image.Image) -> Image.Image:
-        """The image that the crop box is in."""
-        if self._steps.resize:
-            image = F.resize(image, self._steps.resize, self._mode)
-        return F.pad(image, self._steps.pad) if self._steps.pad else image
-
-    def _cropped(self, image: Image.Image, steps: Any) -> Image.Image:
-        if self._steps.crop == "center":
-            centre: Image.Image = F.center_crop(image, self._size)
-            return centre
-        top, left, height, width = steps["crop"].tolist()
-        if self._steps.crop == "fractions":
-            top, height = top * image.height, height * image.height
-            left, width = left * image.width, width * image.width
-        outside = top + height > image.height + 0.5 or left + width > image.width + 0.5
-        if outside or not (top >= 0 and left >= 0 and height > 0 and width > 0):
-            raise DatasetError(
-                f"the recorded crop (top {top:g}, left {left:g}, height {height:g}, width {width:g}) is not inside "
-                f"the image of {image.width} x {image.height} pixels: it is another image than the one recorded"
-            )
-        view: Image.Image = F.resized_crop(image, top, left, height, width, [self._size, self._size], self._mode)
-        return view
 
 
 def mix_recorded(recorded: Recorded, own: Tensor, partner: Tensor) -> tuple[Tensor, float]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from kdkit.data.views.custom import CustomTransform
 from kdkit.data.views.identity import transform_identity
-from kdkit.data.views.recorded import RecordedRenderer
+from kdkit.data.views.recorded_renderer import RecordedRenderer
 from kdkit.data.views.transform import Transform, create_view_transform
 from kdkit.errors import ConfigError
 from kdkit.recipe import ViewRecipe
