@@ -179,7 +179,7 @@ def test_the_student_beside_the_teacher_is_the_best_that_learned_from_the_cache(
     """The best run of all is often the teacher itself, trained from labels."""
     for name, seed, top1, cache in (("taught", 1, 60.0, folder / "t.h5"), ("alone", 2, 70.0, None)):
         run = write_run(tmp_path / "runs" / name, [top1])
-        caches = [{"teacher": "t", "identity": open_cache(cache).identity}] if cache else "no list"
+        caches = [{"teacher": "t", "identity": open_cache(cache).identity}] if cache else []
         described = json.loads((folder / "runs" / "same" / "student.json").read_text())
         (run / "student.json").write_text(json.dumps({**described, "caches": caches}))
         torch.save({"state_dict": tiny_model(seed=seed).state_dict()}, run / BEST)
