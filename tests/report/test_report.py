@@ -185,7 +185,6 @@ def test_the_student_beside_the_teacher_is_the_best_that_learned_from_the_cache(
         torch.save({"state_dict": tiny_model(seed=seed).state_dict()}, run / BEST)
     runs = (str(tmp_path / "runs"), str(folder / "runs" / "same"))
     text = write_report(config(folder, tmp_path / "r.html", runs=runs)).output.read_text(encoding="utf-8")
-    assert f"Best run: {tmp_path}/runs/alone" in text
     assert text.count(f"The student is that of {tmp_path}/runs/taught.") == 3
 
 
