@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from kdkit.cache import CacheReader, ClassSelection, open_cache
+from kdkit.cache import CacheMixture, CacheReader, ClassSelection, open_cache
 from kdkit.cache.open import Paths
 from kdkit.data import ReplayedDataset, create_source
 from kdkit.data.sources.base import LabelRule
 from kdkit.data.sources.classes import ClassesSource
+from kdkit.data.sources.labels import tell_counted_from_one
 from kdkit.data.views.recorded import RecordStore
 from kdkit.recipe import ViewRecipe
+from kdkit.teachers import Teacher
+from kdkit.teachers.class_indices import check_classes_told
+from kdkit.teachers.matching import tell_crossed
 
 _logger = logging.getLogger(__name__)
 
@@ -53,6 +57,8 @@ def open_dataset(
     Raises:
         DatasetError: `data` cannot be read.
         CacheMismatchError: the cache was made from other data, or with another recipe.
+        ClassMismatchError: of the data and a live teacher beside the cache, one has class indices alone, whose order
+            cannot be told.
         ConfigError: an option does not fit the kind of data, or the recipe needs a transform that it cannot hold.
     """
     reader = open_cache(cache) if isinstance(cache, (str, Path, Sequence)) else cache
@@ -66,12 +72,32 @@ def open_dataset(
     if class_names is not None:
         source = ClassesSource(source, class_names, None if reader is None else all_class_names(reader))
     dataset = ReplayedDataset(source, recipe, records=records or records_of(reader))
+    if dataset.class_names is None and dataset.targets is not None:
+        tell_counted_from_one(dataset.targets, repr(source))
     if reader is not None:
         dataset = dataset.without(reader.absent_keys)
-        reader.match(dataset)
+        match_cache(reader, dataset)
         if has_foreign_labels(dataset, reader):
             _logger.warning("%s: give the loss on labels the weight 0", describe_foreign_labels(dataset, reader))
     return dataset
+
+
+def match_cache(cache: CacheReader, dataset: ReplayedDataset, *, allow_mismatch: Collection[str] = ()) -> None:
+    """Matches a cache with a dataset, and compares the classes of both with those of a live teacher beside the cache.
+
+    Raises:
+        CacheMismatchError: recipe, samples, class names or pixels differ.
+        ClassMismatchError: it cannot be told which class of the live teacher each class of the dataset is.
+    """
+    cache.match(dataset, allow_mismatch=allow_mismatch)
+    whole = cache.cache if isinstance(cache, ClassSelection) else cache
+    if not whole.names_classes:  # its logits are of other classes than the labels
+        return
+    if isinstance(whole, CacheMixture) and isinstance(whole.live, Teacher) and whole.live.num_classes != 0:
+        check_classes_told(whole.live, dataset)
+    known = whole.class_names
+    if isinstance(cache, ClassSelection) and known is not None and cache.class_names is not None:
+        tell_crossed(cache.class_names, [known[index] for index in cache.class_index], "the cache")
 
 
 def has_foreign_labels(dataset: ReplayedDataset, cache: CacheReader) -> bool:

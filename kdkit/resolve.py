@@ -21,7 +21,7 @@ from kdkit.teachers.card import find_card
 from kdkit.teachers.class_map import ClassMap
 from kdkit.teachers.fingerprint import UNKNOWN
 from kdkit.teachers.hub import without_network
-from kdkit.teachers.matching import match_classes, with_literal_map
+from kdkit.teachers.matching import match_classes
 from kdkit.types import Normalization
 
 _CARD_SUFFIXES = (".yaml", ".yml")
@@ -66,8 +66,6 @@ def resolve_teacher(
             "the teacher 'ema' is a student's moving average: only kdkit distill takes it, and not in an ensemble"
         )
     resolved = [_resolve_member(member, device, card if member is config else None) for member in members]
-    pairs = zip(members, resolved, strict=True)
-    resolved = [with_literal_map(teacher) if _lists_classes(member) else teacher for member, teacher in pairs]
     for teacher in resolved:
         if device.type == "cuda":  # as its kernels take convolutions; nothing else changes, the fingerprint neither
             teacher.model.to(memory_format=torch.channels_last)
@@ -233,11 +231,6 @@ def _read_class_map(name: str | None) -> ClassMap | None:
     if not isinstance(found, list) or {*map(type, found)} not in ({int}, {str}):
         raise ConfigError(f"the class map {name!r} must be a list of whole numbers or one of class names")
     return found
-
-
-def _lists_classes(config: SingleTeacherConfig) -> bool:
-    """Whether a class map gives the teacher's class for each of the data, rather than an ImageNet family."""
-    return config.class_map is not None and config.class_map.endswith(".json")
 
 
 def _weights_name(card: TeacherCard) -> str:

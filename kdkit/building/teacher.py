@@ -14,7 +14,7 @@ from kdkit.cache.format.constants import LOGITS
 from kdkit.data import PixelBatch, ReplayedDataset, ReplayLoader
 from kdkit.errors import ConfigError, MissingTeacherError
 from kdkit.teachers import Teacher, TeacherEnsemble
-from kdkit.teachers.class_indices import check_indices_of_teacher, check_names_of_teacher
+from kdkit.teachers.class_indices import check_classes_told
 from kdkit.teachers.matching import match_classes
 from kdkit.types import Batch, TeacherOutput
 
@@ -48,13 +48,9 @@ def for_dataset(teacher: Teacher, dataset: ReplayedDataset, streams: Collection[
             of the two has class indices alone, whose order cannot be told.
     """
     names = dataset.class_names
-    if names is None:
-        if LOGITS in streams and not dataset.is_unlabelled and not dataset.is_multi_label:
-            check_indices_of_teacher(teacher)
-        return teacher
-    found = match_classes(teacher, names, needs_logits=LOGITS in streams)
+    found = teacher if names is None else match_classes(teacher, names, needs_logits=LOGITS in streams)
     if LOGITS in streams:
-        check_names_of_teacher(teacher, names)
+        check_classes_told(teacher, dataset)
     if found.class_map != teacher.class_map:
         _logger.warning("the classes of the teacher %r are brought into the order of the data, by name", teacher.name)
     return found

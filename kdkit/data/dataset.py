@@ -15,9 +15,8 @@ from kdkit.data.sample import Sample, Unreadable, check_indices
 from kdkit.data.sources.base import ImageSource, Targets, targets_of
 from kdkit.data.sources.checked import CheckedSource, check_source
 from kdkit.data.sources.content import SampleContent
-from kdkit.data.sources.labels import Unlabelled
 from kdkit.data.sources.multi_label import num_labels_of
-from kdkit.data.sources.selection import SelectedSource
+from kdkit.data.sources.selection import SelectedSource, Unlabelled
 from kdkit.data.views.custom import check_replayable
 from kdkit.data.views.mixing import NOT_MIXED, Pairing, draw_mix
 from kdkit.data.views.recorded import RecordStore, open_records

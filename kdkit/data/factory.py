@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from kdkit.data.dataset import ReplayedDataset
 from kdkit.data.loader import ReplayLoader
 from kdkit.data.sampler import EpochSampler
-from kdkit.errors import ConfigError
+from kdkit.errors import ClassMismatchError, ConfigError
 from kdkit.runtime import distributed
 from kdkit.runtime.hardware import choose_workers
 from kdkit.types import Normalization
@@ -56,6 +56,7 @@ def create_loader(
     Raises:
         ConfigError: an argument is out of range.
         LabelError: a label is beyond the student's classes; raised while iterating if labels come with their images.
+        ClassMismatchError: the live teacher of a task has other classes than the dataset, or in another order, by name.
     """
     _check_views_per_decode(views_per_decode, dataset.recipe.num_views)
     model, rows = _model_of(student), range(len(dataset)) if rows is None else rows
@@ -78,8 +79,29 @@ def create_loader(
     return ReplayLoader(dataset, sampler, Normalization.of(model), device=device, num_workers=workers)
 
 
+def check_class_order(teacher: Any, dataset: ReplayedDataset) -> None:
+    """Compares the classes of a live teacher with those of a dataset, by name where both name them.
+
+    Raises:
+        ClassMismatchError: they are others, or in another order.
+    """
+    names = dataset.class_names
+    if names is not None and hasattr(teacher, "for_classes"):
+        matched = teacher.for_classes(names)
+        if matched.class_names != teacher.class_names:
+            raise ClassMismatchError(
+                f"the teacher {teacher.name!r} has the classes of the data in another order: pass "
+                "teacher.for_classes(dataset.class_names) to the task"
+            )
+
+
 def _for_classes_of(dataset: ReplayedDataset, student: Any, model: Any) -> ReplayedDataset:
-    """The dataset, whose labels are compared with the student's classes where a task uses them."""
+    """The dataset, whose labels are compared with the student's classes where a task uses them.
+
+    Its class names are compared with those of a task's live teacher, whose logits are compared.
+    """
+    if any(not term.is_feature for term in getattr(student, "terms", ())):
+        check_class_order(getattr(student, "live_teacher", None), dataset)
     num_classes = getattr(model, "num_classes", None)
     if num_classes and getattr(student, "task_loss_weight", 1) != 0:  # 0 classes: a student without a head
         return dataset.for_classes(num_classes)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from kdkit.data.dataset import ReplayedDataset
+from kdkit.data.sources.multi_label import multi_labels_of
 from kdkit.errors import DatasetError
 from kdkit.runtime import distributed
 from kdkit.runtime.compare import differences
@@ -19,18 +20,17 @@ class _Content(NamedTuple):
 
     keys: list[str]
     class_names: list[str] | None
-    labels: list[int] | None
+    labels: list[int] | list[str] | None
+    """Class indices; of several labels per image the numbers of its vector, one after the other."""
     recipe: dict[str, Any]
 
     @classmethod
     def of(cls, dataset: ReplayedDataset) -> _Content:
-        names, targets = dataset.class_names, dataset.targets
-        return cls(
-            list(dataset.keys),
-            None if names is None else list(names),
-            None if targets is None else targets.tolist(),
-            dataset.recipe.to_dict(),
-        )
+        names, targets, vectors = dataset.class_names, dataset.targets, multi_labels_of(dataset.source)
+        labels = None if targets is None else targets.tolist()
+        if vectors is not None:
+            labels = [" ".join(map(str, vector)) for vector in vectors.astype(int).tolist()]
+        return cls(list(dataset.keys), None if names is None else list(names), labels, dataset.recipe.to_dict())
 
     def digest(self) -> str:
         """SHA-256 of everything."""

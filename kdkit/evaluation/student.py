@@ -168,8 +168,7 @@ def _match_classes(
     if count is not None:
         check_labels(dataset, count, config.data)
     if names is None:
-        if not dataset.is_multi_label:
-            check_tellable(student.class_names, subject)
+        check_tellable(student.class_names, subject)
         return model
     known = check_names(student.class_names, model, subject) or names_like(names, count)
     if known is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 from torch import nn
 
@@ -16,6 +17,30 @@ from kdkit.teachers.teacher import Teacher
 _SHOWN = 5
 _OF_STUDENTS = "--class-names, the names in the order of the indices"
 _OF_TEACHERS = "a class_map of the teacher, a JSON list of its classes in the data's order"
+
+
+class Classes(Protocol):
+    """The part of a dataset that tells its classes."""
+
+    class_names: Sequence[str] | None
+    """Their names [C]."""
+
+    @property
+    def is_unlabelled(self) -> bool:
+        """Whether no sample has a label."""
+        ...
+
+
+def check_classes_told(teacher: Teacher, data: Classes) -> None:
+    """Checks that it can be told which class of the teacher each class of the data is.
+
+    Raises:
+        ClassMismatchError: one of the two has class indices alone, which may count the classes in any order.
+    """
+    if data.class_names is not None:
+        check_names_of_teacher(teacher, data.class_names)
+    elif not data.is_unlabelled:
+        check_indices_of_teacher(teacher)
 
 
 def check_indices_of_teacher(teacher: Teacher) -> None:

@@ -111,6 +111,9 @@ def reorder_names(
     """
     wanted, names = composed(wanted), composed(names)
     known, expected = set(names), set(wanted)
+    if len(expected) < len(wanted) and len(names) < len(wanted):
+        twice = next(name for name in wanted if wanted.count(name) > 1)
+        raise ClassMismatchError(f"the data has two classes {twice!r}, {subject} one: give each class one name")
     if len(expected) == 1 < len(known):
         raise ClassMismatchError(describe_count_mismatch(subject, len(names), wanted))
     if (extra := next((name for name in wanted if name not in known), None)) is not None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from kdkit.errors import ClassMismatchError
 from kdkit.teachers.class_names import first_crossed
+from kdkit.teachers.ensemble import TeacherEnsemble
 from kdkit.teachers.teacher import Teacher
 
 _logger = logging.getLogger(__name__)
@@ -18,13 +19,7 @@ def match_classes(teacher: Teacher, class_names: Sequence[str], *, needs_logits:
     Raises:
         ClassMismatchError: it has other classes, and its logits are needed.
     """
-    if teacher.has_literal_map and (found := first_crossed(class_names, teacher.class_names or ())):
-        number, own, given = found
-        _logger.warning(
-            "the class_map gives class %d of the data, %r, the class %r of the teacher %r, and another class its %r: "
-            "it is taken as it is",
-            *(number, own, given, teacher.name, own),
-        )
+    tell_crossed_map(teacher, class_names)
     try:
         return teacher.for_classes(class_names)
     except ClassMismatchError:
@@ -33,8 +28,25 @@ def match_classes(teacher: Teacher, class_names: Sequence[str], *, needs_logits:
         return teacher
 
 
-def with_literal_map(teacher: Teacher) -> Teacher:
-    """A Teacher of the same model that keeps its class map where the data has these names in another order."""
-    twin = teacher.for_input(teacher.input_normalization)
-    twin.has_literal_map = True
-    return twin
+def tell_crossed_map(teacher: Teacher, class_names: Sequence[str]) -> None:
+    """Logs a warning if a literal class map gives a class of the data another one, and its own to another."""
+    for member in teacher.members if isinstance(teacher, TeacherEnsemble) else (teacher,):
+        if member.has_literal_map:
+            tell_crossed(class_names, member.class_names or (), f"the teacher {member.name!r}")
+
+
+def tell_crossed(class_names: Sequence[str], given: Sequence[str], subject: str) -> None:
+    """Logs a warning if a class map that is taken as it is crosses names.
+
+    Args:
+        class_names: names of the data's classes [C].
+        given: names of the classes that the map gives them [C].
+        subject: what has these classes.
+    """
+    if found := first_crossed(class_names, given):
+        number, own, other = found
+        _logger.warning(
+            "the class_map gives class %d of the data, %r, the class %r of %s, and another class its %r: it is taken "
+            "as it is",
+            *(number, own, other, subject, own),
+        )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,10 +13,40 @@ from torch import Tensor, nn
 from kdkit.errors import CheckpointError
 from kdkit.teachers.class_indices import is_tellable
 from kdkit.teachers.class_map import composed
-from kdkit.teachers.model_config import find_classifiers
-from kdkit.teachers.weights import Checkpoint, load_state
+from kdkit.teachers.class_names import listed_names
+from kdkit.teachers.model_config import find_classifiers, model_config
+from kdkit.teachers.timm_model import CHECKPOINT_PATH, create_model
+from kdkit.teachers.weights import Checkpoint, load_state, read_checkpoint
 
 _logger = logging.getLogger(__name__)
+
+
+def create_student(
+    name: str, class_names: Sequence[str] | None = None, *, file: str | None = None, **options: Any
+) -> nn.Module:
+    """Creates a student, whose initial weights are loaded as `load_body` does where kdkit stored their class names.
+
+    Args:
+        name: name of timm or torchvision, or an import path.
+        class_names: names of the student's classes [C]; None if they have none.
+        file: weights to start from; by default `checkpoint_path` among the options, which timm takes.
+        options: further arguments of timm.create_model.
+
+    Raises:
+        UnknownNameError, ConfigError: there is no such model, or it does not take the options.
+        CheckpointError: the weights cannot be read or do not fit.
+    """
+    other, pretrained = options.pop(CHECKPOINT_PATH, None), options.pop("pretrained", False)
+    file = file or other
+    checkpoint = read_checkpoint(file) if file else None
+    student = create_model(name, "student", pretrained=pretrained, **options)
+    names = listed_names(model_config(student).get("label_names")) if pretrained else None
+    if checkpoint is None and names is not None:
+        checkpoint = Checkpoint(Path(name), student.state_dict(), "", {}, prefers_ema=False, class_names=names)
+        student = create_model(name, "student", **options)
+    if checkpoint is not None:
+        load_body(student, checkpoint, class_names)
+    return student
 
 
 def load_body(module: nn.Module, checkpoint: Checkpoint, class_names: Sequence[str] | None = None) -> None:

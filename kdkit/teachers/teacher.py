@@ -38,8 +38,8 @@ class Teacher(nn.Module):
         model: maps images [B, 3, H, W] in its own normalisation to logits [B, K]; one without a head (num_classes=0)
             has only features. It is frozen here: eval mode, no parameter requires grad. A
             timm.task.DistillationTeacher is unwrapped, and keeps its normalisation.
-        class_map: for each of the data's C classes, the index or the name of the model's class [C]; or an ImageNet
-            family such as "imagenet-1k", by synset; None keeps all K.
+        class_map: for each of the data's C classes, the index or the name of the model's class [C], which is taken as
+            it is; or an ImageNet family such as "imagenet-1k", by synset; None keeps all K.
         class_names: names of the model's K classes, for a class_map of names; those of ImageNet models are known. They
             change no logit, so they are not part of the fingerprint.
         missing_classes: for a class in class_map that the model does not have: "error", or "min_logit" to give it the
@@ -84,7 +84,7 @@ class Teacher(nn.Module):
         self.input_normalization = input_normalization or self.normalization
         self._model_class_names = check_names(class_names, model, self._subject)
         self.class_map = resolve_class_map(class_map, model, self._subject, class_names, missing_classes)
-        self.has_literal_map = False
+        self.has_literal_map = class_map is not None and not isinstance(class_map, str)
         self.taps = check_taps(model, taps, self._subject)
         self.resize = resize
         self.autocast = autocast

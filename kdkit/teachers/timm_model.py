@@ -36,8 +36,9 @@ _WITHOUT_NETWORK = {
     "student": "leave out pretrained, or give a weights file, --student_checkpoint FILE",
     "teacher": "give a weights file, --teacher.checkpoint FILE (in Python checkpoint=FILE)",
 }
-_FILE = "checkpoint_path"
-FIRST_WEIGHTS = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", _FILE, "cache_dir")
+CHECKPOINT_PATH = "checkpoint_path"
+"""Argument of timm.create_model: a file with the initial weights."""
+FIRST_WEIGHTS = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", CHECKPOINT_PATH, "cache_dir")
 """Arguments of timm.create_model about the initial weights: the trained ones are in a checkpoint."""
 
 
@@ -155,7 +156,7 @@ def create_model(name: str, subject: str, *, pretrained: bool = False, **options
         ConfigError: the model does not take the options.
         CheckpointError: the weights could not be loaded.
     """
-    file = options.pop(_FILE, None)
+    file = options.pop(CHECKPOINT_PATH, None)
     try:
         with quiet_hub():
             model = _create(name, subject, pretrained=pretrained, **options)

@@ -25,11 +25,10 @@ from kdkit.student import Student, is_student_folder
 from kdkit.tasks import DistillationTask, TrainingTask
 from kdkit.teachers import Teacher
 from kdkit.teachers.card import find_card
-from kdkit.teachers.class_indices import check_indices_of_teacher, check_names_of_teacher
+from kdkit.teachers.class_indices import check_classes_told
 from kdkit.teachers.class_names import describe_count_mismatch
-from kdkit.teachers.starting_weights import load_body
-from kdkit.teachers.timm_model import FIRST_WEIGHTS, check_name, create_model, size_option
-from kdkit.teachers.weights import read_checkpoint
+from kdkit.teachers.starting_weights import create_student
+from kdkit.teachers.timm_model import FIRST_WEIGHTS, check_name, size_option
 from kdkit.training.config import DistillConfig
 from kdkit.training.create_task import create_task
 from kdkit.training.labels import check_labels, class_names_of
@@ -65,12 +64,15 @@ def check_validation(
     is_known = names is not None or not training.is_unlabelled
     own = None if dataset.class_names is None else list(dataset.class_names)
     if own != names if is_known else len(own or ()) not in (0, num_classes):
-        expected = _shorten(names) if is_known else f"{num_classes} classes without names"
+        expected = _describe_classes(names) if is_known else f"{num_classes} classes without names"
         place, here, there = first_item(own, names)
         first = f" (class {place[1:-1]} is {here!r}, and {there!r} in training)" if place else ""
+        remedy = "both must have the same classes"
+        if own is None or names is None:
+            remedy = "give class folders, or names as labels, in both"
         raise DatasetError(
-            f"the validation folder {config.validation!r} has the classes {_shorten(own)}, the training folder "
-            f"{expected}{first}: both must have the same class folders"
+            f"the validation data {config.validation!r} has {_describe_classes(own)}, the training data "
+            f"{expected}{first}: {remedy}"
         )
     check_labels(dataset, num_classes, str(config.validation))
 
@@ -124,13 +126,9 @@ def _create_student(
             "weights, name its model and give --student_checkpoint FILE"
         )
     check_name(config.student, "student")
-    checkpoint = None if config.student_checkpoint is None else read_checkpoint(config.student_checkpoint)
     torch.manual_seed(config.train.seed)  # just before the student, so that it starts alike with and without a teacher
     arguments = {"pretrained": config.pretrained, **_model_args(config, dataset, num_classes)}
-    student = create_model(config.student, "student", **arguments)
-    if checkpoint is not None:
-        load_body(student, checkpoint, class_names)
-    return student
+    return create_student(config.student, class_names, file=config.student_checkpoint, **arguments)
 
 
 def _num_classes(
@@ -159,10 +157,8 @@ def _live_teacher(config: DistillConfig, dataset: ReplayedDataset, device: torch
     if config.is_ema_teacher:
         return EMA
     teacher = resolve_teacher(config.teacher, device, dataset.class_names, needs_logits=config.compares_logits)
-    if config.compares_logits and dataset.class_names is not None:
-        check_names_of_teacher(teacher, dataset.class_names)
-    elif config.compares_logits and not dataset.is_unlabelled and not dataset.is_multi_label:
-        check_indices_of_teacher(teacher)
+    if config.compares_logits:
+        check_classes_told(teacher, dataset)
     return teacher
 
 
@@ -240,8 +236,7 @@ def create_loader(
     )
 
 
-def _shorten(names: Any, limit: int = 5) -> str:
+def _describe_classes(names: Sequence[str] | None, limit: int = 5) -> str:
     if names is None:
-        return "without names"
-    listed = ", ".join(list(names or ())[:limit])
-    return f"[{listed}{', ...' if names and len(names) > limit else ''}]"
+        return "class indices without names"
+    return f"the classes [{', '.join(names[:limit])}{', ...' if len(names) > limit else ''}]"

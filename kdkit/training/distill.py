@@ -17,7 +17,7 @@ from kdkit.cache import CacheMixture, CacheReader, ClassSelection
 from kdkit.cache.format.constants import LOGITS
 from kdkit.data import ReplayedDataset, ReplayLoader
 from kdkit.data.ranks import open_on_all_ranks
-from kdkit.dataset import describe_foreign_labels, has_foreign_labels, open_dataset, records_of
+from kdkit.dataset import describe_foreign_labels, has_foreign_labels, match_cache, open_dataset, records_of
 from kdkit.resolve import resolve_device
 from kdkit.runtime import distributed
 from kdkit.runtime.agreement import check_same_settings
@@ -162,7 +162,7 @@ def _create_run(
     """The task, and the parts of the run checked against one another."""
     if cache is not None:
         dataset = dataset.without(cache.absent_keys)
-        cache.match(dataset, allow_mismatch=config.allow_mismatch)
+        match_cache(cache, dataset, allow_mismatch=config.allow_mismatch)
         if has_foreign_labels(dataset, cache):
             _logger.warning("%s: no label takes part in the loss", describe_foreign_labels(dataset, cache))
             dataset = dataset.without_labels()

@@ -17,10 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kdkit.data import ReplayedDataset, ReplayLoader
+from kdkit.data import ReplayLoader
+from kdkit.data.factory import check_class_order
 from kdkit.errors import ClassMismatchError
 from kdkit.tasks import TrainingTask
 from kdkit.teachers import Teacher
+from kdkit.teachers.matching import tell_crossed_map
 from kdkit.training.config import TrainConfig
 from kdkit.training.setup import autocast_dtype
 from kdkit.training.step import forward, step_errors
@@ -103,7 +105,9 @@ def preflight(
             names of its classes has others than the data, or another order.
     """
     if any(not term.is_feature for term in getattr(task, "terms", ())):
-        _compare_names(source, loader.dataset)
+        check_class_order(source, loader.dataset)
+        if isinstance(source, Teacher) and loader.dataset.class_names is not None:
+            tell_crossed_map(source, loader.dataset.class_names)
     amp = autocast_dtype(config)
     sampler = copy.copy(loader.sampler)
     sampler.set_epoch(0)
@@ -173,18 +177,6 @@ def _undone(task: TrainingTask, device: torch.device) -> Iterator[None]:
     for buffer, before in buffers:
         buffer.copy_(before)
     module.zero_grad(set_to_none=True)
-
-
-def _compare_names(source: TeacherSource | None, dataset: ReplayedDataset) -> None:
-    """Compares the classes of a live teacher with those of the data, by name where both name them."""
-    names = dataset.class_names
-    if not isinstance(source, Teacher) or names is None:
-        return
-    if source.for_classes(names).class_names != source.class_names:
-        raise ClassMismatchError(
-            f"the teacher {source.name!r} has the classes of the data in another order: pass "
-            "teacher.for_classes(dataset.class_names) to the task"
-        )
 
 
 def _compare_classes(output: Tensor | None, teacher_output: TeacherOutput | None) -> int | None:

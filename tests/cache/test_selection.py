@@ -15,7 +15,7 @@ from kdkit.building.config import BuildConfig
 from kdkit.cache import CacheReader, CacheSpec, CacheWriter, ClassSelection, create_codec
 from kdkit.data import ArraySource, ReplayedDataset
 from kdkit.data.sources.classes import ClassesSource
-from kdkit.data.sources.labels import Unlabelled
+from kdkit.data.sources.selection import Unlabelled
 from kdkit.errors import CacheMismatchError, ClassMismatchError, ConfigError, DatasetError, KdkitError
 
 EXACT = BuildConfig(codec="float32", num_workers=0, batch_size=64, streams=("logits", "pooled"))

@@ -16,7 +16,7 @@ from support import CLASSES, RECIPE, digits, tiny_model
 
 from kdkit import build_cache, create_teacher
 from kdkit.building.config import BuildConfig
-from kdkit.data import ArraySource, ReplayedDataset
+from kdkit.data import ArraySource, MultiLabelSource, ReplayedDataset
 from kdkit.data.ranks import check_same_on_ranks, open_on_all_ranks
 from kdkit.errors import DatasetError, KdkitError
 from kdkit.recipe import ViewRecipe
@@ -30,6 +30,11 @@ def dataset(recipe: ViewRecipe = RECIPE, *, count: int = COUNT, **changes: Any) 
     plain = digits(count)
     values = {"targets": plain.targets, "keys": plain.keys, "class_names": CLASSES, **changes}
     return ReplayedDataset(ArraySource(plain.images, values.pop("targets"), **values), recipe)
+
+
+def several(is_odd: bool) -> ReplayedDataset:
+    vectors = [[0, 1, -1]] * (COUNT - 1) + [[1, int(is_odd), 0]]
+    return ReplayedDataset(MultiLabelSource(dataset().source, vectors, class_names=list("abc")), RECIPE)
 
 
 def missing() -> ReplayedDataset:
@@ -70,6 +75,7 @@ def main(output: str) -> None:
     dist.init_process_group("gloo")
     is_odd = dist.get_rank() == 1
     found = {what: error_of(partial(open_on_all_ranks, other if is_odd else dataset)) for what, other in OTHERS.items()}
+    found["several labels"] = error_of(lambda: check_same_on_ranks(several(is_odd)))
     found["loaded"] = error_of(lambda: check_same_on_ranks(dataset()))
     found["same settings"] = error_of(lambda: check_same_settings(lambda: {"train": {"lr": 0.1}, "seed": 1}))
     found["settings"] = error_of(lambda: check_same_settings(lambda: {"train": {"lr": 0.1 * (1 + is_odd)}, "seed": 1}))

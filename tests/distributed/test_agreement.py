@@ -40,6 +40,7 @@ def errors(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, str | Non
         ("order of keys", RANK_1 + "image 0 is 'digit-11', and 'digit-0' on rank 0"),
         ("label", RANK_1 + "the label of 'digit-5' is 9, and 5 on rank 0"),
         ("no label", RANK_1 + "the label of 'digit-0' is -1, and 0 on rank 0"),
+        ("several labels", RANK_1 + "the label of 'digit-11' is '1 1 0', and '1 0 0' on rank 0"),
         ("class order", RANK_1 + "class 0 is '9', and '0' on rank 0"),
         ("class count", RANK_1 + "it has 11 classes, rank 0 has 10"),
         ("no class names", RANK_1 + "class names are known on rank 0, and not on rank 1"),

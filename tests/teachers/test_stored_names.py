@@ -17,7 +17,7 @@ from kdkit.config import StudentConfig, TeacherConfig
 from kdkit.errors import CheckpointError, ClassMismatchError
 from kdkit.resolve import resolve_teacher
 from kdkit.student import Student, load_student
-from kdkit.teachers.starting_weights import load_body
+from kdkit.teachers.starting_weights import create_student, load_body
 from kdkit.teachers.weights import read_checkpoint
 
 CPU = torch.device("cpu")
@@ -137,6 +137,22 @@ def test_a_student_starts_with_the_stored_classifier_in_its_own_order_of_classes
     assert torch.equal(found.conv1[0].weight, earlier.conv1[0].weight)
     assert ("is left out" in caplog.text) == (rows is None)
     assert ("brought into the data's order" in caplog.text) == (rows == [1, 2, 0])
+
+
+@pytest.mark.parametrize("start", ["pretrained", "checkpoint_path", "file"])
+def test_every_start_of_a_student_has_the_stored_classifier_in_its_own_order_of_classes(
+    start: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    export, earlier = write_export(tmp_path / "export", list(NAMES)), tiny_model(num_classes=3)
+    name = f"local-dir:{export.parent}" if start == "pretrained" else "test_resnet"
+    options: dict[str, Any] = {start: True if start == "pretrained" else str(export)}
+    for wanted, rows in ((NAMES, [0, 1, 2]), (SORTED, [1, 2, 0])):
+        found: Any = create_student(name, wanted, num_classes=3, **options)
+        assert torch.equal(found.fc.weight, earlier.fc.weight[rows])
+        assert torch.equal(found.conv1[0].weight, earlier.conv1[0].weight)
+    found = create_student(name, ("cat", "dog", "fox"), num_classes=3, **options)
+    assert not torch.equal(found.fc.weight, earlier.fc.weight)
+    assert "its classifier has other classes, and is left out" in caplog.text
 
 
 def test_a_model_that_does_not_name_its_classifier_starts_only_from_its_own_classes(tmp_path: Path) -> None:

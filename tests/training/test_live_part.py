@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from support import RECIPE, tiny_model, write_digits
 
-from kdkit import build_cache, create_teacher, open_dataset
+from kdkit import build_cache, create_teacher, open_cache, open_dataset
 from kdkit.building.config import BuildConfig
 from kdkit.cli import main
+from kdkit.data import ArraySource, ReplayedDataset
+from kdkit.dataset import match_cache
+from kdkit.errors import ClassMismatchError
 from kdkit.student import Student
+from kdkit.teachers.model_config import state_config
 
 
 @pytest.mark.slow
@@ -45,6 +50,21 @@ def test_a_live_teacher_beside_a_cache_trains_the_student_that_its_cache_trains(
     capsys.readouterr()
     assert main([*command, "--resume"]) == 1
     assert "cache_sha256" in capsys.readouterr().err
+
+
+def test_a_live_teacher_whose_order_of_classes_cannot_be_told_is_no_part_of_a_mix(tmp_path: Path) -> None:
+    images, names = np.random.default_rng(0).integers(0, 255, (4, 32, 32, 3), dtype=np.uint8), ["cat", "dog"]
+    counted, called = tiny_model(num_classes=2, seed=1), create_teacher(tiny_model(num_classes=2), class_names=names)
+    state_config(counted, of_a_run=True)  # as the student of a run whose data had class indices alone
+    for given, live in ((None, called), (names, create_teacher(counted))):
+        dataset = ReplayedDataset(ArraySource(images, [0, 1, 0, 1], class_names=given), RECIPE)
+        build_cache(
+            create_teacher(tiny_model(num_classes=2)), dataset, tmp_path / f"{given}.h5", BuildConfig(num_workers=0)
+        )
+        mix = open_cache([tmp_path / f"{given}.h5"], live=live)
+        with pytest.raises(ClassMismatchError, match=r"in which order .* cannot be told"):
+            match_cache(mix, dataset)
+        match_cache(mix, dataset.without_labels())
 
 
 @pytest.mark.parametrize(

@@ -15,5 +15,5 @@ Where to look:
     content.py      the files of the samples, before decoding
     image.py        decodes one image; labels.py maps labels to class indices
     joined.py       several sources as one
-    selection.py    a subset of a source; classes.py, its images of some classes
+    selection.py    a subset of a source, or its images without labels; classes.py, its images of some classes
 """

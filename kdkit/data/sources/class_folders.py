@@ -25,6 +25,11 @@ _VERSION_WORDS = {
 _TRAINING = re.compile("train|trn|learn|raw|orig", re.IGNORECASE)
 """The split or version that is more likely wanted."""
 _DATE = re.compile(r"(19|20)\d\d([-_.]?\d\d){0,2}")
+_COPY = re.compile(
+    r"(?P<first>.+?)( - copy( \(\d+\))?| copy( \d+)?| ?\(\d+\)|[-_. ](bak|backup|copy)\d*|~)|copy of (?P<second>.+)",
+    re.IGNORECASE,
+)
+"""Names that Windows, macOS, Linux and people give a copy of a folder."""
 _SHOWN = 3
 
 
@@ -69,17 +74,26 @@ def _check_names(names: Set[str], shallow: Set[str], origin: str) -> None:
     splits = sorted(name for name in names if _SPLIT.fullmatch(name.lower()))
     parts = sorted(name for name in names if name.lower() in _PARTS)
     for found in (splits, parts):
-        if len(found) > 1 or set(found) - shallow:  # a class may be called train, if its images are in it
+        if len(found) > 1 or set(found) - shallow:
             raise_for_inner(found, origin)
+    if splits and splits[0].lower() != "train":  # a vehicle, if its images are in it
+        raise_for_inner(splits, origin)
     if pieces := sorted(name for name in names - shallow if _PIECE.fullmatch(name.lower())):
         raise_for_inner(pieces, origin)
 
 
 def _check_copies(inner: Mapping[str, Set[str]], origin: str) -> None:
-    """Raises DatasetError if most folders within a top folder have the names of other top folders.
+    """Raises DatasetError if a top folder is a copy: of another by its name, or of most others by those of its folders.
 
     Persons 1 and 2 with sessions 1 and 2 are no copies of each other: they share the names of their folders.
     """
+    for top in sorted(inner):
+        marked = _COPY.fullmatch(top)
+        if marked is not None and (name := marked["first"] or marked["second"]) in inner:
+            raise DatasetError(
+                f"{origin!r} holds the folders {name!r} and {top!r}, expected each class in one place: move {top!r} "
+                "elsewhere if it is a copy, or --labels folder if it is a class"
+            )
     for top, below in sorted(inner.items()):
         copies = sorted(
             name

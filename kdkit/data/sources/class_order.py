@@ -30,6 +30,13 @@ def index_classes(names: Sequence[str], origin: str) -> tuple[list[int], list[st
         spelt = Counter(composed.values())
         twice = next(name for name in classes if spelt[name] > 1)
         _logger.warning("%r: the class %r is written in two forms of Unicode, which are one class", origin, twice)
+    lower: dict[str, str] = {}
+    for name in classes:
+        if len(name) > 1 and (other := lower.setdefault(name.casefold(), name)) != name:  # A and a are letters
+            _logger.warning(
+                "%r: the classes %r and %r differ only in case, and are taken for two classes", origin, other, name
+            )
+            break
     bare: dict[str, str] = {}
     for name in classes:
         if (other := bare.setdefault(name.strip(), name)) != name:

@@ -1,8 +1,11 @@
-"""Which column of a table holds the images, and which the labels."""
+"""Which column of a table holds the images, and which the labels; the values of a column of Arrow."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
 
 from kdkit.data.sources.base import SourceOptions
 from kdkit.errors import DatasetError, nearest
@@ -44,3 +47,10 @@ def choose_label(
     if column == image:
         raise DatasetError(f"{origin!r} has its images and its labels in one column, {image!r}: expected two")
     return column
+
+
+def arrow_values(column: Any) -> list[Any]:
+    """The values of an Arrow column, as Python's; of uint8 and uint16 as NumPy's, whose largest may mean no label."""
+    values: list[Any] = column.to_pylist()
+    kind = {"uint8": np.uint8, "uint16": np.uint16}.get(str(column.type))
+    return values if kind is None else [None if value is None else kind(value) for value in values]

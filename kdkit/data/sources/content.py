@@ -23,11 +23,10 @@ from kdkit.data.sources.classes import ClassesSource
 from kdkit.data.sources.folder import FolderSource
 from kdkit.data.sources.hugging_face import HuggingFaceTable
 from kdkit.data.sources.joined import JoinedSource
-from kdkit.data.sources.labels import Unlabelled
 from kdkit.data.sources.mapped import MappedSource
 from kdkit.data.sources.member import Member
 from kdkit.data.sources.multi_label import MultiLabelSource
-from kdkit.data.sources.selection import SelectedSource
+from kdkit.data.sources.selection import SelectedSource, Unlabelled
 from kdkit.data.sources.table import TableSource
 from kdkit.data.sources.tar import TarSource
 from kdkit.data.sources.webdataset import WebDatasetSource

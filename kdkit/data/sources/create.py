@@ -9,8 +9,8 @@ from typing import Any
 
 from kdkit.data.sources.base import ImageSource, LabelRule, SourceOptions
 from kdkit.data.sources.joined import JoinedSource
-from kdkit.data.sources.labels import Unlabelled
 from kdkit.data.sources.mapped import MappedSource
+from kdkit.data.sources.selection import Unlabelled
 from kdkit.errors import ConfigError, DatasetError
 
 _KINDS = ("stream", "hfds", "zip", "tar", "multi_label", "table", "folder")

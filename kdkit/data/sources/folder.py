@@ -10,6 +10,7 @@ from PIL import Image
 
 from kdkit.data.sources.base import ImageSource, LabelRule, SourceOptions, describe
 from kdkit.data.sources.class_order import index_classes
+from kdkit.data.sources.hfds import is_saved
 from kdkit.data.sources.image import decode_file
 from kdkit.data.sources.listing import Listing, is_ignored
 from kdkit.errors import DatasetError
@@ -68,6 +69,8 @@ class FolderSource:
 
 def create(name: str, options: SourceOptions) -> ImageSource:
     """Tried last: anything else is treated as a folder."""
+    if is_saved(Path(name)):
+        raise DatasetError(f"{name!r} was written by save_to_disk of the package datasets: give it as hfds/{name}")
     options.check_no_columns("an image folder")
     return FolderSource(name, labels=options.labels, skip_missing=options.skip_missing)
 

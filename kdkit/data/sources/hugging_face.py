@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from kdkit.data.sources.base import SourceOptions
-from kdkit.data.sources.columns import choose_column, choose_label
+from kdkit.data.sources.columns import arrow_values, choose_column, choose_label
 from kdkit.data.sources.labels import index_labels
 from kdkit.errors import DatasetError
 
@@ -68,5 +68,5 @@ def arrow_column(dataset: Any, column: str, field: str | None = None) -> list[An
         part = part.combine_chunks()
         if field is not None and not hasattr(part, "field"):
             return []
-        values += (part if field is None else part.field(field)).to_pylist()
+        values += arrow_values(part if field is None else part.field(field))
     return values

@@ -13,9 +13,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from kdkit.data.sources.base import ImageSource, Targets
+from kdkit.data.sources.base import Targets
 from kdkit.data.sources.class_order import index_classes
 from kdkit.errors import LabelError
 
@@ -34,6 +33,8 @@ _LIST = re.compile(
 MISSING = frozenset({"nan", "none", "null", "na", "n/a", "nat", "<na>", "#n/a", "-nan"})
 """Texts that programs write for a value that is missing; a class may be called `none` in lower case."""
 _MAX_INDEX = 2**31 - 1
+_MARKERS = {np.dtype(kind): int(np.iinfo(kind).max) for kind in (np.uint8, np.uint16)}
+"""Unsigned dtype -> its largest number, which is -1 there, and a common mark for pixels without a class."""
 
 
 def class_index(label: Any, key: str, origin: str, num_classes: int | None = None) -> int:
@@ -46,7 +47,8 @@ def class_index(label: Any, key: str, origin: str, num_classes: int | None = Non
         num_classes: number of classes; None if it is unknown.
 
     Raises:
-        LabelError: it is not a whole number, e.g. a float, a bool or several numbers, or there is no such class.
+        LabelError: it is not a whole number, e.g. a float, a bool or several numbers, or there is no such class, or it
+            may be -1 in an unsigned dtype.
     """
     if label is None:
         return -1
@@ -54,6 +56,11 @@ def class_index(label: Any, key: str, origin: str, num_classes: int | None = Non
     if hasattr(label, "dtype") and hasattr(label, "reshape"):  # of NumPy, or of torch on any device
         array = np.asarray(label.detach().cpu() if hasattr(label, "detach") else label)
         value = array.item() if array.size == 1 and array.dtype.kind not in "mM" else label
+        if num_classes is None and array.dtype in _MARKERS and value == _MARKERS[array.dtype]:
+            raise LabelError(
+                f"the label of {key!r} in {origin} is {value}, the largest {array.dtype}, and may mean no label: give "
+                "-1 for no label, or labels as int64 if it is a class"
+            )
     if isinstance(value, (list, tuple)) or (hasattr(value, "ndim") and value.ndim == 1):
         raise LabelError(
             f"the label of {key!r} in {origin} is a vector of {len(value)} numbers, expected a class index: for "
@@ -87,6 +94,16 @@ def check_range(targets: Targets, num_classes: int | None, keys: Sequence[str], 
         raise _out_of_range(keys[row], int(targets[row]), num_classes, origin)
 
 
+def tell_counted_from_one(targets: Targets, origin: str) -> None:
+    """Logs a warning if class indices [N] that have no names may be counted from 1: all from 1 on, and no 0."""
+    found = np.unique(targets[targets >= 0])
+    if len(found) > 1 and found[0] == 1 and found[-1] == len(found):
+        _logger.warning(
+            "%s: the labels are 1 to %d, and class indices begin with 0: subtract 1 if these are counted from 1",
+            *(origin, len(found)),
+        )
+
+
 def _out_of_range(key: str, label: int, num_classes: int | None, origin: str = "") -> LabelError:
     known = "whole numbers from 0" if num_classes is None else f"0 to {num_classes - 1}"
     place = f" in {origin!r}" if origin else ""
@@ -109,7 +126,8 @@ def index_labels(labels: Sequence[object], keys: Sequence[str], origin: str) -> 
             names; the error names the sample.
     """
     texts: list[str] = []
-    for label, key in zip(labels, keys, strict=True):
+    for given, key in zip(labels, keys, strict=True):
+        label = class_index(given, key, origin) if isinstance(given, np.integer) else given
         if label is not None and not isinstance(label, (int, str)):
             raise _neither(label, key, origin)
         texts.append("" if label is None else str(label).strip())
@@ -148,7 +166,12 @@ def _check_name(text: str, key: str, origin: str) -> None:
             f"the label of {key!r} in {origin} is {_shown(text)}, beyond {_MAX_INDEX:,}, the last class index: "
             "write whole numbers from 0, or names such as 'c1'"
         )
-    if _is_number(text) or (text != "none" and text.lower() in MISSING):
+    if text != "none" and text.lower() in MISSING:
+        raise LabelError(
+            f"the label of {key!r} in {origin} is {text!r}, which programs write for a missing value: leave it empty "
+            "for no label, or give the class another name"
+        )
+    if _is_number(text):
         raise _neither(text, key, origin)
 
 
@@ -207,23 +230,3 @@ def _neither(label: object, key: str, origin: str) -> LabelError:
         f"the label of {key!r} in {origin} is {_shown(label)}: expected whole numbers from 0 (-1 or nothing for no "
         "label) for all samples, or names for all"
     )
-
-
-class Unlabelled:
-    """The images of a source without their labels: every target is -1.
-
-    Args:
-        source: where the images come from.
-    """
-
-    def __init__(self, source: ImageSource) -> None:
-        self.source = source
-        self.keys: Sequence[str] = source.keys
-        self.class_names: Sequence[str] | None = None
-        self.targets: Sequence[int] = [-1] * len(source.keys)
-
-    def __len__(self) -> int:
-        return len(self.keys)
-
-    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        return self.source[index][0], -1

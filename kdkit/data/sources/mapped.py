@@ -6,6 +6,7 @@ import copy
 import io
 import os
 from collections.abc import Mapping, Sequence
+from operator import is_not
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +15,28 @@ import torch
 from PIL import Image
 from timm.data import ImageDataset
 from torch import Tensor
-from torch.utils.data import IterableDataset, Subset
+from torch.utils.data import ConcatDataset, IterableDataset, Subset
 from torchvision.transforms.functional import to_pil_image
 
 from kdkit.data.sources.base import LabelRule, SourceOptions, describe
-from kdkit.data.sources.class_order import check_names, check_texts
+from kdkit.data.sources.class_order import check_texts
 from kdkit.data.sources.hugging_face import HuggingFaceTable, is_hugging_face
 from kdkit.data.sources.image import UNREADABLE, as_rgb, decode, decode_file, unreadable
-from kdkit.data.sources.known import check_same_classes, is_torchvisions, known_class_names, known_keys, known_labels
+from kdkit.data.sources.known import (
+    check_same_classes,
+    is_plain,
+    is_torchvisions,
+    known_keys,
+    known_labels,
+    names_for,
+)
 from kdkit.data.sources.labels import class_index
 from kdkit.data.sources.repeatable import check_repeatable
 from kdkit.errors import DatasetError
 
 
 class MappedSource:
-    """A dataset with a length whose items are (image, class index), or mappings of an image and a label.
+    """A dataset with a length whose items are pairs (image, class index), or mappings of an image and a label.
 
     An image is a PIL image, an array uint8 [H, W] or [H, W, 3], or a tensor uint8 [3, H, W]: the dataset must have no
     random transform of its own. timm's ImageDataset is read through its reader, because it would return the next image
@@ -42,16 +50,16 @@ class MappedSource:
     Args:
         dataset: has __len__ and __getitem__.
         keys: a unique key for each sample.
-        class_names: one name per class; by default the dataset's `classes` or `class_to_idx`, or the names in the
-            features of a Hugging Face dataset.
+        class_names: one name per class, in the order of the dataset's indices; by default its `classes` or
+            `class_to_idx`, or the names in the features of a Hugging Face dataset.
         image_column: name of the image in items that are mappings; `image` by default.
         label_column: name of the label in items that are mappings; `label` by default.
         labels: "none" takes every image without a label.
 
     Raises:
-        DatasetError: it streams, its keys or class names do not fit, the order of its classes is not fixed, parts of a
-            ConcatDataset have other classes than its first, or it returns another image or label each time, as a random
-            transform makes it do.
+        DatasetError: it streams, its keys or class names do not fit or contradict its own, the order of its classes is
+            not fixed, parts of a ConcatDataset have other classes than its first, or it returns another image or label
+            each time, as a random transform makes it do.
         LabelError: a label that is known before its image is loaded is not a class index.
     """
 
@@ -69,8 +77,7 @@ class MappedSource:
         self.dataset, self._rows = _without_subsets(dataset)
         self._options = SourceOptions(image_column, label_column, labels)
         self._options.check_rule(f"a {type(dataset).__name__}")
-        if is_hugging_face(self.dataset):
-            self.dataset = HuggingFaceTable(self.dataset, self._options)
+        self.dataset = _with_tables(self.dataset, self._options)
         self._process = os.getpid()
         if keys is None:
             known = known_keys(self.dataset)
@@ -79,9 +86,8 @@ class MappedSource:
         if len(self.keys) != len(dataset):
             raise DatasetError(f"{len(dataset)} samples came with {len(self.keys)} keys: expected one key per sample")
         if labels != "none":
-            check_same_classes(self.dataset)
-        known_names = known_class_names(self.dataset) if class_names is None else check_names(class_names)
-        self.class_names: Sequence[str] | None = known_names
+            check_same_classes(self.dataset, names_given=class_names is not None)
+        self.class_names: Sequence[str] | None = names_for(self.dataset, class_names)
         self.targets: Sequence[int] | None = self._known_targets()
         if labels == "none":
             self.class_names, self.targets = None, [-1] * len(self.keys)
@@ -101,7 +107,7 @@ class MappedSource:
     def load(self, index: int) -> tuple[Image.Image, Any]:
         """The RGB image of one sample, and its label as the dataset has it; None without labels."""
         key, origin = self.keys[index], type(self.dataset).__name__
-        if isinstance(self.dataset, ImageDataset):
+        if is_plain(self.dataset, ImageDataset):
             self.reopen_after_fork()
             try:
                 stream, target = self.dataset.reader[self._rows[index]]
@@ -126,8 +132,13 @@ class MappedSource:
 
     def _item(self, row: int, key: str) -> tuple[Any, Any]:
         item = self.dataset[row]
-        if isinstance(item, (tuple, list)) and len(item) > 1:
+        if isinstance(item, (tuple, list)) and len(item) == 2:
             return item[0], item[1]
+        if isinstance(item, (tuple, list)):  # of three, the label may be any
+            raise DatasetError(
+                f"the sample {key!r} is a {type(item).__name__} of {len(item)}: expected (image, label); wrap the "
+                "dataset so that its items are these two"
+            )
         if not isinstance(item, Mapping):
             raise DatasetError(f"the sample {key!r} is a {type(item).__name__}: expected (image, label), or a mapping")
         image, label = self._options.image_column or "image", self._options.label_column or "label"
@@ -171,15 +182,27 @@ def _forget_open_tars(reader: Any) -> None:
 def _without_subsets(dataset: Any) -> tuple[Any, Sequence[int]]:
     """The dataset that nested Subsets are of, and the rows of it that they leave."""
     rows: Sequence[int] = range(len(dataset))
-    while isinstance(dataset, Subset):
+    while is_plain(dataset, Subset):
         rows = [int(dataset.indices[row]) for row in rows]
         dataset = dataset.dataset
     return dataset, rows
 
 
+def _with_tables(dataset: Any, options: SourceOptions) -> Any:
+    """The dataset with each datasets.Dataset as a HuggingFaceTable, also within ConcatDatasets and their Subsets."""
+    if is_hugging_face(dataset):
+        return HuggingFaceTable(dataset, options)
+    if is_plain(dataset, Subset) and (inner := _with_tables(dataset.dataset, options)) is not dataset.dataset:
+        return Subset(inner, dataset.indices)
+    if is_plain(dataset, ConcatDataset):
+        parts = [_with_tables(part, options) for part in dataset.datasets]
+        return ConcatDataset(parts) if any(map(is_not, parts, dataset.datasets)) else dataset
+    return dataset
+
+
 def _has_own_items(dataset: Any) -> bool:
     """Whether the dataset's own code makes its items, which may then differ each time."""
-    if isinstance(dataset, (HuggingFaceTable, ImageDataset)):
+    if isinstance(dataset, HuggingFaceTable) or is_plain(dataset, ImageDataset):
         return False
     return not is_torchvisions(dataset) or getattr(dataset, "transforms", None) is not None
 

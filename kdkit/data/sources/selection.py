@@ -1,4 +1,4 @@
-"""Some samples of another source, in an order of their own."""
+"""Some samples of another source, in an order of their own, or all without their labels."""
 
 from __future__ import annotations
 
@@ -32,3 +32,23 @@ class SelectedSource:
 
     def __repr__(self) -> str:
         return describe(self, repr(self.source))
+
+
+class Unlabelled:
+    """The images of a source without their labels: every target is -1.
+
+    Args:
+        source: where the images come from.
+    """
+
+    def __init__(self, source: ImageSource) -> None:
+        self.source = source
+        self.keys: Sequence[str] = source.keys
+        self.class_names: Sequence[str] | None = None
+        self.targets: Sequence[int] = [-1] * len(source.keys)
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        return self.source[index][0], -1

@@ -9,9 +9,9 @@ _SYNSET = re.compile(r"n\d{8}")
 _NUMBERED = re.compile(r"(.*?)(\d+)")
 _WORDS = (
     "shards?|parts?|chunks?|split|batch|files?|data|dataset|images?|imgs?|train|training|val|valid|validation|dev|"
-    "tests?"
+    "tests?|sets?|unlabell?ed|labell?ed"
 )
-_SHARD = re.compile(rf".*[-_. ]\d+|\d+|.*\D0\d+|.*\d+-of-\d+|({_WORDS})\d*", re.IGNORECASE)
+_SHARD = re.compile(rf".*[-_. ]\d+|\d+|.*\D0\d+|.*\d+-of-\d+|({_WORDS})(\d*|[-_. ][a-z])", re.IGNORECASE)
 _SPLITS = {
     "train": "train",
     "training": "train",

@@ -67,6 +67,7 @@ class TableSource:
         column = choose_label(options, _LABEL_COLUMNS, columns, names, origin)
         paths, left_out = paths_of(table, names), LeftOut(origin, skip_missing)
         keys = below_common_folder([os.path.normpath(path) for path in paths])
+        _check_once(table, keys)
         self.rows: Sequence[int] = range(len(keys))
         if skip_missing:
             self.rows = _existing(self.path.parent, paths, keys, left_out)
@@ -108,6 +109,16 @@ def create(name: str, options: SourceOptions) -> ImageSource | None:
         labels=options.labels,
         skip_missing=options.skip_missing,
     )
+
+
+def _check_once(table: Table, keys: Sequence[str]) -> None:
+    """Raises DatasetError if two rows name one image."""
+    rows: dict[str, int] = {}
+    for row, key in enumerate(keys):
+        if (first := rows.setdefault(key, row)) != row:
+            raise DatasetError(
+                f"{table.place(row)} names {key!r} of {table.place(first)} again: give each image one row"
+            )
 
 
 def _existing(folder: Path, paths: Sequence[str], keys: Sequence[str], left_out: LeftOut) -> list[int]:

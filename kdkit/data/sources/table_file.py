@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from kdkit.data.sources.columns import arrow_values
 from kdkit.data.sources.image import is_image
 from kdkit.errors import DatasetError, MissingDependencyError, first_line
 from kdkit.runtime.install import install_command
@@ -98,6 +99,6 @@ def _read_parquet(path: Path) -> Table:
     try:
         with open_binary(path) as file:
             table = pyarrow.parquet.read_table(file)
-        return Table(path, {name: table.column(name).to_pylist() for name in table.column_names})
+        return Table(path, {name: arrow_values(table.column(name)) for name in table.column_names})
     except (OSError, ValueError, OverflowError, pyarrow.ArrowException) as error:  # a date that Python does not have
         raise DatasetError(f"the table {str(path)!r} cannot be read: {first_line(error)}") from error

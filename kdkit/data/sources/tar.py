@@ -16,7 +16,7 @@ from kdkit.data.sources.listing import Listing, is_ignored, natural_order
 from kdkit.data.sources.member import Member, read_image
 from kdkit.data.sources.shard_names import is_series, is_shard_name, splits_of
 from kdkit.data.sources.tar_listing import list_members, tar_files
-from kdkit.data.sources.webdataset import WebDatasetSource, companions, has_labels
+from kdkit.data.sources.webdataset import WebDatasetSource, check_no_dots, companions, has_labels
 from kdkit.errors import DatasetError
 
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
@@ -104,6 +104,8 @@ def create(name: str, options: SourceOptions) -> ImageSource | None:
             skip_missing=options.skip_missing,
             members=members,
         )
+    if options.labels is None:
+        check_no_dots(members, name)
     options.check_no_columns(f"a tar {'' if by_rule else 'without .cls or .json files'}".rstrip())
     return TarSource(path, labels=options.labels, skip_missing=options.skip_missing, members=members)
 

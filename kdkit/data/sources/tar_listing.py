@@ -17,6 +17,8 @@ from kdkit.errors import DatasetError
 from kdkit.runtime.reading import open_binary
 
 _CHUNK = 1 << 20
+_COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0", b"(\xb5/\xfd")
+"""What gzip, bzip2, xz and zstd begin a file with."""
 
 
 def tar_files(path: Path) -> list[Path]:
@@ -48,7 +50,16 @@ def _list_one(file: Path, tars: tuple[str, ...]) -> list[Member]:
     except (OSError, tarfile.TarError, ValueError) as error:
         if isinstance(error, DatasetError):
             raise
-        raise DatasetError(f"no images can be listed in the tar {str(file)!r}: {error}") from error
+        reason = "it is compressed; unpack it to a .tar" if _is_compressed(file) else error
+        raise DatasetError(f"no images can be listed in the tar {str(file)!r}: {reason}") from error
+
+
+def _is_compressed(file: Path) -> bool:
+    try:
+        with open_binary(file) as stream:
+            return stream.read(6).startswith(_COMPRESSED)
+    except OSError:
+        return False
 
 
 class _Header(tarfile.TarInfo):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -13,11 +14,14 @@ from kdkit.data.sources.labels import index_labels
 from kdkit.data.sources.left_out import LeftOut
 from kdkit.data.sources.listing import is_ignored
 from kdkit.data.sources.member import Member, read_image, reading_in_order
+from kdkit.data.sources.shard_names import is_shard_name
 from kdkit.data.sources.tar_listing import list_members
 from kdkit.errors import DatasetError
 from kdkit.runtime.documents import parse_json
 
+_logger = logging.getLogger(__name__)
 _LABELS = {"cls", "json"}
+_SHOWN = 3
 _Sample = dict[str, Member]
 """Extension, lower case without its first dot -> the file of a sample."""
 _Name = tuple[str, str]
@@ -62,6 +66,7 @@ class WebDatasetSource:
         self._images: list[Member] = []
         keys: list[str] = []
         found: list[object] = []
+        seen: set[str] = set()
         samples = _group(list_members(self.path) if members is None else members, left_out)
         only_plain = any(_plain_images(sample) for sample in samples.values())
         with reading_in_order() as read:
@@ -72,11 +77,16 @@ class WebDatasetSource:
                     keys.append(key)
                     self._images.append(image)
                     found.append(None if labels == "none" else _label(sample, label_field, key, read))
+                    if shard not in seen and labels is None and label_field is None:
+                        _tell_other_label(sample, key, found[-1], read)
+                    seen.add(shard)
         if not keys:
             raise DatasetError(f"the shards in {str(path)!r} hold no images: expected NAME.jpg beside NAME.cls")
         self.keys: Sequence[str] = keys
         self.class_names: Sequence[str] | None
         self.targets, self.class_names = index_labels(found, keys, str(path))
+        if labels != "none":
+            _tell_folders(keys, self.targets, str(path))
         self.skipped: Sequence[str] = left_out.skipped
         left_out.log()
 
@@ -101,6 +111,16 @@ def has_labels(members: Iterable[Member]) -> bool:
             elif is_image(member.name):
                 images.add((member.tars, name))
     return not images.isdisjoint(labels)
+
+
+def check_no_dots(members: Iterable[Member], origin: str) -> None:
+    """Raises DatasetError if labels are in files such as a.b.cls, which belong to the sample `a`, not `a.b`."""
+    for member in members:
+        if member.kind == "file" and _split(member)[1].endswith(".cls") and not is_ignored(member.path):
+            raise DatasetError(
+                f"{origin!r} holds {member.name!r}: the files of a WebDataset sample share their name up to its first "
+                "dot, so take the other dots out of the names"
+            )
 
 
 def companions(members: Iterable[Member]) -> bool:
@@ -157,6 +177,35 @@ def _image(sample: _Sample, key: str, left_out: LeftOut, *, only_plain: bool) ->
     return images[0] if images else None
 
 
+def _tell_other_label(sample: _Sample, key: str, label: object, read: Callable[[Member], bytes]) -> None:
+    """Logs a warning where the .json of a sample has another label, of the same kind, than its .cls, which is taken."""
+    if not sample.keys() >= _LABELS:
+        return
+    try:
+        other = _label({"json": sample["json"]}, None, key, read)
+    except DatasetError:  # it has no label
+        return
+    one, two = str(label).strip(), str(other).strip()
+    if one != two and one.isdecimal() == two.isdecimal() and other is not None:
+        _logger.warning(
+            "the label of %r is %r in its .cls, which is taken, and %r in its .json: --label-column label takes these",
+            *(key, one, two),
+        )
+
+
+def _tell_folders(keys: Sequence[str], targets: Sequence[int], origin: str) -> None:
+    """Logs a warning where samples are in folders that look like classes, and their labels are others."""
+    folders = [key.split("/")[1] for key in keys if key.count("/") > 1]  # after the name of the shard
+    names = sorted(set(folders))
+    if len(folders) < len(keys) or len(names) < 2 or any(map(is_shard_name, names)):
+        return
+    if not len({*zip(folders, targets, strict=True)}) == len(names) == len({*targets}):
+        _logger.warning(
+            "%r: the labels are those of the .cls or .json files, and not the folders %s; --labels folder takes these",
+            *(origin, ", ".join(map(repr, names[:_SHOWN]))),
+        )
+
+
 def _label(sample: _Sample, field: str | None, key: str, read: Callable[[Member], bytes]) -> object:
     """The label of a sample, as its file has it."""
     name = "label" if field is None else field
@@ -169,7 +218,7 @@ def _label(sample: _Sample, field: str | None, key: str, read: Callable[[Member]
         raise DatasetError(
             f"the sample {key!r} has no label in its .cls or the field {name!r} of its .json "
             f"({type(error).__name__}: {error}): name the field with --label-column; --labels none takes all images "
-            "without labels"
+            "without labels, --labels folder the top folders as classes"
         ) from error
     expected = "a .cls or .json file" if field is None else f"a .json file with the field {field!r}"
     raise DatasetError(f"the sample {key!r} has no label ({', '.join(sample)}): expected {expected}, or --labels none")

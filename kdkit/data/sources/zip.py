@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 import stat
 import zipfile
@@ -20,6 +21,8 @@ from kdkit.data.sources.listing import Listing, inner_path
 from kdkit.errors import DatasetError
 from kdkit.runtime.reading import open_binary
 
+_logger = logging.getLogger(__name__)
+
 
 class _Archive(zipfile.ZipFile):
     """A zip file that owns the regular file it was opened from, and closes it with itself.
@@ -29,6 +32,7 @@ class _Archive(zipfile.ZipFile):
     """
 
     _file: BinaryIO | None = None
+    is_utf_8 = True
 
     def __init__(self, path: Path) -> None:
         self._file = open_binary(path)
@@ -36,6 +40,7 @@ class _Archive(zipfile.ZipFile):
             super().__init__(self._file, metadata_encoding="utf-8")
         except UnicodeDecodeError:
             super().__init__(self._file)
+            self.is_utf_8 = False
 
     def close(self) -> None:
         super().close()
@@ -74,6 +79,13 @@ class ZipSource:
                 members = archive.infolist()
         except (OSError, zipfile.BadZipFile, UnicodeDecodeError) as error:
             raise DatasetError(f"{str(path)!r} cannot be opened as a zip file: {error}") from error
+        if not archive.is_utf_8:
+            old = next(name for name in (member.filename for member in members) if not name.isascii())
+            _logger.warning(
+                "%r: names such as %r are not in UTF-8, and are read in the code page 437: if they look wrong, pack "
+                "the files again",
+                *(str(path), old),
+            )
         for member in members:
             inner = inner_path(member.filename, str(path))
             if member.is_dir():

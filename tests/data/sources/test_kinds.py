@@ -517,7 +517,134 @@ def test_joined_datasets_of_the_same_classes_keep_the_names(tmp_path: Path) -> N
     source = MappedSource(Subset(ConcatDataset([first, other]), [5, 0]))
     assert source.class_names == ["a", "b", "c"]
     assert [source[row][1] for row in range(2)] == [2, 0]
-    assert MappedSource(ConcatDataset([first, PAIR])).class_names is None  # what its indices mean is not known
+    with pytest.raises(DatasetError, match="a ImageFolder names its classes and a list has class indices alone"):
+        MappedSource(ConcatDataset([first, PAIR]))
+    assert MappedSource(ConcatDataset([first, PAIR]), class_names=["a", "b", "c"]).class_names == ["a", "b", "c"]
+    assert MappedSource(ConcatDataset([first, MappedSource(PAIR, labels="none")])).class_names == ["a", "b", "c"]
+
+
+class Turned(Subset[Any]):
+    """A Subset whose items have other labels than those of the whole."""
+
+    def __getitem__(self, index: int) -> Any:
+        image, label = self.dataset[self.indices[index]]
+        return image, 2 - label
+
+    def __getitems__(self, indices: list[int]) -> Any:
+        return [self[index] for index in indices]
+
+
+def saved(root: Path, names: str) -> Any:
+    """A datasets.Dataset of the classes of these names, an image each in this order."""
+    features = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=list(names)))
+    rows = {"image": [{"bytes": png(row), "path": None} for row in range(len(names))], "label": range(len(names))}
+    return datasets.Dataset.from_dict(rows, features=features)
+
+
+@pytest.mark.parametrize("kind", [saved, lambda root, names: create_source(saved(root, names))])
+@pytest.mark.parametrize("wrap", [lambda part: part, lambda part: Subset(part, [2, 0])])
+def test_parts_of_hugging_face_and_sources_keep_the_names_of_their_classes(
+    tmp_path: Path, kind: Callable[..., Any], wrap: Callable[[Any], Any]
+) -> None:
+    same, other = (wrap(kind(tmp_path, names)) for names in ("abc", "cba"))
+    source = create_source(ConcatDataset([same, same]))
+    assert source.class_names == ["a", "b", "c"]
+    assert {source.class_names[source[row][1]] for row in range(len(source))} <= set("abc")
+    with pytest.raises(DatasetError, match=r"other classes: index 0 is 'a' in .* and 'c' in"):
+        create_source(ConcatDataset([same, other]))
+    assert create_source(wrap(kind(tmp_path, "abc"))).class_names == ["a", "b", "c"]
+
+
+def test_the_items_of_a_subclass_of_subset_are_its_own(tmp_path: Path) -> None:
+    whole = image_folder(tmp_path, "abc")
+    for dataset in (Turned(whole, range(3)), Subset(Turned(whole, range(3)), [0, 1, 2])):
+        source = create_source(dataset)
+        assert [source[row][1] for row in range(3)] == [2, 1, 0]
+        assert source.class_names is None
+
+
+def test_names_and_indices_that_contradict_each_other_are_refused(tmp_path: Path) -> None:
+    tree = image_folder(tmp_path, "abc")
+    for names in ("bac", "cab"):
+        for dataset in (tree, saved(tmp_path, "abc"), Subset(tree, [0])):
+            with pytest.raises(DatasetError, match=f"call class 0 '{names[0]}', which is 'a' in"):
+                MappedSource(dataset, class_names=list(names))
+    assert MappedSource(tree, class_names=["x", "y", "z"]).class_names == ["x", "y", "z"]
+    tree.class_to_idx = {"c": 0, "b": 1, "a": 2}
+    with pytest.raises(DatasetError, match="class 'c' of the dataset ImageFolder is 0 in its class_to_idx, and 2"):
+        create_source(tree)
+
+
+@pytest.mark.parametrize("item", [(IMAGES[0], 5, 0), (IMAGES[0],), [IMAGES[0], 0, "x"]])
+def test_an_item_that_is_no_pair_is_refused_because_its_label_may_be_any_part(item: Any) -> None:
+    with pytest.raises(DatasetError, match=rf"'0' is a (tuple|list) of {len(item)}: expected \(image, label\)"):
+        MappedSource([item])[0]
+
+
+@pytest.mark.parametrize("dtype", ["u1", "u2"])
+def test_the_largest_number_of_an_unsigned_dtype_is_not_taken_for_a_class(dtype: str, tmp_path: Path) -> None:
+    """It is -1 there, and marks pixels without a class."""
+    labels, pixels = np.array([0, -1]).astype(dtype), np.zeros((2, 8, 8), "u1")
+    parquet.write_table(pyarrow.table({"path": ["0.png", "1.png"], "label": labels}), tmp_path / "a.parquet")
+    rows = {"image": [{"bytes": png(row), "path": None} for row in range(2)], "label": labels}
+    features = datasets.Features(image=datasets.Image(), label=datasets.Value(str(labels.dtype)))
+    for data in (tmp_path / "a.parquet", datasets.Dataset.from_dict(rows, features=features)):
+        with pytest.raises(LabelError, match="the largest uint"):
+            create_source(data)
+    with pytest.raises(LabelError, match=f"'1' in .* is {labels[1]}, the largest uint.*: give -1 for no label"):
+        ArraySource(pixels, labels)
+    with pytest.raises(LabelError, match="the largest uint"):
+        MappedSource([(IMAGES[0], label) for label in labels])[1]
+    assert ArraySource(pixels, labels.astype("i8")).targets.tolist() == [0, labels[1]]
+
+
+def test_labels_from_one_on_and_classes_that_differ_in_case_are_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    labels = [1, 2, 3, 1, 2, 3]
+    for data in (text_table(tmp_path, labels), arrays(tmp_path, labels), webdataset(tmp_path, labels, "cls")):
+        kdkit.open_dataset(data)
+        assert "the labels are 1 to 3, and class indices begin with 0" in caplog.text
+        caplog.clear()
+    for labels in ([0, 1, 2] * 2, [1, 3, 5] * 2, [-1, 1, 1] * 2):
+        kdkit.open_dataset(arrays(tmp_path, labels))
+    create_source(folder(tmp_path, list("AaBbCc")))
+    assert not caplog.records
+    create_source(text_table(tmp_path, ["True", "true", "False"] * 2))
+    assert "the classes 'True' and 'true' differ only in case" in caplog.text
+
+
+def test_a_dataset_that_was_saved_to_disk_is_read_under_its_name(tmp_path: Path) -> None:
+    whole = saved(tmp_path, "cba")
+    whole.save_to_disk(tmp_path / "one")
+    datasets.DatasetDict(train=whole, test=whole.select([2])).save_to_disk(tmp_path / "splits")
+    for name, count in (("one", 3), ("splits", 3), ("splits:test", 1)):
+        source = create_source(f"hfds/{tmp_path / name}")
+        assert (source.class_names, len(source)) == (["c", "b", "a"], count)
+    with pytest.raises(DatasetError, match=f"save_to_disk .*: give it as hfds/{tmp_path}/one"):
+        create_source(tmp_path / "one")
+    for name, message in (("splits:val", "it has the splits train, test"), ("one:val", "leave out :val")):
+        with pytest.raises(DatasetError, match=message):
+            create_source(f"hfds/{tmp_path}/{name}")
+
+
+def test_labels_of_shards_that_are_not_their_folders_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    members = [(f"{name}/{row}.png", png(row)) for row, name in enumerate(["cat", "cat", "dog"])]
+    for labels, is_told in (("001", False), ("000", True), ("011", True)):
+        sidecars = [
+            (name.replace("png", "cls"), label.encode()) for (name, _), label in zip(members, labels, strict=True)
+        ]
+        data = write_tar(tmp_path / "a.tar", [*members, *sidecars])
+        assert create_source(data).targets == list(map(int, labels))
+        assert ("not the folders 'cat', 'dog'" in caplog.text) is is_told
+        assert create_source(data, labels="folder").class_names == ["cat", "dog"]
+        caplog.clear()
+    for other, is_told in ((0, False), ("cat", False), (1, True)):
+        label = json.dumps({"label": other}).encode()
+        create_source(write_tar(tmp_path / "c.tar", [("0.png", png(0)), ("0.cls", b"0"), ("0.json", label)]))
+        assert ("is '0' in its .cls, which is taken, and '1' in its .json" in caplog.text) is is_told
+    with pytest.raises(DatasetError, match=r"holds 'a\.b\.cls': .* first dot, so take the other dots out"):
+        create_source(write_tar(tmp_path / "b.tar", [("a.b.png", png(0)), ("a.b.cls", b"0")]))
 
 
 PAIR = [(IMAGES[0], 0), (IMAGES[1], 1)]

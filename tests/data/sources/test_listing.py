@@ -119,6 +119,12 @@ REFUSED = {
         ["seg_train/cat/0.png", "seg_train/dog/0.png", "seg_test/cat/0.png", "seg_test/dog/0.png"],
         "'seg_test' and 'seg_train', not class folders: give only one, e.g. '.*/seg_train', or --labels folder",
     ),
+    "a split of images among classes": (["cat/0.png", "dog/0.png", "test/0.png"], "holds 'test', not class folders"),
+    "images without labels among classes": (["cat/0.png", "dog/0.png", "unlabeled/0.png"], "holds 'unlabeled', not"),
+    **{
+        f"a copy by its name, {copy}": (["cat/0.png", f"{copy}/0.png"], f"'cat' and '{re.escape(copy)}', expected each")
+        for copy in ("cat - Copy", "cat - Copy (2)", "cat copy 3", "cat (1)", "cat.bak", "cat_backup", "Copy of cat")
+    },
     "splits in short": (["trn/0/0.png", "trn/1/0.png", "tst/0/0.png", "tst/1/0.png"], "'trn' and 'tst', not class"),
     "splits of which one lacks a class": (
         [*(f"trn/{name}/0.png" for name in "abc"), "tst/a/0.png", "tst/b/0.png"],
@@ -373,18 +379,24 @@ def zip_of_bytes(path: Path, names: Iterable[bytes]) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("names", "classes"),
+    ("names", "classes", "is_told"),
     [
-        (["käse/00000.png".encode(), "日本/00000.png".encode()], ["käse", "日本"]),
-        (["ka\u0308se/00000.png".encode()], ["käse"]),
-        (["käse/00000.png".encode("cp437")], ["käse"]),
-        (["käse/00000.png".encode("cp437"), "日本/00000.png".encode()], ["käse", "日本".encode().decode("cp437")]),
+        (["käse/00000.png".encode(), "日本/00000.png".encode()], ["käse", "日本"], False),
+        (["ka\u0308se/00000.png".encode()], ["käse"], False),
+        (["käse/00000.png".encode("cp437")], ["käse"], True),
+        (
+            ["käse/00000.png".encode("cp437"), "日本/00000.png".encode()],
+            ["käse", "日本".encode().decode("cp437")],
+            True,
+        ),
+        (["käse/00000.png".encode("latin-1")], ["kΣse"], True),
     ],
 )
-def test_names_in_a_zip_without_a_flag_are_utf_8_where_all_are(
-    tmp_path: Path, names: list[bytes], classes: list[str]
+def test_names_in_a_zip_without_a_flag_are_utf_8_where_all_are_and_else_a_line_says_how_they_are_read(
+    tmp_path: Path, names: list[bytes], classes: list[str], is_told: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     source = create_source(zip_of_bytes(tmp_path / "a.zip", names))
+    assert bool(re.search("not in UTF-8, .* code page 437", caplog.text)) is is_told
     assert sorted(source.class_names or ()) == sorted(classes)
     assert len([source[row] for row in range(len(source))]) == len(names)
 
