@@ -13,4 +13,5 @@ def run(arguments: list[str]) -> None:
 
     report = show_cache(config)
     views = sum(len(row.cells) for row in report.sheet.rows)
-    print(f"{report.output}: {views} views of {len(report.sheet.rows)} images with the teacher's predictions")
+    predictions = "teacher's predictions" if config.student is None else "teacher's and the student's predictions"
+    print(f"{report.output}: {views} views of {len(report.sheet.rows)} images with the {predictions}")

@@ -61,7 +61,7 @@ class ColumnsConfig:
 
     labels: Literal["folder", "tar", "none"] | None = None
     """Where labels come from: folder (the top folder, whatever its name), tar (the name of the tar) or none; by default
-    the data's content decides, or the data is refused."""
+    the data's content decides, or the data is refused. It holds for each of several DATA."""
 
     skip_missing: bool = False
     """Leave out empty class folders, dangling links and other entries without a readable image, and list them in a

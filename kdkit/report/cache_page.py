@@ -20,7 +20,7 @@ from kdkit.report.config import ReportConfig
 from kdkit.report.page import escape, sheet_html
 from kdkit.report.predictions import Array, label_loss, read_log_probs, scores, spread
 from kdkit.report.run_student import RunStudent
-from kdkit.report.sheet import make_sheet
+from kdkit.report.sheet import make_sheet, names_of
 
 _IMAGES, _VIEWS = 6, 4  # of each sheet
 _SIDE = 112  # of a view, pixels: three sheets in full stay below half a megabyte
@@ -51,7 +51,7 @@ def show_cache_part(config: ReportConfig, student: RunStudent | None, notes: lis
 
     Args:
         config: cache, images and how many of them are read.
-        student: the best run's, where one could be loaded.
+        student: that of the best run that learned from the cache, where one could be loaded.
         notes: takes a line for each thing that cannot be shown.
 
     Raises:
@@ -77,25 +77,28 @@ def _with_images(
 ) -> CachePart:
     chosen = spread(config.images, len(dataset))
     rows = cache.rows_of(torch.from_numpy(chosen))
-    student = _of_same_classes(student, dataset, notes)
+    student = _of_same_classes(student, names_of(cache, dataset), notes)
     labels, student_probs = _labels_and_predictions(dataset, chosen, student, notes)
     charts = cache_charts(cache, rows, None if dataset.recipe.mixes else labels)
     known = labels >= 0
     if bool(known.any()) and not dataset.recipe.mixes:
         predictions = {"teacher": (read_log_probs(cache, rows[known.numpy()], 0).exp(), labels[known])}
-        if student_probs is not None:
-            predictions["student of the best run"] = (student_probs[known], labels[known])
+        if student is not None and student_probs is not None:
+            predictions[f"student {student.name}"] = (student_probs[known], labels[known])
         charts.append(calibration_chart(predictions))
     rankings = _rankings(cache, rows, chosen, labels)
-    sheets = [f"<h2>{escape(each.title)}</h2>\n{_sheet(cache, dataset, each, student)}" for each in rankings]
+    who = "" if student is None else f"<p>The student is that of {escape(student.name)}.</p>\n"
+    sheets = [f"<h2>{escape(each.title)}</h2>\n{who}{_sheet(cache, dataset, each, student)}" for each in rankings]
     return CachePart(f"<h2>Cache</h2>\n{facts_html(cache)}\n{charts_html(charts)}\n{''.join(sheets)}", charts)
 
 
-def _of_same_classes(student: RunStudent | None, dataset: ReplayedDataset, notes: list[str]) -> RunStudent | None:
+def _of_same_classes(
+    student: RunStudent | None, class_names: Sequence[str] | None, notes: list[str]
+) -> RunStudent | None:
     """The student if it has the classes of the images; else None, and a note why."""
     try:
         if student is not None:
-            student.check_classes(dataset)
+            student.check_classes(class_names)
         return student
     except ClassMismatchError as error:
         notes.append(f"the best run's student is not shown on the cache's images: {error}")

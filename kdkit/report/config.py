@@ -31,7 +31,7 @@ class CompareConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CacheShowConfig(ColumnsConfig, OverwriteConfig, MismatchConfig):
+class CacheShowConfig(ColumnsConfig, DeviceConfig, OverwriteConfig, MismatchConfig):
     """A cache, its images, and which of them are shown."""
 
     cache: str
@@ -42,6 +42,12 @@ class CacheShowConfig(ColumnsConfig, OverwriteConfig, MismatchConfig):
 
     output: str
     """Picture or page to write: a file that ends in .png or .html."""
+
+    student: str | None = None
+    """Show also what a student predicts of the same views: the folder of a run or an export."""
+
+    arch: str | None = None
+    """Function that makes the student, package.module:function, if its run names one: code runs only if you name it."""
 
     rows: str | None = None
     """Images to show, with commas between them: rows of the data, ranges or keys, e.g. 3,20-29,cat/001.png. By default
@@ -84,6 +90,10 @@ class ReportConfig(DeviceConfig, LoadingConfig, OverwriteConfig, MismatchConfig)
 
     validation: str | None = None
     """Labelled images on which the best run is measured class by class; by default those that it was validated on."""
+
+    arch: str | None = None
+    """Function that makes the best run's student, package.module:function, if the run names one: code runs only if you
+    name it."""
 
     images: int = 1000
     """Images that are evaluated, evenly spread, of the cache and of the validation images each."""

@@ -19,7 +19,7 @@ _MAX_SIDE = 16_000  # pixels; what a viewer still opens
 def draw_sheet(sheet: Sheet) -> Image.Image:
     """The sheet as an RGB image: a line of views for each image, below each view its likeliest classes."""
     columns = max((len(row.cells) for row in sheet.rows), default=1)
-    lines = max((len(cell.teacher) for row in sheet.rows for cell in row.cells), default=0)
+    lines = max((len(_lines_of(cell)) for row in sheet.rows for cell in row.cells), default=0)
     height = _SIDE + (lines + 1) * _LINE + 2 * _GAP
     top = 4 * _GAP + 2 * _LINE
     size = (_LEFT + columns * (_SIDE + _GAP) + _GAP, top + max(1, len(sheet.rows)) * height)
@@ -46,8 +46,17 @@ def _draw_row(picture: Image.Image, draw: ImageDraw.ImageDraw, row: SheetRow, to
 def _draw_cell(picture: Image.Image, draw: ImageDraw.ImageDraw, cell: Cell, caption: str, left: int, top: int) -> None:
     picture.paste(fit(Image.fromarray(cell.image), _SIDE), (left, top))
     _write(draw, (left, top + _SIDE + 2), caption, _SIDE, color=_FAINT)
-    for number, guess in enumerate(cell.teacher, start=1):
-        _draw_guess(draw, guess, left, top + _SIDE + 2 + number * _LINE)
+    for number, line in enumerate(_lines_of(cell), start=1):
+        place = (left, top + _SIDE + 2 + number * _LINE)
+        if isinstance(line, Guess):
+            _draw_guess(draw, line, *place)
+        else:
+            _write(draw, place, line, _SIDE, color=_FAINT)
+
+
+def _lines_of(cell: Cell) -> list[str | Guess]:
+    """The lines below a view's caption: the teacher's classes, and the student's where one is shown."""
+    return ["teacher", *cell.teacher, "student", *cell.student] if cell.student else [*cell.teacher]
 
 
 def _draw_guess(draw: ImageDraw.ImageDraw, guess: Guess, left: int, top: int) -> None:

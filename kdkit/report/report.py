@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
+from kdkit.cache import open_cache
+from kdkit.config import StudentConfig
 from kdkit.dataset import open_dataset
 from kdkit.errors import KdkitError, MissingDependencyError
 from kdkit.report.cache_page import CachePart, show_cache_part
@@ -71,7 +73,7 @@ def write_report(config: ReportConfig) -> ReportFile:
         heading = f"<h2>Best run: {escape(run.name)}</h2>\n<p>{escape(source)}</p>\n"
         parts.append(f"{heading}{charts_html(by_class)}" if by_class else "")
     if config.cache is not None:
-        cache: CachePart = show_cache_part(config, student, notes)
+        cache: CachePart = show_cache_part(config, _taught_student(config, runs, student, notes), notes)
         charts += cache.charts
         parts.append(cache.html)
     listed = "".join(f"<li>{escape(note)}</li>" for note in dict.fromkeys(notes))
@@ -103,9 +105,8 @@ def _best_student(config: ReportConfig, runs: Sequence[Run], notes: list[str]) -
     for run in [run for run in runs if run.student and not run.context]:
         ema = metric_name(run).startswith("val_ema_")
         try:
-            student = RunStudent(
-                run.folder, ema=ema, device=device, batch_size=config.batch_size, num_workers=config.workers
-            )
+            named = StudentConfig(student=str(run.folder), ema=ema, arch=config.arch)
+            student = RunStudent(named, device=device, batch_size=config.batch_size, num_workers=config.workers)
             found = run, student
             break
         except KdkitError as error:
@@ -113,6 +114,25 @@ def _best_student(config: ReportConfig, runs: Sequence[Run], notes: list[str]) -
     if failures:
         notes.append(failures[0] + (f" ({len(failures) - 1} more)" if len(failures) > 1 else ""))
     return found
+
+
+def _taught_student(
+    config: ReportConfig, runs: Sequence[Run], best: RunStudent | None, notes: list[str]
+) -> RunStudent | None:
+    """The student of the best run that learned from the cache; of the best run if none names the cache."""
+    assert config.cache is not None
+    identity = open_cache(config.cache).identity
+    taught = [run for run in runs if identity in _cache_identities(run)]
+    if not taught or (best is not None and str(taught[0].folder) == best.name):
+        return best
+    return _best_student(config, taught, notes)[1] or best
+
+
+def _cache_identities(run: Run) -> list[str]:
+    """Identities of the caches that a run's student names, whose file may be anything."""
+    caches = run.student.get("caches")
+    found = [cache.get("identity") for cache in caches if isinstance(cache, dict)] if isinstance(caches, list) else []
+    return [identity for identity in found if isinstance(identity, str)]
 
 
 def _class_part(config: ReportConfig, run: Run, student: RunStudent, notes: list[str]) -> tuple[str, list[Chart]]:

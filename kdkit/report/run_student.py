@@ -1,4 +1,4 @@
-"""The student of a run, which predicts.
+"""The student of a run or an export, which predicts.
 
 Dimensions: B batch, C classes, N images.
 """
@@ -6,7 +6,6 @@ Dimensions: B batch, C classes, N images.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,29 +14,40 @@ from torch import Tensor
 from kdkit.config import StudentConfig
 from kdkit.data import EpochSampler, ReplayedDataset, ReplayLoader, Sample, translate_worker_errors
 from kdkit.errors import ClassMismatchError
+from kdkit.runtime.model_errors import logits_of, model_errors
 from kdkit.student import load_student
 from kdkit.types import Normalization
 
 
 class RunStudent:
-    """A run's best student, which predicts.
+    """A student, which predicts.
 
     Args:
-        folder: the run's folder.
-        ema: whether its moving average is taken.
+        config: the folder of its run or export, and which of its weights are taken.
         device: where it runs.
         batch_size: images per batch.
         num_workers: processes that load images.
+        is_multi_label: whether each class is predicted by itself.
 
     Raises:
         CheckpointError: there are no such weights, or they do not fit.
     """
 
-    def __init__(self, folder: Path, *, ema: bool, device: torch.device, batch_size: int, num_workers: int) -> None:
-        model, self.description = load_student(StudentConfig(student=str(folder), ema=ema))
+    def __init__(
+        self,
+        config: StudentConfig,
+        *,
+        device: torch.device,
+        batch_size: int = 64,
+        num_workers: int = 0,
+        is_multi_label: bool = False,
+    ) -> None:
+        model, self.description = load_student(config)
         self._model: Any = model.to(device)
+        self.name, self._subject = config.student, f"the student {config.student!r}"
         self._normalization = Normalization.of(model)
         self._device, self._batch_size, self._num_workers = device, batch_size, num_workers
+        self._is_multi_label = is_multi_label
 
     @translate_worker_errors()
     def predict(self, dataset: ReplayedDataset, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
@@ -46,7 +56,7 @@ class RunStudent:
         Raises:
             ClassMismatchError: the images have other classes than the student.
         """
-        self.check_classes(dataset)
+        self.check_classes(dataset.class_names)
         sampler = EpochSampler(rows, self._batch_size, num_views=dataset.recipe.num_views, shuffle=False)
         loader = ReplayLoader(dataset, sampler, self._normalization, device=self._device, num_workers=self._num_workers)
         probabilities, labels = [], []
@@ -62,16 +72,17 @@ class RunStudent:
         images = torch.stack([(sample.image.float() / 255 - mean) / std for sample in samples])
         return self._run(images.to(self._device))
 
-    def check_classes(self, dataset: ReplayedDataset) -> None:
+    def check_classes(self, class_names: Sequence[str] | None) -> None:
         """Raises ClassMismatchError if the images have other classes than the student."""
         names = self.description.class_names
-        if names is not None and dataset.class_names is not None and tuple(dataset.class_names) != tuple(names):
+        if names is not None and class_names is not None and tuple(class_names) != tuple(names):
             raise ClassMismatchError(
-                f"the images have {len(dataset.class_names)} classes from {dataset.class_names[0]!r} on, the student "
+                f"the images have {len(class_names)} classes from {class_names[0]!r} on, the student "
                 f"{self.description.model!r} {len(names)} from {names[0]!r} on: name images of its classes"
             )
 
     @torch.no_grad()
     def _run(self, images: Tensor) -> Tensor:
-        probabilities: Tensor = self._model(images).float().softmax(dim=1).cpu()
-        return probabilities
+        with model_errors(self._subject, images):
+            logits = logits_of(self._model(images), self._subject).float().cpu()
+        return logits.sigmoid() if self._is_multi_label else logits.softmax(dim=1)

@@ -117,6 +117,15 @@ def make_sheet(
     )
 
 
+def names_of(cache: CachedTeacher, dataset: ReplayedDataset) -> Sequence[str] | None:
+    """Names of the classes that teacher and student predict; None if they are not known.
+
+    They are the data's, else the cache's, which has its teacher's where the data has no labels. Those of an import may
+    be of other classes.
+    """
+    return (dataset.class_names or cache.class_names) if cache.names_classes else None
+
+
 def _make_row(
     cache: CachedTeacher,
     dataset: ReplayedDataset,
@@ -130,11 +139,12 @@ def _make_row(
     samples = [sample for sample in seen if isinstance(sample, Sample)]
     problem = next((sample.reason for sample in seen if isinstance(sample, Unreadable)), "")
     students = predict(samples) if predict is not None and samples else None
-    cached = cache.rows_of(torch.tensor([row]))
+    cached, names = cache.rows_of(torch.tensor([row])), names_of(cache, dataset)
     cells = [
         _make_cell(
             sample,
-            dataset.class_names,
+            dataset,
+            names,
             read_probabilities(cache, cached, sample.view)[0],
             None if students is None else students[index],
         )
@@ -143,15 +153,18 @@ def _make_row(
     return SheetRow(row, dataset.keys[row], note, tuple(cells), problem)
 
 
-def _make_cell(sample: Sample, names: Sequence[str] | None, teacher: Tensor, student: Tensor | None) -> Cell:
+def _make_cell(
+    sample: Sample, dataset: ReplayedDataset, names: Sequence[str] | None, teacher: Tensor, student: Tensor | None
+) -> Cell:
     pixels = sample.image if sample.teacher_image is None else sample.teacher_image
     shares = _shares_of(sample)
+    shown = shares if names is not None or dataset.class_names is None else {}  # else the label is of other classes
     return Cell(
         view=sample.view,
         image=pixels.permute(1, 2, 0).numpy(),
-        label=_describe_label(shares, names),
-        teacher=_top_guesses(teacher, names, shares),
-        student=() if student is None else _top_guesses(student, names, shares),
+        label=_describe_label(shares, dataset.class_names),
+        teacher=_top_guesses(teacher, names, shown),
+        student=() if student is None else _top_guesses(student, names, shown),
     )
 
 

@@ -14,6 +14,7 @@ from support import tiny_model, write_digits
 
 from kdkit.building.build import build_cache
 from kdkit.building.config import BuildConfig
+from kdkit.cache import open_cache
 from kdkit.cli import main
 from kdkit.dataset import open_dataset
 from kdkit.errors import ConfigError, DatasetError, MissingDependencyError, OutputExistsError
@@ -172,6 +173,19 @@ def test_the_best_student_is_measured_on_its_validation_images(folder: Path, tmp
     hits = sum(count * percent / 100 for count, percent in zip(counts, trace["x"], strict=True))
     assert hits == pytest.approx(int(right.sum()), abs=0.01)
     assert "calibration" not in charts
+
+
+def test_the_student_beside_the_teacher_is_the_best_that_learned_from_the_cache(folder: Path, tmp_path: Path) -> None:
+    """The best run of all is often the teacher itself, trained from labels."""
+    for name, seed, top1, cache in (("taught", 1, 60.0, folder / "t.h5"), ("alone", 2, 70.0, None)):
+        run = write_run(tmp_path / "runs" / name, [top1])
+        caches = [{"teacher": "t", "identity": open_cache(cache).identity}] if cache else []
+        described = json.loads((folder / "runs" / "same" / "student.json").read_text())
+        (run / "student.json").write_text(json.dumps({**described, "caches": caches}))
+        torch.save({"state_dict": tiny_model(seed=seed).state_dict()}, run / BEST)
+    runs = (str(tmp_path / "runs"), str(folder / "runs" / "same"))
+    text = write_report(config(folder, tmp_path / "r.html", runs=runs)).output.read_text(encoding="utf-8")
+    assert text.count(f"The student is that of {tmp_path}/runs/taught.") == 3
 
 
 def test_a_cache_without_its_images_lists_the_keys_to_look_at(folder: Path, tmp_path: Path) -> None:

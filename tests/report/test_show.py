@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from kdkit.cache import CachedTeacher, open_cache
 from kdkit.cli import main
 from kdkit.data import ArraySource, ReplayedDataset
 from kdkit.dataset import open_dataset
-from kdkit.errors import CacheStreamError, ConfigError, OutputExistsError
+from kdkit.errors import CacheStreamError, ClassMismatchError, ConfigError, OutputExistsError
 from kdkit.recipe import ViewRecipe
 from kdkit.report import show_cache
 from kdkit.report.config import CacheShowConfig
@@ -27,6 +28,7 @@ from kdkit.report.page import make_page, sheet_html
 from kdkit.report.predictions import scores
 from kdkit.report.selection import check_size
 from kdkit.report.sheet import make_sheet
+from kdkit.student import BEST, Student
 from kdkit.teachers import Teacher
 
 RECIPE = ViewRecipe(size=32, scale=(0.3, 1.0), num_views=5, seed=3)
@@ -51,6 +53,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def config(folder: Path, output: Path, **options: object) -> CacheShowConfig:
     values = {"cache": str(folder / "t.h5"), "data": str(folder / "images"), "output": str(output), **options}
     return CacheShowConfig(**values)  # type: ignore[arg-type]
+
+
+def write_student(folder: Path, *, class_names: Sequence[str] | None, num_classes: int = 10) -> Path:
+    """A run whose student is the tiny teacher itself."""
+    folder.mkdir()
+    Student("test_resnet", {"num_classes": num_classes}, 32, 1.0, "bicubic", tuple(class_names or ())).write(folder)
+    torch.save({"state_dict": tiny_model(num_classes=num_classes).state_dict()}, folder / BEST)
+    return folder
 
 
 def plain_probabilities(dataset: ReplayedDataset, row: int, view: int) -> torch.Tensor:
@@ -222,6 +232,61 @@ def test_a_sheet_with_a_student_shows_the_likeliest_classes_of_both(folder: Path
     page = sheet_html(sheet, side=32)
     lists = re.findall(r'<div class="source">(\w+)</div><ol>(.*?)</ol>', page)
     assert [(name, text.count("<li")) for name, text in lists] == [("teacher", 3), ("student", 3)] * 2
+
+
+@pytest.mark.parametrize("suffix", ["png", "html"])
+def test_a_student_that_is_the_teacher_predicts_the_same_in_picture_and_page(
+    folder: Path, tmp_path: Path, suffix: str
+) -> None:
+    names = open_dataset(folder / "images", recipe=RECIPE).class_names
+    run = write_student(tmp_path / "run", class_names=names)
+    report = show_cache(config(folder, tmp_path / f"s.{suffix}", rows="3", views="2", student=str(run)))
+    (cell,) = report.sheet.rows[0].cells
+    assert [guess.name for guess in cell.student] == [guess.name for guess in cell.teacher]
+    assert [guess.probability for guess in cell.student] == pytest.approx(
+        [g.probability for g in cell.teacher], abs=1e-4
+    )
+    assert report.sheet.title.startswith(f"test_resnet and {run}: 1 of 40")
+    if suffix == "html":
+        assert report.output.read_text().count("<li class=") == 6
+        return
+    with Image.open(report.output) as picture:
+        column = np.asarray(picture.convert("RGB")).astype(int)[-150:, 168]  # where the bars begin
+    is_bar = (abs(column - (0xDF, 0xE4, 0xEC)).sum(1) < 9) | (abs(column - (0xB9, 0xE3, 0xC6)).sum(1) < 9)
+    bars = np.lib.stride_tricks.sliding_window_view(is_bar, 15).all(axis=1)  # each is 15 pixels high
+    assert int(bars.sum()) == 6, "three of the teacher, three of the student"
+
+
+@pytest.mark.parametrize("names", [[*"abcdefghij"], [*"abcde"]])
+def test_a_student_of_other_classes_is_refused(folder: Path, tmp_path: Path, names: list[str]) -> None:
+    run = write_student(tmp_path / "run", class_names=names, num_classes=len(names))
+    with pytest.raises(ClassMismatchError, match="the images have 10 classes from '0' on"):
+        show_cache(config(folder, tmp_path / "s.png", student=str(run)))
+    assert not (tmp_path / "s.png").exists()
+
+
+def test_images_without_labels_are_shown_with_the_names_of_the_teachers_classes(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 255, (4, 32, 32, 3), dtype=np.uint8)
+    dataset = ReplayedDataset(ArraySource(pixels, [-1] * 4), ViewRecipe(size=32))
+    names = [f"digit {number}" for number in range(10)]
+    teacher = Teacher(tiny_model(), class_names=names)
+    build_cache(teacher, dataset, tmp_path / "t.h5", BuildConfig(codec="float32", num_workers=0))
+    (row,) = make_sheet("names", open_cache(tmp_path / "t.h5", dataset), dataset, [0], [0]).rows
+    expected = plain_probabilities(dataset, 0, 0).topk(3).indices.tolist()
+    assert row.label == "no label"
+    assert [guess.name for guess in row.cells[0].teacher] == [names[index] for index in expected]
+
+
+def test_labels_of_other_classes_than_the_teachers_keep_their_names_and_mark_nothing(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(CachedTeacher, "names_classes", property(lambda cache: False))  # as of an import
+    dataset = open_dataset(folder / "images", recipe=RECIPE)
+    sheet = make_sheet("foreign", open_cache(folder / "t.h5", dataset), dataset, range(10), [0])
+    assert dataset.class_names is not None
+    assert {row.label for row in sheet.rows} <= {*dataset.class_names}
+    guesses = [guess for row in sheet.rows for guess in row.cells[0].teacher]
+    assert all(guess.name.startswith("class ") and not guess.is_label for guess in guesses)
 
 
 def test_the_teachers_own_view_is_shown_where_it_has_a_size_of_its_own(tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ class CompactFeature(SizedFeature):
         return True
 
     def fit(self, sample: Tensor) -> FeatureCodec:
-        """The one with the smaller mean of |x - x^|^2 / |x|^2 over rows that neither was fitted to, fitted to all rows.
+        """The one with the smaller mean relative squared error of rows that neither was fitted to, fitted to all rows.
 
         Args:
             sample: rows [R, ...], each of another image: with views of one image on both sides, the choice would
