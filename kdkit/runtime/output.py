@@ -30,6 +30,8 @@ def prepare_output(
     try:
         if folder.exists() and not folder.is_dir():
             raise OutputExistsError(f"the output {str(folder)!r} is a file: choose a folder")
+        if folder.is_symlink() and not folder.exists():
+            raise OutputError(f"the output {str(folder)!r} is a link that leads nowhere: remove it, or choose a folder")
         for name in names:
             files.remove_leftovers(folder, name)
         found = sorted(place.name for place in folder.iterdir()) if folder.exists() else []

@@ -34,7 +34,6 @@ from kdkit.training.components import (
     choose_recipe,
     create_loader,
     describe,
-    live_teacher_of,
     make_task,
     num_classes_of,
     open_validation,
@@ -43,12 +42,13 @@ from kdkit.training.config import DistillConfig
 from kdkit.training.data_record import RunRecord
 from kdkit.training.header import describe_run, doubts_of
 from kdkit.training.labels import adapt_to_labels, class_names_of
+from kdkit.training.live import live_part_of, live_teacher_of, settle_precision
 from kdkit.training.loading import resumes, settle_views_per_decode
 from kdkit.training.logger import FILES
 from kdkit.training.preflight import PreflightReport, preflight
 from kdkit.training.report import DistillReport, TrainReport
 from kdkit.training.run import CONFIG, SKIPPED, SkipRecord, create_logger, run_identity
-from kdkit.training.selection import ChosenClasses, ChosenSamples, choose_samples, live_part_of, open_caches
+from kdkit.training.selection import ChosenClasses, ChosenSamples, choose_samples, open_caches
 from kdkit.training.setup import start_average
 from kdkit.training.trackers import TENSORBOARD
 from kdkit.training.train import train
@@ -69,6 +69,8 @@ class _Run:
     samples: ChosenSamples
     validation: ReplayedDataset | None
     task: TrainingTask
+    precision: str = ""
+    """Of the live teacher; empty without one."""
 
     @property
     def class_names(self) -> Sequence[str] | None:
@@ -119,7 +121,9 @@ def distill(config: DistillConfig, *, show_progress: bool = False) -> DistillRep
         for doubt in doubts_of(config, run.dataset, len(loader)):
             _logger.warning("kdkit: warning: %s", doubt)
     if shown:
-        header = describe_run(config, run.task, run.dataset, run.validation, run.cache, run.device, run.samples)
+        header = describe_run(
+            config, run.task, run.dataset, run.validation, run.cache, run.device, run.samples, run.precision
+        )
         print_labelled({**header, "views": f"{header['views']}, {views}"}, file=sys.stderr)
     seen = None if resumes(config) or not config.preflight else _check_first_step(run, loader, shown)
     training = _train(run, loader, held_out, checkpoints, shown)
@@ -138,9 +142,10 @@ def _open(config: DistillConfig, *, show_progress: bool) -> _Run:
     if config.validation is not None:
         validation = open_on_all_ranks(lambda: open_validation(config, dataset.recipe, chosen.names))
     run = distributed.run_on_all_ranks(lambda: _create_run(config, device, cache, dataset, validation))
+    precision = settle_precision(run.config, run.task, run.cache, run.dataset)
     samples = choose_samples(config.train, cache, run.dataset, show_progress=show_progress)
     check_same_settings(run.identity)
-    return dataclasses.replace(run, samples=samples)
+    return dataclasses.replace(run, samples=samples, precision=precision)
 
 
 def _open_images(

@@ -69,6 +69,10 @@ LINES: dict[str, str] = {
     f"{BUILD} --teacher.ensemble '[1]'": "teacher.ensemble cannot be 1",
     f"{BUILD} --teacher.ensemble '[{{model: 3}}]'": "teacher.ensemble cannot be 3",
     f"{BUILD} --teacher train": "the folder of that name has neither",
+    f"{BUILD} --teacher.class_map empty.pth": "the class map 'empty.pth' is a file, expected a .json file",
+    # configurations
+    f"{TRAIN} --config empty.pth": "--config names no .*: 'empty.pth' holds None, expected fields with values",
+    f"{TRAIN} --config broken_tracker.py": "'broken_tracker.py' holds '1 / 0', expected fields with values",
     # losses
     f"{TEACH} --loss '{{kl: {{temperature: x}}}}'": "temperature must be a finite number above 0, got 'x'",
     f"{TEACH} --loss '{{dkd: {{beta: [1]}}}}'": "loss 'dkd' cannot work with these options",

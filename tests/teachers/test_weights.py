@@ -6,6 +6,8 @@ import argparse
 import logging
 import os
 import pickle
+import tarfile
+import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
@@ -159,6 +161,17 @@ def arrays(path: Path) -> None:
         np.savez(file, a=np.zeros(2))
 
 
+def tarred(path: Path) -> None:
+    torch.save(model().state_dict(), path.with_name("inner"))
+    with tarfile.open(path, "w") as archive:
+        archive.add(path.with_name("inner"), "inner")
+
+
+def zipped(path: Path) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("weights/readme.txt", "none")
+
+
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 102530333\n"
 STRANGERS: dict[str, tuple[Callable[[Path], object], str]] = {
     "nothing": (written(b""), "is empty"),
@@ -182,6 +195,10 @@ STRANGERS: dict[str, tuple[Callable[[Path], object], str]] = {
     "a list": (lambda path: torch.save([1, 2], path), "holds no state dict"),
     "no tensor": (lambda path: torch.save({"epoch": 3}, path), "it holds epoch"),
     "an empty state dict": (lambda path: torch.save({"state_dict": OrderedDict()}, path), "it holds state_dict"),
+    "a tar": (tarred, "is a tar archive: unpack it first"),
+    "a zip": (zipped, "is an archive that torch.save did not write: unpack it first"),
+    "noise": (written(bytes(range(1, 200)) * 9), "is no weights file, it begins with"),
+    "a pickle": (lambda path: path.write_bytes(pickle.dumps({"a": 1})), r"kdkit will read \(Unsupported operand 149"),
     "a text": (written(b"just a text, with no weights in it at all, really none"), "weights file"),
     "a call": (lambda path: path.write_bytes(pickle.dumps(os.getcwd, protocol=2)), "it calls"),
 }
@@ -195,6 +212,7 @@ def test_a_file_that_holds_no_weights_is_named_as_what_it_is(kind: str, tmp_path
         create_teacher("test_resnet", checkpoint=tmp_path / "weights.pth")
     assert "\n" not in str(raised.value)
     assert "weights.pth" in str(raised.value)
+    assert "Re-running" not in str(raised.value)  # torch's advice would run the code of whatever file it is
 
 
 def test_a_misfit_names_what_lacks_what_is_too_much_and_the_shapes(tmp_path: Path) -> None:

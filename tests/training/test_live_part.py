@@ -8,10 +8,11 @@ import pytest
 import torch
 from support import RECIPE, tiny_model, write_digits
 
-from kdkit import build_cache, create_teacher, open_dataset
+from kdkit import build_cache, create_teacher, open_dataset, precision
 from kdkit.building.config import BuildConfig
 from kdkit.cli import main
 from kdkit.student import Student
+from kdkit.training import live
 
 
 @pytest.mark.slow
@@ -45,6 +46,32 @@ def test_a_live_teacher_beside_a_cache_trains_the_student_that_its_cache_trains(
     capsys.readouterr()
     assert main([*command, "--resume"]) == 1
     assert "cache_sha256" in capsys.readouterr().err
+
+
+def test_a_live_teacher_runs_in_the_precision_of_a_build_which_a_resumed_run_must_share(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_digits(tmp_path / "data", 20)
+    torch.save(tiny_model(seed=1).state_dict(), tmp_path / "b.pth")
+    teacher = create_teacher(tiny_model(seed=1))
+    build_cache(teacher, open_dataset(tmp_path / "data", recipe=RECIPE), tmp_path / "a.h5", BuildConfig(num_workers=0))
+    fixed = ["--student", "test_resnet", "--batch-size", "10", "--workers", "0", "--device", "cpu", "--no-preflight"]
+    by_itself = ["--teacher", str(tmp_path / "b.pth"), "--arch", "test_resnet", "--size", "32"]
+    of_a_mix = ["--cache", str(tmp_path / "a.h5"), *by_itself[:-2]]
+    choose, check = precision.choose_autocast, precision.check_precision
+    runs = {"alone": (by_itself, "test_resnet, live in"), "mix": (of_a_mix, "a.h5, and test_resnet live in")}
+    for name, (teachers, text) in runs.items():
+        command = ["distill", str(tmp_path / "data"), *teachers, *fixed, "-o", str(tmp_path / name), "--epochs", "1"]
+        with monkeypatch.context() as on_cuda:  # whose check and run are on the CPU
+            on_cuda.setattr(live, "choose_autocast", lambda *given: choose(*given[:3], torch.device("cuda")))
+            on_cuda.setattr(precision, "check_precision", lambda *given: check(*given[:-1], torch.device("cpu")))
+            assert main(command) == 0
+        header = " ".join(capsys.readouterr().err.split())
+        assert f"{text} autocast bfloat16, off by logits " in header
+        assert main([*command, "--resume"]) == 1
+        assert ("teacher.autocast" if name == "alone" else "cache_sha256") in capsys.readouterr().err
+        assert main([*command, "--resume", "--teacher.autocast", "bfloat16"]) == 0
+        assert f"{text} bfloat16" in " ".join(capsys.readouterr().err.split())
 
 
 @pytest.mark.parametrize(
