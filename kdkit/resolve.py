@@ -181,7 +181,7 @@ def _resolve_member(config: SingleTeacherConfig, device: torch.device, card: Tea
     if card is not None or config.model.endswith(_CARD_SUFFIXES):
         return _resolve_card(card or load_card(config.model), config.input_size, loading, options)
     if config.arch is not None and not is_student_folder(config.model):
-        if not Path(config.model).is_file():
+        if not Path(config.model).exists():
             raise ConfigError(f"with --arch, the teacher is a weights file, and there is no file {config.model!r}")
         loading["checkpoint"] = config.model
         return create_teacher(config.arch, input_size=config.input_size, **loading, **options)

@@ -15,6 +15,7 @@ from kdkit.report.picture import draw_sheet
 from kdkit.report.selection import check_size, rank_rows, select_rows, select_views
 from kdkit.report.sheet import Sheet, make_sheet
 from kdkit.runtime import files
+from kdkit.runtime.output import check_not_input
 
 _SIDE = 224  # of a view on a page, pixels
 
@@ -33,13 +34,14 @@ def show_cache(config: CacheShowConfig) -> ShowReport:
     """Replays views of a cache's images and writes them with the label and the teacher's likeliest classes.
 
     Raises:
-        OutputExistsError: there is a file at the output already.
+        OutputExistsError: there is a file at the output already, or it is one of the images.
         CacheMismatchError: the images are not those of the cache.
         CacheStreamError: the cache holds no logits.
         ConfigError: there is no such row or view.
     """
     output = Path(config.output)
     check_output(output, overwrite=config.overwrite)
+    check_not_input(output, [config.cache, *([config.data] if isinstance(config.data, str) else config.data)])
     cache = open_cache(config.cache)
     dataset = open_dataset(config.data, recipe=cache.recipe, records=cache, **config.columns)
     dataset = dataset.without(cache.absent_keys)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from kdkit.errors import KdkitError, OutputError, OutputExistsError
@@ -57,6 +57,32 @@ def prepare_output(
     except OSError as error:
         raise OutputError(f"the output folder {str(folder)!r} cannot be written: {error.strerror}") from error
     return folder
+
+
+def check_not_input(output: str | Path, inputs: Iterable[str | Path]) -> None:
+    """Checks that an output which is replaced is nothing that the command reads, and holds nothing of it.
+
+    Args:
+        output: a file, or a folder whose files are replaced.
+        inputs: files and folders that are read; names of anything else are left out.
+
+    Raises:
+        OutputExistsError: an input would be lost.
+    """
+    place = Path(output).resolve()
+    for name in inputs:
+        path = Path(name)
+        try:
+            found = path.resolve() if str(name) and path.exists() else None
+        except OSError:  # a name that is no path
+            continue
+        if found is None:
+            continue
+        if found == place or place in found.parents or (place.is_file() and found in place.parents):
+            raise OutputExistsError(
+                f"the output {str(output)!r} would replace {str(name)!r}, or a part of it, which this command reads: "
+                "choose another output"
+            )
 
 
 def _remove(place: Path) -> None:

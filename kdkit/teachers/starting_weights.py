@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from kdkit.errors import CheckpointError
 from kdkit.teachers.class_indices import is_tellable
 from kdkit.teachers.class_map import composed
+from kdkit.teachers.fitting import load_state
 from kdkit.teachers.model_config import find_classifiers
-from kdkit.teachers.weights import Checkpoint, load_state
+from kdkit.teachers.weights import Checkpoint
 
 _logger = logging.getLogger(__name__)
 

@@ -128,8 +128,10 @@ def _refused(path: Path, name: str) -> str:
     text = f"{str(path)!r} is not a weights file kdkit will read, because it could run code"
     if name.partition(".")[0] in _OF_THE_SYSTEM:
         return f"{text}: it calls {name}; do not load it with anything else either"
-    of_numpy = name.startswith("numpy")
-    kind = "values of NumPy" if of_numpy else "a pickled Python object, such as a whole module"
-    weights = "x['state_dict']" if of_numpy else "(x['model'] if isinstance(x, dict) else x).state_dict()"
-    code = f"import torch; x = torch.load({str(path)!r}, weights_only=False); torch.save({weights}, 'weights.pth')"
+    kind = "values of NumPy" if name.startswith("numpy") else "a pickled Python object, such as a whole module"
+    code = (
+        f"import torch; x = torch.load({str(path)!r}, weights_only=False); "
+        "x = x.get('state_dict', x.get('model', x)) if isinstance(x, dict) else x; "
+        "torch.save(getattr(x, 'state_dict', lambda: x)(), 'weights.pth')"
+    )
     return f'{text}: it holds {kind} ({name}). If you trust it, save its weights alone: python -c "{code}"'

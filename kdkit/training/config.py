@@ -158,6 +158,9 @@ class DistillConfig(ColumnsConfig, DeviceConfig, MismatchConfig, OverwriteConfig
             )
         if kind != "feature" and (self.teacher_taps or self.student_taps != DistillConfig.student_taps):
             raise ConfigError(f"taps are of the task feature, this is the task {kind}: leave them out")
+        for name in ("task_loss_weight", "distill_loss_weight"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ConfigError(f"{name} must be a finite number of 0 or more, got {getattr(self, name)}")
         if not 0 <= self.label_smoothing < 1:
             raise ConfigError(f"label_smoothing must be at least 0 and below 1, got {self.label_smoothing}")
         if self.is_ema_teacher and self.train.ema_decay is None:

@@ -23,7 +23,7 @@ from kdkit.runtime import distributed
 from kdkit.runtime.agreement import check_same_settings
 from kdkit.runtime.hardware import fast_kernels
 from kdkit.runtime.layout import print_labelled, print_wrapped
-from kdkit.runtime.output import prepare_output
+from kdkit.runtime.output import check_not_input, prepare_output
 from kdkit.runtime.progress import progress
 from kdkit.student import BEST, LAST, STUDENT
 from kdkit.tasks import DistillationTask, TrainingTask
@@ -47,7 +47,7 @@ from kdkit.training.loading import resumes, settle_views_per_decode
 from kdkit.training.logger import FILES
 from kdkit.training.preflight import PreflightReport, preflight
 from kdkit.training.report import DistillReport, TrainReport
-from kdkit.training.run import CONFIG, SKIPPED, SkipRecord, create_logger, run_identity
+from kdkit.training.run import CONFIG, SKIPPED, SkipRecord, create_logger, inputs_of, run_identity
 from kdkit.training.selection import ChosenClasses, ChosenSamples, choose_samples, open_caches
 from kdkit.training.setup import start_average
 from kdkit.training.trackers import TENSORBOARD
@@ -100,6 +100,8 @@ def distill(config: DistillConfig, *, show_progress: bool = False) -> DistillRep
     """
     if distributed.is_restarted():  # an earlier start's output is this run's own: resume it
         config = dataclasses.replace(config, resume=True, overwrite=False)
+    if config.overwrite:
+        check_not_input(config.output, inputs_of(config))
     shown = show_progress and distributed.rank() == 0
     run = _open(config, show_progress=shown)
     start_average(run.task, config.train)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from timm.utils import unwrap_model
 from torch import Tensor
 
 from kdkit.data import ReplayedDataset, ReplayLoader
@@ -117,6 +118,7 @@ def preflight(
         if number == 0:
             step_bytes, result = _step(task, batch, teacher_output, amp)
             num_classes = _compare_classes(result.get("output"), teacher_output)
+            _check_width(task, result.get("output"))
             losses = [_loss_of(result, name) for name in ("weighted_task_loss", "weighted_kd_loss")]
         if teacher_output is None or teacher_output.logits is None or batch.target.ndim != 1:
             break
@@ -184,6 +186,16 @@ def _compare_names(source: TeacherSource | None, dataset: ReplayedDataset) -> No
         raise ClassMismatchError(
             f"the teacher {source.name!r} has the classes of the data in another order: pass "
             "teacher.for_classes(dataset.class_names) to the task"
+        )
+
+
+def _check_width(task: TrainingTask, output: Tensor | None) -> None:
+    """Raises ClassMismatchError unless the student returns as many logits as it reports classes."""
+    reported = getattr(unwrap_model(task.get_eval_model()), "num_classes", None)
+    if output is not None and isinstance(reported, int) and output.shape[-1] != reported:
+        raise ClassMismatchError(
+            f"the student returns {output.shape[-1]} logits, and is to have {reported} classes: use num_classes where "
+            "it is made"
         )
 
 
