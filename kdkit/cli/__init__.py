@@ -123,6 +123,9 @@ def command_of(arguments: Sequence[str]) -> str:
 
 
 def _dispatch(arguments: list[str]) -> int:
+    for argument in arguments:
+        if any("\ud800" <= character <= "\udfff" for character in argument):  # bytes of a name that are not UTF-8
+            raise UsageError(f"the argument {argument!a} is not text in UTF-8: rename the file, or make a link to it")
     if arguments[:1] == ["--version"]:
         print(f"kdkit {__version__}")
         return 0

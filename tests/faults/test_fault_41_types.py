@@ -118,6 +118,7 @@ LINES: dict[str, str] = {
     # configurations
     f"{TRAIN} --config empty.pth": "--config names no .*: 'empty.pth' holds None, expected fields, as",
     f"{TRAIN} --config broken_tracker.py": "'broken_tracker.py' holds '1 / 0', expected fields, as",
+    "cache info a\udcff": r"the argument 'a\\udcff' is not text in UTF-8: rename the file",
     # losses
     f"{TEACH} --loss '{{kl: {{temperature: x}}}}'": "temperature must be a finite number above 0, got 'x'",
     f"{TEACH} --loss '{{dkd: {{beta: [1]}}}}'": "loss 'dkd' cannot work with these options",
