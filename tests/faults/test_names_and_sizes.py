@@ -60,7 +60,7 @@ def test_a_cache_opened_by_a_relative_path_is_read_from_any_folder(
     for view in range(cache.num_views):
         rows = np.arange(cache.num_rows)
         assert torch.equal(cache.read_encoded(rows, view), open_cache(tmp_path / "t.h5").read_encoded(rows, view))
-    assert len(cache.keys) == 1001
+    assert len(cache.keys()) == 1001
 
 
 @pytest.mark.parametrize("length", [250, 255, 256, 5000])
