@@ -1,18 +1,18 @@
 """Which cache trains the better student? A small student learns from cached ImageNet teachers, without labels.
 
-    python benchmarks/story.py            (needs the `test` extra; about 20 minutes on 2 cores)
+    python benchmarks/story.py            (needs the `test` extra; about 45 minutes on 2 cores)
 
-Teacher: the ensemble of tf_efficientnet_lite2 and lite0, ImageNet weights. Its outputs for replayed crops of 19
-photographs, which it sees at 224 pixels, are cached once by build_cache, as float16. The student, timm's
-test_efficientnet, sees the same crops at 64 pixels. It is trained from that cache, and from smaller formats of the same
-outputs: kdkit's codecs, fitted as in a build, and two published formats, all at about 48 bytes per row. Three sets are
-held out from training and fitting: new crops of the same left halves of photographs, the right halves of these, and
-other photographs.
+Teachers: tf_efficientnet_lite2 and lite0, ImageNet weights. Their outputs for replayed crops of 19 photographs, which
+they see at 224 pixels, are cached once by build_cache, as float16, and mixed by open_cache. The student, timm's
+test_efficientnet, sees the same crops at 64 pixels. It is trained from the mix, and from smaller formats of the same
+outputs: kdkit's codecs, fitted as in a build, and formats of others, all at about 48 bytes per row; with several views
+of each image in a batch; and from each teacher alone. A third model, lite1, judges these last. Three sets are held out
+from training and fitting: new crops of the same left halves of photographs, the right halves of these, and other
+photographs.
 """
 
 from __future__ import annotations
 
-import math
 import statistics
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -21,6 +21,7 @@ from pathlib import Path
 
 import timm
 import torch
+from _competitors import ProductQuantizer, sampled, top_k
 from _photographs import CropSource, create_imagenet_model
 from _result import Report, parser
 from timm.optim import create_optimizer_v2
@@ -31,10 +32,11 @@ from kdkit.building.config import BuildConfig
 from kdkit.cache.codecs import create_codec
 from kdkit.data import EpochSampler, ReplayedDataset, ReplayLoader
 from kdkit.recipe import ViewRecipe
-from kdkit.teachers import TeacherEnsemble, create_teacher
-from kdkit.types import Normalization, TeacherOutput
+from kdkit.teachers import create_teacher
+from kdkit.types import Batch, Normalization, TeacherOutput, TeacherSource
 
-VIEWS = 2
+VIEWS = 4
+TEACHERS, JUDGE = (2, 0), 1  # of the efficientnet lite models
 FOLDS = 4  # one fold is held out: 4 or 5 photographs
 NEW_CROPS = 8  # one in this many crops of a training photograph is held out as well
 BATCH, BYTES = 64, 48
@@ -46,11 +48,11 @@ class Data:
     """Images of the students and outputs of the teacher: N crops, V views, C classes."""
 
     images: Tensor  # uint8 [V, N, 3, 64, 64]
-    log_p: Tensor  # float32 [V, N, C], from the cache
+    log_p: Tensor  # float32 [V, N, C], from the mix of the caches
+    alone: Mapping[str, Tensor]  # name of a teacher -> its own log-probabilities, [V, N, C]
+    judge: Tensor  # of the model that teaches nobody, [V, N, C]
     half: Tensor  # index of the half photograph, int64 [N]; even ones are left
-    head: Tensor | None  # [C, F], the teacher's last layer, where it has one
     names: tuple[str, ...]
-    teacher: str
 
 
 @dataclass(frozen=True)
@@ -63,25 +65,33 @@ class Split:
     held_out: Tensor  # of other photographs
 
 
-def load(members: Sequence[int], crops: int, folder: Path) -> Data:
-    """Builds the cache, or opens the one in `folder`, and reads it and the views."""
-    teachers = [create_teacher(create_imagenet_model(size)) for size in members]
-    teacher = teachers[0] if len(teachers) == 1 else TeacherEnsemble(teachers)
+def load(crops: int, folder: Path) -> Data:
+    """Builds the caches, or opens those in `folder`, and reads them and the views."""
     recipe = ViewRecipe(size=64, teacher_size=224, scale=(0.05, 1.0), num_views=VIEWS)
     source = CropSource(crops)
     dataset = ReplayedDataset(source, recipe)
-    path = folder / f"lite{'+'.join(map(str, members))}-{crops}.h5"
-    build_cache(teacher, dataset, path, BuildConfig(codec="float16", batch_size=32), show_progress=True)
-    cache = open_cache(path, dataset)
-    images, log_p = [], []
+    paths = {}
+    for size in (*TEACHERS, JUDGE):
+        teacher = create_teacher(create_imagenet_model(size))
+        paths[teacher.name] = folder / f"lite{size}-{crops}.h5"
+        config = BuildConfig(codec="float16", batch_size=32)
+        build_cache(teacher, dataset, paths[teacher.name], config, show_progress=True)
+    images = []
     for view in range(VIEWS):
         sampler = EpochSampler(range(len(dataset)), 256, num_views=VIEWS, shuffle=False)
         sampler.set_epoch(view)
         loader = ReplayLoader(dataset, sampler, Normalization(), num_workers=2)
         images.append(torch.cat([batch.images for batch in loader.pixel_batches()]))
-        log_p.append(cache.codecs["logits"].decode(cache.read_encoded(torch.arange(len(dataset)), view)))
-    name, head = teacher.name, teacher.head_weight
-    return Data(torch.stack(images), torch.stack(log_p), source.half, head, source.names, name)
+    *alone, judge = ((name, outputs(open_cache(path, dataset), len(dataset))) for name, path in paths.items())
+    mix = outputs(open_cache(list(paths.values())[:-1], dataset), len(dataset))
+    return Data(torch.stack(images), mix, dict(alone), judge[1], source.half, source.names)
+
+
+def outputs(cache: TeacherSource, rows: int) -> Tensor:
+    """Log-probabilities of all views, [V, N, C]."""
+    index = torch.arange(rows)
+    batches = (Batch(torch.empty(0), torch.empty(0), index, view) for view in range(VIEWS))
+    return torch.stack([cache(batch).logits.log_softmax(dim=-1) for batch in batches])
 
 
 def split(half: Tensor, fold: int) -> Split:
@@ -92,37 +102,26 @@ def split(half: Tensor, fold: int) -> Split:
     return Split(*(part.nonzero()[:, 0] for part in parts))
 
 
-def published_topk(log_p: Tensor, k: int, *, renormalise: bool) -> Tensor:
-    """Float16 values and 16-bit ids of the k likeliest classes, 4 k bytes, decoded.
-
-    The rest is spread evenly, as TinyViT does it (microsoft/Cream, TinyViT/main.py), or left out and the k scaled to
-    sum 1, as FKD's marginal_renorm does it (szq0214/FKD, utils_FKD.py); a class left out is put at e^-30.
-    """
-    values, ids = log_p.exp().topk(k, dim=-1)
-    values = values.half().float()
-    left = (1 - values.sum(dim=-1, keepdim=True)).clamp_min(1e-7)
-    if renormalise:
-        values, left = values / values.sum(dim=-1, keepdim=True), torch.full_like(left, math.exp(-30))
-    else:
-        left = left / (log_p.shape[-1] - k)
-    return left.expand(log_p.shape).scatter(-1, ids, values).log()
-
-
 def targets(data: Data, training: Tensor) -> dict[str, tuple[int, Tensor]]:
     """Format -> bytes per row, and log-probabilities [V, N, C] as decoded from it."""
     num_classes = data.log_p.shape[-1]
     widest = max(k for k in range(1, 99) if create_codec("topk", num_classes, k=k).row_bytes <= BYTES)
-    lowrank = create_codec("lowrank", num_classes, row_bytes=BYTES).fit(data.log_p[0, training], data.head)
+    fitted_to = data.log_p[0, training]
+    lowrank = create_codec("lowrank", num_classes, row_bytes=BYTES).fit(fitted_to)
     topk = create_codec("topk", num_classes, k=widest)
     flat = data.log_p.flatten(0, 1)
-    coded = {codec.name: (codec.row_bytes, codec.decode(codec.encode(flat))) for codec in (lowrank, topk)}
-    return {
-        "float16": (2 * num_classes, data.log_p),
-        "lowrank": (coded["lowrank"][0], coded["lowrank"][1].view_as(data.log_p)),
-        f"topk k={widest}": (coded["topk"][0], coded["topk"][1].view_as(data.log_p)),
-        f"top-{BYTES // 4} spread evenly (TinyViT)": (BYTES, published_topk(data.log_p, BYTES // 4, renormalise=False)),
-        f"top-{BYTES // 4} renormalised (FKD)": (BYTES, published_topk(data.log_p, BYTES // 4, renormalise=True)),
+    drawn, draws = sampled(flat, BYTES)
+    quantised = ProductQuantizer.fit(data.log_p[:, training].flatten(0, 1), BYTES).decoded(flat)
+    rows = {
+        "float16": (2 * num_classes, flat),
+        "lowrank": (lowrank.row_bytes, lowrank.decode(lowrank.encode(flat))),
+        f"topk k={widest}": (topk.row_bytes, topk.decode(topk.encode(flat))),
+        f"top-{BYTES // 4} spread evenly (TinyViT)": (BYTES, top_k(flat, BYTES // 4)),
+        f"top-{BYTES // 4} renormalised (FKD)": (BYTES, top_k(flat, BYTES // 4, renormalise=True)),
+        f"{draws} classes drawn at random": (BYTES, drawn),
+        "product quantisation": (BYTES, quantised),
     }
+    return {name: (row_bytes, decoded.view_as(data.log_p)) for name, (row_bytes, decoded) in rows.items()}
 
 
 def normalised(images: Tensor) -> Tensor:
@@ -139,20 +138,28 @@ def create_student(data: Data, seed: int) -> torch.nn.Module:
     return student
 
 
-def train_student(data: Data, log_p: Tensor, training: Tensor, epochs: int, seed: int) -> torch.nn.Module:
-    """Trains a student without labels: KL to the cached outputs, view e mod V in epoch e."""
+def train_student(
+    data: Data, log_p: Tensor, training: Tensor, epochs: int, seed: int, views_per_decode: int = 1
+) -> torch.nn.Module:
+    """Trains a student without labels: KL to the cached outputs, in epoch e those of view e mod V.
+
+    With several views per decode, an image's views of as many epochs stand in one batch, and the batches show as many
+    samples as without.
+    """
     student = create_student(data, seed)
     task = LogitDistillationTask(student, task_loss_weight=0.0, verbose=False)
     optimizer = create_optimizer_v2(student, "adamw", lr=RATE, weight_decay=0.05)
     steps = epochs * (len(training) // BATCH)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=steps, pct_start=0.15)
     student.train()
-    for epoch in range(epochs):
+    images = BATCH // views_per_decode
+    for epoch in range(0, epochs, views_per_decode):
+        views = torch.arange(epoch, epoch + views_per_decode)[:, None] % VIEWS
         order = training[torch.randperm(len(training))]
-        for rows in order[: len(order) // BATCH * BATCH].split(BATCH):
-            teacher_output = TeacherOutput(log_p[epoch % VIEWS, rows])
-            image = normalised(data.images[epoch % VIEWS, rows])
-            loss = task(image, torch.full((len(rows),), -1), teacher_output)["loss"]
+        for rows in order[: len(order) // BATCH * BATCH].split(images):
+            teacher_output = TeacherOutput(log_p[views, rows].flatten(0, 1))
+            image = normalised(data.images[views, rows].flatten(0, 1))
+            loss = task(image, torch.full((BATCH,), -1), teacher_output)["loss"]
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -182,7 +189,9 @@ def evaluate(data: Data, parts: Split, predict: Predictor) -> dict[str, float]:
     scores = {}
     for name in ("new_crop", "other_half", "held_out"):
         rows = getattr(parts, name)
-        scores |= {f"{name}_{key}": value for key, value in score(data.log_p[:, rows], predict(rows)).items()}
+        predicted = predict(rows)
+        scores |= {f"{name}_{key}": value for key, value in score(data.log_p[:, rows], predicted).items()}
+        scores |= {f"{name}_judge_{key}": value for key, value in score(data.judge[:, rows], predicted).items()}
     return scores
 
 
@@ -208,13 +217,16 @@ def run_seed(data: Data, seed: int, epochs: int) -> dict[str, dict[str, float]]:
     parts = split(data.half, seed % FOLDS)
     untaught = predictor_of(data, create_student(data, seed).eval())
     results = {
-        "untaught": evaluate(data, parts, untaught),
-        "the taught crops' mean answer": evaluate(data, parts, mean_predictor(data, parts)),
+        INITIAL: evaluate(data, parts, untaught),
+        CONSTANT: evaluate(data, parts, mean_predictor(data, parts)),
     }
     true = data.log_p[:, parts.training]
-    for name, (row_bytes, log_p) in targets(data, parts.training).items():
+    runs = {name: (row_bytes, log_p, 1) for name, (row_bytes, log_p) in targets(data, parts.training).items()}
+    runs |= {f"{name}, {VIEWS} views per decode": (*runs[name][:2], VIEWS) for name in ("float16", "lowrank")}
+    runs |= {f"{name} alone": (runs["float16"][0], log_p, 1) for name, log_p in data.alone.items()}
+    for name, (row_bytes, log_p, views_per_decode) in runs.items():
         kept = log_p[:, parts.training]
-        student = train_student(data, log_p, parts.training, epochs, seed)
+        student = train_student(data, log_p, parts.training, epochs, seed, views_per_decode)
         results[name] = evaluate(data, parts, predictor_of(data, student)) | {
             "bytes": row_bytes,
             "target_kl": divergence(true, kept),
@@ -224,6 +236,7 @@ def run_seed(data: Data, seed: int, epochs: int) -> dict[str, dict[str, float]]:
     return results
 
 
+INITIAL, CONSTANT = "nothing: initial weights", "constant: mean prediction on the training crops"
 COLUMNS: Mapping[str, str] = {
     "bytes": "bytes",
     "target_kl": "KL of the cache",
@@ -235,6 +248,12 @@ COLUMNS: Mapping[str, str] = {
     "held_out_kl": "KL, other photographs",
     "held_out_top1": "agreement, %",
 }
+JUDGED: Mapping[str, str] = {
+    "new_crop_judge_kl": "KL(lite1 || student), new crops",
+    "new_crop_judge_top1": "agreement, %",
+    "other_half_judge_kl": "KL(lite1 || student), other halves",
+    "other_half_judge_top1": "agreement, %",
+}
 
 
 def shown(values: list[float]) -> str:
@@ -243,10 +262,21 @@ def shown(values: list[float]) -> str:
     return f"{mean:.4g}" + (f" ± {half:.2g}" if half else "")
 
 
+Runs = list[dict[str, dict[str, float]]]
+
+
+def table(runs: Runs, names: Sequence[str], columns: Mapping[str, str]) -> list[list[str]]:
+    """A line for each name: its scores over the runs."""
+    lines = []
+    for name in names:
+        values = {key: [run[name][key] for run in runs] for key in columns if key in runs[0][name]}
+        lines.append([name, *(shown(values[key]) if key in values else "" for key in columns)])
+    return lines
+
+
 def main() -> None:
     made = parser(__doc__)
     made.add_argument("--keep", type=Path, help="folder in which the teacher's cache is kept and found again")
-    made.add_argument("--members", type=int, nargs="+", default=[2, 0], help="efficientnet lite models of the teacher")
     made.add_argument("--crops", type=int, default=48, help="crops of each half and view")
     made.add_argument("--epochs", type=int, default=24)
     made.add_argument("--seeds", type=int, default=3)
@@ -254,26 +284,33 @@ def main() -> None:
     crops, epochs, seeds = (16, 2, 1) if args.quick else (args.crops, args.epochs, args.seeds)
     report = Report("story", "Which cache teaches better", args.quick)
     with tempfile.TemporaryDirectory() as temporary:
-        data = load(args.members, crops, args.keep or Path(temporary))
+        data = load(crops, args.keep or Path(temporary))
     report.text(
         f"""A {STUDENT} of timm, 1,000 classes, 64 px, is trained without labels for {epochs} epochs from the
-        outputs of the teacher ({data.teacher}; ImageNet weights, 224 px) for {VIEWS} views of {crops} crops of the
-        left half of each of {len(data.names)} photographs, except for the held-out crops: one in {NEW_CROPS} of
-        these crops, as many crops of the right halves, and every {FOLDS}th photograph, different ones for each of
-        {seeds} seed(s). KL(teacher || student) in nats and top-1 agreement with the teacher (its float16 outputs),
-        mean over seeds ± half the range."""
+        outputs of the teachers ({", ".join(data.alone)}, mixed in equal shares; ImageNet weights, 224 px) for
+        {VIEWS} views of {crops} crops of the left half of each of {len(data.names)} photographs, except for the
+        held-out crops: one in {NEW_CROPS} of these crops, as many crops of the right halves, and every {FOLDS}th
+        photograph, different ones for each of {seeds} seed(s). KL(teacher || student) in nats and top-1 agreement
+        with the mixed teachers (their float16 outputs), mean over seeds ± half the range."""
     )
     runs = [run_seed(data, seed, epochs) for seed in range(seeds)]
-    rows = []
     for name in runs[0]:
-        values = {key: [run[name][key] for run in runs] for key in COLUMNS if key in runs[0][name]}
-        report.figure(name, {key: statistics.mean(value) for key, value in values.items()})
-        rows.append([name, *(shown(values[key]) if key in values else "" for key in COLUMNS)])
-    report.table(["trained from", *COLUMNS.values()], rows)
+        means = {key: statistics.mean(run[name][key] for run in runs) for key in runs[0][name]}
+        report.figure(name, means)
+    report.table(["trained from", *COLUMNS.values()], table(runs, list(runs[0]), COLUMNS))
     report.text(
-        """"KL of the cache" is KL(teacher || decoded) over the training rows. FKD omits classes, which count as
-        e^-30 each; the number would be infinite otherwise. L1 is the sum of |p - q|: the error of the gradient
-        with respect to the student's logits."""
+        """"KL of the cache" is KL(teacher || decoded) over the training rows. A class that a format leaves out (FKD,
+        random draws) counts as e^-30; the number would be infinite otherwise. L1 is the sum of |p - q|: the error of
+        the gradient with respect to the student's logits. Draws are right on average, which a KL does not show."""
+    )
+    report.text(
+        """## Two teachers mixed, and each alone
+
+        Students of the mix and of one teacher, compared with the outputs of tf_efficientnet_lite1, which taught none of
+        them: agreement with a third model, not accuracy."""
+    )
+    report.table(
+        ["trained from", *JUDGED.values()], table(runs, ["float16", *(f"{n} alone" for n in data.alone)], JUDGED)
     )
     report.write(args.output)
 
