@@ -73,6 +73,8 @@ def typed_errors(path: Path) -> Iterator[None]:
 
 def write_error(path: Path, error: OSError, state: str = "nothing was kept") -> WriteError:
     """The typed error for a write to `path` that the file system refused; `state` describes what is there now."""
+    if error.errno == errno.ENOENT and not path.parent.exists():
+        return WriteError(f"{str(path)!r} could not be written: its folder was removed, or moved, in the meantime")
     if error.errno in _NO_ROOM:
         return DiskFullError(f"no room for {str(path)!r}: {os.strerror(error.errno)}; free space and run again")
     return WriteError(f"{str(path)!r} could not be written: {error.strerror or error}; {state}")

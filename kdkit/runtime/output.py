@@ -3,11 +3,29 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from kdkit.errors import KdkitError, OutputError, OutputExistsError
 from kdkit.runtime import files
+from kdkit.runtime.lock import one_writer
+
+
+@contextmanager
+def held_output(folder: str | Path, names: Collection[str], **options: Any) -> Iterator[Path]:
+    """Yields the folder that `prepare_output` makes, with the same arguments, and holds it for this process alone.
+
+    Raises:
+        OutputExistsError: as for `prepare_output`, or another process writes there.
+    """
+    if Path(folder).is_dir():
+        with one_writer(Path(folder)):
+            """Before any file there is removed."""
+    prepared = prepare_output(folder, names, **options)
+    with one_writer(prepared):
+        yield prepared
 
 
 def prepare_output(

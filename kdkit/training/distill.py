@@ -6,6 +6,7 @@ import dataclasses
 import logging
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from kdkit.runtime import distributed
 from kdkit.runtime.agreement import check_same_settings
 from kdkit.runtime.hardware import fast_kernels
 from kdkit.runtime.layout import print_labelled, print_wrapped
-from kdkit.runtime.output import check_not_input, prepare_output
+from kdkit.runtime.output import check_not_input, held_output
 from kdkit.runtime.progress import progress
 from kdkit.student import BEST, LAST, STUDENT
 from kdkit.tasks import DistillationTask, TrainingTask
@@ -108,9 +109,16 @@ def distill(config: DistillConfig, *, show_progress: bool = False) -> DistillRep
     config, views = settle_views_per_decode(run.config, _shown(run), run.task, run.source, run.device)
     run = dataclasses.replace(run, config=config)
     kept = (LAST, PREVIOUS) if config.resume else None
-    output = distributed.on_rank_zero(
-        lambda: prepare_output(config.output, _FILES, overwrite=config.overwrite, checkpoints=kept)
-    )
+    with ExitStack() as held:
+        output = distributed.on_rank_zero(
+            lambda: held.enter_context(held_output(config.output, _FILES, overwrite=config.overwrite, checkpoints=kept))
+        )
+        return _distill_in(output, run, views, shown)
+
+
+def _distill_in(output: Path, run: _Run, views: str, shown: bool) -> DistillReport:
+    """Trains the student of a run in its prepared output folder; `views` are described in the header."""
+    config = run.config
     checkpoints = Checkpoints(
         output,
         run.identity(),
