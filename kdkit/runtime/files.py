@@ -202,8 +202,13 @@ def check_writable(folder: Path) -> None:
 
 def remove_file(path: Path) -> None:
     """Removes a file, if it is there."""
-    with suppress(FileNotFoundError):
+    try:
         os.unlink(path)  # noqa: PTH108
+    except FileNotFoundError:
+        pass
+    except OSError:
+        if os.path.lexists(path):  # a read-only file system refuses what is not there as well
+            raise
 
 
 def _temporary_name(path: Path) -> Path:
