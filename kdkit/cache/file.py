@@ -43,7 +43,7 @@ class CacheFile:
     """
 
     def __init__(self, path: str | Path, *, verify: bool = True) -> None:
-        self._path, (self.metadata, codecs, self._payloads) = open_place(Path(path).absolute(), verify)
+        self._path, (self.metadata, codecs, self._payloads) = open_place(Path(path), verify)
         self._codecs = {stream: codec for stream, codec in codecs.items() if stream != RECORDS}
 
     @property

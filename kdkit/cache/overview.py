@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from kdkit.cache.codecs import Codec
@@ -17,7 +16,7 @@ def overview(cache: CacheFile) -> dict[str, str]:
     """Label -> text: images, views, bytes per row, teacher, size and fidelity, and whatever is unusual of the cache."""
     recipe, teacher, summary = cache.recipe, cache.metadata.teacher, cache.summary()
     lines = {
-        "cache": f"{_place(cache.path)}, {_size(num_bytes(cache.path))}",
+        "cache": f"{cache.path}, {_size(num_bytes(cache.path))}",
         "images": f"{cache.num_rows:,}",
         "classes": summary["classes"],
         "views": f"{cache.num_views} per image, {recipe.teacher_size or recipe.size} pixels",
@@ -27,11 +26,6 @@ def overview(cache: CacheFile) -> dict[str, str]:
     for stream, views in _fidelity(cache).items():
         lines[f"{stream} kept"] = _describe_kept(views, multi_label=cache.is_multi_label)
     return lines | {name: summary[name] for name, usual in _UNUSUAL.items() if summary.get(name, usual) != usual}
-
-
-def _place(path: Path) -> Path:
-    """The path as seen from the working directory, if it is below it."""
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 def describe(cache: CacheFile) -> dict[str, Any]:

@@ -132,10 +132,6 @@ def command_of(arguments: Sequence[str]) -> str:
 
 
 def _dispatch(arguments: list[str]) -> int:
-    try:
-        os.getcwd()  # noqa: PTH109 -- pathlib is loaded later
-    except FileNotFoundError as error:
-        raise UsageError("the working directory was removed: change to another one") from error
     for argument in arguments:
         if any("\ud800" <= character <= "\udfff" for character in argument):  # bytes of a name that are not UTF-8
             raise UsageError(f"the argument {argument!a} is not text in UTF-8: rename the file, or make a link to it")

@@ -41,7 +41,7 @@ def show_cache(config: CacheShowConfig) -> ShowReport:
     """
     output = Path(config.output)
     check_output(output, overwrite=config.overwrite)
-    check_not_input(output, [config.cache, *([config.data] if isinstance(config.data, str) else config.data)])
+    check_not_input(output, [config.cache, *([config.data] if isinstance(config.data, (str, Path)) else config.data)])
     cache = open_cache(config.cache)
     dataset = open_dataset(config.data, recipe=cache.recipe, records=cache, **config.columns)
     dataset = dataset.without(cache.absent_keys)

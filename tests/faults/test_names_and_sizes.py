@@ -12,7 +12,6 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-import torch
 from support import RECIPE, digits, tiny_model
 from synthetic import Synthetic
 
@@ -47,20 +46,6 @@ def test_fault_22_unicode_spaces_and_very_long_names_work(tmp_path: Path, name: 
     assert path == (folder / NAMES[name] if packed else shard_folder(folder / NAMES[name]))
     cache.assert_exact(folder / NAMES[name])
     assert sorted(folder.iterdir()) == [path]
-
-
-@pytest.mark.parametrize("packed", [True, False])
-def test_a_cache_opened_by_a_relative_path_is_read_from_any_folder(
-    tmp_path: Path, packed: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    Synthetic(num_rows=1001).build(tmp_path / "t.h5", packed=packed)
-    monkeypatch.chdir(tmp_path)
-    cache = open_cache("t.h5")
-    monkeypatch.chdir("/")
-    for view in range(cache.num_views):
-        rows = np.arange(cache.num_rows)
-        assert torch.equal(cache.read_encoded(rows, view), open_cache(tmp_path / "t.h5").read_encoded(rows, view))
-    assert len(cache.keys()) == 1001
 
 
 @pytest.mark.parametrize("length", [250, 255, 256, 5000])

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from fake_cuda import CUDA, FakeGPU, NoDouble, NoWaiting, Peak, backward, fake_gpu
+from fake_cuda import CUDA, FakeGPU, NoWaiting, Peak, fake_gpu
 from support import digits_dataset, tiny_model
 from task_rows import FEATURE, LOGIT
 from torch import Tensor, nn
@@ -116,15 +116,6 @@ def test_a_step_stays_on_the_gpu_and_never_waits_for_it(name: str, amp: Any, mon
                 step.update()
         assert {value.device for value in result.values()} == {CUDA}
         assert {tensor.device for tensor in (*task.parameters(), *task.buffers())} == {CUDA}
-
-
-@pytest.mark.parametrize("name", TASKS)
-def test_a_step_on_mps_makes_no_float64_which_it_lacks(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    task, mps = TASKS[name](), torch.device("mps")
-    with fake_gpu(monkeypatch), NoDouble("mps"):
-        task.to(mps)
-        batch = batch_for(task, mps)
-        backward(task(batch.input, batch.target)["loss"])
 
 
 def fitted_lowrank(num_classes: int, row_bytes: int) -> RowCodec:

@@ -38,7 +38,7 @@ class FolderSource:
     """
 
     def __init__(self, root: str | Path, *, labels: LabelRule | None = None, skip_missing: bool = False) -> None:
-        self.root = Path(root).absolute()  # a program may change its working directory
+        self.root = Path(root)
         options = SourceOptions(labels=labels, skip_missing=skip_missing)
         options.check_rule("an image folder", "folder")
         if self.root.is_file():

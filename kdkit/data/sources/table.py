@@ -57,7 +57,7 @@ class TableSource:
         labels: LabelRule | None = None,
         skip_missing: bool = False,
     ) -> None:
-        self.path = Path(path).absolute()  # a program may change its working directory
+        self.path = Path(path)
         options = SourceOptions(image_column, label_column, labels, skip_missing)
         options.check_rule("a table")
         origin = str(path)

@@ -53,7 +53,7 @@ class TarSource:
         skip_missing: bool = False,
         members: Sequence[Member] | None = None,
     ) -> None:
-        self.path = Path(path).absolute()  # a program may change its working directory
+        self.path = Path(path)
         options = SourceOptions(labels=labels, skip_missing=skip_missing)
         left_out = LeftOut(str(path), skip_missing)
         found = list_members(self.path) if members is None else members
@@ -86,7 +86,7 @@ class TarSource:
 
 def create(name: str, options: SourceOptions) -> ImageSource | None:
     """The images of a .tar file, a folder of tars or WebDataset shards; None for anything else."""
-    path = Path(name).absolute()
+    path = Path(name)
     if name.lower().endswith(_COMPRESSED) and not path.is_dir():
         raise DatasetError(f"{name!r} is compressed, so its images cannot be read in any order: unpack it to a .tar")
     if not (_is_tar_folder(path) if path.is_dir() else path.suffix.lower() == ".tar"):

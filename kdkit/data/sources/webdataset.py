@@ -56,7 +56,7 @@ class WebDatasetSource:
         skip_missing: bool = False,
         members: Sequence[Member] | None = None,
     ) -> None:
-        self.path = Path(path).absolute()  # a program may change its working directory
+        self.path = Path(path)
         SourceOptions(labels=labels).check_rule("WebDataset shards")
         left_out = LeftOut(str(path), skip_missing)
         self._images: list[Member] = []

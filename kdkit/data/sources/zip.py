@@ -64,7 +64,7 @@ class ZipSource:
     """
 
     def __init__(self, path: str | Path, *, labels: LabelRule | None = None, skip_missing: bool = False) -> None:
-        self.path = Path(path).absolute()  # a program may change its working directory
+        self.path = Path(path)
         self._open: tuple[int, zipfile.ZipFile] | None = None
         options = SourceOptions(labels=labels, skip_missing=skip_missing)
         options.check_rule("a zip file", "folder")

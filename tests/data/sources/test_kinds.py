@@ -211,18 +211,6 @@ def test_workers_of_every_start_method_read_the_content_of_files(opened: Callabl
     assert [sent.read(row) for row in range(COUNT)] == [content.read(row) for row in range(COUNT)]
 
 
-@pytest.mark.parametrize("kind", [*NAMED, "cls", "csv", "parquet"])
-def test_a_relative_path_is_of_the_folder_in_which_it_was_opened(
-    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    data = {**NAMED, **VALUED}[kind](tmp_path, ["a", "b"] * 3)
-    monkeypatch.chdir(tmp_path)
-    source, content = create_source(data.relative_to(tmp_path)), SampleContent(create_source(data)).read(0)
-    monkeypatch.chdir("/")
-    assert source[0][0].size == (8, 8)
-    assert SampleContent(source).read(0) == content
-
-
 @pytest.mark.parametrize("kind", [*NAMED, *VALUED])
 def test_unicode_forms_of_one_name_are_one_class_and_a_line_says_so(
     opened: Callable[..., Any], kind: str, caplog: pytest.LogCaptureFixture
