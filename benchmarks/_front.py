@@ -50,6 +50,10 @@ def codecs(folder: Path) -> str:
             "top-k as float16 value and 16-bit id",
             *(f"{_at_most(figures, 'published top-', budget)['kl']:.3f}" for budget in BUDGETS),
         ),
+        (
+            "product quantisation, fitted like `lowrank`",
+            *(f"{figures[f'product quantised {budget}']['kl']:.3f}" for budget in BUDGETS),
+        ),
     ]
     table = _table(("bytes per row (1,000 classes)", *map(str, BUDGETS)), rows)
     exact = " ".join(

@@ -105,6 +105,20 @@ def review_steps(batch: int = 8) -> tuple[list[Tensor], dict[str, Step]]:
     return [*student, *module.parameters()], steps
 
 
+def map_steps(batch: int = 16) -> tuple[list[Tensor], dict[str, Step]]:
+    """ResNet-18 from ResNet-34 at 224 pixels: the last map, and for srrl a classifier of 1,000 classes."""
+    torch.manual_seed(0)
+    student, teacher = torch.randn(batch, 512, 7, 7).requires_grad_(), torch.randn(batch, 512, 7, 7)
+    pooled = teacher.mean((2, 3))
+    mgd, srrl = losses.MGD(512, 512), losses.SRRL(512, 512, torch.randn(1000, 512))
+    steps: dict[str, Step] = {
+        "plain": lambda: F.mse_loss(student, teacher),
+        "mgd": lambda: mgd(student, teacher),
+        "srrl": lambda: srrl(student, pooled),
+    }
+    return [student, *mgd.parameters(), *srrl.parameters()], steps
+
+
 def reset(leaves: list[Tensor]) -> None:
     for leaf in leaves:
         leaf.grad = None
@@ -175,6 +189,7 @@ def main() -> None:
     modules = (
         ("Tokens [16, 196, D], D 192 and 384, of 3 blocks, float32", vitkd_steps()),
         ("Maps [8, D, H, W] of ResNet-18 and ResNet-34, 4 stages and the pooled one, float32", review_steps()),
+        ("The last map [16, 512, 7, 7] of ResNet-18 and ResNet-34, float32", map_steps()),
     )
     for title, (leaves, steps) in modules:
         table(report, f"{title}; plain is the sum of mse_loss", leaves, chosen(steps, args.only), repeats)

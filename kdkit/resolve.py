@@ -72,7 +72,10 @@ def resolve_teacher(
         if device.type == "cuda":  # as its kernels take convolutions; nothing else changes, the fingerprint neither
             teacher.model.to(memory_format=torch.channels_last)
     if class_names is not None:
-        resolved = [match_classes(teacher, class_names, needs_logits=needs_logits) for teacher in resolved]
+        resolved = [
+            match_classes(teacher, class_names, needs_logits=needs_logits and member.weight > 0)
+            for member, teacher in zip(members, resolved, strict=True)
+        ]
     return TeacherEnsemble(resolved, [member.weight for member in members]) if config.ensemble else resolved[0]
 
 

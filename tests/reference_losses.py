@@ -74,6 +74,19 @@ def logit_mse(z_s, z_t):
     return mean((((s - s.mean()) - (t - t.mean())) ** 2).sum() / len(s) for s, t in rows)
 
 
+def mlkd(z_s, z_t, temperatures=(2.0, 3.0, 4.0, 5.0, 6.0), alpha=1.0, beta=1.0, gamma=1.0):
+    def gram(rows):
+        return np.array([[(a * b).sum() for b in rows] for a in rows])
+
+    total = 0
+    for temperature in temperatures:
+        p_s, p_t = (np.array([np.exp(log_softmax(r / temperature)) for r in z]) for z in (z_s, z_t))
+        of_batch = ((gram(p_s) - gram(p_t)) ** 2).sum() / len(z_s)
+        of_classes = ((gram(p_s.T) - gram(p_t.T)) ** 2).sum() / z_s.shape[1]
+        total = total + alpha * kl(z_s, z_t, temperature) + beta * of_batch + gamma * of_classes
+    return total
+
+
 def deit_soft(z_s, z_t, temperature=1.0):
     total = 0
     for s, t in zip(z_s, z_t, strict=True):
@@ -336,3 +349,18 @@ def vitkd(low_s, low_t, high_s, high_t, mask, p, alpha=3e-5, beta=3e-6):
     x = x.transpose(0, 2, 3, 1).reshape(batch, tokens, -1)
     generated = (((x - high_t) ** 2) * mask[:, :, None]).sum()
     return alpha * mimic / batch + beta * generated / batch / mask.mean()
+
+
+def mgd(f_s, f_t, mask, p, alpha=7e-5):
+    """`p` holds the parameters of kdkit's module by name."""
+    x = conv(f_s, p["projection.linear.weight"][:, :, None, None], p["projection.linear.bias"]) * (1 - mask)
+    x = conv(x, p["generation.0.weight"], p["generation.0.bias"])
+    x = conv(x * (x.real > 0), p["generation.2.weight"], p["generation.2.bias"])
+    return alpha * ((x - f_t) ** 2).sum() / len(f_s)
+
+
+def srrl(f_s, f_t, head, p):
+    """`p` holds the parameters of kdkit's module by name."""
+    x = batch_norm(conv(f_s, p["connect.weight"]), p["norm.weight"], p["norm.bias"])
+    difference = (x * (x.real > 0)).mean((2, 3)) - f_t
+    return (difference**2).mean() + ((difference @ head.T) ** 2).mean()

@@ -54,15 +54,17 @@ def pairs(kind: str, loss: Any) -> list[tuple[str, str]]:
     """Students and teachers: each kind of model is either once; features are also compared between equal models."""
     if loss == "vitkd":
         return [(VIT, VIT)]  # it compares blocks of one width
+    if loss == "mgd":
+        return [(CNN, VIT)]  # tokens are maps as well
     if kind == "token":
         return [(VIT, CNN)]
     return [(CNN, VIT), (VIT, CNN), *([(CNN, CNN)] if kind == "feature" else [])]
 
 
 ROWS = [Row(kind, loss, *pair) for kind, loss in LOSSES for pair in pairs(kind, loss)]
-COMPARING_SAMPLES = ("dist", "similarity", "pkt", "rkd_distance", "rkd_angle")
+COMPARING_SAMPLES = ("dist", "mlkd", "similarity", "pkt", "rkd_distance", "rkd_angle")
 """Losses that see how the samples of a batch relate: on several ranks, those of a rank."""
-DRAWING = ("vitkd",)
+DRAWING = ("vitkd", "mgd")
 """Losses that draw random numbers."""
 IDLE_HEADS = [
     Row("feature", "hint_mse", VIT, CNN, task_loss_weight=0.0),  # no loss uses the logits
@@ -87,7 +89,7 @@ def distilled_student(seed: int = 0) -> nn.Module:
 def feature_options(loss: Any, student: str, teacher: str) -> dict[str, Any]:
     if loss in ("vitkd", "review"):
         return {"distill_loss": loss, "student_taps": INNER[student], "teacher_taps": INNER[teacher]}
-    if loss == "attention":
+    if loss in ("attention", "mgd"):
         return {"distill_loss": loss, "student_taps": INNER[student][1], "teacher_taps": INNER[teacher][1]}
     return {"distill_loss": SEVERAL if loss == "several" else loss}
 
@@ -116,7 +118,9 @@ def make(
     torch.manual_seed(seed)
     if kind == "feature":
         options |= feature_options(loss, student, teacher)
-        options |= {} if cache is None else {"teacher_widths": cache.feature_widths}
+        if cache is not None:
+            head = tiny_model(teacher, seed=TEACHER_SEED).get_classifier().weight
+            options |= {"teacher_widths": cache.feature_widths, "head_weight": head}
         return FeatureDistillationTask(tiny_model(student, seed=seed), live, **options).double()
     if kind == "token":
         return TokenDistillationTask(distilled_student(seed), live, distill_loss=loss, **options).double()

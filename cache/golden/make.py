@@ -1,14 +1,15 @@
 """Writes the golden files of format version 1: `python cache/golden/make.py`; a file that is there is left alone.
 
 A later version must read these files as they are. The JSON next to each holds its keys and, as numbers, what its rows
-must decode to: for float32, float16 and int8 what plain NumPy computes from the logits; for topk, lowrank and sparse,
-which lose more, what the codec decoded when the file was made. tests/faults/test_versions.py reads all of them, and
-tests/parity/test_codecs_page.py topk, lowrank and sparse from their page alone.
+must decode to: for float32, float16 and int8 what plain NumPy computes from the logits; for topk, lowrank, sparse and
+dense, which lose more, what the codec decoded when the file was made. tests/faults/test_versions.py reads all of them,
+and tests/parity/test_codecs_page.py those four from their page alone.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ import torch
 
 from kdkit import CacheSpec, CacheWriter
 from kdkit.cache import Codec, create_codec
-from kdkit.cache.codecs import RowCodec, create_feature_codec
+from kdkit.cache.codecs import FeatureCodec, RowCodec, create_feature_codec
 from kdkit.cache.format.constants import fidelity_columns, fidelity_fields, hashed_rows
 from kdkit.cache.format.content import content_fields, content_record
 
@@ -144,6 +145,40 @@ def make_sparse(path: Path) -> None:
     _describe(path, found)
 
 
+def make_dense(path: Path) -> None:
+    """A cache of features in the codec dense, whose fit is made up, and what they decode to, to three digits."""
+    axes = np.array([[1, 1, 1, 1], [1, -1, 1, -1], [1, 1, -1, -1], [1, -1, -1, 1]], dtype="<f2") / 2
+    codecs: dict[str, FeatureCodec] = {}
+    for name, shape, more in [
+        ("pooled", (4,), {}),
+        ("tokens", (4, 4), {"positions": axes}),
+        ("stages.2", (4, 2, 4), {}),
+    ]:
+        mean = np.arange(math.prod(shape[: 2 if more else 1]), dtype="<f4").reshape(shape[: 2 if more else 1]) / 8
+        place = np.arange(math.prod(shape))
+        low_bits = np.where(place % 5 == 4, 255, place % 4).astype(np.uint8)
+        arrays = {"mean": mean, "basis": axes, "low_bits": low_bits, **more}
+        codecs[name] = create_feature_codec("dense", shape, row_bytes=16 + len(place) // 4).with_arrays(arrays)
+
+    def rows(name: str, view: int) -> Array:
+        shape = codecs[name].shape
+        places = np.arange(ROWS * math.prod(shape)).reshape(ROWS, *shape) + 100 * view
+        values = (places * 7919 % 101 - 50) / 8.3
+        values[1] = 0.75
+        values[2] = 0
+        return values.astype("<f4")
+
+    write(path, codecs, rows, None)
+    found = {
+        name: [
+            np.round(codec.decode(codec.encode(torch.from_numpy(rows(name, view)))).double().numpy(), 3).tolist()
+            for view in range(VIEWS)
+        ]
+        for name, codec in codecs.items()
+    }
+    _describe(path, found)
+
+
 def make_fidelity(path: Path) -> None:
     """A cache whose views were measured, and the measures."""
     codecs = {"logits": create_codec("float16", CLASSES), "tokens": FEATURES["tokens"]}
@@ -194,6 +229,8 @@ def main(folder: Path = Path(__file__).parent) -> None:
         make_features(path)
     if not (path := folder / "v1-sparse.h5").exists():
         make_sparse(path)
+    if not (path := folder / "v1-dense.h5").exists():
+        make_dense(path)
     if not (path := folder / "v1-fidelity.h5").exists():
         make_fidelity(path)
     if not (path := folder / "v1-content.h5").exists():

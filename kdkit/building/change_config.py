@@ -51,10 +51,11 @@ class CacheRecodeConfig:
     """Options of the codec, e.g. {k: 10} for topk."""
 
     feature_codec: str | None = None
-    """Codec of all other streams: float16, int8 or sparse; sparse if only its bytes are given; unchanged by default."""
+    """Codec of all other streams: float16, int8, sparse, dense or compact; compact if only its bytes are given;
+    unchanged by default."""
 
     feature_bytes: int | None = None
-    """Bytes per row of each stream of features in the codec sparse; a tenth of float16's by default."""
+    """Bytes per row of each stream of features in sparse, dense or compact; a tenth of float16's by default."""
 
     num_views: int | None = None
     """Views to keep of each image, the first ones; all by default."""
@@ -67,7 +68,7 @@ class CacheRecodeConfig:
         old = Path(self.cache)
         codec = [self.codec or "lowrank" if self.row_bytes else self.codec, self.row_bytes and str(self.row_bytes)]
         size = None if self.feature_bytes is None else str(self.feature_bytes)
-        features = [self.feature_codec or (size and "sparse"), size]
+        features = [self.feature_codec or (size and "compact"), size]
         views = None if self.num_views is None else f"{self.num_views}-views"
         changes = "-".join(part for part in (*codec, *features, views) if part)
         return old.with_name(f"{old.name.removesuffix('.parts').removesuffix('.h5')}.{changes or 'recoded'}.h5")

@@ -32,23 +32,25 @@ class BuildConfig(BuildLoadingConfig):
     left out."""
 
     codec: str | None = None
-    """Codec of the logits: float32 (exact), float16, int8, topk or lowrank; by default lowrank if its rows are
+    """Codec of the logits: float32 (exact), float16, int8, topk, lowrank, or head, for more classes than the
+    teacher's last layer takes features: it keeps these, and the layer once; by default lowrank if its rows are
     smaller than float16's, else float16. Of a multi-label teacher: sigmoid_float32, sigmoid_float16 or sigmoid_int8,
     of which sigmoid_float16 is the default."""
 
     row_bytes: int | None = None
-    """Maximum bytes per row of logits, for the codecs lowrank and topk; without a codec, float16 if it fits, else
-    lowrank. Default of lowrank: 96."""
+    """Maximum bytes per row of logits, for the codecs lowrank, head and topk; without a codec, float16 if it fits, else
+    lowrank. Default of lowrank: 96, of head: 256."""
 
     codec_options: dict[str, Any] = field(default_factory=dict)
     """Options of the codec, e.g. {k: 10} for topk."""
 
     feature_codec: str = "float16"
-    """Codec of all other streams: float16; int8 with a minimum and a step per row, token or channel; or sparse, which
-    keeps the numbers that are not near zero, for features after a ReLU."""
+    """Codec of all other streams: float16; int8 with a minimum and a step per row, token or channel; sparse, which
+    keeps the numbers that are not near zero, for features after a ReLU; dense, fitted to some rows, for all others; or
+    compact: whichever of these two loses less, for each stream."""
 
     feature_bytes: int | None = None
-    """Bytes per row of each stream of features in the codec sparse; a tenth of float16's by default."""
+    """Bytes per row of each stream of features in sparse, dense or compact; a tenth of float16's by default."""
 
     shard_rows: int = 10_000
     """Rows per shard; a killed build loses at most the shards in progress. Rounded up to whole

@@ -80,7 +80,7 @@ def estimate_cache(
     speed = _measure_speed(spec.codecs, teacher, dataset, config, device, views, show_progress=show_progress)
     speeds = measure_speeds(teacher, dataset, spec.codecs, min(config.batch_size, rows), device)
     parts = speeds.per_view(views, config.workers, spec.metadata.all_row_bytes)
-    seconds = (images + num_probed(plan.choose_codec(), rows)) / speed
+    seconds = (images + num_probed(plan.choose_codec(), rows, config)) / speed
     return Estimate(
         num_bytes=spec.packed_bytes,
         row_bytes=spec.metadata.all_row_bytes,

@@ -20,6 +20,7 @@ from kdkit.building.parts import part_of, split_images
 from kdkit.building.plan import BuildPlan, as_built
 from kdkit.building.teacher import for_dataset, placed, with_streams
 from kdkit.building.unreadable import recorded_absent
+from kdkit.cache.codecs import CompactFeature
 from kdkit.cache.extension import check_adds_views
 from kdkit.cache.format.constants import LOGITS
 from kdkit.cache.format.metadata import CacheMetadata
@@ -139,10 +140,11 @@ def _config_of(metadata: CacheMetadata, loading: BuildLoadingConfig) -> BuildCon
     codecs = {stream: dict(described["codec"]) for stream, described in metadata.streams.items()}
     logits = codecs.pop(LOGITS, {})
     logits.pop("num_classes", None)
+    features = {codec["name"] for codec in codecs.values()} or {BuildConfig.feature_codec}
     return BuildConfig(
         streams=tuple(metadata.streams),
         codec=logits.pop("name", None),
         codec_options=logits,
-        feature_codec=next((codec["name"] for codec in codecs.values()), BuildConfig.feature_codec),
+        feature_codec=features.pop() if len(features) == 1 else CompactFeature.name,
         **asdict(loading),
     )

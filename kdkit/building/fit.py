@@ -15,7 +15,7 @@ from torch import Tensor
 
 from kdkit.building.config import BuildConfig
 from kdkit.building.teacher import check_encodable, run_teacher
-from kdkit.cache.codecs import Codec, RowCodec, feature_codec_for
+from kdkit.cache.codecs import Codec, FeatureCodec, HeadCodec, RowCodec, feature_codec_for
 from kdkit.cache.encoding import encode_in_parts, measure_in_parts
 from kdkit.cache.fidelity import summarise_rows
 from kdkit.cache.format.constants import LOGITS
@@ -26,10 +26,13 @@ from kdkit.runtime.progress import Display, progress
 from kdkit.teachers import Teacher
 
 FIT_ROWS = 16_384
-"""Maximum number of rows that a codec is fitted to."""
+"""Maximum number of rows that the codec of the logits is fitted to."""
+FEATURE_FIT_ROWS = 2_048
+"""Maximum number of rows that a codec of features is fitted to."""
 MEASURED_ROWS = 512
 """Maximum number of held-out rows for measuring fidelity, in each view."""
 
+_FIT_NUMBERS = 1 << 25  # of the features that a codec is fitted to: 128 MiB
 _LARGE_ERROR = 0.5  # relative error of features: a quarter of their squared length is lost
 _logger = logging.getLogger(__name__)
 
@@ -54,27 +57,28 @@ def fit_and_measure(
     fit_rows: int = FIT_ROWS,
     show_progress: bool = False,
 ) -> dict[str, Probed]:
-    """Fits the codec of the logits, if it needs a fit, and measures the fidelity of all codecs in view 0.
+    """Fits the codecs that need a fit, and measures the fidelity of all codecs in view 0.
 
-    The codec is fitted on rows drawn at random over the whole dataset, because folders are sorted by class. It is
+    They are fitted on rows drawn at random over the whole dataset, because folders are sorted by class. They are
     measured on other rows, spread evenly: 512 of them, or up to a quarter of a small dataset. If there is only one row,
     it serves for both.
 
     Args:
         logit_codec: codec of the logits, not fitted yet; None if logits are not among the configuration's streams.
         teacher, dataset, config, device: as for build_cache.
-        fit_rows: maximum number of rows that the codec is fitted on.
+        fit_rows: maximum number of rows that the codec of the logits is fitted on.
         show_progress: whether progress is shown on standard error.
     """
-    each = _spacing(logit_codec, len(dataset))
-    fitted, measured = _draw(dataset, each, fit_rows) if _fits(logit_codec) else [], range(0, len(dataset), each)
+    num_fitted = min(fit_rows, _max_fit_rows(logit_codec, config))
+    each = _spacing(num_fitted > 0, len(dataset))
+    fitted, measured = _draw(dataset, each, num_fitted) if num_fitted else [], range(0, len(dataset), each)
     codecs: dict[str, RowCodec] = {} if logit_codec is None else {LOGITS: logit_codec}
     measures: dict[str, list[Array]] = {stream: [] for stream in config.streams}
     work = f"fitting and measuring codecs on outputs of {teacher.name}"
     with progress(work, len(fitted) + len(measured), "images", enabled=show_progress, brief=True) as advance:
         run = _Run(teacher, dataset, config, device, advance)
-        if logit_codec is not None and fitted:
-            codecs[LOGITS] = _fit(logit_codec, fitted, run)
+        if fitted:
+            _fit(codecs, fitted, run)
         for stream, values in run.outputs(measured, config.streams, codecs):
             measures[stream].append(measure_in_parts(codecs[stream], values, encode_in_parts(codecs[stream], values)))
     found = {
@@ -99,20 +103,36 @@ def _warn_of_large_errors(found: Mapping[str, Probed]) -> None:
             )
 
 
-def num_probed(logit_codec: Codec | None, num_rows: int) -> int:
+def num_probed(logit_codec: Codec | None, num_rows: int, config: BuildConfig | None = None) -> int:
     """Number of images that the teacher runs on, to fit and measure codecs, before a build of `num_rows` rows."""
-    measured = -(-num_rows // _spacing(logit_codec, num_rows))
-    return measured + (max(1, min(FIT_ROWS, num_rows - measured)) if _fits(logit_codec) else 0)
+    most = _max_fit_rows(logit_codec, config or BuildConfig())
+    measured = -(-num_rows // _spacing(most > 0, num_rows))
+    return measured + (max(1, min(most, num_rows - measured)) if most else 0)
 
 
-def _fits(logit_codec: Codec | None) -> bool:
-    """Whether the codec is yet to be fitted to the teacher's outputs."""
-    return logit_codec is not None and logit_codec.needs_fit
+def fit_sample_rows(codec: RowCodec, numel: int) -> int:
+    """Maximum number of rows of `numel` numbers that the codec of a stream is fitted to; 0 if it needs no fit."""
+    if not codec.needs_fit:
+        return 0
+    return FIT_ROWS if isinstance(codec, Codec) else max(1, min(FEATURE_FIT_ROWS, _FIT_NUMBERS // numel))
 
 
-def _spacing(logit_codec: Codec | None, num_rows: int) -> int:
+def _max_fit_rows(logit_codec: Codec | None, config: BuildConfig) -> int:
+    """Maximum number of rows that the codecs are fitted to; 0 if none needs a fit."""
+    codecs: list[RowCodec] = [] if logit_codec is None else [logit_codec]
+    if set(config.streams) - {LOGITS}:
+        codecs.append(_feature_codec(config))
+    return max((fit_sample_rows(codec, 1) for codec in codecs), default=0)
+
+
+def _feature_codec(config: BuildConfig) -> RowCodec:
+    """A codec of features by the configuration, for rows of one number: whether it needs a fit is the same for all."""
+    return feature_codec_for(config.feature_codec, config.feature_bytes, torch.zeros(1, 1))
+
+
+def _spacing(fits: bool, num_rows: int) -> int:
     """The distance from one measured row to the next."""
-    return -(-num_rows // max(1, min(MEASURED_ROWS, num_rows // 4 if _fits(logit_codec) else num_rows)))
+    return -(-num_rows // max(1, min(MEASURED_ROWS, num_rows // 4 if fits else num_rows)))
 
 
 def _draw(dataset: ReplayedDataset, each: int, fit_rows: int) -> list[int]:
@@ -122,11 +142,24 @@ def _draw(dataset: ReplayedDataset, each: int, fit_rows: int) -> list[int]:
     return rows[rows % each != 0][:fit_rows].tolist() or [0]
 
 
-def _fit(codec: Codec, rows: Sequence[int], run: _Run) -> Codec:
-    """The codec fitted to the teacher's logits on `rows`, and to its classifier if it has one."""
-    logits = torch.cat([values.float().cpu() for _, values in run.outputs(rows, (LOGITS,), {LOGITS: codec})])
+def _fit(codecs: dict[str, RowCodec], rows: Sequence[int], run: _Run) -> None:
+    """Fits the codecs to the teacher's outputs on `rows`; those of logits also to its classifier if it has one."""
     head = run.teacher.head_weight
-    return codec.fit(logits, None if head is None else head.float().cpu())
+    for codec in codecs.values():
+        if isinstance(codec, HeadCodec):
+            codec.check_head(head)
+    streams = [stream for stream in run.config.streams if codecs.get(stream, _feature_codec(run.config)).needs_fit]
+    samples: dict[str, list[Tensor]] = {stream: [] for stream in streams}
+    for stream, values in run.outputs(rows, streams, codecs):
+        left = fit_sample_rows(codecs[stream], values[0].numel()) - sum(map(len, samples[stream]))
+        if left > 0:
+            samples[stream].append(values[:left].float().cpu())
+    for stream, parts in samples.items():
+        codec = codecs[stream]
+        if isinstance(codec, Codec):
+            codecs[stream] = codec.fit(torch.cat(parts), None if head is None else head.float().cpu())
+        elif isinstance(codec, FeatureCodec):
+            codecs[stream] = codec.fit(torch.cat(parts))
 
 
 @dataclass(frozen=True)

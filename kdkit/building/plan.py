@@ -16,6 +16,7 @@ from kdkit.building.scan import record_content
 from kdkit.building.teacher import count_classes
 from kdkit.cache.codecs import (
     Codec,
+    CompactFeature,
     RowCodec,
     codec_of_size,
     create_codec,
@@ -65,7 +66,7 @@ class BuildPlan:
     """Fields, named as in the error, in which an existing cache may differ."""
 
     fit_rows: int = FIT_ROWS
-    """Maximum number of rows that a codec is fitted to."""
+    """Maximum number of rows that the codec of the logits is fitted to."""
 
     reads_content: bool = True
     """Whether the file of each sample is read, to record its content; an estimate only counts the bytes."""
@@ -210,7 +211,13 @@ def as_built(dataset: ReplayedDataset) -> ReplayedDataset:
 def _as_planned(streams: Mapping[str, Mapping[str, Any]], planned: Mapping[str, Any]) -> dict[str, Any]:
     """The streams of a cache, of features only what is planned: their shapes follow from teacher and recipe."""
     features = next((plan["codec"] for stream, plan in planned.items() if stream != LOGITS), {"name": ""})
+
+    def codec_of(described: Mapping[str, Any]) -> dict[str, Any]:
+        found = {key: described["codec"].get(key) for key in features}
+        chosen = features["name"] == CompactFeature.name and found["name"] in CompactFeature.choices
+        return {**found, "name": CompactFeature.name} if chosen else found
+
     return {
-        stream: described if stream == LOGITS else {"codec": {key: described["codec"].get(key) for key in features}}
+        stream: described if stream == LOGITS else {"codec": codec_of(described)}
         for stream, described in streams.items()
     }

@@ -10,13 +10,13 @@ import numpy as np
 import torch
 
 from kdkit.building.build import BuildReport
-from kdkit.building.fit import FIT_ROWS
+from kdkit.building.fit import FIT_ROWS, fit_sample_rows
 from kdkit.building.merge import report_on
 from kdkit.building.rewrite import Piece, Rewrite, measured_spacing, write_rows
 from kdkit.cache import CachedTeacher, Codec
 from kdkit.cache.codecs import (
+    CompactFeature,
     RowCodec,
-    SparseFeature,
     codec_of_size,
     create_codec,
     feature_codec_for,
@@ -55,8 +55,9 @@ def recode_cache(
         codec: codec of the logits; with `row_bytes` alone, lowrank if float16 would take more.
         row_bytes: maximum bytes per row of logits, for lowrank and topk.
         codec_options: options of the codec, e.g. {"k": 10} for topk.
-        feature_codec: codec of all other streams, float16, int8 or sparse; sparse if only `feature_bytes` is given.
-        feature_bytes: bytes per row of each stream of features in the codec sparse.
+        feature_codec: codec of all other streams, float16, int8, sparse, dense or compact; compact if only the bytes
+            are given.
+        feature_bytes: bytes per row of each stream of features, for all but float16 and int8.
         num_views: number of views to keep; all by default.
         show_progress: whether progress is shown on standard error.
 
@@ -103,13 +104,21 @@ def _features(cache: CachedTeacher, name: str | None, row_bytes: int | None) -> 
     """The new codecs of the features: those that are not in this one."""
     if name is None and row_bytes is None:
         return {}
-    name = name or SparseFeature.name
+    name = name or CompactFeature.name
     changed = {stream: codec for stream, codec in cache.codecs.items() if stream != LOGITS and codec.name != name}
     for stream in changed:
         _check_nearly_exact(cache, stream)
-    rows = np.arange(min(cache.num_rows, BLOCK_ROWS))
-    samples = {stream: codec.decode(cache.read_encoded(rows, 0, stream)) for stream, codec in changed.items()}
-    return {stream: feature_codec_for(name, row_bytes, sample) for stream, sample in samples.items()}
+    return {stream: _feature_codec(cache, stream, name, row_bytes) for stream in changed}
+
+
+def _feature_codec(cache: CachedTeacher, stream: str, name: str, row_bytes: int | None) -> RowCodec:
+    """The new codec of a stream of features, fitted if it needs a fit to rows of view 0, none of which are measured."""
+    first = cache.codecs[stream].decode(cache.read_encoded(np.arange(min(cache.num_rows, BLOCK_ROWS)), 0, stream))
+    codec = feature_codec_for(name, row_bytes, first)
+    if not codec.needs_fit:
+        return codec
+    rows = _rows_to_fit(cache)[: fit_sample_rows(codec, codec.numel)]
+    return codec.fit(cache.codecs[stream].decode(cache.read_encoded(rows, 0, stream)))
 
 
 def _check_nearly_exact(cache: CachedTeacher, stream: str) -> None:

@@ -12,8 +12,8 @@ from kdkit.cache import encoding
 from kdkit.cache.codecs import RowCodec
 from kdkit.cache.format.constants import LOGITS
 from kdkit.data import PixelBatch, ReplayedDataset, ReplayLoader
-from kdkit.errors import MissingTeacherError
-from kdkit.teachers import Teacher
+from kdkit.errors import ConfigError, MissingTeacherError
+from kdkit.teachers import Teacher, TeacherEnsemble
 from kdkit.teachers.class_indices import check_indices_of_teacher, check_names_of_teacher
 from kdkit.teachers.matching import match_classes
 from kdkit.types import Batch, TeacherOutput
@@ -65,8 +65,14 @@ def with_streams(teacher: Teacher, streams: Iterable[str]) -> Teacher:
 
     Raises:
         UnknownNameError: its model has no such tap.
+        ConfigError: it is an ensemble.
     """
     taps = [stream for stream in streams if stream != LOGITS]
+    if taps and isinstance(teacher, TeacherEnsemble):
+        raise ConfigError(
+            f"a cache has the features of one teacher, got the streams {', '.join(taps)} of {teacher.name!r}: build a "
+            "cache of each member, and train with both, --cache A B"
+        )
     return teacher if set(taps) <= set(teacher.taps) else teacher.with_taps(taps)
 
 

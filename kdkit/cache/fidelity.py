@@ -57,6 +57,14 @@ def summarise_rows(measures: Array) -> dict[str, float]:
     return found | {"top1_agreement": float(columns[-1].mean())}
 
 
+def summarise_view(measures: Array) -> dict[str, float]:
+    """What `summarise_rows` gives, and for features "relative_error_p90", the 90th percentile over the rows."""
+    found = summarise_rows(measures)
+    if "relative_error_mean" in found:
+        found["relative_error_p90"] = float(np.quantile(measures[:, 0].astype(np.float64), 0.9))
+    return found
+
+
 def kl_divergence(logits: Tensor, decoded: Tensor) -> Tensor:
     """KL(softmax(logits) || softmax(decoded)) of each row, [R], in float64."""
     log_p, log_q = F.log_softmax(to_double(logits), dim=1), F.log_softmax(to_double(decoded), dim=1)

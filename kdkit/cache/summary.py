@@ -93,7 +93,8 @@ def describe_fidelity(values: Mapping[str, float], view: int = 0, *, multi_label
     """The fidelity of a codec in one view, as one line; several labels per image have no likeliest class."""
     if "top1_agreement" not in values:
         mean, worst = values["relative_error_mean"], values["relative_error_max"]
-        return f"relative error {mean:.2g}, at most {worst:.2g}, of {values['rows']:.0f} rows of view {view}"
+        p90 = f" (p90 {values['relative_error_p90']:.2g})" if "relative_error_p90" in values else ""
+        return f"relative error {mean:.2g}{p90}, at most {worst:.2g}, of {values['rows']:.0f} rows of view {view}"
     kl = ", ".join(f"{values[f'kl_mean_t{t}']:.2g} (p99 {values[f'kl_p99_t{t}']:.2g}) at T={t}" for t in TEMPERATURES)
     rows = f"{values['rows']:.0f} rows of view {view}"
     if multi_label:

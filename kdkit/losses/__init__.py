@@ -4,12 +4,13 @@ A new loss is one file with its declaration, and one line here.
 
 Where to look:
     registry.py     `create` and the two decorators that register a loss
-    logits          kl.py, divergence.py, logit_mse.py, decoupled.py, correlation.py, power.py, ofa.py, pseudo_label.py;
-                    standardize.py wraps them; multi_label.py compares one distribution per class;
+    logits          kl.py, divergence.py, logit_mse.py, decoupled.py, correlation.py, power.py, ofa.py, pseudo_label.py,
+                    multi_level.py; standardize.py wraps them; multi_label.py compares one distribution per class;
                     sparse.py takes top-k teachers, multi_teacher.py several teachers
-    features        hint.py, attention.py, relation.py, review.py, vitkd.py; projection.py matches widths
-    helpers         _checks.py, _features.py, _target.py check arguments; _rest.py, _expected.py, _pairs.py, _blocks.py
-                    compute
+    features        hint.py, attention.py, relation.py, review.py, vitkd.py, mgd.py, srrl.py; projection.py matches
+                    widths
+    helpers         _checks.py, _features.py, _target.py check arguments; _rest.py, _expected.py, _pairs.py, _blocks.py,
+                    _norm.py compute
 """
 
 from kdkit.losses.attention import attention as attention
@@ -24,7 +25,10 @@ from kdkit.losses.kl import deit_soft as deit_soft
 from kdkit.losses.kl import kl as kl
 from kdkit.losses.kl import soft_ce as soft_ce
 from kdkit.losses.logit_mse import logit_mse as logit_mse
+from kdkit.losses.mgd import MGD as MGD
+from kdkit.losses.mgd import mgd as mgd
 from kdkit.losses.multi_label import sigmoid_kl as sigmoid_kl
+from kdkit.losses.multi_level import mlkd as mlkd
 from kdkit.losses.multi_teacher import mean_teacher as mean_teacher
 from kdkit.losses.multi_teacher import multi_teacher as multi_teacher
 from kdkit.losses.ofa import ofa as ofa
@@ -49,6 +53,8 @@ from kdkit.losses.relation import rkd_distance as rkd_distance
 from kdkit.losses.relation import similarity as similarity
 from kdkit.losses.review import ReviewKD as ReviewKD
 from kdkit.losses.review import review as review
+from kdkit.losses.srrl import SRRL as SRRL
+from kdkit.losses.srrl import srrl as srrl
 from kdkit.losses.standardize import standardize as standardize
 from kdkit.losses.standardize import standardized as standardized
 from kdkit.losses.vitkd import ViTKD as ViTKD

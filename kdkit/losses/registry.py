@@ -49,6 +49,9 @@ class LossSpec:
     """Whether it trains a projection, for which it receives the widths of its features: as `student_width` and
     `teacher_width`, or with several taps as lists, `student_widths` and `teacher_widths`."""
 
+    needs_head: bool = False
+    """Whether it receives the weight [C, D] of the teacher's classifier, as `head_weight`."""
+
     aligns: Aligns = "unlike"
     """How its pairs of features are converted to a common layout before it is called."""
 
@@ -89,17 +92,26 @@ def feature_loss(
     *,
     taps: Literal["single", "several"] = "single",
     projects: bool = False,
+    needs_head: bool = False,
     aligns: Aligns = "unlike",
 ) -> Callable[[_Loss], _Loss]:
     """Registers a function of (student_feature, teacher_feature), or a class of modules with this call.
 
     Args:
         name: the loss's name; the function's own by default.
-        taps, projects, aligns: see LossSpec.
+        taps, projects, needs_head, aligns: see LossSpec.
     """
 
     def register(loss: _Loss) -> _Loss:
-        spec = LossSpec(name or loss.__name__, loss, is_feature=True, taps=taps, projects=projects, aligns=aligns)
+        spec = LossSpec(
+            name or loss.__name__,
+            loss,
+            is_feature=True,
+            taps=taps,
+            projects=projects,
+            needs_head=needs_head,
+            aligns=aligns,
+        )
         return _register(spec, loss)
 
     return register

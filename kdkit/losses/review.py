@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from kdkit.errors import ConfigError, ShapeError
 from kdkit.losses._features import check_same_width, to_feature_pair
+from kdkit.losses._norm import BatchNorm
 from kdkit.losses.registry import feature_loss
 
 _LEVELS = (4, 2, 1)  # heights and widths of the pooled maps, weighing 1/2, 1/4 and 1/8
@@ -112,9 +113,9 @@ class _Fusion(nn.Module):
     def __init__(self, student_width: int, mid_width: int, teacher_width: int, *, deepest: bool) -> None:
         super().__init__()
         self.enter = nn.Conv2d(student_width, mid_width, kernel_size=1, bias=False)
-        self.enter_norm = _BatchNorm(mid_width)
+        self.enter_norm = BatchNorm(mid_width)
         self.leave = nn.Conv2d(mid_width, teacher_width, kernel_size=3, padding=1, bias=False)
-        self.leave_norm = _BatchNorm(teacher_width)
+        self.leave_norm = BatchNorm(teacher_width)
         self.attention = None if deepest else nn.Conv2d(2 * mid_width, 2, kernel_size=1)
         nn.init.kaiming_uniform_(self.enter.weight, a=1)
         nn.init.kaiming_uniform_(self.leave.weight, a=1)
@@ -129,15 +130,6 @@ class _Fusion(nn.Module):
         if mixed.shape[2:] != size:
             mixed = F.interpolate(mixed, size=list(size), mode="nearest")
         return self.leave_norm(self.leave(mixed)), mixed
-
-
-class _BatchNorm(nn.BatchNorm2d):
-    """Batch normalisation that uses its running statistics for a single value per channel (B = 1, a 1 x 1 map)."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        if self.training and input.numel() == input.shape[1]:
-            return F.batch_norm(input, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
-        return super().forward(input)
 
 
 def _as_map(feature: Tensor) -> Tensor:

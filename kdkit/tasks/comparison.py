@@ -30,17 +30,21 @@ class Comparison(nn.Module):
         term: with its taps named.
         student_width: tap of the student -> its width D.
         teacher_width: tap of the teacher -> its width D.
+        head_weight: returns the weight [C, D] of the teacher's classifier.
 
     Raises:
         ConfigError: the taps do not pair, or are several for a loss that compares one pair.
     """
 
-    def __init__(self, term: LossTerm, student_width: Widths, teacher_width: Widths) -> None:
+    def __init__(
+        self, term: LossTerm, student_width: Widths, teacher_width: Widths, head_weight: Callable[[], Tensor]
+    ) -> None:
         super().__init__()
         self.term = term
         self.takes_several, self.aligns = term.takes_several, term.aligns
         _check_taps(term)
-        self.loss = bound_loss(term, **_width_options(term, student_width, teacher_width))
+        of_head = {"head_weight": head_weight()} if term.needs_head else {}
+        self.loss = bound_loss(term, **_width_options(term, student_width, teacher_width), **of_head)
 
     def forward(self, student: Mapping[str, Tensor], teacher: Mapping[str, Tensor]) -> Tensor:
         """The unweighted loss [] of features by tap."""

@@ -39,9 +39,11 @@ class FeatureDistillationTask(DistillationTask):
         teacher_taps: the same for the teacher; the student's taps when None.
         teacher_widths: tap of the teacher -> its width D, for losses that project features if there is no live
             teacher: the feature_widths of a cache.
+        head_weight: weight [C, D] of the teacher's classifier, `Teacher.head_weight`, for losses that need it if there
+            is no live teacher: a cache does not hold it.
 
     Raises:
-        ConfigError: no term compares features, a width is not known, or as for DistillationTask.
+        ConfigError: no term compares features, a width or a classifier is not known, or as for DistillationTask.
         ClassMismatchError: as for DistillationTask.
         UnknownNameError: student or teacher have no such tap.
     """
@@ -58,6 +60,7 @@ class FeatureDistillationTask(DistillationTask):
         student_taps: str | Sequence[str] = "pooled",
         teacher_taps: str | Sequence[str] | None = None,
         teacher_widths: Mapping[str, int] | None = None,
+        head_weight: Tensor | None = None,
         **options: Unpack[TaskOptions],
     ) -> None:
         super().__init__(
@@ -77,7 +80,10 @@ class FeatureDistillationTask(DistillationTask):
             self.teacher = self.teacher.with_taps(self.taps)
         widths = self._teacher_width(student_model, teacher_widths or {})
         comparisons = {
-            term.result_key: Comparison(term, lambda tap: tap_width(student_model, tap), widths) for term in compared
+            term.result_key: Comparison(
+                term, lambda tap: tap_width(student_model, tap), widths, lambda: self._head_of_teacher(head_weight)
+            )
+            for term in compared
         }
         idle = self.task_loss_weight == 0 and len(compared) == len(self.terms)
         reference = next(student_model.parameters())
@@ -85,19 +91,32 @@ class FeatureDistillationTask(DistillationTask):
         self.trainable_module.comparisons.to(device=reference.device, dtype=reference.dtype)
 
     def _teacher_width(self, student_model: nn.Module, given: Mapping[str, int]) -> Callable[[str], int]:
-        model = student_model if self.is_ema_teacher else None if self.teacher is None else self.teacher.model
-
         def width(tap: str) -> int:
             if tap in given:
                 return given[tap]
-            if model is None:
+            if self.is_ema_teacher:
+                return tap_width(student_model, tap)
+            if self.teacher is None:
                 raise ConfigError(
                     f"the width of the teacher's {tap!r} is not known without a live teacher: pass "
                     f"teacher_widths={{{tap!r}: D}}, or the feature_widths of a cache that holds it"
                 )
-            return tap_width(model, tap)
+            return self.teacher.tap_width(tap)
 
         return width
+
+    def _head_of_teacher(self, given: Tensor | None) -> Tensor:
+        """The weight [C, D] of the teacher's classifier."""
+        if given is not None:
+            return given
+        if self.teacher is None:
+            raise ConfigError(
+                "a loss needs the teacher's classifier, which is not known without a live teacher: pass "
+                "head_weight=teacher.head_weight, or give it beside the cache, --teacher NAME --cache-weights 1 0"
+            )
+        if (weight := self.teacher.head_weight) is None:
+            raise ConfigError(f"a loss needs the classifier of the teacher {self.teacher.name!r}, which is not linear")
+        return weight
 
     def _forward_student(
         self, input: Tensor, teacher_output: TeacherOutput

@@ -18,6 +18,7 @@ DistillLoss = Callable[..., Tensor]
 
 RESULT_KEYS = ("loss", "output", "task_loss", "kd_loss", "teacher_top1", "agreement_top1", "teacher_entropy")
 """Keys of a task's result that are not those of its terms."""
+_LOSS = "loss"
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,11 @@ class LossTerm:
         return self.loss is None and self._spec.projects
 
     @property
+    def needs_head(self) -> bool:
+        """Whether the loss needs the weight of the teacher's classifier."""
+        return self.loss is None and self._spec.needs_head
+
+    @property
     def multi_label(self) -> bool:
         """Whether the loss compares multi-label logits."""
         return self.loss is None and self._spec.multi_label
@@ -105,7 +111,8 @@ def as_terms(
 
     Args:
         distill_loss: a name, a function, a term, a sequence of names and terms, or {name: weight}. Instead of a weight
-            a mapping may hold options of the loss, with "weight" among them unless it is 1.
+            a mapping may hold options of the loss, with "weight" among them unless it is 1, and with "student_taps" and
+            "teacher_taps"; with "loss", the name is the term's key, so that one loss can compare several teachers.
         temperature: bound into every named logit loss that takes a temperature.
         standardize: whether the logits of every named logit loss are standardised first.
 
@@ -138,7 +145,9 @@ def bound_loss(term: LossTerm, **extra: Any) -> DistillLoss:
     if term.loss is not None:
         return term.loss
     if twice := sorted({*term.options} & {*extra}):
-        raise ConfigError(f"term {term.name!r}: {twice[0]} follows from the taps, leave it out of the term's options")
+        raise ConfigError(
+            f"term {term.name!r}: {twice[0]} follows from the taps and the teacher, leave it out of the term's options"
+        )
     return losses.create(term.name, **term.options, **extra)
 
 
@@ -163,9 +172,21 @@ def check_weight(name: str, value: object) -> float:
 
 
 def _weighted(name: str, given: float | Mapping[str, Any]) -> LossTerm:
-    """`given` is the term's weight, or its options and perhaps its weight."""
+    """`given` is the term's weight, or its options and perhaps its weight, taps and loss."""
     options = dict(given) if isinstance(given, Mapping) else {"weight": given}
-    return LossTerm(name, options.pop("weight", 1.0), options)
+    student_taps, teacher_taps = (_tap_names(name, options.pop(key, ())) for key in ("student_taps", "teacher_taps"))
+    loss, weight = options.pop(_LOSS, None), options.pop("weight", 1.0)
+    if loss is None:
+        return LossTerm(name, weight, options, student_taps, teacher_taps)
+    return LossTerm(str(loss), weight, options, student_taps, teacher_taps, key=name)
+
+
+def _tap_names(term: str, given: object) -> tuple[str, ...]:
+    """The taps of a term in a configuration, in which a module called 0 is a number."""
+    names = tuple(given) if isinstance(given, (list, tuple)) else (given,)
+    if wrong := [name for name in names if isinstance(name, bool) or not isinstance(name, (str, int))]:
+        raise ConfigError(f"term {term!r}: a tap is a name, or a list of names, got {wrong[0]!r}")
+    return tuple(map(str, names))
 
 
 def _term(item: str | DistillLoss | LossTerm) -> LossTerm:

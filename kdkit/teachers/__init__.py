@@ -8,7 +8,8 @@ Where to look:
                     starting_weights.py starts a student from them;
                     model_folder.py a folder in the layout of timm's hub; hub.py keeps the hub's client quiet, or local
     teacher.py      the frozen model; preparation.py resizes and normalises, split.py runs a batch in parts
-    tap.py          features by name; structure.py, model_config.py read facts from a timm model
+    tap.py          features by name, module_tap.py by the path of a module, members.py of an ensemble's members;
+                    structure.py, model_config.py read facts from a timm model
     class_map.py    the model's classes in the order of the data; class_names.py finds their names,
                     imagenet.py those of ImageNet's families; class_indices.py refuses indices of an unknown order;
                     matching.py matches a teacher with the data

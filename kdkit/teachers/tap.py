@@ -7,6 +7,8 @@
 - 'blocks.i' [B, N, D]: the patch tokens after block i of a plain transformer.
 - 'stages.i' [B, D, H, W]: the map after stage i of any other model. i is timm's own number, that of `features_only`'s
   out_indices, so a stem counts where timm counts it.
+- The path of a module, such as 'layer4.1.conv2' or, for its input, 'layer4.1.act2.input': see module_tap. These are
+  taps of any nn.Module; one of the names above comes before a path that is spelt like it.
 
 Dimensions: B batch, C classes, D width, H W height and width, N tokens.
 """
@@ -21,13 +23,14 @@ from timm.utils import unwrap_model
 from torch import Tensor, nn
 
 from kdkit.errors import ConfigError, UnknownNameError, nearest
+from kdkit.teachers.module_tap import find_module, module_width, read_modules
 
 POOLED, TOKENS, CLASS_TOKEN, REGISTERS = "pooled", "tokens", "class_token", "registers"
 _AFTER_THE_LAST = (POOLED, TOKENS, CLASS_TOKEN, REGISTERS)
 
 
 def available_taps(model: nn.Module) -> tuple[str, ...]:
-    """Returns the taps that `model` has; none where it does not follow timm's interface."""
+    """Returns the named taps of `model`, those not by path; none where it does not follow timm's interface."""
     plain: Any = unwrap_model(model)
     if not (hasattr(plain, "forward_features") and hasattr(plain, "forward_head")):
         return ()
@@ -36,6 +39,11 @@ def available_taps(model: nn.Module) -> tuple[str, ...]:
     prefix = [CLASS_TOKEN] if _has_token(plain, "cls") else []
     prefix += [REGISTERS] if _has_token(plain, "reg") else []
     return (POOLED, TOKENS, *prefix, *(f"{kind}.{index}" for index in range(len(info))))
+
+
+def has_tap(model: nn.Module, tap: str) -> bool:
+    """Whether `model` has a tap of that name, or a module of that path."""
+    return tap in available_taps(model) or find_module(model, tap) is not None
 
 
 def check_taps(model: nn.Module, taps: Sequence[str], subject: str) -> tuple[str, ...]:
@@ -47,24 +55,28 @@ def check_taps(model: nn.Module, taps: Sequence[str], subject: str) -> tuple[str
         subject: the model's name in errors.
 
     Raises:
-        UnknownNameError: the model has no such tap; the error names its taps.
+        UnknownNameError: the model has no such tap, and no module of that path; the error names its taps.
         ConfigError: a tap is named twice, or one text was given instead of a list.
     """
     if isinstance(taps, str):
         raise ConfigError(f"taps is a list of names, got the text {taps!r}: write [{taps!r}]")
     known = available_taps(model)
     for tap in taps:
-        if tap not in known:
+        if not has_tap(model, tap):
             has = f"it has {', '.join(known)}" if known else "it has none, since it is not a timm model"
-            raise UnknownNameError(f"{subject} has no tap {tap!r}{nearest(tap, known)}; {has}")
+            paths = [path for path, _ in unwrap_model(model).named_modules() if path]
+            suggested = nearest(tap, [*known, *paths])
+            raise UnknownNameError(f"{subject} has no tap {tap!r}{suggested}; {has}, and no module of that path")
     if len(set(taps)) != len(taps):
         raise ConfigError(f"taps must differ from each other, got {list(taps)}")
     return tuple(taps)
 
 
 def tap_width(model: nn.Module, tap: str) -> int:
-    """Returns the width D of a tap, which is known without a forward pass."""
+    """Returns the width D of a tap, which is known without a forward pass unless the tap is a module's path."""
     plain: Any = unwrap_model(model)
+    if tap not in available_taps(plain):
+        return module_width(plain, tap)
     if tap == POOLED:
         return int(getattr(plain, "head_hidden_size", None) or plain.num_features)
     if tap in _AFTER_THE_LAST:
@@ -76,12 +88,18 @@ def forward_with_taps(model: nn.Module, images: Tensor, taps: Sequence[str]) -> 
     """Returns the model's own output and the features at `taps`, from one forward pass.
 
     Args:
-        model: a timm model; without taps, any module.
+        model: a timm model; any module where all taps are paths of modules.
         images: [B, 3, H, W] as the model takes them.
         taps: names that `check_taps` accepted.
     """
     if not taps:
         return model(images), {}
+    known = _AFTER_THE_LAST if set(taps) <= set(_AFTER_THE_LAST) else available_taps(model)
+    named = [tap for tap in taps if tap in known]
+    if len(named) < len(taps):
+        paths = [tap for tap in taps if tap not in named]
+        (output, found), read = read_modules(model, paths, lambda: forward_with_taps(model, images, named), images)
+        return output, {tap: (found | read)[tap] for tap in taps}
     plain: Any = unwrap_model(model)
     final, found = _forward_features(plain, images, [tap for tap in taps if tap not in _AFTER_THE_LAST])
     if POOLED in taps:

@@ -21,7 +21,7 @@ from kdkit.teachers.imagenet import names_like
 from kdkit.teachers.model_config import model_config, only_input_size, unwrap_timm_teacher
 from kdkit.teachers.preparation import Preparation, Resize
 from kdkit.teachers.split import Outputs, Splitter
-from kdkit.teachers.tap import check_taps, forward_with_taps
+from kdkit.teachers.tap import check_taps, forward_with_taps, tap_width
 from kdkit.types import Batch, Normalization, TeacherOutput
 
 
@@ -132,6 +132,10 @@ class Teacher(nn.Module):
     def with_taps(self, taps: Sequence[str]) -> Teacher:
         """Returns a Teacher of the same frozen model that returns the features at `taps`."""
         return self._with(taps=taps)
+
+    def tap_width(self, tap: str) -> int:
+        """Returns the width D of the feature at a tap."""
+        return tap_width(self.model, tap)
 
     def names_like(self, names: Sequence[str]) -> tuple[str, ...] | None:
         """Returns the class names: those given, else those of the model's ImageNet family if `names` belong to it."""

@@ -104,7 +104,7 @@ class DistillConfig(ColumnsConfig, DeviceConfig, MismatchConfig, OverwriteConfig
 
     distill_loss: str | dict[str, float | dict[str, Any]] = "kl"
     """Distillation loss, by its name in kdkit.losses; or several with weights, e.g. {hint_mse: 100, kl: 1}, or with
-    options, e.g. {dkd: {weight: 1, beta: 0.5}}."""
+    options, e.g. {dkd: {weight: 1, beta: 0.5}, second: {loss: hint_mse, teacher_taps: "1:pooled"}}."""
 
     temperature: float | None = None
     """Temperature of losses on logits that take one; each loss has its own default."""
@@ -113,7 +113,7 @@ class DistillConfig(ColumnsConfig, DeviceConfig, MismatchConfig, OverwriteConfig
     """Standardise logits before losses on them."""
 
     student_taps: tuple[str, ...] = ("pooled",)
-    """Task feature: taps of the student, e.g. pooled, tokens or stages.3; several for vitkd and review."""
+    """Task feature: taps of the student, e.g. pooled, stages.3 or a module's path; several for vitkd and review."""
 
     teacher_taps: tuple[str, ...] | None = None
     """Task feature: taps of the teacher, which are streams of a cache; the student's by default."""
@@ -234,6 +234,13 @@ class DistillConfig(ColumnsConfig, DeviceConfig, MismatchConfig, OverwriteConfig
         return "feature" if any(self._compares_features) else "logit"
 
     @property
+    def loss_names(self) -> tuple[str, ...]:
+        """The distillation losses by name; in a mapping a name may be a term's key, with the loss under "loss"."""
+        given = self.distill_loss
+        terms: Any = given.items() if isinstance(given, Mapping) else [(given, {})]
+        return tuple(str(term.get("loss", name)) if isinstance(term, Mapping) else name for name, term in terms)
+
+    @property
     def compares_logits(self) -> bool:
         """Whether a loss compares logits with the teacher's, so that both have the same classes."""
         return self.has_teacher and not all(self._compares_features)
@@ -243,5 +250,4 @@ class DistillConfig(ColumnsConfig, DeviceConfig, MismatchConfig, OverwriteConfig
         """For each distillation loss whether it compares features."""
         from kdkit.losses import is_feature_loss  # loads torch, which a configuration does without until here
 
-        names = self.distill_loss if isinstance(self.distill_loss, Mapping) else (self.distill_loss,)
-        return [is_feature_loss(name) for name in names]
+        return [is_feature_loss(name) for name in self.loss_names]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from torch import nn
+from torch import Tensor, nn
 
 from kdkit.cache import CacheReader
 from kdkit.errors import ConfigError
@@ -21,6 +21,7 @@ from kdkit.tasks.distillation import TaskOptions
 from kdkit.tasks.term import as_terms
 from kdkit.teachers import Teacher
 from kdkit.training.config import DistillConfig
+from kdkit.training.selection import live_part_of
 
 
 def _check_streams(config: DistillConfig, cache: CacheReader) -> None:
@@ -65,6 +66,7 @@ def create_task(
             student_taps=config.student_taps,
             teacher_taps=config.teacher_taps,
             teacher_widths=None if cache is None else cache.feature_widths,
+            head_weight=_head_beside(cache),
             **options,
         )
     kind = TokenDistillationTask if config.task_kind == "token" else LogitDistillationTask
@@ -82,6 +84,12 @@ def _create_multi_label(config: DistillConfig, student: nn.Module, teacher: Teac
             "logit with --loss sigmoid_kl"
         )
     return MultiLabelDistillationTask(student, teacher, criterion, distill_loss=config.distill_loss, **_options(config))
+
+
+def _head_beside(cache: CacheReader | None) -> Tensor | None:
+    """The classifier's weight [C, D] of the live teacher beside a cache; None without one."""
+    live = live_part_of(cache)
+    return live.head_weight if isinstance(live, Teacher) else None
 
 
 def _options(config: DistillConfig) -> TaskOptions:

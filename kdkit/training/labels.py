@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -99,8 +99,7 @@ def adapt_to_labels(config: DistillConfig, dataset: ReplayedDataset) -> DistillC
             f"no image of {data!r} has a label, and there is no teacher: give --cache FILE, --teacher NAME or "
             "a folder of class folders"
         )
-    names = config.distill_loss if isinstance(config.distill_loss, Mapping) else (config.distill_loss,)
-    needy = [name for name in names if name in losses.available() and losses.needs_target(name)]
+    needy = [name for name in config.loss_names if name in losses.available() and losses.needs_target(name)]
     if needy:
         raise ConfigError(
             f"the loss {needy[0]!r} needs labels, and no image of {data!r} has one: take a loss without labels, "

@@ -107,14 +107,21 @@ def test_the_fidelity_of_each_view_is_what_plain_numpy_computes_on_rows_the_code
     features = cache.codecs["pooled"].decode(cache.read_encoded(np.array(rows), view, "pooled")).double().numpy()
     error = np.linalg.norm(features - pooled, axis=1) / np.linalg.norm(pooled, axis=1)
     assert cache.fidelity()["pooled"][view] == pytest.approx(
-        {"rows": len(rows), "relative_error_mean": error.mean(), "relative_error_max": error.max()}, rel=1e-4
+        {
+            "rows": len(rows),
+            "relative_error_mean": error.mean(),
+            "relative_error_max": error.max(),
+            "relative_error_p90": np.quantile(error, 0.9),
+        },
+        rel=1e-4,
     )
 
 
 def test_the_metadata_hold_the_fidelity_of_view_0_and_views_differ(built: tuple[CachedTeacher, list[int]]) -> None:
     cache, _ = built
     for stream, views in cache.fidelity().items():
-        assert {**views[0], "each": 4} == pytest.approx(cache.metadata.fidelity[stream], rel=1e-4)
+        stored = cache.metadata.fidelity[stream]
+        assert {name: {**views[0], "each": 4}[name] for name in stored} == pytest.approx(stored, rel=1e-4)
         assert views[0] != views[1] != views[2]
 
 

@@ -11,7 +11,7 @@ from kdkit import losses
 from kdkit.errors import ClassMismatchError, ConfigError, ShapeError
 
 LOGIT = [name for name in losses.available() if not losses.is_feature_loss(name)]
-DIVERGENCES = ["kl", "reverse_kl", "js", "logit_mse", "deit_soft", "dkd"]
+DIVERGENCES = ["kl", "reverse_kl", "js", "logit_mse", "mlkd", "deit_soft", "dkd"]
 
 
 def make(batch=6, classes=9, dtype=torch.float64, seed=0):
@@ -118,6 +118,16 @@ def test_logit_mse_is_the_limit_of_kl_and_the_same_for_logits_and_log_probabilit
     mse = losses.logit_mse(student, teacher)
     torch.testing.assert_close(losses.kl(student, teacher, temperature=1e4), mse / 2, rtol=1e-3, atol=0)
     torch.testing.assert_close(losses.logit_mse(student, F.log_softmax(teacher, 1)), mse)
+
+
+def test_mlkd_with_the_first_level_alone_is_kl_and_its_temperatures_are_a_list_of_numbers():
+    student, teacher, _ = make()
+    expected = sum(losses.kl(student, teacher, temperature=t) for t in (1.0, 3.0))
+    got = losses.mlkd(student, teacher, temperatures=[1.0, 3.0], beta=0.0, gamma=0.0)
+    torch.testing.assert_close(got, expected)
+    for wrong in (4.0, "4", [], [4.0, -1.0]):
+        with pytest.raises(ConfigError, match="temperatures"):
+            losses.create("mlkd", temperatures=wrong)
 
 
 @pytest.mark.parametrize("name", [*DIVERGENCES, "dist"])

@@ -23,7 +23,7 @@ def make_cases():
             cases[f"{name} on soft labels"] = (losses.create(name), student, (teacher, soft))
         elif not losses.is_feature_loss(name):
             cases[name] = (losses.create(name), student, (teacher,))
-        elif name not in ("vitkd", "review"):
+        elif name not in ("vitkd", "review", "mgd", "srrl"):
             cases[name] = (losses.create(name), maps_s, (maps_t,))
     cases["kl standardised"] = (losses.create("kl", standardize=True, temperature=2.0), student, (teacher,))
     cases["kl sparse"] = (losses.kl, student, (sparse,))
@@ -65,13 +65,17 @@ def test_generated_code_computes_the_same(case):
 
 @pytest.mark.slow
 @torch_compile
-@pytest.mark.parametrize("name", ["review", "vitkd"])
+@pytest.mark.parametrize("name", ["review", "vitkd", "mgd", "srrl"])
 def test_a_loss_with_parameters_is_one_graph_too(name):
     torch.manual_seed(0)
     torch.compiler.reset()
     if name == "review":
         module = losses.ReviewKD([3, 4], [4, 5])
         sides = [[torch.randn(2, w, n, n) for w, n in zip(widths, (4, 2), strict=True)] for widths in ([3, 4], [4, 5])]
+    elif name in ("mgd", "srrl"):
+        module = losses.MGD(3, 4) if name == "mgd" else losses.SRRL(3, 4, torch.randn(5, 4))
+        rest = (torch.ones(2, 1, 4, 4),) if name == "mgd" else ()
+        sides = [torch.randn(2, 3, 4, 4), torch.randn(2, 4, 4, 4), *rest]
     else:
         module = losses.ViTKD([3] * 3, [4] * 3)
         sides = [*([torch.randn(2, 9, w) for _ in range(3)] for w in (3, 4)), torch.ones(2, 9)]

@@ -10,8 +10,8 @@ from torch import nn
 from kdkit import losses
 from kdkit.errors import ConfigError, UnknownNameError
 
-TABLES = """kl soft_ce reverse_kl js logit_mse bce hard deit_soft dkd nkd dist ttm wttm ofa sigmoid_kl
-            hint_mse hint_cosine attention similarity pkt rkd_distance rkd_angle vitkd review"""
+TABLES = """kl soft_ce reverse_kl js logit_mse mlkd bce hard deit_soft dkd nkd dist ttm wttm ofa sigmoid_kl
+            hint_mse hint_cosine attention similarity pkt rkd_distance rkd_angle vitkd review mgd srrl"""
 
 
 def test_every_loss_of_both_tables_is_there_by_name_and_as_a_function():
@@ -43,7 +43,9 @@ def test_what_a_loss_declares_is_what_its_definition_takes():
         assert spec.needs_target == ("target" in parameters), name
         assert (spec.taps == "several") == ("student_features" in parameters), name
         if isinstance(spec.loss, type):
-            assert spec.projects == ("teacher_widths" in inspect.signature(spec.loss).parameters), name
+            takes, widths = inspect.signature(spec.loss).parameters, "s" if spec.taps == "several" else ""
+            assert spec.projects == (f"teacher_width{widths}" in takes), name
+            assert spec.needs_head == ("head_weight" in takes), name
 
 
 def test_a_name_is_declared_once():

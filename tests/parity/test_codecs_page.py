@@ -1,4 +1,4 @@
-"""Decodes topk, lowrank and sparse payloads with plain numpy, written from cache/CODECS.md alone, and compares.
+"""Decodes topk, lowrank, sparse and dense payloads with plain numpy, written from cache/CODECS.md alone, and compares.
 
 Promised: the same log-probabilities to 1e-4 nats. Not promised: equal last bits, as the two add in different orders.
 """
@@ -100,6 +100,37 @@ def decode_sparse(row: Row, n: int, signed: bool) -> Row:
     return result
 
 
+def cosines(side: int) -> Row:
+    u, x = np.arange(side)[:, None], np.arange(side)
+    table = math.sqrt(2 / side) * np.cos(math.pi * (x + 0.5) * u / side)
+    table[0] = math.sqrt(1 / side)
+    return table
+
+
+def decode_dense(row: Row, shape: tuple[int, ...], arrays: dict[str, Row]) -> Row:
+    e, mean, basis = int(row[:2].view("<u2")[0]), *(arrays[name].astype(np.float64) for name in ("mean", "basis"))
+    if e == 0:
+        return np.full(shape, row[2:6].copy().view("<f4")[0], dtype=np.float64)
+    s, c, k = np.float64(np.float32(2.0 ** ((e - 2048) / 16))), np.zeros(math.prod(shape)), arrays["low_bits"].tolist()
+    with_low = [j for j in range(len(k)) if 0 < k[j] < 255]
+    fields = Fields(row[2:])
+    low = dict.fromkeys(range(len(k)), 0) | {j: fields.take(k[j]) for j in with_low}
+    unary, at = np.unpackbits(row[2:]), 8 * math.ceil(fields.at / 8)
+    for j in with_low + [j for j in range(len(k)) if k[j] == 0]:
+        high = 0
+        while unary[at] == 0:
+            high, at = high + 1, at + 1
+        at, code = at + 1, (high << k[j]) + low[j]
+        c[j] = s * (code // 2 if code % 2 == 0 else -(code + 1) // 2)
+    if len(shape) == 1:
+        return mean + c @ basis
+    if len(shape) == 2:
+        return mean + arrays["positions"].astype(np.float64).T @ c.reshape(shape) @ basis
+    channels, height, width = shape
+    grid = np.einsum("cuv,cd,ux,vy->dyx", c.reshape(channels, width, height), basis, cosines(width), cosines(height))
+    return mean[:, None, None] + grid
+
+
 def sample(rows: int, classes: int, seed: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     features = torch.randn(rows, 20, generator=generator)
@@ -161,6 +192,29 @@ def test_the_golden_rows_of_sparse_decode_without_kdkit_as_the_page_describes() 
                 for row, wanted in zip(file[f"views/{view:04d}/{name}"][()], rows, strict=True):
                     decoded = decode_sparse(row, np.size(wanted), described["codec"]["signed"])
                     np.testing.assert_allclose(decoded, np.ravel(wanted), rtol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(30,), (7, 12), (6, 5, 3)])
+def test_a_dense_row_decodes_as_its_page_describes(shape: tuple[int, ...]) -> None:
+    n = math.prod(shape)
+    rows = sample(40, n, seed=3).reshape(40, *shape) + 3
+    codec = create_feature_codec("dense", shape, row_bytes=16 + n // 2).fit(rows[:30])
+    payload = codec.encode(torch.cat([rows[30:], rows[30:33] * 40, torch.full((1, *shape), 0.5)]))
+    for row, decoded in zip(payload.numpy(), codec.decode(payload).numpy(), strict=True):
+        wanted = decode_dense(row, shape, dict(codec.arrays))
+        np.testing.assert_allclose(wanted, decoded, atol=1e-5 * np.abs(wanted).max())
+
+
+def test_the_golden_rows_of_dense_decode_without_kdkit_as_the_page_describes() -> None:
+    expected = json.loads((GOLDEN / "v1-dense.json").read_text(encoding="utf-8"))
+    with h5py.File(GOLDEN / "v1-dense.h5") as file:
+        streams = json.loads(file.attrs["kdkit"])["streams"]
+        for name, described in streams.items():
+            arrays = {key: array[()] for key, array in file[f"codecs/{name}"].items()}
+            for view, rows in enumerate(expected[name]):
+                for row, wanted in zip(file[f"views/{view:04d}/{name}"][()], rows, strict=True):
+                    decoded = decode_dense(row, tuple(described["codec"]["shape"]), arrays)
+                    np.testing.assert_allclose(decoded, wanted, atol=1e-3)
 
 
 @pytest.mark.parametrize("name", ["topk", "lowrank"])

@@ -54,6 +54,7 @@ LOGIT_CASES = {
     "js": {},
     "js at T=4": {"beta": 0.1, "temperature": 4.0},
     "logit_mse": {},
+    "mlkd": {"beta": 2.0, "gamma": 3.0},
     "bce": {},
     "hard": {},
     "dkd": {},
@@ -210,3 +211,33 @@ def test_vitkd_equals_a_plain_one(dtype):
         return module([*low[0], s], [*low[1], t], torch.tensor(mask))
 
     check(loss, lambda s, t: reference.vitkd(low_s, low_t, s, t, mask, parameters), high_s, high_t, dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("mask", ["channels", "positions"])
+def test_mgd_equals_a_plain_one(mask, dtype):
+    torch.manual_seed(0)
+    module = losses.MGD(3, 4, mask=mask, mask_ratio=0.4).to(dtype)
+    rng = np.random.default_rng(8)
+    student, teacher = rng.normal(size=(2, 3, 4, 3)), rng.normal(size=(2, 4, 4, 3))
+    drawn = module.draw_mask(torch.tensor(teacher, dtype=dtype))
+    assert 0 < drawn.mean() < 1
+    parameters = numpy_parameters(module)
+    check(
+        lambda s, t: module(s, t, drawn),
+        lambda s, t: reference.mgd(s, t, drawn.double().numpy(), parameters),
+        student,
+        teacher,
+        dtype,
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_srrl_equals_a_plain_one(dtype):
+    torch.manual_seed(0)
+    head = torch.randn(5, 4, dtype=dtype)
+    module = losses.SRRL(3, 4, head).to(dtype)
+    rng = np.random.default_rng(9)
+    student, teacher = rng.normal(size=(3, 3, 4, 2)), rng.normal(size=(3, 4))
+    parameters, weight = numpy_parameters(module), head.double().numpy()
+    check(module, lambda s, t: reference.srrl(s, t, weight, parameters), student, teacher, dtype)

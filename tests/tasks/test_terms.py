@@ -190,3 +190,15 @@ def test_the_students_own_moving_average_can_be_its_teacher() -> None:
         task.update_ema()
     assert not any(parameter.requires_grad for parameter in ema.parameters())
     assert list(task.get_checkpoint_state(ema=True)) == ["state_dict_ema"]
+
+
+def test_a_mapping_names_taps_and_a_loss_for_each_key() -> None:
+    given = {"first": {"loss": "hint_mse", "weight": 2.0, "teacher_taps": "0:pooled"}, "kl": {"temperature": 2.0}}
+    assert as_terms(given) == (
+        LossTerm("hint_mse", 2.0, teacher_taps="0:pooled", key="first"),
+        LossTerm("kl", 1.0, {"temperature": 2.0}),
+    )
+    [term] = as_terms({"vitkd": {"student_taps": [0, "blocks.1"]}})  # a file's 0 is a number
+    assert term.student_taps == ("0", "blocks.1")
+    with pytest.raises(ConfigError, match=r"term 'kl': a tap is a name, or a list of names, got 1\.5"):
+        as_terms({"kl": {"teacher_taps": 1.5}})

@@ -89,8 +89,28 @@ def test_members_that_do_not_fit_are_refused() -> None:
     for weights in ([1.0], [1.0, -1.0], [0.0, 0.0]):
         with pytest.raises(ConfigError, match="each of 2 teachers"):
             TeacherEnsemble(pair(), weights)
-    with pytest.raises(ConfigError, match="take one of its members"):
-        TeacherEnsemble(pair()).with_taps(["pooled"])
+    named = {"pooled": "'0:pooled' or '1:pooled'", "nope": "such as '0:pooled'", "7:pooled": "has no tap '7:pooled'"}
+    for tap, problem in named.items():
+        with pytest.raises(KdkitError, match=problem):
+            TeacherEnsemble(pair()).with_taps([tap])
+    with pytest.raises(ConfigError, match="build a cache of each member, and train with both"):
+        build_cache(TeacherEnsemble(pair()), digits_dataset(4), "no.h5", BuildConfig(streams=("0:pooled",)))
+
+
+def test_the_features_of_members_stay_apart_and_those_without_a_share_have_any_classes_or_none() -> None:
+    members = [*pair(), create_teacher(tiny_model("test_vit", num_classes=0))]
+    members.append(create_teacher(tiny_model("test_efficientnet", num_classes=3)))
+    taps = ["0:pooled", "2:pooled", "layer4.0.act2.input", "3:stages.2"]
+    ensemble = TeacherEnsemble(members, [1.0, 0.0, 1.0, 0.0], taps=taps).for_input(Normalization())
+    assert (ensemble.weights, ensemble.num_classes, ensemble.taps) == ((1.0, 0.0, 0.0, 0.0), 10, tuple(taps))
+    outputs = ensemble(Batch(images(), torch.zeros(4)))
+    torch.testing.assert_close(outputs.logits, run_teacher(members[0].for_input(Normalization())).log_softmax(1))
+    for tap, (number, own) in zip(taps, [(0, "pooled"), (2, "pooled"), (0, taps[2]), (3, "stages.2")], strict=True):
+        alone = members[number].for_input(Normalization()).with_taps([own])
+        torch.testing.assert_close(outputs.features[tap], alone(Batch(images(), torch.zeros(4))).features[own])
+        assert ensemble.tap_width(tap) == alone.tap_width(own)
+    headless = TeacherEnsemble([members[2], members[2]], taps=["1:pooled"])
+    assert (headless.num_classes, headless(Batch(images(), torch.zeros(4))).logits) == (0, None)
 
 
 def test_members_of_one_name_are_compared_all_the_same() -> None:

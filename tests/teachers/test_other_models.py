@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import importlib
+import json
 import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
+import h5py
 import pytest
 import timm
 import torch
 import torchvision
-from support import write_digits
+from support import tiny_model, write_digits
+from timm.models import save_for_hf
 
 import kdkit
 from kdkit.cli import main
@@ -190,3 +193,30 @@ def test_a_teacher_of_own_code_sees_images_in_the_normalisation_that_is_given(
     rows = told(kdkit.Batch(pixels, torch.zeros(20), torch.arange(20), 0)).logits
     torch.testing.assert_close(rows, plain(4 * pixels).log_softmax(dim=1), rtol=1e-4, atol=1e-5)
     assert [cache.teacher["mean"][0] for cache in outputs.values()] == [0.0, 0.485]
+
+
+def test_teachers_of_other_classes_and_without_a_head_teach_their_features_side_by_side(folder: Path) -> None:
+    """From two caches and live: a transformer without a head, and a map before a ReLU of a model of 7 classes."""
+    save_for_hf(tiny_model("test_vit", num_classes=0), folder / "headless", safe_serialization=True)
+    save_for_hf(tiny_model("test_resnet", num_classes=7), folder / "other", safe_serialization=True)
+    before_relu = "layer4.0.act2.input"
+    for name, stream in (("headless", "pooled"), ("other", before_relu)):
+        build = ["cache", "build", "data", "--teacher", name, "--streams", stream, "--size", "32", "--workers", "0"]
+        assert main([*build, "-o", f"{name}.h5"]) == 0
+    with h5py.File(folder / "other.h5", locking=False) as file:
+        assert before_relu in json.loads(file.attrs["kdkit"])["streams"]
+
+    def loss(first: str, second: str) -> str:
+        one = {"loss": "hint_mse", "student_taps": "3.input", "teacher_taps": first}
+        two = {"loss": "hint_mse", "weight": 2.0, "student_taps": "0", "teacher_taps": second}
+        return json.dumps({"one": one, "two": two})
+
+    distill = ["distill", "data", "--student", "own_models:make", *TRAIN]
+    live = ["--teacher", "headless", "--teacher.ensemble", "[{model: other, weight: 0}]"]
+    assert main([*distill, *live, "--loss", loss("0:pooled", f"1:{before_relu}"), "-o", "live"]) == 0
+    cached = ["--cache", "headless.h5", "other.h5"]
+    assert main([*distill, *cached, "--loss", loss("pooled", before_relu), "-o", "cached"]) == 0
+    runs = [json.loads((folder / run / "metrics.jsonl").read_text().splitlines()[-1]) for run in ("live", "cached")]
+    for term in ("one", "two", "kd_loss"):
+        assert runs[0][term] == pytest.approx(runs[1][term], rel=1e-3)  # a cache holds features in float16
+    assert runs[0]["kd_loss"] == pytest.approx(runs[0]["one"] + 2 * runs[0]["two"], rel=1e-5)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import timm
 import torch
+import torchvision
 from support import tiny_model
+from torch import nn
 
 from kdkit import create_teacher
 from kdkit.errors import ConfigError, UnknownNameError
@@ -56,10 +60,7 @@ def test_features_are_those_that_timms_own_calls_give() -> None:
 
 
 def test_channels_last_maps_and_distilled_transformers_give_patch_tokens() -> None:
-    swin = timm.create_model(
-        "swin_tiny_patch4_window7_224", num_classes=10, img_size=64, window_size=2, depths=(1,) * 4
-    )
-    outputs = run_teacher(create_teacher(swin, taps=["tokens", "stages.1"]))
+    outputs = run_teacher(create_teacher(swin(), taps=["tokens", "stages.1"]))
     assert outputs.features["tokens"].shape == (2, 4, 768)
     assert outputs.features["stages.1"].shape == (2, 192, 8, 8)
     distilled = timm.create_model("deit_tiny_distilled_patch16_224", num_classes=10, img_size=64, depth=2)
@@ -88,6 +89,78 @@ def test_prefix_tokens_are_apart_from_the_patch_tokens_and_together_they_are_all
         assert torch.equal(found["class_token"], run_teacher(create_teacher(model, taps=["pooled"])).features["pooled"])
 
 
+def swin() -> nn.Module:
+    torch.manual_seed(0)
+    return timm.create_model(
+        "swin_tiny_patch4_window7_224", num_classes=10, img_size=64, window_size=2, depths=(1,) * 4
+    )
+
+
+class Odd(nn.Module):
+    """A model of no library, with modules whose outputs are no features."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.idle = nn.Conv2d(3, 4, 3), nn.Identity()
+        self.pair, self.head = nn.LSTM(4, 4, batch_first=True), nn.Linear(4, 10)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.head(self.pair(self.body(images).flatten(2).mT)[0].mean(1))
+        return logits
+
+
+def after(model: nn.Module, images: torch.Tensor, tap: str) -> torch.Tensor:
+    """What follows from the tap's feature in the model's own code, or timm's name for the same feature."""
+    return run_teacher(create_teacher(model, taps=[tap])).features[tap]
+
+
+@pytest.mark.parametrize(
+    ("make", "tap", "expected"),
+    [
+        # A map before its last ReLU, which works in place; a map after it; a map with the width last.
+        (tiny_model, "layer4.0.act2.input", lambda model, f: (f.relu(), after(model, images(), "stages.4"))),
+        (tiny_model, "layer3", lambda model, f: (f, after(model, images(), "stages.3"))),
+        (swin, "layers.1", lambda model, f: (f, after(model, images(), "stages.1"))),
+        # Tokens as the module has them; the input of a classifier of torchvision's; a model of no library.
+        (lambda: tiny_model("test_vit"), "norm", lambda model, f: (f[:, 1:], after(model, images(), "tokens"))),
+        (torchvision.models.mnasnet0_5, "classifier.input", lambda model, f: (model.classifier(f), model(images()))),
+        (Odd, "head.input", lambda model, f: (model.head(f), model(images()))),
+    ],
+)
+def test_any_module_is_a_tap_by_its_path(make: Any, tap: str, expected: Any) -> None:
+    model = make().eval()
+    outputs = run_teacher(create_teacher(model, taps=[tap]))
+    feature = outputs.features[tap]
+    torch.testing.assert_close(*expected(model, feature))
+    assert torch.equal(outputs.logits, model(images()))
+    model.train()
+    modes = [module.training for module in model.modules()]
+    assert width_of(feature) == tap_width(model, tap)
+    assert [module.training for module in model.modules()] == modes
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize(
+    ("make", "tap", "problem"),
+    [
+        (Odd, "idle", "the forward pass does not run"),
+        (Odd, "pair", "is tuple, expected a tensor"),
+        (swin, "layers.1.blocks.0.attn", r"is torch.float32 \[32, 4, 192\] for 2 images, expected"),
+    ],
+)
+def test_a_module_that_has_no_feature_is_refused(make: Any, tap: str, problem: str) -> None:
+    with pytest.raises(ConfigError, match=f"the tap {tap!r}.*{problem}"):
+        run_teacher(create_teacher(make(), taps=[tap]))
+
+
+def test_the_width_of_a_module_of_a_model_of_one_size_is_known_only_with_that_size() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 5), nn.Linear(5, 10))
+    with pytest.raises(ConfigError, match=r"the width of the tap '1' is not known.*pretrained_cfg = \{'input_size'"):
+        tap_width(model, "1")
+    model.pretrained_cfg = {"input_size": (3, 8, 8)}
+    assert tap_width(model, "1") == 5
+
+
 def test_taps_order_is_the_callers_and_survives_for_input() -> None:
     teacher = create_teacher(tiny_model(), taps=["stages.3", "pooled", "stages.1"]).for_input(Normalization())
     assert teacher.taps == tuple(run_teacher(teacher).features) == ("stages.3", "pooled", "stages.1")
@@ -108,6 +181,8 @@ def test_features_carry_no_gradient() -> None:
 def test_a_tap_that_is_not_there_is_named_with_those_that_are() -> None:
     with pytest.raises(UnknownNameError, match=r"no tap 'blocks\.1'.*stages\.0, stages\.1"):
         create_teacher(tiny_model("test_resnet"), taps=["blocks.1"])
+    with pytest.raises(UnknownNameError, match=r"no tap 'layer9'; did you mean 'layer4'.* no module of that path"):
+        create_teacher(tiny_model("test_resnet"), taps=["layer9"])
     with pytest.raises(UnknownNameError, match="none, since it is not a timm model"):
         create_teacher(torch.nn.Linear(2, 3), taps=["pooled"])
     with pytest.raises(ConfigError, match=r"\['pooled'\]"):

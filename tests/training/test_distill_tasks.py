@@ -140,6 +140,23 @@ def test_a_task_that_does_not_exist_is_refused() -> None:
         DistillConfig(data="", output="", student="", cache="x", task="features")
 
 
+def test_the_classifier_that_srrl_needs_is_that_of_a_live_teacher_beside_the_cache(
+    folder: Path, tmp_path: Path
+) -> None:
+    torch.save(tiny_model(seed=1).state_dict(), tmp_path / "t.pth")
+    teacher = TeacherConfig("test_resnet", checkpoint=str(tmp_path / "t.pth"))
+    options: dict[str, Any] = {"distill_loss": {"srrl": 2}, "student_taps": ("stages.4",), "teacher_taps": ("pooled",)}
+    options["student"] = "test_efficientnet"
+    with pytest.raises(ConfigError, match="--teacher NAME --cache-weights 1 0"):
+        distill(run(folder, tmp_path / "no", "all", **options))
+    cached = run(folder, tmp_path / "cached", "all", teacher=teacher, cache_weights=(1.0, 0.0), **options)
+    live = dataclasses.replace(
+        cached, cache=None, cache_weights=None, output=str(tmp_path / "live"), recipe=ViewRecipe(size=32, hflip=0.0)
+    )
+    first, second = (distill(config).training.epochs[-1]["srrl"] for config in (cached, live))
+    assert first == pytest.approx(second, rel=1e-3)  # a cache holds features in float16
+
+
 @pytest.mark.parametrize(("task", "streams"), [("logit", ("logits",)), ("feature", ("logits", "pooled"))])
 def test_a_run_reads_the_streams_that_its_task_needs(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: str, streams: tuple[str, ...]

@@ -46,10 +46,12 @@ class BitFields:
         """[B, F] integers, each below 2**width -> uint8 [B, row_bytes], 0 after the last field."""
         geometry = self._geometry(values.device)
         shifted = values.to(torch.int64) << geometry.shift.T.to(torch.int64)
-        rows = torch.zeros(len(values), row_bytes + self.window, dtype=torch.int64, device=values.device)
-        for i in range(self.window):  # no two fields share a bit, so adding never carries
-            rows.index_add_(1, geometry.first + i, (shifted >> 8 * (self.window - 1 - i)) & 0xFF)
-        return rows[:, :row_bytes].to(torch.uint8)
+        width = row_bytes + self.window
+        rows = torch.zeros(len(values) * width, dtype=torch.int64, device=values.device)
+        place = (geometry.first + width * torch.arange(len(values), device=values.device)[:, None]).flatten()
+        for i in range(self.window):  # no two fields share a bit, so adding never carries; flat, as 2-D is slow on CPUs
+            rows.index_add_(0, place + i, ((shifted >> 8 * (self.window - 1 - i)) & 0xFF).flatten())
+        return rows.view(len(values), width)[:, :row_bytes].to(torch.uint8)
 
     def unpack(self, payload: Tensor) -> Tensor:
         """Uint8 [B, N] -> integers [B, F], a transposed view: because gathering whole rows is quicker."""

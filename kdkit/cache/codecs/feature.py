@@ -20,6 +20,8 @@ from kdkit.errors import ConfigError, ShapeError
 
 _LEVELS = 255  # the largest uint8 code
 _HEAD_BYTES = 8  # float32 minimum and float32 step
+_SHARE = 10  # default of a codec whose bytes are chosen: a tenth of float16's
+_LEAST_BYTES, _NUMBERS_PER_BYTE = 16, 4096  # of such a row: its head, and more where it has very many numbers
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,10 @@ class FeatureCodec(RowCodec):
         """Numbers of one row."""
         return math.prod(self.shape)
 
+    def fit(self, sample: Tensor) -> FeatureCodec:
+        """A codec fitted to rows [R, ...], each of another image; itself for a codec without a fit."""
+        return self
+
     def suited_to(self, sample: Tensor) -> Self:
         """This codec, with the options that suit a sample of rows [B, ...]; by default itself."""
         return self
@@ -49,6 +55,22 @@ class FeatureCodec(RowCodec):
                 f"codec {self.name!r} takes float features [B, {', '.join(map(str, self.shape))}], got "
                 f"{values.dtype} {list(values.shape)}"
             )
+
+
+@dataclass(frozen=True)
+class SizedFeature(FeatureCodec):
+    """A codec whose bytes per row are chosen."""
+
+    row_bytes: int = 0  # of one encoded row; 0: a tenth of float16's
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        least, size = _LEAST_BYTES + self.numel // _NUMBERS_PER_BYTE, self.row_bytes
+        if type(size) is not int or 0 != size < least:  # a file's metadata may hold anything
+            what = f"{self.name} needs at least {least} bytes per row of {self.numel} numbers"
+            raise ConfigError(f"{what}, got row_bytes={size!r}")
+        if size == 0:
+            object.__setattr__(self, "row_bytes", max(least, -(-2 * self.numel // _SHARE)))
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,11 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from kdkit.cache.codecs.base import Codec, RowCodec
+from kdkit.cache.codecs.compact import CompactFeature
 from kdkit.cache.codecs.dense import Float16Codec, Float32Codec, Int8Codec
+from kdkit.cache.codecs.dense_feature import DenseFeature
 from kdkit.cache.codecs.feature import FeatureCodec, Float16Feature, Int8Feature
+from kdkit.cache.codecs.head import HeadCodec
 from kdkit.cache.codecs.lowrank import LowRankCodec
 from kdkit.cache.codecs.record import RecordCodec
 from kdkit.cache.codecs.sigmoid import SigmoidFloat16Codec, SigmoidFloat32Codec, SigmoidInt8Codec
@@ -108,7 +111,7 @@ def codec_of_size(name: str | None, num_classes: int, row_bytes: int, **options:
     """The codec called `name` whose rows take at most `row_bytes` bytes: the largest that fits.
 
     Args:
-        name: lowrank or topk; None for float16 if its rows are small enough, else lowrank.
+        name: lowrank, head or topk; None for float16 if its rows are small enough, else lowrank.
         num_classes: C.
         row_bytes: maximum bytes per row.
         options: further options of the codec.
@@ -121,13 +124,13 @@ def codec_of_size(name: str | None, num_classes: int, row_bytes: int, **options:
         if exact.row_bytes <= row_bytes:
             return exact
         name = LowRankCodec.name
-    if name == LowRankCodec.name:
+    if name in (LowRankCodec.name, HeadCodec.name):
         return create_codec(name, num_classes, **{"row_bytes": row_bytes, **options})
     codec = create_codec(name, num_classes, **options)
     if not isinstance(codec, TopKCodec):
         raise ConfigError(
             f"the codec {name!r} has no option for its size, its rows of {num_classes} classes take {codec.row_bytes} "
-            "bytes: leave out the bytes, or take lowrank or topk"
+            "bytes: leave out the bytes, or take lowrank, head or topk"
         )
     fitting = [k for k in range(1, num_classes + 1) if TopKCodec(num_classes, k).row_bytes <= row_bytes]
     if not fitting:
@@ -159,6 +162,8 @@ def create_feature_codec(name: str, shape: Sequence[int], **options: Any) -> Fea
 def feature_codec_for(name: str, row_bytes: int | None, sample: Tensor) -> FeatureCodec:
     """The codec called `name` for features like a sample [B, ...], of this many bytes per row or of its default size.
 
+    It is not fitted yet if it needs a fit.
+
     Raises:
         UnknownNameError: no codec of features has this name.
         ConfigError: the codec has one size only, or its smallest row is larger.
@@ -186,8 +191,10 @@ register_codec("float16", Float16Codec)
 register_codec("int8", Int8Codec)
 register_codec("lowrank", LowRankCodec)
 register_codec("topk", TopKCodec)
+register_codec("head", HeadCodec)
 for _codec in (SigmoidFloat32Codec, SigmoidFloat16Codec, SigmoidInt8Codec):
     register_codec(_codec.name, _codec)
 register_codec("float16", Float16Feature)
 register_codec("int8", Int8Feature)
-register_codec("sparse", SparseFeature)
+for _feature in (SparseFeature, DenseFeature, CompactFeature):
+    register_codec(_feature.name, _feature)

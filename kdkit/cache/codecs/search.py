@@ -18,14 +18,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kdkit.cache.codecs.curvature import Curvature, blocks, curvature_of
+
 _SOFT_SHARE = 0.3  # of the objective that is the divergence at T = 2: it costs T = 1 nothing and helps soft targets
 _RIDGE = 5e-5  # weight of the prior that coefficients spread as the sample's did, against a total class weight of 1
 _HEAVY, _MOST_HEAVY = 192, 2048  # classes of a row whose curvature is summed exactly: C / 6 between these bounds
 _JITTER = 1e-6  # of the mean curvature, so that rounding never makes a curvature singular
 _NEWTON_STEPS, _CLASSES_A_STEP = 3, 2048  # steps make up for the other classes, so more of those need more steps
 _SWEEPS = 2
-_BLOCK = 32  # coefficients rounded together
-_GRAM_BLOCK = 64  # rows of the curvature that are computed together
 _CPU_BYTES = 192 << 20  # of the largest temporary, of which about three exist at a time
 _GPU_BYTES = 1 << 30  # of all temporaries together
 _CPU_CHUNK, _GPU_CHUNK = 6, 8  # at most 2**6 rows on a CPU, whose caches hold no more, and 2**8 elsewhere
@@ -101,8 +101,8 @@ class TailObjective:
         return excess @ self.basis.T + self._prior * coefficients
 
     @cached_property
-    def curvature(self) -> Tensor:
-        """The weighted covariance of the basis, [B, D, D]: about the second derivative at the teacher's distribution.
+    def curvature(self) -> Curvature:
+        """The weighted covariance of the basis: about the second derivative at the teacher's distribution.
 
         The light classes enter with the weight of the lightest heavy one, which the orthonormal basis turns into a
         multiple of the identity: never too little, so that Newton's steps do not overshoot, and several times quicker
@@ -112,78 +112,58 @@ class TailObjective:
         exact = _num_heavy(weight.shape[1])
         heavy, classes = weight.topk(exact, dim=1)
         floor = heavy[:, -1:] * float(weight.shape[1] > exact)
-        rows = (F.embedding(classes, self.basis.T.contiguous()) - (weight @ self.basis.T)[:, None, :]) * (
-            heavy - floor
-        ).sqrt()[:, :, None]
-        matrix = _gram(rows)
-        diagonal = matrix.diagonal(dim1=1, dim2=2)
-        diagonal += floor + self._prior + _JITTER * diagonal.mean(dim=1, keepdim=True)
-        return matrix
+        rows = F.embedding(classes, self.basis.T.contiguous()) - (weight @ self.basis.T)[:, None, :]
+        rows *= (heavy - floor).sqrt()[:, :, None]
+        trace = torch.linalg.vector_norm(rows, dim=(1, 2)).square()
+        return curvature_of(rows, floor + self._prior + _JITTER * trace[:, None] / rows.shape[2])
 
     def minimise(self) -> Tensor:
         """The best real coefficients [B, D]."""
-        factor, _ = torch.linalg.cholesky_ex(self.curvature)  # unchecked: a check would wait for the device each time
         residual = self.target - self.mean
         weight = self._weight
         level = (weight * residual).sum(dim=1, keepdim=True)
         descent = (weight * (residual - level)) @ self.basis.T  # of the quadratic form whose solution starts the search
-        best = _solve(factor, descent)
+        best = self.curvature.solve(descent)
         for _ in range(_NEWTON_STEPS + len(self.mean) // _CLASSES_A_STEP):
-            best = best - _solve(factor, self.gradient(best))
+            best = best - self.curvature.solve(self.gradient(best))
         return best.nan_to_num(0.0, 0.0, 0.0)  # a row that cannot be fitted: the encoder stores it flat
 
     def round(self, coefficients: Tensor, levels: Levels) -> Tensor:
         """Codes int64 [B, D] near `coefficients` that make the objective small, by coordinate descent."""
         codes = levels.nearest(coefficients)
+        within = [self.curvature.block(here) for here in blocks(len(levels.half))]
         for _ in range(_SWEEPS):
-            codes = self._sweep(codes, levels)
+            codes = self._sweep(codes, levels, within)
         return codes.to(torch.int64)
 
-    def _sweep(self, codes: Tensor, levels: Levels) -> Tensor:
+    def _sweep(self, codes: Tensor, levels: Levels, within: Sequence[Tensor]) -> Tensor:
         """Each coefficient in turn to the level that is best given all the others.
 
-        A block of coefficients is worked on by itself, all in units of a level, and the rest hears of it at its end:
-        the arithmetic is the same, the memory that each coefficient touches an eighth.
+        A block of coefficients is worked on by itself, all in units of a level, and the others follow at its end: the
+        arithmetic is the same, the memory that each coefficient touches an eighth.
         """
-        gradient, rounded = self.gradient(levels.values(codes)), []
-        for start in range(0, len(levels.half), _BLOCK):
-            here = slice(start, start + _BLOCK)
-            before, moved = codes[:, here], self._sweep_block(codes[:, here], gradient[:, :_BLOCK], levels, here)
+        gradient, rounded, carried = self.gradient(levels.values(codes)), [], None
+        for here, block in zip(blocks(len(levels.half)), within, strict=True):
+            before, pull = codes[:, here], gradient[:, here]
+            if carried is not None:
+                pull = pull + self.curvature.felt(carried, here)
+            moved = _sweep_block(before, pull, block, levels, here)
             rounded.append(before + moved)
-            change = (moved * levels.step[:, here])[:, None, :]
-            ahead = self.curvature[:, here, here.stop :]  # what lies behind is not looked at again
-            gradient = torch.baddbmm(gradient[:, None, _BLOCK:], change, ahead)[:, 0]
+            carried = self.curvature.carry(carried, moved * levels.step[:, here], here)
         return torch.cat(rounded, dim=1)
 
-    def _sweep_block(self, codes: Tensor, gradient: Tensor, levels: Levels, here: slice) -> Tensor:
-        """By how many levels each coefficient of the block `here`, with these codes and gradients, moves; [B, W]."""
-        step = levels.step[:, here].T.contiguous()  # [W, B]: the coefficients of a batch side by side
-        curvature = self.curvature[:, here, here].permute(1, 2, 0)  # [W, W, B], symmetric
-        by_level = curvature.diagonal().T * step
-        pull = gradient.T / by_level  # [W, B] by how many levels each is off
-        coupling = (curvature * (step[:, None] / by_level)).contiguous()  # [i, j] is what a level of i adds to j's pull
-        before = codes.T.contiguous()
-        moves = []
-        for code, own, others, max_code in zip(before, pull, coupling, levels.max_codes[here], strict=True):
-            move = (code - own).round_().clamp_(0, max_code).sub_(code)
-            pull.addcmul_(others, move)
-            moves.append(move)
-        return torch.stack(moves, dim=1)
 
-
-def _gram(rows: Tensor) -> Tensor:
-    """rows' rows, [B, D, D] of [B, M, D]; the half that is equal by symmetry is copied."""
-    rank = rows.shape[2]
-    matrix = rows.new_empty(len(rows), rank, rank)
-    for start in range(0, rank, _GRAM_BLOCK):
-        stop = start + _GRAM_BLOCK
-        torch.matmul(rows[:, :, start:stop].transpose(1, 2), rows[:, :, start:], out=matrix[:, start:stop, start:])
-        matrix[:, stop:, start:stop] = matrix[:, start:stop, stop:].transpose(1, 2)
-    return matrix
-
-
-def _solve(factor: Tensor, right: Tensor) -> Tensor:
-    """The solution of (factor factor') x = right [B, D]; torch.cholesky_solve would copy the factor each time."""
-    forward = torch.linalg.solve_triangular(factor, right[:, :, None], upper=False)
-    solution: Tensor = torch.linalg.solve_triangular(factor.mT, forward, upper=True)
-    return solution[:, :, 0]
+def _sweep_block(codes: Tensor, gradient: Tensor, curvature: Tensor, levels: Levels, here: slice) -> Tensor:
+    """By how many levels each coefficient of the block `here`, with these codes and gradients, moves; [B, W]."""
+    step = levels.step[:, here].T.contiguous()  # [W, B]: the coefficients of a batch side by side
+    curvature = curvature.permute(1, 2, 0)  # [W, W, B], symmetric
+    by_level = curvature.diagonal().T * step
+    pull = gradient.T / by_level  # [W, B] by how many levels each is off
+    coupling = (curvature * (step[:, None] / by_level)).contiguous()  # [i, j] is what a level of i adds to j's pull
+    before = codes.T.contiguous()
+    moves = []
+    for code, own, others, max_code in zip(before, pull, coupling, levels.max_codes[here], strict=True):
+        move = (code - own).round_().clamp_(0, max_code).sub_(code)
+        pull.addcmul_(others, move)
+        moves.append(move)
+    return torch.stack(moves, dim=1)

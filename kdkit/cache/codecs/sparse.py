@@ -6,27 +6,22 @@ Dimensions: B batch, D numbers of a row, K entries: the numbers that are kept.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 from typing import ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor
 from typing_extensions import Self
 
 from kdkit.cache.codecs.base import check_payload
 from kdkit.cache.codecs.bits import BitFields
-from kdkit.cache.codecs.feature import FeatureCodec
+from kdkit.cache.codecs.feature import SizedFeature
 from kdkit.cache.codecs.raw import from_bytes, to_bytes
+from kdkit.cache.codecs.steps import COARSEST, MAX_SIZE, ONE, PER_OCTAVE, STEP_BYTES, as_bytes, as_number, steps
 from kdkit.cache.codecs.unary import bytes_with_ones, places_of_ones
 from kdkit.errors import ConfigError
 
-_SHARE = 10  # default: a tenth of float16's bytes
-_LEAST_BYTES, _NUMBERS_PER_BYTE = 16, 4096  # of a row: its head, and the least upper part of its places
-_STEP_BYTES, _FLAT_BYTES = 2, 4
-_PER_OCTAVE, _ONE, _OCTAVES = 16, 2048, 64  # code c is a step of 2**((c - 2048) / 16), from 2**-64 to 2**64
-_COARSEST = _ONE + _OCTAVES * _PER_OCTAVE
-_MAX_SIZE = 1e15  # of a number: squares of rows are finite, and the coarsest step takes it to level 0
+_FLAT_BYTES = 4
 _KEPT, _ROUNDING = 0.65, 0.45  # in steps: smaller numbers cost more bits than they are worth; level n is from n - 0.45
 _ABOVE = 1 / 32  # of a step: how far the numbers of level 1 lie above it on average
 _ENTRY_BITS = 2.5  # of an entry, apart from the low bits of its place: one of the upper part, and its level's
@@ -35,7 +30,7 @@ _CHUNK_NUMBERS = 1 << 20  # of the rows that are encoded together, which bounds 
 
 
 @dataclass(frozen=True)
-class SparseFeature(FeatureCodec):
+class SparseFeature(SizedFeature):
     """The numbers that are not near zero: places in Elias-Fano form, levels in unary, one step per row.
 
     The step is the finest one whose entries fit into the row's bytes. cache/CODECS.md describes every byte. What is
@@ -43,15 +38,12 @@ class SparseFeature(FeatureCodec):
     """
 
     name: ClassVar[str] = "sparse"
-    row_bytes: int = 0  # of one encoded row; 0: a tenth of float16's
     signed: bool = False  # whether entries have a sign; rows with numbers below 0 are otherwise not encodable
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        least = _LEAST_BYTES + self.numel // _NUMBERS_PER_BYTE
-        if self.row_bytes == 0:
-            object.__setattr__(self, "row_bytes", max(least, -(-2 * self.numel // _SHARE)))
-        _check_options(self.row_bytes, self.signed, least, self.numel)
+        if not isinstance(self.signed, bool):
+            raise ConfigError(f"signed must be true or false, got {self.signed!r}")
 
     def suited_to(self, sample: Tensor) -> Self:
         """This codec, with signs if the sample [B, ...] has numbers below 0."""
@@ -60,12 +52,12 @@ class SparseFeature(FeatureCodec):
     def is_encodable(self, values: Tensor) -> Tensor:
         """Which rows of [B, ...] are finite, not beyond 1e15, and, without signs, not below 0; bool [B]."""
         rows = values.flatten(1)
-        return ((rows <= _MAX_SIZE) & (rows >= (-_MAX_SIZE if self.signed else 0))).all(dim=1)
+        return ((rows <= MAX_SIZE) & (rows >= (-MAX_SIZE if self.signed else 0))).all(dim=1)
 
     @property
     def _head(self) -> int:
         """Bytes of the step and of K."""
-        return _STEP_BYTES + self._count_bytes
+        return STEP_BYTES + self._count_bytes
 
     @property
     def _count_bytes(self) -> int:
@@ -115,7 +107,7 @@ class SparseFeature(FeatureCodec):
     def _encode(self, rows: Tensor) -> Tensor:
         sizes = rows.abs()
         code = self._finest(sizes)
-        step = _steps(rows.device)[code]
+        step = steps(rows.device)[code]
         levels = _levels(sizes / step)
         constant = rows.mean(dim=1, keepdim=True, dtype=torch.float64).float()  # exact where all numbers are equal
         # A row of many equal numbers has a step at which all of them fit or none: it may be better flat.
@@ -128,13 +120,13 @@ class SparseFeature(FeatureCodec):
         """The code of the finest step at which each row fits, int64 [B, 1], by bisection."""
         largest = sizes.amax(dim=1, keepdim=True)
         # At twice the largest number no level is above 0; below 1 / (8 * row_bytes) of it, its level alone is too long.
-        high = (largest.log2() * _PER_OCTAVE + _ONE + _PER_OCTAVE).ceil().clamp(0, _COARSEST).to(torch.int64)
-        span = _PER_OCTAVE * ((8 * self.row_bytes).bit_length() + 2)
+        high = (largest.log2() * PER_OCTAVE + ONE + PER_OCTAVE).ceil().clamp(0, COARSEST).to(torch.int64)
+        span = PER_OCTAVE * ((8 * self.row_bytes).bit_length() + 2)
         low = (high - span).clamp_min(0)
-        steps = _steps(sizes.device)
+        table = steps(sizes.device)
         for _ in range(span.bit_length()):
             middle = (low + high) // 2
-            fits = self._fits(_levels(sizes / steps[middle]))
+            fits = self._fits(_levels(sizes / table[middle]))
             low, high = torch.where(fits, low, middle + 1).minimum(high), torch.where(fits, middle, high)
         return high
 
@@ -162,14 +154,14 @@ class SparseFeature(FeatureCodec):
             stream += self._fields.pack(low.masked_fill(absent, 0), self._room).flip(1)
         stream[:, :_FLAT_BYTES] = torch.where(count == 0, to_bytes(constant), stream[:, :_FLAT_BYTES])
         code = torch.where(count == 0, 0, code)
-        return torch.cat([_as_bytes(code, _STEP_BYTES), _as_bytes(count, self._count_bytes), stream], dim=1)
+        return torch.cat([as_bytes(code, STEP_BYTES), as_bytes(count, self._count_bytes), stream], dim=1)
 
     def decode(self, payload: Tensor) -> Tensor:
         """Uint8 [B, row_bytes] -> float32 [B, ...]."""
         check_payload(self, payload)
         rows, device = len(payload), payload.device
-        step = _steps(device)[_as_number(payload[:, :_STEP_BYTES]).clamp_max(_COARSEST)]
-        count = _as_number(payload[:, _STEP_BYTES : self._head]).clamp(0, self._most).to(torch.int32)
+        step = steps(device)[as_number(payload[:, :STEP_BYTES]).clamp_max(COARSEST)]
+        count = as_number(payload[:, STEP_BYTES : self._head]).clamp(0, self._most).to(torch.int32)
         stream = payload[:, self._head :]
         ones = places_of_ones(stream, 2 * self._most)
         order = torch.arange(self._most, dtype=torch.int32, device=device)
@@ -188,16 +180,6 @@ class SparseFeature(FeatureCodec):
         return torch.where(count == 0, flat, decoded[:, :-1]).view(rows, *self.shape)
 
 
-def _check_options(row_bytes: object, signed: object, least: int, numel: int) -> None:
-    """Raises ConfigError for what no build writes: a file's metadata may hold anything."""
-    if isinstance(row_bytes, bool) or not isinstance(row_bytes, int) or row_bytes < least:
-        raise ConfigError(
-            f"sparse needs at least {least} bytes per row of {numel} numbers, got row_bytes={row_bytes!r}"
-        )
-    if not isinstance(signed, bool):
-        raise ConfigError(f"signed must be true or false, got {signed!r}")
-
-
 def _levels(scaled: Tensor) -> Tensor:
     """Sizes in steps -> levels, float."""
     return (scaled + _ROUNDING).floor_() * (scaled >= _KEPT)
@@ -206,21 +188,3 @@ def _levels(scaled: Tensor) -> Tensor:
 def _sizes_of(levels: Tensor, step: Tensor) -> Tensor:
     """The sizes that levels [B, ...] mean at steps [B, 1]; 0 for level 0."""
     return (levels + _ABOVE * (levels == 1)) * step
-
-
-def _as_bytes(number: Tensor, count: int) -> Tensor:
-    """Integers [B, 1] -> uint8 [B, count], little-endian."""
-    return torch.cat([number >> 8 * byte & 255 for byte in range(count)], dim=1).to(torch.uint8)
-
-
-def _as_number(payload: Tensor) -> Tensor:
-    """Uint8 [B, count], little-endian -> int64 [B, 1]."""
-    shift = 8 * torch.arange(payload.shape[1], device=payload.device)
-    return (payload.to(torch.int64) << shift).sum(dim=1, keepdim=True)
-
-
-@cache
-def _steps(device: torch.device) -> Tensor:
-    """The step of each code, float32; a table, because powers of two are rounded differently by different devices."""
-    codes = np.arange(_COARSEST + 1, dtype=np.float64)
-    return torch.from_numpy(np.exp2((codes - _ONE) / _PER_OCTAVE).astype(np.float32)).to(device)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from kdkit.cache.codecs.curvature import blocks, curvature_of
 from kdkit.cache.codecs.search import Levels, TailObjective, chunk_rows
 
 
@@ -25,11 +26,18 @@ def problem(rank: int) -> tuple[TailObjective, Levels, Tensor]:
     )
 
 
+def matrix_of(objective: TailObjective) -> Tensor:
+    """The curvature [B, D, D]: column i is what solves to the unit vector i."""
+    unit = torch.eye(len(objective.deviation), dtype=torch.float64)
+    inverse = [objective.curvature.solve(row.expand(len(objective.target), -1)) for row in unit]
+    return torch.stack(inverse, dim=2).inverse()
+
+
 def descend_plainly(objective: TailObjective, levels: Levels, codes: Tensor) -> Tensor:
     """Each coefficient of each row in turn to its best level, the gradient of a quadratic form computed anew."""
     codes = codes.clone()
     first = levels.values(codes)
-    slope, curvature = objective.gradient(first), objective.curvature
+    slope, curvature = objective.gradient(first), matrix_of(objective)
     for row in range(len(codes)):
         for i, half in enumerate(levels.half.tolist()):
             values = (codes[row] - levels.half) * levels.step[row]
@@ -39,7 +47,7 @@ def descend_plainly(objective: TailObjective, levels: Levels, codes: Tensor) -> 
     return codes
 
 
-@pytest.mark.parametrize("rank", [1, 31, 32, 33, 80])
+@pytest.mark.parametrize("rank", [1, 31, 32, 33, 80, 200])
 def test_coefficients_are_rounded_as_by_coordinate_descent_over_single_rows(rank: int) -> None:
     objective, levels, coefficients = problem(rank)
     expected = levels.nearest(coefficients)
@@ -47,6 +55,24 @@ def test_coefficients_are_rounded_as_by_coordinate_descent_over_single_rows(rank
     for _ in range(2):
         expected = descend_plainly(objective, levels, expected)
     assert torch.equal(objective.round(coefficients, levels), expected.to(torch.int64))
+
+
+@pytest.mark.parametrize(("heavy", "rank"), [(3, 70), (69, 70), (70, 70), (90, 70), (5, 1)])
+def test_a_curvature_is_the_product_of_its_rows_and_its_diagonal(heavy: int, rank: int) -> None:
+    draw = torch.Generator().manual_seed(heavy)
+    rows = torch.randn(2, heavy, rank, generator=draw, dtype=torch.float64)
+    diagonal = torch.rand(2, rank, generator=draw, dtype=torch.float64) + 0.1
+    matrix = rows.mT @ rows + torch.diag_embed(diagonal)
+    right, change = torch.randn(2, 2, rank, generator=draw, dtype=torch.float64)
+    curvature = curvature_of(rows, diagonal)
+    torch.testing.assert_close(curvature.solve(right), torch.linalg.solve(matrix, right))
+    carried = None
+    for here in blocks(rank):
+        torch.testing.assert_close(curvature.block(here), matrix[:, here, here])
+        if carried is not None:
+            moved = (matrix[:, here, : here.start] @ change[:, : here.start, None])[:, :, 0]
+            torch.testing.assert_close(curvature.felt(carried, here), moved)
+        carried = curvature.carry(carried, change[:, here], here)
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])

@@ -99,7 +99,7 @@ def test_a_build_and_a_recoding_hold_the_same_rows_and_say_what_is_lost(
     build_cache(teacher, dataset, tmp_path / "s.h5", config)
     assert "sparse of 60 bytes per row keeps little of stages.2, its relative error is 0." in caplog.text
     assert "little of pooled" not in caplog.text
-    recode_cache(tmp_path / "f.h5", tmp_path / "r.h5", feature_bytes=60)
+    recode_cache(tmp_path / "f.h5", tmp_path / "r.h5", feature_codec="sparse", feature_bytes=60)
     exact, built, recoded = (open_cache(tmp_path / f"{name}.h5") for name in "fsr")
     for stream in config.streams:
         rows, told = exact.codecs[stream].decode(exact.read_encoded(range(12), 1, stream)), built.fidelity()[stream][1]

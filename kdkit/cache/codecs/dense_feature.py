@@ -1,0 +1,206 @@
+"""DenseFeature: features that are not sparse, e.g. maps, tokens and vectors without a ReLU, in a fitted basis.
+
+Dimensions: B batch, R rows of a fitting sample, J kept coefficients; ... the shape of a row.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from typing_extensions import Self
+
+from kdkit.cache.codecs.base import check_payload
+from kdkit.cache.codecs.bits import BitFields
+from kdkit.cache.codecs.dense_fit import DenseFit, Tables
+from kdkit.cache.codecs.feature import SizedFeature
+from kdkit.cache.codecs.raw import from_bytes, to_bytes
+from kdkit.cache.codecs.rice import codes_of, levels_in
+from kdkit.cache.codecs.steps import COARSEST, MAX_SIZE, ONE, PER_OCTAVE, STEP_BYTES, as_bytes, as_number, steps
+from kdkit.cache.codecs.transform import MAX_SIDE, largest_side
+from kdkit.cache.codecs.unary import bytes_with_ones, places_of_ones
+from kdkit.errors import ConfigError, NonFiniteOutputError
+
+_FLAT, _FLAT_BYTES = 0, 4  # the step's code of a row of equal numbers, and the bytes of that number
+_CPU_ROWS, _GPU_ROWS = 1 << 8, 1 << 12  # at most, because one row costs as much as all of these
+_FINEST_OCTAVES = 22  # below a row's largest coefficient, whose code is then below 2**24
+_CPU_CHUNK, _GPU_CHUNK = (
+    1 << 17,
+    1 << 24,
+)  # numbers of the rows that are worked on together: a CPU's caches hold no more
+
+
+@dataclass(frozen=True)
+class DenseFeature(SizedFeature):
+    """Coefficients of a fitted orthogonal transform in Rice codes, one step per row.
+
+    The step is the finest one whose codes fit into the row's bytes. cache/CODECS.md describes every byte. What is lost
+    depends on the features: the build measures and stores it.
+    """
+
+    name: ClassVar[str] = "dense"
+    _fit: DenseFit | None = field(default=None, init=False, repr=False, hash=False)
+
+    @property
+    def is_possible(self) -> bool:
+        """Whether no side of a basis is too large for a fit."""
+        return largest_side(self.shape) <= MAX_SIDE
+
+    @property
+    def needs_fit(self) -> bool:
+        """Whether `fit` or `with_arrays` must be called before `encode` or `decode`."""
+        return self._fit is None
+
+    @property
+    def _fitted(self) -> DenseFit:
+        if self._fit is None:
+            raise ConfigError("this dense codec is not fitted yet: use codec = codec.fit(sample_features) first")
+        return self._fit
+
+    @property
+    def arrays(self) -> Mapping[str, np.ndarray[Any, Any]]:
+        """Those of the transform, low_bits and offsets; empty before `fit`."""
+        return {} if self._fit is None else self._fit.arrays
+
+    def with_arrays(self, arrays: Mapping[str, np.ndarray[Any, Any]]) -> Self:
+        """The fitted codec that `arrays` describe; ConfigError where one of them does not fit."""
+        fit = DenseFit(self.shape, arrays)
+        fit.check(8 * self._room)
+        return self._with(fit)
+
+    def fit(self, sample: Tensor) -> Self:
+        """The codec fitted to rows [R, ...], each of another image: views of one image would only look like more.
+
+        Raises:
+            ShapeError: the rows have another shape.
+            NonFiniteOutputError: there is no row, or one is not encodable.
+            ConfigError: a side is too large for a basis.
+        """
+        self._check(sample)
+        if not self.is_possible:
+            most = f"{MAX_SIDE} channels, and as many tokens"
+            raise ConfigError(f"dense takes at most {most}, got {list(self.shape)}: use sparse or int8")
+        rows = sample.detach().cpu().float()
+        if len(rows) == 0 or not bool(self.is_encodable(rows).all()):
+            what = "no rows" if len(rows) == 0 else f"NaN, infinity or values beyond {MAX_SIZE:.0e}"
+            raise NonFiniteOutputError(f"dense is fitted to finite features; the sample holds {what}")
+        return self._with(DenseFit.of(rows, 8 * self._room - 14))  # both parts of a row end at whole bytes
+
+    def _with(self, fit: DenseFit) -> Self:
+        codec = dataclasses.replace(self)
+        object.__setattr__(codec, "_fit", fit)
+        return codec
+
+    def is_encodable(self, values: Tensor) -> Tensor:
+        """Which rows of [B, ...] are finite and not beyond 1e15; bool [B]."""
+        return (values.flatten(1).abs() <= MAX_SIZE).all(dim=1)
+
+    @property
+    def _room(self) -> int:
+        return self.row_bytes - STEP_BYTES
+
+    @cached_property
+    def _fields(self) -> BitFields | None:
+        widths = self._fitted.widths
+        return BitFields(widths) if widths else None
+
+    @property
+    def _low_bytes(self) -> int:
+        return 0 if self._fields is None else self._fields.num_bytes
+
+    @property
+    def _unary_bytes(self) -> int:
+        return self._room - self._low_bytes
+
+    def _chunk_rows(self, device: torch.device) -> int:
+        numbers, most = (_CPU_CHUNK, _CPU_ROWS) if device.type == "cpu" else (_GPU_CHUNK, _GPU_ROWS)
+        return max(1, min(most, numbers // self.numel))
+
+    @torch.no_grad()
+    def encode(self, values: Tensor) -> Tensor:
+        """[B, ...] float -> uint8 [B, row_bytes]."""
+        self._check(values)
+        rows, size = values.float(), self._chunk_rows(values.device)
+        padding = [0] * (2 * len(self.shape) + 1)
+        chunks = [self._encode(F.pad(c, (*padding, size - len(c))))[: len(c)] for c in torch.split(rows, size)]
+        return torch.cat(chunks)  # always the same shapes, so that a row's bytes do not depend on its batch
+
+    def _encode(self, rows: Tensor) -> Tensor:
+        tables = self._fitted.on(rows.device)
+        kept = tables.transform.forward(rows)[:, tables.kept]
+        code = self._finest(kept, tables)
+        codes = codes_of(kept / steps(rows.device)[code])
+        high = (codes / tables.power).floor_()
+        parts = [as_bytes(code, STEP_BYTES)]
+        if self._fields is not None:
+            low = (codes - high * tables.power)[:, : len(self._fields.widths)]
+            parts.append(self._fields.pack(low, self._low_bytes))
+        places = (high.to(torch.int64) + 1).cumsum(dim=1) - 1
+        return self._or_flat(rows, torch.cat([*parts, bytes_with_ones(places, self._unary_bytes)], dim=1))
+
+    def _or_flat(self, rows: Tensor, encoded: Tensor) -> Tensor:
+        """The encoded rows, those replaced that one number describes at least as well: rows of zeros stay exact."""
+        wanted = rows.flatten(1)
+        scale = wanted.abs().amax(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
+        constant = wanted.mean(dim=1, keepdim=True, dtype=torch.float64).float()
+        flat, lost = (
+            ((found - wanted) / scale).square().sum(dim=1, keepdim=True, dtype=torch.float64)
+            for found in (constant, self._decode(encoded).flatten(1))
+        )
+        head = as_bytes(torch.full_like(constant, _FLAT, dtype=torch.int64), STEP_BYTES)
+        row = F.pad(torch.cat([head, to_bytes(constant)], dim=1), (0, self._room - _FLAT_BYTES))
+        return torch.where(flat <= lost, row, encoded)
+
+    def _finest(self, kept: Tensor, tables: Tables) -> Tensor:
+        """The code of the finest step at which each row fits, int64 [B, 1], by bisection; at the coarsest all do."""
+        table, room = steps(kept.device), 8 * self._unary_bytes - kept.shape[1]
+        if kept.shape[1] == 0:
+            return torch.full((len(kept), 1), COARSEST, dtype=torch.int64, device=kept.device)
+        largest = kept.abs().amax(dim=1, keepdim=True).clamp_min(table[0])
+        # Down to a step at which codes are whole numbers in float32, up to one at which all are 0.
+        low = (largest.log2() * PER_OCTAVE + ONE).floor().to(torch.int64) - _FINEST_OCTAVES * PER_OCTAVE
+        low = low.clamp(_FLAT + 1, COARSEST)
+        span = (_FINEST_OCTAVES + 2) * PER_OCTAVE
+        high = (low + span).clamp_max(COARSEST)
+        for _ in range(span.bit_length()):
+            middle = (low + high) // 2
+            unary = (
+                (codes_of(kept / table[middle]) / tables.power).floor_().sum(dim=1, keepdim=True, dtype=torch.float64)
+            )
+            fits = unary <= room
+            low, high = torch.where(fits, low, middle + 1).minimum(high), torch.where(fits, middle, high)
+        return high
+
+    def decode(self, payload: Tensor) -> Tensor:
+        """Uint8 [B, row_bytes] -> float32 [B, ...]."""
+        check_payload(self, payload)
+        chunks = [self._decode(chunk) for chunk in torch.split(payload, self._chunk_rows(payload.device))]
+        return torch.cat(chunks)
+
+    def _decode(self, payload: Tensor) -> Tensor:
+        tables, rows = self._fitted.on(payload.device), len(payload)
+        code = as_number(payload[:, :STEP_BYTES])
+        coefficients = torch.zeros(rows, self.numel, device=payload.device)
+        if len(tables.kept):
+            values = self._levels(payload, tables) * steps(payload.device)[code.clamp_max(COARSEST)]
+            coefficients.index_copy_(1, tables.kept, values)
+        decoded = tables.transform.inverse(coefficients)
+        flat = from_bytes(payload[:, STEP_BYTES : STEP_BYTES + _FLAT_BYTES], torch.float32)
+        is_flat, sides = code == _FLAT, (-1,) + (1,) * len(self.shape)
+        return torch.where(is_flat.view(sides), flat.view(sides), decoded)
+
+    def _levels(self, payload: Tensor, tables: Tables) -> Tensor:
+        """The levels of the kept coefficients, int32 [B, J]."""
+        places = places_of_ones(payload[:, STEP_BYTES + self._low_bytes :], len(tables.kept))
+        codes = places.diff(dim=1, prepend=torch.full_like(places[:, :1], -1)).sub_(1).clamp_min_(0)
+        codes <<= tables.low_bits
+        if self._fields is not None:
+            codes[:, : len(self._fields.widths)] += self._fields.unpack(payload[:, STEP_BYTES:])
+        return levels_in(codes)
