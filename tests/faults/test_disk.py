@@ -18,10 +18,10 @@ from typing import Any
 
 import pytest
 import torch
-from support import RECIPE, Pixels, digits_dataset, tiny_model, write_digits
+from support import Pixels, digits_dataset, tiny_model
 from synthetic import Synthetic
 
-from kdkit import CacheWriter, ClassificationTask, build_cache, extend_cache, open_cache, open_dataset
+from kdkit import CacheWriter, ClassificationTask, build_cache, extend_cache, open_cache
 from kdkit.building.config import BuildConfig
 from kdkit.cache.export import export_cache
 from kdkit.cache.format.metadata import Shard
@@ -221,21 +221,6 @@ def test_fault_21_a_cache_is_read_from_a_read_only_disk_and_none_is_begun_there(
         build_cache(Teacher(Pixels()), digits_dataset(8), root / "t.h5", EXACT)
         subprocess.run(["mount", "-o", "remount,ro", str(root)], check=True)
         _assert_reads_work_and_writes_are_refused(root)
-
-
-@mounts
-def test_fault_21_a_cache_on_a_read_only_disk_is_pruned_in_one_line_of_error(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    data = write_digits(tmp_path / "data", 20)
-    dataset = open_dataset(data, recipe=RECIPE)
-    with small_disk(tmp_path / "disk", 4 << 20) as root:
-        build_cache(Teacher(Pixels()), dataset, root / "t.h5", EXACT)
-        (data / dataset.keys[0]).unlink()
-        subprocess.run(["mount", "-o", "remount,ro", str(root)], check=True)
-        assert main(["cache", "prune", str(root / "t.h5"), str(data)]) == 1
-    (line,) = capsys.readouterr().err.splitlines()
-    assert re.match("kdkit: error: .*Read-only file system", line)
 
 
 @contextlib.contextmanager

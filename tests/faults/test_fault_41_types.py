@@ -102,7 +102,7 @@ LINES: dict[str, str] = {
     f"{TRAIN} --train.accumulate {MANY}": "accumulate must be from 1 to",
     f"{TRAIN} --train.weight_decay -1": "weight_decay must be 0 or more, and layer_decay above 0, got -1.0 and None",
     f"{TRAIN} --train.layer_decay 0": "weight_decay must be 0 or more, and layer_decay above 0, got 0.05 and 0",
-    f"{TRAIN} --task-loss-weight -1": "task_loss_weight must be a finite number of 0 or more, got -1",
+    f"{TRAIN} --task-loss-weight -1": "task_loss_weight and distill_loss_weight must be 0 or more",
     f"{BUILD} --views {MANY}": "num_views must be from 1 to",
     f"{BUILD} --recipe.seed {MANY}": "seed must be from",
     f"{BUILD} --teacher.input_size 1000000": "input_size must be from 1 to 4,096 pixels",
