@@ -122,8 +122,7 @@ class DistillConfig(ColumnsConfig, DeviceConfig, MismatchConfig, OverwriteConfig
     """Weight of the loss on labels; 0 trains without labels."""
 
     label_smoothing: float = 0.0
-    """Share of each label that the loss on labels spreads evenly over all classes; the teacher's outputs stay as they
-    are."""
+    """Share of each label that the loss on labels spreads evenly over all classes."""
 
     distill_loss_weight: float = 1.0
     """Weight of the distillation loss."""
