@@ -229,9 +229,7 @@ def _read_class_map(name: str | None) -> ClassMap | None:
     """The list in a JSON file; the name of an ImageNet family as it is."""
     if name is None or not name.endswith(".json"):
         if name is not None and Path(name).is_file():
-            raise ConfigError(
-                f"the class map {name!r} is a file, expected a .json file of a list, or an ImageNet family"
-            )
+            raise ConfigError(f"the class map {name!r} is a file, expected a .json file or a family")
         return name
     found = read_json(name, limit=_MAX_CLASS_MAP_BYTES)
     if not isinstance(found, list) or {*map(type, found)} not in ({int}, {str}):
