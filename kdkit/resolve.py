@@ -182,7 +182,7 @@ def _resolve_member(config: SingleTeacherConfig, device: torch.device, card: Tea
     if card is not None or config.model.endswith(_CARD_SUFFIXES):
         return _resolve_card(card or load_card(config.model), config.input_size, loading, options)
     if config.arch is not None and not is_student_folder(config.model):
-        if not Path(config.model).is_file():
+        if not Path(config.model).exists():
             raise ConfigError(f"with --arch, the teacher is a weights file, and there is no file {config.model!r}")
         loading["checkpoint"] = config.model
         return create_teacher(config.arch, input_size=config.input_size, **loading, **options)
@@ -226,6 +226,8 @@ def _dtype(name: str | None) -> torch.dtype | None:
 def _read_class_map(name: str | None) -> ClassMap | None:
     """The list in a JSON file; the name of an ImageNet family as it is."""
     if name is None or not name.endswith(".json"):
+        if name is not None and Path(name).is_file():
+            raise ConfigError(f"the class map {name!r} is a file, expected a .json file or a family")
         return name
     found = read_json(name, limit=_MAX_CLASS_MAP_BYTES)
     if not isinstance(found, list) or {*map(type, found)} not in ({int}, {str}):

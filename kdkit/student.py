@@ -20,6 +20,7 @@ from kdkit.runtime import files
 from kdkit.runtime.reading import read_json
 from kdkit.teachers.class_indices import OF_A_RUN
 from kdkit.teachers.class_names import label_names
+from kdkit.teachers.hub import without_network
 from kdkit.teachers.imported_model import is_import_path
 from kdkit.teachers.model_config import model_config, state_config
 from kdkit.teachers.model_folder import MODEL_CONFIG
@@ -152,7 +153,8 @@ def _load_run(folder: Path, config: StudentConfig) -> tuple[nn.Module, Student]:
     path = _checkpoint(folder) if config.checkpoint is None else Path(config.checkpoint)
     found = read_checkpoint(path, ema=config.ema)
     try:
-        model = build_trained(student.model, student.model_args, found)
+        with without_network():  # a file does not decide what is downloaded
+            model = build_trained(student.model, student.model_args, found)
     except (ConfigError, UnknownNameError) as error:
         raise CheckpointError(f"{str(folder / STUDENT)!r} describes no student of timm: {error}") from error
     own: dict[str, Any] = {"crop_pct": student.crop_pct, "interpolation": student.interpolation}

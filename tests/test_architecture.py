@@ -26,7 +26,7 @@ FLOORS = (
     ("cli",),
     ("report", "demo", "evaluation", "importers"),
     ("building", "training"),
-    ("dataset", "resolve"),
+    ("dataset", "precision", "resolve"),
     ("tasks", "cache"),
     ("student",),
     ("teachers", "data", "config", "presets"),

@@ -7,7 +7,7 @@ Where to look:
     unreadable.py   images that cannot be read: all are listed, or left out and recorded
     scan.py         reads every image once, before a build or to verify
     shards.py       the loop over missing shards; groups.py, those of several views that share a decode
-    teacher.py      runs the teacher; precision.py chooses its autocast; encoder.py encodes in parallel
+    teacher.py      runs the teacher, in the precision of kdkit/precision.py; encoder.py encodes in parallel
     fit.py          fits the codecs and measures their fidelity
     estimate.py     the cost before a build; speed.py, what each part of it takes
     verify.py       checksums, and rows on which the teacher runs again; agreement.py judges those rows

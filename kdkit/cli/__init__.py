@@ -14,6 +14,7 @@ Where to look:
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import signal
@@ -56,6 +57,11 @@ COMMANDS = {
 """Command -> what it does; each is a module of this package with a function `run(arguments)`."""
 
 _HELP = ("-h", "--help")
+_OF_THE_SYSTEM = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE),
+    errno.ESTALE,
+}
+"""What a file system refuses in a place that expected nothing of it: no bug of kdkit, so one line."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -106,6 +112,9 @@ def _report(error: Exception, *, debug: bool) -> int:
     if isinstance(error, KdkitError):
         _print_error(with_flags(" ".join(str(error).split())))
         return 2 if isinstance(error, UsageError) else 1
+    if isinstance(error, OSError) and error.errno in _OF_THE_SYSTEM:
+        _print_error(f"{f'{os.fspath(error.filename)!r}: ' if error.filename else ''}{error.strerror}")
+        return 1
     if "torch" in sys.modules:
         from kdkit.runtime.memory import is_out_of_memory
 
@@ -123,6 +132,9 @@ def command_of(arguments: Sequence[str]) -> str:
 
 
 def _dispatch(arguments: list[str]) -> int:
+    for argument in arguments:
+        if any("\ud800" <= character <= "\udfff" for character in argument):  # bytes of a name that are not UTF-8
+            raise UsageError(f"the argument {argument!a} is not text in UTF-8: rename the file, or make a link to it")
     if arguments[:1] == ["--version"]:
         print(f"kdkit {__version__}")
         return 0

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from jsonargparse import ArgumentParser
 
+from kdkit.bounds import shown
 from kdkit.cli import COMMANDS
 from kdkit.cli._flag_names import note_flags
 from kdkit.cli._flags import Grammar
@@ -71,7 +72,10 @@ def _check_config_files(arguments: Sequence[str]) -> None:
     for number, argument in enumerate(arguments):
         flag, _, value = argument.partition("=")
         if flag == "--config" and (value or number + 1 < len(arguments)):
-            read_yaml(value or arguments[number + 1], error=_not_config, max_items=_MAX_ITEMS, max_aliases=_MAX_ALIASES)
+            path = value or arguments[number + 1]
+            found = read_yaml(path, error=_not_config, max_items=_MAX_ITEMS, max_aliases=_MAX_ALIASES)
+            if not isinstance(found, Mapping):
+                raise _not_config(f"{path!r} holds {shown(found)}, expected fields, as --print_config writes them")
 
 
 def _not_config(reason: str) -> UsageError:

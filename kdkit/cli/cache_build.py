@@ -14,13 +14,13 @@ def run(arguments: list[str]) -> None:
     config = parse_config(CacheBuildConfig, "cache build", arguments, {"DATA": "data"})
     from kdkit.building.build import build_cache
     from kdkit.building.like import open_like
-    from kdkit.building.precision import choose_autocast
     from kdkit.building.shards import RANK_TIMEOUT
     from kdkit.cache.format.constants import LOGITS
     from kdkit.cache.places import check_writable
     from kdkit.cli._header import describe_build, describe_built
     from kdkit.data.ranks import open_on_all_ranks
     from kdkit.dataset import open_dataset
+    from kdkit.precision import choose_autocast
     from kdkit.resolve import resolve_device, resolve_teacher
     from kdkit.runtime import distributed
     from kdkit.runtime.layout import print_labelled
@@ -41,7 +41,9 @@ def run(arguments: list[str]) -> None:
             lambda: resolve_teacher(config.teacher, device, wanted, needs_logits=needs_logits)
         )
         if config.teacher.takes_any_precision:
-            teacher, precision = choose_autocast(teacher, dataset, config.build, device)
+            teacher, precision = choose_autocast(
+                teacher, dataset, config.build.streams, device, is_exact=config.build.codec == "float32"
+            )
         else:
             precision = config.teacher.autocast or config.teacher.dtype or "float32"
         if distributed.rank() == 0:

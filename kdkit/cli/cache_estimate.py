@@ -10,10 +10,10 @@ def run(arguments: list[str]) -> None:
     """Prints what a cache would cost."""
     config = parse_config(CacheEstimateConfig, "cache estimate", arguments, {"DATA": "data"})
     from kdkit.building.estimate import describe_break_even, estimate_cache
-    from kdkit.building.precision import choose_autocast
     from kdkit.cache.format.constants import LOGITS
     from kdkit.cache.summary import describe_bytes, describe_fidelity
     from kdkit.dataset import open_dataset
+    from kdkit.precision import choose_autocast
     from kdkit.resolve import resolve_device, resolve_teacher
     from kdkit.runtime.layout import format_rate, print_labelled
 
@@ -21,7 +21,9 @@ def run(arguments: list[str]) -> None:
     dataset = open_dataset(config.data, recipe=config.recipe, **config.columns)
     teacher = resolve_teacher(config.teacher, device, dataset.class_names, needs_logits=LOGITS in config.build.streams)
     if config.teacher.takes_any_precision:
-        teacher, _ = choose_autocast(teacher, dataset, config.build, device)
+        teacher, _ = choose_autocast(
+            teacher, dataset, config.build.streams, device, is_exact=config.build.codec == "float32"
+        )
     found = estimate_cache(teacher, dataset, config.build, device=device, show_progress=True)
     made_of = describe_bytes(found.images * found.row_bytes)
     speeds, views = found.speeds, dataset.recipe.num_views

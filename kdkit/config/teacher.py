@@ -36,11 +36,11 @@ class SingleTeacherConfig:
     1, with one number or three each; by default what the model states, else ImageNet's."""
 
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
-    """Precision of the weights; float32 by default, which a build keeps on CUDA too if it is given."""
+    """Precision of the weights; float32 by default, which is kept on CUDA too if it is given."""
 
     autocast: Literal["bfloat16", "float16"] | None = None
-    """Autocast dtype of the forward pass, which leaves the weights as they are; none by default, and bfloat16 in a
-    build on CUDA, where a check finds the outputs as good."""
+    """Autocast dtype of the forward pass, which leaves the weights as they are; none by default, and bfloat16 on CUDA
+    in a build and in distill, where a check finds the outputs as good."""
 
     class_map: str | None = None
     """The teacher's class for each class of the data: a JSON file with a list of indices or of class names, or an

@@ -57,6 +57,9 @@ def read_runs(paths: Sequence[str | Path], *, max_steps: int = 0) -> tuple[list[
     Args:
         paths: folders of runs, or folders of such folders.
         max_steps: records of steps that are kept of each run, evenly spread.
+
+    Raises:
+        ConfigError: none of the paths holds a run.
     """
     runs, problems = [], []
     seen: set[Path] = set()
@@ -71,6 +74,8 @@ def read_runs(paths: Sequence[str | Path], *, max_steps: int = 0) -> tuple[list[
                 continue
             seen.add(place)
             runs += _read_folder(folder, max_steps)
+    if problems and not seen:
+        raise ConfigError(problems[0])
     return runs, problems
 
 

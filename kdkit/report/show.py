@@ -19,6 +19,7 @@ from kdkit.report.selection import check_size, rank_rows, select_rows, select_vi
 from kdkit.report.sheet import Sheet, make_sheet, names_of
 from kdkit.resolve import resolve_device
 from kdkit.runtime import files
+from kdkit.runtime.output import check_not_input
 
 _SIDE = 224  # of a view on a page, pixels
 
@@ -39,7 +40,7 @@ def show_cache(config: CacheShowConfig) -> ShowReport:
     With `config.student`, the likeliest classes of a student are below those of the teacher.
 
     Raises:
-        OutputExistsError: there is a file at the output already.
+        OutputExistsError: there is a file at the output already, or it is one of the images.
         CacheMismatchError: the images are not those of the cache.
         CacheStreamError: the cache holds no logits.
         CheckpointError: the student has no weights, or they do not fit.
@@ -48,6 +49,7 @@ def show_cache(config: CacheShowConfig) -> ShowReport:
     """
     output = Path(config.output)
     check_output(output, overwrite=config.overwrite)
+    check_not_input(output, [config.cache, *([config.data] if isinstance(config.data, (str, Path)) else config.data)])
     cache = open_cache(config.cache)
     dataset = open_dataset(config.data, recipe=cache.recipe, records=cache, **config.columns)
     dataset = dataset.without(cache.absent_keys)

@@ -44,7 +44,7 @@ def parse_json(content: str | bytes, origin: str, *, error: Make = ConfigError, 
         KdkitError: of class `error`, in one line that begins with `origin`.
     """
     try:
-        text = content.decode() if isinstance(content, bytes) else content
+        text = content.decode("utf-8-sig") if isinstance(content, bytes) else content
         if _may_hold_more(text, max_items):
             raise ValueError(f"more than {max_items:,} items")
         value = json.loads(text, object_pairs_hook=_unique, parse_int=_integer)
@@ -184,5 +184,7 @@ def _check_depth(value: Any) -> None:
 def _reason(found: object) -> str:
     if isinstance(found, RecursionError):
         return "it is nested too deeply"
+    if isinstance(found, UnicodeDecodeError):
+        return f"it is not text in UTF-8 ({found}): save it as UTF-8"
     text = " ".join(printable(str(found)).split())
     return text[:_MAX_REASON] or type(found).__name__

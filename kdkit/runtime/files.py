@@ -73,6 +73,8 @@ def typed_errors(path: Path) -> Iterator[None]:
 
 def write_error(path: Path, error: OSError, state: str = "nothing was kept") -> WriteError:
     """The typed error for a write to `path` that the file system refused; `state` describes what is there now."""
+    if error.errno == errno.ENOENT and not path.parent.exists():
+        return WriteError(f"{str(path)!r} could not be written: its folder was removed, or moved, in the meantime")
     if error.errno in _NO_ROOM:
         return DiskFullError(f"no room for {str(path)!r}: {os.strerror(error.errno)}; free space and run again")
     return WriteError(f"{str(path)!r} could not be written: {error.strerror or error}; {state}")
@@ -167,6 +169,8 @@ def remove_folder(folder: Path) -> None:
         for file in sorted(folder.iterdir(), key=lambda file: (file.suffix != ".h5", file.name)):
             remove_file(file)
         os.rmdir(folder)  # noqa: PTH106
+    except KdkitError:
+        raise
     except OSError as error:
         raise WriteError(f"{str(folder)!r} could not be removed: {error.strerror}; remove it by hand") from error
 
@@ -199,9 +203,18 @@ def check_writable(folder: Path) -> None:
 
 
 def remove_file(path: Path) -> None:
-    """Removes a file, if it is there."""
-    with suppress(FileNotFoundError):
+    """Removes a file, if it is there.
+
+    Raises:
+        WriteError: it cannot be removed.
+    """
+    try:
         os.unlink(path)  # noqa: PTH108
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        if os.path.lexists(path):  # a read-only file system refuses what is not there as well
+            raise WriteError(f"{str(path)!r} could not be removed: {error.strerror}; remove it by hand") from error
 
 
 def _temporary_name(path: Path) -> Path:

@@ -49,6 +49,8 @@ def use_device(name: str = AUTO) -> torch.device:
             "takes the GPU of its number"
         )
     try:
+        if kind == "mps" and not torch.backends.mps.is_available():  # torch's own error names every backend
+            raise RuntimeError("this torch finds no GPU of Apple")
         if kind != "cuda":
             device = torch.device(chosen)
         else:

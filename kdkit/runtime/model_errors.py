@@ -90,7 +90,7 @@ def logits_of(output: Any, subject: str) -> Tensor:
         found: Any = output
     else:
         found = output.get(_LOGITS) if isinstance(output, Mapping) else getattr(output, _LOGITS, None)
-    if isinstance(found, Tensor) and found.ndim == 2:
+    if isinstance(found, Tensor) and found.ndim == 2 and found.is_floating_point():
         return found
     raise ConfigError(
         f"{subject} returns {_described(output)}, expected logits [B, C], or a record with such a field 'logits': "
@@ -101,7 +101,7 @@ def logits_of(output: Any, subject: str) -> Tensor:
 def _described(output: Any) -> str:
     """What a model returned, in a few words."""
     if isinstance(output, Tensor):
-        return f"a tensor {list(output.shape)}"
+        return f"a tensor {list(output.shape)}{'' if output.is_floating_point() else f' of {output.dtype}'}"
     kind = type(output).__name__
     if isinstance(output, Mapping):
         return f"a {kind} of {', '.join(map(repr, output)) or 'nothing'}"

@@ -3,11 +3,29 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from kdkit.errors import KdkitError, OutputError, OutputExistsError
 from kdkit.runtime import files
+from kdkit.runtime.lock import one_writer
+
+
+@contextmanager
+def held_output(folder: str | Path, names: Collection[str], **options: Any) -> Iterator[Path]:
+    """Yields the folder that `prepare_output` makes, with the same arguments, and holds it for this process alone.
+
+    Raises:
+        OutputExistsError: as for `prepare_output`, or another process writes there.
+    """
+    if Path(folder).is_dir():
+        with one_writer(Path(folder)):
+            """Before any file there is removed."""
+    prepared = prepare_output(folder, names, **options)
+    with one_writer(prepared):
+        yield prepared
 
 
 def prepare_output(
@@ -30,6 +48,8 @@ def prepare_output(
     try:
         if folder.exists() and not folder.is_dir():
             raise OutputExistsError(f"the output {str(folder)!r} is a file: choose a folder")
+        if folder.is_symlink() and not folder.exists():
+            raise OutputError(f"the output {str(folder)!r} is a link that leads nowhere: remove it, or choose a folder")
         for name in names:
             files.remove_leftovers(folder, name)
         found = sorted(place.name for place in folder.iterdir()) if folder.exists() else []
@@ -55,6 +75,32 @@ def prepare_output(
     except OSError as error:
         raise OutputError(f"the output folder {str(folder)!r} cannot be written: {error.strerror}") from error
     return folder
+
+
+def check_not_input(output: str | Path, inputs: Iterable[str | Path]) -> None:
+    """Checks that an output which is replaced is nothing that the command reads, and holds nothing of it.
+
+    Args:
+        output: a file, or a folder whose files are replaced.
+        inputs: files and folders that are read; names of anything else are left out.
+
+    Raises:
+        OutputExistsError: an input would be lost.
+    """
+    place = Path(output).resolve()
+    for name in inputs:
+        path = Path(name)
+        try:
+            found = path.resolve() if str(name) and path.exists() else None
+        except OSError:  # a name that is no path
+            continue
+        if found is None:
+            continue
+        if found == place or place in found.parents or (place.is_file() and found in place.parents):
+            raise OutputExistsError(
+                f"the output {str(output)!r} would replace {str(name)!r}, or a part of it, which this command reads: "
+                "choose another output"
+            )
 
 
 def _remove(place: Path) -> None:

@@ -32,6 +32,12 @@ _KINDS = {
     stat.S_IFBLK: "a device",
     stat.S_IFSOCK: "a socket",
 }
+_HEAD_BYTES = 64
+_STRANGERS = {
+    (b"version https://git-lfs",): "is a pointer of git-lfs, not the file itself: run git lfs pull",
+    (b"<!doctype", b"<html", b"<?xml"): "is a web page: download the file itself, not the page that shows it",
+}
+"""How a file begins, in lower case and without leading blanks -> what it is, and what to do."""
 
 
 @contextmanager
@@ -47,7 +53,7 @@ def open_regular(path: str | Path, *, error: Make = ConfigError, follow_links: b
 
     Raises:
         KdkitError: of class `error`, in one line that names the file: it is missing, may not be read, or is not a
-            regular file. `__cause__` is the OSError, if there was one.
+            regular file, or what was downloaded in its place. `__cause__` is the OSError, if there was one.
     """
     shown = shown_path(path)
     try:
@@ -56,6 +62,8 @@ def open_regular(path: str | Path, *, error: Make = ConfigError, follow_links: b
             os.close(descriptor)
             raise error(f"{shown} is {kind}, expected a regular file")
         with open(descriptor, "rb") as file:
+            if (other := stranger(file.peek(_HEAD_BYTES))) is not None:
+                raise error(f"{shown} {other}")
             yield file
     except KdkitError:
         raise
@@ -79,11 +87,15 @@ def open_descriptor(path: str | Path, *, follow_links: bool = True) -> int:
     return os.open(path, flags if follow_links else flags | os.O_NOFOLLOW)
 
 
-def open_binary(path: str | Path) -> BinaryIO:
+def open_binary(path: str | Path, *, is_known: bool = False) -> BinaryIO:
     """Opens a regular file for reading as the built-in `open` does, but never waits, whatever stands at `path`.
 
+    Args:
+        path: the file.
+        is_known: whether it was opened before, so that its beginning need not be looked at.
+
     Raises:
-        OSError: it is missing, may not be read, or is not a regular file.
+        OSError: it is missing, may not be read, is not a regular file, or is what was downloaded in its place.
     """
 
     def opener(name: str, flags: int) -> int:
@@ -93,7 +105,20 @@ def open_binary(path: str | Path) -> BinaryIO:
             raise OSError(errno.EINVAL, f"it is {kind}, expected a regular file", str(path))
         return descriptor
 
-    return open(path, "rb", opener=opener)
+    file = open(path, "rb", opener=opener)  # noqa: SIM115 -- the caller closes it
+    if not is_known and (other := stranger(file.peek(_HEAD_BYTES))) is not None:
+        file.close()
+        raise OSError(errno.EINVAL, f"it {other}", str(path))
+    return file
+
+
+def stranger(head: bytes) -> str | None:
+    """What a file is that was downloaded in place of another, by its first bytes, and what to do; None if it may be it.
+
+    No format that kdkit reads begins so.
+    """
+    start = head[:_HEAD_BYTES].lstrip().lower()
+    return next((text for marks, text in _STRANGERS.items() if start.startswith(marks)), None)
 
 
 def kind_of(mode: int) -> str | None:
@@ -118,9 +143,9 @@ def read_bytes(path: str | Path, *, limit: int, error: Make = ConfigError) -> by
 def read_text(path: str | Path, *, limit: int, error: Make = ConfigError) -> str:
     """The text of a regular file in UTF-8 of at most `limit` bytes; errors as for `read_bytes`."""
     try:
-        return read_bytes(path, limit=limit, error=error).decode()
+        return read_bytes(path, limit=limit, error=error).decode("utf-8-sig")  # Windows writes a mark at the beginning
     except UnicodeDecodeError as found:
-        raise error(f"{shown_path(path)} is not text in UTF-8: {first_line(found)}") from None
+        raise error(f"{shown_path(path)} is not text in UTF-8 ({first_line(found)}): save it as UTF-8") from None
 
 
 def read_json(

@@ -13,11 +13,12 @@ from torch import nn
 from kdkit.errors import ClassMismatchError, ConfigError
 from kdkit.teachers.class_map import ClassMap, MissingClasses
 from kdkit.teachers.class_names import label_names
+from kdkit.teachers.fitting import load_state
 from kdkit.teachers.model_config import model_config, state_config, unwrap_timm_teacher
 from kdkit.teachers.preparation import Resize
 from kdkit.teachers.teacher import Teacher
 from kdkit.teachers.timm_model import build_model
-from kdkit.teachers.weights import load_state, read_checkpoint
+from kdkit.teachers.weights import read_checkpoint
 from kdkit.types import Normalization
 
 

@@ -75,11 +75,21 @@ def _check_values(values: Any) -> None:
         if not isinstance(found, Mapping):
             raise ConfigError(f"its {part} is {shown(found)}, expected names with values")
     check_model_arguments(arguments)
+    check_input_config(values)
+    check_input_config(config)
+
+
+def check_input_config(config: Mapping[str, Any]) -> None:
+    """Checks what a description of a model says about its images and classes, by the names of a pretrained_cfg.
+
+    Raises:
+        ConfigError: a value is of another type, or beyond its bounds; names it.
+    """
     for name, (is_right, expected) in _FIELDS.items():
-        for value in (values.get(name), config.get(name)):
-            if value is not None and not is_right(value):
-                raise ConfigError(f"its {name} is {shown(value)}, expected {expected}")
-            check_bound(_BOUNDED.get(name, name), value)
+        value = config.get(name)
+        if value is not None and not is_right(value):
+            raise ConfigError(f"its {name} is {shown(value)}, expected {expected}")
+        check_bound(_BOUNDED.get(name, name), value)
 
 
 def _is_number(value: Any) -> bool:
@@ -87,7 +97,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _three(is_right: Callable[[Any], bool]) -> Callable[[Any], bool]:
-    return lambda value: isinstance(value, list) and len(value) == 3 and all(map(is_right, value))
+    return lambda value: isinstance(value, (list, tuple)) and len(value) == 3 and all(map(is_right, value))
 
 
 _SIZE = (_three(lambda side: type(side) is int), "channels, height and width")

@@ -14,9 +14,10 @@ from kdkit.errors import CheckpointError
 from kdkit.teachers.class_indices import is_tellable
 from kdkit.teachers.class_map import composed
 from kdkit.teachers.class_names import listed_names
+from kdkit.teachers.fitting import load_state
 from kdkit.teachers.model_config import find_classifiers, model_config
 from kdkit.teachers.timm_model import CHECKPOINT_PATH, create_model
-from kdkit.teachers.weights import Checkpoint, load_state, read_checkpoint
+from kdkit.teachers.weights import Checkpoint, read_checkpoint
 
 _logger = logging.getLogger(__name__)
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from kdkit.errors import CheckpointError, ConfigError, KdkitError, UnknownNameError, first_line, nearest
 from kdkit.runtime.memory import is_out_of_memory
+from kdkit.teachers.fitting import fit_state, image_size_of, load_state, skeleton_of
 from kdkit.teachers.hub import quiet_hub
 from kdkit.teachers.imported_model import create_imported_model, find_function, is_import_path
 from kdkit.teachers.model_config import model_config, state_config
@@ -22,14 +23,7 @@ from kdkit.teachers.torchvision_model import (
     create_torchvision_model,
     torchvision_size_option,
 )
-from kdkit.teachers.weights import (
-    Checkpoint,
-    fit_state,
-    image_size_of,
-    load_state,
-    read_checkpoint,
-    skeleton_of,
-)
+from kdkit.teachers.weights import Checkpoint, read_checkpoint
 
 _FROM_HUB = ("hf-hub:", "hf_hub:")
 _WITHOUT_NETWORK = {
@@ -131,12 +125,12 @@ def check_name(name: str, subject: str = "model") -> None:
     if is_import_path(name):
         find_function(name, subject)
         return
-    base, _, tag = name.partition(".")
+    base, dot, _ = name.partition(".")
     if not timm.is_model(base):
         known = timm.list_models()
         raise UnknownNameError(f"timm {timm.__version__} has no {subject} {base!r}{nearest(base, known)}{_place(name)}")
-    tagged = timm.list_pretrained(f"{base}.*") if tag else []
-    if tag and name not in tagged:
+    tagged = timm.list_pretrained(f"{base}.*") if dot else []
+    if dot and name not in tagged:
         known_tags = ", ".join(tagged) or "none"
         raise UnknownNameError(f"timm {timm.__version__} has no {subject} {name!r}; it has {known_tags}")
 
@@ -201,6 +195,11 @@ def _explained(
         return ConfigError(f"the {subject} {name!r} does not fit into memory {given} ({reason})")
     if isinstance(error, TypeError):
         return ConfigError(f"the {subject} {name!r} does not take these options: {reason}")
+    if name.startswith(_FROM_HUB) and not pretrained:
+        make = f"timm.create_model({name!r}, pretrained=False)"
+        return CheckpointError(
+            f"the description of the {subject} {name!r} is not on this machine ({reason}): load it once, {make}"
+        )
     if pretrained or name.startswith(_FROM_HUB):
         ways = _WITHOUT_NETWORK.get(subject, "give a weights file, checkpoint=FILE")
         return CheckpointError(

@@ -9,6 +9,7 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from warnings import catch_warnings, filterwarnings
 
 import torch
 from safetensors import SafetensorError
@@ -32,6 +33,10 @@ _UNREADABLE = (
 )
 _OF_THE_SYSTEM = {"builtins", "__builtin__", "os", "posix", "nt", "sys", "subprocess", "shutil", "importlib", "runpy"}
 _GLOBAL = re.compile(r"GLOBAL ([\w.]+)")
+_ADVICE = re.compile(
+    r"^.*WeightsUnpickler error: |\s*(In PyTorch 2|Re-running|Please |\(Could this|Check the).*", re.DOTALL
+)
+"""What surrounds the reason in torch's errors: the advice to load the file so that its code runs."""
 
 
 def load_weights_file(path: Path) -> Any:
@@ -47,14 +52,18 @@ def load_weights_file(path: Path) -> Any:
             head, num_bytes = file.read(_HEAD_BYTES), path.stat().st_size
         if (found := _stranger(head, num_bytes, path)) is not None:
             raise CheckpointError(f"{str(path)!r} {found}")
-        return load_file(path) if _is_safetensors(head, num_bytes, path) else _torch_load(path)
+        if _is_safetensors(head, num_bytes, path):
+            return load_file(path)
+        if not head.startswith((b"PK", b"\x80")):  # a zip archive or, from an old torch, a pickle
+            raise CheckpointError(f"{str(path)!r} is no weights file, it begins with {head[:12]!r}: {_EXPECTED}")
+        return _torch_load(path)
     except CheckpointError:
         raise
     except MemoryError as error:
         raise CheckpointError(f"{str(path)!r} is larger than the memory: {first_line(error)}") from error
     except _UNREADABLE as error:
         raise CheckpointError(
-            f"{str(path)!r} is not a weights file kdkit will read ({first_line(error)}): {_EXPECTED}"
+            f"{str(path)!r} is not a weights file kdkit will read ({_reason(error)}): {_EXPECTED}"
         ) from error
 
 
@@ -69,8 +78,11 @@ def _stranger(head: bytes, num_bytes: int, path: Path) -> str | None:
     if not zipfile.is_zipfile(path):
         return f"is cut off after {num_bytes:,} bytes: the download or the copy did not end, fetch it again"
     with zipfile.ZipFile(path) as archive:
-        is_numpy = any(name.endswith(".npy") for name in archive.namelist())
-    return f"is an archive of NumPy arrays: {_EXPECTED}" if is_numpy else None
+        names = archive.namelist()
+    if any(name.endswith(".npy") for name in names):
+        return f"is an archive of NumPy arrays: {_EXPECTED}"
+    is_of_torch = any(name.endswith("data.pkl") for name in names)
+    return None if is_of_torch else f"is an archive that torch.save did not write: unpack it first; {_EXPECTED}"
 
 
 def _begins(*marks: bytes) -> Callable[[bytes], bool]:
@@ -79,9 +91,8 @@ def _begins(*marks: bytes) -> Callable[[bytes], bool]:
 
 _STRANGERS: tuple[tuple[Callable[[bytes], bool], str], ...] = (
     (lambda start: not start, "is empty: the download or the copy did not begin, fetch it again"),
-    (_begins(b"version https://git-lfs"), "is a pointer of git-lfs, not the weights themselves: run git lfs pull"),
-    (_begins(b"<!doctype", b"<html", b"<?xml"), "is a web page: download the file itself, not the page that shows it"),
     (_begins(b"\x89hdf"), "is an HDF5 file: a cache is given with --cache, and weights are safetensors or torch files"),
+    (lambda start: start[257:262] == b"ustar", f"is a tar archive: unpack it first; {_EXPECTED}"),
     (_begins(b"\x1f\x8b", b"\xfd7zxz", b"bzh", b"7z\xbc\xaf"), f"is compressed: unpack it first; {_EXPECTED}"),
 )
 """How a file begins, in lower case and without leading blanks -> what it is, and what to do."""
@@ -97,7 +108,8 @@ def _is_safetensors(head: bytes, num_bytes: int, path: Path) -> bool:
 def _torch_load(path: Path) -> Any:
     try:
         # The `args` of timm's training checkpoints; an open file, because torch judges a path by its suffix.
-        with torch.serialization.safe_globals([argparse.Namespace]), open_regular(path) as file:
+        with torch.serialization.safe_globals([argparse.Namespace]), open_regular(path) as file, catch_warnings():
+            filterwarnings("ignore", "Detected pickle protocol")  # what it does not read is an error
             return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         found = _GLOBAL.search(str(error))
@@ -106,13 +118,20 @@ def _torch_load(path: Path) -> Any:
         raise CheckpointError(_refused(path, found[1])) from error
 
 
+def _reason(error: BaseException) -> str:
+    """What torch or safetensors found, without torch's advice to load the file in a way that runs its code."""
+    return first_line(ValueError(_ADVICE.sub("", str(error)).strip() or type(error).__name__))
+
+
 def _refused(path: Path, name: str) -> str:
     """The message about a file that needs the Python object `name`, such as numpy._core.multiarray.scalar."""
     text = f"{str(path)!r} is not a weights file kdkit will read, because it could run code"
     if name.partition(".")[0] in _OF_THE_SYSTEM:
         return f"{text}: it calls {name}; do not load it with anything else either"
-    of_numpy = name.startswith("numpy")
-    kind = "values of NumPy" if of_numpy else "a pickled Python object, such as a whole module"
-    weights = "x['state_dict']" if of_numpy else "(x['model'] if isinstance(x, dict) else x).state_dict()"
-    code = f"import torch; x = torch.load({str(path)!r}, weights_only=False); torch.save({weights}, 'weights.pth')"
+    kind = "values of NumPy" if name.startswith("numpy") else "a pickled Python object, such as a whole module"
+    code = (
+        f"import torch; x = torch.load({str(path)!r}, weights_only=False); "
+        "x = x.get('state_dict', x.get('model', x)) if isinstance(x, dict) else x; "
+        "torch.save(getattr(x, 'state_dict', lambda: x)(), 'weights.pth')"
+    )
     return f'{text}: it holds {kind} ({name}). If you trust it, save its weights alone: python -c "{code}"'

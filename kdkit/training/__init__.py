@@ -11,6 +11,7 @@ Where to look:
     meter.py        collects the steps' terms and averages them over an epoch; finite.py finds a NaN among them
     logger.py       metrics.jsonl and summary.csv; trackers/ has TensorBoard and wandb; run.py writes config.yaml
     header.py       the description before the first step; report.py, the result of a run
+    live.py         the live teacher of a run, and the precision that it runs in
     optimizer.py    timm's optimisers and schedules; warmup.py, setup.py prepare task and weights
     frozen.py       epochs in which the head learns alone
     evaluate.py     the student's metrics after an epoch; preflight.py, a check before the first step

@@ -22,7 +22,7 @@ from kdkit.recipe import ViewRecipe
 from kdkit.resolve import resolve_teacher
 from kdkit.runtime.compare import first_item
 from kdkit.student import Student, is_student_folder
-from kdkit.tasks import DistillationTask, TrainingTask
+from kdkit.tasks import TrainingTask
 from kdkit.teachers import Teacher
 from kdkit.teachers.card import find_card
 from kdkit.teachers.class_indices import check_classes_told
@@ -32,6 +32,7 @@ from kdkit.teachers.timm_model import FIRST_WEIGHTS, check_name, size_option
 from kdkit.training.config import DistillConfig
 from kdkit.training.create_task import create_task
 from kdkit.training.labels import check_labels, class_names_of
+from kdkit.training.live import live_teacher_of
 from kdkit.training.run import origins_of, write_config
 from kdkit.training.selection import ChosenSamples
 
@@ -99,11 +100,6 @@ def num_classes_of(task: TrainingTask) -> int:
     """Classes of the task's student."""
     student: Any = unwrap_model(task.get_eval_model())  # out of DistributedDataParallel and torch.compile
     return int(student.num_classes)
-
-
-def live_teacher_of(task: TrainingTask) -> Teacher | None:
-    """The task's own teacher; None for labels alone, for a cache, and for an EMA teacher."""
-    return task.teacher if isinstance(task, DistillationTask) else None
 
 
 def _create_student(

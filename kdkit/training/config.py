@@ -122,8 +122,7 @@ class DistillConfig(ColumnsConfig, DeviceConfig, MismatchConfig, OverwriteConfig
     """Weight of the loss on labels; 0 trains without labels."""
 
     label_smoothing: float = 0.0
-    """Share of each label that the loss on labels spreads evenly over all classes; the teacher's outputs stay as they
-    are."""
+    """Share of each label that the loss on labels spreads evenly over all classes."""
 
     distill_loss_weight: float = 1.0
     """Weight of the distillation loss."""
@@ -138,8 +137,7 @@ class DistillConfig(ColumnsConfig, DeviceConfig, MismatchConfig, OverwriteConfig
     """Check the teacher, its classes and the memory before the first step; otherwise leave these checks out."""
 
     tracker: tuple[str, ...] | str | None = None
-    """Tracker, or several, that metrics go to as well: tensorboard (files in the output folder), trackio, wandb, or
-    module:NAME of your own; none by default."""
+    """Tracker, or several, of the metrics: tensorboard, trackio, wandb, or module:NAME of your own; none by default."""
 
     project: str = "kdkit"
     """Name of the project in the tracker."""
@@ -158,6 +156,8 @@ class DistillConfig(ColumnsConfig, DeviceConfig, MismatchConfig, OverwriteConfig
             )
         if kind != "feature" and (self.teacher_taps or self.student_taps != DistillConfig.student_taps):
             raise ConfigError(f"taps are of the task feature, this is the task {kind}: leave them out")
+        if self.task_loss_weight < 0 or self.distill_loss_weight < 0:
+            raise ConfigError("task_loss_weight and distill_loss_weight must be 0 or more")
         if not 0 <= self.label_smoothing < 1:
             raise ConfigError(f"label_smoothing must be at least 0 and below 1, got {self.label_smoothing}")
         if self.is_ema_teacher and self.train.ema_decay is None:

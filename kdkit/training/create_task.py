@@ -21,7 +21,7 @@ from kdkit.tasks.distillation import TaskOptions
 from kdkit.tasks.term import as_terms
 from kdkit.teachers import Teacher
 from kdkit.training.config import DistillConfig
-from kdkit.training.selection import live_part_of
+from kdkit.training.live import live_part_of
 
 
 def _check_streams(config: DistillConfig, cache: CacheReader) -> None:

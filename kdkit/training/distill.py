@@ -6,6 +6,7 @@ import dataclasses
 import logging
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from kdkit.runtime import distributed
 from kdkit.runtime.agreement import check_same_settings
 from kdkit.runtime.hardware import fast_kernels
 from kdkit.runtime.layout import print_labelled, print_wrapped
-from kdkit.runtime.output import prepare_output
+from kdkit.runtime.output import check_not_input, held_output
 from kdkit.runtime.progress import progress
 from kdkit.student import BEST, LAST, STUDENT
 from kdkit.tasks import DistillationTask, TrainingTask
@@ -34,7 +35,6 @@ from kdkit.training.components import (
     choose_recipe,
     create_loader,
     describe,
-    live_teacher_of,
     make_task,
     num_classes_of,
     open_validation,
@@ -43,12 +43,13 @@ from kdkit.training.config import DistillConfig
 from kdkit.training.data_record import RunRecord
 from kdkit.training.header import describe_run, doubts_of
 from kdkit.training.labels import adapt_to_labels, class_names_of
+from kdkit.training.live import live_part_of, live_teacher_of, settle_precision
 from kdkit.training.loading import resumes, settle_views_per_decode
 from kdkit.training.logger import FILES
 from kdkit.training.preflight import PreflightReport, preflight
 from kdkit.training.report import DistillReport, TrainReport
-from kdkit.training.run import CONFIG, SKIPPED, SkipRecord, create_logger, run_identity
-from kdkit.training.selection import ChosenClasses, ChosenSamples, choose_samples, live_part_of, open_caches
+from kdkit.training.run import CONFIG, SKIPPED, SkipRecord, create_logger, inputs_of, run_identity
+from kdkit.training.selection import ChosenClasses, ChosenSamples, choose_samples, open_caches
 from kdkit.training.setup import start_average
 from kdkit.training.trackers import TENSORBOARD
 from kdkit.training.train import train
@@ -69,6 +70,8 @@ class _Run:
     samples: ChosenSamples
     validation: ReplayedDataset | None
     task: TrainingTask
+    precision: str = ""
+    """Of the live teacher; empty without one."""
 
     @property
     def class_names(self) -> Sequence[str] | None:
@@ -98,15 +101,24 @@ def distill(config: DistillConfig, *, show_progress: bool = False) -> DistillRep
     """
     if distributed.is_restarted():  # an earlier start's output is this run's own: resume it
         config = dataclasses.replace(config, resume=True, overwrite=False)
+    if config.overwrite:
+        check_not_input(config.output, inputs_of(config))
     shown = show_progress and distributed.rank() == 0
     run = _open(config, show_progress=shown)
     start_average(run.task, config.train)
     config, views = settle_views_per_decode(run.config, _shown(run), run.task, run.source, run.device)
     run = dataclasses.replace(run, config=config)
     kept = (LAST, PREVIOUS) if config.resume else None
-    output = distributed.on_rank_zero(
-        lambda: prepare_output(config.output, _FILES, overwrite=config.overwrite, checkpoints=kept)
-    )
+    with ExitStack() as held:
+        output = distributed.on_rank_zero(
+            lambda: held.enter_context(held_output(config.output, _FILES, overwrite=config.overwrite, checkpoints=kept))
+        )
+        return _distill_in(output, run, views, shown)
+
+
+def _distill_in(output: Path, run: _Run, views: str, shown: bool) -> DistillReport:
+    """Trains the student of a run in its prepared output folder; `views` are described in the header."""
+    config = run.config
     checkpoints = Checkpoints(
         output,
         run.identity(),
@@ -119,7 +131,9 @@ def distill(config: DistillConfig, *, show_progress: bool = False) -> DistillRep
         for doubt in doubts_of(config, run.dataset, len(loader)):
             _logger.warning("kdkit: warning: %s", doubt)
     if shown:
-        header = describe_run(config, run.task, run.dataset, run.validation, run.cache, run.device, run.samples)
+        header = describe_run(
+            config, run.task, run.dataset, run.validation, run.cache, run.device, run.samples, run.precision
+        )
         print_labelled({**header, "views": f"{header['views']}, {views}"}, file=sys.stderr)
     seen = None if resumes(config) or not config.preflight else _check_first_step(run, loader, shown)
     training = _train(run, loader, held_out, checkpoints, shown)
@@ -138,9 +152,10 @@ def _open(config: DistillConfig, *, show_progress: bool) -> _Run:
     if config.validation is not None:
         validation = open_on_all_ranks(lambda: open_validation(config, dataset.recipe, chosen.names))
     run = distributed.run_on_all_ranks(lambda: _create_run(config, device, cache, dataset, validation))
+    precision = settle_precision(run.config, run.task, run.cache, run.dataset)
     samples = choose_samples(config.train, cache, run.dataset, show_progress=show_progress)
     check_same_settings(run.identity)
-    return dataclasses.replace(run, samples=samples)
+    return dataclasses.replace(run, samples=samples, precision=precision)
 
 
 def _open_images(

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import re
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from timm.models import save_for_hf
 from torch import nn
 
-from kdkit.errors import MissingDependencyError
+from kdkit.errors import KdkitError, MissingDependencyError
 from kdkit.runtime import files
 from kdkit.runtime.install import install_command
-from kdkit.runtime.output import prepare_output
+from kdkit.runtime.output import check_not_input, prepare_output
 from kdkit.student import CACHES, STUDENT, WEIGHTS, Student, describe_caches, load_student
 from kdkit.student import EXPORTED as CONFIG
 from kdkit.teachers.class_indices import OF_A_RUN, TAG
@@ -27,6 +32,7 @@ from kdkit.types import Normalization
 
 ONNX = "model.onnx"
 _FILES = (WEIGHTS, CONFIG, STUDENT, CARD, ONNX)
+_OS_ERROR = re.compile(r"os error (\d+)")
 _OF_TIMMS_WEIGHTS = (
     *("url", "file", "state_dict", "hf_hub_id", "hf_hub_filename", "source", "license", "origin_url", "description"),
     *("paper_name", "paper_ids", "notes", OF_A_RUN),
@@ -60,22 +66,48 @@ def export_student(config: ExportConfig) -> ExportReport:
     Raises:
         CheckpointError: there are no such weights, or they do not fit.
         OutputExistsError: the output folder is not empty.
+        WriteError: the file system refused; nothing is left there.
         MissingDependencyError: `config` has ONNX and the package onnx is not installed.
     """
     if config.onnx and importlib.util.find_spec("onnx") is None:
         raise MissingDependencyError(f"an ONNX export needs onnx: {install_command('onnx')}")
+    if config.overwrite:
+        check_not_input(config.output, filter(None, (config.student, config.checkpoint)))
     model, student = load_student(config)
     folder = prepare_output(config.output, _FILES, overwrite=config.overwrite)
-    if is_timm := is_timm_name(student.model):
-        _write_for_timm(model, student, folder)
-    else:
-        save_file({name: value.contiguous() for name, value in model.state_dict().items()}, folder / WEIGHTS)
-        student.write(folder)
-    files.write_text(folder / CARD, describe_model(student, Path(config.student), is_timm=is_timm))
-    if config.onnx:
-        _write_onnx(model, student.input_size, folder / ONNX)
+    with _whole(folder):
+        if is_timm := is_timm_name(student.model):
+            _write_for_timm(model, student, folder)
+        else:
+            save_file({name: value.contiguous() for name, value in model.state_dict().items()}, folder / WEIGHTS)
+            student.write(folder)
+        files.write_text(folder / CARD, describe_model(student, Path(config.student), is_timm=is_timm))
+        if config.onnx:
+            _write_onnx(model, student.input_size, folder / ONNX)
     written = tuple(path for name in _FILES if (path := folder / name).exists())
     return ExportReport(folder, written, student.weights, tuple(describe_caches(student.caches)))
+
+
+@contextmanager
+def _whole(folder: Path) -> Iterator[None]:
+    """Within the context an export is written, or what was written of it is removed.
+
+    Raises:
+        WriteError: the file system refused.
+    """
+    try:
+        yield
+    except BaseException as error:
+        for name in _FILES:
+            with suppress(OSError):
+                files.remove_file(folder / name)
+        with suppress(OSError):
+            folder.rmdir()
+        found = _OS_ERROR.search(str(error)) if isinstance(error, SafetensorError) else None
+        cause = OSError(int(found[1]), os.strerror(int(found[1]))) if found else error
+        if isinstance(cause, OSError) and not isinstance(cause, KdkitError):
+            raise files.write_error(folder / WEIGHTS, cause) from error
+        raise
 
 
 def _write_for_timm(model: nn.Module, student: Student, folder: Path) -> None:

@@ -14,10 +14,11 @@ from kdkit.resolve import describe_teacher
 from kdkit.runtime import distributed
 from kdkit.runtime.hardware import describe_device
 from kdkit.tasks import TrainingTask
-from kdkit.training.components import live_teacher_of, num_classes_of
+from kdkit.training.components import num_classes_of
 from kdkit.training.config import DistillConfig
 from kdkit.training.labels import count_unlabelled
-from kdkit.training.selection import ChosenSamples, live_part_of
+from kdkit.training.live import live_part_of, live_teacher_of
+from kdkit.training.selection import ChosenSamples
 from kdkit.training.setup import describe_speed
 
 _OFTEN = 10  # as often as ImageNet recipes of 100 epochs show each of 10 cached views
@@ -31,10 +32,11 @@ def describe_run(
     cache: CacheReader | None,
     device: torch.device,
     samples: ChosenSamples,
+    precision: str,
 ) -> dict[str, str]:
     """Label -> text, in reading order: student, images, teacher, loss, views, epochs, device, output.
 
-    `samples` are the ones of the dataset that are trained on.
+    `samples` are the ones of the dataset that are trained on, `precision` is that of a live teacher.
     """
     student: Any = task.get_eval_model()
     parameters = sum(parameter.numel() for parameter in student.parameters())
@@ -49,7 +51,7 @@ def describe_run(
         "images": f"{_describe_images(dataset, len(samples.rows), cache, num_classes_of(task))}, "
         f"{name_data(config.data)}{describe_skipped(dataset.source)}",
         "validation": held_out,
-        "teacher": _describe_teacher(config, task, cache),
+        "teacher": _describe_teacher(config, task, cache, precision),
         "loss": _describe_loss(config, dataset),
         "views": f"{recipe.num_views} per image, {recipe.size} pixels{left_out}",
         "epochs": f"{training.epochs}, in batches of {training.batch_size} images{frozen}",
@@ -103,15 +105,16 @@ def _only_class(dataset: ReplayedDataset) -> str | None:
     return repr(dataset.class_names[known[0]]) if dataset.class_names else str(known[0])
 
 
-def _describe_teacher(config: DistillConfig, task: TrainingTask, cache: CacheReader | None) -> str:
+def _describe_teacher(config: DistillConfig, task: TrainingTask, cache: CacheReader | None, precision: str) -> str:
     if cache is not None:
         caches = f"cache {config.caches[0]}" if len(config.caches) == 1 else f"caches {', '.join(config.caches)}"
         live = live_part_of(cache)
-        return f"{cache.teacher.get('name')}, from the {caches}{'' if live is None else f', and {live.name} live'}"
+        also = "" if live is None else f", and {live.name} live in {precision}"
+        return f"{cache.teacher.get('name')}, from the {caches}{also}"
     if config.is_ema_teacher:
         return "the student's moving average"
     teacher = live_teacher_of(task)
-    return "none, labels alone" if teacher is None else f"{describe_teacher(teacher)}, live"
+    return "none, labels alone" if teacher is None else f"{describe_teacher(teacher)}, live in {precision}"
 
 
 def _describe_images(dataset: ReplayedDataset, num_rows: int, cache: CacheReader | None, num_classes: int) -> str:

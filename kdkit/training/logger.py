@@ -99,7 +99,7 @@ class RunLogger:
             if epochs:
                 _write_rows(self.folder / SUMMARY, epochs)
             else:
-                (self.folder / SUMMARY).unlink(missing_ok=True)
+                files.remove_file(self.folder / SUMMARY)
         self._next_step = position["step"]
         for tracker in self._trackers:
             tracker.rewind(position["step"])

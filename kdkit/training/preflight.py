@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from timm.utils import unwrap_model
 from torch import Tensor
 
 from kdkit.data import ReplayLoader
@@ -121,6 +122,7 @@ def preflight(
         if number == 0:
             step_bytes, result = _step(task, batch, teacher_output, amp)
             num_classes = _compare_classes(result.get("output"), teacher_output)
+            _check_width(task, result.get("output"))
             losses = [_loss_of(result, name) for name in ("weighted_task_loss", "weighted_kd_loss")]
         if teacher_output is None or teacher_output.logits is None or batch.target.ndim != 1:
             break
@@ -177,6 +179,16 @@ def _undone(task: TrainingTask, device: torch.device) -> Iterator[None]:
     for buffer, before in buffers:
         buffer.copy_(before)
     module.zero_grad(set_to_none=True)
+
+
+def _check_width(task: TrainingTask, output: Tensor | None) -> None:
+    """Raises ClassMismatchError unless the student returns as many logits as it reports classes."""
+    reported = getattr(unwrap_model(task.get_eval_model()), "num_classes", None)
+    if output is not None and isinstance(reported, int) and output.shape[-1] != reported:
+        raise ClassMismatchError(
+            f"the student returns {output.shape[-1]} logits, and is to have {reported} classes: use num_classes where "
+            "it is made"
+        )
 
 
 def _compare_classes(output: Tensor | None, teacher_output: TeacherOutput | None) -> int | None:

@@ -53,6 +53,13 @@ def write_config(config: DistillConfig, folder: Path) -> None:
     files.write_text(folder / CONFIG, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
 
 
+def inputs_of(config: DistillConfig) -> list[str]:
+    """What a run reads besides its images and may have been written by a run: caches and weights."""
+    teachers = () if config.teacher is None else (config.teacher, *config.teacher.ensemble)
+    weights = [config.student_checkpoint, *(teacher.checkpoint for teacher in teachers)]
+    return [*config.caches, *(teacher.model for teacher in teachers), *filter(None, weights)]
+
+
 def run_identity(
     config: DistillConfig, dataset: ReplayedDataset, cache: CacheReader | None, teacher: Teacher | None
 ) -> dict[str, Any]:

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from kdkit.cache import CachedTeacher, CacheMixture, CacheReader, ClassSelection, open_cache
 from kdkit.cache.format.constants import LOGITS
-from kdkit.cache.parts import LiveTeacher
 from kdkit.cache.selection import ClassMap
 from kdkit.data import ReplayedDataset
 from kdkit.errors import ConfigError
@@ -113,12 +112,6 @@ def open_caches(config: DistillConfig, device: torch.device) -> CacheReader | No
     if config.task_kind != "feature":
         cache.check_exists(LOGITS)
     return cache
-
-
-def live_part_of(cache: CacheReader | None) -> LiveTeacher | None:
-    """The live teacher of a mix; None without one."""
-    whole = cache.cache if isinstance(cache, ClassSelection) else cache
-    return whole.live if isinstance(whole, CacheMixture) else None
 
 
 def draw_fraction(keys: Sequence[str], targets: Any, fraction: float, seed: int) -> list[int]:

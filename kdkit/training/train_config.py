@@ -125,6 +125,9 @@ class TrainConfig(LoadingConfig):
         for name in _FINITE:
             if (number := getattr(self, name)) is not None and not math.isfinite(number):
                 raise ConfigError(f"{name} must be a finite number, got {number}")
+        if self.weight_decay < 0 or (self.layer_decay is not None and self.layer_decay <= 0):
+            decays = f"{self.weight_decay} and {self.layer_decay}"
+            raise ConfigError(f"weight_decay must be 0 or more, and layer_decay above 0, got {decays}")
         if not 0 < self.fraction <= 1:
             raise ConfigError(f"fraction must be above 0 and at most 1, got {self.fraction}")
         if self.min_confidence is not None and not 0 < self.min_confidence <= 1:

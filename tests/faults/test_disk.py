@@ -7,6 +7,7 @@ import ctypes
 import errno
 import functools
 import os
+import re
 import resource
 import shutil
 import subprocess
@@ -25,8 +26,10 @@ from kdkit.building.config import BuildConfig
 from kdkit.cache.export import export_cache
 from kdkit.cache.format.metadata import Shard
 from kdkit.cache.shards.folder import shard_folder
+from kdkit.cli import main
 from kdkit.errors import CacheDiskFullError, CacheError, DiskFullError, OutputError, WriteError
 from kdkit.recipe import ViewRecipe
+from kdkit.runtime import files
 from kdkit.runtime.output import prepare_output
 from kdkit.teachers import Teacher
 from kdkit.training.checkpoint import BEST, LAST, PREVIOUS, Checkpoints
@@ -465,3 +468,25 @@ def test_fault_05_a_full_disk_while_a_run_records_is_one_typed_line(tmp_path: Pa
     (tmp_path / file).symlink_to("/dev/full")
     with pytest.raises(DiskFullError, match=f"no room for .*{file}"):
         write(tmp_path)
+
+
+@pytest.mark.parametrize("limit", [1000, 500_000])
+def test_fault_05_an_export_for_which_there_is_no_room_is_one_line_and_leaves_nothing(
+    tmp_path: Path, limit: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.save(tiny_model().state_dict(), tmp_path / "weights.pth")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limits[1]))
+    try:
+        command = ["export", "test_resnet", "--checkpoint", str(tmp_path / "weights.pth"), "-o", str(tmp_path / "out")]
+        assert main(command) == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.match("kdkit: error: no room for '.*out/model.safetensors': .*; free space and run again", line)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_is_removed_while_it_is_written_is_called_that(tmp_path: Path) -> None:
+    with pytest.raises(WriteError, match="its folder was removed, or moved, in the meantime"):
+        files.write_text(tmp_path / "gone" / "it", "")

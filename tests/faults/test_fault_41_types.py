@@ -25,11 +25,53 @@ TRAIN = "distill train --student test_resnet --size 32 --epochs 1 --batch-size 8
 TEACH = f"{TRAIN} --teacher teacher"
 BUILD = "cache build train --teacher teacher --size 32 --workers 0 --device cpu -o t.h5"
 
+ODD_STUDENTS = """
+import torch
+from torch import nn
+
+
+class Student(nn.Module):
+    def __init__(self, num_outputs, dtype):
+        super().__init__()
+        self.dtype, self.fc = dtype, nn.Linear(3, num_outputs)
+
+    def forward(self, images):
+        return self.fc(images.mean((2, 3))).to(self.dtype)
+
+
+def returns_complex(num_classes):
+    return Student(num_classes, torch.complex64)
+
+
+def returns_more(num_classes):
+    return Student(num_classes + 1, torch.float32)
+
+
+def is_lazy(num_classes):
+    return nn.Sequential(nn.Flatten(), nn.LazyLinear(num_classes))
+
+
+def is_meta(num_classes):
+    return nn.Sequential(nn.Flatten(), nn.Linear(3072, num_classes, device="meta"))
+
+
+def ends(num_classes):
+    raise SystemExit(0)
+"""
+
 LINES: dict[str, str] = {
     # students
     f"{TRAIN} --student test_resnett": "timm .* has no student 'test_resnett'; did you mean 'test_resnet'",
     f"{TRAIN} --student test_resnet.nope": "has no student 'test_resnet.nope'; it has test_resnet.r160_in1k",
+    f"{TRAIN} --student test_resnet.": "has no student 'test_resnet.'; it has test_resnet.r160_in1k",
     f"{TRAIN} --student a/b": "has no student 'a/b'",
+    f"{TRAIN} --student odd_students:returns_complex": r"returns a tensor .* of torch.complex64, expected logits",
+    f"{TRAIN} --student odd_students:returns_more": "the student returns 11 logits, and is to have 10 classes",
+    f"{TRAIN} --student odd_students:is_lazy": "has a lazy weight, 1.weight: run the model once on an image",
+    f"{TRAIN} --student odd_students:is_meta": "has the weight 1.weight on the device meta, without values",
+    f"{TRAIN} --student odd_students:ends": "'odd_students:ends' ends the process, expected an nn.Module",
+    f"{TRAIN} --student script_that_ends:model": "cannot be imported: it ends the process",
+    f"{TRAIN} --tracker script_that_ends:model": "module 'script_that_ends' of the tracker cannot be imported",
     f"{TRAIN} --student teacher": "is the folder of a trained one, expected a timm name",
     f"{TRAIN} --student train": "the folder of that name has neither the student.json of a run nor",
     f"{TRAIN} --student_options '{{nonsense: 1}}'": "does not take these options: .*'nonsense'",
@@ -58,6 +100,9 @@ LINES: dict[str, str] = {
     f"{TRAIN} --batch-size {MANY}": "batch_size must be from 1 to",
     f"{TRAIN} --train.seed {MANY}": "seed must be at least 0 and below",
     f"{TRAIN} --train.accumulate {MANY}": "accumulate must be from 1 to",
+    f"{TRAIN} --train.weight_decay -1": "weight_decay must be 0 or more, and layer_decay above 0, got -1.0 and None",
+    f"{TRAIN} --train.layer_decay 0": "weight_decay must be 0 or more, and layer_decay above 0, got 0.05 and 0",
+    f"{TRAIN} --task-loss-weight -1": "task_loss_weight and distill_loss_weight must be 0 or more",
     f"{BUILD} --views {MANY}": "num_views must be from 1 to",
     f"{BUILD} --recipe.seed {MANY}": "seed must be from",
     f"{BUILD} --teacher.input_size 1000000": "input_size must be from 1 to 4,096 pixels",
@@ -69,10 +114,17 @@ LINES: dict[str, str] = {
     f"{BUILD} --teacher.ensemble '[1]'": "teacher.ensemble cannot be 1",
     f"{BUILD} --teacher.ensemble '[{{model: 3}}]'": "teacher.ensemble cannot be 3",
     f"{BUILD} --teacher train": "the folder of that name has neither",
+    f"{BUILD} --teacher.class_map empty.pth": "the class map 'empty.pth' is a file, expected a .json file",
+    # configurations
+    f"{TRAIN} --config empty.pth": "--config names no .*: 'empty.pth' holds None, expected fields, as",
+    f"{TRAIN} --config broken_tracker.py": "'broken_tracker.py' holds '1 / 0', expected fields, as",
+    "cache info a\udcff": r"the argument 'a\\udcff' is not text in UTF-8: rename the file",
     # losses
     f"{TEACH} --loss '{{kl: {{temperature: x}}}}'": "temperature must be a finite number above 0, got 'x'",
     f"{TEACH} --loss '{{dkd: {{beta: [1]}}}}'": "loss 'dkd' cannot work with these options",
     f"{TEACH} --task feature": "the task feature needs a loss on features, got 'kl'",
+    f"{TEACH} -o teacher --overwrite": "the output 'teacher' would replace 'teacher', or a part of it",
+    f"{TRAIN} --student-checkpoint teacher/last.pth.tar -o teacher --overwrite": "would replace 'teacher/last.pth.tar'",
     # trackers
     f"{TRAIN} --tracker wandbb": "there is no tracker 'wandbb'; did you mean 'wandb'",
     f"{TRAIN} --tracker :x": "there is no tracker ':x'",
@@ -103,6 +155,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     (root / "empty.pth").touch()
     torch.save(tiny_model("test_vit").state_dict(), root / "vit.pth")
     (root / "broken_tracker.py").write_text("1 / 0\n")
+    (root / "odd_students.py").write_text(ODD_STUDENTS)
+    (root / "script_that_ends.py").write_text("raise SystemExit(0)\n")
     sys.path.insert(0, str(root))
     yield root
     sys.path.remove(str(root))

@@ -73,6 +73,7 @@ PLACES: dict[str, Callable[[Path], Any]] = {
     "a folder": Path.mkdir,
     "a device": lambda path: path.symlink_to("/dev/zero"),
     "nothing": lambda path: None,
+    "a pointer of git-lfs": lambda path: path.write_text("version https://git-lfs.github.com/spec/v1\n"),
 }
 
 
@@ -86,6 +87,7 @@ def test_fault_33_every_opener_refuses_what_is_no_regular_file_without_waiting(
     with pytest.raises(KdkitError, match=name) as caught:
         open_it(tmp_path / name)
     assert "\n" not in str(caught.value)
+    assert ("run git lfs pull" in str(caught.value)) == ("git-lfs" in place)
 
 
 def other_cache(folder: Path, *, with_field: bool) -> Path:

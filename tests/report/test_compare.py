@@ -14,6 +14,7 @@ from run_samples import write_run
 from support import digits_dataset, loader_for, tiny_model
 
 from kdkit.cli import main
+from kdkit.errors import ConfigError
 from kdkit.report import compare
 from kdkit.report.comparison import tabulate
 from kdkit.report.curves import curve_charts
@@ -165,13 +166,18 @@ def test_foreign_and_damaged_files_are_told_in_a_line_and_nothing_fails(
 
 def test_a_path_that_is_no_run_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    table = compare([tmp_path / "none", tmp_path / "file", tmp_path])
-    assert table.rows == ()
+    (tmp_path / "empty").mkdir()
+    write_run(tmp_path / "a", [50.0])
+    odd = [tmp_path / "none", tmp_path / "file", tmp_path / "empty"]
+    table = compare([*odd, tmp_path / "a"])
+    assert len(table.rows) == 1
     assert [problem.split(":")[0].rsplit("' ", 1)[1] for problem in table.problems] == [
         "does not exist",
         "is not a run",
         "is not a run",
     ]
+    with pytest.raises(ConfigError, match="none' does not exist: expected a folder"):
+        compare(odd)
 
 
 @pytest.mark.parametrize("width", [40, 60, 80, 100, 140, 200])

@@ -72,6 +72,7 @@ def test_a_gpu_is_that_of_its_local_rank_or_its_number_and_becomes_the_current_o
         ("cuda:x", 1, r"the device 'cuda:x' cannot be used here \(Invalid device string"),
         ("gpu", 1, r"the device 'gpu' cannot be used here"),
         ("meta", 1, r"the device 'meta' cannot be used here"),
+        ("mps", 1, r"the device 'mps' cannot be used here \(this torch finds no GPU of Apple\): try cpu"),
     ],
 )
 @pytest.mark.usefixtures("gpus")
@@ -79,6 +80,7 @@ def test_another_device_is_refused_in_one_line_alone_and_among_ranks(
     name: str, ranks: int, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     set_ranks(monkeypatch, ranks - 1, ranks)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     for use in (lambda: resolve_device(name), lambda: distributed.process_group(name).__enter__()):
         with pytest.raises(ConfigError, match=message) as refusal:
             use()

@@ -45,12 +45,17 @@ KINDS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "nothing": (lambda path: None, "there is no file"),
     "a link to nothing": (lambda path: path.symlink_to("nowhere"), "there is no file"),
     "a link to itself": (lambda path: path.symlink_to(path.name), "cannot be read: Too many levels"),
+    "a pointer of git-lfs": (
+        lambda path: path.write_text("version https://git-lfs.github.com/spec/v1\n"),
+        "is a pointer of git-lfs, not the file itself: run git lfs pull",
+    ),
+    "a web page": (lambda path: path.write_text("\n<!DOCTYPE html>"), "is a web page: download the file itself"),
 }
 
 
 @pytest.mark.parametrize("reader", READERS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_fault_33_whatever_is_no_regular_file_is_refused_without_waiting(
+def test_fault_33_whatever_is_not_the_file_that_is_meant_is_refused_without_waiting(
     tmp_path: Path, kind: str, reader: str
 ) -> None:
     make, expected = KINDS[kind]
@@ -82,6 +87,16 @@ def test_a_regular_file_is_read_up_to_its_limit(tmp_path: Path) -> None:
         read_bytes(tmp_path / "it", limit=2)
     with pytest.raises(ConfigError, match="cannot be read"), open_regular(tmp_path / "link", follow_links=False):
         """A folder of shards holds no link."""
+
+
+def test_text_with_the_mark_of_windows_is_read_and_of_another_encoding_refused(tmp_path: Path) -> None:
+    (tmp_path / "it").write_bytes(b"\xef\xbb\xbf[1]\r\n")
+    assert read_json(tmp_path / "it") == read_yaml(tmp_path / "it") == [1]
+    assert read_text(tmp_path / "it", limit=100) == "[1]\r\n"
+    (tmp_path / "it").write_text("[1]", encoding="utf-16")
+    for read in (read_json, lambda path: read_text(path, limit=100)):
+        with pytest.raises(ConfigError, match=r"not text in UTF-8 .*: save it as UTF-8"):
+            read(tmp_path / "it")
 
 
 @pytest.mark.parametrize("path", ["/proc/kallsyms", "/proc/self/environ"])

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import os
 import pickle
-from collections import OrderedDict
+import tarfile
+import zipfile
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +25,7 @@ from torch import Tensor, nn
 from kdkit import create_teacher
 from kdkit.errors import CheckpointError
 from kdkit.teachers.model_config import model_config
+from kdkit.teachers.weights import read_checkpoint
 
 IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 State = dict[str, Tensor]
@@ -35,9 +39,9 @@ def below(prefix: str) -> Callable[[State], Any]:
     return lambda state: {prefix + name: value for name, value in state.items()}
 
 
-def compiled_blocks(state: State) -> State:
-    """As torch.compile of a submodule leaves them."""
-    return {name.replace("stages.0.", "stages.0._orig_mod."): value for name, value in state.items()}
+def wrapped_blocks(wrapper: str) -> Callable[[State], State]:
+    """As torch.compile, FSDP and activation checkpointing of a submodule leave them."""
+    return lambda state: {name.replace("layer1.", f"layer1.{wrapper}"): value for name, value in state.items()}
 
 
 FORMS: dict[str, tuple[Callable[[State], Any], str]] = {
@@ -55,7 +59,8 @@ FORMS: dict[str, tuple[Callable[[State], Any], str]] = {
     "_orig_mod.": (below("_orig_mod."), ""),
     "module._orig_mod.": (below("module._orig_mod."), "'module.'"),
     "_orig_mod.module.": (below("_orig_mod.module."), "'module.'"),
-    "compiled blocks": (compiled_blocks, ""),
+    "compiled blocks": (wrapped_blocks("_orig_mod."), ""),
+    "blocks of FSDP": (wrapped_blocks("_fsdp_wrapped_module._checkpoint_wrapped_module."), ""),
     "module.student. with the rest of a task": (
         lambda state: {"state_dict": below("module.student.")(state) | {"module.projection.weight": torch.zeros(3)}},
         "'module.student.'; 1 others",
@@ -89,6 +94,106 @@ def test_weights_are_found_in_any_usual_form_and_what_was_taken_is_logged(
         teacher = create_teacher("test_resnet", checkpoint=tmp_path / "weights.pth")
         assert torch.equal(teacher.model(IMAGES), plain(IMAGES))
     assert [logged in line for line in caplog.messages] == [True] * bool(logged)
+
+
+def test_a_moving_average_alone_is_read_also_where_none_is_wanted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    torch.save({"state_dict_ema": below("module.")(model().state_dict())}, tmp_path / "weights.pth")
+    found = read_checkpoint(tmp_path / "weights.pth", ema=False)
+    assert (found.container, str(found)) == ("state_dict_ema", f"'{tmp_path}/weights.pth', moving average")
+
+
+def sharded(folder: Path, state: State) -> Path:
+    """As accelerate saves a model that is larger than its limit."""
+    names, place = list(state), {name: f"model-0000{1 + number % 2}.safetensors" for number, name in enumerate(state)}
+    for shard in set(place.values()):
+        save_file({name: state[name] for name in names if place[name] == shard}, folder / shard)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": place}))
+    return folder
+
+
+def alone(folder: Path, state: State) -> Path:
+    save_file(state, folder / "model.safetensors")
+    torch.save({}, folder / "optimizer.bin")
+    return folder
+
+
+@pytest.mark.parametrize("make", [sharded, alone])
+def test_a_folder_of_weights_as_accelerate_saves_it_is_read(
+    make: Callable[[Path, State], Path], tmp_path: Path
+) -> None:
+    plain = model()
+    teacher = create_teacher("test_resnet", checkpoint=make(tmp_path, plain.state_dict()))
+    with torch.no_grad():
+        assert torch.equal(teacher.model(IMAGES), plain(IMAGES))
+
+
+INDICES: dict[str, tuple[Any, str]] = {
+    "another folder": ({"weight_map": {"fc.bias": "../x.safetensors"}}, "files of its own folder"),
+    "nothing": ({"weight_map": {}}, "is no index of shards"),
+    "a list": ([1], "is no index of shards"),
+    "a missing shard": ({"weight_map": {"fc.bias": "x.safetensors"}}, "there is no checkpoint at .*x.safetensors"),
+    "a missing weight": ({"weight_map": {"other": "model-00001.safetensors"}}, "lists 'other', which is not in"),
+}
+
+
+@pytest.mark.parametrize("name", INDICES)
+def test_an_index_of_shards_that_does_not_fit_its_folder_is_one_line(name: str, tmp_path: Path) -> None:
+    content, text = INDICES[name]
+    (sharded(tmp_path, model().state_dict()) / "model.safetensors.index.json").write_text(json.dumps(content))
+    for path in (tmp_path, tmp_path / "model.safetensors.index.json"):
+        with pytest.raises(CheckpointError, match=text):
+            read_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [(".metadata", "dcp_to_torch .* weights.pth"), ("zero_to_fp32.py", "DeepSpeed: python"), ("x", "without weights")],
+)
+def test_a_folder_of_another_kind_names_what_makes_weights_of_it(file: str, text: str, tmp_path: Path) -> None:
+    (tmp_path / file).touch()
+    with pytest.raises(CheckpointError, match=text):
+        read_checkpoint(tmp_path)
+
+
+def test_weights_that_are_nan_are_refused(tmp_path: Path) -> None:
+    torch.save(model().state_dict() | {"fc.bias": torch.full((10,), torch.nan)}, tmp_path / "weights.pth")
+    with pytest.raises(CheckpointError, match=r"holds NaN in fc\.bias"):
+        create_teacher("test_resnet", checkpoint=tmp_path / "weights.pth")
+
+
+@pytest.mark.parametrize(
+    ("args", "text"),
+    [
+        ({"crop_pct": float("nan")}, "crop_pct is nan, expected a number"),
+        ({"img_size": 10**9}, "input_size must be from 1 to 4,096 pixels, got 1000000000"),
+        ({"mean": ["a", "b", "c"]}, r"mean is \('a', 'b', 'c'\), expected three numbers"),
+    ],
+)
+def test_timms_arguments_that_claim_the_absurd_name_the_file(args: dict[str, Any], text: str, tmp_path: Path) -> None:
+    torch.save({"state_dict": model().state_dict(), "args": argparse.Namespace(**args)}, tmp_path / "weights.pth")
+    with pytest.raises(CheckpointError, match=f"weights.pth': of the arguments of its training, .*{text}"):
+        create_teacher("test_resnet", checkpoint=tmp_path / "weights.pth")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        lambda state: {"state_dict": state, "metric": np.float64(0.5), "log": defaultdict(list)},
+        lambda state: {"model": model()},
+        lambda state: model(),
+    ],
+)
+def test_the_advice_about_a_pickle_makes_a_file_that_is_read(
+    content: Callable[[State], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.save(content(model().state_dict()), tmp_path / "x.pth")
+    with pytest.raises(CheckpointError) as refused:
+        read_checkpoint(tmp_path / "x.pth")
+    monkeypatch.chdir(tmp_path)
+    exec(str(refused.value).split('python -c "')[1].removesuffix('"'), {})
+    assert set(read_checkpoint("weights.pth").state) == set(model().state_dict())
 
 
 @pytest.mark.parametrize("name", ["weights.pth", "pytorch_model.bin", "weights.safetensors"])
@@ -159,6 +264,17 @@ def arrays(path: Path) -> None:
         np.savez(file, a=np.zeros(2))
 
 
+def tarred(path: Path) -> None:
+    torch.save(model().state_dict(), path.with_name("inner"))
+    with tarfile.open(path, "w") as archive:
+        archive.add(path.with_name("inner"), "inner")
+
+
+def zipped(path: Path) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("weights/readme.txt", "none")
+
+
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 102530333\n"
 STRANGERS: dict[str, tuple[Callable[[Path], object], str]] = {
     "nothing": (written(b""), "is empty"),
@@ -177,11 +293,18 @@ STRANGERS: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda path: torch.save({"state_dict": model().state_dict(), "metric": np.float64(0.5)}, path),
         r"values of NumPy \(numpy.*python -c",
     ),
-    "a whole module": (lambda path: torch.save(Whole(2, 2), path), r"whole module \(.*Whole\).*state_dict\(\)"),
-    "a whole module in a container": (lambda path: torch.save({"model": Whole(2, 2)}, path), r"x\['model'\]"),
+    "a whole module": (lambda path: torch.save(Whole(2, 2), path), r"whole module \(.*Whole\).*'state_dict'"),
+    "a whole module in a container": (
+        lambda path: torch.save({"model": Whole(2, 2)}, path),
+        r"x.get\('state_dict', x.get\('model'",
+    ),
     "a list": (lambda path: torch.save([1, 2], path), "holds no state dict"),
     "no tensor": (lambda path: torch.save({"epoch": 3}, path), "it holds epoch"),
     "an empty state dict": (lambda path: torch.save({"state_dict": OrderedDict()}, path), "it holds state_dict"),
+    "a tar": (tarred, "is a tar archive: unpack it first"),
+    "a zip": (zipped, "is an archive that torch.save did not write: unpack it first"),
+    "noise": (written(bytes(range(1, 200)) * 9), "is no weights file, it begins with"),
+    "a pickle": (lambda path: path.write_bytes(pickle.dumps({"a": 1})), r"kdkit will read \(Unsupported operand 149"),
     "a text": (written(b"just a text, with no weights in it at all, really none"), "weights file"),
     "a call": (lambda path: path.write_bytes(pickle.dumps(os.getcwd, protocol=2)), "it calls"),
 }
@@ -195,6 +318,7 @@ def test_a_file_that_holds_no_weights_is_named_as_what_it_is(kind: str, tmp_path
         create_teacher("test_resnet", checkpoint=tmp_path / "weights.pth")
     assert "\n" not in str(raised.value)
     assert "weights.pth" in str(raised.value)
+    assert "Re-running" not in str(raised.value)  # torch's advice would run the code of whatever file it is
 
 
 def test_a_misfit_names_what_lacks_what_is_too_much_and_the_shapes(tmp_path: Path) -> None:

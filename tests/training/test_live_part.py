@@ -9,7 +9,7 @@ import pytest
 import torch
 from support import RECIPE, tiny_model, write_digits
 
-from kdkit import build_cache, create_teacher, open_cache, open_dataset
+from kdkit import build_cache, create_teacher, open_cache, open_dataset, precision
 from kdkit.building.config import BuildConfig
 from kdkit.cli import main
 from kdkit.data import ArraySource, ReplayedDataset
@@ -17,6 +17,7 @@ from kdkit.dataset import match_cache
 from kdkit.errors import ClassMismatchError
 from kdkit.student import Student
 from kdkit.teachers.model_config import state_config
+from kdkit.training import live
 
 
 @pytest.mark.slow
@@ -56,15 +57,41 @@ def test_a_live_teacher_whose_order_of_classes_cannot_be_told_is_no_part_of_a_mi
     images, names = np.random.default_rng(0).integers(0, 255, (4, 32, 32, 3), dtype=np.uint8), ["cat", "dog"]
     counted, called = tiny_model(num_classes=2, seed=1), create_teacher(tiny_model(num_classes=2), class_names=names)
     state_config(counted, of_a_run=True)  # as the student of a run whose data had class indices alone
-    for given, live in ((None, called), (names, create_teacher(counted))):
+    for given, teacher in ((None, called), (names, create_teacher(counted))):
         dataset = ReplayedDataset(ArraySource(images, [0, 1, 0, 1], class_names=given), RECIPE)
         build_cache(
             create_teacher(tiny_model(num_classes=2)), dataset, tmp_path / f"{given}.h5", BuildConfig(num_workers=0)
         )
-        mix = open_cache([tmp_path / f"{given}.h5"], live=live)
+        mix = open_cache([tmp_path / f"{given}.h5"], live=teacher)
         with pytest.raises(ClassMismatchError, match=r"in which order .* cannot be told"):
             match_cache(mix, dataset)
         match_cache(mix, dataset.without_labels())
+
+
+def test_a_live_teacher_runs_in_the_precision_of_a_build_which_a_resumed_run_must_share(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_digits(tmp_path / "data", 20)
+    torch.save(tiny_model(seed=1).state_dict(), tmp_path / "b.pth")
+    teacher = create_teacher(tiny_model(seed=1))
+    build_cache(teacher, open_dataset(tmp_path / "data", recipe=RECIPE), tmp_path / "a.h5", BuildConfig(num_workers=0))
+    fixed = ["--student", "test_resnet", "--batch-size", "10", "--workers", "0", "--device", "cpu", "--no-preflight"]
+    by_itself = ["--teacher", str(tmp_path / "b.pth"), "--arch", "test_resnet", "--size", "32"]
+    of_a_mix = ["--cache", str(tmp_path / "a.h5"), *by_itself[:-2]]
+    choose, check = precision.choose_autocast, precision.check_precision
+    runs = {"alone": (by_itself, "test_resnet, live in"), "mix": (of_a_mix, "a.h5, and test_resnet live in")}
+    for name, (teachers, text) in runs.items():
+        command = ["distill", str(tmp_path / "data"), *teachers, *fixed, "-o", str(tmp_path / name), "--epochs", "1"]
+        with monkeypatch.context() as on_cuda:  # whose check and run are on the CPU
+            on_cuda.setattr(live, "choose_autocast", lambda *given: choose(*given[:3], torch.device("cuda")))
+            on_cuda.setattr(precision, "check_precision", lambda *given: check(*given[:-1], torch.device("cpu")))
+            assert main(command) == 0
+        header = " ".join(capsys.readouterr().err.split())
+        assert f"{text} autocast bfloat16, off by logits " in header
+        assert main([*command, "--resume"]) == 1
+        assert ("teacher.autocast" if name == "alone" else "cache_sha256") in capsys.readouterr().err
+        assert main([*command, "--resume", "--teacher.autocast", "bfloat16"]) == 0
+        assert f"{text} bfloat16" in " ".join(capsys.readouterr().err.split())
 
 
 @pytest.mark.parametrize(

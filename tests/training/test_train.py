@@ -15,7 +15,7 @@ from kdkit import ClassificationTask, LogitDistillationTask, TrainingTask, creat
 from kdkit.errors import ConfigError, NonFiniteLossError, OutputExistsError, UnknownNameError
 from kdkit.recipe import ViewRecipe
 from kdkit.runtime import distributed
-from kdkit.runtime.output import prepare_output
+from kdkit.runtime.output import held_output, prepare_output
 from kdkit.runtime.progress import Display
 from kdkit.training.config import TrainConfig
 from kdkit.training.evaluate import evaluate
@@ -126,6 +126,18 @@ def test_an_output_folder_is_written_over_on_demand_only(tmp_path: Path) -> None
     assert (folder / "ours").exists()
     prepare_output(folder, ["ours"], overwrite=True)
     assert not (folder / "ours").exists()
+
+
+def test_an_output_folder_has_one_writer_at_a_time(tmp_path: Path) -> None:
+    (tmp_path / "ours").write_text("")
+    with (
+        held_output(tmp_path / "run", ["ours"], overwrite=False) as folder,
+        pytest.raises(OutputExistsError, match="another process is writing to the output folder"),
+        held_output(folder, ["ours"], overwrite=True),
+    ):
+        """The second one removes nothing."""
+    with held_output(folder, ["ours"], overwrite=False):
+        assert list(folder.iterdir()) == []
 
 
 def test_overwriting_never_removes_what_kdkit_did_not_write(tmp_path: Path) -> None:

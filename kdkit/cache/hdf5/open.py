@@ -12,9 +12,12 @@ import h5py
 
 from kdkit.cache.hdf5.read import CheckedHDF5File
 from kdkit.errors import CacheCorruptError, CacheError, CacheNotFoundError
-from kdkit.runtime.reading import kind_of, open_descriptor
+from kdkit.runtime.reading import kind_of, open_descriptor, stranger
 
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
+_HEAD_BYTES = 64
+_EMPTY = "is empty: the download or the copy did not begin, fetch it again"
+_NOT_HDF5 = "is not an HDF5 file: a cache is one, made by `kdkit cache build`"
 
 
 @contextmanager
@@ -61,8 +64,9 @@ def _open(path: Path, follow_links: bool) -> Iterator[h5py.File]:
         found = os.fstat(descriptor)
         if (kind := kind_of(found.st_mode)) is not None:
             raise CacheCorruptError(f"{str(path)!r} is {kind}, not a regular file")
-        if os.pread(descriptor, len(_SIGNATURE), 0) != _SIGNATURE:
-            raise CacheCorruptError(f"{str(path)!r} is not an HDF5 file: a cache is one, made by `kdkit cache build`")
+        if not (head := os.pread(descriptor, _HEAD_BYTES, 0)).startswith(_SIGNATURE):
+            other = (stranger(head) if head else _EMPTY) or _NOT_HDF5
+            raise CacheCorruptError(f"{str(path)!r} {other}")
         opened = f"/dev/fd/{descriptor}"
         try:
             file = h5py.File(opened if os.path.exists(opened) else path, "r", locking=False)  # noqa: PTH110

@@ -15,6 +15,7 @@ from pathlib import Path
 from kdkit.cache.write_errors import check_not_full
 from kdkit.errors import CacheError, CacheLockedError
 from kdkit.runtime import files
+from kdkit.runtime.lock import kept_from_children
 from kdkit.runtime.reading import kind_of, read_json
 
 LOCK_NAME = "lock"
@@ -38,9 +39,8 @@ def writer_lock(folder: Path) -> Iterator[None]:
     """
     path = folder / LOCK_NAME
     descriptor = _open(path)
-    _held.add(descriptor)
     owner = os.getpid()
-    try:
+    with kept_from_children(descriptor):
         _take(descriptor, path)
         if os.fstat(descriptor).st_size:
             _logger.warning("the cache in %s was left by %s, which died: resuming it", folder, _owner(path))
@@ -50,24 +50,6 @@ def writer_lock(folder: Path) -> Iterator[None]:
         finally:
             if os.getpid() == owner:  # a forked process has closed it
                 _release(descriptor, path)
-    finally:
-        if os.getpid() == owner:
-            _held.discard(descriptor)
-            os.close(descriptor)
-
-
-_held: set[int] = set()
-"""Descriptors of the locks of this process."""
-
-
-def _close_in_child() -> None:
-    """A lock belongs to an open file, which a forked process shares: it ends when the last of them closes it."""
-    while _held:
-        with suppress(OSError):
-            os.close(_held.pop())
-
-
-os.register_at_fork(after_in_child=_close_in_child)
 
 
 def _name_owner(descriptor: int, path: Path) -> None:

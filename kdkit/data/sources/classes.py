@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from PIL import Image
 
+from kdkit.bounds import shown
 from kdkit.data.sources.base import ImageSource, describe, targets_of
 from kdkit.data.sources.class_order import check_names
 from kdkit.errors import ClassMismatchError, ConfigError, DatasetError, nearest
@@ -54,9 +55,8 @@ class ClassesSource:
         chosen, names = self.class_names or (), [unicodedata.normalize("NFC", name) for name in names]
         if absent := [name for name in chosen if name not in set(names)]:
             more = f" and {len(absent) - _SHOWN} more" if len(absent) > _SHOWN else ""
-            raise ClassMismatchError(
-                f"{self.source!r} has no class {', '.join(map(repr, absent[:_SHOWN]))}{more}{nearest(absent[0], names)}"
-            )
+            listed = ", ".join(map(shown, absent[:_SHOWN]))
+            raise ClassMismatchError(f"{self.source!r} has no class {listed}{more}{nearest(absent[0], names)}")
         if twice := [name for name in chosen if names.count(name) > 1]:
             raise ClassMismatchError(
                 f"{self.source!r} has two classes {twice[0]!r}: none of them can be chosen by name"

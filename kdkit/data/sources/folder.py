@@ -42,6 +42,11 @@ class FolderSource:
         self.root = Path(root)
         options = SourceOptions(labels=labels, skip_missing=skip_missing)
         options.check_rule("an image folder", "folder")
+        if self.root.is_file():
+            raise DatasetError(
+                f"the data {str(root)!r} is a file of no kind that kdkit reads: expected a folder of class folders, a "
+                ".tar or .zip of them, or a .csv, .tsv or .parquet of paths and labels"
+            )
         if not self.root.is_dir():
             raise DatasetError(f"there is no image folder at {str(root)!r}: expected one with one folder per class")
         listing = Listing(str(root), options)

@@ -74,7 +74,7 @@ class Member:
 
     def read(self) -> bytes:
         """Its content."""
-        with open_binary(self.file) as file:
+        with open_binary(self.file, is_known=True) as file:
             return self.read_from(file)
 
     def read_from(self, file: BinaryIO) -> bytes:
@@ -100,7 +100,7 @@ def reading_in_order() -> Iterator[Callable[[Member], bytes]]:
             if member.file not in opened:
                 stack.close()
                 opened.clear()
-                opened[member.file] = stack.enter_context(open_binary(member.file))
+                opened[member.file] = stack.enter_context(open_binary(member.file, is_known=True))
             return member.read_from(opened[member.file])
 
         yield read

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TextIO
 
 from kdkit.data.sources.columns import arrow_values
 from kdkit.data.sources.image import is_image
@@ -16,6 +17,8 @@ from kdkit.runtime.reading import open_binary
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 """Suffix of a text file -> the mark between its fields."""
+_MAX_LINE = 1 << 20  # characters; a field has at most 131,072 by Python's own limit
+_MAX_UNPACKED_BYTES = 8 << 30  # paths and labels of 14 million images take 2 GB
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,7 @@ def read_table(path: Path) -> Table:
 def _read_text(path: Path) -> Table:
     try:
         with io.TextIOWrapper(open_binary(path), encoding="utf-8-sig", newline="") as file:
-            rows = csv.reader(file, delimiter=DELIMITERS[path.suffix.lower()], strict=True)
+            rows = csv.reader(_lines(file), delimiter=DELIMITERS[path.suffix.lower()], strict=True)
             header = next(rows, [])
             table: dict[str, list[object]] = {name.strip(): [] for name in header}
             lines = []
@@ -71,6 +74,14 @@ def _read_text(path: Path) -> Table:
         advice = ": save it as UTF-8" if isinstance(error, UnicodeDecodeError) else ""
         raise DatasetError(f"the table {str(path)!r} cannot be read: {error}{advice}") from error
     return Table(path, table, lines)
+
+
+def _lines(file: TextIO) -> Iterator[str]:
+    """The lines of a text file; a file without line ends is refused before it fills the memory."""
+    while line := file.readline(_MAX_LINE + 1):
+        if len(line) > _MAX_LINE:
+            raise csv.Error(f"a line has more than {_MAX_LINE:,} characters")
+        yield line
 
 
 def _check_columns(header: Sequence[str], path: Path) -> None:
@@ -98,7 +109,15 @@ def _read_parquet(path: Path) -> Table:
         raise MissingDependencyError(f"{str(path)!r} needs the package pyarrow: {install_command('hfds')}") from error
     try:
         with open_binary(path) as file:
+            _check_unpacked_size(pyarrow.parquet.read_metadata(file))
             table = pyarrow.parquet.read_table(file)
         return Table(path, {name: arrow_values(table.column(name)) for name in table.column_names})
     except (OSError, ValueError, OverflowError, pyarrow.ArrowException) as error:  # a date that Python does not have
         raise DatasetError(f"the table {str(path)!r} cannot be read: {first_line(error)}") from error
+
+
+def _check_unpacked_size(metadata: Any) -> None:
+    """Raises ValueError for a parquet file that claims to unpack to more than a table of paths and labels may."""
+    size = sum(metadata.row_group(number).total_byte_size for number in range(metadata.num_row_groups))
+    if size > _MAX_UNPACKED_BYTES:
+        raise ValueError(f"it unpacks to {size:,} bytes, expected at most {_MAX_UNPACKED_BYTES:,}")

@@ -19,6 +19,7 @@ from kdkit.runtime.reading import open_binary
 _CHUNK = 1 << 20
 _COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0", b"(\xb5/\xfd")
 """What gzip, bzip2, xz and zstd begin a file with."""
+_MAX_PADDING = 16 << 20  # bytes of zeros after the end; tar fills up blocks of at most a few MiB
 
 
 def tar_files(path: Path) -> list[Path]:
@@ -115,9 +116,16 @@ def _check_end(stream: Any, offset: int, origin: str) -> None:
     part = stream.read(tarfile.BLOCKSIZE)
     if len(part) < tarfile.BLOCKSIZE or part.strip(b"\0"):
         raise DatasetError(f"the tar {origin!r} is truncated or damaged after {offset:,} bytes: pack it again")
+    padding = 0
     while part := stream.read(_CHUNK):
+        padding += len(part)
         if part.strip(b"\0"):
             raise DatasetError(
                 f"the tar {origin!r} goes on after its end at {offset:,} bytes, as tars do that were joined: pack its "
                 "images again, or give the tars one by one"
+            )
+        if padding > _MAX_PADDING:
+            raise DatasetError(
+                f"the tar {origin!r} ends at {offset:,} bytes, and more than {_MAX_PADDING:,} zeros follow: its copy "
+                "was perhaps not finished, copy it again"
             )

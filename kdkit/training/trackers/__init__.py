@@ -52,7 +52,7 @@ def create_tracker(name: str, run: Run) -> Tracker:
         tracker: Tracker = make(run)
     except KdkitError:
         raise
-    except Exception as error:  # of the user's own, or of a service that it logs in to
+    except (Exception, SystemExit) as error:  # of the user's own, or of a service that it logs in to
         raise ConfigError(
             f"the tracker {name!r} could not be made of a kdkit.training.trackers.Run: {_reason(error)}"
         ) from error
@@ -72,12 +72,12 @@ def _import(name: str) -> Callable[[Run], Tracker]:
         raise MissingDependencyError(f"the tracker {name!r} cannot be imported: {error}; install it first") from error
     except AttributeError as error:
         raise ConfigError(f"the module {module!r} has no {attribute!r}: give the tracker as module:NAME") from error
-    except Exception as error:  # whatever a user's module does when it is imported
+    except (Exception, SystemExit) as error:  # whatever a user's module does when it is imported
         raise ConfigError(f"the module {module!r} of the tracker cannot be imported: {_reason(error)}") from error
     return found
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {first_line(error)}"
 
 

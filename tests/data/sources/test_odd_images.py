@@ -181,9 +181,7 @@ def test_odd_images_give_the_same_outputs_in_build_and_training_and_a_broken_one
     torch.testing.assert_close(cached, live.log_softmax(dim=-1), rtol=0, atol=1e-5)
     (data / "0" / "00.jpg").write_bytes(b"<html>")
     loader = kdkit.create_loader(dataset, student, batch_size=4, num_workers=1, shuffle=False)
-    with pytest.raises(
-        DatasetError, match=r"^the image '0/00\.jpg' under .* is unreadable: its content is not an image"
-    ):
+    with pytest.raises(DatasetError, match=r"^the image '0/00\.jpg' under .* is unreadable: .*it is a web page"):
         list(loader)
     with pytest.raises(DatasetError, match=r"the image '0/00\.jpg' under .* is unreadable") as caught:
         kdkit.build_cache(teacher, kdkit.open_dataset(data, recipe=recipe), tmp_path / "d.h5", config)

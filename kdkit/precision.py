@@ -1,25 +1,24 @@
-"""The precision in which a build runs its teacher: bfloat16 autocast on CUDA, where the outputs stay as good.
+"""The precision in which a teacher runs, in a build or live: bfloat16 autocast on CUDA, where its outputs stay as good.
 
 Dimensions: B batch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from kdkit.building.config import BuildConfig
-from kdkit.building.teacher import run_teacher, with_streams
 from kdkit.cache.fidelity import kl_divergence, sigmoid_divergence
 from kdkit.cache.format.constants import LOGITS
 from kdkit.data import RangeSampler, ReplayedDataset, ReplayLoader
 from kdkit.data.batch import collate
 from kdkit.runtime import distributed
 from kdkit.teachers import Teacher, TeacherEnsemble
+from kdkit.types import Batch
 
 _IMAGES = 64
 _MOST_KL = 0.005  # nats: an eighth of what lowrank loses at 96 bytes
@@ -51,25 +50,31 @@ class PrecisionCheck:
 
 
 def choose_autocast(
-    teacher: Teacher, dataset: ReplayedDataset, config: BuildConfig, device: torch.device
+    teacher: Teacher,
+    dataset: ReplayedDataset,
+    streams: Collection[str],
+    device: torch.device,
+    *,
+    is_exact: bool = False,
 ) -> tuple[Teacher, str]:
-    """The teacher in the precision that a build runs it in, and what the header says of it; the same on all ranks.
+    """The teacher in the precision that it runs in, and what the header says of it; the same on all ranks. Collective.
 
-    On CUDA a teacher of float32 weights gets bfloat16 autocast if a check on some images passes, unless the exact codec
-    float32 was chosen. A teacher whose precision is given keeps it.
+    On CUDA a teacher of float32 weights gets bfloat16 autocast if a check on some images passes. A teacher whose
+    precision is given keeps it.
 
     Args:
         teacher: on `device`.
         dataset: samples and recipe.
-        config: streams and codec of the build.
-        device: where the build runs.
+        streams: the outputs that are used: logits, or taps.
+        device: where it runs.
+        is_exact: whether its outputs are wanted as they are in float32, e.g. for the codec float32.
     """
     given = teacher.fingerprint()
     named = given.get("autocast") or given["dtype"]
-    if device.type != "cuda" or named != "float32" or config.codec == "float32" or _has_autocast(teacher):
+    if device.type != "cuda" or named != "float32" or is_exact or _has_autocast(teacher):
         return teacher, str(named)
     half = with_autocast(teacher, torch.bfloat16)
-    found = distributed.on_rank_zero(lambda: check_precision(teacher, half, dataset, config, device))
+    found = distributed.on_rank_zero(lambda: check_precision(teacher, half, dataset, streams, device))
     if found is None:
         return teacher, "float32, because no image could be read for a check of bfloat16"
     if not found.passes:
@@ -87,21 +92,21 @@ def with_autocast(teacher: Teacher, dtype: torch.dtype | None) -> Teacher:
 
 @torch.no_grad()
 def check_precision(
-    teacher: Teacher, half: Teacher, dataset: ReplayedDataset, config: BuildConfig, device: torch.device
+    teacher: Teacher, half: Teacher, dataset: ReplayedDataset, streams: Collection[str], device: torch.device
 ) -> PrecisionCheck | None:
     """Runs both teachers on up to 64 images, spread over the dataset; None if no image can be read.
 
     Args:
         teacher, half: the same model in float32 and in half precision.
-        dataset, config, device: as for `choose_autocast`.
+        dataset, streams, device: as for `choose_autocast`.
     """
-    shown, streams = dataset.for_teacher(), config.streams
+    shown = dataset.for_teacher()
     samples = list(_readable(shown))
     if not samples:
         return None
     loader = ReplayLoader(shown, RangeSampler([], len(samples)), teacher.input_normalization, device=device)
-    pixels = collate(samples)
-    whole, rounded = (run_teacher(with_streams(one, streams), loader, pixels, streams) for one in (teacher, half))
+    batch = loader.to_batch(collate(samples))
+    whole, rounded = (_outputs(one, batch, streams) for one in (teacher, half))
     between = sigmoid_divergence if dataset.is_multi_label else kl_divergence
     differences = {
         stream: float(between(values, rounded[stream]).mean())
@@ -110,6 +115,14 @@ def check_precision(
         for stream, values in whole.items()
     }
     return PrecisionCheck(differences, len(samples))
+
+
+def _outputs(teacher: Teacher, batch: Batch, streams: Collection[str]) -> dict[str, Tensor]:
+    """The outputs of a batch, by stream; one that the teacher lacks is refused where it is used."""
+    taps = [stream for stream in streams if stream != LOGITS]
+    output = (teacher if set(taps) <= set(teacher.taps) else teacher.with_taps(taps))(batch)
+    found = {LOGITS: output.logits, **output.features}
+    return {stream: values for stream in streams if (values := found[stream]) is not None}
 
 
 def _relative_error(features: Tensor, rounded: Tensor) -> float:
@@ -124,7 +137,7 @@ def _has_autocast(teacher: Teacher) -> bool:
 
 
 def _readable(dataset: ReplayedDataset) -> Iterator[Any]:
-    """Samples of view 0; an image that cannot be read is left to the build, which lists all of them."""
+    """Samples of view 0; an image that cannot be read is left to whoever reads all of them."""
     for row in range(0, len(dataset), -(-len(dataset) // _IMAGES)):
         try:
             yield dataset[row, 0]

@@ -1,4 +1,4 @@
-"""The precision of a build's teacher: bfloat16 autocast on CUDA, where a check finds the outputs as good."""
+"""The precision of a teacher: bfloat16 autocast on CUDA, where a check finds the outputs as good."""
 
 from __future__ import annotations
 
@@ -10,21 +10,20 @@ import pytest
 import torch
 from support import CountingDigits, digits_dataset, tiny_model
 
-from kdkit import TeacherEnsemble, build_cache, create_teacher
-from kdkit.building import precision
+from kdkit import TeacherEnsemble, build_cache, create_teacher, precision
 from kdkit.building.config import BuildConfig
-from kdkit.building.precision import PrecisionCheck, check_precision, choose_autocast, with_autocast
 from kdkit.config import SingleTeacherConfig, TeacherConfig
 from kdkit.data import ReplayedDataset
+from kdkit.precision import PrecisionCheck, check_precision, choose_autocast, with_autocast
 from kdkit.resolve import as_made
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
-CONFIG = BuildConfig(streams=("logits", "pooled"), num_workers=0)
+STREAMS = ("logits", "pooled")
 
 
 @pytest.fixture
 def on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A build for CUDA, whose check runs on the CPU."""
+    """CUDA, whose check runs on the CPU."""
     monkeypatch.setattr(
         precision, "check_precision", lambda *arguments: check_precision(*arguments[:-1], torch.device("cpu"))
     )
@@ -32,7 +31,7 @@ def on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("on_cuda")
 def test_a_teacher_gets_autocast_on_cuda_where_its_outputs_stay_as_good_and_the_fingerprint_says_so() -> None:
-    found, text = choose_autocast(create_teacher(tiny_model()), digits_dataset(100), CONFIG, CUDA)
+    found, text = choose_autocast(create_teacher(tiny_model()), digits_dataset(100), STREAMS, CUDA)
     assert found.autocast == torch.bfloat16
     assert found.fingerprint()["autocast"] == "bfloat16"
     assert text.startswith("autocast bfloat16, off by logits ")
@@ -42,19 +41,19 @@ def test_a_teacher_gets_autocast_on_cuda_where_its_outputs_stay_as_good_and_the_
 
 @pytest.mark.usefixtures("on_cuda")
 @pytest.mark.parametrize(
-    ("make", "config", "device", "expected"),
+    ("make", "is_exact", "device", "expected"),
     [
-        (lambda: create_teacher(tiny_model()), CONFIG, CPU, "^float32$"),
-        (lambda: create_teacher(tiny_model()), BuildConfig(codec="float32", num_workers=0), CUDA, "^float32$"),
-        (lambda: create_teacher(tiny_model(), autocast=torch.float16), CONFIG, CUDA, "^float16$"),
-        (lambda: create_teacher(tiny_model(), dtype=torch.bfloat16), CONFIG, CUDA, "^bfloat16$"),
+        (lambda: create_teacher(tiny_model()), False, CPU, "^float32$"),
+        (lambda: create_teacher(tiny_model()), True, CUDA, "^float32$"),
+        (lambda: create_teacher(tiny_model(), autocast=torch.float16), False, CUDA, "^float16$"),
+        (lambda: create_teacher(tiny_model(), dtype=torch.bfloat16), False, CUDA, "^bfloat16$"),
     ],
 )
 def test_a_teacher_keeps_its_precision_where_that_is_given_exact_or_needed(
-    make: Any, config: BuildConfig, device: torch.device, expected: str
+    make: Any, is_exact: bool, device: torch.device, expected: str
 ) -> None:
     teacher = make()
-    found, text = choose_autocast(teacher, digits_dataset(32), config, device)
+    found, text = choose_autocast(teacher, digits_dataset(32), STREAMS, device, is_exact=is_exact)
     assert found is teacher
     assert re.search(expected, text)
 
@@ -62,12 +61,12 @@ def test_a_teacher_keeps_its_precision_where_that_is_given_exact_or_needed(
 @pytest.mark.usefixtures("on_cuda")
 def test_a_teacher_whose_outputs_change_too_much_stays_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     teacher = create_teacher(tiny_model())
-    check = check_precision(teacher, with_autocast(teacher, torch.bfloat16), digits_dataset(32), CONFIG, CPU)
+    check = check_precision(teacher, with_autocast(teacher, torch.bfloat16), digits_dataset(32), STREAMS, CPU)
     assert check is not None
     for stream, bound in (("logits", "_MOST_KL"), ("pooled", "_MOST_ERROR")):
         with monkeypatch.context() as patch:
             patch.setattr(precision, bound, 0.99 * check.differences[stream])
-            found, text = choose_autocast(teacher, digits_dataset(32), CONFIG, CUDA)
+            found, text = choose_autocast(teacher, digits_dataset(32), STREAMS, CUDA)
         assert found is teacher
         assert re.match(r"float32, because autocast bfloat16 is off by logits [\d.e-]+ nats, pooled", text)
     assert not PrecisionCheck({"logits": float("nan")}, 1).passes
@@ -76,7 +75,7 @@ def test_a_teacher_whose_outputs_change_too_much_stays_in_float32(monkeypatch: p
 @pytest.mark.usefixtures("on_cuda")
 def test_all_members_of_an_ensemble_get_it() -> None:
     ensemble = TeacherEnsemble([create_teacher(tiny_model(seed=seed)) for seed in (0, 1)], [1, 2])
-    found, _ = choose_autocast(ensemble, digits_dataset(8), BuildConfig(num_workers=0), CUDA)
+    found, _ = choose_autocast(ensemble, digits_dataset(8), ["logits"], CUDA)
     assert isinstance(found, TeacherEnsemble)
     assert [member.autocast for member in found.members] == 2 * [torch.bfloat16]
     assert found.weights == ensemble.weights
@@ -86,9 +85,9 @@ def test_all_members_of_an_ensemble_get_it() -> None:
 @pytest.mark.usefixtures("on_cuda")
 def test_images_that_cannot_be_read_take_no_part_in_the_check() -> None:
     dataset = ReplayedDataset(CountingDigits(8, unreadable=(0, 3)), digits_dataset(8).recipe)
-    assert choose_autocast(create_teacher(tiny_model()), dataset, CONFIG, CUDA)[1].endswith("on 6 images")
+    assert choose_autocast(create_teacher(tiny_model()), dataset, STREAMS, CUDA)[1].endswith("on 6 images")
     dataset = ReplayedDataset(CountingDigits(8, unreadable=tuple(range(8))), digits_dataset(8).recipe)
-    assert "no image could be read" in choose_autocast(create_teacher(tiny_model()), dataset, CONFIG, CUDA)[1]
+    assert "no image could be read" in choose_autocast(create_teacher(tiny_model()), dataset, STREAMS, CUDA)[1]
 
 
 def test_a_teacher_named_for_a_cache_takes_the_precision_that_made_it() -> None:
