@@ -406,7 +406,7 @@ def test_fault_21_an_unwritable_folder_is_refused(tmp_path: Path) -> None:
 def test_a_cache_goes_to_other_processes(tmp_path: Path, method: str) -> None:
     build_cache(teacher(), digits_dataset(8), tmp_path / "t.h5", EXACT)
     cache = open_cache(tmp_path / "t.h5", digits_dataset(8))
-    assert len(pickle.dumps(cache)) < 2000
+    assert len(pickle.dumps(cache)) < 4000  # a few fields, and no array
     twin = pickle.loads(pickle.dumps(cache))
     batch = Batch(torch.empty(2, 0), torch.zeros(2), torch.tensor([3, 1]), 1)
     assert torch.equal(twin(batch).logits, cache(batch).logits)

@@ -216,7 +216,7 @@ def test_mixed_views_are_shown_without_accuracy_and_the_page_says_why(folder: Pa
 
 
 def test_damaged_runs_are_named_on_the_page(folder: Path, tmp_path: Path) -> None:
-    run = write_run(tmp_path / "runs" / "<b>cut</b>", [50.0])
+    run = write_run(tmp_path / "runs" / "<b>cut", [50.0])
     (run / "metrics.jsonl").write_text((run / "metrics.jsonl").read_text()[:-30])
     report = write_report(ReportConfig(runs=(str(tmp_path / "runs"), "nowhere"), output=str(tmp_path / "r.html")))
     text = report.output.read_text()

@@ -220,7 +220,7 @@ def test_a_file_that_is_no_card_is_refused_in_one_line(text, complaint):
 
 def test_a_file_that_is_not_text_is_refused(workdir):
     (workdir / "birds.yaml").write_bytes(b"name: \xff\xfe")
-    with pytest.raises(ConfigError, match=r"birds\.yaml': not valid YAML: 'utf-8' codec"):
+    with pytest.raises(ConfigError, match=r"birds\.yaml': not valid YAML: it is not text in UTF-8"):
         load_card("birds.yaml")
 
 

@@ -128,7 +128,7 @@ def test_an_output_folder_is_written_over_on_demand_only(tmp_path: Path) -> None
     assert not (folder / "ours").exists()
 
 
-def test_an_output_folder_has_one_writer_at_a_time(tmp_path: Path) -> None:
+def test_fault_11_an_output_folder_has_one_writer_at_a_time(tmp_path: Path) -> None:
     (tmp_path / "ours").write_text("")
     with (
         held_output(tmp_path / "run", ["ours"], overwrite=False) as folder,

@@ -255,6 +255,7 @@ class ArrowReader:
 
     paths: list[str | None]
     image_key: str = "image"
+    type: str = "string"
     class_to_idx: dict[str, int] = dataclasses.field(default_factory=lambda: {"a": 0, "b": 1})
 
     @property
