@@ -20,6 +20,7 @@ from kdkit.runtime import files
 
 _CHUNK = 1024
 _MAX_KEYS_BYTES = 1 << 30
+_MAX_HEADER_BYTES = 100_000_000  # that the safetensors library reads
 _ALIGNMENT = 8
 _DTYPES = {"<f2": "F16", "<f4": "F32"}  # numpy's names -> those of safetensors
 FORMATS = (".npz", ".safetensors")
@@ -28,7 +29,7 @@ FORMATS = (".npz", ".safetensors")
 def export_cache(
     path: str | Path, output: str | Path, *, view: int = 0, stream: str = LOGITS, overwrite: bool = False
 ) -> Path:
-    """Writes one stream of one view, and for npz 'keys' [R] as well.
+    """Writes one stream of one view, and the keys: 'keys' [R] of an npz, a JSON list in the metadata of safetensors.
 
     Logits are written as 'log_probabilities' float16 [R, C], multi-label ones as 'logits' float16 [R, C], features
     under their stream's name as float32 [R, ...].
@@ -96,7 +97,7 @@ def _write_npz(file: IO[bytes], cache: CachedTeacher, rows: _Rows) -> None:
     if len(keys) * texts.itemsize > _MAX_KEYS_BYTES:
         raise ConfigError(
             f"the {len(keys)} keys would take {len(keys) * texts.itemsize:,} bytes as an array, as the longest has "
-            f"{width:,} characters; expected at most {_MAX_KEYS_BYTES:,}: export to .safetensors, without keys"
+            f"{width:,} characters; expected at most {_MAX_KEYS_BYTES:,}: export to .safetensors"
         )
     pieces = (np.array(keys[first : first + _CHUNK], texts).tobytes() for first in range(0, len(keys), _CHUNK))
     with zipfile.ZipFile(file, "w") as archive:
@@ -114,7 +115,13 @@ def _write_safetensors(file: IO[bytes], cache: CachedTeacher, rows: _Rows) -> No
     """The format of safetensors: the length of the header, the header as JSON, the bytes of the only tensor."""
     num_bytes = math.prod(rows.shape) * rows.dtype.itemsize
     tensor = {"dtype": _DTYPES[rows.dtype.str], "shape": rows.shape, "data_offsets": [0, num_bytes]}
-    header = json.dumps({"__metadata__": {"teacher": cache.metadata.teacher["name"]}, rows.name: tensor}).encode()
+    described = {"teacher": cache.metadata.teacher["name"], "keys": json.dumps(cache.keys(), ensure_ascii=False)}
+    header = json.dumps({"__metadata__": described, rows.name: tensor}, ensure_ascii=False).encode()
+    if len(header) > _MAX_HEADER_BYTES:
+        raise ConfigError(
+            f"the {len(cache.keys())} keys would take {len(header):,} bytes in the header of a .safetensors file, "
+            f"expected at most {_MAX_HEADER_BYTES:,}: export to .npz"
+        )
     header += b" " * (-len(header) % _ALIGNMENT)
     file.write(len(header).to_bytes(8, "little") + header)
     file.writelines(rows.chunks())

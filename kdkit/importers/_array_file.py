@@ -19,7 +19,7 @@ from kdkit.runtime.reading import open_regular, shown_path
 Array = np.ndarray[Any, Any]
 ONLY = ""
 """Name of the only array of a .npy file."""
-_MAX_HEADER_BYTES = 16 << 20
+_MAX_HEADER_BYTES = 100_000_000  # as the safetensors library
 _MAX_UNPACKED_BYTES = 1 << 30
 _MAX_SIDES = 8
 _DAMAGED = (

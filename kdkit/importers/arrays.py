@@ -27,7 +27,7 @@ _SUM_TOLERANCE = 1e-2
 
 
 class ArraysCache:
-    """A ForeignCache of a file with `logits` or `probs`, dense or with `ids`, and perhaps `keys`, `boxes` and `flips`.
+    """A ForeignCache of a file of arrays: see `import_arrays`.
 
     Args:
         source: .npy, .npz or .safetensors.
@@ -89,10 +89,11 @@ class ArraysCache:
         """Whether the labels are probabilities, and the labels; of a .npy file its first rows tell."""
         if ONLY in arrays:
             return _are_probabilities(arrays[ONLY][:_GUESSED_ROWS].astype(np.float32)), arrays[ONLY]
-        named = [name for name in ("logits", "probs") if name in arrays]
+        named = [name for name in ("logits", "log_probabilities", "probs") if name in arrays]
         if len(named) != 1 or ("ids" in arrays and named != ["probs"]):
             raise DatasetError(
-                f"{self.name} holds {', '.join(arrays) or 'nothing'}: expected logits, or probs, or ids and probs"
+                f"{self.name} holds {', '.join(arrays) or 'nothing'}: expected logits, log_probabilities or probs, or "
+                "ids and probs"
             )
         return named == ["probs"], arrays[named[0]]
 
@@ -207,9 +208,10 @@ def import_arrays(
 ) -> ImportReport:
     """Imports logits or probabilities from a file of arrays into a kdkit cache.
 
-    A .npz or .safetensors file holds `logits` or `probs`, [N, C], [N, V, C] or [V, N, C], or `ids` and `probs`
-    [N, V, K]; perhaps `keys` [N], paths below the data's folder; and perhaps `boxes` [N, V, 4] (top, left, height,
-    width in pixels) with `flips` [N, V]. A .npy file holds logits or, where its rows sum to 1, probabilities.
+    A .npz or .safetensors file holds `logits`, `log_probabilities` (as `kdkit cache export` writes them) or `probs`,
+    [N, C], [N, V, C] or [V, N, C], or `ids` and `probs` [N, V, K]; perhaps `keys` [N], paths below the data's folder;
+    and perhaps `boxes` [N, V, 4] (top, left, height, width in pixels) with `flips` [N, V]. A .npy file holds logits or,
+    where its rows sum to 1, probabilities.
 
     Args:
         source: the file.

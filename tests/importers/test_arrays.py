@@ -13,6 +13,7 @@ from foreign_caches import TRAIN, Keys, photographs
 from safetensors.numpy import save_file
 
 from kdkit.cache import open_cache
+from kdkit.cache.export import FORMATS, export_cache
 from kdkit.dataset import open_dataset
 from kdkit.errors import ClassMismatchError, ConfigError, DatasetError
 from kdkit.importers import import_arrays
@@ -70,6 +71,16 @@ def test_rows_are_found_by_their_keys(suffix: str, tmp_path: Path) -> None:
     import_arrays(path, Keys(KEYS), tmp_path / "teacher.h5", recipe=RRC, codec="float32")
     check(tmp_path / "teacher.h5", in_order(softmax(array), SHUFFLED), 1e-6)
     assert open_cache(tmp_path / "teacher.h5").recipe == ViewRecipe(size=32, num_views=VIEWS)
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_what_a_cache_exports_is_imported_again(suffix: str, tmp_path: Path) -> None:
+    array = logits(4, CLASSES)
+    np.savez(tmp_path / "x.npz", logits=array, keys=np.array(SHUFFLED))
+    import_arrays(tmp_path / "x.npz", Keys(KEYS), tmp_path / "teacher.h5", codec="float32")
+    exported = export_cache(tmp_path / "teacher.h5", tmp_path / f"exported{suffix}")
+    import_arrays(exported, Keys(KEYS), tmp_path / "again.h5", codec="float32")
+    check(tmp_path / "again.h5", in_order(softmax(array)[:, None], SHUFFLED))
 
 
 def test_a_keys_file_names_the_rows(tmp_path: Path) -> None:
@@ -143,7 +154,7 @@ def test_a_fitted_codec_is_fitted_to_the_arrays(tmp_path: Path) -> None:
         ({"logits": logits(5, CLASSES)}, r"labels \[5, 7\], expected \[4, C\]"),
         ({"logits": logits(4)}, r"labels \[4\]"),
         ({"scores": logits(4, CLASSES)}, "holds scores: expected logits"),
-        ({"logits": logits(4, CLASSES), "probs": logits(4, CLASSES)}, "expected logits, or probs"),
+        ({"logits": logits(4, CLASSES), "probs": logits(4, CLASSES)}, "expected logits, log_probabilities or probs"),
         ({"probs": logits(4, CLASSES)}, "image 'b/2.png' has probabilities that do not sum to 1"),
         ({"logits": np.full((4, CLASSES), np.nan, "f4")}, "image 'b/2.png' has NaN or infinity"),
         ({"logits": logits(4, CLASSES), "boxes": np.zeros((4, 1, 4))}, "only boxes or only flips"),
