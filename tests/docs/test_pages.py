@@ -6,6 +6,7 @@ needs weights and images that no test has, so only its options are parsed.
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -66,6 +67,42 @@ def test_the_commands_of_a_page_run_as_they_stand(
     monkeypatch.chdir(tmp_path)
     for line in commands(page, "sh"):
         run_line(line, capsys)
+
+
+JOBS = [line for line in (ROOT / "docs" / "jobs.md").read_text().splitlines() if "`kdkit " in line and line[0] == "|"]
+STANDS_FOR = {
+    "UNLABELLED": "unlabelled",
+    "LABELLED": "birds/val",
+    "DATA": "birds/train",
+    "--pretrained": "--student-checkpoint birds.safetensors",  # which no test can download
+    "--student NAME": "--student test_resnet --batch-size 10 --epochs 1",
+    "--teacher NAME": "--teacher birds.yaml --views 1 --size 64",
+    "--teacher RUN": "--teacher runs/job --views 1 --size 64",
+    "--teacher FILE --arch NAME": "--teacher birds.safetensors --arch test_resnet --views 1 --size 64",
+    "SOURCE": "birds.npy --size 64",
+    "...": "--student test_resnet --batch-size 10 --epochs 1 -o runs/student",
+    "-o RUN": "-o runs/job",
+}
+"""What a reader puts in -> what stands for it here."""
+FINE_TUNING = "kdkit distill DATA --student NAME --pretrained -o RUN"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("row", JOBS)
+def test_every_job_of_the_table_is_done_by_its_commands(
+    row: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    commands = re.findall("`(kdkit [^`]+)`", row)
+    if "--teacher RUN" in row and FINE_TUNING not in commands:
+        commands.insert(0, FINE_TUNING)
+    for command in commands:
+        line = command
+        for name, value in STANDS_FOR.items():
+            line = line.replace(name, value)
+        run_line(line, capsys)
+        assert Path(line.rpartition("-o ")[2]).exists()
 
 
 READ = [*PAGES, "README.md", "examples/imagenet/README.md"]
