@@ -3,8 +3,8 @@
     python benchmarks/caches.py [--quick]
 
 About four minutes on 2 CPU cores, without downloads. Three parts: a student's step with the mix of two caches relative
-to one; rows/s of statistics; and an example of --train.min-confidence on digits of which many crops are empty, from
-which no claim follows. `benchmarks/kills.py` kills the commands that change caches.
+to one; rows/s of statistics; and two examples of --train.min-confidence, from which no claim follows: digits of which
+many crops are empty, and small crops of photographs. `benchmarks/kills.py` kills the commands that change caches.
 """
 
 from __future__ import annotations
@@ -19,11 +19,23 @@ from pathlib import Path
 import numpy as np
 import timm
 import torch
+from _photographs import CropSource, create_imagenet_model
 from _result import Report, Spread, parser, ratio, take_turns
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from kdkit import CacheSpec, CacheWriter, LogitDistillationTask, ViewRecipe, create_loader, open_cache, open_dataset
+from kdkit import (
+    CacheSpec,
+    CacheWriter,
+    LogitDistillationTask,
+    ViewRecipe,
+    build_cache,
+    create_loader,
+    create_teacher,
+    open_cache,
+    open_dataset,
+)
+from kdkit.building.config import BuildConfig
 from kdkit.cache.codecs import create_codec
 from kdkit.data import ArraySource, ReplayedDataset
 
@@ -137,6 +149,31 @@ def describe_blank(folder: Path) -> dict[str, str]:
     }
 
 
+def small_crops(folder: Path, crops: int) -> dict[str, dict[str, float]]:
+    """Threshold -> what min_confidence leaves out of small crops of photographs, and whether it is what is wrong.
+
+    A view is right if its likeliest class is that of the whole half photograph; the teacher is tf_efficientnet_lite0.
+    """
+    teacher = create_teacher(create_imagenet_model())
+    recipes = {"whole": ViewRecipe.evaluation(224), "small": ViewRecipe(size=224, scale=(0.02, 0.3), num_views=4)}
+    found = {}
+    for name, recipe in recipes.items():
+        source = CropSource(1 if name == "whole" else crops)
+        config = BuildConfig(codec="float16", batch_size=32, num_workers=0)
+        build_cache(teacher, ReplayedDataset(source, recipe), folder / f"{name}.h5", config)
+        found[name] = open_cache(folder / f"{name}.h5").statistics()
+    is_right = found["small"].top1_class == found["whole"].top1_class.repeat(crops, axis=0)
+    shares = {}
+    for threshold in (0.1, 0.3, 0.5):
+        kept = found["small"].top1_probability >= threshold
+        shares[str(threshold)] = {
+            "left out": float(1 - kept.mean()),
+            "right of the kept": float(is_right[kept].mean()),
+            "right of those left out": float(is_right[~kept].mean()),
+        }
+    return shares
+
+
 def main() -> None:
     arguments = parser(__doc__).parse_args()
     quick = arguments.quick
@@ -158,6 +195,13 @@ def main() -> None:
         )
         texts = [f"{name}: {share}" for name, share in crops.items() if isinstance(share, str)]
         report.text(f"{'; '.join(texts).capitalize()}.")
+    with tempfile.TemporaryDirectory() as folder:
+        photographs = report.figure("small_crops", small_crops(Path(folder), 2 if quick else 16))
+        report.text(
+            "Crops of 2 to 30 % of half a photograph; a view is right if its likeliest class is that of the whole."
+        )
+        header = ["min_confidence", *next(iter(photographs.values()))]
+        report.table(header, [[t, *(f"{100 * v:.0f} %" for v in p.values())] for t, p in photographs.items()])
     report.write(arguments.output)
 
 
