@@ -83,17 +83,19 @@ def make_bases(folder: Path) -> list[Base]:
 
 
 def _make_base(folder: Path, logits: str, features: str, *, packed: bool) -> Base:
-    values = torch.randn(VIEWS, ROWS, CLASSES, generator=torch.Generator().manual_seed(0)) * 3
+    head = torch.randn(CLASSES, WIDTH, generator=torch.Generator().manual_seed(0))
     embedded = torch.randn(VIEWS, ROWS, WIDTH, generator=torch.Generator().manual_seed(1))
+    values = embedded @ head.T
     records = torch.randint(256, (VIEWS, ROWS, RECORD_BYTES), generator=torch.Generator().manual_seed(2))
     outputs = {"logits": values, "pooled": embedded, RECORDS: records.to(torch.uint8)}
     codec = create_codec(logits, CLASSES, **OPTIONS.get(logits, {}))
+    of_features = create_feature_codec(features, (WIDTH,)).suited_to(embedded[0])
     spec = CacheSpec(
         keys=[f"class/{row}.png" for row in range(ROWS)],
         num_views=VIEWS,
         codecs={
-            "logits": codec.fit(values[0]) if codec.needs_fit else codec,
-            "pooled": create_feature_codec(features, (WIDTH,)).suited_to(embedded[0]),
+            "logits": codec.fit(values[0], head) if codec.needs_fit else codec,
+            "pooled": of_features.fit(embedded[0]) if of_features.needs_fit else of_features,
             RECORDS: RecordCodec((RECORD_BYTES,)),
         },
         teacher={"name": "none", "dtype": "torch.float32", "weights_sha256": "0" * 64},
