@@ -31,10 +31,7 @@ from kdkit.errors import ConfigError, NonFiniteOutputError
 _FLAT, _FLAT_BYTES = 0, 4  # the step's code of a row of equal numbers, and the bytes of that number
 _CPU_ROWS, _GPU_ROWS = 1 << 8, 1 << 12  # at most, because one row costs as much as all of these
 _FINEST_OCTAVES = 22  # below a row's largest coefficient, whose code is then below 2**24
-_CPU_CHUNK, _GPU_CHUNK = (
-    1 << 17,
-    1 << 24,
-)  # numbers of the rows that are worked on together: a CPU's caches hold no more
+_CPU_CHUNK, _GPU_CHUNK = 1 << 17, 1 << 24  # numbers of the rows that are worked on together, as a CPU's caches hold
 
 
 @dataclass(frozen=True)
