@@ -96,16 +96,18 @@ def collate(found: list[Sample | Unreadable]) -> PixelBatch:
         raise DatasetError(f"none of the {len(found)} samples of a batch could be read, the first: {skipped[0][1]}")
     partner_targets = [sample.partner_target for sample in samples if sample.partner_target is not None]
     teacher_images = [sample.teacher_image for sample in samples if sample.teacher_image is not None]
+    images = default_collate([sample.image for sample in samples])  # in a worker, straight into shared memory
+    seen = default_collate(teacher_images) if teacher_images else images
     return PixelBatch(
-        default_collate([sample.image for sample in samples]),  # in a worker, straight into shared memory
+        images,
         _stack([sample.target for sample in samples]),
         torch.tensor([sample.row for sample in samples]),
         torch.tensor([sample.view for sample in samples]),
         _stack(partner_targets) if partner_targets else None,
         torch.tensor([sample.share for sample in samples], dtype=torch.float32) if partner_targets else None,
-        default_collate(teacher_images) if teacher_images else None,
+        seen if teacher_images else None,
         skipped,
-        torch.tensor([_pixel_hash(sample) for sample in samples]),
+        torch.tensor([_pixel_hash(sample.row, image) for sample, image in zip(samples, seen, strict=True)]),
     )
 
 
@@ -114,8 +116,6 @@ def _stack(targets: list[int | Tensor]) -> Tensor:
     return torch.stack([torch.as_tensor(target) for target in targets])
 
 
-def _pixel_hash(sample: Sample) -> int:
+def _pixel_hash(row: int, image: Tensor) -> int:
     """CRC-32 of the pixels that the teacher saw, or -1 for a row without a hash; computed here, in a worker."""
-    if not is_hashed(sample.row):
-        return -1
-    return pixel_crc32(sample.image if sample.teacher_image is None else sample.teacher_image)
+    return pixel_crc32(image) if is_hashed(row) else -1
