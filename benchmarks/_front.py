@@ -94,7 +94,7 @@ def demo(folder: Path) -> str:
     result = latest("demo", folder)
     found = result["figures"]
     top1 = {way: f"{found[way]['top1']} ± {found[way]['spread']} %" for way in WAYS}
-    seconds = {way: f"{found[way]['seconds']:.0f} s" for way in WAYS}
+    seconds = {way: f"{found[way]['seconds']:.0f}\N{NO-BREAK SPACE}s" for way in WAYS}
     sentences = (
         f"In the demonstration, with scikit-learn's digits, {found['labels']} labels alone bring a small student to",
         f"{top1['labels alone']}. With a teacher's outputs for all training images it reaches {top1['live teacher']}",
@@ -102,7 +102,7 @@ def demo(folder: Path) -> str:
         f"and {seconds['cached teacher']} from the cache, which took {found['build: seconds']:.0f} s to build, once",
         f"({found['seeds']} seeds, {result['date']}).",
     )
-    return textwrap.fill(" ".join(sentences), WIDTH) + "\n"
+    return textwrap.fill(" ".join(sentences), WIDTH).replace("\N{NO-BREAK SPACE}", " ") + "\n"
 
 
 def points(folder: Path) -> str:
