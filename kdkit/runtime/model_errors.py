@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
@@ -32,13 +33,17 @@ def model_errors(subject: str, images: Tensor, amp: torch.dtype | None = None) -
 
     Raises:
         DeviceMemoryError: memory was too little; names batch size and precision.
-        ConfigError: batch normalisation got one value per channel.
+        ConfigError: batch normalisation got one value per channel, or the model ends the process.
         ShapeError: the model does not take such images.
     """
     try:
         yield
     except KdkitError:
         raise
+    except SystemExit as stop:
+        if stop.code == 128 + signal.SIGTERM:  # a signal that came during the pass
+            raise
+        raise ConfigError(f"{subject} ended the process in its forward pass (SystemExit: {stop.code})") from stop
     except Exception as error:
         found = explain_model_error(error, subject, images, amp)
         if type(found) is ShapeError and distributed.world_size() > 1:
