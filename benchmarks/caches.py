@@ -174,34 +174,51 @@ def small_crops(folder: Path, crops: int) -> dict[str, dict[str, float]]:
     return shares
 
 
+def report_steps(report: Report, folder: Path, *, quick: bool) -> None:
+    step = report.figure("step_two_caches_over_one", compare_steps(folder, 10 if quick else 60))
+    report.text("Step time of resnet18 at 64 pixels, batch 32, with the mix of two lowrank caches relative to one.")
+    report.table(["", "ratio", "target, at most"], [["two caches / one", step, STEP_TARGET]])
+
+
+def report_statistics(report: Report, folder: Path, *, quick: bool) -> None:
+    speeds = report.figure("statistics_rows_per_second", measure_statistics(folder, 4096 if quick else 65536))
+    report.table(["codec, 1,000 classes", "statistics, rows/s"], [[c, f"{speed:,.0f}"] for c, speed in speeds.items()])
+
+
+def report_empty(report: Report, folder: Path, *, quick: bool) -> None:
+    crops = report.figure("empty_crops", empty_crops(folder, 2 if quick else 20))
+    report.text("Digits in a black image, crops of 10 to 40 % of its area. An example; no claim follows from it.")
+    report.table(
+        ["views", "left out", "top-1 in %"], [[n, *c.values()] for n, c in crops.items() if isinstance(c, dict)]
+    )
+    texts = [f"{name}: {share}" for name, share in crops.items() if isinstance(share, str)]
+    report.text(f"{'; '.join(texts).capitalize()}.")
+
+
+def report_photographs(report: Report, folder: Path, *, quick: bool) -> None:
+    photographs = report.figure("small_crops", small_crops(folder, 2 if quick else 16))
+    report.text("Crops of 2 to 30 % of half a photograph; a view is right if its likeliest class is that of the whole.")
+    header = ["min_confidence", *next(iter(photographs.values()))]
+    report.table(header, [[t, *(f"{100 * v:.0f} %" for v in p.values())] for t, p in photographs.items()])
+
+
+PARTS = {
+    "steps": report_steps,
+    "statistics": report_statistics,
+    "empty": report_empty,
+    "photographs": report_photographs,
+}
+
+
 def main() -> None:
-    arguments = parser(__doc__).parse_args()
-    quick = arguments.quick
-    report = Report("caches", "Caches that add up", quick)
-    with tempfile.TemporaryDirectory() as folder:
-        step = report.figure("step_two_caches_over_one", compare_steps(Path(folder), 10 if quick else 60))
-        report.text("Step time of resnet18 at 64 pixels, batch 32, with the mix of two lowrank caches relative to one.")
-        report.table(["", "ratio", "target, at most"], [["two caches / one", step, STEP_TARGET]])
-    with tempfile.TemporaryDirectory() as folder:
-        speeds = report.figure("statistics_rows_per_second", measure_statistics(Path(folder), 4096 if quick else 65536))
-        report.table(
-            ["codec, 1,000 classes", "statistics, rows/s"], [[c, f"{speed:,.0f}"] for c, speed in speeds.items()]
-        )
-    with tempfile.TemporaryDirectory() as folder:
-        crops = report.figure("empty_crops", empty_crops(Path(folder), 2 if quick else 20))
-        report.text("Digits in a black image, crops of 10 to 40 % of its area. An example; no claim follows from it.")
-        report.table(
-            ["views", "left out", "top-1 in %"], [[n, *c.values()] for n, c in crops.items() if isinstance(c, dict)]
-        )
-        texts = [f"{name}: {share}" for name, share in crops.items() if isinstance(share, str)]
-        report.text(f"{'; '.join(texts).capitalize()}.")
-    with tempfile.TemporaryDirectory() as folder:
-        photographs = report.figure("small_crops", small_crops(Path(folder), 2 if quick else 16))
-        report.text(
-            "Crops of 2 to 30 % of half a photograph; a view is right if its likeliest class is that of the whole."
-        )
-        header = ["min_confidence", *next(iter(photographs.values()))]
-        report.table(header, [[t, *(f"{100 * v:.0f} %" for v in p.values())] for t, p in photographs.items()])
+    made = parser(__doc__)
+    made.add_argument("--part", choices=PARTS, help="one part alone, whose result has its name")
+    arguments = made.parse_args()
+    name = f"caches-{arguments.part}" if arguments.part else "caches"
+    report = Report(name, "Caches that add up", arguments.quick)
+    for part in [arguments.part] if arguments.part else PARTS:
+        with tempfile.TemporaryDirectory() as folder:
+            PARTS[part](report, Path(folder), quick=arguments.quick)
     report.write(arguments.output)
 
 
