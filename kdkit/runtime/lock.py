@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from kdkit.errors import OutputExistsError
+from kdkit.errors import OutputError, OutputExistsError
 
 _held: set[int] = set()
 """Descriptors of the locks of this process."""
@@ -43,8 +43,12 @@ def one_writer(folder: Path) -> Iterator[None]:
 
     Raises:
         OutputExistsError: another process holds it.
+        OutputError: it cannot be opened.
     """
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise OutputError(f"the output folder {str(folder)!r} cannot be opened: {error.strerror}") from error
     with kept_from_children(descriptor):
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

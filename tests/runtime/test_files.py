@@ -13,9 +13,10 @@ from support import Pixels, digits
 from kdkit import build_cache, extend_cache
 from kdkit.building.config import BuildConfig
 from kdkit.data import ReplayedDataset
-from kdkit.errors import WriteError
+from kdkit.errors import OutputError, WriteError
 from kdkit.recipe import ViewRecipe
 from kdkit.runtime import files
+from kdkit.runtime.lock import one_writer
 from kdkit.teachers import Teacher
 
 
@@ -36,6 +37,12 @@ def test_a_file_that_cannot_be_removed_is_named(
             remove(path)
     remove(path)
     assert not path.exists()
+
+
+def test_an_output_folder_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
+    gone = tmp_path / "gone"
+    with pytest.raises(OutputError, match=r"gone' cannot be opened: No such file or directory$"), one_writer(gone):
+        pass
 
 
 def test_what_an_extension_cannot_tidy_away_is_one_line_and_the_repeat_works(
