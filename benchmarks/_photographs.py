@@ -10,6 +10,8 @@ import timm
 import torch
 from PIL import Image
 from sklearn.datasets import load_sample_images
+from torch import Tensor
+from torchvision.transforms import v2
 
 # The photographs of scikit-image, without its drawings, scanned pages or the second view of the motorcycle.
 SKIMAGE_PHOTOGRAPHS = [
@@ -85,3 +87,22 @@ def create_imagenet_model(size: int = 0) -> torch.nn.Module:
         raise RuntimeError(f"the weights in {path} are not those of timm's tf_efficientnet_lite{size}")
     model.load_state_dict(dict(zip(ours, theirs.values(), strict=True)))
     return model.eval().requires_grad_(False)
+
+
+@torch.inference_mode()
+def teacher_logits(crops: int) -> tuple[Tensor, Tensor, list[str]]:
+    """Logits [R, 1000] of tf_efficientnet_lite0 for `crops` random crops of each photograph, a multiple of 16.
+
+    Also the photograph of each row [R], and the names of the photographs.
+    """
+    teacher = create_imagenet_model()
+    mean, std = (list(teacher.pretrained_cfg[k]) for k in ("mean", "std"))
+    views = v2.Compose([v2.ToImage(), v2.RandomResizedCrop(224, scale=(0.05, 1.0), antialias=True)])
+    finish = v2.Compose([v2.RandomHorizontalFlip(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std)])
+    torch.manual_seed(0)
+    logits, names = [], []
+    for name, image in photographs():
+        logits += [teacher(torch.stack([finish(views(image)) for _ in range(16)])) for _ in range(crops // 16)]
+        names.append(name)
+        print(f"{name}: likeliest class {int(torch.cat(logits[-crops // 16 :]).mean(dim=0).argmax())}", flush=True)
+    return torch.cat(logits).clone(), torch.arange(len(names)).repeat_interleave(crops), names

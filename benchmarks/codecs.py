@@ -20,10 +20,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from _competitors import ProductQuantizer, sampled, top_k
-from _photographs import create_imagenet_model, photographs
+from _photographs import create_imagenet_model, teacher_logits
 from _result import Report, parser
 from torch import Tensor
-from torchvision.transforms import v2
 
 from kdkit.cache.codecs import Codec, create_codec
 
@@ -32,22 +31,6 @@ TEMPERATURES = (1.0, 2.0, 4.0)
 BUDGETS = (48, 64, 96, 128, 192)  # bytes per row at which topk and lowrank are compared
 POINTS = (52, 68, 102, 134, 202)  # bytes per row with a target divergence
 TIMED_ROWS, TIMED_RUNS = 256, 30
-
-
-@torch.inference_mode()
-def teacher_logits(crops: int) -> tuple[Tensor, Tensor, list[str]]:
-    """Logits [R, 1000], the photograph of each row [R], names of the photographs."""
-    teacher = create_imagenet_model()
-    mean, std = (list(teacher.pretrained_cfg[k]) for k in ("mean", "std"))
-    views = v2.Compose([v2.ToImage(), v2.RandomResizedCrop(224, scale=(0.05, 1.0), antialias=True)])
-    finish = v2.Compose([v2.RandomHorizontalFlip(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std)])
-    torch.manual_seed(0)
-    logits, names = [], []
-    for name, image in photographs():
-        logits += [teacher(torch.stack([finish(views(image)) for _ in range(16)])) for _ in range(crops // 16)]
-        names.append(name)
-        print(f"{name}: likeliest class {int(torch.cat(logits[-crops // 16 :]).mean(dim=0).argmax())}", flush=True)
-    return torch.cat(logits).clone(), torch.arange(len(names)).repeat_interleave(crops), names
 
 
 def divergence(teacher: Tensor, decoded: Tensor, temperature: float) -> Tensor:
