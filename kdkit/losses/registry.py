@@ -52,6 +52,14 @@ class LossSpec:
     needs_head: bool = False
     """Whether it receives the weight [C, D] of the teacher's classifier, as `head_weight`."""
 
+    has_exits: bool = False
+    """Whether it makes logits of the student's features and compares them with the teacher's: it receives
+    `student_widths` and `num_classes`, and is called with the teacher's logits in place of its features."""
+
+    needs_rows: bool = False
+    """Whether it keeps something of every sample: it receives their number as `num_rows`, and is called with `row` [B],
+    the number of each sample in the dataset, as the third argument."""
+
     aligns: Aligns = "unlike"
     """How its pairs of features are converted to a common layout before it is called."""
 
@@ -92,14 +100,17 @@ def feature_loss(
     *,
     taps: Literal["single", "several"] = "single",
     projects: bool = False,
+    needs_target: bool = False,
     needs_head: bool = False,
+    has_exits: bool = False,
+    needs_rows: bool = False,
     aligns: Aligns = "unlike",
 ) -> Callable[[_Loss], _Loss]:
     """Registers a function of (student_feature, teacher_feature), or a class of modules with this call.
 
     Args:
         name: the loss's name; the function's own by default.
-        taps, projects, needs_head, aligns: see LossSpec.
+        taps, projects, needs_target, needs_head, has_exits, needs_rows, aligns: see LossSpec.
     """
 
     def register(loss: _Loss) -> _Loss:
@@ -109,7 +120,10 @@ def feature_loss(
             is_feature=True,
             taps=taps,
             projects=projects,
+            needs_target=needs_target,
             needs_head=needs_head,
+            has_exits=has_exits,
+            needs_rows=needs_rows,
             aligns=aligns,
         )
         return _register(spec, loss)
@@ -172,6 +186,11 @@ def create(name: str, **options: Any) -> Callable[..., Tensor]:
 def needs_target(loss: str | Callable[..., Tensor]) -> bool:
     """Returns whether a loss, by name or as `create` made it, takes the labels `target` as its third argument."""
     return loss_spec(loss).needs_target if isinstance(loss, str) else "target" in inspect.signature(loss).parameters
+
+
+def compares_logits(name: str) -> bool:
+    """Returns whether the loss called `name` compares something with the teacher's logits."""
+    return not loss_spec(name).is_feature or loss_spec(name).has_exits
 
 
 def is_feature_loss(name: str) -> bool:

@@ -11,7 +11,7 @@ from kdkit import losses
 from kdkit.errors import ConfigError, UnknownNameError
 
 TABLES = """kl soft_ce reverse_kl js logit_mse mlkd bce hard deit_soft dkd nkd dist ttm wttm ofa sigmoid_kl
-            hint_mse hint_cosine attention similarity pkt rkd_distance rkd_angle vitkd review mgd srrl"""
+            hint_mse hint_cosine attention similarity pkt rkd_distance rkd_angle vitkd review mgd srrl crd ofa_exits"""
 
 
 def test_every_loss_of_both_tables_is_there_by_name_and_as_a_function():
@@ -28,7 +28,7 @@ def test_a_name_and_its_options_give_the_function_with_them_bound():
 
 
 def test_the_losses_that_need_labels_say_so():
-    assert [name for name in losses.available() if losses.needs_target(name)] == ["dkd", "nkd", "ofa"]
+    assert [name for name in losses.available() if losses.needs_target(name)] == ["dkd", "nkd", "ofa", "ofa_exits"]
     assert losses.needs_target(losses.create("dkd", standardize=True))
     assert losses.needs_target(losses.multi_teacher(losses.create("nkd")))
     assert not losses.needs_target(losses.create("kl", standardize=True))
@@ -46,6 +46,8 @@ def test_what_a_loss_declares_is_what_its_definition_takes():
             takes, widths = inspect.signature(spec.loss).parameters, "s" if spec.taps == "several" else ""
             assert spec.projects == (f"teacher_width{widths}" in takes), name
             assert spec.needs_head == ("head_weight" in takes), name
+            assert spec.has_exits == ("num_classes" in takes), name
+            assert spec.needs_rows == ("num_rows" in takes) == ("row" in parameters), name
 
 
 def test_a_name_is_declared_once():

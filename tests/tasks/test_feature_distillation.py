@@ -251,7 +251,7 @@ def test_a_teacher_without_a_head_serves_terms_on_features_live_and_cached(tmp_p
     assert teacher.num_classes == 0
     assert teacher(kdkit.types.Batch(*batch())).logits is None
     dataset = digits_dataset(6)
-    kdkit.build_cache(teacher, dataset, tmp_path / "c.h5", BuildConfig(streams=("pooled",), num_workers=0))
+    kdkit.build_cache(teacher, dataset, tmp_path / "c.h5", BuildConfig(streams=("pooled",), feature_codec="float32", num_workers=0))
     cache = kdkit.open_cache(tmp_path / "c.h5", dataset)
     cached = FeatureDistillationTask(tiny_model("test_resnet"), teacher_widths=cache.feature_widths)
     cached.load_task_state(live.get_task_state())
@@ -259,7 +259,7 @@ def test_a_teacher_without_a_head_serves_terms_on_features_live_and_cached(tmp_p
     cached.eval()
     expected = live(images.input, images.target)
     torch.testing.assert_close(
-        cached(images.input, images.target, cache(images))["loss"], expected["loss"], rtol=1e-3, atol=1e-3
+        cached(images.input, images.target, cache(images))["loss"], expected["loss"], rtol=1e-6, atol=1e-6
     )
 
 
