@@ -377,3 +377,13 @@ def crd(f_s, f_t, memory_s, memory_t, index, log_z, p, temperature=0.07):
             q = np.exp(memory[places] @ one / temperature - log_of_side)
             total = total - np.log(q[0] / (q[0] + c)) - np.log(c / (q[1:] + c)).sum()
     return total / len(f_s)
+
+
+def ofa_exits(features, z_t, labels, p, **options):
+    """`p` holds the parameters of kdkit's module by name."""
+    total = 0
+    for number, f in enumerate(features):
+        pooled = f if f.ndim == 2 else f.mean(axis=(1,) if f.ndim == 3 else (2, 3))
+        logits = pooled @ p[f"exits.{number}.weight"].T + p[f"exits.{number}.bias"]
+        total = total + ofa(logits, z_t, labels, **options)
+    return total

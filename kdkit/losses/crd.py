@@ -35,7 +35,7 @@ def crd(
 ) -> Tensor:
     """Noise-contrastive loss of both embeddings, each against the memory of the other side (`CRD` keeps the memory).
 
-    For an embedding a, with p_k = exp(<a, m_k> / T) / Z for the K + 1 rows m_k of the memory at its index and c = K / R:
+    For an embedding a, with p_k = exp(<a, m_k> / T) / Z for the K + 1 rows m_k of the memory at its index, c = K / R:
     mean_b of -log(p_0 / (p_0 + c)) - sum_k log(c / (p_k + c)), k from 1 to K; the student's plus the teacher's.
 
     Args:

@@ -83,7 +83,8 @@ class OFAExits(nn.Module):
             raise ShapeError(f"ofa_exits has {len(self.exits)} exits, got {len(student_features)} features")
         with torch.autocast(student_features[0].device.type, enabled=False):
             pairs = zip(self.exits, student_features, strict=True)
-            logits = [layer(_pooled(feature).to(layer.weight.dtype)) for layer, feature in pairs]
+            dtype = next(self.parameters()).dtype
+            logits = [layer(_pooled(feature).to(dtype)) for layer, feature in pairs]
         options = {"eps": self.eps, "temperature": self.temperature}
         return ofa_exits(logits, teacher_logits, target, soft_labels=self.soft_labels, **options)
 

@@ -87,4 +87,3 @@ def _relations(difference: Tensor, total: Tensor, of_batch: float, of_classes: f
     symmetric = of_batch * (mixed + mixed.T)
     slope = (symmetric + of_classes * (of_difference + mixed.T)) @ total
     return value, slope + (symmetric + of_classes * (mixed + of_total)) @ difference
-

@@ -152,7 +152,7 @@ def all_gather(value: Result) -> list[Result]:
     return cast(list[Result], values)
 
 
-@torch.compiler.disable
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def all_gather_rows(rows: Tensor) -> Tensor:
     """Every rank's rows [B, ...], in the order of ranks, on every rank; without gradient. B may differ.
 

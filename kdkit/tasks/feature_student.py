@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from kdkit.runtime import distributed
 from kdkit.tasks.comparison import Comparison
+from kdkit.tasks.exits import Exits
 from kdkit.teachers.tap import forward_with_taps
 
 _PREFIX = "student."
@@ -28,7 +29,9 @@ class FeatureStudent(nn.Module):
         has_idle_head: whether no loss depends on the logits, so that the head takes no part in the backward pass.
     """
 
-    def __init__(self, student: nn.Module, comparisons: Mapping[str, Comparison], *, has_idle_head: bool) -> None:
+    def __init__(
+        self, student: nn.Module, comparisons: Mapping[str, Comparison | Exits], *, has_idle_head: bool
+    ) -> None:
         super().__init__()
         self.student = student
         self.comparisons = nn.ModuleDict(comparisons)

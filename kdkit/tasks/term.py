@@ -172,9 +172,7 @@ def bound_loss(term: LossTerm, **extra: Any) -> DistillLoss:
 def check_output(terms: Sequence[LossTerm], teacher_output: object) -> None:
     """Raises ConfigError if it is no TeacherOutput, or a term needs the logits and a cache kept only their softmax."""
     if not isinstance(teacher_output, TeacherOutput):
-        raise ConfigError(
-            f"teacher_output is a TeacherOutput, got {type(teacher_output).__name__}: wrap logits in one"
-        )
+        raise ConfigError(f"teacher_output is a TeacherOutput, got {type(teacher_output).__name__}: wrap logits in one")
     if teacher_output.is_normalized and (needy := [term.name for term in terms if term.multi_label]):
         raise ConfigError(
             f"the loss {needy[0]!r} needs multi-label logits, this cache holds normalised log-probabilities: build one "

@@ -28,7 +28,7 @@ class ReusedHead(nn.Module):
     map, as published, or between its module `pooled` and the teacher's tap of that name.
 
     Args:
-        backbone: a timm model; its last feature is taken as a map, tokens as a square one.
+        backbone: a timm model, whose classifier is removed; its last feature is taken as a map, tokens as a square one.
         width: D_t, width of the input of the teacher's classifier.
         num_classes: C.
         factor: width of the teacher over that inside the projector.
@@ -53,6 +53,7 @@ class ReusedHead(nn.Module):
         for name, value in {"width": width, "num_classes": num_classes, "factor": factor}.items():
             if type(value) is not int or value < 1:
                 raise ConfigError(f"{name} must be a whole number from 1, got {value!r}")
+        backbone.reset_classifier(0)  # type: ignore[operator]
         middle = max(1, width // factor)
         self.num_classes = num_classes
         self.pretrained_cfg = {**model_config(backbone), "num_classes": num_classes}
@@ -92,7 +93,9 @@ class ReusedHead(nn.Module):
             )
         weight = teacher.head_weight
         if weight is None:
-            raise ConfigError(f"a student cannot reuse the classifier of the teacher {teacher.name!r}: it is not linear")
+            raise ConfigError(
+                f"a student cannot reuse the classifier of the teacher {teacher.name!r}: it is not linear"
+            )
         if weight.shape != self.head_weight.shape:
             raise ConfigError(
                 f"the classifier of the teacher {teacher.name!r} is {list(weight.shape)}, the student is made for "

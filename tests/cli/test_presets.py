@@ -23,7 +23,7 @@ FOLDERS = ["--data", "imagenet/train", "-o", "out"]
 
 def test_the_settings_of_the_plan_are_there() -> None:
     resnets = ["resnet18_dist", "resnet18_kd", "resnet18_mgd", "resnet18_srrl"]
-    assert NAMES == ["deit_tiny_hard", "funmatch_resnet50", *resnets, "resnet50_a2_kl"]
+    assert ["deit_tiny_hard", "funmatch_resnet50", *resnets, "resnet50_a2_kl"] == NAMES
 
 
 @pytest.mark.parametrize("name", NAMES)

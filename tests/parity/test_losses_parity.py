@@ -260,3 +260,22 @@ def test_crd_equals_a_plain_one(dtype):
         rng.normal(size=(3, 4)),
         dtype,
     )
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_ofa_exits_equal_plain_ones(dtype):
+    torch.manual_seed(0)
+    options = {"eps": 1.5, "temperature": 2.0}
+    module = losses.OFAExits([3, 5, 2], 4, **options).to(dtype)
+    rng, labels = np.random.default_rng(12), np.array([1, 3, 0])
+    first, tokens, pooled = (rng.normal(size=shape) for shape in [(3, 3, 4, 2), (3, 6, 5), (3, 2)])
+    parameters = numpy_parameters(module)
+    rest = [torch.tensor(feature, dtype=dtype) for feature in (tokens, pooled)]
+    exact = [feature.double().numpy() for feature in rest]
+    check(
+        lambda s, t: module([s, *rest], t, torch.tensor(labels)),
+        lambda s, t: reference.ofa_exits([s, *exact], t, labels, parameters, **options),
+        first,
+        rng.normal(size=(3, 4)),
+        dtype,
+    )

@@ -26,6 +26,7 @@ from kdkit.data import ReplayedDataset
 from kdkit.errors import MissingTeacherError
 from kdkit.tasks import LossTerm
 
+
 @pytest.fixture(scope="module")
 def dataset() -> ReplayedDataset:
     return digits_dataset(48)

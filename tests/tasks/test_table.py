@@ -2,8 +2,8 @@
 
 For each row, in float64, from a live teacher and from a cache: a step lowers the loss by as much as its gradient
 predicts, and gradients reach every parameter that trains and none of the teacher's. Live and cached give the same
-result, as far as a cache in float32 is exact for a teacher in float64; see test_from_cache.py for one in float32. A checkpoint brings the very same
-task back. What several ranks do is in tests/distributed.
+result, as far as a cache in float32 is exact for a teacher in float64; test_from_cache.py has one in float32. A
+checkpoint brings the very same task back. What several ranks do is in tests/distributed.
 """
 
 from __future__ import annotations
