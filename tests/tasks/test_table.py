@@ -104,7 +104,7 @@ def test_one_step_of_every_task(
         from_live, read = live(task), cached(from_cache)
         assert list(from_live) == list(read)
         for name, value in from_live.items():
-            torch.testing.assert_close(read[name], value, rtol=1e-5, atol=1e-6, check_dtype=False, msg=name)
+            torch.testing.assert_close(read[name], value, rtol=1e-4, atol=1e-6, check_dtype=False, msg=name)
         after = step_down(task, from_live, live)
         step_down(from_cache, read, cached)
         for trained in (task, from_cache):

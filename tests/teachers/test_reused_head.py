@@ -28,13 +28,12 @@ def test_its_logits_are_those_of_the_teachers_classifier_for_its_projected_featu
     assert not learning & {student.head_weight, student.head_bias}
 
 
-def test_it_learns_the_teachers_map_without_labels_and_logits() -> None:
+@pytest.mark.parametrize(("own", "of_teacher"), [("projector", "stages.4"), ("pooled", "pooled")])
+def test_it_learns_the_teachers_features_without_labels_and_logits(own: str, of_teacher: str) -> None:
     teacher = create_teacher(tiny_model("test_resnet", seed=1))
     student = ReusedHead(tiny_model("test_efficientnet"), 96, 10, relu=False)
     student.take_head_of(teacher)
-    task = FeatureDistillationTask(
-        student, teacher, student_taps="projector", teacher_taps="stages.4", task_loss_weight=0.0
-    )
+    task = FeatureDistillationTask(student, teacher, student_taps=own, teacher_taps=of_teacher, task_loss_weight=0.0)
     task(torch.randn(4, 3, 32, 32), None)["loss"].backward()
     assert task.get_task_state() == {}
     assert [name for name, parameter in student.named_parameters() if parameter.grad is None] == []
