@@ -7,12 +7,13 @@ import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from kdkit.errors import ConfigError, UnknownNameError, first_line, nearest
+from kdkit.errors import ConfigError, KdkitError, UnknownNameError, first_line, nearest
 from kdkit.losses.projection import Projected
 from kdkit.losses.standardize import standardized
 
@@ -222,8 +223,19 @@ def _try(spec: LossSpec, loss: Callable[..., Tensor]) -> None:
 
 
 def _build(name: str, build: Callable[..., Any], options: dict[str, Any]) -> Any:
-    required = [p.name for p in inspect.signature(build).parameters.values() if p.default is p.empty]
-    missing = [option for option in required if option not in options]
+    parameters = inspect.signature(build).parameters
+    missing = [p.name for p in parameters.values() if p.default is p.empty and p.name not in options]
     if missing:
         raise ConfigError(f"loss {name!r} needs the option {missing[0]!r}, got {', '.join(options) or 'none'}")
-    return build(**options)
+    for option, value in options.items():
+        default = parameters[option].default
+        is_flag, is_number = isinstance(default, bool), isinstance(default, int | float)
+        if is_number and (is_flag != isinstance(value, bool) or not isinstance(value, Real)):
+            expected = "true or false" if is_flag else "a number"
+            raise ConfigError(f"loss {name!r}: {option} must be {expected}, got {value!r}")
+    try:
+        return build(**options)
+    except KdkitError:
+        raise
+    except (TypeError, ValueError, RuntimeError) as error:  # of a layer
+        raise ConfigError(f"loss {name!r} cannot work with these options ({first_line(error)})") from error

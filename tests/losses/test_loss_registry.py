@@ -109,3 +109,23 @@ def test_every_option_of_a_loss_is_on_its_page():
         page = (pages / f"{name}.md").read_text()
         for option in inspect.signature(getattr(losses, name)).parameters.values():
             assert option.kind is not option.KEYWORD_ONLY or f"`{option.name}`" in page, (name, option.name)
+
+
+SIDES = {"student_width": 3, "teacher_width": 4}
+STAGES = {"student_widths": [3, 3, 3], "teacher_widths": [4, 4, 4]}
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "problem"),
+    [
+        ("mgd", {**SIDES, "alpha": "x"}, "loss 'mgd': alpha must be a number, got 'x'"),
+        ("vitkd", {**STAGES, "beta": True}, "loss 'vitkd': beta must be a number, got True"),
+        ("crd", {**SIDES, "num_rows": 5, "negatives": "many"}, "loss 'crd': negatives must be a number, got 'many'"),
+        ("srrl", {**SIDES, "head_weight": torch.zeros(2, 4), "relu": 0}, "relu must be true or false, got 0"),
+        ("review", {**STAGES, "mid_width": -1}, r"loss 'review' cannot work with these options \("),
+        ("hint_mse", {"student_width": "a", "teacher_width": 3}, r"loss 'hint_mse' cannot work with these options \("),
+    ],
+)
+def test_an_option_that_a_module_cannot_work_with_is_named(name, options, problem):
+    with pytest.raises(ConfigError, match=problem):
+        losses.create(name, **options)
