@@ -258,7 +258,7 @@ def test_a_student_with_its_teachers_classifier_is_trained_resumed_evaluated_and
     distill(config)
     distill(dataclasses.replace(config, resume=True))
     export_student(ExportConfig(student=str(tmp_path / "run"), arch=name, output=str(tmp_path / "out")))
-    found = [load_student(StudentConfig(str(tmp_path / place), arch=name))[0] for place in ("run", "out")]
+    found = [load_student(StudentConfig(student=str(tmp_path / place), arch=name))[0] for place in ("run", "out")]
     images = torch.randn(2, 3, 32, 32)
     assert torch.equal(found[0](images), found[1](images))
     assert torch.equal(found[1].head_weight, tiny_model(seed=1).get_classifier().weight)
