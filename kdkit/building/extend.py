@@ -69,12 +69,14 @@ def extend_cache(
 
     Raises:
         CacheMismatchError: the cache was made with other settings, or has more views; names the field and both values.
+            Its outputs or its views are from elsewhere.
         DatasetError, ConfigError: another rank has other data or another teacher; names both.
         CacheIncompleteError, CacheLockedError: its build has not finished, or another process is writing it.
         NonFiniteOutputError: an output is NaN, infinite, or beyond what the codec can hold; names samples.
         CacheError: the folder cannot be written, or the disk is full.
     """
     cache = CachedTeacher(path)
+    check_extendable(cache)
     check_same_on_ranks(dataset)
     dataset = as_built(dataset).without(recorded_absent(Path(path)))
     teacher, device = placed(for_dataset(teacher, dataset, cache.codecs), device)
@@ -95,6 +97,25 @@ def extend_cache(
         distributed.on_rank_zero(lambda: cache.match(known, allow_mismatch=allow_mismatch))
     config = replace(_config_of(cache.metadata, loading), unreadable=unreadable)
     return add_images(teacher, part_of(dataset, more), cache, config, **run)
+
+
+def check_extendable(cache: CachedTeacher) -> None:
+    """Checks that kdkit ran the cache's teacher on views that it drew itself, so that it can on others.
+
+    Raises:
+        CacheMismatchError: the outputs or the views are from elsewhere.
+    """
+    shown = f"the cache {str(cache.path)!r} cannot be extended"
+    if not cache.metadata.has_pixels:
+        raise CacheMismatchError(
+            f"{shown}: its outputs were imported or written, and kdkit did not run its teacher: import or write them "
+            "again, with those of all images and views"
+        )
+    if cache.recipe.recorded is not None:
+        raise CacheMismatchError(
+            f"{shown}: its views are those that another cache records: build it again, --like a cache that records all "
+            "images and views"
+        )
 
 
 def _add_views(
