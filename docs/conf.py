@@ -31,7 +31,12 @@ napoleon_google_docstring = True
 
 _STAR = re.compile(r"(?<![\w*`\\])\*(?=\w)")
 _LINK = re.compile(r"(?<!!)\[([^\]]+)\]\(([^)#\s:]+)(#[^)\s]*)?\)")
-_INCLUDED = {"CHANGELOG.md": "changelog.md", "cache/CODECS.md": "codecs.md", "cache/FORMAT.md": "format.md"}
+_INCLUDED = {
+    "CHANGELOG.md": "changelog.md",
+    "README.md": "index.md",
+    "cache/CODECS.md": "codecs.md",
+    "cache/FORMAT.md": "format.md",
+}
 """File of the repository -> the page here that includes it."""
 
 
