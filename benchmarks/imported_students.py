@@ -51,7 +51,7 @@ def write_fkd(folder: Path, source: CropSource, log_p: Tensor | None) -> None:
             labels = torch.stack([ids.half(), values.half()], dim=1)
         place = folder / f"{key}.tar"
         place.parent.mkdir(parents=True, exist_ok=True)
-        torch.save([coords, flips, labels], place)
+        torch.save([part.numpy() for part in (coords, flips, labels)], place)
 
 
 def load(crops: int, folder: Path) -> tuple[Data, dict[str, tuple[int, Tensor]]]:
@@ -73,9 +73,7 @@ def load(crops: int, folder: Path) -> tuple[Data, dict[str, tuple[int, Tensor]]]
     recode_cache(folder / "float16.h5", folder / "lowrank.h5", codec="lowrank", row_bytes=row_bytes)
     small = open_cache(folder / "lowrank.h5", dataset)
     caches = {f"FKD's top-{TOP}, imported": imported, "own cache, lowrank": small, "own cache, float16": own}
-    decoded = {
-        name: (cache.codecs["logits"].row_bytes, outputs(cache, len(dataset))) for name, cache in caches.items()
-    }
+    decoded = {name: (cache.codecs["logits"].row_bytes, outputs(cache, len(dataset))) for name, cache in caches.items()}
     return Data(seen_by_students(dataset), exact, {}, exact, source.half, source.names), decoded
 
 

@@ -192,7 +192,7 @@ def _checkpoint(folder: Path) -> Path:
 
 
 def _exported_teachers(folder: Path) -> dict[str, Any]:
-    """The caches and the live teacher that an export names; none if its configuration names them otherwise than kdkit."""
+    """The caches and the live teacher that an export names; none if it names them otherwise than kdkit does."""
     config = read_json(folder / EXPORTED, error=CheckpointError)
     found, live = config.get(CACHES), config.get(LIVE_TEACHER)
     caches = found if isinstance(found, list) else []

@@ -29,6 +29,7 @@ from kdkit.cache.reader import CachedTeacher
 from kdkit.cache.writer import CacheWriter
 from kdkit.data import ReplayedDataset, translate_worker_errors
 from kdkit.data.ranks import check_same_on_ranks
+from kdkit.errors import CacheMismatchError
 from kdkit.runtime import distributed
 from kdkit.runtime.agreement import check_same_settings
 from kdkit.teachers import Teacher

@@ -1,4 +1,4 @@
-"""A line while something loads for seconds, so that a command does not seem to hang: PyTorch, or weights from the hub."""
+"""A line while PyTorch, or weights from the hub, take seconds to load, so that a command does not seem to hang."""
 
 from __future__ import annotations
 

@@ -85,7 +85,9 @@ def export_student(config: ExportConfig) -> ExportReport:
         if config.onnx:
             _write_onnx(model, student.input_size, folder / ONNX)
     written = tuple(path for name in _FILES if (path := folder / name).exists())
-    return ExportReport(folder, written, student.weights, tuple(describe_teachers(student.caches, student.live_teacher)))
+    return ExportReport(
+        folder, written, student.weights, tuple(describe_teachers(student.caches, student.live_teacher))
+    )
 
 
 @contextmanager

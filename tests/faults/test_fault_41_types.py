@@ -187,7 +187,7 @@ def test_fault_41_pretrained_weights_without_a_network_are_one_line(
             network.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", is_offline)
             if not is_offline:
                 network.setattr("timm.create_model", refuse)
-            with pytest.raises(CheckpointError, match="the pretrained weights of the student .test_resnet. could not"):
+            with pytest.raises(CheckpointError, match=r"the pretrained weights of the student .test_resnet. could"):
                 create_model("test_resnet", "student", pretrained=True)
         told = "" if is_offline else "kdkit: loading the weights of test_resnet from the hub\n"
         assert capfd.readouterr().err == told

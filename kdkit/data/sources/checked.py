@@ -83,7 +83,8 @@ def check_source(source: ImageSource) -> None:
         check_texts(source.class_names, "class_names")
     if (rows := first_repeated(source.keys)) is not None:
         raise DatasetError(
-            f"two samples have the key {source.keys[rows[0]]!r}, numbers {rows[0]:,} and {rows[1]:,}: keys must be unique"
+            f"two samples have the key {source.keys[rows[0]]!r}, numbers {rows[0]:,} and {rows[1]:,}: keys must be "
+            "unique"
         )
     if not any(kind.__module__ in _REPEATABLE for kind in type(source).__mro__):
         check_repeatable(source.__getitem__, len(source), type(source).__name__)

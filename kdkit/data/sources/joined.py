@@ -28,8 +28,8 @@ class JoinedSource:
         names: a name for each of them, a path or an hfds/ name, of which the last part stands before its keys.
 
     Raises:
-        DatasetError: two sources have the same name or two samples one key, only some sources name their classes, or one
-            has several labels per image.
+        DatasetError: two sources have the same name or two samples one key, only some sources name their classes, or
+            one has several labels per image.
         ClassMismatchError: a source has a class that the first one does not have, or sources of different classes have
             two of one name.
     """
@@ -89,10 +89,10 @@ class JoinedSource:
         """Checks the keys: one of the first source, which nothing stands before, may begin with another's name."""
         if (rows := first_repeated(self.keys)) is None:
             return
-        (first, row), (other, other_row) = map(self.place_of, rows)
+        first, second = ((self.sources[number].keys[row], names[number]) for number, row in map(self.place_of, rows))
         raise DatasetError(
-            f"two samples have the key {self.keys[rows[0]]!r}: {self.sources[first].keys[row]!r} of {names[first]!r}, and "
-            f"{self.sources[other].keys[other_row]!r} of {names[other]!r}, whose name stands before its keys: rename that"
+            f"two samples have the key {self.keys[rows[0]]!r}: {first[0]!r} of {first[1]!r}, and {second[0]!r} of "
+            f"{second[1]!r}, whose name stands before its keys: rename that"
         )
 
     def place_of(self, row: int) -> tuple[int, int]:
