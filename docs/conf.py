@@ -17,6 +17,7 @@ from kdkit import __version__
 from kdkit.cli import COMMANDS, main
 
 project = "kdkit"
+copyright = "The kdkit authors, Apache-2.0"
 release = version = __version__
 html_theme = "furo"
 html_title = "kdkit"

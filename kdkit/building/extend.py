@@ -69,15 +69,13 @@ def extend_cache(
         show_progress: whether progress is shown on standard error, by rank 0.
 
     Raises:
-        CacheMismatchError: the cache was made with other settings, or has more views; names the field and both values.
-            Its outputs or its views are from elsewhere.
+        CacheMismatchError: the cache was made with other settings or elsewhere, or has more views; names what differs.
         DatasetError, ConfigError: another rank has other data or another teacher; names both.
         CacheIncompleteError, CacheLockedError: its build has not finished, or another process is writing it.
         NonFiniteOutputError: an output is NaN, infinite, or beyond what the codec can hold; names samples.
         CacheError: the folder cannot be written, or the disk is full.
     """
-    cache = CachedTeacher(path)
-    check_extendable(cache)
+    cache = open_extendable(path)
     check_same_on_ranks(dataset)
     dataset = as_built(dataset).without(recorded_absent(Path(path)))
     teacher, device = placed(for_dataset(teacher, dataset, cache.codecs), device)
@@ -100,12 +98,13 @@ def extend_cache(
     return add_images(teacher, part_of(dataset, more), cache, config, **run)
 
 
-def check_extendable(cache: CachedTeacher) -> None:
-    """Checks that kdkit ran the cache's teacher on views that it drew itself, so that it can on others.
+def open_extendable(path: str | Path) -> CachedTeacher:
+    """Opens a cache whose teacher kdkit ran, on views that it drew itself, so that there can be more of them.
 
     Raises:
         CacheMismatchError: the outputs or the views are from elsewhere.
     """
+    cache = CachedTeacher(path)
     shown = f"the cache {str(cache.path)!r} cannot be extended"
     if not cache.metadata.has_pixels:
         raise CacheMismatchError(
@@ -117,6 +116,7 @@ def check_extendable(cache: CachedTeacher) -> None:
             f"{shown}: its views are those that another cache records: build it again, --like a cache that records all "
             "images and views"
         )
+    return cache
 
 
 def _add_views(
