@@ -111,7 +111,7 @@ def run_seed(
 
 def main() -> None:
     args = parser(__doc__).parse_args()
-    crops, epochs, seeds = (12, 2, 1) if args.quick else (24, 32, 3)
+    crops, epochs, seeds = (8, 2, 1) if args.quick else (16, 64, 3)
     report = Report("imported_students", "Imported labels and one's own cache of the same views", args.quick)
     with tempfile.TemporaryDirectory() as temporary:
         data, decoded = load(crops, Path(temporary))
