@@ -253,7 +253,7 @@ def test_without_plotly_one_line_says_what_to_install(
         raise ModuleNotFoundError(name)
 
     monkeypatch.setattr(report_module.resources, "files", missing)
-    with pytest.raises(MissingDependencyError, match=r"pip install .*\[report\]"):
+    with pytest.raises(MissingDependencyError, match=r"pip install .*(\[report\]|plotly)"):
         write_report(config(folder, tmp_path / "r.html"))
 
 
