@@ -58,7 +58,7 @@ def _mend_links(text: str, place: Path, page: Path) -> str:
         found = docs / _INCLUDED.get(inside, found)
         if found.is_relative_to(docs) and found.suffix == ".md":
             return f"[{name}]({os.path.relpath(found, page.parent)}{anchor or ''})"
-        return f"{name} (`{inside}`)"
+        return f"`{inside}`" if name in (inside, f"`{inside}`") else f"{name} (`{inside}`)"
 
     return _LINK.sub(shown, text)
 
