@@ -1,6 +1,6 @@
 """Imported labels or one's own cache of the same views: which trains the better student?
 
-    python benchmarks/imported_students.py            (half an hour on 2 busy cores; about 5 minutes on calm ones, estimated)
+    python benchmarks/imported_students.py       (half an hour on 2 busy cores; perhaps 5 minutes on calm ones)
 
 Needs the `test` extra.
 
