@@ -23,7 +23,17 @@ from kdkit.cache.codecs.dense_fit import DenseFit, Tables
 from kdkit.cache.codecs.feature import SizedFeature
 from kdkit.cache.codecs.raw import from_bytes, to_bytes
 from kdkit.cache.codecs.rice import codes_of, levels_in
-from kdkit.cache.codecs.steps import COARSEST, MAX_SIZE, ONE, PER_OCTAVE, STEP_BYTES, as_bytes, as_number, steps
+from kdkit.cache.codecs.steps import (
+    COARSEST,
+    MAX_SIZE,
+    ONE,
+    PER_OCTAVE,
+    STEP_BYTES,
+    as_bytes,
+    as_number,
+    finest,
+    steps,
+)
 from kdkit.cache.codecs.transform import MAX_SIDE, largest_side
 from kdkit.cache.codecs.unary import bytes_with_ones, places_of_ones
 from kdkit.errors import ConfigError, NonFiniteOutputError
@@ -131,7 +141,7 @@ class DenseFeature(SizedFeature):
 
     def _encode(self, rows: Tensor) -> Tensor:
         tables = self._fitted.on(rows.device)
-        kept = tables.transform.forward(rows)[:, tables.kept]
+        kept = tables.transform.forward(rows)
         code = self._finest(kept, tables)
         codes = codes_of(kept / steps(rows.device)[code])
         high = (codes / tables.power).floor_()
@@ -147,55 +157,52 @@ class DenseFeature(SizedFeature):
         wanted = rows.flatten(1)
         scale = wanted.abs().amax(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
         constant = wanted.mean(dim=1, keepdim=True, dtype=torch.float64).float()
+        decoded = torch.empty_like(rows)
+        self._decode(encoded, decoded)
         flat, lost = (
             ((found - wanted) / scale).square().sum(dim=1, keepdim=True, dtype=torch.float64)
-            for found in (constant, self._decode(encoded).flatten(1))
+            for found in (constant, decoded.flatten(1))
         )
         head = as_bytes(torch.full_like(constant, _FLAT, dtype=torch.int64), STEP_BYTES)
         row = F.pad(torch.cat([head, to_bytes(constant)], dim=1), (0, self._room - _FLAT_BYTES))
         return torch.where(flat <= lost, row, encoded)
 
     def _finest(self, kept: Tensor, tables: Tables) -> Tensor:
-        """The code of the finest step at which each row fits, int64 [B, 1], by bisection; at the coarsest all do."""
+        """The code of the finest step at which each row fits, int64 [B, 1]; at the coarsest all do."""
         table, room = steps(kept.device), 8 * self._unary_bytes - kept.shape[1]
         if kept.shape[1] == 0:
             return torch.full((len(kept), 1), COARSEST, dtype=torch.int64, device=kept.device)
+
+        def fits(numbers: Tensor, code: Tensor, every: int) -> Tensor:
+            unary = (codes_of(numbers / table[code]) / tables.power[::every]).floor_()
+            return every * unary.sum(dim=1, keepdim=True, dtype=torch.float64) <= room
+
         largest = kept.abs().amax(dim=1, keepdim=True).clamp_min(table[0])
         # Down to a step at which codes are whole numbers in float32, up to one at which all are 0.
         low = (largest.log2() * PER_OCTAVE + ONE).floor().to(torch.int64) - _FINEST_OCTAVES * PER_OCTAVE
-        low = low.clamp(_FLAT + 1, COARSEST)
-        span = (_FINEST_OCTAVES + 2) * PER_OCTAVE
-        high = (low + span).clamp_max(COARSEST)
-        for _ in range(span.bit_length()):
-            middle = (low + high) // 2
-            unary = (
-                (codes_of(kept / table[middle]) / tables.power).floor_().sum(dim=1, keepdim=True, dtype=torch.float64)
-            )
-            fits = unary <= room
-            low, high = torch.where(fits, low, middle + 1).minimum(high), torch.where(fits, middle, high)
-        return high
+        low, span = low.clamp(_FLAT + 1, COARSEST), (_FINEST_OCTAVES + 2) * PER_OCTAVE
+        return finest(fits, kept, low, (low + span).clamp_max(COARSEST), span)
 
     def decode(self, payload: Tensor) -> Tensor:
         """Uint8 [B, row_bytes] -> float32 [B, ...]."""
         check_payload(self, payload)
-        chunks = [self._decode(chunk) for chunk in torch.split(payload, self._chunk_rows(payload.device))]
-        return torch.cat(chunks)
+        decoded = torch.empty(len(payload), *self.shape, device=payload.device)
+        size = self._chunk_rows(payload.device)
+        for first in range(0, len(payload), size):
+            self._decode(payload[first : first + size], decoded[first : first + size])
+        return decoded
 
-    def _decode(self, payload: Tensor) -> Tensor:
-        tables, rows = self._fitted.on(payload.device), len(payload)
+    def _decode(self, payload: Tensor, into: Tensor) -> None:
+        tables = self._fitted.on(payload.device)
         code = as_number(payload[:, :STEP_BYTES])
-        coefficients = torch.zeros(rows, self.numel, device=payload.device)
-        if len(tables.kept):
-            values = self._levels(payload, tables) * steps(payload.device)[code.clamp_max(COARSEST)]
-            coefficients.index_copy_(1, tables.kept, values)
-        decoded = tables.transform.inverse(coefficients)
+        coefficients = self._levels(payload, tables) * steps(payload.device)[code.clamp_max(COARSEST)]
         flat = from_bytes(payload[:, STEP_BYTES : STEP_BYTES + _FLAT_BYTES], torch.float32)
         is_flat, sides = code == _FLAT, (-1,) + (1,) * len(self.shape)
-        return torch.where(is_flat.view(sides), flat.view(sides), decoded)
+        torch.where(is_flat.view(sides), flat.view(sides), tables.transform.inverse(coefficients), out=into)
 
     def _levels(self, payload: Tensor, tables: Tables) -> Tensor:
         """The levels of the kept coefficients, int32 [B, J]."""
-        places = places_of_ones(payload[:, STEP_BYTES + self._low_bytes :], len(tables.kept))
+        places = places_of_ones(payload[:, STEP_BYTES + self._low_bytes :], len(tables.low_bits))
         codes = places.diff(dim=1, prepend=torch.full_like(places[:, :1], -1)).sub_(1).clamp_min_(0)
         codes <<= tables.low_bits
         if self._fields is not None:

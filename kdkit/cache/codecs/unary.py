@@ -19,8 +19,6 @@ _BITS = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1)  # [256, 
 def places_of_ones(stream: Tensor, count: int) -> Tensor:
     """The places of the first `count` ones of each row, ascending; those that a damaged row lacks are arbitrary.
 
-    All shapes follow from those of the arguments, so that no step waits for the device.
-
     Args:
         stream: uint8 [B, N], N at least 1.
         count: K.
@@ -28,6 +26,20 @@ def places_of_ones(stream: Tensor, count: int) -> Tensor:
     Returns:
         int32 [B, K], bits from the row's first.
     """
+    return (_scanned if stream.device.type == "cpu" else _looked_up)(stream, count)
+
+
+def _scanned(stream: Tensor, count: int) -> Tensor:
+    """`places_of_ones` row by row: a CPU scans bits faster than it gathers from tables."""
+    found = np.zeros((len(stream), count), dtype=np.int32)
+    for row, bits in zip(found, np.unpackbits(stream.numpy(), axis=1).view(np.bool_), strict=True):
+        ones = bits.nonzero()[0][:count]
+        row[: len(ones)] = ones
+    return torch.from_numpy(found)
+
+
+def _looked_up(stream: Tensor, count: int) -> Tensor:
+    """`places_of_ones` by shapes that follow from those of the arguments, so that no step waits for the device."""
     rows, num_bytes = stream.shape
     ones_in, place_in = _tables(stream.device)
     value = stream.to(torch.int32)
@@ -48,9 +60,11 @@ def places_of_ones(stream: Tensor, count: int) -> Tensor:
 def bytes_with_ones(places: Tensor, num_bytes: int) -> Tensor:
     """Uint8 [B, N] whose bits are 1 at `places` [B, K], each once, and else 0; places beyond the end are left out."""
     bits = torch.zeros(len(places), 8 * num_bytes + 1, dtype=torch.uint8, device=places.device)
-    bits.scatter_(1, places.to(torch.int64).clamp(0, 8 * num_bytes), 1)
+    bits = bits.scatter_(1, places.to(torch.int64).clamp(0, 8 * num_bytes), 1)[:, :-1]
+    if places.device.type == "cpu":
+        return torch.from_numpy(np.packbits(bits.numpy(), axis=1))
     shifts = torch.arange(7, -1, -1, dtype=torch.uint8, device=places.device)
-    return (bits[:, :-1].view(len(places), num_bytes, 8) << shifts).sum(dim=2, dtype=torch.uint8)
+    return (bits.view(len(places), num_bytes, 8) << shifts).sum(dim=2, dtype=torch.uint8)
 
 
 @cache
