@@ -33,15 +33,17 @@ from kdkit.cache.codecs.steps import (
     as_number,
     finest,
     steps,
+    whole_sum,
 )
 from kdkit.cache.codecs.transform import MAX_SIDE, largest_side
-from kdkit.cache.codecs.unary import bytes_with_ones, places_of_ones
+from kdkit.cache.codecs.unary import bytes_with_ones, zeros_before_ones
 from kdkit.errors import ConfigError, NonFiniteOutputError
 
 _FLAT, _FLAT_BYTES = 0, 4  # the step's code of a row of equal numbers, and the bytes of that number
 _CPU_ROWS, _GPU_ROWS = 1 << 8, 1 << 12  # at most, because one row costs as much as all of these
 _FINEST_OCTAVES = 22  # below a row's largest coefficient, whose code is then below 2**24
-_CPU_CHUNK, _GPU_CHUNK = 1 << 17, 1 << 24  # numbers of the rows that are worked on together, as a CPU's caches hold
+_CPU_CHUNK, _GPU_CHUNK = 1 << 17, 1 << 24  # numbers of the rows that are encoded together, as a CPU's caches hold
+_DECODED = 4  # as many chunks are decoded together, which needs no padding
 
 
 @dataclass(frozen=True)
@@ -142,8 +144,9 @@ class DenseFeature(SizedFeature):
     def _encode(self, rows: Tensor) -> Tensor:
         tables = self._fitted.on(rows.device)
         kept = tables.transform.forward(rows)
-        code = self._finest(kept, tables)
-        codes = codes_of(kept / steps(rows.device)[code])
+        sizes, negative = kept.abs(), (kept < 0).float()
+        code = self._finest(sizes, negative, tables)
+        codes = codes_of(sizes / steps(rows.device)[code], negative)
         high = (codes / tables.power).floor_()
         parts = [as_bytes(code, STEP_BYTES)]
         if self._fields is not None:
@@ -167,27 +170,28 @@ class DenseFeature(SizedFeature):
         row = F.pad(torch.cat([head, to_bytes(constant)], dim=1), (0, self._room - _FLAT_BYTES))
         return torch.where(flat <= lost, row, encoded)
 
-    def _finest(self, kept: Tensor, tables: Tables) -> Tensor:
+    def _finest(self, sizes: Tensor, negative: Tensor, tables: Tables) -> Tensor:
         """The code of the finest step at which each row fits, int64 [B, 1]; at the coarsest all do."""
-        table, room = steps(kept.device), 8 * self._unary_bytes - kept.shape[1]
-        if kept.shape[1] == 0:
-            return torch.full((len(kept), 1), COARSEST, dtype=torch.int64, device=kept.device)
+        table, count = steps(sizes.device), sizes.shape[1]
+        room = 8 * self._unary_bytes - count
+        if count == 0:
+            return torch.full((len(sizes), 1), COARSEST, dtype=torch.int64, device=sizes.device)
 
-        def fits(numbers: Tensor, code: Tensor, every: int) -> Tensor:
-            unary = (codes_of(numbers / table[code]) / tables.power[::every]).floor_()
-            return every * unary.sum(dim=1, keepdim=True, dtype=torch.float64) <= room
+        def excess(code: Tensor, every: int) -> Tensor:
+            unary = codes_of(sizes[:, ::every] / table[code], negative[:, ::every]).div_(tables.power[::every]).floor_()
+            return every * whole_sum(unary, room) - room
 
-        largest = kept.abs().amax(dim=1, keepdim=True).clamp_min(table[0])
+        largest = sizes.amax(dim=1, keepdim=True).clamp_min(table[0])
         # Down to a step at which codes are whole numbers in float32, up to one at which all are 0.
         low = (largest.log2() * PER_OCTAVE + ONE).floor().to(torch.int64) - _FINEST_OCTAVES * PER_OCTAVE
-        low, span = low.clamp(_FLAT + 1, COARSEST), (_FINEST_OCTAVES + 2) * PER_OCTAVE
-        return finest(fits, kept, low, (low + span).clamp_max(COARSEST), span)
+        low = low.clamp(_FLAT + 1, COARSEST)
+        return finest(excess, room, count, low, (low + (_FINEST_OCTAVES + 2) * PER_OCTAVE).clamp_max(COARSEST))
 
     def decode(self, payload: Tensor) -> Tensor:
         """Uint8 [B, row_bytes] -> float32 [B, ...]."""
         check_payload(self, payload)
         decoded = torch.empty(len(payload), *self.shape, device=payload.device)
-        size = self._chunk_rows(payload.device)
+        size = _DECODED * self._chunk_rows(payload.device)
         for first in range(0, len(payload), size):
             self._decode(payload[first : first + size], decoded[first : first + size])
         return decoded
@@ -195,15 +199,16 @@ class DenseFeature(SizedFeature):
     def _decode(self, payload: Tensor, into: Tensor) -> None:
         tables = self._fitted.on(payload.device)
         code = as_number(payload[:, :STEP_BYTES])
-        coefficients = self._levels(payload, tables) * steps(payload.device)[code.clamp_max(COARSEST)]
+        levels = self._levels(payload, tables).float()
+        tables.transform.inverse(levels.mul_(steps(payload.device)[code.clamp_max(COARSEST)]), into)
         flat = from_bytes(payload[:, STEP_BYTES : STEP_BYTES + _FLAT_BYTES], torch.float32)
         is_flat, sides = code == _FLAT, (-1,) + (1,) * len(self.shape)
-        torch.where(is_flat.view(sides), flat.view(sides), tables.transform.inverse(coefficients), out=into)
+        if payload.device.type != "cpu" or bool(is_flat.any()):  # without waiting for the device
+            torch.where(is_flat.view(sides), flat.view(sides), into, out=into)
 
     def _levels(self, payload: Tensor, tables: Tables) -> Tensor:
         """The levels of the kept coefficients, int32 [B, J]."""
-        places = places_of_ones(payload[:, STEP_BYTES + self._low_bytes :], len(tables.low_bits))
-        codes = places.diff(dim=1, prepend=torch.full_like(places[:, :1], -1)).sub_(1).clamp_min_(0)
+        codes = zeros_before_ones(payload[:, STEP_BYTES + self._low_bytes :], len(tables.low_bits))
         codes <<= tables.low_bits
         if self._fields is not None:
             codes[:, : len(self._fields.widths)] += self._fields.unpack(payload[:, STEP_BYTES:])

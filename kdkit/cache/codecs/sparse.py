@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -28,15 +29,16 @@ from kdkit.cache.codecs.steps import (
     as_number,
     finest,
     steps,
+    whole_sum,
 )
-from kdkit.cache.codecs.unary import bytes_with_ones, places_of_ones
+from kdkit.cache.codecs.unary import bytes_with_ones, places_of, zeros_before_ones
 from kdkit.errors import ConfigError
 
 _FLAT_BYTES = 4
 _KEPT, _ROUNDING = 0.65, 0.45  # in steps: smaller numbers cost more bits than they are worth; level n is from n - 0.45
 _ABOVE = 1 / 32  # of a step: how far the numbers of level 1 lie above it on average
 _MAX_LOW_BITS = 12
-_CPU_CHUNK, _GPU_CHUNK = 1 << 17, 1 << 24  # numbers of the rows that are worked on together, as a CPU's caches hold
+_CPU_CHUNK, _GPU_CHUNK = 1 << 20, 1 << 24  # numbers of the rows that are worked on together: a CPU's caches hold them
 
 
 @dataclass(frozen=True)
@@ -118,9 +120,11 @@ class SparseFeature(SizedFeature):
         constant = rows.mean(dim=1, keepdim=True, dtype=torch.float64).float()  # exact where all numbers are equal
         # A row of many equal numbers has a step at which all of them fit or none: it may be better flat.
         scale = sizes.amax(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
-        lost = ((_sizes_of(levels, step) - sizes) / scale).square().sum(dim=1, keepdim=True, dtype=torch.float64)
-        is_flat = ((rows - constant) / scale).square().sum(dim=1, keepdim=True, dtype=torch.float64) <= lost
-        return self._pack(code, (levels * ~is_flat).to(torch.int64), rows < 0, constant)
+        lost, flat = (
+            parts.div_(scale).square_().sum(dim=1, keepdim=True)
+            for parts in (_sizes_of(levels, step).sub_(sizes), rows - constant)
+        )
+        return self._pack(code, levels.masked_fill_(flat <= lost, 0), rows, constant)
 
     def _finest(self, sizes: Tensor) -> Tensor:
         """The code of the finest step at which each row fits, int64 [B, 1]."""
@@ -128,37 +132,40 @@ class SparseFeature(SizedFeature):
         # At twice the largest number no level is above 0; below 1 / (8 * row_bytes) of it, its level alone is too long.
         high = (largest.log2() * PER_OCTAVE + ONE + PER_OCTAVE).ceil().clamp(0, COARSEST).to(torch.int64)
         span = PER_OCTAVE * ((8 * self.row_bytes).bit_length() + 2)
-        return finest(self._fits, sizes, (high - span).clamp_min(0), high, span)
 
-    def _fits(self, sizes: Tensor, code: Tensor, every: int) -> Tensor:
-        """Whether rows of these sizes fit, bool [B, 1]: in whole bytes, as the two parts share none."""
-        scaled = sizes / steps(sizes.device)[code]
-        kept = scaled >= _KEPT
-        count = every * kept.sum(dim=1, keepdim=True)
-        levels = every * _levels(scaled).sum(dim=1, keepdim=True, dtype=torch.float64)
-        runs = every * ((_runs(kept) >> self.low_bits) * kept).sum(dim=1, keepdim=True)
-        return ((runs + count + levels) / 8).ceil() + (count * self._field_bits + 7) // 8 <= self._room
+        def excess(code: Tensor, every: int) -> Tensor:
+            return self._excess(sizes[:, ::every] / steps(sizes.device)[code], every)
 
-    def _pack(self, code: Tensor, levels: Tensor, negative: Tensor, constant: Tensor) -> Tensor:
-        rows, kept = len(levels), levels > 0
+        return finest(excess, 8 * self._room, self.numel, (high - span).clamp_min(0), high)
+
+    def _excess(self, scaled: Tensor, every: int) -> Tensor:
+        """Bits that rows of these sizes in steps take beyond their room, [B, 1]; the two parts share no byte."""
+        levels = _levels(scaled)
+        count, skipped = _count_and_skip(levels > 0, self.low_bits)
+        unary = every * (whole_sum(levels, 8 * self._room) + count + skipped)
+        return 8 * ((unary / 8).ceil() + (every * count * self._field_bits + 7) // 8 - self._room)
+
+    def _pack(self, code: Tensor, levels: Tensor, rows: Tensor, constant: Tensor) -> Tensor:
+        kept = levels > 0
         count = kept.sum(dim=1, keepdim=True)
-        order = torch.arange(self._most, device=levels.device)
-        rank = torch.where(kept, kept.cumsum(dim=1) - 1, self._most)
-        place = torch.zeros(rows, self._most + 1, dtype=torch.int64, device=levels.device)
-        place = place.scatter_(1, rank, torch.arange(self.numel, device=levels.device).expand(rows, -1))[:, :-1]
-        absent = order >= count
+        most = self._entries(count)
+        place, absent = places_of(kept, most).to(torch.int64), torch.arange(most, device=rows.device) >= count
         run = place.diff(dim=1, prepend=torch.full_like(count, -1)) - 1
-        widths = torch.stack([(run >> self.low_bits) + 1, levels.gather(1, place)], dim=2)
+        widths = torch.stack([(run >> self.low_bits) + 1, levels.gather(1, place).to(torch.int64)], dim=2)
         ones = (widths.flatten(1).cumsum(dim=1) - 1).masked_fill(absent.repeat_interleave(2, dim=1), 8 * self._room)
         stream = bytes_with_ones(ones, self._room)
         if self._fields is not None:
             low = run & ((1 << self.low_bits) - 1)
             if self.signed:
-                low = low * 2 + negative.gather(1, place)
+                low = low * 2 + (rows.gather(1, place) < 0)
             stream += self._fields.pack(low.masked_fill(absent, 0), self._room).flip(1)
         stream[:, :_FLAT_BYTES] = torch.where(count == 0, to_bytes(constant), stream[:, :_FLAT_BYTES])
         code = torch.where(count == 0, 0, code)
         return torch.cat([as_bytes(code, STEP_BYTES), as_bytes(count, self._count_bytes), stream], dim=1)
+
+    def _entries(self, count: Tensor) -> int:
+        """Number of entries that none of these rows exceeds: on a CPU of these, else of any, without waiting."""
+        return max(1, *count.flatten().tolist()) if count.device.type == "cpu" else self._most
 
     def decode(self, payload: Tensor) -> Tensor:
         """Uint8 [B, row_bytes] -> float32 [B, ...]."""
@@ -166,40 +173,56 @@ class SparseFeature(SizedFeature):
         decoded = torch.empty(len(payload), self.numel, device=payload.device)
         size = self._chunk_rows(payload.device)
         for first in range(0, len(payload), size):
-            decoded[first : first + size] = self._decode(payload[first : first + size])
+            self._decode(payload[first : first + size], decoded[first : first + size])
         return decoded.view(len(payload), *self.shape)
 
-    def _decode(self, payload: Tensor) -> Tensor:
+    def _decode(self, payload: Tensor, into: Tensor) -> None:
         device = payload.device
         step = steps(device)[as_number(payload[:, :STEP_BYTES]).clamp_max(COARSEST)]
         count = as_number(payload[:, STEP_BYTES : self._head]).clamp(0, self._most).to(torch.int32)
         stream = payload[:, self._head :]
-        most = max(1, *count.flatten().tolist()) if device.type == "cpu" else self._most
-        widths = places_of_ones(stream, 2 * most).diff(dim=1, prepend=torch.full_like(count, -1)).view(-1, most, 2)
-        run, levels = (widths[:, :, 0] - 1) << self.low_bits, widths[:, :, 1]
-        values = _sizes_of(levels.clamp(1, 8 * self._room), step)
+        most = self._entries(count)
+        zeros = zeros_before_ones(stream, 2 * most).view(-1, most, 2)
+        run, levels = zeros[:, :, 0] << self.low_bits, zeros[:, :, 1].float().clamp_(0, 8 * self._room) + 1
+        values = _sizes_of(levels, step)
         if self._fields is not None:
-            low = self._fields.unpack(stream.flip(1))[:, :most]
+            low = self._fields.unpack(stream.flip(1), most)
             if self.signed:
                 values = torch.where(low % 2 == 1, -values, values)
             run = run + (low >> int(self.signed))
-        place = (run + 1).cumsum(dim=1) - 1
-        absent = torch.arange(most, device=device) >= count
-        place = place.clamp(0, self.numel).masked_fill(absent, self.numel)
+        place = ((run + 1).cumsum(dim=1) - 1).clamp_(0, self.numel - 1)
         flat = torch.where(count == 0, from_bytes(stream[:, :_FLAT_BYTES], torch.float32), 0.0)
-        return flat.repeat(1, self.numel + 1).scatter_(1, place, values)[:, :-1]
+        first = torch.where(
+            count == 0, flat, values[:, :1]
+        )  # entries that a row lacks repeat what its first one writes
+        absent = torch.arange(most, device=device) >= count
+        into.copy_(flat.expand_as(into))
+        into.scatter_(1, torch.where(absent, place[:, :1], place), torch.where(absent, first, values))
 
 
 def _levels(scaled: Tensor) -> Tensor:
     """Sizes in steps -> levels, float."""
-    return (scaled + _ROUNDING).floor_() * (scaled >= _KEPT)
+    return F.threshold(scaled, _KEPT, 0).add_(_ROUNDING).floor_()
 
 
-def _runs(kept: Tensor) -> Tensor:
-    """How many numbers stand between each number and the kept one before it, int32 [B, D]."""
-    place = torch.arange(kept.shape[1], dtype=torch.int32, device=kept.device)
-    before = torch.where(kept, place, -1).cummax(dim=1).values
-    return place - 1 - F.pad(before[:, :-1], (1, 0), value=-1)
+def _count_and_skip(kept: Tensor, low_bits: int) -> tuple[Tensor, Tensor]:
+    """Number of kept numbers of each row [B, D], and the sum of their runs shifted by `low_bits`; integers [B, 1]."""
+    if kept.device.type == "cpu":
+        flags = F.pad(kept, (1, 0), value=True)  # before each row, so that no run goes on into the next one
+        place = flags.view(-1).numpy().nonzero()[0]
+        start = np.searchsorted(place, flags.shape[1] * np.arange(len(kept)))
+        runs = place - 1
+        runs[1:] -= place[:-1]
+        runs >>= low_bits
+        runs[start] = 0
+        found = np.diff(start, append=len(place)) - 1, np.add.reduceat(runs, start)
+        count, skipped = (torch.from_numpy(each)[:, None] for each in found)
+    else:
+        place = torch.arange(kept.shape[1], dtype=torch.int32, device=kept.device)
+        before = torch.where(kept, place, -1).cummax(dim=1).values
+        runs = place - 1 - F.pad(before[:, :-1], (1, 0), value=-1)
+        count, skipped = kept.sum(dim=1, keepdim=True), ((runs >> low_bits) * kept).sum(dim=1, keepdim=True)
+    return count, skipped
 
 
 def _sizes_of(levels: Tensor, step: Tensor) -> Tensor:

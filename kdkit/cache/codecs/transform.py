@@ -65,30 +65,30 @@ class FeatureTransform:
             else:
                 grid = (self._basis @ centred.flatten(2)).view(rows.shape) @ self._horizontal.T
                 turned = grid.transpose(2, 3).contiguous() @ self._vertical.T
-        return turned.flatten(1)[:, self._kept]
+        return turned.flatten(1).gather(1, self._kept.expand(len(rows), -1))
 
-    def inverse(self, coefficients: Tensor) -> Tensor:
-        """The kept coefficients [B, J] -> float32 [B, *shape].
+    def inverse(self, coefficients: Tensor, into: Tensor) -> None:
+        """The kept coefficients [B, J] -> float32 [B, *shape], written to `into`.
 
         Components are the last side of the grid, and those of which no coefficient is kept have no place in it: no
         product moves an axis, and the last one, with the basis, gives rows as they are.
         """
         rows, used = len(coefficients), len(self._used)
-        grid = coefficients.new_zeros(rows, self._grid_size).index_copy_(1, self._place, coefficients)
+        grid = coefficients.new_zeros(rows, self._grid_size)
+        grid.scatter_(1, self._place.expand(rows, -1), coefficients)
         with whole_products(coefficients.device):
             if len(self._shape) != _MAP:
                 grid = grid.view(rows, *self._shape[:-1], used)
-                return (grid if self._positions is None else self._positions.T @ grid) @ self._used + self._mean
-            channels, height, width = self._shape
-            grid = _times(self._vertical.T, grid.view(rows, height, width * used))
-            grid = _times(self._horizontal.T, grid.view(rows * height, width, used))
-            turned = _times(self._used.T, rearrange(grid, "(b h) w a -> b a (h w)", b=rows))
-            return turned.view(rows, channels, height, width).add_(self._mean)
+                torch.matmul(grid if self._positions is None else self._positions.T @ grid, self._used, out=into)
+            else:
+                _, height, width = self._shape
+                grid = _times(self._vertical.T, grid.view(rows, height, width * used))
+                grid = _times(self._horizontal.T, grid.view(rows * height, width, used))
+                _times(self._used.T, rearrange(grid, "(b h) w a -> b a (h w)", b=rows), out=into.flatten(2))
+            into += self._mean
 
 
-def _grid(
-    shape: tuple[int, ...], kept: np.ndarray[Any, Any]
-) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], int]:
+def _grid(shape: tuple[int, ...], kept: np.ndarray[Any, Any]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], int]:
     """The components of which a coefficient is kept, the place of each kept one in [..., component], and the size."""
     order = np.arange(math.prod(shape))
     if len(shape) == _MAP:
@@ -101,9 +101,9 @@ def _grid(
     return components, place[kept], used.size
 
 
-def _times(matrix: Tensor, batch: Tensor) -> Tensor:
+def _times(matrix: Tensor, batch: Tensor, out: Tensor | None = None) -> Tensor:
     """matrix [M, K] times each of batch [B, K, N]."""
-    return torch.bmm(matrix.expand(len(batch), *matrix.shape), batch)
+    return torch.bmm(matrix.expand(len(batch), *matrix.shape), batch, out=out)
 
 
 def array_shapes(shape: tuple[int, ...]) -> dict[str, tuple[str, tuple[int, ...]]]:
