@@ -48,17 +48,15 @@ class BitFields:
         return (max(self.widths) + 7 + 7) // 8
 
     def pack(self, values: Tensor, row_bytes: int) -> Tensor:
-        """[B, F] integers, or the first of them, each below 2**width -> uint8 [B, row_bytes], 0 after the last field."""
+        """[B, F] integers, or the first of them, each below 2**width -> uint8 [B, row_bytes], 0 after the last."""
         geometry, count = self._geometry(values.device), values.shape[1]
         until = F.pad((values.to(torch.int64) << geometry.lift[:count]).cumsum(dim=1), (1, 0))
         # No two fields share a bit, so that a sum never carries; and int64 wraps around, so that differences are exact.
-        pairs = until.gather(1, geometry.begun.clamp_max(count).expand(len(values), -1)).diff(
-            dim=1, prepend=until[:, :1]
-        )
+        begun = geometry.begun.clamp_max(count).expand(len(values), -1)
+        pairs = until.gather(1, begun).diff(dim=1, prepend=until[:, :1])
         words = (pairs >> _WORD) + F.pad(pairs, (1, 0))[:, :-1]
-        found = (
-            torch.stack([words >> shift & 255 for shift in range(_WORD - 8, -1, -8)], dim=2).to(torch.uint8).flatten(1)
-        )
+        parts = torch.stack([words >> shift & 255 for shift in range(_WORD - 8, -1, -8)], dim=2)
+        found = parts.to(torch.uint8).flatten(1)
         return F.pad(found, (0, row_bytes - found.shape[1]))
 
     def unpack(self, payload: Tensor, fields: int | None = None) -> Tensor:

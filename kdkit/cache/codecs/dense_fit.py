@@ -70,9 +70,8 @@ class DenseFit:
         """The tables on `device`, uploaded once."""
         if device not in self._on:
             index, bits = self._order, self.arrays["low_bits"][self._order]
-            tables = (
-                torch.from_numpy(array).to(device) for array in (bits.astype(np.int32), np.exp2(bits, dtype="f4"))
-            )
+            arrays = bits.astype(np.int32), np.exp2(bits.astype(np.float32))
+            tables = (torch.from_numpy(array).to(device) for array in arrays)
             self._on[device] = Tables(FeatureTransform(self.shape, self.arrays, device, index), *tables)
         return self._on[device]
 

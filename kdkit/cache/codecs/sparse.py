@@ -192,9 +192,7 @@ class SparseFeature(SizedFeature):
             run = run + (low >> int(self.signed))
         place = ((run + 1).cumsum(dim=1) - 1).clamp_(0, self.numel - 1)
         flat = torch.where(count == 0, from_bytes(stream[:, :_FLAT_BYTES], torch.float32), 0.0)
-        first = torch.where(
-            count == 0, flat, values[:, :1]
-        )  # entries that a row lacks repeat what its first one writes
+        first = torch.where(count == 0, flat, values[:, :1])  # which entries that a row lacks repeat
         absent = torch.arange(most, device=device) >= count
         into.copy_(flat.expand_as(into))
         into.scatter_(1, torch.where(absent, place[:, :1], place), torch.where(absent, first, values))
@@ -209,20 +207,18 @@ def _count_and_skip(kept: Tensor, low_bits: int) -> tuple[Tensor, Tensor]:
     """Number of kept numbers of each row [B, D], and the sum of their runs shifted by `low_bits`; integers [B, 1]."""
     if kept.device.type == "cpu":
         flags = F.pad(kept, (1, 0), value=True)  # before each row, so that no run goes on into the next one
-        place = flags.view(-1).numpy().nonzero()[0]
-        start = np.searchsorted(place, flags.shape[1] * np.arange(len(kept)))
-        runs = place - 1
-        runs[1:] -= place[:-1]
-        runs >>= low_bits
-        runs[start] = 0
-        found = np.diff(start, append=len(place)) - 1, np.add.reduceat(runs, start)
-        count, skipped = (torch.from_numpy(each)[:, None] for each in found)
-    else:
-        place = torch.arange(kept.shape[1], dtype=torch.int32, device=kept.device)
-        before = torch.where(kept, place, -1).cummax(dim=1).values
-        runs = place - 1 - F.pad(before[:, :-1], (1, 0), value=-1)
-        count, skipped = kept.sum(dim=1, keepdim=True), ((runs >> low_bits) * kept).sum(dim=1, keepdim=True)
-    return count, skipped
+        true = flags.view(-1).numpy().nonzero()[0]
+        start = np.searchsorted(true, flags.shape[1] * np.arange(len(kept)))
+        skipped = true - 1
+        skipped[1:] -= true[:-1]
+        skipped >>= low_bits
+        skipped[start] = 0
+        sums = np.diff(start, append=len(true)) - 1, np.add.reduceat(skipped, start)
+        return torch.from_numpy(sums[0])[:, None], torch.from_numpy(sums[1])[:, None]
+    place = torch.arange(kept.shape[1], dtype=torch.int32, device=kept.device)
+    before = torch.where(kept, place, -1).cummax(dim=1).values
+    runs = place - 1 - F.pad(before[:, :-1], (1, 0), value=-1)
+    return kept.sum(dim=1, keepdim=True), ((runs >> low_bits) * kept).sum(dim=1, keepdim=True)
 
 
 def _sizes_of(levels: Tensor, step: Tensor) -> Tensor:
