@@ -90,11 +90,11 @@ class FeatureTransform:
 
 def _grid(shape: tuple[int, ...], kept: np.ndarray[Any, Any]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], int]:
     """The components of which a coefficient is kept, the place of each kept one in [..., component], and the size."""
-    places = np.arange(math.prod(shape))
+    order: np.ndarray[Any, Any] = np.arange(math.prod(shape))
     if len(shape) == _MAP:
-        order = rearrange(places, "(a w h) -> (h w) a", w=shape[2], h=shape[1])
+        order = rearrange(order, "(a w h) -> (h w) a", w=shape[2], h=shape[1])
     else:
-        order = places.reshape(-1, shape[-1])
+        order = order.reshape(-1, shape[-1])
     components = np.flatnonzero(np.isin(order, kept).any(axis=0))
     used = order[:, components]
     place = np.empty(math.prod(shape), dtype=np.int64)
