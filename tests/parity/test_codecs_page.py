@@ -83,7 +83,7 @@ def decode_sparse(row: Row, n: int, signed: bool) -> Row:
     s, g = np.float64(np.float32(2.0 ** ((e - 2048) / 16))), int(signed)
     if K == 0:
         return np.full(n, rest[:4].copy().view("<f4")[0], dtype=np.float64)
-    low_bits = next((b for b in range(12) if 4 * len(rest) * (2 ** (b + 2) + 1) >= n * (b + g + 4)), 12)
+    low_bits = next((b for b in range(12) if 4 * len(rest) * (2 ** (b + 2) + 1) >= n * (b + g + 5)), 12)
     stream, fields, result = np.unpackbits(rest), Fields(rest[::-1].copy()), np.zeros(n)
     at, place = 0, -1
 

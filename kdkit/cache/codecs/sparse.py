@@ -85,7 +85,7 @@ class SparseFeature(SizedFeature):
         enough = (
             bits
             for bits in range(_MAX_LOW_BITS)
-            if 4 * self._room * ((4 << bits) + 1) >= self.numel * (bits + self.signed + 4)
+            if 4 * self._room * ((4 << bits) + 1) >= self.numel * (bits + self.signed + 5)
         )
         return next(enough, _MAX_LOW_BITS)
 
