@@ -165,7 +165,7 @@ class SparseFeature(SizedFeature):
 
     def _entries(self, count: Tensor) -> int:
         """Number of entries that none of these rows exceeds: on a CPU of these, else of any, without waiting."""
-        return max(1, *count.flatten().tolist()) if count.device.type == "cpu" else self._most
+        return max([1, *count.flatten().tolist()]) if count.device.type == "cpu" else self._most
 
     def decode(self, payload: Tensor) -> Tensor:
         """Uint8 [B, row_bytes] -> float32 [B, ...]."""
