@@ -160,7 +160,7 @@ class DenseFeature(SizedFeature):
         wanted = rows.flatten(1)
         scale = wanted.abs().amax(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
         constant = wanted.mean(dim=1, keepdim=True, dtype=torch.float64).float()
-        decoded = torch.empty_like(rows)
+        decoded = torch.empty_like(rows, memory_format=torch.contiguous_format)
         self._decode(encoded, decoded)
         flat, lost = (
             ((found - wanted) / scale).square().sum(dim=1, keepdim=True, dtype=torch.float64)
@@ -190,7 +190,7 @@ class DenseFeature(SizedFeature):
     def decode(self, payload: Tensor) -> Tensor:
         """Uint8 [B, row_bytes] -> float32 [B, ...]."""
         check_payload(self, payload)
-        decoded = torch.empty(len(payload), *self.shape, device=payload.device)
+        decoded = torch.empty(len(payload), *self.shape, dtype=torch.float32, device=payload.device)
         size = _DECODED * self._chunk_rows(payload.device)
         for first in range(0, len(payload), size):
             self._decode(payload[first : first + size], decoded[first : first + size])

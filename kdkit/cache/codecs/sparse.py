@@ -170,7 +170,7 @@ class SparseFeature(SizedFeature):
     def decode(self, payload: Tensor) -> Tensor:
         """Uint8 [B, row_bytes] -> float32 [B, ...]."""
         check_payload(self, payload)
-        decoded = torch.empty(len(payload), self.numel, device=payload.device)
+        decoded = torch.empty(len(payload), self.numel, dtype=torch.float32, device=payload.device)
         size = self._chunk_rows(payload.device)
         for first in range(0, len(payload), size):
             self._decode(payload[first : first + size], decoded[first : first + size])
