@@ -65,13 +65,3 @@ def test_the_step_is_the_first_that_fits_of_all(name: str, sampled: int, monkeyp
     module = f"kdkit.cache.codecs.{name if name == 'sparse' else 'dense_feature'}"
     monkeypatch.setattr(f"{module}.finest", plain_finest)
     assert torch.equal(codec.encode(rows), found)
-
-
-@pytest.mark.parametrize("name", ["sparse", "dense"])
-def test_rows_encode_alike_in_any_memory_format(name: str) -> None:
-    codec, rows = codec_and_rows(name, (12, 5, 3))
-    encoded = codec.encode(rows)
-    assert torch.equal(codec.encode(rows.to(memory_format=torch.channels_last)), encoded)
-    apart = torch.zeros(2 * len(encoded), 2 * codec.row_bytes, dtype=torch.uint8)
-    apart[::2, ::2] = encoded
-    torch.testing.assert_close(codec.decode(apart[::2, ::2]), codec.decode(encoded))
