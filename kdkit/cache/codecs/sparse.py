@@ -39,6 +39,7 @@ _KEPT, _ROUNDING = 0.65, 0.45  # in steps: smaller numbers cost more bits than t
 _ABOVE = 1 / 32  # of a step: how far the numbers of level 1 lie above it on average
 _MAX_LOW_BITS = 12
 _CPU_CHUNK, _GPU_CHUNK = 1 << 20, 1 << 24  # numbers of the rows that are worked on together: a CPU's caches hold them
+_CPU_ROWS = 128  # at most: memory for more is requested anew each time
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,7 @@ class SparseFeature(SizedFeature):
         return BitFields((self._field_bits,) * self._most) if self._field_bits else None
 
     def _chunk_rows(self, device: torch.device) -> int:
-        return max(1, (_CPU_CHUNK if device.type == "cpu" else _GPU_CHUNK) // self.numel)
+        return max(1, min(_CPU_ROWS, _CPU_CHUNK // self.numel) if device.type == "cpu" else _GPU_CHUNK // self.numel)
 
     def encode(self, values: Tensor) -> Tensor:
         """[B, ...] float -> uint8 [B, row_bytes]."""
