@@ -98,11 +98,14 @@ def review_steps(batch: int = 8) -> tuple[list[Tensor], dict[str, Step]]:
     student = [torch.randn(shape).requires_grad_() for shape in shapes]
     teacher = [torch.randn(shape) for shape in shapes]
     module = losses.ReviewKD(widths, widths)
+    exits = losses.OFAExits(widths[:4], 1000, eps=1.5)
+    logits, target = 3 * torch.randn(batch, 1000), torch.randint(0, 1000, (batch,))
     steps: dict[str, Step] = {
         "plain": lambda: torch.stack([F.mse_loss(s, t) for s, t in zip(student, teacher, strict=True)]).sum(),
         "review": lambda: module(student, teacher),
+        "ofa_exits": lambda: exits(student[:4], logits, target),
     }
-    return [*student, *module.parameters()], steps
+    return [*student, *module.parameters(), *exits.parameters()], steps
 
 
 def map_steps(batch: int = 16) -> tuple[list[Tensor], dict[str, Step]]:
@@ -117,6 +120,18 @@ def map_steps(batch: int = 16) -> tuple[list[Tensor], dict[str, Step]]:
         "srrl": lambda: srrl(student, pooled),
     }
     return [student, *mgd.parameters(), *srrl.parameters()], steps
+
+
+def crd_steps(batch: int = 64, rows: int = 50_000) -> tuple[list[Tensor], dict[str, Step]]:
+    """Pooled features of ResNet-18 and ResNet-34, of as many samples as CIFAR-100 has; the first step is plain MSE."""
+    torch.manual_seed(0)
+    student, teacher = torch.randn(batch, 512).requires_grad_(), torch.randn(batch, 512)
+    module, row = losses.CRD(512, 512, rows), torch.randperm(rows)[:batch]
+    steps: dict[str, Step] = {
+        "plain": lambda: F.mse_loss(student, teacher),
+        "crd": lambda: module(student, teacher, row),
+    }
+    return [student, *module.parameters()], steps
 
 
 def reset(leaves: list[Tensor]) -> None:
@@ -143,6 +158,8 @@ def peak_bytes(leaves: list[Tensor], step: Step) -> int:
 
 def table(report: Report, title: str, leaves: list[Tensor], steps: dict[str, Step], repeats: int) -> None:
     """A table of time and memory, each relative to the plain expression at the same temperature."""
+    if all(name.startswith("plain") for name in steps):
+        return
     rows: list[list[object]] = []
     for name, step in steps.items():
         base = steps["plain, T=4" if name.endswith("T=4") else "plain"]
@@ -190,6 +207,7 @@ def main() -> None:
         ("Tokens [16, 196, D], D 192 and 384, of 3 blocks, float32", vitkd_steps()),
         ("Maps [8, D, H, W] of ResNet-18 and ResNet-34, 4 stages and the pooled one, float32", review_steps()),
         ("The last map [16, 512, 7, 7] of ResNet-18 and ResNet-34, float32", map_steps()),
+        ("Pooled [64, 512] of 50,000 samples, 16,384 negatives, float32", crd_steps()),
     )
     for title, (leaves, steps) in modules:
         table(report, f"{title}; plain is the sum of mse_loss", leaves, chosen(steps, args.only), repeats)

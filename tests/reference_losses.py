@@ -364,3 +364,26 @@ def srrl(f_s, f_t, head, p):
     x = batch_norm(conv(f_s, p["connect.weight"]), p["norm.weight"], p["norm.bias"])
     difference = (x * (x.real > 0)).mean((2, 3)) - f_t
     return (difference**2).mean() + ((difference @ head.T) ** 2).mean()
+
+
+def crd(f_s, f_t, memory_s, memory_t, index, log_z, p, temperature=0.07):
+    """`p` holds the parameters of kdkit's module by name."""
+    total = 0
+    for side, f, memory, log_of_side in (("student", f_s, memory_t, log_z[0]), ("teacher", f_t, memory_s, log_z[1])):
+        v = f @ p[f"{side}_embedding.weight"].T + p[f"{side}_embedding.bias"]
+        v = v / ((v**2).sum(axis=1, keepdims=True)) ** 0.5
+        c = (index.shape[1] - 1) / len(memory)
+        for one, places in zip(v, index, strict=True):
+            q = np.exp(memory[places] @ one / temperature - log_of_side)
+            total = total - np.log(q[0] / (q[0] + c)) - np.log(c / (q[1:] + c)).sum()
+    return total / len(f_s)
+
+
+def ofa_exits(features, z_t, labels, p, **options):
+    """`p` holds the parameters of kdkit's module by name."""
+    total = 0
+    for number, f in enumerate(features):
+        pooled = f if f.ndim == 2 else f.mean(axis=(1,) if f.ndim == 3 else (2, 3))
+        logits = pooled @ p[f"exits.{number}.weight"].T + p[f"exits.{number}.bias"]
+        total = total + ofa(logits, z_t, labels, **options)
+    return total

@@ -16,7 +16,9 @@ from kdkit.tasks import DistillationTask, LossTerm
 CNN, VIT = "test_resnet", "test_vit"
 INNER = {CNN: ("stages.2", "stages.3", "stages.4"), VIT: ("blocks.1", "blocks.3", "blocks.5")}
 LOGIT = [name for name in losses.available() if not losses.is_feature_loss(name)]
-FEATURE = [name for name in losses.available() if losses.is_feature_loss(name)]
+REMEMBERING = [name for name in losses.available() if losses.loss_spec(name).needs_rows]
+"""Losses that a step changes: tests/tasks/test_remembering.py has them."""
+FEATURE = [name for name in losses.available() if losses.is_feature_loss(name) and name not in REMEMBERING]
 TEACHER_SEED = 5
 SEVERAL = [LossTerm("hint_mse", 2.0), LossTerm("kl", 0.5, {"temperature": 2.0})]
 
@@ -89,6 +91,8 @@ def distilled_student(seed: int = 0) -> nn.Module:
 def feature_options(loss: Any, student: str, teacher: str) -> dict[str, Any]:
     if loss in ("vitkd", "review"):
         return {"distill_loss": loss, "student_taps": INNER[student], "teacher_taps": INNER[teacher]}
+    if loss == "ofa_exits":
+        return {"distill_loss": loss, "student_taps": INNER[student]}
     if loss in ("attention", "mgd"):
         return {"distill_loss": loss, "student_taps": INNER[student][1], "teacher_taps": INNER[teacher][1]}
     return {"distill_loss": SEVERAL if loss == "several" else loss}

@@ -117,9 +117,9 @@ def make_logits(path: Path, codec: Codec, logits: Callable[[int], Array], expect
     _describe(path, {"codec": codec.name, "log_probabilities": expected})
 
 
-def make_features(path: Path) -> None:
+def make_features(path: Path, codecs: Mapping[str, FeatureCodec] = FEATURES) -> None:
     """A cache of features alone, and what they were."""
-    write(path, FEATURES, feature, None)
+    write(path, codecs, feature, None)
     _describe(path, {name: [feature(name, view).tolist() for view in range(VIEWS)] for name in FEATURES})
 
 
@@ -227,6 +227,8 @@ def main(folder: Path = Path(__file__).parent) -> None:
             make_logits(path, codec, logits, plain(logits) if logits is few else decoded(codec, logits))
     if not (path := folder / "v1-features.h5").exists():
         make_features(path)
+    if not (path := folder / "v1-features32.h5").exists():
+        make_features(path, {name: create_feature_codec("float32", codec.shape) for name, codec in FEATURES.items()})
     if not (path := folder / "v1-sparse.h5").exists():
         make_sparse(path)
     if not (path := folder / "v1-dense.h5").exists():

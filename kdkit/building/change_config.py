@@ -51,8 +51,8 @@ class CacheRecodeConfig:
     """Options of the codec, e.g. {k: 10} for topk."""
 
     feature_codec: str | None = None
-    """Codec of all other streams: float16, int8, sparse, dense or compact; compact if only its bytes are given;
-    unchanged by default."""
+    """Codec of all other streams: float32, float16, int8, sparse, dense or compact; compact if only its bytes are
+    given; unchanged by default."""
 
     feature_bytes: int | None = None
     """Bytes per row of each stream of features in sparse, dense or compact; a tenth of float16's by default."""

@@ -45,9 +45,9 @@ class BuildConfig(BuildLoadingConfig):
     """Options of the codec, e.g. {k: 10} for topk."""
 
     feature_codec: str = "float16"
-    """Codec of all other streams: float16; int8 with a minimum and a step per row, token or channel; sparse, which
-    keeps the numbers that are not near zero, for features after a ReLU; dense, fitted to some rows, for all others; or
-    compact: whichever of these two loses less, for each stream."""
+    """Codec of all other streams: float16; float32 (exact); int8 with a minimum and a step per row, token or channel;
+    sparse, which keeps the numbers that are not near zero, for features after a ReLU; dense, fitted to some rows, for
+    all others; or compact: whichever of these two loses less, for each stream."""
 
     feature_bytes: int | None = None
     """Bytes per row of each stream of features in sparse, dense or compact; a tenth of float16's by default."""

@@ -55,9 +55,9 @@ def recode_cache(
         codec: codec of the logits; with `row_bytes` alone, lowrank if float16 would take more.
         row_bytes: maximum bytes per row of logits, for lowrank and topk.
         codec_options: options of the codec, e.g. {"k": 10} for topk.
-        feature_codec: codec of all other streams, float16, int8, sparse, dense or compact; compact if only the bytes
-            are given.
-        feature_bytes: bytes per row of each stream of features, for all but float16 and int8.
+        feature_codec: codec of all other streams, float32, float16, int8, sparse, dense or compact; compact if only the
+            bytes are given.
+        feature_bytes: bytes per row of each stream of features, for sparse, dense and compact.
         num_views: number of views to keep; all by default.
         show_progress: whether progress is shown on standard error.
 

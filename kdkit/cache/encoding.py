@@ -10,7 +10,7 @@ from torch import Tensor
 
 from kdkit.cache.codecs import RowCodec
 from kdkit.cache.fidelity import measure_rows
-from kdkit.cache.format.constants import BLOCK_ROWS, LOGITS
+from kdkit.cache.format.constants import BLOCK_ROWS
 from kdkit.cache.format.keys import list_keys
 from kdkit.cache.types import Array
 from kdkit.errors import NonFiniteOutputError
@@ -42,10 +42,9 @@ def check_encodable(
     if held.all():
         return
     bad = [key for key, fine in zip(keys(), held.tolist(), strict=True) if not fine]
-    exact = "float32" if stream == LOGITS else "int8"
     raise NonFiniteOutputError(
         f"the teacher {teacher!r} has NaN, infinity or values that codec {codec.name!r} cannot hold in {stream} of "
-        f"{list_keys(bad)} in view {view}: check these samples, or use codec {exact}"
+        f"{list_keys(bad)} in view {view}: check these samples, or use codec float32"
     )
 
 

@@ -100,7 +100,7 @@ def _for_classes_of(dataset: ReplayedDataset, student: Any, model: Any) -> Repla
 
     Its class names are compared with those of a task's live teacher, whose logits are compared.
     """
-    if any(not term.is_feature for term in getattr(student, "terms", ())):
+    if any(term.compares_logits for term in getattr(student, "terms", ())):
         check_class_order(getattr(student, "live_teacher", None), dataset)
     num_classes = getattr(model, "num_classes", None)
     if num_classes and getattr(student, "task_loss_weight", 1) != 0:  # 0 classes: a student without a head

@@ -7,18 +7,22 @@ Where to look:
     logits          kl.py, divergence.py, logit_mse.py, decoupled.py, correlation.py, power.py, ofa.py, pseudo_label.py,
                     multi_level.py; standardize.py wraps them; multi_label.py compares one distribution per class;
                     sparse.py takes top-k teachers, multi_teacher.py several teachers
-    features        hint.py, attention.py, relation.py, review.py, vitkd.py, mgd.py, srrl.py; projection.py matches
-                    widths
+    features        hint.py, attention.py, relation.py, review.py, vitkd.py, mgd.py, srrl.py, crd.py, exits.py;
+                    projection.py matches widths
     helpers         _checks.py, _features.py, _target.py check arguments; _rest.py, _expected.py, _pairs.py, _blocks.py,
-                    _norm.py compute
+                    _norm.py, _known.py compute
 """
 
 from kdkit.losses.attention import attention as attention
 from kdkit.losses.correlation import dist as dist
+from kdkit.losses.crd import CRD as CRD
+from kdkit.losses.crd import crd as crd
 from kdkit.losses.decoupled import dkd as dkd
 from kdkit.losses.decoupled import nkd as nkd
 from kdkit.losses.divergence import js as js
 from kdkit.losses.divergence import reverse_kl as reverse_kl
+from kdkit.losses.exits import OFAExits as OFAExits
+from kdkit.losses.exits import ofa_exits as ofa_exits
 from kdkit.losses.hint import hint_cosine as hint_cosine
 from kdkit.losses.hint import hint_mse as hint_mse
 from kdkit.losses.kl import deit_soft as deit_soft
@@ -41,6 +45,7 @@ from kdkit.losses.pseudo_label import hard as hard
 from kdkit.losses.registry import Aligns as Aligns
 from kdkit.losses.registry import LossSpec as LossSpec
 from kdkit.losses.registry import available as available
+from kdkit.losses.registry import compares_logits as compares_logits
 from kdkit.losses.registry import create as create
 from kdkit.losses.registry import feature_loss as feature_loss
 from kdkit.losses.registry import is_feature_loss as is_feature_loss

@@ -6,15 +6,14 @@ Dimensions: B batch, C classes.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from kdkit.errors import ConfigError
 from kdkit.losses._checks import check_positive, full_precision, soften, to_logit_pair
+from kdkit.losses._known import Known
 from kdkit.losses.registry import logit_loss
 
 
@@ -64,7 +63,7 @@ def mlkd(
         value = value + alpha * temperature**2 * divergence + relations
         of_p = of_p - (of_p * p_student).sum(dim=1, keepdim=True)
         slope = slope + alpha * temperature / student.shape[0] * difference + p_student * of_p / temperature
-    known: Tensor = _Known.apply(student, value, slope)
+    known: Tensor = Known.apply(student, value, slope)
     return known
 
 
@@ -88,20 +87,3 @@ def _relations(difference: Tensor, total: Tensor, of_batch: float, of_classes: f
     symmetric = of_batch * (mixed + mixed.T)
     slope = (symmetric + of_classes * (of_difference + mixed.T)) @ total
     return value, slope + (symmetric + of_classes * (mixed + of_total)) @ difference
-
-
-class _Known(torch.autograd.Function):
-    """A value whose slope is known: of each temperature nothing is kept for the backward pass."""
-
-    @staticmethod
-    def forward(ctx: Any, student: Tensor, value: Tensor, slope: Tensor) -> Tensor:
-        """The value []; keeps its slope for the student [B, C]."""
-        ctx.save_for_backward(slope)
-        return value.clone()
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        """The gradient for the student; nothing else takes one."""
-        (slope,) = ctx.saved_tensors
-        return slope * grad, None, None

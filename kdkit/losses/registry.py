@@ -7,12 +7,13 @@ import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from kdkit.errors import ConfigError, UnknownNameError, first_line, nearest
+from kdkit.errors import ConfigError, KdkitError, UnknownNameError, first_line, nearest
 from kdkit.losses.projection import Projected
 from kdkit.losses.standardize import standardized
 
@@ -51,6 +52,14 @@ class LossSpec:
 
     needs_head: bool = False
     """Whether it receives the weight [C, D] of the teacher's classifier, as `head_weight`."""
+
+    has_exits: bool = False
+    """Whether it makes logits of the student's features and compares them with the teacher's: it receives
+    `student_widths` and `num_classes`, and is called with the teacher's logits in place of its features."""
+
+    needs_rows: bool = False
+    """Whether it keeps something of every sample: it receives their number as `num_rows`, and is called with `row` [B],
+    the number of each sample in the dataset, as the third argument."""
 
     aligns: Aligns = "unlike"
     """How its pairs of features are converted to a common layout before it is called."""
@@ -92,14 +101,17 @@ def feature_loss(
     *,
     taps: Literal["single", "several"] = "single",
     projects: bool = False,
+    needs_target: bool = False,
     needs_head: bool = False,
+    has_exits: bool = False,
+    needs_rows: bool = False,
     aligns: Aligns = "unlike",
 ) -> Callable[[_Loss], _Loss]:
     """Registers a function of (student_feature, teacher_feature), or a class of modules with this call.
 
     Args:
         name: the loss's name; the function's own by default.
-        taps, projects, needs_head, aligns: see LossSpec.
+        taps, projects, needs_target, needs_head, has_exits, needs_rows, aligns: see LossSpec.
     """
 
     def register(loss: _Loss) -> _Loss:
@@ -109,7 +121,10 @@ def feature_loss(
             is_feature=True,
             taps=taps,
             projects=projects,
+            needs_target=needs_target,
             needs_head=needs_head,
+            has_exits=has_exits,
+            needs_rows=needs_rows,
             aligns=aligns,
         )
         return _register(spec, loss)
@@ -174,6 +189,11 @@ def needs_target(loss: str | Callable[..., Tensor]) -> bool:
     return loss_spec(loss).needs_target if isinstance(loss, str) else "target" in inspect.signature(loss).parameters
 
 
+def compares_logits(name: str) -> bool:
+    """Returns whether the loss called `name` compares something with the teacher's logits."""
+    return not loss_spec(name).is_feature or loss_spec(name).has_exits
+
+
 def is_feature_loss(name: str) -> bool:
     """Returns whether the loss called `name` compares features rather than logits."""
     return loss_spec(name).is_feature
@@ -203,8 +223,19 @@ def _try(spec: LossSpec, loss: Callable[..., Tensor]) -> None:
 
 
 def _build(name: str, build: Callable[..., Any], options: dict[str, Any]) -> Any:
-    required = [p.name for p in inspect.signature(build).parameters.values() if p.default is p.empty]
-    missing = [option for option in required if option not in options]
+    parameters = inspect.signature(build).parameters
+    missing = [p.name for p in parameters.values() if p.default is p.empty and p.name not in options]
     if missing:
         raise ConfigError(f"loss {name!r} needs the option {missing[0]!r}, got {', '.join(options) or 'none'}")
-    return build(**options)
+    for option, value in options.items():
+        default = parameters[option].default
+        is_flag, is_number = isinstance(default, bool), isinstance(default, int | float)
+        if is_number and (is_flag != isinstance(value, bool) or not isinstance(value, Real)):
+            expected = "true or false" if is_flag else "a number"
+            raise ConfigError(f"loss {name!r}: {option} must be {expected}, got {value!r}")
+    try:
+        return build(**options)
+    except KdkitError:
+        raise
+    except (TypeError, ValueError, RuntimeError) as error:  # of a layer
+        raise ConfigError(f"loss {name!r} cannot work with these options ({first_line(error)})") from error

@@ -6,7 +6,7 @@ A preset does not promise the published number; it is a starting point. Flags on
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import resources
 from typing import Any
 
@@ -47,12 +47,14 @@ class Preset:
     """Fields of ViewRecipe."""
     distill: Mapping[str, Any]
     """Further fields of DistillConfig."""
+    build: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of BuildConfig: what a cache for this training holds, unless that is the teacher's logits."""
 
     def options(self, command: str, *, from_cache: bool = False) -> dict[str, Any]:
         """The options for `command`: teacher and recipe, unless a cache has them, and the training."""
         shared = {"teacher": dict(self.teacher), "recipe": dict(self.recipe)}
         if command != "distill":
-            return shared
+            return {**shared, "build": dict(self.build)} if self.build else shared
         return dict(self.distill) if from_cache else {**shared, **self.distill}
 
 

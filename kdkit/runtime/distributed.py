@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
+import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
@@ -149,6 +150,25 @@ def all_gather(value: Result) -> list[Result]:
     values: list[Any] = [None] * world_size()
     dist.all_gather_object(values, value)
     return cast(list[Result], values)
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def all_gather_rows(rows: Tensor) -> Tensor:
+    """Every rank's rows [B, ...], in the order of ranks, on every rank; without gradient. B may differ.
+
+    The host waits for the numbers of rows.
+    """
+    if world_size() == 1:
+        return rows
+    count = torch.tensor([len(rows)], device=rows.device)
+    counts = [torch.empty_like(count) for _ in range(world_size())]
+    dist.all_gather(counts, count)
+    numbers = [int(number) for number in counts]
+    padded = rows.new_zeros((max(numbers), *rows.shape[1:]))
+    padded[: len(rows)] = rows
+    found = [torch.empty_like(padded) for _ in numbers]
+    dist.all_gather(found, padded)
+    return torch.cat([of_rank[:number] for of_rank, number in zip(found, numbers, strict=True)])
 
 
 def all_reduce_mean(values: Tensor) -> Tensor:

@@ -4,7 +4,8 @@ Where to look:
     distillation.py           the sum of the losses, and the base of all tasks with a teacher
     logit_distillation.py     logits; token_distillation.py, a second head; classification.py, labels only
     multi_label.py            targets of 0 and 1 for each class, with and without a teacher, and their mAP
-    feature_distillation.py   features; feature_student.py and comparison.py hold its losses and projections
+    feature_distillation.py   features; feature_student.py holds its losses as modules, comparison.py
+                              and exits.py
     term.py                   one loss with its weight, options and taps
     task.py                   the protocol, timm's TrainingTask; student_task.py adds student and criterion.py
     teacher.py                creates and checks the teacher; placement.py keeps its device and dtype

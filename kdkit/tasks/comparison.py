@@ -6,7 +6,8 @@ Dimensions: B batch, D width, H W height and width, N tokens.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -31,31 +32,41 @@ class Comparison(nn.Module):
         student_width: tap of the student -> its width D.
         teacher_width: tap of the teacher -> its width D.
         head_weight: returns the weight [C, D] of the teacher's classifier.
+        num_rows: samples of the dataset; None if that is not known.
 
     Raises:
         ConfigError: the taps do not pair, or are several for a loss that compares one pair.
     """
 
     def __init__(
-        self, term: LossTerm, student_width: Widths, teacher_width: Widths, head_weight: Callable[[], Tensor]
+        self,
+        term: LossTerm,
+        student_width: Widths,
+        teacher_width: Widths,
+        head_weight: Callable[[], Tensor],
+        num_rows: int | None = None,
     ) -> None:
         super().__init__()
         self.term = term
         self.takes_several, self.aligns = term.takes_several, term.aligns
         _check_taps(term)
-        of_head = {"head_weight": head_weight()} if term.needs_head else {}
-        self.loss = bound_loss(term, **_width_options(term, student_width, teacher_width), **of_head)
+        given = _width_options(term, student_width, teacher_width)
+        given |= {"head_weight": head_weight()} if term.needs_head else {}
+        given |= {"num_rows": _count(term, num_rows)} if term.needs_rows else {}
+        self.needs: tuple[str, ...] = ("row",) if term.needs_rows else ()
+        self.loss = bound_loss(term, **given)
 
-    def forward(self, student: Mapping[str, Tensor], teacher: Mapping[str, Tensor]) -> Tensor:
-        """The unweighted loss [] of features by tap."""
+    def forward(
+        self, student: Mapping[str, Tensor], teacher: Mapping[str, Tensor], samples: Mapping[str, Tensor]
+    ) -> Tensor:
+        """The unweighted loss [] of features by tap; `samples` has what the loss `needs`."""
         pairs = [
             self._align(student[student_tap], teacher[teacher_tap])
             for student_tap, teacher_tap in zip(self.term.student_taps, self.term.teacher_taps, strict=True)
         ]
         with torch.autocast(pairs[0][0].device.type, enabled=False):
-            if self.takes_several:
-                return self.loss([student for student, _ in pairs], [teacher for _, teacher in pairs])
-            return self.loss(*pairs[0])
+            sides = tuple(map(list, zip(*pairs, strict=True))) if self.takes_several else pairs[0]
+            return self.loss(*sides, *(samples[name] for name in self.needs))
 
     def _align(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
         if self.aligns == "tokens":
@@ -75,6 +86,12 @@ def _check_taps(term: LossTerm) -> None:
         )
     if count > 1 and not term.takes_several:
         raise ConfigError(f"term {term.name!r} compares one pair of taps, got {count}: make one term of each pair")
+
+
+def _count(term: LossTerm, num_rows: int | None) -> int:
+    if num_rows is None:
+        raise ConfigError(f"the loss {term.name!r} remembers every sample of the dataset: pass num_rows=len(dataset)")
+    return num_rows
 
 
 def _width_options(term: LossTerm, student_width: Widths, teacher_width: Widths) -> dict[str, Any]:
@@ -105,3 +122,20 @@ def _as_tokens(feature: Tensor, like: Tensor) -> Tensor:
     if list(grid.shape[2:]) != size:
         grid = F.interpolate(grid, size=size, mode="bilinear", align_corners=False)
     return rearrange(grid, "b d h w -> b (h w) d")
+
+
+def with_taps(term: LossTerm, student_taps: str | Sequence[str], teacher_taps: str | Sequence[str]) -> LossTerm:
+    """The term with its taps named; if it names the taps of one side only, the other side has the same."""
+    if not term.is_feature:
+        return term
+    if term.has_exits:
+        if term.teacher_taps:
+            raise ConfigError(f"term {term.name!r} takes the teacher's logits: leave out its teacher_taps")
+        return replace(term, student_taps=term.student_taps or student_taps)
+    if not (term.student_taps or term.teacher_taps):
+        return replace(term, student_taps=student_taps, teacher_taps=teacher_taps)
+    return replace(
+        term,
+        student_taps=term.student_taps or term.teacher_taps,
+        teacher_taps=term.teacher_taps or term.student_taps,
+    )

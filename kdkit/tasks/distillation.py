@@ -17,7 +17,7 @@ from kdkit.losses.multi_teacher import Combine
 from kdkit.tasks.observation import TeacherLogits, num_classes_of, observe, observe_members
 from kdkit.tasks.student_task import Criterion, StudentTask
 from kdkit.tasks.teacher import check_same_classes, resolve_teacher
-from kdkit.tasks.term import DistillLosses, as_terms, bound_loss, check_scale, check_weight
+from kdkit.tasks.term import DistillLosses, Samples, as_terms, bound_loss, check_output, check_weight
 from kdkit.teachers import Teacher
 from kdkit.types import Batch, TeacherMember, TeacherOutput, TeacherSource, to_compute_dtype
 
@@ -40,9 +40,8 @@ class DistillationTask(StudentTask):
 
     loss = task_loss_weight * task_loss + distill_loss_weight * kd_loss
 
-    kd_loss is the weighted sum of the terms. The teacher is frozen on construction, stays in eval mode, outside
-    DistributedDataParallel and out of every state dict. A cached output reaches `forward` as a TeacherOutput and
-    is treated exactly like a live output.
+    kd_loss is the weighted sum of the terms. The teacher is frozen, in eval mode, outside DistributedDataParallel and
+    every state dict. A cached output reaches `forward` as a TeacherOutput, and is treated exactly like a live one.
 
     Args:
         student_model: the model to train.
@@ -107,7 +106,7 @@ class DistillationTask(StudentTask):
         self.taps: tuple[str, ...] = ()
         self.is_ema_teacher = isinstance(teacher, str) and teacher == EMA
         self.teacher = None if self.is_ema_teacher else resolve_teacher(teacher, student_model, device, dtype)
-        if self._logit_losses and self.teacher is not None:
+        if self.teacher is not None and any(term.compares_logits for term in self.terms):
             check_same_classes(self.teacher, student_model)
 
     @property
@@ -116,7 +115,11 @@ class DistillationTask(StudentTask):
         return None if self.is_ema_teacher else self.teacher
 
     def forward(
-        self, input: Tensor, target: Tensor | None, teacher_output: TeacherOutput | None = None
+        self,
+        input: Tensor,
+        target: Tensor | None,
+        teacher_output: TeacherOutput | None = None,
+        row: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Computes one step's forward pass and losses.
 
@@ -125,6 +128,7 @@ class DistillationTask(StudentTask):
             target: class indices [B], -1 for a sample without a label, or soft labels [B, C]; may be None when
                 task_loss_weight is 0.
             teacher_output: a teacher's outputs for this very input; when None, the task's own teacher runs.
+            row: number of each sample in the dataset [B], for losses that remember samples: Batch.row.
 
         Returns:
             'loss' [], 'output' [B, C], and unweighted 'task_loss' [] (0 when trained without labels), 'kd_loss' [].
@@ -137,13 +141,9 @@ class DistillationTask(StudentTask):
             ConfigError: `teacher_output` is not a TeacherOutput, or `target` is None with a task_loss_weight.
         """
         teacher_output = self._run_teacher(input) if teacher_output is None else teacher_output
-        if not isinstance(teacher_output, TeacherOutput):
-            raise ConfigError(
-                f"teacher_output is a TeacherOutput, got {type(teacher_output).__name__}: wrap logits in one"
-            )
-        check_scale(self.terms, teacher_output)
+        check_output(self.terms, teacher_output)
         teacher_logits = self._teacher_logits(teacher_output)
-        output, distilled, terms = self._forward_student(input, teacher_output)
+        output, distilled, terms = self._forward_student(input, teacher_output, {"target": target, "row": row})
         task_loss = self._task_loss(to_compute_dtype(output), target)
         members = teacher_output.members if self.combine == "losses" else ()
         terms |= self._logit_terms(to_compute_dtype(distilled), teacher_logits, members, target)
@@ -153,7 +153,7 @@ class DistillationTask(StudentTask):
         return result
 
     def _forward_student(
-        self, input: Tensor, teacher_output: TeacherOutput
+        self, input: Tensor, teacher_output: TeacherOutput, samples: Samples
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Logits for the labels [B, C], logits for the teacher [B, C], and the terms on features."""
         raise NotImplementedError
@@ -189,11 +189,11 @@ class DistillationTask(StudentTask):
         kd_loss = sum((weights[key] * value for key, value in terms.items()), start=task_loss.new_zeros(()))
         result = {"task_loss": task_loss, "kd_loss": kd_loss}
         weighted = {"task_loss": self.task_loss_weight * task_loss, "kd_loss": self.distill_loss_weight * kd_loss}
-        loss = weighted["task_loss"] + weighted["kd_loss"]
+        total = {"loss": weighted["task_loss"] + weighted["kd_loss"]}
         if self._names_terms:
             result |= terms
             weighted |= {key: self.distill_loss_weight * weights[key] * value for key, value in terms.items()}
-        return {"loss": loss} | result | {f"weighted_{key}": value for key, value in weighted.items()}
+        return total | result | {f"weighted_{key}": value for key, value in weighted.items()}
 
     def _run_teacher(self, input: Tensor) -> TeacherOutput:
         """The outputs of the task's own teacher for images [B, 3, H, W]."""
@@ -210,7 +210,7 @@ class DistillationTask(StudentTask):
     def _teacher_logits(self, teacher_output: TeacherOutput) -> TeacherLogits | None:
         """The teacher's logits, dense or sparse; None if there are none."""
         logits = teacher_output.any_logits
-        if logits is None and self._logit_losses:
+        if logits is None and any(term.compares_logits for term in self.terms):
             raise MissingTeacherError(
                 f"teacher_output holds no logits, only features {sorted(teacher_output.features)}: "
                 "build the cache with its 'logits' stream"

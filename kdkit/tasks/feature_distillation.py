@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any, ClassVar
 
 from timm.utils import unwrap_model
 from torch import Tensor, nn
-from typing_extensions import Unpack
+from typing_extensions import Self, Unpack
 
 from kdkit.errors import CheckpointError, ConfigError, MissingTeacherError
-from kdkit.tasks.comparison import Comparison
+from kdkit.tasks.comparison import Comparison, with_taps
 from kdkit.tasks.distillation import DistillationTask, TaskOptions
+from kdkit.tasks.exits import LOGITS, Exits
 from kdkit.tasks.feature_student import FeatureStudent
 from kdkit.tasks.student_task import Criterion
-from kdkit.tasks.term import DistillLosses, LossTerm
+from kdkit.tasks.term import DistillLosses, Samples
 from kdkit.teachers import Teacher
 from kdkit.teachers.tap import check_taps, tap_width
-from kdkit.types import TeacherOutput
+from kdkit.types import SparseLogits, TeacherOutput
 
 _STATE = "comparisons"
 _TIMM_STATE = "projection"
@@ -41,6 +41,8 @@ class FeatureDistillationTask(DistillationTask):
             teacher: the feature_widths of a cache.
         head_weight: weight [C, D] of the teacher's classifier, `Teacher.head_weight`, for losses that need it if there
             is no live teacher: a cache does not hold it.
+        num_rows: samples of the dataset, len(dataset), for losses that remember each of them; `forward` then needs
+            `row`.
 
     Raises:
         ConfigError: no term compares features, a width or a classifier is not known, or as for DistillationTask.
@@ -61,6 +63,7 @@ class FeatureDistillationTask(DistillationTask):
         teacher_taps: str | Sequence[str] | None = None,
         teacher_widths: Mapping[str, int] | None = None,
         head_weight: Tensor | None = None,
+        num_rows: int | None = None,
         **options: Unpack[TaskOptions],
     ) -> None:
         super().__init__(
@@ -70,7 +73,7 @@ class FeatureDistillationTask(DistillationTask):
             distill_loss=distill_loss,
             **options,
         )
-        self.terms = tuple(_with_taps(term, student_taps, teacher_taps or student_taps) for term in self.terms)
+        self.terms = tuple(with_taps(term, student_taps, teacher_taps or student_taps) for term in self.terms)
         compared = [term for term in self.terms if term.is_feature]
         if not compared:
             raise ConfigError("no term compares features: use LogitDistillationTask")
@@ -79,16 +82,19 @@ class FeatureDistillationTask(DistillationTask):
         if self.teacher is not None:
             self.teacher = self.teacher.with_taps(self.taps)
         widths = self._teacher_width(student_model, teacher_widths or {})
+        own, head = (lambda tap: tap_width(student_model, tap)), (lambda: self._head_of_teacher(head_weight))
+        classes = getattr(unwrap_model(student_model), "num_classes", None)
         comparisons = {
-            term.result_key: Comparison(
-                term, lambda tap: tap_width(student_model, tap), widths, lambda: self._head_of_teacher(head_weight)
-            )
+            term.result_key: Exits(term, own, classes)
+            if term.has_exits
+            else Comparison(term, own, widths, head, num_rows)
             for term in compared
         }
         idle = self.task_loss_weight == 0 and len(compared) == len(self.terms)
         reference = next(student_model.parameters())
         self.trainable_module = FeatureStudent(student_model, comparisons, has_idle_head=idle)
         self.trainable_module.comparisons.to(device=reference.device, dtype=reference.dtype)
+        self.needs_rows = "row" in self.trainable_module.needs
 
     def _teacher_width(self, student_model: nn.Module, given: Mapping[str, int]) -> Callable[[str], int]:
         def width(tap: str) -> int:
@@ -119,9 +125,13 @@ class FeatureDistillationTask(DistillationTask):
         return weight
 
     def _forward_student(
-        self, input: Tensor, teacher_output: TeacherOutput
+        self, input: Tensor, teacher_output: TeacherOutput, samples: Samples
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        logits, terms = self.trainable_module(input, {tap: self._feature(teacher_output, tap) for tap in self.taps})
+        features = {tap: self._feature(teacher_output, tap) for tap in self.taps}
+        if any(term.has_exits for term in self.terms):
+            features[LOGITS] = _dense(teacher_output.any_logits)
+        given = {name: _given(samples[name], name) for name in self._parts().needs}
+        logits, terms = self.trainable_module(input, features, given)
         return logits, logits, terms
 
     def _feature(self, teacher_output: TeacherOutput, tap: str) -> Tensor:
@@ -136,6 +146,11 @@ class FeatureDistillationTask(DistillationTask):
 
     def _has_idle_head(self) -> bool:
         return self._parts().has_idle_head
+
+    def prepare_distributed(self, device_ids: list[int] | None = None, **ddp_kwargs: Any) -> Self:
+        """Wraps the task as DistillationTask does; memories of losses are made equal on all ranks first."""
+        self._parts().join_ranks()
+        return super().prepare_distributed(device_ids, **ddp_kwargs)
 
     def get_eval_model(self, module: nn.Module | None = None, ema: bool = False) -> nn.Module | None:
         """Returns only the student, or its EMA."""
@@ -204,17 +219,16 @@ def _comparisons_in(state: dict[str, Any], learnt: Mapping[str, Tensor]) -> tupl
     return held, sorted(state)
 
 
-def _with_taps(term: LossTerm, student_taps: str | Sequence[str], teacher_taps: str | Sequence[str]) -> LossTerm:
-    """The term with its taps named; if it names the taps of one side only, the other side has the same."""
-    if not term.is_feature:
-        return term
-    if not (term.student_taps or term.teacher_taps):
-        return replace(term, student_taps=student_taps, teacher_taps=teacher_taps)
-    return replace(
-        term,
-        student_taps=term.student_taps or term.teacher_taps,
-        teacher_taps=term.teacher_taps or term.student_taps,
-    )
+def _dense(logits: Tensor | SparseLogits | None) -> Tensor:
+    assert logits is not None  # `forward` has checked it
+    return logits.to_dense() if isinstance(logits, SparseLogits) else logits
+
+
+def _given(value: Tensor | None, name: str) -> Tensor:
+    """What a loss needs of the samples."""
+    if value is None:
+        raise ConfigError(f"a loss needs the {name} of each sample: task(input, target, teacher_output, batch.row)")
+    return value
 
 
 def _distinct(taps: Iterable[str]) -> tuple[str, ...]:

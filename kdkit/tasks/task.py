@@ -52,6 +52,9 @@ class TrainingTask(PlacedModule):
     is_ema_teacher: bool = False
     """Whether the teacher is the moving average of the student itself."""
 
+    needs_rows: bool = False
+    """Whether `forward` takes `row`, the number of each sample in the dataset."""
+
     def __init__(
         self,
         device: torch.device | str | int | None = None,

@@ -15,6 +15,8 @@ from kdkit.errors import ConfigError
 from kdkit.types import TeacherOutput
 
 DistillLoss = Callable[..., Tensor]
+Samples = Mapping[str, Tensor | None]
+"""What is known of the samples of a batch: their `target`, and their `row` in the dataset."""
 
 RESULT_KEYS = ("loss", "output", "task_loss", "kd_loss", "teacher_top1", "agreement_top1", "teacher_entropy")
 """Keys of a task's result that are not those of its terms."""
@@ -86,6 +88,21 @@ class LossTerm:
         return self.loss is None and self._spec.needs_head
 
     @property
+    def has_exits(self) -> bool:
+        """Whether the loss makes logits of the student's features, and takes no tap of the teacher."""
+        return self.loss is None and self._spec.has_exits
+
+    @property
+    def compares_logits(self) -> bool:
+        """Whether the term needs the teacher's logits."""
+        return not self.is_feature or self.has_exits
+
+    @property
+    def needs_rows(self) -> bool:
+        """Whether the loss keeps something of every sample of the dataset."""
+        return self.loss is None and self._spec.needs_rows
+
+    @property
     def multi_label(self) -> bool:
         """Whether the loss compares multi-label logits."""
         return self.loss is None and self._spec.multi_label
@@ -146,13 +163,16 @@ def bound_loss(term: LossTerm, **extra: Any) -> DistillLoss:
         return term.loss
     if twice := sorted({*term.options} & {*extra}):
         raise ConfigError(
-            f"term {term.name!r}: {twice[0]} follows from the taps and the teacher, leave it out of the term's options"
+            f"term {term.name!r}: {twice[0]} follows from the taps, the teacher and the data: leave it out of the "
+            "term's options"
         )
     return losses.create(term.name, **term.options, **extra)
 
 
-def check_scale(terms: Sequence[LossTerm], teacher_output: TeacherOutput) -> None:
-    """Raises ConfigError if a term needs the logits themselves, and a cache kept only their softmax."""
+def check_output(terms: Sequence[LossTerm], teacher_output: object) -> None:
+    """Raises ConfigError if it is no TeacherOutput, or a term needs the logits and a cache kept only their softmax."""
+    if not isinstance(teacher_output, TeacherOutput):
+        raise ConfigError(f"teacher_output is a TeacherOutput, got {type(teacher_output).__name__}: wrap logits in one")
     if teacher_output.is_normalized and (needy := [term.name for term in terms if term.multi_label]):
         raise ConfigError(
             f"the loss {needy[0]!r} needs multi-label logits, this cache holds normalised log-probabilities: build one "

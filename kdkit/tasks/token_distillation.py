@@ -12,7 +12,7 @@ from kdkit.errors import ConfigError
 from kdkit.runtime.model_errors import logits_of
 from kdkit.tasks.distillation import DistillationTask, TaskOptions
 from kdkit.tasks.student_task import Criterion
-from kdkit.tasks.term import DistillLosses
+from kdkit.tasks.term import DistillLosses, Samples
 from kdkit.teachers import Teacher
 from kdkit.types import TeacherOutput
 
@@ -60,7 +60,7 @@ class TokenDistillationTask(DistillationTask):
         student.set_distilled_training(True)
 
     def _forward_student(
-        self, input: Tensor, teacher_output: TeacherOutput
+        self, input: Tensor, teacher_output: TeacherOutput, samples: Samples
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         output = self.trainable_module(input)
         if isinstance(output, tuple) and len(output) == 2:

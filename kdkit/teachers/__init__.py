@@ -5,7 +5,7 @@ Where to look:
     timm_model.py   builds a model by its name, torchvision_model.py and imported_model.py those that are not timm's;
                     weights.py finds the weights in a checkpoint, fitting.py fits them to it; weights_file.py reads
                     the file, weights_folder.py a folder of them, stored_names.py the names of their classes;
-                    starting_weights.py starts a student from them;
+                    starting_weights.py starts a student from them, reused_head.py from its teacher's classifier;
                     model_folder.py a folder in the layout of timm's hub; hub.py keeps the hub's client quiet, or local
     teacher.py      the frozen model; preparation.py resizes and normalises, split.py runs a batch in parts
     tap.py          features by name, module_tap.py by the path of a module, members.py of an ensemble's members;

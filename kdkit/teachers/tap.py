@@ -26,19 +26,24 @@ from kdkit.errors import ConfigError, UnknownNameError, nearest
 from kdkit.teachers.module_tap import find_module, module_width, read_modules
 
 POOLED, TOKENS, CLASS_TOKEN, REGISTERS = "pooled", "tokens", "class_token", "registers"
+_ALWAYS = (POOLED, TOKENS)  # taps of every model that follows timm's interface
 _AFTER_THE_LAST = (POOLED, TOKENS, CLASS_TOKEN, REGISTERS)
 
 
 def available_taps(model: nn.Module) -> tuple[str, ...]:
     """Returns the named taps of `model`, those not by path; none where it does not follow timm's interface."""
     plain: Any = unwrap_model(model)
-    if not (hasattr(plain, "forward_features") and hasattr(plain, "forward_head")):
+    if not _is_timm_like(plain):
         return ()
     info = list(getattr(plain, "feature_info", None) or ()) if hasattr(plain, "forward_intermediates") else []
     kind = "blocks" if len(info) > 1 and len({entry["reduction"] for entry in info}) == 1 else "stages"
     prefix = [CLASS_TOKEN] if _has_token(plain, "cls") else []
     prefix += [REGISTERS] if _has_token(plain, "reg") else []
     return (POOLED, TOKENS, *prefix, *(f"{kind}.{index}" for index in range(len(info))))
+
+
+def _is_timm_like(plain: Any) -> bool:
+    return hasattr(plain, "forward_features") and hasattr(plain, "forward_head")
 
 
 def has_tap(model: nn.Module, tap: str) -> bool:
@@ -94,7 +99,7 @@ def forward_with_taps(model: nn.Module, images: Tensor, taps: Sequence[str]) -> 
     """
     if not taps:
         return model(images), {}
-    known = _AFTER_THE_LAST if set(taps) <= set(_AFTER_THE_LAST) else available_taps(model)
+    known = _ALWAYS if set(taps) <= set(_ALWAYS) and _is_timm_like(unwrap_model(model)) else available_taps(model)
     named = [tap for tap in taps if tap in known]
     if len(named) < len(taps):
         paths = [tap for tap in taps if tap not in named]

@@ -119,11 +119,11 @@ class Teacher(nn.Module):
 
     @property
     def head_weight(self) -> Tensor | None:
-        """Weight [C, D] of the model's last linear layer, after the class map; None if it has no such layer."""
+        """Weight [C, D] of the model's last linear layer, after the class map; None if it lacks one, or a class."""
         classifier = getattr(unwrap_model(self.model), "get_classifier", lambda: None)()
-        if not isinstance(classifier, nn.Linear):
+        if not isinstance(classifier, nn.Linear) or MISSING in (self.class_map or ()):
             return None
-        return self._mapped(classifier.weight.detach().T).T
+        return self.map_classes(classifier.weight.detach().T).T
 
     def for_input(self, normalization: Normalization) -> Teacher:
         """Returns a Teacher of the same frozen model whose images arrive in `normalization`, the student's."""
@@ -183,9 +183,9 @@ class Teacher(nn.Module):
             self.model.eval()
         images = batch.input if batch.teacher_input is None else batch.teacher_input
         logits, features = self._split(self._forward, images)
-        return TeacherOutput(None if self.num_classes == 0 else self._mapped(logits), features)
+        return TeacherOutput(None if self.num_classes == 0 else self.map_classes(logits), features)
 
-    def _mapped(self, logits: Tensor) -> Tensor:
+    def map_classes(self, logits: Tensor) -> Tensor:
         """Logits [B, K] of the model's classes -> [B, C] of the data's."""
         if self._class_index is None or self.class_map is None:
             return logits

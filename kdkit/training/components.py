@@ -27,12 +27,13 @@ from kdkit.teachers import Teacher
 from kdkit.teachers.card import find_card
 from kdkit.teachers.class_indices import check_classes_told
 from kdkit.teachers.class_names import describe_count_mismatch
+from kdkit.teachers.reused_head import ReusedHead
 from kdkit.teachers.starting_weights import create_student
 from kdkit.teachers.timm_model import FIRST_WEIGHTS, check_name, size_option
 from kdkit.training.config import DistillConfig
 from kdkit.training.create_task import create_task
 from kdkit.training.labels import check_labels, class_names_of
-from kdkit.training.live import live_name_of, live_teacher_of
+from kdkit.training.live import live_name_of, live_part_of, live_teacher_of
 from kdkit.training.run import origins_of, write_config
 from kdkit.training.selection import ChosenSamples
 
@@ -93,7 +94,11 @@ def make_task(
     num_classes = _num_classes(config, dataset, cache, teacher)
     check_labels(dataset, num_classes, name_data(config.data))
     student = _create_student(config, dataset, num_classes, class_names_of(dataset, cache, teacher))
-    return create_task(config, student, teacher, cache, is_multi_label=dataset.is_multi_label).to(device)
+    if isinstance(student, ReusedHead):
+        given = teacher if isinstance(teacher, Teacher) else live_part_of(cache)
+        student.take_head_of(given if isinstance(given, Teacher) else None)
+    task = create_task(config, student, teacher, cache, is_multi_label=dataset.is_multi_label, num_rows=len(dataset))
+    return task.to(device)
 
 
 def num_classes_of(task: TrainingTask) -> int:

@@ -149,7 +149,7 @@ class DistillConfig(ColumnsConfig, DeviceConfig, MismatchConfig, OverwriteConfig
         self._check_teacher()
         self._check_caches()
         kind = self.task_kind
-        if kind == "feature" and not any(self._compares_features):
+        if kind == "feature" and not any(self._by_loss("is_feature_loss")):
             raise ConfigError(
                 f"the task feature needs a loss on features, got {shown(self.distill_loss)}: give one, such as --loss "
                 "hint_mse, or leave out task"
@@ -228,7 +228,7 @@ class DistillConfig(ColumnsConfig, DeviceConfig, MismatchConfig, OverwriteConfig
             return "labels"
         if self.task is not None:
             return self.task
-        return "feature" if any(self._compares_features) else "logit"
+        return "feature" if any(self._by_loss("is_feature_loss")) else "logit"
 
     @property
     def loss_names(self) -> tuple[str, ...]:
@@ -240,11 +240,10 @@ class DistillConfig(ColumnsConfig, DeviceConfig, MismatchConfig, OverwriteConfig
     @property
     def compares_logits(self) -> bool:
         """Whether a loss compares logits with the teacher's, so that both have the same classes."""
-        return self.has_teacher and not all(self._compares_features)
+        return self.has_teacher and any(self._by_loss("compares_logits"))
 
-    @property
-    def _compares_features(self) -> list[bool]:
-        """For each distillation loss whether it compares features."""
-        from kdkit.losses import is_feature_loss  # loads torch, which a configuration does without until here
+    def _by_loss(self, question: str) -> list[bool]:
+        """For each distillation loss the answer of kdkit.losses' function of this name."""
+        from kdkit import losses  # loads torch, which a configuration does without until here
 
-        return [is_feature_loss(name) for name in self.loss_names]
+        return [getattr(losses, question)(name) for name in self.loss_names]

@@ -28,7 +28,7 @@ def _check_streams(config: DistillConfig, cache: CacheReader) -> None:
     """Raises CacheStreamError unless the cache holds the features that the losses compare; names the build command."""
     own = config.teacher_taps or config.student_taps
     for term in as_terms(config.distill_loss):
-        for tap in (term.teacher_taps or term.student_taps or own) if term.is_feature else ():
+        for tap in (term.teacher_taps or term.student_taps or own) if term.is_feature and not term.has_exits else ():
             cache.check_exists(tap)
 
 
@@ -39,6 +39,7 @@ def create_task(
     cache: CacheReader | None,
     *,
     is_multi_label: bool = False,
+    num_rows: int | None = None,
 ) -> TrainingTask:
     """The task that the configuration needs: with a live teacher ("ema" is one), for a cache's outputs, or for labels.
 
@@ -48,6 +49,7 @@ def create_task(
         teacher: the live teacher, or None.
         cache: the cache whose features the task is for, or None.
         is_multi_label: whether the data's targets are vectors of 0 and 1.
+        num_rows: samples of the data, for losses that remember each of them.
     """
     if is_multi_label:
         return _create_multi_label(config, student, teacher)
@@ -67,6 +69,7 @@ def create_task(
             teacher_taps=config.teacher_taps,
             teacher_widths=None if cache is None else cache.feature_widths,
             head_weight=_head_beside(cache),
+            num_rows=num_rows,
             **options,
         )
     kind = TokenDistillationTask if config.task_kind == "token" else LogitDistillationTask

@@ -153,7 +153,7 @@ def _uses_labels(task: TrainingTask) -> bool:
     """Whether a loss of the task depends on the labels."""
     if not isinstance(task, DistillationTask):
         return True
-    terms = [term for term in task.terms if not term.is_feature]
+    terms = [term for term in task.terms if term.compares_logits]
     return task.task_loss_weight != 0 or any(losses.needs_target(term.loss or term.name) for term in terms)
 
 

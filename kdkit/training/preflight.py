@@ -105,7 +105,7 @@ def preflight(
         ClassMismatchError: teacher and student have different numbers of classes, or a live teacher that knows the
             names of its classes has others than the data, or another order.
     """
-    if any(not term.is_feature for term in getattr(task, "terms", ())):
+    if any(term.compares_logits for term in getattr(task, "terms", ())):
         check_class_order(source, loader.dataset)
         if isinstance(source, Teacher) and loader.dataset.class_names is not None:
             tell_crossed_map(source, loader.dataset.class_names)

@@ -120,8 +120,9 @@ def forward(
 ) -> Mapping[str, Tensor]:
     """The task's result on a batch under autocast to `amp`; without an output, the task runs its own teacher."""
     arguments = () if teacher_output is None else (teacher_output,)
+    rows = {"row": batch.row} if getattr(task, "needs_rows", False) else {}
     with torch.autocast(batch.input.device.type, dtype=amp, enabled=amp is not None):
-        return cast(Mapping[str, Tensor], task(batch.input, batch.target, *arguments))
+        return cast(Mapping[str, Tensor], task(batch.input, batch.target, *arguments, **rows))
 
 
 def choose_source(

@@ -351,7 +351,7 @@ def test_features_beyond_half_precision_are_refused_by_float16_alone() -> None:
 
 
 def test_shapes_and_names_that_cannot_be_are_refused() -> None:
-    with pytest.raises(UnknownNameError, match="known: float16, int8, sparse"):
+    with pytest.raises(UnknownNameError, match="known: float32, float16, int8, sparse"):
         create_feature_codec("topk", (4,))
     for shape in ((), (0,), (1, 2, 3, 4)):
         with pytest.raises(ConfigError, match="1 to 3 sides"):

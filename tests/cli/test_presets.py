@@ -13,6 +13,7 @@ from kdkit.cli import main
 from kdkit.cli._parse import parse_config
 from kdkit.errors import UnknownNameError
 from kdkit.presets import list_presets, load_preset
+from kdkit.teachers.tap import available_taps
 from kdkit.training.config import DistillConfig
 from kdkit.training.optimizer import create_optimizer, create_schedule
 
@@ -20,8 +21,9 @@ NAMES = list_presets()
 FOLDERS = ["--data", "imagenet/train", "-o", "out"]
 
 
-def test_the_five_settings_of_the_plan_are_there() -> None:
-    assert NAMES == ["deit_tiny_hard", "funmatch_resnet50", "resnet18_dist", "resnet18_kd", "resnet50_a2_kl"]
+def test_the_settings_of_the_plan_are_there() -> None:
+    resnets = ["resnet18_dist", "resnet18_kd", "resnet18_mgd", "resnet18_srrl"]
+    assert ["deit_tiny_hard", "funmatch_resnet50", *resnets, "resnet50_a2_kl"] == NAMES
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -37,11 +39,14 @@ def test_a_preset_makes_valid_configurations_of_names_that_exist(name: str) -> N
     assert (cached.teacher, cached.recipe, cached.train) == (None, None, live.train)
     assert build.teacher.model in timm.list_pretrained(f"{build.teacher.model.partition('.')[0]}.*")
     assert timm.is_model(live.student)
-    assert live.distill_loss in losses.available()
+    assert set(live.loss_names) <= set(losses.available())
+    if live.task_kind == "feature":  # its cache holds what the losses compare
+        assert set(live.teacher_taps or live.student_taps) <= set(build.build.streams)
+        assert set(live.student_taps) <= set(available_taps(timm.create_model(live.student)))
     assert create_optimizer(tiny_model(), live.train).param_groups[0]["weight_decay"] in (0.0, live.train.weight_decay)
 
 
-@pytest.mark.parametrize("name", ["resnet18_kd", "resnet18_dist"])
+@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("resnet18")])
 def test_steps_of_the_learning_rate_fall_where_the_source_has_them(name: str) -> None:
     config = parse_config(DistillConfig, "distill", ["--preset", name, *FOLDERS]).train
     optimizer = create_optimizer(tiny_model(), config)
@@ -51,7 +56,7 @@ def test_steps_of_the_learning_rate_fall_where_the_source_has_them(name: str) ->
     for epoch in range(100):
         rates.append(optimizer.param_groups[0]["lr"])
         scheduler.step(epoch + 1)
-    expected = [0.1 * 0.1 ** sum(epoch >= step for step in (30, 60, 90)) for epoch in range(100)]
+    expected = [config.lr * 0.1 ** sum(epoch >= step for step in (30, 60, 90)) for epoch in range(100)]
     assert rates == pytest.approx(expected)
 
 

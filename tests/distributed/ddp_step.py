@@ -15,10 +15,11 @@ from support import digits_dataset, tiny_model
 from timm.utils import unwrap_model
 from torch.nn.parallel import DistributedDataParallel
 
-from kdkit import ClassificationTask, LogitDistillationTask
+from kdkit import ClassificationTask, FeatureDistillationTask, LogitDistillationTask
 from kdkit.data import EpochSampler, ReplayLoader
 from kdkit.runtime import distributed
 from kdkit.runtime.progress import Display
+from kdkit.tasks import LossTerm
 from kdkit.training.checkpoint import Checkpoints
 from kdkit.training.checkpoint_file import load_checkpoint
 from kdkit.training.config import TrainConfig
@@ -78,6 +79,37 @@ def frozen() -> dict[str, Any]:
     }
 
 
+def remembered() -> dict[str, Any]:
+    """A step of `crd` on this rank's share of a batch, 3 or 2 samples, and three more on equal shares: the memories."""
+    torch.manual_seed(dist.get_rank())  # each rank has another memory at first
+    term = LossTerm("crd", options={"negatives": 4, "width": 6})
+    task = FeatureDistillationTask(
+        tiny_model("test_vit"), tiny_model("test_vit", seed=1), distill_loss=term, num_rows=9
+    ).double()
+    start = distributed.on_rank_zero(lambda: memory_of(task))
+    task.prepare_distributed()
+    images, rows = torch.randn(5, 3, 32, 32, generator=torch.Generator().manual_seed(3)).double(), torch.arange(5)
+    share = slice(dist.get_rank(), None, 2)
+    task(images[share], torch.zeros(len(rows[share]), dtype=torch.int64), row=rows[share])
+    after_one = memory_of(task)
+    optimizer = torch.optim.SGD(task.trainable_module.parameters(), lr=0.1)
+    for _ in range(3):
+        optimizer.zero_grad()
+        task(images[share][:2], torch.zeros(2, dtype=torch.int64), row=rows[share][:2])["loss"].backward()
+        optimizer.step()
+    mine, other = distributed.all_gather(memory_of(task))
+    return {
+        "start": start,
+        "after_one": after_one,
+        "ranks_differ": [name for name in mine if not torch.equal(mine[name], other[name])],
+    }
+
+
+def memory_of(task: FeatureDistillationTask) -> dict[str, torch.Tensor]:
+    """The state of the loss, with its memory."""
+    return {name: value.clone() for name, value in task.get_task_state()["comparisons"].items()}
+
+
 def weights_of(task: ClassificationTask) -> dict[str, torch.Tensor]:
     return {name: value.detach().clone() for name, value in unwrap_model(task.get_eval_model()).named_parameters()}
 
@@ -102,13 +134,14 @@ def main(output: str) -> None:
     result = task(images[rank::world_size], target[rank::world_size])
     result["loss"].backward()
     task.train()
-    stop, moves = stopped(Path(output).parent), frozen()
+    stop, moves, memories = stopped(Path(output).parent), frozen(), remembered()
     in_buckets = {id(parameter) for parameter in task.trainable_module.parameters()}
     if rank == 0:
         torch.save(
             {
                 "stop": stop,
                 "frozen": moves,
+                "remembered": memories,
                 "gradients": {name: p.grad for name, p in task.trainable_module.module.named_parameters()},
                 "unsynced": unsynced,
                 "wrapped": isinstance(task.trainable_module, DistributedDataParallel),

@@ -11,7 +11,8 @@ from processes import run_ranks
 from support import tiny_model
 from task_rows import IDLE_HEADS, ROWS
 
-from kdkit import LogitDistillationTask
+from kdkit import FeatureDistillationTask, LogitDistillationTask
+from kdkit.tasks import LossTerm
 
 pytestmark = pytest.mark.slow
 
@@ -39,6 +40,24 @@ def test_two_ranks_train_the_head_alone_and_then_the_whole_student_with_equal_we
     assert first == {"fc.weight", "fc.bias"}
     assert len(second) > 10
     assert saved["frozen"]["ranks_differ"] == []
+
+
+def test_a_memory_of_two_ranks_is_that_of_one_process_with_the_whole_batch(saved: Any) -> None:
+    found = saved["remembered"]
+    term = LossTerm("crd", options={"negatives": 4, "width": 6})
+    task = FeatureDistillationTask(
+        tiny_model("test_vit"), tiny_model("test_vit", seed=1), distill_loss=term, num_rows=9
+    ).double()
+    task.load_task_state({"comparisons": found["start"]})
+    images = torch.randn(5, 3, 32, 32, generator=torch.Generator().manual_seed(3)).double()
+    task(images, torch.zeros(5, dtype=torch.int64), row=torch.arange(5))
+    expected = task.get_task_state()["comparisons"]
+    memories = [name for name in expected if name.endswith("_memory")]
+    assert len(memories) == 2
+    for name in memories:
+        torch.testing.assert_close(found["after_one"][name], expected[name])
+        assert not torch.equal(found["start"][name][:5], expected[name][:5])
+    assert found["ranks_differ"] == []
 
 
 def test_two_ranks_make_the_gradients_of_one_process_and_leave_the_teacher_alone(saved: Any) -> None:

@@ -50,16 +50,18 @@ def test_fault_29_the_golden_files_of_the_small_codecs_decode_as_when_they_were_
         np.testing.assert_allclose(decoded, np.array(wanted), rtol=0, atol=1e-4)
 
 
-def test_fault_29_the_golden_file_of_features_is_read() -> None:
-    expected = json.loads((GOLDEN / "v1-features.json").read_text(encoding="utf-8"))
-    cache = open_cache(GOLDEN / "v1-features.h5")
+@pytest.mark.parametrize("file", ["v1-features", "v1-features32"])
+def test_fault_29_the_golden_files_of_features_are_read(file: str) -> None:
+    expected = json.loads((GOLDEN / f"{file}.json").read_text(encoding="utf-8"))
+    cache = open_cache(GOLDEN / f"{file}.h5")
     cache.verify()
     assert cache.keys() == expected.pop("keys")
     assert set(cache.streams) == set(expected) == {"pooled", "tokens", "stages.2"}
     for name, views in expected.items():
         for view, wanted in enumerate(views):
             decoded = cache.codecs[name].decode(cache.read_encoded(np.arange(5), view, name)).numpy()
-            tolerance = {"float16": 2**-9, "int8": 7 / 510}[cache.codecs[name].name]  # of numbers from -3 to 4.5
+            allowed = {"float32": 0.0, "float16": 2**-9, "int8": 7 / 510}  # of numbers from -3 to 4.5
+            tolerance = allowed[cache.codecs[name].name]
             np.testing.assert_allclose(decoded, np.array(wanted), rtol=0, atol=tolerance)
             assert (decoded[1] == -0.5).all()
 

@@ -11,7 +11,7 @@ from kdkit import losses
 from kdkit.errors import ConfigError, UnknownNameError
 
 TABLES = """kl soft_ce reverse_kl js logit_mse mlkd bce hard deit_soft dkd nkd dist ttm wttm ofa sigmoid_kl
-            hint_mse hint_cosine attention similarity pkt rkd_distance rkd_angle vitkd review mgd srrl"""
+            hint_mse hint_cosine attention similarity pkt rkd_distance rkd_angle vitkd review mgd srrl crd ofa_exits"""
 
 
 def test_every_loss_of_both_tables_is_there_by_name_and_as_a_function():
@@ -28,7 +28,7 @@ def test_a_name_and_its_options_give_the_function_with_them_bound():
 
 
 def test_the_losses_that_need_labels_say_so():
-    assert [name for name in losses.available() if losses.needs_target(name)] == ["dkd", "nkd", "ofa"]
+    assert [name for name in losses.available() if losses.needs_target(name)] == ["dkd", "nkd", "ofa", "ofa_exits"]
     assert losses.needs_target(losses.create("dkd", standardize=True))
     assert losses.needs_target(losses.multi_teacher(losses.create("nkd")))
     assert not losses.needs_target(losses.create("kl", standardize=True))
@@ -46,6 +46,8 @@ def test_what_a_loss_declares_is_what_its_definition_takes():
             takes, widths = inspect.signature(spec.loss).parameters, "s" if spec.taps == "several" else ""
             assert spec.projects == (f"teacher_width{widths}" in takes), name
             assert spec.needs_head == ("head_weight" in takes), name
+            assert spec.has_exits == ("num_classes" in takes), name
+            assert spec.needs_rows == ("num_rows" in takes) == ("row" in parameters), name
 
 
 def test_a_name_is_declared_once():
@@ -107,3 +109,23 @@ def test_every_option_of_a_loss_is_on_its_page():
         page = (pages / f"{name}.md").read_text()
         for option in inspect.signature(getattr(losses, name)).parameters.values():
             assert option.kind is not option.KEYWORD_ONLY or f"`{option.name}`" in page, (name, option.name)
+
+
+SIDES = {"student_width": 3, "teacher_width": 4}
+STAGES = {"student_widths": [3, 3, 3], "teacher_widths": [4, 4, 4]}
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "problem"),
+    [
+        ("mgd", {**SIDES, "alpha": "x"}, "loss 'mgd': alpha must be a number, got 'x'"),
+        ("vitkd", {**STAGES, "beta": True}, "loss 'vitkd': beta must be a number, got True"),
+        ("crd", {**SIDES, "num_rows": 5, "negatives": "many"}, "loss 'crd': negatives must be a number, got 'many'"),
+        ("srrl", {**SIDES, "head_weight": torch.zeros(2, 4), "relu": 0}, "relu must be true or false, got 0"),
+        ("review", {**STAGES, "mid_width": -1}, r"loss 'review' cannot work with these options \("),
+        ("hint_mse", {"student_width": "a", "teacher_width": 3}, r"loss 'hint_mse' cannot work with these options \("),
+    ],
+)
+def test_an_option_that_a_module_cannot_work_with_is_named(name, options, problem):
+    with pytest.raises(ConfigError, match=problem):
+        losses.create(name, **options)

@@ -241,3 +241,41 @@ def test_srrl_equals_a_plain_one(dtype):
     student, teacher = rng.normal(size=(3, 3, 4, 2)), rng.normal(size=(3, 4))
     parameters, weight = numpy_parameters(module), head.double().numpy()
     check(module, lambda s, t: reference.srrl(s, t, weight, parameters), student, teacher, dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_crd_equals_a_plain_one(dtype):
+    torch.manual_seed(0)
+    module = losses.CRD(3, 4, 9, width=5, negatives=6).to(dtype).eval()
+    module.num_batches += 1
+    module.log_z.copy_(torch.tensor([3.0, 1.0]))
+    rng, row = np.random.default_rng(10), torch.tensor([2, 8, 0])
+    index = module.draw(row)
+    parameters = numpy_parameters(module)
+    memories = parameters["student_memory"], parameters["teacher_memory"]
+    check(
+        lambda s, t: module(s, t, row, index),
+        lambda s, t: reference.crd(s, t, *memories, index.numpy(), [3.0, 1.0], parameters),
+        rng.normal(size=(3, 3)),
+        rng.normal(size=(3, 4)),
+        dtype,
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_ofa_exits_equal_plain_ones(dtype):
+    torch.manual_seed(0)
+    options = {"eps": 1.5, "temperature": 2.0}
+    module = losses.OFAExits([3, 5, 2], 4, **options).to(dtype)
+    rng, labels = np.random.default_rng(12), np.array([1, 3, 0])
+    first, tokens, pooled = (rng.normal(size=shape) for shape in [(3, 3, 4, 2), (3, 6, 5), (3, 2)])
+    parameters = numpy_parameters(module)
+    rest = [torch.tensor(feature, dtype=dtype) for feature in (tokens, pooled)]
+    exact = [feature.double().numpy() for feature in rest]
+    check(
+        lambda s, t: module([s, *rest], t, torch.tensor(labels)),
+        lambda s, t: reference.ofa_exits([s, *exact], t, labels, parameters, **options),
+        first,
+        rng.normal(size=(3, 4)),
+        dtype,
+    )

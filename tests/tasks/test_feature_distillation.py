@@ -251,7 +251,9 @@ def test_a_teacher_without_a_head_serves_terms_on_features_live_and_cached(tmp_p
     assert teacher.num_classes == 0
     assert teacher(kdkit.types.Batch(*batch())).logits is None
     dataset = digits_dataset(6)
-    kdkit.build_cache(teacher, dataset, tmp_path / "c.h5", BuildConfig(streams=("pooled",), num_workers=0))
+    kdkit.build_cache(
+        teacher, dataset, tmp_path / "c.h5", BuildConfig(streams=("pooled",), feature_codec="float32", num_workers=0)
+    )
     cache = kdkit.open_cache(tmp_path / "c.h5", dataset)
     cached = FeatureDistillationTask(tiny_model("test_resnet"), teacher_widths=cache.feature_widths)
     cached.load_task_state(live.get_task_state())
@@ -259,7 +261,7 @@ def test_a_teacher_without_a_head_serves_terms_on_features_live_and_cached(tmp_p
     cached.eval()
     expected = live(images.input, images.target)
     torch.testing.assert_close(
-        cached(images.input, images.target, cache(images))["loss"], expected["loss"], rtol=1e-3, atol=1e-3
+        cached(images.input, images.target, cache(images))["loss"], expected["loss"], rtol=1e-6, atol=1e-6
     )
 
 
@@ -272,3 +274,21 @@ def test_class_counts_are_compared_only_where_a_term_compares_logits() -> None:
             FeatureDistillationTask(
                 tiny_model(STUDENT), tiny_model(TEACHER, num_classes=classes), distill_loss=["hint_mse", "kl"]
             )
+
+
+def test_exits_need_the_teachers_logits_and_labels_and_no_tap_of_it() -> None:
+    exits = LossTerm("ofa_exits", options={"eps": 1.5}, student_taps=["stages.1", "stages.3"])
+    task = FeatureDistillationTask(tiny_model(STUDENT), distill_loss=["ofa", exits])
+    images, target = batch()
+    assert task(images, target, TeacherOutput(torch.randn(6, 10)))["ofa_exits"].requires_grad
+    assert [layer.in_features for layer in task.trainable_module.comparisons["ofa_exits"].loss.exits] == [24, 48]
+    with pytest.raises(MissingTeacherError, match="holds no logits"):
+        task(images, target, TeacherOutput(None, {"pooled": torch.randn(6, 96)}))
+    with pytest.raises(ConfigError, match="needs the target of each sample"):
+        FeatureDistillationTask(tiny_model(STUDENT), distill_loss=[exits], task_loss_weight=0.0)(
+            images, None, TeacherOutput(torch.randn(6, 10))
+        )
+    with pytest.raises(ConfigError, match="takes the teacher's logits: leave out its teacher_taps"):
+        make(distill_loss=LossTerm("ofa_exits", student_taps="stages.1", teacher_taps="stages.1"))
+    with pytest.raises(ClassMismatchError, match="12 classes, the student 10"):
+        FeatureDistillationTask(tiny_model(STUDENT), tiny_model(TEACHER, num_classes=12), distill_loss=exits)

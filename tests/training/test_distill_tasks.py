@@ -20,15 +20,17 @@ from kdkit import build_cache, create_teacher
 from kdkit.building.config import BuildConfig
 from kdkit.cache import CachedTeacher
 from kdkit.cli._parse import parse_config
-from kdkit.config import TeacherConfig
+from kdkit.config import StudentConfig, TeacherConfig
 from kdkit.data import FolderSource, ReplayedDataset
 from kdkit.errors import CacheStreamError, ConfigError
 from kdkit.recipe import ViewRecipe
+from kdkit.student import load_student
 from kdkit.training import distill as module
 from kdkit.training.components import create_loader
-from kdkit.training.config import DistillConfig, TrainConfig
+from kdkit.training.config import DistillConfig, ExportConfig, TrainConfig
 from kdkit.training.create_task import create_task
 from kdkit.training.distill import distill
+from kdkit.training.export import export_student
 from kdkit.training.report import TrainReport
 from kdkit.training.train import train
 from kdkit.types import TeacherOutput
@@ -233,3 +235,30 @@ def test_a_cache_without_logits_is_refused_at_once_by_a_task_that_compares_them(
     with pytest.raises(CacheStreamError, match=r"no stream 'logits', it has streams pooled: .* pooled,logits"):
         distill(run(folder, tmp_path / "run", "pooled", student="test_vit"))
     assert not (tmp_path / "run").exists()
+
+
+def test_a_student_with_its_teachers_classifier_is_trained_resumed_evaluated_and_exported(
+    folder: Path, tmp_path: Path
+) -> None:
+    torch.save(tiny_model(seed=1).state_dict(), tmp_path / "t.pth")
+    name = "kdkit.teachers.reused_head:create"
+    config = run(
+        folder,
+        tmp_path / "run",
+        "all",
+        teacher=TeacherConfig("test_resnet", checkpoint=str(tmp_path / "t.pth")),
+        cache_weights=(1.0, 0.0),
+        student=name,
+        student_options={"backbone": "test_efficientnet", "width": 96},
+        distill_loss="hint_mse",
+        task_loss_weight=0.0,
+    )
+    with pytest.raises(ConfigError, match="needs the teacher: give --teacher NAME"):
+        distill(dataclasses.replace(config, teacher=None, cache_weights=None))
+    distill(config)
+    distill(dataclasses.replace(config, resume=True))
+    export_student(ExportConfig(student=str(tmp_path / "run"), arch=name, output=str(tmp_path / "out")))
+    found = [load_student(StudentConfig(student=str(tmp_path / place), arch=name))[0] for place in ("run", "out")]
+    images = torch.randn(2, 3, 32, 32)
+    assert torch.equal(found[0](images), found[1](images))
+    assert torch.equal(found[1].head_weight, tiny_model(seed=1).get_classifier().weight)

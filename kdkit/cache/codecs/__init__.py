@@ -4,7 +4,7 @@ from kdkit.cache.codecs.base import Codec, RowCodec
 from kdkit.cache.codecs.compact import CompactFeature
 from kdkit.cache.codecs.dense import Float16Codec, Float32Codec, Int8Codec
 from kdkit.cache.codecs.dense_feature import DenseFeature
-from kdkit.cache.codecs.feature import FeatureCodec, Float16Feature, Int8Feature
+from kdkit.cache.codecs.feature import FeatureCodec, Float16Feature, Float32Feature, Int8Feature
 from kdkit.cache.codecs.head import HeadCodec
 from kdkit.cache.codecs.lowrank import LowRankCodec
 from kdkit.cache.codecs.registry import (
@@ -31,6 +31,7 @@ __all__ = [
     "Float16Codec",
     "Float16Feature",
     "Float32Codec",
+    "Float32Feature",
     "HeadCodec",
     "Int8Codec",
     "Int8Feature",

@@ -1,4 +1,4 @@
-"""Codecs of features: any tensor of fixed shape, as half precision or as 8 bits per number.
+"""Codecs of features: any tensor of fixed shape, in single or half precision or in 8 bits per number.
 
 All values are little-endian. Dimensions: B batch, G groups of N numbers in a row.
 """
@@ -74,29 +74,45 @@ class SizedFeature(FeatureCodec):
 
 
 @dataclass(frozen=True)
-class Float16Feature(FeatureCodec):
-    """Half precision, 2 bytes per number; the error is at most 2^-11 of the number, or 2^-25 where that is more."""
+class FloatFeature(FeatureCodec):
+    """A codec that keeps the numbers in a floating dtype."""
 
-    name: ClassVar[str] = "float16"
+    dtype: ClassVar[torch.dtype]
 
     @property
     def row_bytes(self) -> int:
         """Bytes of one encoded row."""
-        return 2 * self.numel
+        return self.dtype.itemsize * self.numel
 
     def is_encodable(self, values: Tensor) -> Tensor:
-        """Which rows of [B, ...] are finite in half precision too: up to 65504; bool [B]."""
-        return super().is_encodable(values.half())
+        """Which rows of [B, ...] are finite in the codec's precision too; bool [B]."""
+        return super().is_encodable(values.to(self.dtype))
 
     def encode(self, values: Tensor) -> Tensor:
         """[B, ...] float -> uint8 [B, row_bytes]."""
         self._check(values)
-        return to_bytes(values.half().flatten(1))
+        return to_bytes(values.to(self.dtype).flatten(1))
 
     def decode(self, payload: Tensor) -> Tensor:
         """Uint8 [B, row_bytes] -> float32 [B, ...]."""
         check_payload(self, payload)
-        return from_bytes(payload, torch.float16).float().view(len(payload), *self.shape)
+        return from_bytes(payload, self.dtype).float().view(len(payload), *self.shape)
+
+
+@dataclass(frozen=True)
+class Float32Feature(FloatFeature):
+    """The numbers themselves, bit for bit: 4 bytes per number."""
+
+    name: ClassVar[str] = "float32"
+    dtype: ClassVar[torch.dtype] = torch.float32
+
+
+@dataclass(frozen=True)
+class Float16Feature(FloatFeature):
+    """Half precision, 2 bytes per number up to 65504; the error is at most 2^-11 of it, or 2^-25 where that is more."""
+
+    name: ClassVar[str] = "float16"
+    dtype: ClassVar[torch.dtype] = torch.float16
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from kdkit.cache.codecs.base import Codec, RowCodec
 from kdkit.cache.codecs.compact import CompactFeature
 from kdkit.cache.codecs.dense import Float16Codec, Float32Codec, Int8Codec
 from kdkit.cache.codecs.dense_feature import DenseFeature
-from kdkit.cache.codecs.feature import FeatureCodec, Float16Feature, Int8Feature
+from kdkit.cache.codecs.feature import FeatureCodec, Float16Feature, Float32Feature, Int8Feature
 from kdkit.cache.codecs.head import HeadCodec
 from kdkit.cache.codecs.lowrank import LowRankCodec
 from kdkit.cache.codecs.record import RecordCodec
@@ -194,7 +194,5 @@ register_codec("topk", TopKCodec)
 register_codec("head", HeadCodec)
 for _codec in (SigmoidFloat32Codec, SigmoidFloat16Codec, SigmoidInt8Codec):
     register_codec(_codec.name, _codec)
-register_codec("float16", Float16Feature)
-register_codec("int8", Int8Feature)
-for _feature in (SparseFeature, DenseFeature, CompactFeature):
+for _feature in (Float32Feature, Float16Feature, Int8Feature, SparseFeature, DenseFeature, CompactFeature):
     register_codec(_feature.name, _feature)
