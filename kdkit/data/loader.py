@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 
 from kdkit.data.batch import PixelBatch, collate
 from kdkit.data.dataset import ReplayedDataset
+from kdkit.data.pages import empty_batch
 from kdkit.data.prefetch import prefetch_to_device
 from kdkit.data.sampler import EpochSampler, RangeSampler
 from kdkit.data.worker import leave_signals_to_parent
@@ -168,7 +169,12 @@ class ReplayLoader:
         )
 
     def _normalized(self, images: Tensor) -> Tensor:
-        return images.to(self.device, non_blocking=True).float().sub_(self._offset).div_(self._scale)
+        if self.device.type != "cpu":
+            return images.to(self.device, non_blocking=True).float().sub_(self._offset).div_(self._scale)
+        normalized = empty_batch(images.shape, torch.float32)
+        for image, out in zip(images.split(1), normalized.split(1), strict=True):  # one at a time stays in the cache
+            out.copy_(image).sub_(self._offset).div_(self._scale)
+        return normalized
 
     def _target(self, pixels: PixelBatch) -> Tensor:
         """Class indices [B], or soft labels [B, C] if views are mixed."""
