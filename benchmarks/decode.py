@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import timm
 import torch
 import torchvision
@@ -34,6 +35,7 @@ import kdkit
 from kdkit.building.config import BuildConfig
 from kdkit.building.plan import BuildPlan
 from kdkit.data import EpochSampler, FolderSource, RangeSampler, ReplayedDataset, ReplayLoader
+from kdkit.data.views.planes import to_planes
 from kdkit.data.views.seed import preserve_rng_state, seed_all, view_seed
 from kdkit.data.views.transform import create_view_transform
 from kdkit.recipe import ViewRecipe
@@ -44,18 +46,25 @@ RECIPES = {
     "crop and flip": ViewRecipe.preset("rrc", size=SIZE, num_views=VIEWS),
     "RandAugment": ViewRecipe.preset("rrc", size=SIZE, num_views=VIEWS, auto_augment="rand-m7-mstd0.5-inc1"),
 }
-LOADED = {"crop and flip": {1: 0.95, 4: 1.4, 8: 1.5}, "RandAugment": {1: 0.95, 4: 1.15, 8: None}}
+LOADED: dict[str, dict[int, float | None]] = {
+    "crop and flip": {1: 0.95, 4: 1.4, 8: 1.5},
+    "RandAugment": {1: 0.95, 4: 1.15, 8: None},
+}
 """Transform -> views per decode -> target of views/s relative to timm's create_loader."""
 OVER_BOUND = 1.10
-TEACHERS = {
-    "test_efficientnet": (192, 1.4),
-    "mobilenetv3_small_050": (192, None),
-    "tf_efficientnet_lite0": (64, 1.0),
-    "resnet50": (32, 0.95),
-}
-"""Teacher -> images, and the target of its build relative to the bare loop."""
-STUDENTS = {"test_vit": (192, 1, 0.70), "resnet18": (64, 0, 1.03)}
-"""Student -> images, workers, and the target of an epoch's time relative to timm's supervised epoch."""
+BUILD_BATCH = 64
+"""Images per forward pass of a teacher: the rows that lowrank searches at a time on a CPU; fewer cost as much."""
+TEACHERS = (
+    ("mobilenetv3_small_050", 192, 0, 1.4),
+    ("mobilenetv3_small_050", 192, 1, None),
+    ("tf_efficientnet_lite0", 64, 0, 1.0),
+    ("resnet50", 64, 0, 0.95),
+)
+"""Teacher, images, workers, and the target of its build's speed relative to the bare loop's with as many workers."""
+SMALL = {"img_size": SIZE, "patch_size": 32, "depth": 2}
+STUDENTS = {"test_vit": (384, 1, SMALL, 0.70), "resnet18": (64, 0, {}, 1.03)}
+"""Student -> images, workers, arguments, and the target of an epoch's time relative to timm's supervised epoch. The
+small one is so small that loading is the limit of timm's epoch even here, where the student runs on a CPU too."""
 PARTS = ("loader", "build", "epoch", "ways")
 
 
@@ -195,17 +204,17 @@ def time_loaders(
     return take_turns(sides, turns, warm_up=1)
 
 
-def bare_loop(teacher: Any, dataset: ReplayedDataset) -> None:
+def bare_loop(teacher: Any, dataset: ReplayedDataset, workers: int) -> None:
     """Loads each view, runs the teacher and discards its outputs."""
     ranges = [(view, 0, len(dataset)) for view in range(VIEWS)]
-    loader = ReplayLoader(dataset, RangeSampler(ranges, BATCH), teacher.input_normalization)
+    loader = ReplayLoader(dataset, RangeSampler(ranges, BUILD_BATCH), teacher.input_normalization, num_workers=workers)
     for batch in loader:
         assert teacher(batch).logits is not None
 
 
-def planned_build(teacher: Any, dataset: ReplayedDataset, folder: Path) -> Callable[[], None]:
+def planned_build(teacher: Any, dataset: ReplayedDataset, folder: Path, workers: int) -> Callable[[], None]:
     """A build that starts from the same plan, with fitted codecs, each time."""
-    config = BuildConfig(batch_size=BATCH, num_workers=0)
+    config = BuildConfig(batch_size=BUILD_BATCH, num_workers=workers)
     kdkit.CacheWriter.create(folder / "plan.h5", BuildPlan(teacher, dataset.for_teacher(), config)).close()
 
     def build() -> None:
@@ -219,27 +228,32 @@ def planned_build(teacher: Any, dataset: ReplayedDataset, folder: Path) -> Calla
 
 def compare_builds(report: Report, quick: bool, turns: int) -> None:
     rows = []
-    for name, (count, target) in TEACHERS.items():
+    for name, count, workers, target in TEACHERS:
         torch.manual_seed(0)
         teacher = kdkit.create_teacher(timm.create_model(name))
         with tempfile.TemporaryDirectory() as folder:
-            root = write_images(Path(folder) / "images", BATCH if quick else count)
+            root = write_images(Path(folder) / "images", BUILD_BATCH if quick else count)
             dataset = ReplayedDataset(FolderSource(root), RECIPES["crop and flip"])
             dataset.class_names = None  # of the photographs; the teacher has a thousand
             dataset.source = dataset.source.__class__(root)
             dataset = dataset.without_labels()
-            build = planned_build(teacher, dataset, Path(folder))
-            sides = {
-                "bare": lambda t=teacher, d=dataset: bare_loop(t, d),  # type: ignore[misc]
+            build = planned_build(teacher, dataset, Path(folder), workers)
+            sides: dict[str, Callable[[], object]] = {
+                "bare": lambda t=teacher, d=dataset, w=workers: bare_loop(t, d, w),  # type: ignore[misc]
                 "build": build,
             }
             times = take_turns(sides, turns, warm_up=1)
-        over = report.figure(f"{name}: build over bare loop", ratio(times["bare"], times["build"]))
+        over = report.figure(f"{name}, {workers} workers: build over bare loop", ratio(times["bare"], times["build"]))
         speed = VIEWS * len(dataset) / statistics.median(times["build"])
-        rows.append([name, len(dataset), f"{speed:.0f}", over, target or "-"])
+        rows.append([name, len(dataset), workers, f"{speed:.0f}", over, target or "-"])
         print(rows[-1], flush=True)
-    report.text("## Building", f"All of a build of {VIEWS} views from its plan to the packed file, without workers.")
-    report.table(["teacher", "images", "views/s of the build", "speed over the bare loop's", "target"], rows)
+    report.text(
+        "## Building",
+        f"""All of a build of {VIEWS} views from its plan to the packed file, {BUILD_BATCH} images per forward pass. The
+        bare loop loads a view, runs the teacher and discards its outputs. Without workers the build encodes in a
+        thread, on the second core, while the loop uses one core; with a worker both use two.""",
+    )
+    report.table(["teacher", "images", "workers", "views/s of the build", "speed over the bare loop's", "target"], rows)
 
 
 def train_timm(student: nn.Module, loader: Any, optimizer: torch.optim.Optimizer) -> None:
@@ -261,7 +275,7 @@ def train_from_cache(task: nn.Module, loader: ReplayLoader, teacher: Any, optimi
 
 def compare_epochs(report: Report, quick: bool, turns: int) -> None:
     rows = []
-    for name, (count, workers, target) in STUDENTS.items():
+    for name, (count, workers, options, target) in STUDENTS.items():
         with tempfile.TemporaryDirectory() as folder:
             root = write_images(Path(folder) / "images", 2 * BATCH if quick else count)
             dataset = ReplayedDataset(FolderSource(root), RECIPES["crop and flip"])
@@ -269,29 +283,29 @@ def compare_epochs(report: Report, quick: bool, turns: int) -> None:
             light = kdkit.create_teacher(timm.create_model("test_efficientnet", num_classes=classes))
             kdkit.build_cache(light, dataset, Path(folder) / "t.h5", BuildConfig(num_workers=0, batch_size=BATCH))
             teacher = kdkit.open_cache(Path(folder) / "t.h5", dataset)
-            students = [timm.create_model(name, num_classes=classes, **_sized(name)) for _ in range(2)]
+            students = [timm.create_model(name, num_classes=classes, **options) for _ in range(2)]
             task = kdkit.LogitDistillationTask(students[0], teacher=None)
             optimizers = [torch.optim.AdamW(student.parameters(), lr=1e-4) for student in students]
             theirs, ours = timm_loader(root, dataset.recipe, workers), replayed(dataset, 4, workers)
-            sides = {
+            sides: dict[str, Callable[[], object]] = {
+                "loading": lambda t=theirs: drain(t),  # type: ignore[misc]
                 "timm": lambda s=students[1], t=theirs, o=optimizers[1]: train_timm(s, t, o),  # type: ignore[misc]
                 "cache": lambda k=task, u=ours, t=teacher, o=optimizers[0]: train_from_cache(k, u, t, o),  # type: ignore[misc]
             }
             times = take_turns(sides, turns, warm_up=1)
             del theirs, ours
         over = report.figure(f"{name}: epoch from the cache over timm's", ratio(times["cache"], times["timm"]))
-        rows.append([name, len(dataset), workers, f"{statistics.median(times['timm']):.2f}", over, target])
+        share = report.figure(f"{name}: timm's loading alone over timm's epoch", ratio(times["loading"], times["timm"]))
+        rows.append([name, len(dataset), workers, f"{statistics.median(times['timm']):.2f}", share, over, target])
         print(rows[-1], flush=True)
     report.text(
         "## An epoch",
-        "A hand-written loop over labels and timm's create_loader, and one over a cache with 4 views per decode.",
+        """A hand-written loop over labels and timm's create_loader, and one over a cache with 4 views per decode. Where
+        timm's loading alone takes nearly as long as its epoch, loading is the limit. The small student is test_vit
+        with 2 blocks and patches of 32 pixels: others of timm take longer for a step on a core than loading does.""",
     )
-    report.table(["student", "images", "workers", "timm's epoch, s", "time over timm's", "target"], rows)
-
-
-def _sized(name: str) -> dict[str, int]:
-    fixed = getattr(timm.get_pretrained_cfg(name, allow_unregistered=True), "fixed_input_size", False)
-    return {"img_size": SIZE} if fixed else {}
+    columns = ["student", "images", "workers", "timm's epoch, s", "loading alone", "time over timm's", "target"]
+    report.table(columns, rows)
 
 
 def by_pillow(data: bytes) -> Image.Image:
@@ -371,6 +385,39 @@ def compare_ways(report: Report, root: Path, turns: int) -> None:
     report.table(["pixels", "k", "Pillow, ms a view", "torchvision", "draft", "images that draft reduces"], rows)
 
 
+def compare_resizing(report: Report, root: Path, turns: int) -> None:
+    """Pillow's resizing and torch's of the same crops: time, and difference of the pixels."""
+    transform: Any = create_view_transform(ViewRecipe.preset("rrc", size=SIZE)).transforms[0]  # type: ignore[attr-defined]
+    crops = []
+    with preserve_rng_state():
+        for index, path in enumerate(sorted(root.rglob("*.jpg"))):
+            image = by_pillow(path.read_bytes())
+            seed_all(index)
+            top, left, height, width = transform.get_params(image, transform.scale, transform.ratio)
+            crops.append(image.crop((left, top, left + width, top + height)))
+
+    def by_torch(crop: Image.Image) -> torch.Tensor:
+        pixels = torch.from_numpy(np.array(crop)).permute(2, 0, 1)[None]
+        return nn.functional.interpolate(pixels, (SIZE, SIZE), mode="bicubic", antialias=True)[0]
+
+    def as_recipe(crop: Image.Image) -> torch.Tensor:
+        return to_planes(crop.resize((SIZE, SIZE), Image.Resampling.BICUBIC))
+
+    apart = max(int((by_torch(crop).int() - as_recipe(crop).int()).abs().max()) for crop in crops)
+    sides: dict[str, Callable[[], object]] = {
+        "Pillow": lambda: [as_recipe(crop) for crop in crops],
+        "torch": lambda: [by_torch(crop) for crop in crops],
+    }
+    times = take_turns(sides, turns, warm_up=1)
+    gain = report.figure("resizing: torch over Pillow", ratio(times["Pillow"], times["torch"]))
+    report.figure("resizing: largest difference of a pixel", apart)
+    report.text(
+        f"""Resizing alone: torch's `interpolate` of uint8 pixels with antialiasing is {gain} times as fast as Pillow's
+        `resize` ({1e3 * statistics.median(times["Pillow"]) / len(crops):.2f} ms a view), but pixels differ by up to
+        {apart} of 255, so that its views would not be timm's."""
+    )
+
+
 def main() -> None:
     parser = options_parser(__doc__)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
@@ -394,6 +441,7 @@ def main() -> None:
             compare_epochs(report, options.quick, turns)
         if "ways" in options.parts:
             compare_ways(report, root, turns)
+            compare_resizing(report, root, turns)
     report.write(options.output)
 
 
