@@ -124,7 +124,7 @@ def test_planes_are_the_pixels_that_torchvision_gives_in_the_order_of_a_batch(mo
 
 
 def test_every_kind_of_view_is_contiguous_so_that_collating_copies_it_whole() -> None:
-    kinds = {
+    kinds: dict[str, dict[str, Any]] = {
         "drawn": {"recipe": ViewRecipe(size=24)},
         "evaluation": {"recipe": ViewRecipe.evaluation(24)},
         "erased": {"recipe": ViewRecipe(size=24, erasing=1.0)},
