@@ -83,18 +83,21 @@ def decode_sparse(row: Row, n: int, signed: bool) -> Row:
     s, g = np.float64(np.float32(2.0 ** ((e - 2048) / 16))), int(signed)
     if K == 0:
         return np.full(n, rest[:4].copy().view("<f4")[0], dtype=np.float64)
-    low_bits = max(range(13), key=lambda b: (8 * len(rest) - math.ceil(n / 2**b)) / (b + g + 2.5))
+    low_bits = next((b for b in range(12) if 4 * len(rest) * (2 ** (b + 2) + 1) >= n * (b + g + 5)), 12)
     stream, fields, result = np.unpackbits(rest), Fields(rest[::-1].copy()), np.zeros(n)
-    upper = math.ceil(n / 2**low_bits) + K
-    ones = np.flatnonzero(stream[:upper])
-    assert len(ones) == K
-    at = upper
-    for j, one in enumerate(ones):
-        level = 1
+    at, place = 0, -1
+
+    def zeros() -> int:
+        nonlocal at
+        begun = at
         while stream[at] == 0:
-            level, at = level + 1, at + 1
+            at += 1
         at += 1
-        place = (int(one) - j << low_bits) + (fields.take(low_bits) if low_bits else 0)
+        return at - 1 - begun
+
+    for _ in range(K):
+        run, level = zeros(), zeros() + 1
+        place += 1 + (run << low_bits) + (fields.take(low_bits) if low_bits else 0)
         result[place] = (1 + 1 / 32 if level == 1 else level) * s * (-1 if signed and fields.take(1) else 1)
     assert at <= 8 * len(rest) - 8 * math.ceil(fields.at / 8)
     return result

@@ -23,15 +23,27 @@ from kdkit.cache.codecs.dense_fit import DenseFit, Tables
 from kdkit.cache.codecs.feature import SizedFeature
 from kdkit.cache.codecs.raw import from_bytes, to_bytes
 from kdkit.cache.codecs.rice import codes_of, levels_in
-from kdkit.cache.codecs.steps import COARSEST, MAX_SIZE, ONE, PER_OCTAVE, STEP_BYTES, as_bytes, as_number, steps
+from kdkit.cache.codecs.steps import (
+    COARSEST,
+    MAX_SIZE,
+    ONE,
+    PER_OCTAVE,
+    STEP_BYTES,
+    as_bytes,
+    as_number,
+    finest,
+    steps,
+    whole_sum,
+)
 from kdkit.cache.codecs.transform import MAX_SIDE, largest_side
-from kdkit.cache.codecs.unary import bytes_with_ones, places_of_ones
+from kdkit.cache.codecs.unary import bytes_with_ones, zeros_before_ones
 from kdkit.errors import ConfigError, NonFiniteOutputError
 
 _FLAT, _FLAT_BYTES = 0, 4  # the step's code of a row of equal numbers, and the bytes of that number
 _CPU_ROWS, _GPU_ROWS = 1 << 8, 1 << 12  # at most, because one row costs as much as all of these
 _FINEST_OCTAVES = 22  # below a row's largest coefficient, whose code is then below 2**24
-_CPU_CHUNK, _GPU_CHUNK = 1 << 17, 1 << 24  # numbers of the rows that are worked on together, as a CPU's caches hold
+_CPU_CHUNK, _GPU_CHUNK = 1 << 17, 1 << 24  # numbers of the rows that are encoded together, as a CPU's caches hold
+_DECODED = 4  # as many chunks are decoded together, which needs no padding
 
 
 @dataclass(frozen=True)
@@ -131,9 +143,10 @@ class DenseFeature(SizedFeature):
 
     def _encode(self, rows: Tensor) -> Tensor:
         tables = self._fitted.on(rows.device)
-        kept = tables.transform.forward(rows)[:, tables.kept]
-        code = self._finest(kept, tables)
-        codes = codes_of(kept / steps(rows.device)[code])
+        kept = tables.transform.forward(rows)
+        sizes, negative = kept.abs(), (kept < 0).float()
+        code = self._finest(sizes, negative, tables)
+        codes = codes_of(sizes / steps(rows.device)[code], negative)
         high = (codes / tables.power).floor_()
         parts = [as_bytes(code, STEP_BYTES)]
         if self._fields is not None:
@@ -147,56 +160,55 @@ class DenseFeature(SizedFeature):
         wanted = rows.flatten(1)
         scale = wanted.abs().amax(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
         constant = wanted.mean(dim=1, keepdim=True, dtype=torch.float64).float()
+        decoded = torch.empty_like(rows, memory_format=torch.contiguous_format)
+        self._decode(encoded, decoded)
         flat, lost = (
             ((found - wanted) / scale).square().sum(dim=1, keepdim=True, dtype=torch.float64)
-            for found in (constant, self._decode(encoded).flatten(1))
+            for found in (constant, decoded.flatten(1))
         )
         head = as_bytes(torch.full_like(constant, _FLAT, dtype=torch.int64), STEP_BYTES)
         row = F.pad(torch.cat([head, to_bytes(constant)], dim=1), (0, self._room - _FLAT_BYTES))
         return torch.where(flat <= lost, row, encoded)
 
-    def _finest(self, kept: Tensor, tables: Tables) -> Tensor:
-        """The code of the finest step at which each row fits, int64 [B, 1], by bisection; at the coarsest all do."""
-        table, room = steps(kept.device), 8 * self._unary_bytes - kept.shape[1]
-        if kept.shape[1] == 0:
-            return torch.full((len(kept), 1), COARSEST, dtype=torch.int64, device=kept.device)
-        largest = kept.abs().amax(dim=1, keepdim=True).clamp_min(table[0])
+    def _finest(self, sizes: Tensor, negative: Tensor, tables: Tables) -> Tensor:
+        """The code of the finest step at which each row fits, int64 [B, 1]; at the coarsest all do."""
+        table, count = steps(sizes.device), sizes.shape[1]
+        room = 8 * self._unary_bytes - count
+        if count == 0:
+            return torch.full((len(sizes), 1), COARSEST, dtype=torch.int64, device=sizes.device)
+
+        def excess(code: Tensor, every: int) -> Tensor:
+            unary = codes_of(sizes[:, ::every] / table[code], negative[:, ::every]).div_(tables.power[::every]).floor_()
+            return every * whole_sum(unary, room) - room
+
+        largest = sizes.amax(dim=1, keepdim=True).clamp_min(table[0])
         # Down to a step at which codes are whole numbers in float32, up to one at which all are 0.
         low = (largest.log2() * PER_OCTAVE + ONE).floor().to(torch.int64) - _FINEST_OCTAVES * PER_OCTAVE
         low = low.clamp(_FLAT + 1, COARSEST)
-        span = (_FINEST_OCTAVES + 2) * PER_OCTAVE
-        high = (low + span).clamp_max(COARSEST)
-        for _ in range(span.bit_length()):
-            middle = (low + high) // 2
-            unary = (
-                (codes_of(kept / table[middle]) / tables.power).floor_().sum(dim=1, keepdim=True, dtype=torch.float64)
-            )
-            fits = unary <= room
-            low, high = torch.where(fits, low, middle + 1).minimum(high), torch.where(fits, middle, high)
-        return high
+        return finest(excess, room, count, low, (low + (_FINEST_OCTAVES + 2) * PER_OCTAVE).clamp_max(COARSEST))
 
     def decode(self, payload: Tensor) -> Tensor:
         """Uint8 [B, row_bytes] -> float32 [B, ...]."""
         check_payload(self, payload)
-        chunks = [self._decode(chunk) for chunk in torch.split(payload, self._chunk_rows(payload.device))]
-        return torch.cat(chunks)
+        decoded = torch.empty(len(payload), *self.shape, dtype=torch.float32, device=payload.device)
+        size = _DECODED * self._chunk_rows(payload.device)
+        for first in range(0, len(payload), size):
+            self._decode(payload[first : first + size], decoded[first : first + size])
+        return decoded
 
-    def _decode(self, payload: Tensor) -> Tensor:
-        tables, rows = self._fitted.on(payload.device), len(payload)
+    def _decode(self, payload: Tensor, into: Tensor) -> None:
+        tables = self._fitted.on(payload.device)
         code = as_number(payload[:, :STEP_BYTES])
-        coefficients = torch.zeros(rows, self.numel, device=payload.device)
-        if len(tables.kept):
-            values = self._levels(payload, tables) * steps(payload.device)[code.clamp_max(COARSEST)]
-            coefficients.index_copy_(1, tables.kept, values)
-        decoded = tables.transform.inverse(coefficients)
+        levels = self._levels(payload, tables).float()
+        tables.transform.inverse(levels.mul_(steps(payload.device)[code.clamp_max(COARSEST)]), into)
         flat = from_bytes(payload[:, STEP_BYTES : STEP_BYTES + _FLAT_BYTES], torch.float32)
         is_flat, sides = code == _FLAT, (-1,) + (1,) * len(self.shape)
-        return torch.where(is_flat.view(sides), flat.view(sides), decoded)
+        if payload.device.type != "cpu" or bool(is_flat.any()):  # without waiting for the device
+            torch.where(is_flat.view(sides), flat.view(sides), into, out=into)
 
     def _levels(self, payload: Tensor, tables: Tables) -> Tensor:
         """The levels of the kept coefficients, int32 [B, J]."""
-        places = places_of_ones(payload[:, STEP_BYTES + self._low_bytes :], len(tables.kept))
-        codes = places.diff(dim=1, prepend=torch.full_like(places[:, :1], -1)).sub_(1).clamp_min_(0)
+        codes = zeros_before_ones(payload[:, STEP_BYTES + self._low_bytes :], len(tables.low_bits))
         codes <<= tables.low_bits
         if self._fields is not None:
             codes[:, : len(self._fields.widths)] += self._fields.unpack(payload[:, STEP_BYTES:])

@@ -26,8 +26,7 @@ _SEARCHED_NUMBERS = 1 << 23  # of the part of a sample that tells how many bits 
 class Tables(NamedTuple):
     """The fit on one device."""
 
-    transform: FeatureTransform
-    kept: Tensor  # int64 [J], the kept coefficients: first those that have low bits, both parts ascending
+    transform: FeatureTransform  # to and from the kept coefficients: first those that have low bits, both ascending
     low_bits: Tensor  # int32 [J]
     power: Tensor  # float32 [J], 2 to the number of low bits
 
@@ -71,9 +70,9 @@ class DenseFit:
         """The tables on `device`, uploaded once."""
         if device not in self._on:
             index, bits = self._order, self.arrays["low_bits"][self._order]
-            arrays = (index, bits.astype(np.int32), np.exp2(bits.astype(np.float32)))
+            arrays = bits.astype(np.int32), np.exp2(bits.astype(np.float32))
             tables = (torch.from_numpy(array).to(device) for array in arrays)
-            self._on[device] = Tables(FeatureTransform(self.shape, self.arrays, device), *tables)
+            self._on[device] = Tables(FeatureTransform(self.shape, self.arrays, device, index), *tables)
         return self._on[device]
 
     def check(self, row_bits: int) -> None:

@@ -23,9 +23,9 @@ _LAPLACE = math.log(2)  # a code of mean m is shortest at about log2(m ln 2) low
 _SEARCH_STEPS = 12
 
 
-def codes_of(scaled: Tensor) -> Tensor:
-    """Coefficients in steps -> codes, float."""
-    return (2 * _levels_of(scaled.abs()) - (scaled < 0).float()).clamp_min_(0)
+def codes_of(sizes: Tensor, negative: Tensor) -> Tensor:
+    """Sizes of coefficients in steps, and 1 for those below 0, else 0 -> codes, all float."""
+    return _levels_of(sizes).mul_(2).sub_(negative).clamp_min_(0)
 
 
 def levels_in(codes: Tensor) -> Tensor:
@@ -54,13 +54,14 @@ def fit_low_bits(coefficients: Tensor, budget: int) -> np.ndarray[Any, Any]:
 
 
 def _levels_of(sizes: Tensor) -> Tensor:
-    return (sizes + _ROUNDING).floor()
+    return (sizes + _ROUNDING).floor_()
 
 
 def _low_bits_at(coefficients: Tensor, step: float) -> tuple[float, np.ndarray[Any, Any]]:
     """Bits of a row on average, and the low bits of each coefficient that is worth its bits at this step."""
     scaled = coefficients / step
-    codes, sizes = codes_of(scaled), scaled.abs()
+    sizes = scaled.abs()
+    codes = codes_of(sizes, (scaled < 0).float())
     saved = (sizes.square() - (sizes - _levels_of(sizes)).square_()).mean(dim=0)  # squared steps
     near = (codes.mean(dim=0) * _LAPLACE).clamp_min(1).log2().floor()
     tried = torch.stack([near - 1, near, near + 1]).clamp_(0, MAX_LOW_BITS)

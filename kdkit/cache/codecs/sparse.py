@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from typing_extensions import Self
 
@@ -17,21 +19,32 @@ from kdkit.cache.codecs.base import check_payload
 from kdkit.cache.codecs.bits import BitFields
 from kdkit.cache.codecs.feature import SizedFeature
 from kdkit.cache.codecs.raw import from_bytes, to_bytes
-from kdkit.cache.codecs.steps import COARSEST, MAX_SIZE, ONE, PER_OCTAVE, STEP_BYTES, as_bytes, as_number, steps
-from kdkit.cache.codecs.unary import bytes_with_ones, places_of_ones
+from kdkit.cache.codecs.steps import (
+    COARSEST,
+    MAX_SIZE,
+    ONE,
+    PER_OCTAVE,
+    STEP_BYTES,
+    as_bytes,
+    as_number,
+    finest,
+    steps,
+    whole_sum,
+)
+from kdkit.cache.codecs.unary import bytes_with_ones, places_of, zeros_before_ones
 from kdkit.errors import ConfigError
 
 _FLAT_BYTES = 4
 _KEPT, _ROUNDING = 0.65, 0.45  # in steps: smaller numbers cost more bits than they are worth; level n is from n - 0.45
 _ABOVE = 1 / 32  # of a step: how far the numbers of level 1 lie above it on average
-_ENTRY_BITS = 2.5  # of an entry, apart from the low bits of its place: one of the upper part, and its level's
 _MAX_LOW_BITS = 12
-_CHUNK_NUMBERS = 1 << 20  # of the rows that are encoded together, which bounds temporaries and keeps them in the cache
+_CPU_CHUNK, _GPU_CHUNK = 1 << 20, 1 << 24  # numbers of the rows that are worked on together: a CPU's caches hold them
+_CPU_ROWS = 128  # at most: memory for more is requested anew each time
 
 
 @dataclass(frozen=True)
 class SparseFeature(SizedFeature):
-    """The numbers that are not near zero: places in Elias-Fano form, levels in unary, one step per row.
+    """The numbers that are not near zero: the runs between them in Rice codes, levels in unary, one step per row.
 
     The step is the finest one whose entries fit into the row's bytes. cache/CODECS.md describes every byte. What is
     lost depends on the features: the build measures and stores it. Features that are not sparse lose much.
@@ -69,40 +82,36 @@ class SparseFeature(SizedFeature):
 
     @cached_property
     def low_bits(self) -> int:
-        """Low bits of a place that are stored as they are, the number that leaves room for the most entries."""
-
-        def num_entries(bits: int) -> float:
-            return (8 * self._room - self._upper(bits)) / (bits + self.signed + _ENTRY_BITS)
-
-        return max(range(_MAX_LOW_BITS + 1), key=num_entries)
-
-    def _upper(self, low_bits: int) -> int:
-        return -(-self.numel // (1 << low_bits))
-
-    @cached_property
-    def _upper_bits(self) -> int:
-        """Zeros in the upper part of the places."""
-        return self._upper(self.low_bits)
+        """Low bits of a run that are stored as they are: about as many as are shortest if entries are anywhere."""
+        enough = (
+            bits
+            for bits in range(_MAX_LOW_BITS)
+            if 4 * self._room * ((4 << bits) + 1) >= self.numel * (bits + self.signed + 5)
+        )
+        return next(enough, _MAX_LOW_BITS)
 
     @property
     def _field_bits(self) -> int:
-        """Bits of an entry's field: the low bits of its place, and its sign."""
+        """Bits of an entry's field: the low bits of its run, and its sign."""
         return self.low_bits + self.signed
 
     @cached_property
     def _most(self) -> int:
         """Number of entries that no row exceeds."""
-        return max(1, min(self.numel, (8 * self._room - self._upper_bits) // (2 + self._field_bits)))
+        return max(1, min(self.numel, 8 * self._room // (2 + self._field_bits)))
 
     @cached_property
     def _fields(self) -> BitFields | None:
         return BitFields((self._field_bits,) * self._most) if self._field_bits else None
 
+    def _chunk_rows(self, device: torch.device) -> int:
+        return max(1, min(_CPU_ROWS, _CPU_CHUNK // self.numel) if device.type == "cpu" else _GPU_CHUNK // self.numel)
+
     def encode(self, values: Tensor) -> Tensor:
         """[B, ...] float -> uint8 [B, row_bytes]."""
         self._check(values)
         rows = values.detach().float().flatten(1)
-        return torch.cat([self._encode(chunk) for chunk in torch.split(rows, max(1, _CHUNK_NUMBERS // self.numel))])
+        return torch.cat([self._encode(chunk) for chunk in torch.split(rows, self._chunk_rows(rows.device))])
 
     def _encode(self, rows: Tensor) -> Tensor:
         sizes = rows.abs()
@@ -112,77 +121,105 @@ class SparseFeature(SizedFeature):
         constant = rows.mean(dim=1, keepdim=True, dtype=torch.float64).float()  # exact where all numbers are equal
         # A row of many equal numbers has a step at which all of them fit or none: it may be better flat.
         scale = sizes.amax(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
-        lost = ((_sizes_of(levels, step) - sizes) / scale).square().sum(dim=1, keepdim=True, dtype=torch.float64)
-        is_flat = ((rows - constant) / scale).square().sum(dim=1, keepdim=True, dtype=torch.float64) <= lost
-        return self._pack(code, (levels * ~is_flat).to(torch.int64), rows < 0, constant)
+        lost, flat = (
+            parts.div_(scale).square_().sum(dim=1, keepdim=True)
+            for parts in (_sizes_of(levels, step).sub_(sizes), rows - constant)
+        )
+        return self._pack(code, levels.masked_fill_(flat <= lost, 0), rows, constant)
 
     def _finest(self, sizes: Tensor) -> Tensor:
-        """The code of the finest step at which each row fits, int64 [B, 1], by bisection."""
+        """The code of the finest step at which each row fits, int64 [B, 1]."""
         largest = sizes.amax(dim=1, keepdim=True)
         # At twice the largest number no level is above 0; below 1 / (8 * row_bytes) of it, its level alone is too long.
         high = (largest.log2() * PER_OCTAVE + ONE + PER_OCTAVE).ceil().clamp(0, COARSEST).to(torch.int64)
         span = PER_OCTAVE * ((8 * self.row_bytes).bit_length() + 2)
-        low = (high - span).clamp_min(0)
-        table = steps(sizes.device)
-        for _ in range(span.bit_length()):
-            middle = (low + high) // 2
-            fits = self._fits(_levels(sizes / table[middle]))
-            low, high = torch.where(fits, low, middle + 1).minimum(high), torch.where(fits, middle, high)
-        return high
 
-    def _fits(self, levels: Tensor) -> Tensor:
-        """Whether rows of these levels [B, D] fit, bool [B, 1]: in whole bytes, as the two parts share none."""
-        count = (levels > 0).sum(dim=1, keepdim=True)
-        unary = self._upper_bits + count + levels.sum(dim=1, keepdim=True, dtype=torch.float64)
-        return (unary / 8).ceil() + (count * self._field_bits + 7) // 8 <= self._room
+        def excess(code: Tensor, every: int) -> Tensor:
+            return self._excess(sizes[:, ::every] / steps(sizes.device)[code], every)
 
-    def _pack(self, code: Tensor, levels: Tensor, negative: Tensor, constant: Tensor) -> Tensor:
-        rows, kept = len(levels), levels > 0
+        return finest(excess, 8 * self._room, self.numel, (high - span).clamp_min(0), high)
+
+    def _excess(self, scaled: Tensor, every: int) -> Tensor:
+        """Bits that rows of these sizes in steps take beyond their room, [B, 1]; the two parts share no byte."""
+        levels = _levels(scaled)
+        count, skipped = _count_and_skip(levels > 0, self.low_bits)
+        unary = every * (whole_sum(levels, 8 * self._room) + count + skipped)
+        return 8 * ((unary / 8).ceil() + (every * count * self._field_bits + 7) // 8 - self._room)
+
+    def _pack(self, code: Tensor, levels: Tensor, rows: Tensor, constant: Tensor) -> Tensor:
+        kept = levels > 0
         count = kept.sum(dim=1, keepdim=True)
-        order = torch.arange(self._most, device=levels.device)
-        rank = torch.where(kept, kept.cumsum(dim=1) - 1, self._most)
-        place = torch.zeros(rows, self._most + 1, dtype=torch.int64, device=levels.device)
-        place = place.scatter_(1, rank, torch.arange(self.numel, device=levels.device).expand(rows, -1))[:, :-1]
-        end, absent = 8 * self._room, order >= count
-        upper = ((place >> self.low_bits) + order).masked_fill(absent, end)
-        unary = self._upper_bits + count - 1 + levels.gather(1, place).masked_fill(absent, 0).cumsum(dim=1)
-        stream = bytes_with_ones(torch.cat([upper, unary.masked_fill(absent, end)], dim=1), self._room)
+        most = self._entries(count)
+        place, absent = places_of(kept, most).to(torch.int64), torch.arange(most, device=rows.device) >= count
+        run = place.diff(dim=1, prepend=torch.full_like(count, -1)) - 1
+        widths = torch.stack([(run >> self.low_bits) + 1, levels.gather(1, place).to(torch.int64)], dim=2)
+        ones = (widths.flatten(1).cumsum(dim=1) - 1).masked_fill(absent.repeat_interleave(2, dim=1), 8 * self._room)
+        stream = bytes_with_ones(ones, self._room)
         if self._fields is not None:
-            low = place & ((1 << self.low_bits) - 1)
+            low = run & ((1 << self.low_bits) - 1)
             if self.signed:
-                low = low * 2 + negative.gather(1, place)
+                low = low * 2 + (rows.gather(1, place) < 0)
             stream += self._fields.pack(low.masked_fill(absent, 0), self._room).flip(1)
         stream[:, :_FLAT_BYTES] = torch.where(count == 0, to_bytes(constant), stream[:, :_FLAT_BYTES])
         code = torch.where(count == 0, 0, code)
         return torch.cat([as_bytes(code, STEP_BYTES), as_bytes(count, self._count_bytes), stream], dim=1)
 
+    def _entries(self, count: Tensor) -> int:
+        """Number of entries that none of these rows exceeds: on a CPU of these, else of any, without waiting."""
+        return max([1, *count.flatten().tolist()]) if count.device.type == "cpu" else self._most
+
     def decode(self, payload: Tensor) -> Tensor:
         """Uint8 [B, row_bytes] -> float32 [B, ...]."""
         check_payload(self, payload)
-        rows, device = len(payload), payload.device
+        decoded = torch.empty(len(payload), self.numel, dtype=torch.float32, device=payload.device)
+        size = self._chunk_rows(payload.device)
+        for first in range(0, len(payload), size):
+            self._decode(payload[first : first + size], decoded[first : first + size])
+        return decoded.view(len(payload), *self.shape)
+
+    def _decode(self, payload: Tensor, into: Tensor) -> None:
+        device = payload.device
         step = steps(device)[as_number(payload[:, :STEP_BYTES]).clamp_max(COARSEST)]
         count = as_number(payload[:, STEP_BYTES : self._head]).clamp(0, self._most).to(torch.int32)
         stream = payload[:, self._head :]
-        ones = places_of_ones(stream, 2 * self._most)
-        order = torch.arange(self._most, dtype=torch.int32, device=device)
-        place = (ones[:, : self._most] - order) << self.low_bits
-        ends = ones.gather(1, (count + order).to(torch.int64))
-        levels = ends.diff(dim=1, prepend=(self._upper_bits + count - 1)).clamp_(1, 8 * self._room)
+        most = self._entries(count)
+        zeros = zeros_before_ones(stream, 2 * most).view(-1, most, 2)
+        run, levels = zeros[:, :, 0] << self.low_bits, zeros[:, :, 1].float().clamp_(0, 8 * self._room) + 1
         values = _sizes_of(levels, step)
         if self._fields is not None:
-            low = self._fields.unpack(stream.flip(1))
+            low = self._fields.unpack(stream.flip(1), most)
             if self.signed:
                 values = torch.where(low % 2 == 1, -values, values)
-            place = place + (low >> int(self.signed))
-        place = torch.where(order < count, place.clamp(0, self.numel), self.numel)
-        decoded = torch.zeros(rows, self.numel + 1, device=device).scatter_(1, place.to(torch.int64), values)
-        flat = from_bytes(stream[:, :_FLAT_BYTES], torch.float32)
-        return torch.where(count == 0, flat, decoded[:, :-1]).view(rows, *self.shape)
+            run = run + (low >> int(self.signed))
+        place = ((run + 1).cumsum(dim=1) - 1).clamp_(0, self.numel - 1)
+        flat = torch.where(count == 0, from_bytes(stream[:, :_FLAT_BYTES], torch.float32), 0.0)
+        first = torch.where(count == 0, flat, values[:, :1])  # which entries that a row lacks repeat
+        absent = torch.arange(most, device=device) >= count
+        into.copy_(flat.expand_as(into))
+        into.scatter_(1, torch.where(absent, place[:, :1], place), torch.where(absent, first, values))
 
 
 def _levels(scaled: Tensor) -> Tensor:
     """Sizes in steps -> levels, float."""
-    return (scaled + _ROUNDING).floor_() * (scaled >= _KEPT)
+    return F.threshold(scaled, _KEPT, 0).add_(_ROUNDING).floor_()
+
+
+def _count_and_skip(kept: Tensor, low_bits: int) -> tuple[Tensor, Tensor]:
+    """Number of kept numbers of each row [B, D], and the sum of their runs shifted by `low_bits`; integers [B, 1]."""
+    if kept.device.type == "cpu":
+        flags = F.pad(kept, (1, 0), value=True)  # before each row, so that no run goes on into the next one
+        true = flags.view(-1).numpy().nonzero()[0]
+        start = np.searchsorted(true, flags.shape[1] * np.arange(len(kept)))
+        skipped = true - 1
+        skipped[1:] -= true[:-1]
+        skipped >>= low_bits
+        skipped[start] = 0
+        sums = np.diff(start, append=len(true)) - 1, np.add.reduceat(skipped, start)
+        return torch.from_numpy(sums[0])[:, None], torch.from_numpy(sums[1])[:, None]
+    place = torch.arange(kept.shape[1], dtype=torch.int32, device=kept.device)
+    before = torch.where(kept, place, -1).cummax(dim=1).values
+    runs = place - 1 - F.pad(before[:, :-1], (1, 0), value=-1)
+    return kept.sum(dim=1, keepdim=True), ((runs >> low_bits) * kept).sum(dim=1, keepdim=True)
 
 
 def _sizes_of(levels: Tensor, step: Tensor) -> Tensor:

@@ -1,16 +1,18 @@
 """FeatureTransform: an orthogonal change of basis that gathers what rows of features share in few coefficients.
 
-Dimensions: B batch, R rows of a sample, C channels, N positions, H x W a map.
+Dimensions: B batch, R rows of a sample, C channels, N positions, H x W a map, J kept coefficients.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
 import numpy as np
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from kdkit.runtime.hardware import whole_products
@@ -24,7 +26,7 @@ class FeatureTransform:
     """Takes the mean away, then turns channels into principal components and positions into frequencies.
 
     Positions of a map go through an orthonormal two-dimensional DCT-II, those of tokens through principal components of
-    their own, because class and register tokens are not neighbours of the others. The order of coefficients is
+    their own, because class and register tokens are not neighbours of the others. The order of all coefficients is
     [component, horizontal frequency, vertical frequency] of a map, [position component, channel component] of tokens.
 
     Args:
@@ -32,10 +34,15 @@ class FeatureTransform:
         arrays: "mean", [C] of a vector or a map, [N, C] of tokens; "basis" [C, C], a component per row; of tokens
             "positions" [N, N], a component per row.
         device: where rows and coefficients are.
+        kept: the J coefficients that are not left out, in their order; by default all.
     """
 
     def __init__(
-        self, shape: tuple[int, ...], arrays: Mapping[str, np.ndarray[Any, Any]], device: torch.device
+        self,
+        shape: tuple[int, ...],
+        arrays: Mapping[str, np.ndarray[Any, Any]],
+        device: torch.device,
+        kept: np.ndarray[Any, Any] | None = None,
     ) -> None:
         tensors = {name: torch.from_numpy(arrays[name]).to(device).float() for name in array_shapes(shape)}
         self._shape, self._mean, self._basis = shape, tensors["mean"], tensors["basis"]
@@ -43,27 +50,61 @@ class FeatureTransform:
         if len(shape) == _MAP:
             self._mean = self._mean[:, None, None]
             self._vertical, self._horizontal = (cosines(side).to(device) for side in shape[1:])
+        kept = np.arange(math.prod(shape)) if kept is None else kept
+        components, place, self._grid_size = _grid(shape, kept)
+        self._kept, self._place = (torch.from_numpy(index).to(device) for index in (kept, place))
+        self._used = self._basis[torch.from_numpy(components).to(device)]
 
     def forward(self, rows: Tensor) -> Tensor:
-        """Float32 [B, *shape] -> coefficients [B, numel]."""
+        """Float32 [B, *shape] -> the kept coefficients [B, J]."""
         centred = rows - self._mean
         with whole_products(rows.device):
             if len(self._shape) != _MAP:
                 turned = centred @ self._basis.T
-                return turned if self._positions is None else (self._positions @ turned).flatten(1)
-            grid = (self._basis @ centred.flatten(2)).view(rows.shape) @ self._horizontal.T
-            return (grid.transpose(2, 3).contiguous() @ self._vertical.T).flatten(1)
+                turned = turned if self._positions is None else self._positions @ turned
+            else:
+                grid = (self._basis @ centred.flatten(2)).view(rows.shape) @ self._horizontal.T
+                turned = grid.transpose(2, 3).contiguous() @ self._vertical.T
+        return turned.flatten(1).gather(1, self._kept.expand(len(rows), -1))
 
-    def inverse(self, coefficients: Tensor) -> Tensor:
-        """Coefficients [B, numel] -> float32 [B, *shape]."""
+    def inverse(self, coefficients: Tensor, into: Tensor) -> None:
+        """The kept coefficients [B, J] -> float32 [B, *shape], written to `into`.
+
+        Components are the last side of the grid, and those of which no coefficient is kept have no place in it: no
+        product moves an axis, and the last one, with the basis, gives rows as they are.
+        """
+        rows, used = len(coefficients), len(self._used)
+        grid = coefficients.new_zeros(rows, self._grid_size)
+        grid.scatter_(1, self._place.expand(rows, -1), coefficients)
         with whole_products(coefficients.device):
             if len(self._shape) != _MAP:
-                grid = coefficients.view(-1, *self._shape)
-                return (grid if self._positions is None else self._positions.T @ grid) @ self._basis + self._mean
-            channels, height, width = self._shape
-            grid = coefficients.view(-1, channels, width, height) @ self._vertical
-            grid = grid.transpose(2, 3).contiguous() @ self._horizontal
-            return (self._basis.T @ grid.flatten(2)).view(-1, *self._shape) + self._mean
+                grid = grid.view(rows, *self._shape[:-1], used)
+                torch.matmul(grid if self._positions is None else self._positions.T @ grid, self._used, out=into)
+            else:
+                _, height, width = self._shape
+                grid = _times(self._vertical.T, grid.view(rows, height, width * used))
+                grid = _times(self._horizontal.T, grid.view(rows * height, width, used))
+                _times(self._used.T, rearrange(grid, "(b h) w a -> b a (h w)", b=rows), out=into.flatten(2))
+            into += self._mean
+
+
+def _grid(shape: tuple[int, ...], kept: np.ndarray[Any, Any]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], int]:
+    """The components of which a coefficient is kept, the place of each kept one in [..., component], and the size."""
+    order: np.ndarray[Any, Any] = np.arange(math.prod(shape))
+    if len(shape) == _MAP:
+        order = rearrange(order, "(a w h) -> (h w) a", w=shape[2], h=shape[1])
+    else:
+        order = order.reshape(-1, shape[-1])
+    components = np.flatnonzero(np.isin(order, kept).any(axis=0))
+    used = order[:, components]
+    place = np.empty(math.prod(shape), dtype=np.int64)
+    place[used.reshape(-1)] = np.arange(used.size)
+    return components, place[kept], used.size
+
+
+def _times(matrix: Tensor, batch: Tensor, out: Tensor | None = None) -> Tensor:
+    """matrix [M, K] times each of batch [B, K, N]."""
+    return torch.bmm(matrix.expand(len(batch), *matrix.shape), batch, out=out)
 
 
 def array_shapes(shape: tuple[int, ...]) -> dict[str, tuple[str, tuple[int, ...]]]:

@@ -1,4 +1,4 @@
-"""Unary codes in the bytes of a row: the places of the ones of a bit stream, found and set for whole batches.
+"""Unary codes in the bytes of a row: numbers as so many zeros and a one, read and written for whole batches.
 
 Bit order is that of `bits.py`: the first bit of a stream is the most significant bit of its first byte.
 
@@ -8,6 +8,7 @@ Dimensions: B batch, N bytes, K ones.
 from __future__ import annotations
 
 from functools import cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,18 +17,47 @@ from torch import Tensor
 _BITS = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1)  # [256, 8]
 
 
-def places_of_ones(stream: Tensor, count: int) -> Tensor:
-    """The places of the first `count` ones of each row, ascending; those that a damaged row lacks are arbitrary.
-
-    All shapes follow from those of the arguments, so that no step waits for the device.
+def zeros_before_ones(stream: Tensor, count: int) -> Tensor:
+    """How many zeros stand before each of the first `count` ones of each row; arbitrary for ones that a row lacks.
 
     Args:
         stream: uint8 [B, N], N at least 1.
         count: K.
 
     Returns:
-        int32 [B, K], bits from the row's first.
+        int32 [B, K], from the one before, or from the row's first bit.
     """
+    places = (_scanned if stream.device.type == "cpu" else _looked_up)(stream, count)
+    zeros = places.clone()
+    zeros[:, 1:] -= places[:, :-1]
+    zeros[:, 1:] -= 1
+    return zeros
+
+
+def places_of(flags: Tensor, count: int) -> Tensor:
+    """The places of the first `count` true flags [B, N] of each row, int32 [B, K], 0 where a row has fewer."""
+    if flags.device.type == "cpu":
+        return _places(flags.numpy(), count)
+    rank = torch.where(flags, flags.cumsum(dim=1) - 1, count).clamp_max_(count)
+    place = torch.arange(flags.shape[1], dtype=torch.int32, device=flags.device).expand(flags.shape)
+    return torch.zeros(len(flags), count + 1, dtype=torch.int32, device=flags.device).scatter_(1, rank, place)[:, :-1]
+
+
+def _places(flags: np.ndarray[Any, Any], count: int) -> Tensor:
+    found = np.zeros((len(flags), count), dtype=np.int32)
+    for row, those in zip(found, flags, strict=True):
+        places = those.nonzero()[0][:count]
+        row[: len(places)] = places
+    return torch.from_numpy(found)
+
+
+def _scanned(stream: Tensor, count: int) -> Tensor:
+    """The places of the ones, int32 [B, K]: a CPU scans bits faster than it gathers from tables."""
+    return _places(np.unpackbits(stream.numpy(), axis=1).view(np.bool_), count)
+
+
+def _looked_up(stream: Tensor, count: int) -> Tensor:
+    """The same by shapes that follow from those of the arguments, so that no step waits for the device."""
     rows, num_bytes = stream.shape
     ones_in, place_in = _tables(stream.device)
     value = stream.to(torch.int32)
@@ -48,9 +78,11 @@ def places_of_ones(stream: Tensor, count: int) -> Tensor:
 def bytes_with_ones(places: Tensor, num_bytes: int) -> Tensor:
     """Uint8 [B, N] whose bits are 1 at `places` [B, K], each once, and else 0; places beyond the end are left out."""
     bits = torch.zeros(len(places), 8 * num_bytes + 1, dtype=torch.uint8, device=places.device)
-    bits.scatter_(1, places.to(torch.int64).clamp(0, 8 * num_bytes), 1)
+    bits = bits.scatter_(1, places.to(torch.int64).clamp(0, 8 * num_bytes), 1)[:, :-1]
+    if places.device.type == "cpu":
+        return torch.from_numpy(np.packbits(bits.numpy(), axis=1))
     shifts = torch.arange(7, -1, -1, dtype=torch.uint8, device=places.device)
-    return (bits[:, :-1].view(len(places), num_bytes, 8) << shifts).sum(dim=2, dtype=torch.uint8)
+    return (bits.view(len(places), num_bytes, 8) << shifts).sum(dim=2, dtype=torch.uint8)
 
 
 @cache
