@@ -17,13 +17,11 @@ from torch import Tensor
 from kdkit.building.teacher import check_encodable
 from kdkit.cache.codecs import RowCodec
 from kdkit.cache.encoding import encode_in_parts, measure_in_parts
-from kdkit.cache.format.constants import hashed_rows
 from kdkit.cache.format.metadata import CacheMetadata, Shard
 from kdkit.cache.shards.writer import ShardWriter
 from kdkit.cache.types import Array
 from kdkit.data import PixelBatch
 from kdkit.runtime.background import Worker
-from kdkit.runtime.pixels import pixel_crc32
 
 _WAITING = 2  # batches that may wait to be encoded; bounds the memory, on the device too
 
@@ -102,7 +100,7 @@ class ShardEncoder(Worker):
                 opened.payloads[stream][rows] = self._to_host(encoded)
                 if self._metadata.measures_views(stream):
                     opened.fidelity[stream].append(self._measure(stream, pixels, outputs[stream], encoded))
-        opened.pixels += _hash_pixels(pixels)
+        opened.pixels += [crc32 for crc32 in pixels.pixel_crc32.tolist() if crc32 >= 0]
         opened.rows_left -= len(rows)
         if opened.rows_left == 0:
             del self._open[shard]
@@ -144,9 +142,3 @@ class ShardEncoder(Worker):
         host.copy_(payload, non_blocking=True)
         self._side.synchronize()
         return host.numpy()
-
-
-def _hash_pixels(batch: PixelBatch) -> list[int]:
-    """CRC-32 of the pixels of the batch's rows that are to be hashed, in row order."""
-    first = int(batch.row[0])
-    return [pixel_crc32(batch.images[row - first]) for row in hashed_rows(first, first + len(batch.row))]

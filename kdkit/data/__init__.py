@@ -5,7 +5,7 @@ Where to look:
     dataset.py      `ReplayedDataset`: (row, view) -> sample.py
     sampler.py      which (row, view) pairs make up each batch; the order depends only on seed and epoch
     loader.py       workers, batches and normalisation; factory.py makes the loader of a training loop
-    batch.py        the batch that workers return; prefetch.py copies the next one to the GPU
+    batch.py        the batch that workers return, in memory from pages.py; prefetch.py copies the next one to the GPU
     worker.py       signals in worker processes
     ranks.py        compares the data of all ranks
 """

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import default_collate
+from torch.utils.data import default_collate, get_worker_info
 
+from kdkit.data.pages import empty_batch
 from kdkit.data.sample import Sample, Unreadable
 from kdkit.errors import DatasetError
 from kdkit.runtime.pixels import is_hashed, pixel_crc32
@@ -30,11 +31,11 @@ class PixelBatch:
     target: Tensor
     row: Tensor
     view: Tensor
+    pixel_crc32: Tensor
     partner_target: Tensor | None = None
     share: Tensor | None = None
     teacher_images: Tensor | None = None
     skipped: tuple[tuple[int, str], ...] = ()
-    pixel_crc32: Tensor | None = None
 
     @classmethod
     def of_view(cls, parts: Sequence[PixelBatch], view: int) -> PixelBatch:
@@ -73,7 +74,10 @@ def _select(parts: Sequence[Tensor], places: Sequence[Tensor]) -> Tensor:
     """The samples at `places` of each part, copied once."""
     counts = [len(place) for place in places]
     shape = (sum(counts), *parts[0].shape[1:])
-    out = torch.empty(shape, dtype=parts[0].dtype, pin_memory=parts[0].is_pinned())
+    if parts[0].is_pinned():
+        out = torch.empty(shape, dtype=parts[0].dtype, pin_memory=True)
+    else:
+        out = empty_batch(shape, parts[0].dtype)
     for part, place, to in zip(parts, places, out.split(counts), strict=True):
         torch.index_select(part, 0, place, out=to)
     return out
@@ -96,19 +100,27 @@ def collate(found: list[Sample | Unreadable]) -> PixelBatch:
         raise DatasetError(f"none of the {len(found)} samples of a batch could be read, the first: {skipped[0][1]}")
     partner_targets = [sample.partner_target for sample in samples if sample.partner_target is not None]
     teacher_images = [sample.teacher_image for sample in samples if sample.teacher_image is not None]
-    images = default_collate([sample.image for sample in samples])  # in a worker, straight into shared memory
-    seen = default_collate(teacher_images) if teacher_images else images
+    images = _stack_images([sample.image for sample in samples])
+    seen = _stack_images(teacher_images) if teacher_images else images
     return PixelBatch(
         images,
         _stack([sample.target for sample in samples]),
         torch.tensor([sample.row for sample in samples]),
         torch.tensor([sample.view for sample in samples]),
+        torch.tensor([_pixel_hash(sample.row, image) for sample, image in zip(samples, seen, strict=True)]),
         _stack(partner_targets) if partner_targets else None,
         torch.tensor([sample.share for sample in samples], dtype=torch.float32) if partner_targets else None,
         seen if teacher_images else None,
         skipped,
-        torch.tensor([_pixel_hash(sample.row, image) for sample, image in zip(samples, seen, strict=True)]),
     )
+
+
+def _stack_images(images: list[Tensor]) -> Tensor:
+    """Images [B, 3, H, W]; in a worker, straight into shared memory."""
+    if get_worker_info() is not None:
+        stacked: Tensor = default_collate(images)
+        return stacked
+    return torch.stack(images, out=empty_batch((len(images), *images[0].shape), images[0].dtype))
 
 
 def _stack(targets: list[int | Tensor]) -> Tensor:

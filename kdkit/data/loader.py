@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 
 from kdkit.data.batch import PixelBatch, collate
 from kdkit.data.dataset import ReplayedDataset
+from kdkit.data.pages import empty_batch
 from kdkit.data.prefetch import prefetch_to_device
 from kdkit.data.sampler import EpochSampler, RangeSampler
 from kdkit.data.worker import leave_signals_to_parent
@@ -20,6 +21,7 @@ from kdkit.errors import DatasetError
 from kdkit.types import Batch, Normalization
 
 _logger = logging.getLogger(__name__)
+_CACHED = 1 << 17  # pixels that are normalised at a time: half a MiB of floats, which stays in a core's cache
 _WORKER_DIED = "DataLoader worker"  # how torch's RuntimeError begins, wherever in the main thread it is raised
 _RAISED_IN_WORKER = "in DataLoader worker process"  # in torch's text of what a worker's dataset raised
 
@@ -168,7 +170,13 @@ class ReplayLoader:
         )
 
     def _normalized(self, images: Tensor) -> Tensor:
-        return images.to(self.device, non_blocking=True).float().sub_(self._offset).div_(self._scale)
+        if self.device.type != "cpu":
+            return images.to(self.device, non_blocking=True).float().sub_(self._offset).div_(self._scale)
+        normalized = empty_batch(images.shape, torch.float32)
+        together = max(1, _CACHED // images.shape[1:].numel())
+        for some, out in zip(images.split(together), normalized.split(together), strict=True):
+            out.copy_(some).sub_(self._offset).div_(self._scale)
+        return normalized
 
     def _target(self, pixels: PixelBatch) -> Tensor:
         """Class indices [B], or soft labels [B, C] if views are mixed."""

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from torchvision.transforms.functional import pil_to_tensor
 
+from kdkit.data.views.planes import to_planes
 from kdkit.errors import ConfigError, ShapeError
 
 AnyTransform = Callable[..., Any]
@@ -91,8 +91,7 @@ def _takes_keywords_alone(transform: AnyTransform) -> bool:
 
 def _to_pixels(result: Any) -> Tensor:
     if isinstance(result, Image.Image):
-        pixels: Tensor = pil_to_tensor(result.convert("RGB"))
-        return pixels
+        return to_planes(result if result.mode == "RGB" else result.convert("RGB"))
     if isinstance(result, np.ndarray):
         return torch.from_numpy(np.ascontiguousarray(result)).movedim(-1, 0).contiguous()
     if isinstance(result, Tensor):

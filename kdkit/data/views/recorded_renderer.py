@@ -14,6 +14,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as F
 
 from kdkit.data.views.operations import apply_operation
+from kdkit.data.views.planes import to_planes
 from kdkit.data.views.record import RecordedSteps, unpack_operations, unpack_rectangle
 from kdkit.errors import ConfigError, DatasetError
 from kdkit.recipe import ViewRecipe
@@ -56,7 +57,7 @@ class RecordedRenderer:
             numbers = unpack_operations(steps["ops"], self._steps.ops)
             for number, magnitude in zip(numbers, steps["magnitudes"].tolist(), strict=True):
                 view = apply_operation(view, number, magnitude)
-        pixels: Tensor = F.pil_to_tensor(view)
+        pixels = to_planes(view)
         if self._steps.erasing:
             top, left, height, width = unpack_rectangle(steps["erasing"])
             pixels[:, top : top + height, left : left + width] = 0

@@ -11,6 +11,7 @@ from timm.data.transforms_factory import create_transform
 from torch import Tensor
 
 from kdkit.data.views.erasing import Erasing
+from kdkit.data.views.planes import to_planes
 from kdkit.errors import ConfigError
 from kdkit.recipe import ViewRecipe
 
@@ -45,6 +46,7 @@ def create_view_transform(recipe: ViewRecipe, size: int | None = None) -> Transf
         transform: Any = create_transform(size or recipe.size, is_training=recipe.augment, **options)
     except (AssertionError, ValueError, KeyError, IndexError, TypeError) as error:
         raise ConfigError(f"timm makes no transform of auto_augment={recipe.auto_augment!r}: {error}") from error
+    transform.transforms[-1] = to_planes  # the same pixels as timm's last step, which only copies them
     for operation in _operations(transform):
         if operation.name.startswith("Posterize"):
             operation.aug_fn = _posterize

@@ -13,9 +13,11 @@ import numpy as np
 import pytest
 import torch
 from support import RECIPE, digits, digits_dataset
+from torchvision.transforms import Resize
 
 from kdkit.data import ArraySource, EpochSampler, FolderSource, RangeSampler, ReplayedDataset, ReplayLoader
 from kdkit.data.prefetch import prefetch_to_device
+from kdkit.data.views.planes import to_planes
 from kdkit.data.views.seed import preserve_rng_state, view_seed
 from kdkit.errors import ConfigError, DatasetError
 from kdkit.recipe import ViewRecipe
@@ -105,6 +107,34 @@ def test_the_evaluation_view_is_timms() -> None:
     plain = create_transform(32, is_training=False, interpolation="bicubic", crop_pct=0.9, normalize=False)
     expected = plain(Image.fromarray(source.images[2]).convert("RGB"))
     assert torch.equal(dataset[2, 0].image, expected)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize("size", [(1, 1), (5, 3), (300, 257)])
+def test_planes_are_the_pixels_that_torchvision_gives_in_the_order_of_a_batch(mode: str, size: tuple[int, int]) -> None:
+    from PIL import Image
+    from torchvision.transforms.functional import pil_to_tensor
+
+    pixels = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    image = Image.fromarray(pixels).convert(mode)
+    planes = to_planes(image)
+    assert torch.equal(planes, pil_to_tensor(image))
+    planes.fill_(0)  # memory of its own
+    assert torch.equal(to_planes(image), pil_to_tensor(image))
+
+
+def test_every_kind_of_view_is_contiguous_so_that_collating_copies_it_whole() -> None:
+    kinds: dict[str, dict[str, Any]] = {
+        "drawn": {"recipe": ViewRecipe(size=24)},
+        "evaluation": {"recipe": ViewRecipe.evaluation(24)},
+        "erased": {"recipe": ViewRecipe(size=24, erasing=1.0)},
+        "mixed": {"recipe": ViewRecipe(size=24, mixup_alpha=1.0), "num_classes": 10},
+        "custom": {"recipe": ViewRecipe(size=24), "transform": Resize((24, 24))},
+    }
+    strewn = [
+        kind for kind, given in kinds.items() if not ReplayedDataset(digits(4), **given)[1, 0].image.is_contiguous()
+    ]
+    assert strewn == []
 
 
 def test_samples_say_what_they_are() -> None:
@@ -252,6 +282,9 @@ def test_batches_are_normalised_as_torchvision_does() -> None:
     (batch,) = loader
     expected = torch.stack([dataset[row, 0].image for row in range(6)]).float() / 255
     torch.testing.assert_close(batch.input, normalize(expected, list(Normalization().mean), list(Normalization().std)))
+    mean, std = (torch.tensor(of).mul(255).view(3, 1, 1) for of in (Normalization().mean, Normalization().std))
+    assert torch.equal(batch.input, (expected * 255).round().sub(mean).div(std))  # to the bit, as whole batches were
+    assert batch.input.data_ptr() % 64 == 0
     assert isinstance(batch.view, torch.Tensor)
     assert batch.view.tolist() == [0] * 6
     assert batch.row is not None
