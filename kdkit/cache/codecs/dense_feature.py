@@ -21,9 +21,19 @@ from kdkit.cache.codecs.base import check_payload
 from kdkit.cache.codecs.bits import BitFields
 from kdkit.cache.codecs.dense_fit import DenseFit, Tables
 from kdkit.cache.codecs.feature import SizedFeature
-from kdkit.cache.codecs.raw import from_bytes, to_bytes
+from kdkit.cache.codecs.raw import to_bytes
 from kdkit.cache.codecs.rice import codes_of, levels_in
-from kdkit.cache.codecs.steps import COARSEST, MAX_SIZE, ONE, PER_OCTAVE, STEP_BYTES, as_bytes, as_number, steps
+from kdkit.cache.codecs.steps import (
+    COARSEST,
+    MAX_SIZE,
+    ONE,
+    PER_OCTAVE,
+    STEP_BYTES,
+    as_bytes,
+    as_number,
+    flat_value,
+    steps,
+)
 from kdkit.cache.codecs.transform import MAX_SIDE, largest_side
 from kdkit.cache.codecs.unary import bytes_with_ones, places_of_ones
 from kdkit.errors import ConfigError, NonFiniteOutputError
@@ -118,7 +128,7 @@ class DenseFeature(SizedFeature):
 
     def _chunk_rows(self, device: torch.device) -> int:
         numbers, most = (_CPU_CHUNK, _CPU_ROWS) if device.type == "cpu" else (_GPU_CHUNK, _GPU_ROWS)
-        return max(1, min(most, numbers // self.numel))
+        return max(1, min(most, numbers // max(self.numel, self.row_bytes)))
 
     @torch.no_grad()
     def encode(self, values: Tensor) -> Tensor:
@@ -189,7 +199,7 @@ class DenseFeature(SizedFeature):
             values = self._levels(payload, tables) * steps(payload.device)[code.clamp_max(COARSEST)]
             coefficients.index_copy_(1, tables.kept, values)
         decoded = tables.transform.inverse(coefficients)
-        flat = from_bytes(payload[:, STEP_BYTES : STEP_BYTES + _FLAT_BYTES], torch.float32)
+        flat = flat_value(payload[:, STEP_BYTES : STEP_BYTES + _FLAT_BYTES])
         is_flat, sides = code == _FLAT, (-1,) + (1,) * len(self.shape)
         return torch.where(is_flat.view(sides), flat.view(sides), decoded)
 

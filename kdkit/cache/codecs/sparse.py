@@ -16,8 +16,18 @@ from typing_extensions import Self
 from kdkit.cache.codecs.base import check_payload
 from kdkit.cache.codecs.bits import BitFields
 from kdkit.cache.codecs.feature import SizedFeature
-from kdkit.cache.codecs.raw import from_bytes, to_bytes
-from kdkit.cache.codecs.steps import COARSEST, MAX_SIZE, ONE, PER_OCTAVE, STEP_BYTES, as_bytes, as_number, steps
+from kdkit.cache.codecs.raw import to_bytes
+from kdkit.cache.codecs.steps import (
+    COARSEST,
+    MAX_SIZE,
+    ONE,
+    PER_OCTAVE,
+    STEP_BYTES,
+    as_bytes,
+    as_number,
+    flat_value,
+    steps,
+)
 from kdkit.cache.codecs.unary import bytes_with_ones, places_of_ones
 from kdkit.errors import ConfigError
 
@@ -101,8 +111,8 @@ class SparseFeature(SizedFeature):
     def encode(self, values: Tensor) -> Tensor:
         """[B, ...] float -> uint8 [B, row_bytes]."""
         self._check(values)
-        rows = values.detach().float().flatten(1)
-        return torch.cat([self._encode(chunk) for chunk in torch.split(rows, max(1, _CHUNK_NUMBERS // self.numel))])
+        rows, largest = values.detach().float().flatten(1), max(self.numel, self.row_bytes)
+        return torch.cat([self._encode(chunk) for chunk in torch.split(rows, max(1, _CHUNK_NUMBERS // largest))])
 
     def _encode(self, rows: Tensor) -> Tensor:
         sizes = rows.abs()
@@ -176,7 +186,7 @@ class SparseFeature(SizedFeature):
             place = place + (low >> int(self.signed))
         place = torch.where(order < count, place.clamp(0, self.numel), self.numel)
         decoded = torch.zeros(rows, self.numel + 1, device=device).scatter_(1, place.to(torch.int64), values)
-        flat = from_bytes(stream[:, :_FLAT_BYTES], torch.float32)
+        flat = flat_value(stream[:, :_FLAT_BYTES])
         return torch.where(count == 0, flat, decoded[:, :-1]).view(rows, *self.shape)
 
 

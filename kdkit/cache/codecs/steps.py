@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kdkit.cache.codecs.raw import from_bytes
+
 STEP_BYTES = 2
 PER_OCTAVE, ONE, _OCTAVES = 16, 2048, 64  # code c is a step of 2**((c - 2048) / 16), from 2**-128 to 2**64
 COARSEST = ONE + _OCTAVES * PER_OCTAVE
@@ -22,6 +24,11 @@ def steps(device: torch.device) -> Tensor:
     """The step of each code, float32; a table, because powers of two are rounded differently by different devices."""
     codes = np.arange(COARSEST + 1, dtype=np.float64)
     return torch.from_numpy(np.exp2((codes - ONE) / PER_OCTAVE).astype(np.float32)).to(device)
+
+
+def flat_value(payload: Tensor) -> Tensor:
+    """The float32 number of a row of equal numbers, uint8 [B, 4] -> [B, 1]; finite, as a damaged row may hold any."""
+    return from_bytes(payload, torch.float32).nan_to_num(0.0).clamp(-MAX_SIZE, MAX_SIZE)
 
 
 def as_bytes(number: Tensor, count: int) -> Tensor:
