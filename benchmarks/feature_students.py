@@ -40,7 +40,7 @@ from kdkit.teachers.tap import forward_with_taps
 from kdkit.types import Normalization, TeacherOutput
 
 VIEWS = 2
-STUDENT, RATE, BATCH = "test_efficientnet", 4e-3, 64
+STUDENT, RATE, BATCH = "test_efficientnet", 4e-3, 32
 TAPS: Mapping[str, str] = {"pooled": "pooled", "stages.4": "stages.3"}  # of the teacher -> of the student
 FORMATS: Mapping[str, tuple[str, int]] = {  # what is shown -> codec, and the part of float16's bytes; 0: its own size
     "float16": ("float16", 0),
@@ -105,7 +105,9 @@ def create_task(data: Data, tap: str, seed: int) -> FeatureDistillationTask:
     )
 
 
-def train_student(data: Data, tap: str, taught: Tensor, training: Tensor, epochs: int, seed: int) -> FeatureDistillationTask:
+def train_student(
+    data: Data, tap: str, taught: Tensor, training: Tensor, epochs: int, seed: int
+) -> FeatureDistillationTask:
     """Trains a student without labels; in epoch e from the features [V, R, ...] of view e mod V."""
     task = create_task(data, tap, seed)
     module = task.trainable_module
@@ -139,7 +141,9 @@ def projected(task: FeatureDistillationTask, tap: str, images: Tensor, wanted: T
 
 
 @torch.inference_mode()
-def evaluate(data: Data, tap: str, parts: Split, task: FeatureDistillationTask | None, mean: Tensor) -> dict[str, float]:
+def evaluate(
+    data: Data, tap: str, parts: Split, task: FeatureDistillationTask | None, mean: Tensor
+) -> dict[str, float]:
     """The mean error on all that is held out; without a task that of the mean training feature [...]."""
     scores = {}
     for name in HELD_OUT:
@@ -177,8 +181,8 @@ CONSTANT = "constant: the mean training feature"
 def main() -> None:
     made = parser(__doc__)
     made.add_argument("--keep", type=Path, help="folder in which the teacher's cache is kept and found again")
-    made.add_argument("--crops", type=int, default=32, help="crops of each half and view")
-    made.add_argument("--epochs", type=int, default=24)
+    made.add_argument("--crops", type=int, default=24, help="crops of each half and view")
+    made.add_argument("--epochs", type=int, default=16)
     made.add_argument("--seeds", type=int, default=3)
     args = made.parse_args()
     crops, epochs, seeds = (8, 2, 1) if args.quick else (args.crops, args.epochs, args.seeds)
@@ -204,7 +208,9 @@ def main() -> None:
             report.table(["taught by", *COLUMNS.values()], table(runs, list(runs[0]), COLUMNS))
             differences = {name: differences_of(runs, name) for name in FORMATS if name != "float16"}
             report.text("Difference from the student taught by float16, of each seed, mean ± half the range:")
-            report.table(["taught by", *(COLUMNS[part] for part in HELD_OUT)], [[n, *d] for n, d in differences.items()])
+            report.table(
+                ["taught by", *(COLUMNS[part] for part in HELD_OUT)], [[n, *d] for n, d in differences.items()]
+            )
             for name in runs[0]:
                 report.figure(f"{tap}: {name}", {key: [run[name][key] for run in runs] for key in runs[0][name]})
     report.write(args.output)

@@ -400,8 +400,8 @@ def main() -> None:
         return
     report = Report("fuzz", "Mutated caches and documents", options.quick)
     report.text(
-        "Each trial mutates one file, document or codec's rows, then opens and uses it. It may be the same as before, or "
-        "refused by a kdkit error of one line; mutated rows may decode to finite numbers. All else is a failure: a "
+        "Each trial mutates one file, document or codec's rows, then opens and uses it. It may be the same as before, "
+        "or refused by a kdkit error of one line; mutated rows may decode to finite numbers. All else is a failure: a "
         "value that was not written, another error, more than "
         f"5 s of the processor, a death by a signal, or more than {MAX_BYTES >> 20} MiB of memory."
     )
@@ -415,7 +415,10 @@ def main() -> None:
             found = [outcome.num_trials, *(outcome.counts.get(what, 0) for what in HARMLESS)]
             num_failures = report.figure(f"{kind}_failures", len(outcome.failures))
             rows.append([kind, *found, num_failures, f"{outcome.peak_bytes >> 20} MiB"])
-    report.table(["of", "trials", "the same", "refused", "decoded", "failures", "most memory of a process beyond its start"], rows)
+    report.table(
+        ["of", "trials", "the same", "refused", "decoded", "failures", "most memory of a process beyond its start"],
+        rows,
+    )
     if failures:
         report.table(["of", "trial", "failure"], failures[:50])
     report.write(options.output)

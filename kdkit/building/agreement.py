@@ -95,7 +95,7 @@ def compare(codec: RowCodec, values: Tensor, encoded: Tensor, rounding: float) -
     difference = (now - then).flatten(1).abs().mean(dim=1)
     size = values.flatten(1).float().abs()
     if not isinstance(codec, Codec):
-        # Another rounding may change a row's step, and so all its numbers; both rows are then equally near to the output.
+        # Another rounding may change a row's step, and so all its numbers; both rows are then as near to the output.
         of_now, of_then = ((found - values.float()).flatten(1).abs().mean(dim=1) for found in (now, then))
         difference = difference.minimum((of_then - of_now).clamp_min(0))
         difference /= now.flatten(1).abs().mean(dim=1).clamp_min(torch.finfo(torch.float32).tiny)

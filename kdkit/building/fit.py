@@ -64,8 +64,8 @@ def fit_and_measure(
     it serves for both.
 
     Args:
-        given: stream -> its codec, fitted or not: that of the logits if they are a stream, and those of features that do
-            not follow from the configuration.
+        given: stream -> its codec, fitted or not: that of the logits if they are a stream, and those of features that
+            do not follow from the configuration.
         teacher, dataset, config, device: as for build_cache.
         fit_rows: maximum number of rows that the codec of the logits is fitted on.
         show_progress: whether progress is shown on standard error.
@@ -85,7 +85,9 @@ def fit_and_measure(
             encoded = encode_in_parts(codecs[stream], values)
             measures[stream].append(measure_in_parts(codecs[stream], values, encoded, sums[stream]))
     found = {
-        stream: Probed(codecs[stream], {**summarise_rows(np.concatenate(pieces)), **sums[stream].summary(), "each": each})
+        stream: Probed(
+            codecs[stream], {**summarise_rows(np.concatenate(pieces)), **sums[stream].summary(), "each": each}
+        )
         for stream, pieces in measures.items()
     }
     _warn_of_large_errors(found)

@@ -22,7 +22,6 @@ from kdkit.cache.format.constants import ABOUT_MEAN, COSINE, TEMPERATURES
 from kdkit.cache.types import Array
 from kdkit.types import to_double
 
-
 _ADDED_NUMBERS = 1 << 22  # of the rows that are added at a time, which bounds the memory
 _EQUAL = 1e-12  # of the squared lengths of rows: a smaller spread about their mean is rounding
 
@@ -55,8 +54,10 @@ class FeatureSums:
             self.total = self.total + rows.sum(dim=0).cpu()
 
     def summary(self) -> dict[str, float]:
-        """"relative_error_about_mean", root of the squared differences over the squared distances from the mean row, if
-        rows differ; and "cosine_mean", the mean cosine between a row and what it decodes to (1 if both are zero).
+        """Returns what they tell.
+
+        "relative_error_about_mean": root of the squared differences over the squared distances from the mean row,
+        unless all rows are equal; "cosine_mean": mean cosine between a row and what it decodes to, 1 if both are zero.
         """
         if self.rows == 0:
             return {}
@@ -67,7 +68,7 @@ class FeatureSums:
 
 
 def joined_sums(parts: Iterable[tuple[int, Mapping[str, float]]]) -> dict[str, float]:
-    """What `FeatureSums.summary` gives, of parts, each (number of rows, summary) and about its own mean; what all have."""
+    """What all parts have of `FeatureSums.summary`, each about its own mean; a part is (number of rows, summary)."""
     known = [(rows, found) for rows, found in parts if rows]
     whole = sum(rows for rows, _ in known)
     joined: dict[str, float] = {}

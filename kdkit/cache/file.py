@@ -160,7 +160,7 @@ class CacheFile:
     def fidelity(self) -> dict[str, list[dict[str, float]]]:
         """Stream -> the codec's fidelity per view: what `metadata.fidelity` has, and for features "relative_error_p90".
 
-        The build measured it, on the same rows of every view, features' error about the mean and cosine of view 0 alone.
+        The build measured it, on the same rows of every view; the error about the mean and the cosine in view 0 alone.
         Empty for a cache written before this was measured.
         """
         stored = stored_fidelity(self.path, self.metadata)

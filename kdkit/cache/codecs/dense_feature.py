@@ -107,7 +107,7 @@ class DenseFeature(SizedFeature):
 
     def is_encodable(self, values: Tensor) -> Tensor:
         """Which rows of [B, ...] are finite and not beyond 1e15; bool [B]."""
-        return (values.flatten(1).abs() <= MAX_SIZE).all(dim=1)
+        return (values.flatten(1).float().abs() <= MAX_SIZE).all(dim=1)
 
     @property
     def _room(self) -> int:

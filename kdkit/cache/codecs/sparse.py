@@ -61,7 +61,7 @@ class SparseFeature(SizedFeature):
 
     def is_encodable(self, values: Tensor) -> Tensor:
         """Which rows of [B, ...] are finite, not beyond 1e15, and, without signs, not below 0; bool [B]."""
-        rows = values.flatten(1)
+        rows = values.flatten(1).float()  # in half precision the limit would be infinity
         return ((rows <= MAX_SIZE) & (rows >= (-MAX_SIZE if self.signed else 0))).all(dim=1)
 
     @property

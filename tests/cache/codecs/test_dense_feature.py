@@ -115,6 +115,7 @@ def test_what_it_cannot_hold_or_be_is_refused_in_a_line() -> None:
     for row, wrong in enumerate((float("nan"), float("inf"), -2e15)):
         rows[row, 3, 2] = wrong
     assert codec.is_encodable(rows).tolist() == [False, False, False, True]
+    assert codec.is_encodable(rows.half()).tolist() == [False, False, False, True]
     with pytest.raises(NonFiniteOutputError, match="the sample holds NaN, infinity or values beyond 1e\\+15"):
         codec.fit(rows)
     with pytest.raises(NonFiniteOutputError, match="the sample holds no rows"):

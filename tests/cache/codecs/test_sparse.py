@@ -71,6 +71,7 @@ def test_what_it_cannot_hold_is_refused_in_a_line() -> None:
     for row, wrong in enumerate((float("nan"), float("inf"), 2e15, -1e-3)):
         rows[row, 3, 2] = wrong
     assert codec.is_encodable(rows).tolist() == [False, False, False, False, True]
+    assert codec.is_encodable(rows.half()).tolist() == [False, False, False, False, True]
     assert codec.suited_to(rows).is_encodable(rows).tolist() == [False, False, False, True, True]
     assert codec.decode(codec.encode(rows[:0])).shape == (0, 4, 5)
     assert create_feature_codec(**codec.to_dict()) == codec
