@@ -191,8 +191,9 @@ def main() -> None:
         f"""tf_efficientnet_lite{args.teacher} with ImageNet weights on random crops of 19 photographs. Error is the
         mean over rows of |x - x^|^2 / |x|^2, p90 its 90th percentile; "about the mean" is relative to the distance from
         the mean row. One thread. `dense` is fitted to crops of {19 - len(MEASURED)} photographs; everything is measured
-        on the {len(MEASURED)} others. The last table has the bytes at an error of {AT}, in steps of 2 %, and how many
-        times fewer the better of both takes. A build fits to its own images, so that it loses less than is shown here."""
+        on the {len(MEASURED)} others. The last table has the bytes at an error of {AT}, in steps of 2 %, and how
+        many times fewer the better of both takes. A build fits to its own images, so that it loses less than is shown
+        here."""
     )
     summary = [table(report, tap, *rows, times=not args.teacher) for tap, rows in found.items()]
     report.text(f"## Bytes at an error of {AT}")
