@@ -181,8 +181,8 @@ CONSTANT = "constant: the mean training feature"
 def main() -> None:
     made = parser(__doc__)
     made.add_argument("--keep", type=Path, help="folder in which the teacher's cache is kept and found again")
-    made.add_argument("--crops", type=int, default=24, help="crops of each half and view")
-    made.add_argument("--epochs", type=int, default=16)
+    made.add_argument("--crops", type=int, default=12, help="crops of each half and view")
+    made.add_argument("--epochs", type=int, default=28)
     made.add_argument("--seeds", type=int, default=3)
     args = made.parse_args()
     crops, epochs, seeds = (8, 2, 1) if args.quick else (args.crops, args.epochs, args.seeds)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,7 @@ def run(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFix
     monkeypatch.chdir(folder)
 
     def run(line: str, *, fails: bool = False) -> str:
-        assert main(line.split()) == int(fails), line
+        assert main(shlex.split(line)) == int(fails), line
         printed = capsys.readouterr()
         return printed.err if fails else printed.out
 
@@ -115,3 +116,20 @@ def test_coded_features_are_recoded_merged_pruned_packed_shown_and_verified(fold
     assert list(exported["keys"]) == cache.keys()
     assert "about the mean -" not in run("cache info c.h5")
     run("cache show c.h5 some -o shown.png")
+
+
+def test_logits_by_the_head_follow_a_class_map_and_need_one_linear_layer(folder: Path, run: Any) -> None:
+    (folder / "map.json").write_text(json.dumps([3, 1, 4, 0, 5, 9, 2, 6, 8, 7]))
+    mapped = f"{TEACHER} --size 32 {LOADING} --views 1 --teacher.class_map map.json"
+    run(f"cache build some {mapped} --codec head --bytes 64 -o h.h5")
+    run(f"cache build some {mapped} --codec float32 -o e.h5")
+    told = json.loads(run("cache info h.h5 --json"))["streams"]["logits"]["fidelity"][0]
+    assert told["kl_mean_t1"] < 1e-3
+    exact, coded = open_cache(folder / "e.h5"), open_cache(folder / "h.h5")
+    decoded = [cache.codecs["logits"].decode(cache.read_encoded(range(30), 0)) for cache in (exact, coded)]
+    assert (decoded[0].softmax(1) - decoded[1].softmax(1)).abs().max() < 0.02
+    run(f"cache extend h.h5 all {LOADING} {TEACHER} --teacher.class_map map.json")
+    assert open_cache(folder / "h.h5").codecs == coded.codecs
+    second = "--teacher.ensemble '[{model: test_resnet, checkpoint: teacher.safetensors}]'"
+    message = run(f"cache build some {mapped} {second} --codec head -o both.h5", fails=True)
+    assert "head needs a teacher that ends in a linear layer" in message
