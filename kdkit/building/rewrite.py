@@ -20,6 +20,7 @@ from kdkit.building.fit import measured_spacing
 from kdkit.building.piece import Piece, codecs_of
 from kdkit.cache import CacheSpec, CacheWriter
 from kdkit.cache.codecs import RowCodec
+from kdkit.cache.codecs.feature import SizedFeature
 from kdkit.cache.encoding import check_encodable
 from kdkit.cache.fidelity import FeatureSums, joined_sums, measure_rows, summarise_rows
 from kdkit.cache.format.constants import BLOCK_ROWS, fidelity_columns, hashed_rows
@@ -173,7 +174,10 @@ class Rewrite:
 
     def _decoded(self, piece: Piece, stream: str, view: int, rows: Array) -> torch.Tensor:
         """The values of rows of a cache that are encoded again, which the new codec can hold."""
-        values = piece.cache.codecs[stream].decode(piece.cache.read_encoded(rows, view, stream))
+        old = piece.cache.codecs[stream]
+        values = old.decode(piece.cache.read_encoded(rows, view, stream))
+        if isinstance(old, SizedFeature):
+            values = self.codecs[stream].nearest(values)
         name, keys = str(piece.cache.teacher["name"]), piece.cache.keys
         check_encodable(values, self.codecs[stream], stream, teacher=name, view=view, keys=lambda: _take(keys(), rows))
         return values

@@ -64,6 +64,10 @@ class SparseFeature(SizedFeature):
         rows = values.flatten(1).float()  # in half precision the limit would be infinity
         return ((rows <= MAX_SIZE) & (rows >= (-MAX_SIZE if self.signed else 0))).all(dim=1)
 
+    def nearest(self, values: Tensor) -> Tensor:
+        """The values [B, ...], without signs none below 0."""
+        return values if self.signed else values.clamp_min(0)
+
     @property
     def _head(self) -> int:
         """Bytes of the step and of K."""
