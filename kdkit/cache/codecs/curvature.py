@@ -41,7 +41,7 @@ class FullCurvature:
     """The matrix itself, [B, D, D], for as many rows as components or more."""
 
     def __init__(self, rows: Tensor, diagonal: Tensor) -> None:
-        self._matrix = _gram(rows)
+        self._matrix = _mirrored(_lower_gram(rows.mT))
         self._matrix.diagonal(dim1=1, dim2=2).add_(diagonal)
 
     @cached_property
@@ -78,7 +78,7 @@ class ThinCurvature:
 
     @cached_property
     def _factor(self) -> Tensor:
-        matrix = self._rows @ self._rows.mT
+        matrix = _lower_gram(self._rows)
         matrix.diagonal(dim1=1, dim2=2).add_(1)
         return _cholesky(matrix)
 
@@ -110,15 +110,22 @@ def blocks(rank: int) -> Iterator[slice]:
     return (slice(start, min(start + BLOCK, rank)) for start in range(0, rank, BLOCK))
 
 
-def _gram(rows: Tensor) -> Tensor:
-    """rows' rows, [B, D, D] of [B, M, D]; the half that is equal by symmetry is copied."""
-    rank = rows.shape[2]
-    matrix = rows.new_empty(len(rows), rank, rank)
-    for start in range(0, rank, _GRAM_BLOCK):
+def _lower_gram(rows: Tensor) -> Tensor:
+    """Rows rows', [B, M, M] of [B, M, D], in blocks; above the diagonal's blocks it is 0, which factors do not read."""
+    size = rows.shape[1]
+    matrix = rows.new_zeros(len(rows), size, size)
+    for start in range(0, size, _GRAM_BLOCK):
         stop = start + _GRAM_BLOCK
-        torch.matmul(rows[:, :, start:stop].transpose(1, 2), rows[:, :, start:], out=matrix[:, start:stop, start:])
-        matrix[:, stop:, start:stop] = matrix[:, start:stop, stop:].transpose(1, 2)
+        torch.matmul(rows[:, start:], rows[:, start:stop].mT, out=matrix[:, start:, start:stop])
     return matrix
+
+
+def _mirrored(lower: Tensor) -> Tensor:
+    """The same matrix, with the blocks above those of the diagonal filled by symmetry, in place."""
+    for start in range(0, lower.shape[1], _GRAM_BLOCK):
+        stop = start + _GRAM_BLOCK
+        lower[:, start:stop, stop:] = lower[:, stop:, start:stop].mT
+    return lower
 
 
 def _cholesky(matrix: Tensor) -> Tensor:

@@ -89,3 +89,8 @@ class EntryFormat:
         groups = values if self.others else values[:, : self.count]
         values = values - groups.logsumexp(dim=1, keepdim=True)
         return values[:, : self.count], values[:, self.count :]
+
+    def flat(self, entries: Entries) -> Tensor:
+        """Log-probabilities [B, C] of a row whose rest is spread evenly, float32."""
+        kept, rest = self.log_probabilities(entries)
+        return (rest - math.log(self.others)).repeat(1, self.num_classes).scatter_(1, entries.ids, kept)

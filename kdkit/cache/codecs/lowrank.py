@@ -141,7 +141,7 @@ class LowRankCodec(Codec):
         lifted = self._keep_top1(entries, self.decode(self._pack(entries, gain_code, codes)))
         fitted = self._pack(lifted, gain_code, codes)
         decoded = self.decode(fitted)
-        closer = (log_p.exp() * (decoded - self.decode(even))).sum(dim=1) > 0
+        closer = (log_p.exp() * (decoded - self._format.flat(entries))).sum(dim=1) > 0
         ahead = decoded.argmax(dim=1) == entries.ids[:, 0]
         return torch.where((closer & ahead)[:, None], fitted, even)
 

@@ -24,7 +24,7 @@ _SOFT_SHARE = 0.3  # of the objective that is the divergence at T = 2: it costs 
 _RIDGE = 5e-5  # weight of the prior that coefficients spread as the sample's did, against a total class weight of 1
 _HEAVY, _MOST_HEAVY = 192, 2048  # classes of a row whose curvature is summed exactly: C / 6 between these bounds
 _JITTER = 1e-6  # of the mean curvature, so that rounding never makes a curvature singular
-_NEWTON_STEPS, _CLASSES_A_STEP = 3, 2048  # steps make up for the other classes, so more of those need more steps
+_NEWTON_STEPS = 2  # more of them bring the objective down and the divergence after rounding up
 _SWEEPS = 2
 _CPU_BYTES = 192 << 20  # of the largest temporary, of which about three exist at a time
 _GPU_BYTES = 1 << 30  # of all temporaries together
@@ -59,6 +59,35 @@ class Levels(NamedTuple):
     def values(self, codes: Tensor) -> Tensor:
         """Codes [B, D] -> nats."""
         return (codes - self.half) * self.step
+
+
+class _Block(NamedTuple):
+    """Coefficients that are rounded together, all in units of a level, those of a batch side by side."""
+
+    here: slice
+    max_codes: Sequence[int]
+    by_level: Tensor  # [W, B] by how much a level of each moves its own gradient
+    coupling: Tensor  # [W, W, B]; [i, j] is by how many levels a level of i moves what j should be
+
+    @classmethod
+    def of(cls, curvature: Tensor, levels: Levels, here: slice) -> _Block:
+        """The block `here`, with this curvature [B, W, W]."""
+        step = levels.step[:, here].T.contiguous()
+        curvature = curvature.permute(1, 2, 0)  # symmetric
+        by_level = curvature.diagonal().T * step
+        coupling = (curvature * (step[:, None] / by_level)).contiguous()
+        return cls(here, levels.max_codes[here], by_level, coupling)
+
+    def moves(self, codes: Tensor, gradient: Tensor) -> Tensor:
+        """By how many levels each coefficient with these codes and gradients [B, W] moves, one after the other."""
+        before = codes.T.contiguous()
+        wanted = before - gradient.T / self.by_level  # where each would be best, not rounded
+        moves = []
+        for code, own, others, max_code in zip(before, wanted, self.coupling, self.max_codes, strict=True):
+            move = own.round().clamp_(0, max_code).sub_(code)
+            wanted.addcmul_(others, move, value=-1)
+            moves.append(move)
+        return torch.stack(moves, dim=1)
 
 
 @dataclass(frozen=True)
@@ -112,7 +141,7 @@ class TailObjective:
         exact = _num_heavy(weight.shape[1])
         heavy, classes = weight.topk(exact, dim=1)
         floor = heavy[:, -1:] * float(weight.shape[1] > exact)
-        rows = F.embedding(classes, self.basis.T.contiguous()) - (weight @ self.basis.T)[:, None, :]
+        rows = F.embedding(classes, self.basis.T.contiguous()).sub_((weight @ self.basis.T)[:, None, :])
         rows *= (heavy - floor).sqrt()[:, :, None]
         trace = torch.linalg.vector_norm(rows, dim=(1, 2)).square()
         return curvature_of(rows, floor + self._prior + _JITTER * trace[:, None] / rows.shape[2])
@@ -123,47 +152,46 @@ class TailObjective:
         weight = self._weight
         level = (weight * residual).sum(dim=1, keepdim=True)
         descent = (weight * (residual - level)) @ self.basis.T  # of the quadratic form whose solution starts the search
-        best = self.curvature.solve(descent)
-        for _ in range(_NEWTON_STEPS + len(self.mean) // _CLASSES_A_STEP):
-            best = best - self.curvature.solve(self.gradient(best))
+        best, before = self.curvature.solve(descent), None
+        for _ in range(_NEWTON_STEPS):
+            step = -self.curvature.solve(self.gradient(best))
+            move = step if before is None else _accelerated(step, best - before[0], step - before[1])
+            best, before = best + move, (best, step)
         return best.nan_to_num(0.0, 0.0, 0.0)  # a row that cannot be fitted: the encoder stores it flat
 
     def round(self, coefficients: Tensor, levels: Levels) -> Tensor:
         """Codes int64 [B, D] near `coefficients` that make the objective small, by coordinate descent."""
         codes = levels.nearest(coefficients)
-        within = [self.curvature.block(here) for here in blocks(len(levels.half))]
+        within = [_Block.of(self.curvature.block(here), levels, here) for here in blocks(len(levels.half))]
         for _ in range(_SWEEPS):
             codes = self._sweep(codes, levels, within)
         return codes.to(torch.int64)
 
-    def _sweep(self, codes: Tensor, levels: Levels, within: Sequence[Tensor]) -> Tensor:
+    def _sweep(self, codes: Tensor, levels: Levels, within: Sequence[_Block]) -> Tensor:
         """Each coefficient in turn to the level that is best given all the others.
 
         A block of coefficients is worked on by itself, all in units of a level, and the others follow at its end: the
         arithmetic is the same, the memory that each coefficient touches an eighth.
         """
         gradient, rounded, carried = self.gradient(levels.values(codes)), [], None
-        for here, block in zip(blocks(len(levels.half)), within, strict=True):
+        for block in within:
+            here = block.here
             before, pull = codes[:, here], gradient[:, here]
             if carried is not None:
                 pull = pull + self.curvature.felt(carried, here)
-            moved = _sweep_block(before, pull, block, levels, here)
+            moved = block.moves(before, pull)
             rounded.append(before + moved)
             carried = self.curvature.carry(carried, moved * levels.step[:, here], here)
         return torch.cat(rounded, dim=1)
 
 
-def _sweep_block(codes: Tensor, gradient: Tensor, curvature: Tensor, levels: Levels, here: slice) -> Tensor:
-    """By how many levels each coefficient of the block `here`, with these codes and gradients, moves; [B, W]."""
-    step = levels.step[:, here].T.contiguous()  # [W, B]: the coefficients of a batch side by side
-    curvature = curvature.permute(1, 2, 0)  # [W, W, B], symmetric
-    by_level = curvature.diagonal().T * step
-    pull = gradient.T / by_level  # [W, B] by how many levels each is off
-    coupling = (curvature * (step[:, None] / by_level)).contiguous()  # [i, j] is what a level of i adds to j's pull
-    before = codes.T.contiguous()
-    moves = []
-    for code, own, others, max_code in zip(before, pull, coupling, levels.max_codes[here], strict=True):
-        move = (code - own).round_().clamp_(0, max_code).sub_(code)
-        pull.addcmul_(others, move)
-        moves.append(move)
-    return torch.stack(moves, dim=1)
+def _accelerated(step: Tensor, moved: Tensor, changed: Tensor) -> Tensor:
+    """Anderson's mixing (1965; depth 1): how far to go where the step of each row is known at two places, [B, D].
+
+    Args:
+        step: Newton's step here.
+        moved: how far the last move went.
+        changed: how much the step changed with it.
+    """
+    share = (changed * step).sum(dim=1, keepdim=True) / changed.square().sum(dim=1, keepdim=True).clamp_min(1e-30)
+    return step - share.clamp_(-1, 1) * (moved + changed)
