@@ -57,6 +57,7 @@ def of(rows: Rows, *wanted: Any) -> Rows:
     return {name: row for name, row in rows.items() if set(name) & set(wanted)}
 
 
+@pytest.mark.slow
 def test_views_and_images_added_to_coded_features_are_coded_as_the_first_ones(folder: Path, run: Any) -> None:
     run(f"cache build some {BUILD} {CODED} --views 1 -o t.h5")
     run(f"cache build some {BUILD} {CODED} --views 2 -o two.h5")
@@ -82,6 +83,7 @@ def test_views_and_images_added_to_coded_features_are_coded_as_the_first_ones(fo
             assert lost == pytest.approx(of_once, rel=0.1, abs=5e-3)  # not coded twice
 
 
+@pytest.mark.slow
 def test_coded_features_are_recoded_merged_pruned_packed_shown_and_verified(folder: Path, run: Any) -> None:
     run(f"cache build some {BUILD} --views 2 -o f.h5")
     run(f"cache build all {BUILD} {CODED} --views 2 --no-pack -o c.h5")
