@@ -1,6 +1,6 @@
 """What does a student learn from features in fewer bytes? The same student, from float16, int8 and compact features.
 
-    python benchmarks/feature_students.py        (about 10 minutes on one core)
+    python benchmarks/feature_students.py        (about 10 minutes on one calm core)
 
 Needs the `test` extra. The teacher is tf_efficientnet_lite0 with ImageNet weights. Its features for replayed crops of
 19 photographs, which it sees at 224 pixels, are cached once by build_cache, as float16. The student, timm's
