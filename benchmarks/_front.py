@@ -76,7 +76,15 @@ def reading(folder: Path) -> str:
 
 def story(folder: Path) -> str:
     """Scores of the students trained from each cache format."""
-    figures = latest("story", folder)["figures"]
+    return _students(latest("story", folder)["figures"])
+
+
+def imported(folder: Path) -> str:
+    """Scores of the students trained from imported labels and from one's own cache."""
+    return _students(latest("imported_students", folder)["figures"])
+
+
+def _students(figures: Mapping[str, Any]) -> str:
     rows = []
     for name, scores in figures.items():
         scored = [f"{scores[f'{part}_{key}']:{form}}" for part in HELD_OUT for key, form in SCORES]
@@ -140,6 +148,7 @@ FIGURES: dict[str, Callable[[Path], str]] = {
     "codecs": codecs,
     "reading": reading,
     "story": story,
+    "imported": imported,
 }
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import re
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from kdkit import __version__
 from kdkit.cli import COMMANDS, main
 
 project = "kdkit"
+copyright = "The kdkit authors, Apache-2.0"
 release = version = __version__
 html_theme = "furo"
 html_title = "kdkit"
@@ -29,22 +31,46 @@ autodoc_default_options = {"members": True, "show-inheritance": True}
 napoleon_google_docstring = True
 
 _STAR = re.compile(r"(?<![\w*`\\])\*(?=\w)")
-_LINK = re.compile(r"\[([^\]]+)\]\((\.\.?/[^)#\s]+)(?:#[^)]*)?\)")
+_LINK = re.compile(r"(?<!!)\[([^\]]+)\]\(([^)#\s:]+)(#[^)\s]*)?\)")
+_INCLUDED = {
+    "CHANGELOG.md": "changelog.md",
+    "README.md": "index.md",
+    "cache/CODECS.md": "codecs.md",
+    "cache/FORMAT.md": "format.md",
+}
+"""File of the repository -> the page here that includes it."""
 
 
-def _name_files_outside(app: Sphinx, page: str, source: list[str]) -> None:
-    """Links to files of the repository that are not pages here become their names; a missing file is an error."""
-    root = Path(app.srcdir)
+def _mend_links(text: str, place: Path, page: Path) -> str:
+    """The text of the file at `place`, its relative links as `page` has them: to pages, and of other files the name.
+
+    Raises:
+        FileNotFoundError: a link leads nowhere.
+    """
+    docs = Path(__file__).parent
 
     def shown(link: re.Match[str]) -> str:
-        text, target = link.groups()
-        place = (root / page).parent.joinpath(target).resolve()
-        if not place.exists():
-            raise FileNotFoundError(f"{page} links to {target}, which is not there")
-        inside = place.is_relative_to(root) and place.suffix == ".md"
-        return link[0] if inside else f"{text} (`{place.relative_to(root.parent)}`)"
+        name, target, anchor = link.groups()
+        found = (place.parent / target).resolve()
+        if not found.exists():
+            raise FileNotFoundError(f"{place} links to {target}, which is not there")
+        inside = found.relative_to(docs.parent).as_posix()
+        found = docs / _INCLUDED.get(inside, found)
+        if found.is_relative_to(docs) and found.suffix == ".md":
+            return f"[{name}]({os.path.relpath(found, page.parent)}{anchor or ''})"
+        return f"`{inside}`" if name in (inside, f"`{inside}`") else f"{name} (`{inside}`)"
 
-    source[0] = _LINK.sub(shown, source[0])
+    return _LINK.sub(shown, text)
+
+
+def _mend_page(app: Sphinx, page: str, source: list[str]) -> None:
+    place = Path(app.srcdir) / f"{page}.md"
+    source[0] = _mend_links(source[0], place, place)
+
+
+def _mend_included(app: Sphinx, place: Path, page: str, source: list[str]) -> None:
+    docs = Path(app.srcdir)
+    source[0] = _mend_links(source[0], (docs / place).resolve(), docs / f"{page}.md")
 
 
 def _add_help(app: Sphinx, page: str, source: list[str]) -> None:
@@ -65,6 +91,7 @@ def _show_stars(app: Sphinx, what: str, name: str, obj: object, options: object,
 
 def setup(app: Sphinx) -> None:
     """Sphinx calls this."""
-    app.connect("source-read", _name_files_outside)
+    app.connect("source-read", _mend_page)
+    app.connect("include-read", _mend_included)
     app.connect("source-read", _add_help)
     app.connect("autodoc-process-docstring", _show_stars, priority=100)  # before napoleon, which escapes *args itself

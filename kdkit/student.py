@@ -41,6 +41,8 @@ WEIGHTS = "model.safetensors"
 """The weights of an export."""
 CACHES = "kdkit_caches"
 """Where the configuration of an export holds `Student.caches`."""
+LIVE_TEACHER = "kdkit_live_teacher"
+"""Where it holds `Student.live_teacher`."""
 CHECKPOINTS = (BEST, LAST, WEIGHTS)
 """The files of a run's or an export's folder that weights are loaded from; the first that exists is used."""
 
@@ -70,6 +72,9 @@ class Student:
     caches: tuple[dict[str, str], ...] = ()
     """The caches that taught it: {"teacher": its name, "identity": SHA-256 of the cache's metadata}; empty for a
     student of a live teacher or of labels alone, and in files from before that was recorded."""
+    live_teacher: str | None = None
+    """Name of the teacher that ran in every step, alone or beside caches; None without one, for the student's own
+    moving average, and in files from before that was recorded."""
 
     def write(self, folder: Path) -> None:
         """Writes `folder`/student.json."""
@@ -106,9 +111,10 @@ class Student:
         return ViewRecipe.evaluation(self.input_size, crop_pct=self.crop_pct, interpolation=self.interpolation)
 
 
-def describe_caches(caches: Sequence[Mapping[str, str]]) -> list[str]:
-    """A line for each cache that taught a student: its teacher and the beginning of its identity."""
-    return [f"{cache.get('teacher')}, cache {str(cache.get('identity'))[:_SHOWN]}" for cache in caches]
+def describe_teachers(caches: Sequence[Mapping[str, str]], live_teacher: str | None) -> list[str]:
+    """A line for each teacher of a student: of a cache with the beginning of the cache's identity, and the live one."""
+    lines = [f"{cache.get('teacher')}, cache {str(cache.get('identity'))[:_SHOWN]}" for cache in caches]
+    return lines if live_teacher is None else [*lines, f"{live_teacher}, live"]
 
 
 def is_student_folder(name: str | Path) -> bool:
@@ -139,7 +145,7 @@ def load_student(config: StudentConfig) -> tuple[nn.Module, Student]:
     found = None if config.checkpoint is None else read_checkpoint(config.checkpoint, ema=config.ema)
     model = build_model(name, found, subject="student")
     student = _described(name, model, found)
-    return model.eval(), dataclasses.replace(student, caches=_exported_caches(folder)) if folder.is_dir() else student
+    return model.eval(), dataclasses.replace(student, **_exported_teachers(folder)) if folder.is_dir() else student
 
 
 def _load_run(folder: Path, config: StudentConfig) -> tuple[nn.Module, Student]:
@@ -185,11 +191,15 @@ def _checkpoint(folder: Path) -> Path:
     raise CheckpointError(f"{str(folder)!r} holds no checkpoint yet: expected one of {', '.join(CHECKPOINTS)}")
 
 
-def _exported_caches(folder: Path) -> tuple[dict[str, str], ...]:
-    """The caches that an export names; none if its configuration does not name them as kdkit does."""
-    found = read_json(folder / EXPORTED, error=CheckpointError).get(CACHES)
+def _exported_teachers(folder: Path) -> dict[str, Any]:
+    """The caches and the live teacher that an export names; none if it names them otherwise than kdkit does."""
+    config = read_json(folder / EXPORTED, error=CheckpointError)
+    found, live = config.get(CACHES), config.get(LIVE_TEACHER)
     caches = found if isinstance(found, list) else []
-    return tuple(cache for cache in caches if isinstance(cache, dict) and {*map(type, cache.values())} == {str})
+    return {
+        "caches": tuple(cache for cache in caches if isinstance(cache, dict) and {*map(type, cache.values())} == {str}),
+        "live_teacher": live if isinstance(live, str) else None,
+    }
 
 
 def _described(name: str, model: nn.Module, checkpoint: Checkpoint | None) -> Student:

@@ -29,6 +29,7 @@ from kdkit.cache.reader import CachedTeacher
 from kdkit.cache.writer import CacheWriter
 from kdkit.data import ReplayedDataset, translate_worker_errors
 from kdkit.data.ranks import check_same_on_ranks
+from kdkit.errors import CacheMismatchError
 from kdkit.runtime import distributed
 from kdkit.runtime.agreement import check_same_settings
 from kdkit.teachers import Teacher
@@ -68,13 +69,13 @@ def extend_cache(
         show_progress: whether progress is shown on standard error, by rank 0.
 
     Raises:
-        CacheMismatchError: the cache was made with other settings, or has more views; names the field and both values.
+        CacheMismatchError: the cache was made with other settings or elsewhere, or has more views; names what differs.
         DatasetError, ConfigError: another rank has other data or another teacher; names both.
         CacheIncompleteError, CacheLockedError: its build has not finished, or another process is writing it.
         NonFiniteOutputError: an output is NaN, infinite, or beyond what the codec can hold; names samples.
         CacheError: the folder cannot be written, or the disk is full.
     """
-    cache = CachedTeacher(path)
+    cache = open_extendable(path)
     check_same_on_ranks(dataset)
     dataset = as_built(dataset).without(recorded_absent(Path(path)))
     teacher, device = placed(for_dataset(teacher, dataset, cache.codecs), device)
@@ -95,6 +96,27 @@ def extend_cache(
         distributed.on_rank_zero(lambda: cache.match(known, allow_mismatch=allow_mismatch))
     config = replace(_config_of(cache.metadata, loading), unreadable=unreadable)
     return add_images(teacher, part_of(dataset, more), cache, config, **run)
+
+
+def open_extendable(path: str | Path) -> CachedTeacher:
+    """Opens a cache whose teacher kdkit ran, on views that it drew itself, so that there can be more of them.
+
+    Raises:
+        CacheMismatchError: the outputs or the views are from elsewhere.
+    """
+    cache = CachedTeacher(path)
+    shown = f"the cache {str(cache.path)!r} cannot be extended"
+    if not cache.metadata.has_pixels:
+        raise CacheMismatchError(
+            f"{shown}: its outputs were imported or written, and kdkit did not run its teacher: import or write them "
+            "again, with those of all images and views"
+        )
+    if cache.recipe.recorded is not None:
+        raise CacheMismatchError(
+            f"{shown}: its views are those that another cache records: build it again, --like a cache that records all "
+            "images and views"
+        )
+    return cache
 
 
 def _add_views(

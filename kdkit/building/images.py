@@ -106,15 +106,10 @@ def check_can_grow(cache: CachedTeacher) -> None:
 
     Raises:
         CacheError: the cache is a folder of shards, or is being extended to more views.
-        CacheMismatchError: its views are mixed or recorded.
+        CacheMismatchError: its views are mixed.
     """
     in_place.check_replaceable(cache)
     check_stands_alone(cache, "extended by images")
-    if cache.recipe.recorded is not None or not cache.metadata.has_pixels:
-        raise CacheMismatchError(
-            f"the cache {str(cache.path)!r} cannot be extended by images: kdkit did not run its teacher; import "
-            "the other images, or write their rows, and merge the caches with `kdkit cache merge`"
-        )
 
 
 def _check_same_teacher(cache: CachedTeacher, plan: BuildPlan) -> None:

@@ -1,28 +1,34 @@
-"""A line while PyTorch loads, which takes seconds from a cold disk, so that a command does not seem to hang."""
+"""A line while PyTorch, or weights from the hub, take seconds to load, so that a command does not seem to hang."""
 
 from __future__ import annotations
 
+import logging
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 _SECONDS = 1.0
+_WEIGHTS = "kdkit.teachers.hub"  # its logger: a module that is imported later, with PyTorch
 
 
 @contextmanager
 def loading_notice() -> Iterator[None]:
-    """Within the context, a terminal shows a line if PyTorch is still being loaded after a second."""
-    if not sys.stderr.isatty():
-        yield
-        return
+    """Within the context, standard error has a line before weights are loaded from the hub; and a terminal a line if
+    PyTorch is still being loaded after a second."""
+    handler, logger = logging.StreamHandler(), logging.getLogger(_WEIGHTS)
+    handler.setFormatter(logging.Formatter("kdkit: %(message)s"))
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
     timer = threading.Timer(_SECONDS, _tell)
     timer.daemon = True
-    timer.start()
+    if sys.stderr.isatty():
+        timer.start()
     try:
         yield
     finally:
         timer.cancel()
+        logger.removeHandler(handler)
 
 
 def _tell() -> None:

@@ -9,9 +9,8 @@ from kdkit.cli._parse import parse_config
 def run(arguments: list[str]) -> None:
     """Adds views and images to a finished cache, or resumes an extension that was stopped."""
     config = parse_config(CacheExtendConfig, "cache extend", arguments, {"FILE": "cache", "DATA": "data"})
-    from kdkit.building.extend import extend_cache
+    from kdkit.building.extend import extend_cache, open_extendable
     from kdkit.building.shards import RANK_TIMEOUT
-    from kdkit.cache import open_cache
     from kdkit.cli._header import describe_built
     from kdkit.data.ranks import open_on_all_ranks
     from kdkit.dataset import open_dataset
@@ -22,7 +21,7 @@ def run(arguments: list[str]) -> None:
 
     with distributed.process_group(config.device, timeout=RANK_TIMEOUT):
         device = resolve_device(config.device)
-        metadata = open_cache(config.cache).metadata
+        metadata = open_extendable(config.cache).metadata
         recipe = ViewRecipe.from_dict({**metadata.recipe, "num_views": config.num_views or metadata.num_views})
         dataset = open_on_all_ranks(lambda: open_dataset(config.data, recipe=recipe, **config.columns))
         report = extend_cache(

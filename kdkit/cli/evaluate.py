@@ -11,7 +11,7 @@ def run(arguments: list[str]) -> None:
     config = parse_config(EvaluateConfig, "evaluate", arguments, {"RUN": "student", "DATA": "data"})
     from kdkit.evaluation.student import evaluate_student
     from kdkit.runtime.layout import format_rate, print_wrapped
-    from kdkit.student import describe_caches
+    from kdkit.student import describe_teachers
 
     report = evaluate_student(config, show_progress=True)
     figures = f"loss {report.loss:.4f}"
@@ -21,5 +21,5 @@ def run(arguments: list[str]) -> None:
     if report.weights is not None:
         print_wrapped(f"weights: {report.weights}")
     print_wrapped(f"{report.student}: {figures}, {size}")
-    for line in describe_caches(report.caches):
+    for line in describe_teachers(report.caches, report.live_teacher):
         print_wrapped(f"taught by {line}")

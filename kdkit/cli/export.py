@@ -18,7 +18,7 @@ def run(arguments: list[str]) -> None:
         print_wrapped(f"weights: {report.weights}")
     for file in report.files:
         print(f"{file}: {file.stat().st_size:,} bytes")
-    for line in report.caches:
+    for line in report.taught_by:
         print_wrapped(f"taught by {line}")
     if any(file.name == STUDENT for file in report.files):
         print(f"kdkit evaluate {report.folder} DATA, and --teacher {report.folder} load it")

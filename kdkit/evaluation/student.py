@@ -57,6 +57,8 @@ class EvaluateReport:
     """The weights file and its epoch; None for an export, and for weights of timm."""
     caches: tuple[dict[str, str], ...] = ()
     """The caches that taught the student, as `kdkit.student.Student` names them."""
+    live_teacher: str | None = None
+    """The teacher that ran in every step of its training, alone or beside caches; None without one."""
 
 
 @translate_worker_errors()
@@ -113,6 +115,7 @@ def evaluate_student(config: EvaluateConfig, *, show_progress: bool = False) -> 
         found.get("mAP"),
         student.weights,
         student.caches,
+        student.live_teacher,
     )
     if output is not None:
         files.write_text(output, json.dumps(dataclasses.asdict(report), indent=2) + "\n")

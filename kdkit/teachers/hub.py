@@ -6,6 +6,18 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from kdkit.runtime import distributed
+
+_logger = logging.getLogger(__name__)
+
+
+def tell_loading(name: str) -> None:
+    """Logs once, by rank 0, whose weights come from a network: without one, the clients retry for about a minute."""
+    from huggingface_hub import constants
+
+    if not constants.HF_HUB_OFFLINE and distributed.rank() == 0:
+        _logger.info("loading the weights of %s from the hub", name)
+
 
 @contextmanager
 def quiet_hub() -> Iterator[None]:

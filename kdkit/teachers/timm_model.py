@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from kdkit.errors import CheckpointError, ConfigError, KdkitError, UnknownNameError, first_line, nearest
 from kdkit.runtime.memory import is_out_of_memory
 from kdkit.teachers.fitting import fit_state, image_size_of, load_state, skeleton_of
-from kdkit.teachers.hub import quiet_hub
+from kdkit.teachers.hub import quiet_hub, tell_loading
 from kdkit.teachers.imported_model import create_imported_model, find_function, is_import_path
 from kdkit.teachers.model_config import model_config, state_config
 from kdkit.teachers.model_folder import FOLDER_PREFIX, check_num_weights, find_weights
@@ -151,6 +151,8 @@ def create_model(name: str, subject: str, *, pretrained: bool = False, **options
         CheckpointError: the weights could not be loaded.
     """
     file = options.pop(CHECKPOINT_PATH, None)
+    if pretrained and not is_import_path(name) and not name.startswith(FOLDER_PREFIX):
+        tell_loading(name)
     try:
         with quiet_hub():
             model = _create(name, subject, pretrained=pretrained, **options)

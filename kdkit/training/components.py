@@ -32,7 +32,7 @@ from kdkit.teachers.timm_model import FIRST_WEIGHTS, check_name, size_option
 from kdkit.training.config import DistillConfig
 from kdkit.training.create_task import create_task
 from kdkit.training.labels import check_labels, class_names_of
-from kdkit.training.live import live_teacher_of
+from kdkit.training.live import live_name_of, live_teacher_of
 from kdkit.training.run import origins_of, write_config
 from kdkit.training.selection import ChosenSamples
 
@@ -188,6 +188,7 @@ def describe(
         num_parameters=sum(parameter.numel() for parameter in student.parameters()),
         num_views=dataset.recipe.num_views,
         caches=origins_of(cache),
+        live_teacher=live_name_of(task, cache),
     ).write(output)
 
 

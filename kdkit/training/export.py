@@ -21,7 +21,7 @@ from kdkit.errors import KdkitError, MissingDependencyError
 from kdkit.runtime import files
 from kdkit.runtime.install import install_command
 from kdkit.runtime.output import check_not_input, prepare_output
-from kdkit.student import CACHES, STUDENT, WEIGHTS, Student, describe_caches, load_student
+from kdkit.student import CACHES, LIVE_TEACHER, STUDENT, WEIGHTS, Student, describe_teachers, load_student
 from kdkit.student import EXPORTED as CONFIG
 from kdkit.teachers.class_indices import OF_A_RUN, TAG
 from kdkit.teachers.model_config import model_config
@@ -50,8 +50,8 @@ class ExportReport:
     """The files that were written."""
     weights: str | None = None
     """The weights file and its epoch; None for weights of timm."""
-    caches: tuple[str, ...] = ()
-    """A line for each cache that taught the student: its teacher and its identity."""
+    taught_by: tuple[str, ...] = ()
+    """A line for each teacher of the student: of a cache with the cache's identity, and the live one."""
 
 
 def export_student(config: ExportConfig) -> ExportReport:
@@ -85,7 +85,9 @@ def export_student(config: ExportConfig) -> ExportReport:
         if config.onnx:
             _write_onnx(model, student.input_size, folder / ONNX)
     written = tuple(path for name in _FILES if (path := folder / name).exists())
-    return ExportReport(folder, written, student.weights, tuple(describe_caches(student.caches)))
+    return ExportReport(
+        folder, written, student.weights, tuple(describe_teachers(student.caches, student.live_teacher))
+    )
 
 
 @contextmanager
@@ -121,6 +123,7 @@ def _write_for_timm(model: nn.Module, student: Student, folder: Path) -> None:
         model_config={
             **({} if student.class_names is None else {"label_names": list(student.class_names)}),
             **({CACHES: list(student.caches)} if student.caches else {}),
+            **({LIVE_TEACHER: student.live_teacher} if student.live_teacher else {}),
         },
         safe_serialization=True,
         data_config={

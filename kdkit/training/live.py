@@ -23,6 +23,13 @@ def live_part_of(cache: CacheReader | None) -> LiveTeacher | None:
     return None if mix is None else mix.live
 
 
+def live_name_of(task: TrainingTask, cache: CacheReader | None) -> str | None:
+    """Name of the teacher that runs in every step, alone or as a part of a mix; None without one, or of weight 0."""
+    mix = _mix_of(cache)
+    teacher = live_teacher_of(task) if mix is None else mix.live if mix.weights[-1] > 0 else None
+    return None if teacher is None else teacher.name
+
+
 def _mix_of(cache: CacheReader | None) -> CacheMixture | None:
     whole = cache.cache if isinstance(cache, ClassSelection) else cache
     return whole if isinstance(whole, CacheMixture) else None

@@ -12,7 +12,7 @@ import yaml
 from kdkit._version import __version__
 from kdkit.errors import KdkitError, printable
 from kdkit.runtime.reading import read_text, read_yaml
-from kdkit.student import Student, describe_caches
+from kdkit.student import Student, describe_teachers
 from kdkit.training.logger import SUMMARY
 from kdkit.training.run import CONFIG
 
@@ -78,8 +78,8 @@ def _facts(student: Student, run: Path) -> Iterator[tuple[str, Any]]:
 
 
 def _teacher(student: Student, config: Mapping[str, Any]) -> str:
-    if student.caches:
-        return "; ".join(describe_caches(student.caches))
+    if teachers := describe_teachers(student.caches, student.live_teacher):
+        return "; ".join(teachers)
     teacher = config.get("teacher")
     return str(teacher.get("model")) if isinstance(teacher, dict) else "none, labels alone"
 

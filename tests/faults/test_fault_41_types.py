@@ -17,6 +17,7 @@ import torch
 from support import tiny_model, write_digits
 
 from kdkit.cli import main
+from kdkit.cli._loading import loading_notice
 from kdkit.errors import CheckpointError
 from kdkit.teachers.timm_model import create_model
 
@@ -178,7 +179,15 @@ def test_fault_41_a_value_that_cannot_work_is_one_line(
 def test_fault_41_pretrained_weights_without_a_network_are_one_line(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(CheckpointError, match=r"the pretrained weights of the student 'test_resnet' could not be loa"):
-        create_model("test_resnet", "student", pretrained=True)
-    assert capfd.readouterr().err == ""
+    def refuse(*given: object, **options: object) -> None:  # at once, in place of the client's retries
+        raise ConnectionError("nobody answers")
+
+    for is_offline in (True, False):
+        with monkeypatch.context() as network, loading_notice():
+            network.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", is_offline)
+            if not is_offline:
+                network.setattr("timm.create_model", refuse)
+            with pytest.raises(CheckpointError, match=r"the pretrained weights of the student .test_resnet. could"):
+                create_model("test_resnet", "student", pretrained=True)
+        told = "" if is_offline else "kdkit: loading the weights of test_resnet from the hub\n"
+        assert capfd.readouterr().err == told

@@ -13,9 +13,13 @@ import numpy as np
 import pytest
 import torch
 from foreign_caches import DATA, TRAIN, photographs
+from support import tiny_model
 
+from kdkit import build_cache, create_teacher, extend_cache, open_dataset
+from kdkit.building.config import BuildConfig
 from kdkit.cache import open_cache
 from kdkit.cli import main
+from kdkit.errors import CacheMismatchError
 from kdkit.importers import IMPORTERS
 
 STUDENT = ("--student", "test_resnet", "--batch-size", "3", "--device", "cpu", "--workers", "0", "--no-preflight")
@@ -148,10 +152,21 @@ def test_a_student_learns_from_labels_of_other_classes_without_the_folders_label
     assert "no label takes part in the loss" in caplog.text
 
 
-def test_recorded_views_cannot_be_extended(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = tmp_path / "teacher.h5"
-    assert main(["cache", "import", "ml-dr", str(DATA / "ml-dr/randaug"), str(TRAIN), "-o", str(path)]) == 0
-    capsys.readouterr()
-    command = ["cache", "extend", str(path), str(TRAIN), "--views", "8", "--teacher", "test_resnet", "--device", "cpu"]
-    assert main(command) == 1
-    assert "recorded in a cache" in capsys.readouterr().err
+@pytest.mark.parametrize("more", [["--views", "8"], []])
+def test_outputs_and_views_from_elsewhere_are_not_extended_and_the_line_says_what_to_do(
+    more: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    np.save(tmp_path / "x.npy", np.zeros((6, 4), "f4"))
+    sources = {"recorded": ["ml-dr", str(DATA / "ml-dr/randaug")], "array": ["arrays", str(tmp_path / "x.npy")]}
+    for name, source in sources.items():
+        path = str(tmp_path / f"{name}.h5")
+        assert main(["cache", "import", *source, str(TRAIN), "-o", path]) == 0
+        for teacher in ([], ["--teacher", "test_resnet"]):
+            capsys.readouterr()
+            assert main(["cache", "extend", path, str(TRAIN), *more, *teacher, "--device", "cpu"]) == 1
+            assert "its outputs were imported or written, and kdkit did not run" in capsys.readouterr().err
+    cache, teacher_of_four = open_cache(tmp_path / "recorded.h5"), create_teacher(tiny_model(num_classes=4))
+    dataset = open_dataset(TRAIN, recipe=cache.recipe, records=cache)
+    build_cache(teacher_of_four, dataset, tmp_path / "like.h5", BuildConfig(num_workers=0))
+    with pytest.raises(CacheMismatchError, match="those that another cache records: build it again, --like a cache"):
+        extend_cache(teacher_of_four, dataset, tmp_path / "like.h5")

@@ -26,6 +26,7 @@ from kdkit.report.class_charts import class_charts, confusion
 from kdkit.report.config import ReportConfig
 from kdkit.report.curves import curve_charts
 from kdkit.report.run_files import Run, read_runs
+from kdkit.runtime.install import install_command
 from kdkit.student import BEST
 from kdkit.teachers import Teacher
 
@@ -253,7 +254,7 @@ def test_without_plotly_one_line_says_what_to_install(
         raise ModuleNotFoundError(name)
 
     monkeypatch.setattr(report_module.resources, "files", missing)
-    with pytest.raises(MissingDependencyError, match=r"pip install .*\[report\]"):
+    with pytest.raises(MissingDependencyError, match=re.escape(install_command("report"))):
         write_report(config(folder, tmp_path / "r.html"))
 
 

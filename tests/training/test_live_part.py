@@ -86,6 +86,7 @@ def test_a_live_teacher_runs_in_the_precision_of_a_build_which_a_resumed_run_mus
             on_cuda.setattr(live, "choose_autocast", lambda *given: choose(*given[:3], torch.device("cuda")))
             on_cuda.setattr(precision, "check_precision", lambda *given: check(*given[:-1], torch.device("cpu")))
             assert main(command) == 0
+        assert Student.read(tmp_path / name).live_teacher == "test_resnet"
         header = " ".join(capsys.readouterr().err.split())
         assert f"{text} autocast bfloat16, off by logits " in header
         assert main([*command, "--resume"]) == 1

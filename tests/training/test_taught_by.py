@@ -1,4 +1,4 @@
-"""A student names the caches that taught it: in its checkpoint, its description, its evaluation and its export."""
+"""A student names its caches and its live teacher: in its checkpoint, description, evaluation and export."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from kdkit.cli import main
 from kdkit.student import Student
 
 
-@pytest.mark.parametrize("names", ["a", "ab"])
-def test_the_identities_of_the_caches_go_with_the_student(
-    tmp_path: Path, names: str, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(("names", "live"), [("a", None), ("ab", "test_resnet")])
+def test_the_identities_of_the_caches_and_the_live_teacher_go_with_the_student(
+    tmp_path: Path, names: str, live: str | None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_digits(tmp_path / "data", 40)
     dataset, config = open_dataset(tmp_path / "data", recipe=RECIPE), BuildConfig(codec="float32", num_workers=0)
@@ -29,16 +29,21 @@ def test_the_identities_of_the_caches_go_with_the_student(
     identities = [open_cache(path).identity for path in paths]
     run, fixed = str(tmp_path / "run"), ["--workers", "0", "--device", "cpu"]
     train = ["--student", "test_resnet", "--epochs", "1", "--batch-size", "8", *fixed, "-o", run]
+    if live is not None:
+        torch.save(tiny_model(seed=2).state_dict(), tmp_path / "live.pth")
+        train += ["--teacher", str(tmp_path / "live.pth"), "--arch", live]
     assert main(["distill", str(tmp_path / "data"), "--cache", *paths, *train]) == 0
     checkpoint = torch.load(Path(run) / "last.pth.tar", weights_only=True)
     assert all(identity in checkpoint["kdkit"]["config"]["cache_sha256"] for identity in identities)
     expected = tuple({"teacher": "test_resnet", "identity": identity} for identity in identities)
     assert Student.read(Path(run)).caches == expected
+    assert Student.read(Path(run)).live_teacher == live
     assert main(["export", run, "-o", str(tmp_path / "out")]) == 0
     assert timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True).num_classes == 10
     _, header, card = (tmp_path / "out" / "README.md").read_text().split("---\n", 2)
     assert yaml.safe_load(header)["library_name"] == "timm"
     assert all(f"test_resnet, cache {identity[:16]}" in card for identity in identities)
+    assert ("; test_resnet, live |" in card) == (live is not None)
     assert f"| training images | {tmp_path / 'data'} |" in card
     told = json.loads((tmp_path / "out" / "config.json").read_text())["pretrained_cfg"]
     assert told["tag"] == "kdkit"
@@ -47,15 +52,17 @@ def test_the_identities_of_the_caches_go_with_the_student(
         report = tmp_path / "report.json"
         command = ["evaluate", student, str(tmp_path / "data"), *fixed, "--output", str(report), "--overwrite"]
         assert main(command) == 0
-        assert tuple(json.loads(report.read_text())["caches"]) == expected
+        found = json.loads(report.read_text())
+        assert (tuple(found["caches"]), found["live_teacher"]) == (expected, live)
         shown = capsys.readouterr().out
         assert all(f"taught by test_resnet, cache {identity[:16]}" in shown for identity in identities)
+        assert ("taught by test_resnet, live\n" in shown) == (live is not None)
 
 
-def test_a_student_from_before_caches_were_named_is_read(tmp_path: Path) -> None:
+def test_a_student_from_before_teachers_were_named_is_read(tmp_path: Path) -> None:
     student = Student("test_resnet", {"num_classes": 10}, 32, 1.0, "bicubic", None)
     student.write(tmp_path)
     values = json.loads((tmp_path / "student.json").read_text())
-    del values["caches"]
+    del values["caches"], values["live_teacher"]
     (tmp_path / "student.json").write_text(json.dumps(values))
     assert Student.read(tmp_path) == student

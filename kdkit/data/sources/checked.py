@@ -81,16 +81,18 @@ def check_source(source: ImageSource) -> None:
         raise DatasetError(f"a sample has the key {other!r}, a {type(other).__name__}: keys must be strings")
     if source.class_names is not None:
         check_texts(source.class_names, "class_names")
-    if len(set(source.keys)) != len(source.keys):
-        raise DatasetError(f"two samples have the key {_first_repeated(source.keys)!r}: keys must be unique")
+    if (rows := first_repeated(source.keys)) is not None:
+        raise DatasetError(
+            f"two samples have the key {source.keys[rows[0]]!r}, numbers {rows[0]:,} and {rows[1]:,}: keys must be "
+            "unique"
+        )
     if not any(kind.__module__ in _REPEATABLE for kind in type(source).__mro__):
         check_repeatable(source.__getitem__, len(source), type(source).__name__)
 
 
-def _first_repeated(keys: Sequence[str]) -> str:
-    seen: set[str] = set()
-    for key in keys:
-        if key in seen:
-            return key
-        seen.add(key)
-    raise AssertionError("no key is repeated")
+def first_repeated(keys: Sequence[str]) -> tuple[int, int] | None:
+    """The rows of the first key that is repeated; None if each stands once."""
+    if len(set(keys)) == len(keys):
+        return None
+    rows: dict[str, int] = {}
+    return next((rows[key], row) for row, key in enumerate(keys) if rows.setdefault(key, row) != row)

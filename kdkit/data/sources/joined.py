@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from kdkit.data.sources.base import ImageSource, describe, targets_of
-from kdkit.data.sources.checked import check_source
+from kdkit.data.sources.checked import check_source, first_repeated
 from kdkit.data.sources.left_out import skipped_of
 from kdkit.data.sources.multi_label import num_labels_of
 from kdkit.errors import ClassMismatchError, DatasetError, nearest
@@ -28,7 +28,8 @@ class JoinedSource:
         names: a name for each of them, a path or an hfds/ name, of which the last part stands before its keys.
 
     Raises:
-        DatasetError: two sources have the same name, only some name their classes, or one has several labels per image.
+        DatasetError: two sources have the same name or two samples one key, only some sources name their classes, or
+            one has several labels per image.
         ClassMismatchError: a source has a class that the first one does not have, or sources of different classes have
             two of one name.
     """
@@ -47,6 +48,7 @@ class JoinedSource:
             f"{prefix}{text}" for source, prefix in zip(sources, prefixes, strict=True) for text in skipped_of(source)
         ]
         self._ends = np.cumsum([len(source) for source in sources]).tolist()
+        self._check_distinct(names)
         self.class_names: Sequence[str] | None = next((s.class_names for s in sources if s.class_names), None)
         self._classes = [self._match(source, name) for source, name in zip(sources, names, strict=True)]
         known = [targets_of(source) for source in sources]
@@ -82,6 +84,16 @@ class JoinedSource:
                     f"{nearest(own, places)}: give it the same classes, or its images in a flat folder, without labels"
                 )
         return {index: places[own] for index, own in enumerate(source.class_names) if places[own] != index}
+
+    def _check_distinct(self, names: Sequence[str]) -> None:
+        """Checks the keys: one of the first source, which nothing stands before, may begin with another's name."""
+        if (rows := first_repeated(self.keys)) is None:
+            return
+        first, second = ((self.sources[number].keys[row], names[number]) for number, row in map(self.place_of, rows))
+        raise DatasetError(
+            f"two samples have the key {self.keys[rows[0]]!r}: {first[0]!r} of {first[1]!r}, and {second[0]!r} of "
+            f"{second[1]!r}, whose name stands before its keys: rename that"
+        )
 
     def place_of(self, row: int) -> tuple[int, int]:
         """The source of a row, and the row there."""

@@ -77,7 +77,10 @@ REFUSED: dict[str, tuple[Sequence[str], str]] = {
         ["sevens", "labelled"],
         "'labelled' has the class 'c0', which the first data with",
     ),
-    "a key twice": (["sevens", "sevens/c7"], "two samples have the key"),
+    "a key twice": (
+        ["sevens", "sevens/c7"],
+        r"two samples have the key '(c7/(\S+))': '\1' of 'sevens', and '\2' of 'sevens/c7', whose name stands before",
+    ),
 }
 
 

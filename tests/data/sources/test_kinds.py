@@ -382,8 +382,8 @@ def test_scalars_of_numpy_and_torch_are_class_indices(label: Any, index: int) ->
     "label",
     [
         np.float32(1), np.array(1.7), np.bool_(True), torch.tensor(1.7), torch.tensor(True), torch.tensor([0, 1]), "1",
-        np.datetime64("1970-01-01T00:00:00.000000001"), np.array(["1970-01-02"], "datetime64[D]"), np.timedelta64(1),
-        np.array(1, "timedelta64[s]"),
+        np.datetime64("1970-01-01T00:00:00.000000001"), np.array(["1970-01-02"], "datetime64[D]"),
+        np.timedelta64(1, "D"), np.array(1, "timedelta64[s]"),
     ],
 )  # fmt: skip
 def test_other_scalars_and_vectors_are_refused(label: Any) -> None:
