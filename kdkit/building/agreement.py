@@ -39,7 +39,7 @@ class Compared:
 
     difference: Tensor
     """Mean absolute difference of the row, encoded again, from the cached one: of log-probabilities in nats, of
-    features as a share of their mean size."""
+    features as a share of their mean size, or by how much farther the cached one is from the current output."""
     allowed: Tensor
     """Its expected size, from the teacher's precision."""
     divergence: Tensor | None
@@ -95,6 +95,9 @@ def compare(codec: RowCodec, values: Tensor, encoded: Tensor, rounding: float) -
     difference = (now - then).flatten(1).abs().mean(dim=1)
     size = values.flatten(1).float().abs()
     if not isinstance(codec, Codec):
+        # Another rounding may change a row's step, and so all its numbers; both rows are then as near to the output.
+        of_now, of_then = ((found - values.float()).flatten(1).abs().mean(dim=1) for found in (now, then))
+        difference = difference.minimum((of_then - of_now).clamp_min(0))
         difference /= now.flatten(1).abs().mean(dim=1).clamp_min(torch.finfo(torch.float32).tiny)
         return Compared(difference, torch.full_like(difference, max(_FEATURE_ROUNDINGS * rounding, _LEAST)), None, None)
     allowed = (_ROUNDINGS * rounding * size.amax(dim=1)).clamp_min(_LEAST)

@@ -17,7 +17,7 @@ from kdkit.building.config import BuildConfig
 from kdkit.building.teacher import check_encodable, run_teacher
 from kdkit.cache.codecs import Codec, FeatureCodec, HeadCodec, RowCodec, feature_codec_for
 from kdkit.cache.encoding import encode_in_parts, measure_in_parts
-from kdkit.cache.fidelity import summarise_rows
+from kdkit.cache.fidelity import FeatureSums, summarise_rows
 from kdkit.cache.format.constants import LOGITS
 from kdkit.cache.types import Array
 from kdkit.data import EpochSampler, ReplayedDataset, ReplayLoader, translate_worker_errors
@@ -48,7 +48,7 @@ class Probed:
 
 @translate_worker_errors()
 def fit_and_measure(
-    logit_codec: Codec | None,
+    given: Mapping[str, RowCodec],
     teacher: Teacher,
     dataset: ReplayedDataset,
     config: BuildConfig,
@@ -64,25 +64,30 @@ def fit_and_measure(
     it serves for both.
 
     Args:
-        logit_codec: codec of the logits, not fitted yet; None if logits are not among the configuration's streams.
+        given: stream -> its codec, fitted or not: that of the logits if they are a stream, and those of features that
+            do not follow from the configuration.
         teacher, dataset, config, device: as for build_cache.
         fit_rows: maximum number of rows that the codec of the logits is fitted on.
         show_progress: whether progress is shown on standard error.
     """
-    num_fitted = min(fit_rows, _max_fit_rows(logit_codec, config))
-    each = _spacing(num_fitted > 0, len(dataset))
+    num_fitted = min(fit_rows, _max_fit_rows(given, config))
+    each = measured_spacing(len(dataset), fits=num_fitted > 0)
     fitted, measured = _draw(dataset, each, num_fitted) if num_fitted else [], range(0, len(dataset), each)
-    codecs: dict[str, RowCodec] = {} if logit_codec is None else {LOGITS: logit_codec}
+    codecs = dict(given)
     measures: dict[str, list[Array]] = {stream: [] for stream in config.streams}
+    sums = {stream: FeatureSums() for stream in config.streams}
     work = f"fitting and measuring codecs on outputs of {teacher.name}"
     with progress(work, len(fitted) + len(measured), "images", enabled=show_progress, brief=True) as advance:
         run = _Run(teacher, dataset, config, device, advance)
         if fitted:
             _fit(codecs, fitted, run)
         for stream, values in run.outputs(measured, config.streams, codecs):
-            measures[stream].append(measure_in_parts(codecs[stream], values, encode_in_parts(codecs[stream], values)))
+            encoded = encode_in_parts(codecs[stream], values)
+            measures[stream].append(measure_in_parts(codecs[stream], values, encoded, sums[stream]))
     found = {
-        stream: Probed(codecs[stream], {**summarise_rows(np.concatenate(pieces)), "each": each})
+        stream: Probed(
+            codecs[stream], {**summarise_rows(np.concatenate(pieces)), **sums[stream].summary(), "each": each}
+        )
         for stream, pieces in measures.items()
     }
     _warn_of_large_errors(found)
@@ -105,8 +110,8 @@ def _warn_of_large_errors(found: Mapping[str, Probed]) -> None:
 
 def num_probed(logit_codec: Codec | None, num_rows: int, config: BuildConfig | None = None) -> int:
     """Number of images that the teacher runs on, to fit and measure codecs, before a build of `num_rows` rows."""
-    most = _max_fit_rows(logit_codec, config or BuildConfig())
-    measured = -(-num_rows // _spacing(most > 0, num_rows))
+    most = _max_fit_rows({} if logit_codec is None else {LOGITS: logit_codec}, config or BuildConfig())
+    measured = -(-num_rows // measured_spacing(num_rows, fits=most > 0))
     return measured + (max(1, min(most, num_rows - measured)) if most else 0)
 
 
@@ -114,14 +119,14 @@ def fit_sample_rows(codec: RowCodec, numel: int) -> int:
     """Maximum number of rows of `numel` numbers that the codec of a stream is fitted to; 0 if it needs no fit."""
     if not codec.needs_fit:
         return 0
-    return FIT_ROWS if isinstance(codec, Codec) else max(1, min(FEATURE_FIT_ROWS, _FIT_NUMBERS // numel))
+    if isinstance(codec, Codec):
+        return HeadCodec.max_fit_rows if isinstance(codec, HeadCodec) else FIT_ROWS
+    return max(1, min(FEATURE_FIT_ROWS, _FIT_NUMBERS // numel))
 
 
-def _max_fit_rows(logit_codec: Codec | None, config: BuildConfig) -> int:
+def _max_fit_rows(given: Mapping[str, RowCodec], config: BuildConfig) -> int:
     """Maximum number of rows that the codecs are fitted to; 0 if none needs a fit."""
-    codecs: list[RowCodec] = [] if logit_codec is None else [logit_codec]
-    if set(config.streams) - {LOGITS}:
-        codecs.append(_feature_codec(config))
+    codecs = [given.get(stream) or _feature_codec(config) for stream in {*config.streams, *given}]
     return max((fit_sample_rows(codec, 1) for codec in codecs), default=0)
 
 
@@ -130,8 +135,8 @@ def _feature_codec(config: BuildConfig) -> RowCodec:
     return feature_codec_for(config.feature_codec, config.feature_bytes, torch.zeros(1, 1))
 
 
-def _spacing(fits: bool, num_rows: int) -> int:
-    """The distance from one measured row to the next."""
+def measured_spacing(num_rows: int, *, fits: bool = True) -> int:
+    """The distance from one measured row to the next; where codecs are fitted, to none of these, there are fewer."""
     return -(-num_rows // max(1, min(MEASURED_ROWS, num_rows // 4 if fits else num_rows)))
 
 

@@ -7,9 +7,9 @@ new file, which replaces the first in one step. Each of the two resumes where it
 from __future__ import annotations
 
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,13 @@ from kdkit.building.config import BuildConfig
 from kdkit.building.copies import warn_of_copies
 from kdkit.building.merge import check_made_alike, report_on
 from kdkit.building.parts import check_stands_alone
+from kdkit.building.piece import Piece
 from kdkit.building.plan import BuildPlan
-from kdkit.building.rewrite import Piece, Rewrite
+from kdkit.building.rewrite import Rewrite
 from kdkit.building.teacher import with_streams
 from kdkit.building.unreadable import leave_out_unreadable, listing_unreadable
 from kdkit.cache import CachedTeacher, Codec
+from kdkit.cache.codecs import RowCodec
 from kdkit.cache.format.constants import LOGITS
 from kdkit.cache.matching import check_class_names, composed
 from kdkit.cache.shards.folder import shard_folder
@@ -43,13 +45,19 @@ _ALL_CLASSES = "give the images of all classes, the old ones and the new ones"
 
 @dataclass(frozen=True)
 class _MorePlan(BuildPlan):
-    """The build of further images, in the codec that was fitted to those of the cache."""
+    """The build of further images, in the codecs that were fitted to those of the cache."""
 
-    codec: Codec | None = None
+    codecs: Mapping[str, RowCodec] = field(default_factory=dict)
 
     def choose_codec(self) -> Codec | None:
         """The cache's codec of the logits; None without logits."""
-        return self.codec
+        codec = self.codecs.get(LOGITS)
+        assert codec is None or isinstance(codec, Codec)
+        return codec
+
+    def feature_codecs(self) -> dict[str, RowCodec]:
+        """The cache's codecs of features."""
+        return {stream: codec for stream, codec in self.codecs.items() if stream != LOGITS}
 
 
 def add_images(
@@ -78,9 +86,7 @@ def add_images(
     teacher = with_streams(teacher.to(torch.device(device)), config.streams)
     place = cache.path.with_name(cache.path.name + in_place.MORE)
     more = leave_out_unreadable(more, place, config, show_progress=show_progress)
-    codec = cache.codecs.get(LOGITS)
-    assert codec is None or isinstance(codec, Codec)
-    shown: dict[str, Any] = {"show_progress": show_progress, "codec": codec}
+    shown: dict[str, Any] = {"show_progress": show_progress, "codecs": cache.codecs}
     plan = _MorePlan(teacher, more, replace(config, pack=True), device, allow_mismatch, **shown)
     with ExitStack() as held:
 

@@ -13,7 +13,8 @@ from kdkit.building.build import BuildReport
 from kdkit.building.copies import check_not_renamed, warn_of_copies
 from kdkit.building.in_place import check_replaceable, replace, tidy
 from kdkit.building.parts import check_stands_alone
-from kdkit.building.rewrite import Piece, Rewrite, codecs_of, write_rows
+from kdkit.building.piece import Piece, codecs_of
+from kdkit.building.rewrite import Rewrite, write_rows
 from kdkit.cache import CachedTeacher
 from kdkit.cache.content import CONTENT_FIELD
 from kdkit.cache.format.keys import list_keys

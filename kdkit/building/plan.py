@@ -91,7 +91,8 @@ class BuildPlan:
             records = record_content(self.dataset, self.config.workers, show_progress=self.show_progress)
             spec = replace(spec, content=records)
         shown: dict[str, Any] = {"fit_rows": self.fit_rows, "show_progress": self.show_progress}
-        probed = fit_and_measure(codec, self.teacher, self.dataset, self.config, self.device, **shown)
+        given = self.feature_codecs() if codec is None else {LOGITS: codec, **self.feature_codecs()}
+        probed = fit_and_measure(given, self.teacher, self.dataset, self.config, self.device, **shown)
         return replace(
             spec,
             codecs={stream: found.codec for stream, found in probed.items()} | self._records(),
@@ -137,6 +138,10 @@ class BuildPlan:
         if config.row_bytes is not None:
             return codec_of_size(config.codec, num_classes, config.row_bytes, **config.codec_options)
         return create_codec(config.codec or default_codec(num_classes).name, num_classes, **config.codec_options)
+
+    def feature_codecs(self) -> dict[str, RowCodec]:
+        """Stream of features -> its codec, where it does not follow from the configuration."""
+        return {}
 
     def check_same(self, stored: CacheMetadata, origin: Path) -> None:
         """Compares the teacher, data and settings of the cache at `origin` with those of this build.

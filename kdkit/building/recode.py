@@ -10,9 +10,10 @@ import numpy as np
 import torch
 
 from kdkit.building.build import BuildReport
-from kdkit.building.fit import FIT_ROWS, fit_sample_rows
+from kdkit.building.fit import FIT_ROWS, fit_sample_rows, measured_spacing
 from kdkit.building.merge import report_on
-from kdkit.building.rewrite import Piece, Rewrite, measured_spacing, write_rows
+from kdkit.building.piece import Piece
+from kdkit.building.rewrite import Rewrite, write_rows
 from kdkit.cache import CachedTeacher, Codec
 from kdkit.cache.codecs import (
     CompactFeature,
@@ -105,7 +106,8 @@ def _features(cache: CachedTeacher, name: str | None, row_bytes: int | None) -> 
     if name is None and row_bytes is None:
         return {}
     name = name or CompactFeature.name
-    changed = {stream: codec for stream, codec in cache.codecs.items() if stream != LOGITS and codec.name != name}
+    features = {stream: codec for stream, codec in cache.codecs.items() if stream != LOGITS}
+    changed = [s for s, codec in features.items() if codec.name != name or row_bytes not in (None, codec.row_bytes)]
     for stream in changed:
         _check_nearly_exact(cache, stream)
     return {stream: _feature_codec(cache, stream, name, row_bytes) for stream in changed}

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -17,12 +16,14 @@ import numpy as np
 import torch
 
 from kdkit.building.arrange import arrange
-from kdkit.building.fit import MEASURED_ROWS
-from kdkit.cache import CachedTeacher, CacheSpec, CacheWriter
-from kdkit.cache.codecs import RowCodec, codec_from_dict
+from kdkit.building.fit import measured_spacing
+from kdkit.building.piece import Piece, codecs_of
+from kdkit.cache import CacheSpec, CacheWriter
+from kdkit.cache.codecs import RowCodec
+from kdkit.cache.codecs.feature import SizedFeature
 from kdkit.cache.encoding import check_encodable
-from kdkit.cache.fidelity import measure_rows, summarise_rows
-from kdkit.cache.format.constants import BLOCK_ROWS, RECORDS, fidelity_columns, hashed_rows
+from kdkit.cache.fidelity import FeatureSums, joined_sums, measure_rows, summarise_rows
+from kdkit.cache.format.constants import BLOCK_ROWS, fidelity_columns, hashed_rows
 from kdkit.cache.format.metadata import Shard
 from kdkit.cache.lazy_arrays import BEGUN, begun_at, stored_fidelity
 from kdkit.cache.types import Array
@@ -31,21 +32,6 @@ _logger = logging.getLogger(__name__)
 
 HashPixels = Callable[[str, int], int]
 """(key, view) -> CRC-32 of the pixels, for rows whose hash no cache holds."""
-
-
-@dataclass(frozen=True, eq=False)
-class Piece:
-    """Some rows of a cache."""
-
-    cache: CachedTeacher
-    rows: Array
-    """Its rows, int64 [rows]."""
-
-    def codec_is(self, stream: str, codec: RowCodec) -> bool:
-        """Whether its rows of a stream are in this codec, with the same fit."""
-        own = codecs_of(self.cache)[stream]
-        same = own.to_dict() == codec.to_dict() and set(own.arrays) == set(codec.arrays)
-        return same and all(np.array_equal(own.arrays[name], codec.arrays[name]) for name in codec.arrays)
 
 
 class Rewrite:
@@ -92,8 +78,11 @@ class Rewrite:
         fidelity: dict[str, Any] = {}
         for stream, each in self._each.items():
             places = self._order[::each]
-            measures = self._measures(stream, 0, places, self._payload(stream, 0, places))
-            fidelity[stream] = {**summarise_rows(measures), "each": each}
+            sums = [FeatureSums() for _ in self.pieces]
+            measures = self._measures(stream, 0, places, self._payload(stream, 0, places), sums)
+            codec, pairs = self.codecs[stream], zip(self.pieces, sums, strict=True)
+            parts = [(len(piece.rows), piece.sums_in(stream, codec, found)) for piece, found in pairs]
+            fidelity[stream] = {**summarise_rows(measures), **joined_sums(parts), "each": each}
         return CacheSpec(
             keys=_take(self._keys, self._order),
             num_views=self.num_views,
@@ -185,13 +174,21 @@ class Rewrite:
 
     def _decoded(self, piece: Piece, stream: str, view: int, rows: Array) -> torch.Tensor:
         """The values of rows of a cache that are encoded again, which the new codec can hold."""
-        values = piece.cache.codecs[stream].decode(piece.cache.read_encoded(rows, view, stream))
+        old = piece.cache.codecs[stream]
+        values = old.decode(piece.cache.read_encoded(rows, view, stream))
+        if isinstance(old, SizedFeature):
+            values = self.codecs[stream].nearest(values)
         name, keys = str(piece.cache.teacher["name"]), piece.cache.keys
         check_encodable(values, self.codecs[stream], stream, teacher=name, view=view, keys=lambda: _take(keys(), rows))
         return values
 
-    def _measures(self, stream: str, view: int, places: Array, payload: Array) -> Array:
-        """Fidelity of measured rows, float32 [S, M]: as stored, or relative to the values that were encoded again."""
+    def _measures(
+        self, stream: str, view: int, places: Array, payload: Array, sums: Sequence[FeatureSums] | None = None
+    ) -> Array:
+        """Fidelity of measured rows, float32 [S, M]: as stored, or relative to the values that were encoded again.
+
+        These are added to `sums`, one for each piece.
+        """
         codec = self.codecs[stream]
         measures = np.empty((len(places), fidelity_columns(stream)), dtype=np.float32)
         for piece, mine, rows in self._of_pieces(places):
@@ -200,7 +197,8 @@ class Rewrite:
                 measures[mine] = self._fidelity[self.pieces.index(piece)][stream][view][rows // each]
             else:
                 values = self._decoded(piece, stream, view, rows)
-                measures[mine] = measure_rows(codec, values, torch.from_numpy(payload[mine]))
+                more = None if sums is None else sums[self.pieces.index(piece)]
+                measures[mine] = measure_rows(codec, values, torch.from_numpy(payload[mine]), more)
         return measures
 
     def _of_pieces(self, places: Array) -> list[tuple[Piece, Array, Array]]:
@@ -230,18 +228,6 @@ def write_rows(rewrite: Rewrite, path: Path, record: Mapping[str, Any], advance:
     with CacheWriter.create(path, rewrite.spec()) as writer:
         rewrite.fill(writer, advance)
         return writer.finish(record={**record, BEGUN: begun})
-
-
-def measured_spacing(num_rows: int) -> int:
-    """The distance from one row to the next that is measured when rows are encoded again; no fit is on these."""
-    return -(-num_rows // max(1, min(MEASURED_ROWS, num_rows // 4)))
-
-
-def codecs_of(cache: CachedTeacher) -> dict[str, RowCodec]:
-    """Stream -> its codec, that of recorded views included."""
-    streams = cache.metadata.streams
-    records = {RECORDS: codec_from_dict(RECORDS, streams[RECORDS]["codec"])} if RECORDS in streams else {}
-    return {**cache.codecs, **records}
 
 
 def _take(keys: Sequence[str], rows: Array) -> list[str]:

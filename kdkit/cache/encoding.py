@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from kdkit.cache.codecs import RowCodec
-from kdkit.cache.fidelity import measure_rows
+from kdkit.cache.fidelity import FeatureSums, measure_rows
 from kdkit.cache.format.constants import BLOCK_ROWS
 from kdkit.cache.format.keys import list_keys
 from kdkit.cache.types import Array
@@ -57,7 +57,7 @@ def encode_in_parts(codec: RowCodec, values: Tensor) -> Tensor:
     return run_in_parts(codec.encode, values, f"encoding with {codec.name!r}")
 
 
-def measure_in_parts(codec: RowCodec, values: Tensor, encoded: Tensor) -> Array:
+def measure_in_parts(codec: RowCodec, values: Tensor, encoded: Tensor, sums: FeatureSums | None = None) -> Array:
     """The measures of `measure_rows`, float32 [B, M]; in parts where memory is too little.
 
     Raises:
@@ -65,7 +65,7 @@ def measure_in_parts(codec: RowCodec, values: Tensor, encoded: Tensor) -> Array:
     """
 
     def measure(places: Tensor) -> Tensor:
-        return torch.from_numpy(measure_rows(codec, values[places], encoded[places]))
+        return torch.from_numpy(measure_rows(codec, values[places], encoded[places], sums))
 
     places = torch.arange(len(values), device=values.device)
     return run_in_parts(measure, places, f"measuring {codec.name!r}").numpy()

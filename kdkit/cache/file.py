@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from kdkit.cache.codecs import Codec, FeatureCodec, RowCodec
-from kdkit.cache.fidelity import summarise_view
+from kdkit.cache.fidelity import summarise_views
 from kdkit.cache.format.constants import LOGITS, RECORDS
 from kdkit.cache.hdf5.documents import BuildRecord, read_build_record
 from kdkit.cache.lazy_arrays import stored_absent, stored_content, stored_fidelity, stored_keys, stored_pixels
@@ -160,10 +160,11 @@ class CacheFile:
     def fidelity(self) -> dict[str, list[dict[str, float]]]:
         """Stream -> the codec's fidelity per view: what `metadata.fidelity` has, and for features "relative_error_p90".
 
-        The build measured it, on the same rows of every view. Empty for a cache written before this was measured.
+        The build measured it, on the same rows of every view; the error about the mean and the cosine in view 0 alone.
+        Empty for a cache written before this was measured.
         """
         stored = stored_fidelity(self.path, self.metadata)
-        return {stream: [summarise_view(view) for view in views] for stream, views in stored.items()}
+        return {stream: summarise_views(views, self.metadata.fidelity[stream]) for stream, views in stored.items()}
 
     def read_encoded(self, rows: Array | Tensor, view: Array | Tensor | int, stream: str = LOGITS) -> Tensor:
         """Encoded rows, uint8 [B, row_bytes], for cache rows int64 [B] in any order, repeats allowed.

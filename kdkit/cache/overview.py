@@ -7,7 +7,7 @@ from typing import Any
 from kdkit.cache.codecs import Codec
 from kdkit.cache.file import CacheFile
 from kdkit.cache.format.constants import LOGITS
-from kdkit.cache.summary import main_measure, num_bytes
+from kdkit.cache.summary import describe_p90, describe_sums, main_measure, num_bytes
 
 _UNUSUAL = {"pixels": "hashed", "left out": None, "skipped": None}  # line of the summary -> what it is in most caches
 
@@ -66,10 +66,11 @@ def _fidelity(cache: CacheFile) -> dict[str, list[dict[str, float]]]:
 
 def _describe_kept(views: list[dict[str, float]], *, multi_label: bool) -> str:
     """The worst view's fidelity, in a few words."""
-    worst = max(map(main_measure, views))
-    where = f"in the worst of {len(views)} views" if len(views) > 1 else "in view 0"
+    least = max(views, key=main_measure)
+    worst, where = main_measure(least), f"in the worst of {len(views)} views" if len(views) > 1 else "in view 0"
     if "kl_mean_t1" not in views[0]:
-        return f"relative error {worst:.2g} {where}"
+        together = f"; {describe_sums(views[0])}" + (" in view 0" if len(views) > 1 else "")
+        return f"relative error {worst:.2g}{describe_p90(least)} {where}{together}"
     top1 = "" if multi_label else f"top-1 of {min(view['top1_agreement'] for view in views):.2%} of the rows, "
     return f"{top1}KL {worst:.2g} nats {where}"
 

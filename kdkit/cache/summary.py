@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from kdkit.cache.codecs import Codec, FeatureCodec, RowCodec
-from kdkit.cache.format.constants import LOGITS, TEMPERATURES
+from kdkit.cache.format.constants import ABOUT_MEAN, COSINE, LOGITS, TEMPERATURES
 from kdkit.cache.format.metadata import CacheMetadata
 from kdkit.cache.shards.packed import follow_packing
 
 _SKIPPED_SHOWN = 5
+_TOGETHER = {ABOUT_MEAN: "2g", COSINE: "4f"}  # and the digits that are shown
 
 
 @follow_packing
@@ -42,7 +43,8 @@ def summarise(
         "teacher": f"{teacher['name']}, {teacher['dtype']}, weights {teacher['weights_sha256'][:16]}",
         "recipe": ", ".join(f"{name} {value}" for name, value in metadata.recipe.items() if value is not None),
         **{
-            f"{name} kept": describe_fidelity(values, multi_label=several) for name, values in metadata.fidelity.items()
+            f"{name} kept": describe_fidelity({**values, **_first(by_view.get(name))}, multi_label=several)
+            for name, values in metadata.fidelity.items()
         },
         **{f"{name} worst": _describe_worst(views, several) for name, views in by_view.items() if len(views) > 1},
         "pixels": "hashed" if metadata.has_pixels else "not known: opening compares keys and recipe, but no pixels",
@@ -77,6 +79,21 @@ def _describe_skipped(skipped: Mapping[str, Any]) -> str:
     return f"{skipped['count']:,} entries of the data, by --skip-missing: {shown}{more}"
 
 
+def describe_p90(values: Mapping[str, float]) -> str:
+    """The 90th percentile of the relative error of features, in brackets; empty if it is not known."""
+    return f" (p90 {values['relative_error_p90']:.2g})" if "relative_error_p90" in values else ""
+
+
+def describe_sums(values: Mapping[str, float]) -> str:
+    """What the rows of features tell together: "-" for what older caches lack."""
+    about, cosine = (f"{values[name]:.{digits}}" if name in values else "-" for name, digits in _TOGETHER.items())
+    return f"about the mean {about}, cosine {cosine}"
+
+
+def _first(views: Sequence[Mapping[str, float]] | None) -> Mapping[str, float]:
+    return views[0] if views else {}
+
+
 def _describe_worst(views: Sequence[Mapping[str, float]], multi_label: bool) -> str:
     """The view with the lowest fidelity."""
     means = [main_measure(values) for values in views]
@@ -93,8 +110,9 @@ def describe_fidelity(values: Mapping[str, float], view: int = 0, *, multi_label
     """The fidelity of a codec in one view, as one line; several labels per image have no likeliest class."""
     if "top1_agreement" not in values:
         mean, worst = values["relative_error_mean"], values["relative_error_max"]
-        p90 = f" (p90 {values['relative_error_p90']:.2g})" if "relative_error_p90" in values else ""
-        return f"relative error {mean:.2g}{p90}, at most {worst:.2g}, of {values['rows']:.0f} rows of view {view}"
+        together = f"{describe_sums(values)}, " if view == 0 else ""
+        rows = f"{values['rows']:.0f} rows of view {view}"
+        return f"relative error {mean:.2g}{describe_p90(values)}, at most {worst:.2g}, {together}of {rows}"
     kl = ", ".join(f"{values[f'kl_mean_t{t}']:.2g} (p99 {values[f'kl_p99_t{t}']:.2g}) at T={t}" for t in TEMPERATURES)
     rows = f"{values['rows']:.0f} rows of view {view}"
     if multi_label:

@@ -16,7 +16,7 @@ from sklearn.datasets import load_sample_images
 from torch import Tensor, nn
 
 from kdkit.building.agreement import Compared, compare, rounding_of
-from kdkit.cache.codecs import Codec, Float16Feature, RowCodec, create_codec
+from kdkit.cache.codecs import Codec, RowCodec, create_codec, create_feature_codec
 from kdkit.teachers import Teacher, TeacherEnsemble
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -115,11 +115,15 @@ def test_features_are_judged_by_the_same_precision(dtype: str, model: nn.Module)
             half = copy.deepcopy(model).to(dtype)
             return half.forward_head(half.forward_features(images.to(dtype)), pre_logits=True)  # type: ignore[operator]
 
-    images, codec = crops(16, seed=0), Float16Feature((1280,))
-    current, exact = pooled(images, DTYPES[dtype]), pooled(images, torch.float32)
-    assert compared(codec, current, exact, dtype).agrees
-    assert not compared(codec, current, exact.roll(1, 0), dtype).agrees
-    assert not compared(codec, current, pooled(images.flip(3), torch.float32), dtype).agrees
+    images = crops(16, seed=0)
+    current, exact, flipped = (
+        pooled(*of) for of in ((images, DTYPES[dtype]), (images, torch.float32), (images.flip(3), torch.float32))
+    )
+    for name in ("float16", "int8", "sparse", "dense"):
+        codec = create_feature_codec(name, (1280,)).suited_to(exact).fit(exact)
+        assert compared(codec, current, exact, dtype).agrees, name
+        assert not compared(codec, current, exact.roll(1, 0), dtype).agrees, name
+        assert not compared(codec, current, flipped, dtype).agrees, name
 
 
 def test_the_rounding_is_that_of_the_coarsest_step_between_the_two_outputs() -> None:

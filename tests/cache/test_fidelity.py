@@ -106,12 +106,16 @@ def test_the_fidelity_of_each_view_is_what_plain_numpy_computes_on_rows_the_code
         assert kept[f"kl_p99_t{temperature}"] == pytest.approx(np.quantile(divergence, 0.99), rel=1e-4)
     features = cache.codecs["pooled"].decode(cache.read_encoded(np.array(rows), view, "pooled")).double().numpy()
     error = np.linalg.norm(features - pooled, axis=1) / np.linalg.norm(pooled, axis=1)
+    lost, spread = ((features - pooled) ** 2).sum(), ((pooled - pooled.mean(0)) ** 2).sum()
+    cosines = (features * pooled).sum(1) / np.linalg.norm(features, axis=1) / np.linalg.norm(pooled, axis=1)
+    together = {"relative_error_about_mean": np.sqrt(lost / spread), "cosine_mean": cosines.mean()}
     assert cache.fidelity()["pooled"][view] == pytest.approx(
         {
             "rows": len(rows),
             "relative_error_mean": error.mean(),
             "relative_error_max": error.max(),
             "relative_error_p90": np.quantile(error, 0.9),
+            **(together if view == 0 else {}),
         },
         rel=1e-4,
     )
@@ -139,6 +143,9 @@ def test_the_fidelity_of_a_packed_and_of_an_extended_cache_is_that_of_one_in_par
 
 def test_info_names_the_view_of_which_least_is_kept(built: tuple[CachedTeacher, list[int]]) -> None:
     cache, _ = built
+    told = cache.fidelity()["pooled"][0]
+    about, cosine = told["relative_error_about_mean"], told["cosine_mean"]
+    assert f"about the mean {about:.2g}, cosine {cosine:.4f}, of 325 rows of view 0" in cache.summary()["pooled kept"]
     for stream, measure in (("logits", "kl_mean_t1"), ("pooled", "relative_error_mean")):
         means = [view[measure] for view in cache.fidelity()[stream]]
         worst = means.index(max(means))

@@ -21,7 +21,7 @@ from kdkit.cache.codecs.base import check_payload
 from kdkit.cache.codecs.bits import BitFields
 from kdkit.cache.codecs.dense_fit import DenseFit, Tables
 from kdkit.cache.codecs.feature import SizedFeature
-from kdkit.cache.codecs.raw import from_bytes, to_bytes
+from kdkit.cache.codecs.raw import to_bytes
 from kdkit.cache.codecs.rice import codes_of, levels_in
 from kdkit.cache.codecs.steps import (
     COARSEST,
@@ -32,6 +32,7 @@ from kdkit.cache.codecs.steps import (
     as_bytes,
     as_number,
     finest,
+    flat_value,
     steps,
     whole_sum,
 )
@@ -109,7 +110,7 @@ class DenseFeature(SizedFeature):
 
     def is_encodable(self, values: Tensor) -> Tensor:
         """Which rows of [B, ...] are finite and not beyond 1e15; bool [B]."""
-        return (values.flatten(1).abs() <= MAX_SIZE).all(dim=1)
+        return (values.flatten(1).float().abs() <= MAX_SIZE).all(dim=1)
 
     @property
     def _room(self) -> int:
@@ -130,7 +131,7 @@ class DenseFeature(SizedFeature):
 
     def _chunk_rows(self, device: torch.device) -> int:
         numbers, most = (_CPU_CHUNK, _CPU_ROWS) if device.type == "cpu" else (_GPU_CHUNK, _GPU_ROWS)
-        return max(1, min(most, numbers // self.numel))
+        return max(1, min(most, numbers // max(self.numel, self.row_bytes)))
 
     @torch.no_grad()
     def encode(self, values: Tensor) -> Tensor:
@@ -201,7 +202,7 @@ class DenseFeature(SizedFeature):
         code = as_number(payload[:, :STEP_BYTES])
         levels = self._levels(payload, tables).float()
         tables.transform.inverse(levels.mul_(steps(payload.device)[code.clamp_max(COARSEST)]), into)
-        flat = from_bytes(payload[:, STEP_BYTES : STEP_BYTES + _FLAT_BYTES], torch.float32)
+        flat = flat_value(payload[:, STEP_BYTES : STEP_BYTES + _FLAT_BYTES])
         is_flat, sides = code == _FLAT, (-1,) + (1,) * len(self.shape)
         if payload.device.type != "cpu" or bool(is_flat.any()):  # without waiting for the device
             torch.where(is_flat.view(sides), flat.view(sides), into, out=into)

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from kdkit.cache.codecs.rice import DROPPED, MAX_LOW_BITS, fit_low_bits
-from kdkit.cache.codecs.transform import FeatureTransform, array_shapes, fit_transform
+from kdkit.cache.codecs.steps import MAX_SIZE
+from kdkit.cache.codecs.transform import LARGEST_OF_AXIS, FeatureTransform, array_shapes, fit_transform
 from kdkit.errors import ConfigError
 
 _HELD_OUT = 4
@@ -85,6 +86,9 @@ class DenseFit:
             if array.dtype != dtype or array.shape != shape or not np.isfinite(array).all():
                 arrived = f"{array.dtype} {list(array.shape)}"
                 raise ConfigError(f"dense array {name!r} must be finite {dtype} {list(shape)}, got {arrived}")
+            bound = {"mean": MAX_SIZE, "low_bits": DROPPED}.get(name, LARGEST_OF_AXIS)
+            if (largest := float(np.abs(array).max(initial=0))) > bound:
+                raise ConfigError(f"dense array {name!r} must hold numbers up to {bound:g}, got {largest:g}")
         kept = self.arrays["low_bits"][self.arrays["low_bits"] != DROPPED]
         if kept.max(initial=0) > MAX_LOW_BITS:
             raise ConfigError(f"dense array 'low_bits' must hold 0 to {MAX_LOW_BITS}, or {DROPPED}, got {kept.max()}")

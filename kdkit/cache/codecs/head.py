@@ -22,10 +22,10 @@ from kdkit.cache.codecs.dense_feature import DenseFeature
 from kdkit.cache.codecs.feature import FeatureCodec
 from kdkit.cache.codecs.linear_head import LinearHead, fit_head
 from kdkit.cache.codecs.sparse import SparseFeature
+from kdkit.cache.codecs.steps import MAX_SIZE
 from kdkit.errors import ConfigError, NonFiniteOutputError
 from kdkit.runtime.hardware import whole_products
 
-_FIT_ROWS = 4096  # rows of a sample that are looked at
 _CHUNK_ROWS = 64  # rows that are encoded together
 _LEAST_BYTES = 20  # of a row, whatever the number of features
 
@@ -39,6 +39,8 @@ class HeadCodec(Codec):
     """
 
     name: ClassVar[str] = "head"
+    max_fit_rows: ClassVar[int] = 4096
+    """Rows of a sample that a fit looks at, the first ones."""
     row_bytes: int = 256  # of one encoded row
     _head: LinearHead | None = field(default=None, init=False, repr=False, hash=False)
     _features: FeatureCodec | None = field(default=None, init=False, repr=False, hash=False)
@@ -88,7 +90,7 @@ class HeadCodec(Codec):
         if len(sample_logits) == 0 or not bool(sample_logits.isfinite().all()):
             what = "no rows" if len(sample_logits) == 0 else "values that are not finite"
             raise NonFiniteOutputError(f"head is fitted to finite teacher logits; the sample holds {what}")
-        fitted, features = fit_head(sample_logits[:_FIT_ROWS].detach().cpu().float(), head.detach().cpu())
+        fitted, features = fit_head(sample_logits[: self.max_fit_rows].detach().cpu().float(), head.detach().cpu())
         shape = (fitted.num_features,)
         if not fitted.is_invertible:  # with fewer classes than features, combinations are known, which are not sparse
             return self._with(fitted, DenseFeature(shape, self.row_bytes).fit(features))
@@ -105,6 +107,10 @@ class HeadCodec(Codec):
         object.__setattr__(codec, "_features", features)
         return codec
 
+    def is_encodable(self, logits: Tensor) -> Tensor:
+        """Which rows of [B, C] are finite and not beyond 1e15; bool [B]."""
+        return (logits.float().abs() <= MAX_SIZE).all(dim=1)
+
     @torch.no_grad()
     def encode(self, logits: Tensor) -> Tensor:
         """[B, C] float -> uint8 [B, row_bytes]."""
@@ -113,7 +119,8 @@ class HeadCodec(Codec):
         chunks = []
         for chunk in torch.split(logits.float(), _CHUNK_ROWS):
             found = head.features_of(F.pad(chunk, (0, 0, 0, _CHUNK_ROWS - len(chunk))))[: len(chunk)]
-            chunks.append(features.encode(found.relu() if isinstance(features, SparseFeature) else found))
+            least = 0.0 if isinstance(features, SparseFeature) else -MAX_SIZE
+            chunks.append(features.encode(found.clamp(least, MAX_SIZE)))
         return torch.cat(chunks)  # always the same shapes, so that a row's bytes do not depend on its batch
 
     def decode(self, payload: Tensor) -> Tensor:
@@ -121,5 +128,6 @@ class HeadCodec(Codec):
         check_payload(self, payload)
         head, features = self._fitted
         weight, bias = head.on(payload.device)
+        found = features.decode(payload).clamp(-MAX_SIZE, MAX_SIZE)  # of a damaged row: products stay finite
         with whole_products(payload.device):
-            return F.log_softmax(torch.addmm(bias, features.decode(payload), weight.T), dim=1)
+            return F.log_softmax(torch.addmm(bias, found, weight.T), dim=1)

@@ -18,7 +18,7 @@ from typing_extensions import Self
 from kdkit.cache.codecs.base import check_payload
 from kdkit.cache.codecs.bits import BitFields
 from kdkit.cache.codecs.feature import SizedFeature
-from kdkit.cache.codecs.raw import from_bytes, to_bytes
+from kdkit.cache.codecs.raw import to_bytes
 from kdkit.cache.codecs.steps import (
     COARSEST,
     MAX_SIZE,
@@ -28,6 +28,7 @@ from kdkit.cache.codecs.steps import (
     as_bytes,
     as_number,
     finest,
+    flat_value,
     steps,
     whole_sum,
 )
@@ -64,8 +65,12 @@ class SparseFeature(SizedFeature):
 
     def is_encodable(self, values: Tensor) -> Tensor:
         """Which rows of [B, ...] are finite, not beyond 1e15, and, without signs, not below 0; bool [B]."""
-        rows = values.flatten(1)
+        rows = values.flatten(1).float()  # in half precision the limit would be infinity
         return ((rows <= MAX_SIZE) & (rows >= (-MAX_SIZE if self.signed else 0))).all(dim=1)
+
+    def nearest(self, values: Tensor) -> Tensor:
+        """The values [B, ...], without signs none below 0."""
+        return values if self.signed else values.clamp_min(0)
 
     @property
     def _head(self) -> int:
@@ -105,7 +110,8 @@ class SparseFeature(SizedFeature):
         return BitFields((self._field_bits,) * self._most) if self._field_bits else None
 
     def _chunk_rows(self, device: torch.device) -> int:
-        return max(1, min(_CPU_ROWS, _CPU_CHUNK // self.numel) if device.type == "cpu" else _GPU_CHUNK // self.numel)
+        rows, numbers = (_CPU_ROWS, _CPU_CHUNK) if device.type == "cpu" else (_GPU_CHUNK, _GPU_CHUNK)
+        return max(1, min(rows, numbers // max(self.numel, self.row_bytes)))
 
     def encode(self, values: Tensor) -> Tensor:
         """[B, ...] float -> uint8 [B, row_bytes]."""
@@ -192,7 +198,7 @@ class SparseFeature(SizedFeature):
                 values = torch.where(low % 2 == 1, -values, values)
             run = run + (low >> int(self.signed))
         place = ((run + 1).cumsum(dim=1) - 1).clamp_(0, self.numel - 1)
-        flat = torch.where(count == 0, from_bytes(stream[:, :_FLAT_BYTES], torch.float32), 0.0)
+        flat = torch.where(count == 0, flat_value(stream[:, :_FLAT_BYTES]), 0.0)
         first = torch.where(count == 0, flat, values[:, :1])  # which entries that a row lacks repeat
         absent = torch.arange(most, device=device) >= count
         into.copy_(flat.expand_as(into))

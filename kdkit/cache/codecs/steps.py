@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kdkit.cache.codecs.raw import from_bytes
+
 STEP_BYTES = 2
 PER_OCTAVE, ONE, _OCTAVES = 16, 2048, 64  # code c is a step of 2**((c - 2048) / 16), from 2**-128 to 2**64
 COARSEST = ONE + _OCTAVES * PER_OCTAVE
@@ -75,6 +77,11 @@ def whole_sum(numbers: Tensor, limit: int) -> Tensor:
     """Sums of the whole numbers [B, J], float [B, 1]: exact if at most `limit`, and else greater than that."""
     dtype = torch.float32 if limit < _EXACT else torch.float64  # which takes longer
     return numbers.sum(dim=1, keepdim=True, dtype=dtype)
+
+
+def flat_value(payload: Tensor) -> Tensor:
+    """The float32 number of a row of equal numbers, uint8 [B, 4] -> [B, 1]; finite, as a damaged row may hold any."""
+    return from_bytes(payload, torch.float32).nan_to_num(0.0).clamp(-MAX_SIZE, MAX_SIZE)
 
 
 def as_bytes(number: Tensor, count: int) -> Tensor:

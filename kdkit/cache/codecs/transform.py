@@ -18,6 +18,7 @@ from torch import Tensor
 from kdkit.runtime.hardware import whole_products
 
 MAX_SIDE = 4096  # of a basis, which takes time with the third power of its side
+LARGEST_OF_AXIS = 1.01  # a component is of unit length, apart from rounding
 _TOKENS, _MAP = 2, 3  # sides of a row: tokens are [N, C], a map [C, H, W], a vector [C]
 _VECTORS_PER_SIDE, _LEAST_VECTORS = 16, 1 << 15  # as many vectors of the sample as tell one axis from another
 
@@ -145,8 +146,11 @@ def _principal_axes(vectors: Tensor) -> np.ndarray[Any, Any]:
     Signs are fixed: the entry of an axis that is greatest in size is positive.
     """
     most = max(_LEAST_VECTORS, _VECTORS_PER_SIDE * vectors.shape[-1])
-    flat = vectors.flatten(0, -2)
-    flat = flat[:: -(-len(flat) // most)]
+    flat, positions = vectors.flatten(0, -2), math.prod(vectors.shape[1:-1])
+    stride = -(-len(flat) // most)
+    while math.gcd(stride, positions) > 1:  # it would meet some positions alone, such as the border of a map
+        stride += 1
+    flat = flat[::stride]
     flat = flat / flat.abs().max().clamp_min(torch.finfo(torch.float32).tiny)
     axes = torch.linalg.eigh((flat.T @ flat).double()).eigenvectors.T.flip(0)
     largest = axes.gather(1, axes.abs().argmax(dim=1, keepdim=True))

@@ -34,6 +34,8 @@ BLOCK_ROWS = 1000
 """Rows that one checksum covers."""
 TEMPERATURES = (1, 2, 4)
 """Temperatures at which the divergence of a row of logits is measured."""
+ABOUT_MEAN, COSINE = "relative_error_about_mean", "cosine_mean"
+"""Fields of the fidelity of features that rows tell together, of view 0."""
 
 MAX_DOCUMENT_BYTES = 16 << 20
 MAX_ROWS = 1 << 40
@@ -75,6 +77,11 @@ def fidelity_fields(stream: str) -> list[str]:
     if stream != LOGITS:
         return ["rows", "relative_error_mean", "relative_error_max"]
     return ["rows", "top1_agreement", *(f"kl_{what}_t{t}" for what in ("mean", "p99") for t in TEMPERATURES)]
+
+
+def fidelity_fields_added(stream: str) -> list[str]:
+    """Further fields, which older caches lack, and those of which not all rows were measured together."""
+    return [] if stream == LOGITS else [ABOUT_MEAN, COSINE]
 
 
 def codec_array_name(stream: str, array: str) -> str:

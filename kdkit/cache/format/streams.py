@@ -6,7 +6,15 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from kdkit.cache.format.constants import LOGITS, MAX_CLASSES, MAX_ROW_BYTES, MAX_ROWS, MAX_SIDES, fidelity_fields
+from kdkit.cache.format.constants import (
+    LOGITS,
+    MAX_CLASSES,
+    MAX_ROW_BYTES,
+    MAX_ROWS,
+    MAX_SIDES,
+    fidelity_fields,
+    fidelity_fields_added,
+)
 from kdkit.cache.format.json import Fields
 from kdkit.errors import CacheCorruptError
 
@@ -43,8 +51,9 @@ def check_fidelity(fidelity: Mapping[str, Any], streams: Mapping[str, Any], orig
             raise CacheCorruptError(f"{origin}: fidelity has {name[:80]!r}, which is none of its streams")
         kept = Fields(described, f"{origin}: the fidelity of stream {name!r}")
         by_view = "each" in kept.names
-        kept.expect_names({*fidelity_fields(name), *(["each"] if by_view else [])})
-        for field in fidelity_fields(name):
+        fields = [*fidelity_fields(name), *(field for field in fidelity_fields_added(name) if field in kept.names)]
+        kept.expect_names({*fields, *(["each"] if by_view else [])})
+        for field in fields:
             kept.number(field)
         if by_view:
             kept.integer("each", 1, MAX_ROWS)
