@@ -97,6 +97,22 @@ def _views(transform: str, workers: int) -> Claim:
     )
 
 
+def _several(transform: str, workers: int, views: int, limit: float) -> Claim:
+    return Claim(
+        f"views/s with {views} views per decode relative to timm's create_loader: {transform}, {workers} workers",
+        "decode",
+        f"{transform}, {workers} workers, k = {views}: views/s over timm's",
+        limit,
+        at_least=True,
+    )
+
+
+def _features(tap: str, float16: float, int8: float) -> Iterator[Claim]:
+    for name, limit in (("float16", float16), ("int8", int8)):
+        text = f"compact at a relative squared error of 0.02, {tap} of tf_efficientnet_lite0: times fewer bytes than {name}"
+        yield Claim(text, "features", f"{tap}: times fewer than {name}", limit, at_least=True)
+
+
 SHAPES = ("[1024, 1000]", "[256, 21841]")
 """Shapes of logits: the classes of ImageNet-1k and of ImageNet-21k."""
 
@@ -142,6 +158,44 @@ CLAIMS = (
         for codec in ("lowrank", "int8")
         for workers in (0, 1)
     ),
+    *(_several("crop and flip", workers, views, limit) for workers in (0, 2) for views, limit in ((4, 1.4), (8, 1.5))),
+    *(_several("RandAugment", workers, 4, 1.15) for workers in (0, 2)),
+    *(
+        Claim(
+            f"speed of a build of 8 views relative to a bare loop that decodes each view: {teacher}",
+            "decode",
+            f"{teacher}, 0 workers: build over bare loop",
+            limit,
+            at_least=True,
+        )
+        for teacher, limit in (
+            ("test_vit", 1.4),
+            ("mobilenetv3_small_050", 1.4),
+            ("tf_efficientnet_lite0", 1.0),
+            ("resnet50", 0.95),
+        )
+    ),
+    *(
+        Claim(
+            f"time of an epoch from the cache, 4 views per decode, relative to timm's supervised epoch: {student}",
+            "decode",
+            f"{student}: epoch from the cache over timm's",
+            limit,
+        )
+        for student, limit in (("test_vit", 0.70), ("resnet18", 1.03))
+    ),
+    Claim(
+        "time of a step with the mix of two caches relative to one: resnet18",
+        "caches",
+        "step_two_caches_over_one",
+        1.05,
+    ),
+    Claim(
+        "time to encode with lowrank at 96 bytes relative to the first version",
+        "encode_before",
+        "96 bytes: time",
+        0.625,
+    ),
     _codec(52, 0.100),
     _codec(68, 0.074),
     _codec(102, 0.044),
@@ -149,6 +203,11 @@ CLAIMS = (
     _codec(202, 0.016),
     *(_at_equal_bytes(row_bytes, "bit-packed top-k", "topk", 0.4) for row_bytes in (64, 96, 128, 192)),
     *(_at_equal_bytes(row_bytes, "the published top-k", "published", 0.25) for row_bytes in (96, 128, 192)),
+    *_features("pooled", 10, 5),
+    *_features("tokens", 25, 14),
+    *_features("stages.4", 8.5, 5),
+    *_features("stages.3", 5.5, 2.8),
+    *_features("stages.2", 5.5, 2.8),
     Claim("int8: mean KL", "codecs", "int8", 1e-4, field="kl"),
     Claim("lowrank, 96 bytes: decode of 256 rows, ms, one core", "codecs", "lowrank 96", 2, field="decode_ms"),
 )

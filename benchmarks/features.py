@@ -140,7 +140,10 @@ def table(report: Report, tap: str, fitted: Tensor, rows: Tensor, *, times: bool
     for name in SIZED:
         needed[name] = report.figure(f"{tap}: {name} bytes at {AT}", bytes_at(name, fitted, rows, errors[name]))
     least = min((size for size in needed.values() if size), default=None)
-    ratios = ["-", "-"] if least is None else [f"{full.row_bytes / least:.1f}" for full in (exact, int8)]
+    ratios = ["-", "-"]
+    if least is not None:
+        fewer = {full.name: full.row_bytes / least for full in (exact, int8)}
+        ratios = [f"{report.figure(f'{tap}: times fewer than {name}', share):.1f}" for name, share in fewer.items()]
     print(tap, needed, ratios, flush=True)
     found_bytes = [needed[name] or "-" for name in SIZED]
     return [tap, list(shape), f"{zeros:.0f} %", exact.row_bytes, int8.row_bytes, *found_bytes, *ratios]
