@@ -109,7 +109,7 @@ def _several(transform: str, workers: int, views: int, limit: float) -> Claim:
 
 def _features(tap: str, float16: float, int8: float) -> Iterator[Claim]:
     for name, limit in (("float16", float16), ("int8", int8)):
-        text = f"compact at a relative squared error of 0.02, {tap} of tf_efficientnet_lite0: times fewer bytes than {name}"
+        text = f"compact at an error of 0.02, {tap} of tf_efficientnet_lite0: times fewer bytes than {name}"
         yield Claim(text, "features", f"{tap}: times fewer than {name}", limit, at_least=True)
 
 

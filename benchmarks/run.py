@@ -1,6 +1,6 @@
 """All benchmarks, one after the other, each in its own process; then the summary, pictures and pages.
 
-    python benchmarks/run.py                     everything; about an hour and a half on 2 calm CPU cores
+    python benchmarks/run.py                     everything; some hours on 2 calm CPU cores (each page has its minutes)
     python benchmarks/run.py --quick             small sizes, a test run
     python benchmarks/run.py --only read codecs  some of them
     python benchmarks/run.py --readme            no benchmark: summary, pictures and README from the newest results
