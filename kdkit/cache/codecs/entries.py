@@ -90,6 +90,11 @@ class EntryFormat:
         values = values - groups.logsumexp(dim=1, keepdim=True)
         return values[:, : self.count], values[:, self.count :]
 
+    def joined(self, entries: Entries, others: Tensor) -> Tensor:
+        """Log-probabilities [B, C]: of the entries, and of `others` [B, C], shares of the rest, which it changes."""
+        kept, rest = self.log_probabilities(entries)
+        return others.add_(rest).scatter_(1, entries.ids, kept)
+
     def flat(self, entries: Entries) -> Tensor:
         """Log-probabilities [B, C] of a row whose rest is spread evenly, float32."""
         kept, rest = self.log_probabilities(entries)

@@ -137,13 +137,15 @@ class LowRankCodec(Codec):
         log_p = F.log_softmax(logits.float(), dim=1)
         entries = self._format.quantise(log_p)
         gain_code, codes = self._search(_centred(log_p), entries.ids, self._fitted.on(logits.device))
-        even = self._pack(entries, torch.full_like(gain_code, _FLAT), torch.zeros_like(codes))
-        lifted = self._keep_top1(entries, self.decode(self._pack(entries, gain_code, codes)))
-        fitted = self._pack(lifted, gain_code, codes)
-        decoded = self.decode(fitted)
+        others = self._others(torch.cat([gain_code, codes], dim=1), entries)
+        lifted = self._keep_top1(entries, self._format.joined(entries, others.clone()))
+        decoded = self._format.joined(lifted, others)
         closer = (log_p.exp() * (decoded - self._format.flat(entries))).sum(dim=1) > 0
-        ahead = decoded.argmax(dim=1) == entries.ids[:, 0]
-        return torch.where((closer & ahead)[:, None], fitted, even)
+        is_fitted = (closer & (decoded.argmax(dim=1) == entries.ids[:, 0]))[:, None]
+        first = torch.where(is_fitted, lifted.codes, entries.codes)
+        gain_code = torch.where(is_fitted, gain_code, _FLAT)
+        fields = [dataclasses.replace(entries, codes=first).as_fields(), gain_code, codes * is_fitted]
+        return self._fields.pack(torch.cat(fields, dim=1), self.row_bytes)
 
     def _search(self, target: Tensor, kept: Tensor, tables: Tables) -> tuple[Tensor, Tensor]:
         """The gain's code [B, 1] and the coefficients' codes [B, D]."""
@@ -166,17 +168,17 @@ class LowRankCodec(Codec):
         codes = torch.cat([(entries.codes[:, :1] - lift).clamp_min(0), entries.codes[:, 1:]], dim=1)
         return dataclasses.replace(entries, codes=codes)
 
-    def _pack(self, entries: Entries, gain_code: Tensor, codes: Tensor) -> Tensor:
-        return self._fields.pack(torch.cat([entries.as_fields(), gain_code, codes], dim=1), self.row_bytes)
+    def _others(self, fields: Tensor, entries: Entries) -> Tensor:
+        """Gain and coefficient codes [B, 1 + D] -> log-probabilities among the classes that are no entry, [B, C]."""
+        log_ratios = _log_ratios(fields, self._fitted.on(fields.device))
+        return F.log_softmax(log_ratios.scatter_(1, entries.ids, -torch.inf), dim=1)
 
     def decode(self, payload: Tensor) -> Tensor:
         """Uint8 [B, row_bytes] -> log-probabilities [B, C]."""
         check_payload(self, payload)
         fields, count = self._fields.unpack(payload), len(self._format.widths)
         entries = self._format.from_fields(fields[:, :count])
-        kept, rest = self._format.log_probabilities(entries)
-        others = _log_ratios(fields[:, count:], self._fitted.on(payload.device)).scatter_(1, entries.ids, -torch.inf)
-        return F.log_softmax(others, dim=1).add_(rest).scatter_(1, entries.ids, kept)
+        return self._format.joined(entries, self._others(fields[:, count:], entries))
 
 
 def _gain(code: Tensor) -> Tensor:

@@ -29,8 +29,9 @@ def codes_of(sizes: Tensor, negative: Tensor) -> Tensor:
 
 
 def levels_in(codes: Tensor) -> Tensor:
-    """Codes -> levels with their signs, integers."""
-    return (codes >> 1) ^ -(codes & 1)
+    """Codes -> levels with their signs, integers; in place, because memory for as many numbers takes as long."""
+    sign = (codes & 1).neg_()
+    return codes.bitwise_right_shift_(1).bitwise_xor_(sign)
 
 
 def fit_low_bits(coefficients: Tensor, budget: int) -> np.ndarray[Any, Any]:
