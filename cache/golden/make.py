@@ -127,7 +127,7 @@ def make_sparse(path: Path) -> None:
     """A cache of features in the codec sparse, with and without signs, and what they decode to."""
     codecs = {
         "pooled": create_feature_codec("sparse", (48,), row_bytes=20),
-        "stages.2": create_feature_codec("sparse", (3, 4, 4), row_bytes=24, signed=True),
+        "stages.2": create_feature_codec("sparse", (3, 4, 4), row_bytes=24, has_signs=True),
     }
 
     def rows(name: str, view: int) -> Array:

@@ -1,8 +1,8 @@
 """Memory for batches on a CPU: of huge pages where the system gives them.
 
 The memory of a large batch is fresh each time, and the system maps it page by page, 4 kB each, while it is first
-written. For 256 views of 224 pixels that takes longer than normalising them. NumPy asks Linux for pages of 2 MB; torch
-does not.
+written. For 256 views of 224 pixels that takes longer than normalising them. NumPy requests pages of 2 MB from Linux;
+torch does not.
 """
 
 from __future__ import annotations

@@ -100,7 +100,7 @@ def test_coded_features_are_recoded_merged_pruned_packed_shown_and_verified(fold
             assert {"relative_error_about_mean", "cosine_mean"} <= set(first)
             assert not {"relative_error_about_mean", "cosine_mean"} & set(second)
     run(f"cache build rest {BUILD} --build.feature_codec dense --views 2 -o d.h5")
-    assert not open_cache(folder / "s.h5").codecs["pooled"].signed  # but dense features may decode below 0
+    assert not open_cache(folder / "s.h5").codecs["pooled"].has_signs  # but dense features may decode below 0
     for first, second in (("s", "d"), ("d", "s")):
         run(f"cache merge {first}.h5 {second}.h5 -o m{first}.h5")
         assert "about the mean -" not in run(f"cache info m{first}.h5")

@@ -180,7 +180,7 @@ SPARSE = [(7, 16, False), (48, 20, True), (1280, 256, False), (1280, 1000, True)
 @pytest.mark.parametrize(("n", "row_bytes", "signed"), SPARSE)
 def test_a_sparse_row_decodes_as_its_page_describes(n: int, row_bytes: int, signed: bool) -> None:
     rows = torch.randn(6, n, generator=torch.Generator().manual_seed(0)).pow(3) * torch.logspace(-4, 4, 6)[:, None]
-    codec = create_feature_codec("sparse", (n,), row_bytes=row_bytes, signed=signed)
+    codec = create_feature_codec("sparse", (n,), row_bytes=row_bytes, has_signs=signed)
     payload = codec.encode(torch.cat([rows if signed else rows.relu(), torch.full((1, n), 0.5)]))
     for row, decoded in zip(payload.numpy(), codec.decode(payload).numpy(), strict=True):
         np.testing.assert_allclose(decode_sparse(row, n, signed), decoded, rtol=1e-6)
@@ -193,7 +193,7 @@ def test_the_golden_rows_of_sparse_decode_without_kdkit_as_the_page_describes() 
         for name, described in streams.items():
             for view, rows in enumerate(expected[name]):
                 for row, wanted in zip(file[f"views/{view:04d}/{name}"][()], rows, strict=True):
-                    decoded = decode_sparse(row, np.size(wanted), described["codec"]["signed"])
+                    decoded = decode_sparse(row, np.size(wanted), described["codec"]["has_signs"])
                     np.testing.assert_allclose(decoded, np.ravel(wanted), rtol=1e-6)
 
 

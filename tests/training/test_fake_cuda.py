@@ -144,7 +144,7 @@ CODECS: dict[str, tuple[Any, tuple[int, ...]]] = {
         f"feature {name}": (lambda name=name: create_feature_codec(name, (4, 5)), (4, 5))
         for name in ("float16", "int8")
     },
-    "feature sparse": (lambda: create_feature_codec("sparse", (4, 5), signed=True), (4, 5)),
+    "feature sparse": (lambda: create_feature_codec("sparse", (4, 5), has_signs=True), (4, 5)),
 }
 
 

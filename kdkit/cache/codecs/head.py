@@ -65,11 +65,11 @@ class HeadCodec(Codec):
         """Weight and bias, and those of `dense` if the features are in it; empty before `fit`."""
         if self._head is None or self._features is None:
             return {}
-        return {"weight": self._head.weight, "bias": self._head.bias, **self._features.arrays}
+        return {"weight": self._head.weight, "offset": self._head.bias, **self._features.arrays}
 
     def with_arrays(self, arrays: Mapping[str, np.ndarray[Any, Any]]) -> Self:
         """The fitted codec that `arrays` describe; ConfigError where one of them does not fit."""
-        own = {name: arrays[name] for name in ("weight", "bias") if name in arrays}
+        own = {name: arrays[name] for name in ("weight", "offset") if name in arrays}
         rest = {name: array for name, array in arrays.items() if name not in own}
         head = LinearHead.load(own, self.num_classes)
         shape = (head.num_features,)

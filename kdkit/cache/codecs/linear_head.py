@@ -35,9 +35,9 @@ class LinearHead:
     @classmethod
     def load(cls, arrays: Mapping[str, np.ndarray[Any, Any]], num_classes: int) -> LinearHead:
         """The head of stored arrays; ConfigError unless they have its dtypes, shapes and finite values."""
-        if set(arrays) != {"weight", "bias"}:
-            raise ConfigError(f"the head codec needs arrays ['bias', 'weight'], got {sorted(arrays)}")
-        weight, bias = arrays["weight"], arrays["bias"]
+        if set(arrays) != {"weight", "offset"}:
+            raise ConfigError(f"the head codec needs arrays ['offset', 'weight'], got {sorted(arrays)}")
+        weight, bias = arrays["weight"], arrays["offset"]
         fits = weight.dtype == "float16" and weight.ndim == 2 and len(weight) == num_classes and weight.shape[1] > 0
         if not fits or bias.dtype != "float32" or bias.shape != (num_classes,):
             arrived = ", ".join(f"{name} {array.dtype} {list(array.shape)}" for name, array in arrays.items())

@@ -143,7 +143,9 @@ class TailObjective:
         floor = heavy[:, -1:] * float(weight.shape[1] > exact)
         rows = F.embedding(classes, self.basis.T.contiguous()).sub_((weight @ self.basis.T)[:, None, :])
         rows *= (heavy - floor).sqrt()[:, :, None]
-        trace = ((heavy - floor) * self.basis.square().sum(dim=0)[classes]).sum(dim=1)  # and a little more
+        trace = ((heavy - floor) * self.basis.square().sum(dim=0)[classes]).sum(
+            dim=1
+        )  # an upper bound, as the mean is left in
         return curvature_of(rows, floor + self._prior + _JITTER * trace[:, None] / rows.shape[2])
 
     def minimise(self) -> Tensor:

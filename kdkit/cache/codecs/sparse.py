@@ -52,25 +52,25 @@ class SparseFeature(SizedFeature):
     """
 
     name: ClassVar[str] = "sparse"
-    signed: bool = False  # whether entries have a sign; rows with numbers below 0 are otherwise not encodable
+    has_signs: bool = False  # whether entries have a sign; rows with numbers below 0 are otherwise not encodable
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not isinstance(self.signed, bool):
-            raise ConfigError(f"signed must be true or false, got {self.signed!r}")
+        if not isinstance(self.has_signs, bool):
+            raise ConfigError(f"has_signs must be true or false, got {self.has_signs!r}")
 
     def suited_to(self, sample: Tensor) -> Self:
         """This codec, with signs if the sample [B, ...] has numbers below 0."""
-        return type(self)(self.shape, self.row_bytes, signed=bool((sample < 0).any()))
+        return type(self)(self.shape, self.row_bytes, has_signs=bool((sample < 0).any()))
 
     def is_encodable(self, values: Tensor) -> Tensor:
         """Which rows of [B, ...] are finite, not beyond 1e15, and, without signs, not below 0; bool [B]."""
         rows = values.flatten(1).float()  # in half precision the limit would be infinity
-        return ((rows <= MAX_SIZE) & (rows >= (-MAX_SIZE if self.signed else 0))).all(dim=1)
+        return ((rows <= MAX_SIZE) & (rows >= (-MAX_SIZE if self.has_signs else 0))).all(dim=1)
 
     def nearest(self, values: Tensor) -> Tensor:
         """The values [B, ...], without signs none below 0."""
-        return values if self.signed else values.clamp_min(0)
+        return values if self.has_signs else values.clamp_min(0)
 
     @property
     def _head(self) -> int:
@@ -91,14 +91,14 @@ class SparseFeature(SizedFeature):
         enough = (
             bits
             for bits in range(_MAX_LOW_BITS)
-            if 4 * self._room * ((4 << bits) + 1) >= self.numel * (bits + self.signed + 5)
+            if 4 * self._room * ((4 << bits) + 1) >= self.numel * (bits + self.has_signs + 5)
         )
         return next(enough, _MAX_LOW_BITS)
 
     @property
     def _field_bits(self) -> int:
         """Bits of an entry's field: the low bits of its run, and its sign."""
-        return self.low_bits + self.signed
+        return self.low_bits + self.has_signs
 
     @cached_property
     def _most(self) -> int:
@@ -163,7 +163,7 @@ class SparseFeature(SizedFeature):
         stream = bytes_with_ones(ones, self._room)
         if self._fields is not None:
             low = run & ((1 << self.low_bits) - 1)
-            if self.signed:
+            if self.has_signs:
                 low = low * 2 + (rows.gather(1, place) < 0)
             stream += self._fields.pack(low.masked_fill(absent, 0), self._room).flip(1)
         stream[:, :_FLAT_BYTES] = torch.where(count == 0, to_bytes(constant), stream[:, :_FLAT_BYTES])
@@ -194,9 +194,9 @@ class SparseFeature(SizedFeature):
         values = _sizes_of(levels, step)
         if self._fields is not None:
             low = self._fields.unpack(stream.flip(1), most)
-            if self.signed:
+            if self.has_signs:
                 values = torch.where(low % 2 == 1, -values, values)
-            run = run + (low >> int(self.signed))
+            run = run + (low >> int(self.has_signs))
         place = ((run + 1).cumsum(dim=1) - 1).clamp_(0, self.numel - 1)
         flat = torch.where(count == 0, flat_value(stream[:, :_FLAT_BYTES]), 0.0)
         first = torch.where(count == 0, flat, values[:, :1])  # which entries that a row lacks repeat

@@ -27,7 +27,7 @@ def head(features: int) -> RowCodec:
 
 CODED: dict[str, Callable[[], RowCodec]] = {
     **{f"sparse {shape}": lambda s=shape: create_feature_codec("sparse", s, row_bytes=ROW_BYTES) for shape in SHAPES},
-    "sparse, signed": lambda: create_feature_codec("sparse", (24,), row_bytes=ROW_BYTES, signed=True),
+    "sparse, signed": lambda: create_feature_codec("sparse", (24,), row_bytes=ROW_BYTES, has_signs=True),
     **{f"dense {shape}": lambda s=shape: DenseFeature(s, ROW_BYTES).fit(drawn(s)) for shape in SHAPES},
     "head in sparse": lambda: head(8),
     "head in dense": lambda: head(50),

@@ -45,9 +45,9 @@ def test_logits_decode_as_the_head_computes_them_from_few_bytes_of_features(clas
     assert kl(logits, decoded).mean() < 0.01
     assert (decoded.argmax(1) == logits.argmax(1)).float().mean() > 0.95
     plain = create_feature_codec(chosen, (FEATURES,), row_bytes=64)
-    plain = plain.with_arrays({name: codec.arrays[name] for name in codec.arrays if name not in ("weight", "bias")})
+    plain = plain.with_arrays({name: codec.arrays[name] for name in codec.arrays if name not in ("weight", "offset")})
     product = (
-        plain.decode(payload).double().numpy() @ codec.arrays["weight"].astype(np.float64).T + codec.arrays["bias"]
+        plain.decode(payload).double().numpy() @ codec.arrays["weight"].astype(np.float64).T + codec.arrays["offset"]
     )
     wanted = product - np.log(np.exp(product).sum(1, keepdims=True))
     np.testing.assert_allclose(decoded, wanted, atol=1e-4)
@@ -72,7 +72,11 @@ def test_what_is_no_product_of_the_head_is_refused_in_a_line() -> None:
     with pytest.raises(ConfigError, match="at least 20, got 19"):
         HeadCodec(CLASSES, 19)
     arrays = dict(codec.fit(logits, head.weight).arrays)
-    for name, wrong in (("weight", arrays["weight"][:10]), ("bias", arrays["bias"] * np.nan), ("more", arrays["bias"])):
+    for name, wrong in (
+        ("weight", arrays["weight"][:10]),
+        ("offset", arrays["offset"] * np.nan),
+        ("more", arrays["offset"]),
+    ):
         with pytest.raises(ConfigError):
             codec.with_arrays({**arrays, name: wrong})
 

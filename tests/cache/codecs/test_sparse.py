@@ -77,8 +77,10 @@ def test_what_it_cannot_hold_is_refused_in_a_line() -> None:
     assert create_feature_codec(**codec.to_dict()) == codec
     with pytest.raises(ConfigError, match="at least 16 bytes per row of 20 numbers, got row_bytes=15"):
         create_feature_codec("sparse", (4, 5), row_bytes=15)
-    with pytest.raises(ConfigError, match="signed must be true or false, got 1"):
-        create_feature_codec("sparse", (4, 5), signed=1)
+    with pytest.raises(ConfigError, match="has_signs must be true or false, got 1"):
+        create_feature_codec("sparse", (4, 5), has_signs=1)
+    with pytest.raises(ConfigError, match="codec 'sparse' has no option 'signed'; it takes has_signs"):
+        create_feature_codec("sparse", (4, 5), row_bytes=20, signed=False)  # of files whose places were coded otherwise
     with pytest.raises(ConfigError, match="codec 'int8' has no option 'row_bytes'; it takes none"):
         create_feature_codec("int8", (4, 5), row_bytes=16)
 
