@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 BLOCK = 32  # coefficients that are rounded together
+_THIN = 2 / 3  # rows per component up to which the thin form is the quicker
 _GRAM_BLOCK = 64  # rows of a product with itself that are computed together
 
 
@@ -34,11 +35,12 @@ class Curvature(Protocol):
 
 def curvature_of(rows: Tensor, diagonal: Tensor) -> Curvature:
     """The curvature rows' rows + diagonal of rows [B, M, D], which it may change, and a positive diagonal [B, D]."""
-    return ThinCurvature(rows, diagonal) if rows.shape[1] < rows.shape[2] else FullCurvature(rows, diagonal)
+    thin = rows.shape[1] <= _THIN * rows.shape[2]
+    return ThinCurvature(rows, diagonal) if thin else FullCurvature(rows, diagonal)
 
 
 class FullCurvature:
-    """The matrix itself, [B, D, D], for as many rows as components or more."""
+    """The matrix itself, [B, D, D], for more than about as many rows as components."""
 
     def __init__(self, rows: Tensor, diagonal: Tensor) -> None:
         self._matrix = _mirrored(_lower_gram(rows.mT))
@@ -67,7 +69,7 @@ class FullCurvature:
 
 
 class ThinCurvature:
-    """The rows, scaled so that the diagonal is 1, for fewer rows than components.
+    """The rows, scaled so that the diagonal is 1, for clearly fewer rows than components.
 
     Its inverse needs the factors of a matrix [B, M, M] alone (Sherman, Morrison and Woodbury).
     """

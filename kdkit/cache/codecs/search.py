@@ -22,9 +22,10 @@ from kdkit.cache.codecs.curvature import Curvature, blocks, curvature_of
 
 _SOFT_SHARE = 0.3  # of the objective that is the divergence at T = 2: it costs T = 1 nothing and helps soft targets
 _RIDGE = 5e-5  # weight of the prior that coefficients spread as the sample's did, against a total class weight of 1
-_HEAVY, _MOST_HEAVY = 192, 2048  # classes of a row whose curvature is summed exactly: C / 6 between these bounds
+_HEAVY, _MOST_HEAVY = 96, 2048  # classes of a row whose curvature is summed exactly: C / 10 between these bounds
 _JITTER = 1e-6  # of the mean curvature, so that rounding never makes a curvature singular
-_NEWTON_STEPS = 2  # more of them bring the objective down and the divergence after rounding up
+_NEWTON_STEPS = 2
+_STRIDES = (0.0, 0.0625, 0.25, 0.5, 1.0, 2.0)  # by how much of one of them a row may move
 _SWEEPS = 2
 _CPU_BYTES = 192 << 20  # of the largest temporary, of which about three exist at a time
 _GPU_BYTES = 1 << 30  # of all temporaries together
@@ -37,12 +38,12 @@ def chunk_rows(num_classes: int, rank: int, device: torch.device) -> int:
     if device.type == "cpu":
         rows = _CPU_BYTES // (4 * max(heavy * rank, num_classes, 1))
     else:
-        rows = _GPU_BYTES // (4 * (3 * heavy * rank + 8 * num_classes + 2 * rank * rank))
+        rows = _GPU_BYTES // (4 * (3 * heavy * rank + 12 * num_classes + 2 * rank * rank))
     return 1 << min(rows.bit_length() - 1, most)
 
 
 def _num_heavy(num_classes: int) -> int:
-    return min(num_classes, max(_HEAVY, min(num_classes // 6, _MOST_HEAVY)))
+    return min(num_classes, max(_HEAVY, min(num_classes // 10, _MOST_HEAVY)))
 
 
 class Levels(NamedTuple):
@@ -113,6 +114,12 @@ class TailObjective:
         return sharp / total, soft / total
 
     @cached_property
+    def _masses(self) -> tuple[Tensor, Tensor]:
+        """The sums of both, [B, 1] each."""
+        sharp, soft = self._shares
+        return sharp.sum(dim=1, keepdim=True), soft.sum(dim=1, keepdim=True)
+
+    @cached_property
     def _weight(self) -> Tensor:
         sharp, soft = self._shares
         return sharp + soft
@@ -123,30 +130,33 @@ class TailObjective:
 
     def gradient(self, coefficients: Tensor) -> Tensor:
         """The gradient with respect to the coefficients, [B, D]."""
-        sharp, soft = self._shares
-        logits = torch.addmm(self.mean, coefficients, self.basis).scatter_(1, self.kept, -torch.inf)
-        excess = F.softmax(logits, dim=1) * sharp.sum(dim=1, keepdim=True) - sharp
-        excess += 2 * (F.softmax(logits / 2, dim=1) * soft.sum(dim=1, keepdim=True) - soft)
+        return self._gradient_at(coefficients, torch.addmm(self.mean, coefficients, self.basis))
+
+    def _gradient_at(self, coefficients: Tensor, logits: Tensor) -> Tensor:
+        (sharp, soft), (sharp_mass, soft_mass) = self._shares, self._masses
+        root, _ = _roots(logits.scatter(1, self.kept, -torch.inf))
+        of_root, of_square = soft_mass / root.sum(dim=1, keepdim=True), sharp_mass / _squares(root)
+        excess = root.mul_(root * of_square + 2 * of_root).sub_(sharp + 2 * soft)
         return excess @ self.basis.T + self._prior * coefficients
 
     @cached_property
     def curvature(self) -> Curvature:
         """The weighted covariance of the basis: about the second derivative at the teacher's distribution.
 
-        The light classes enter with the weight of the lightest heavy one, which the orthonormal basis turns into a
-        multiple of the identity: never too little, so that Newton's steps do not overshoot, and several times quicker
-        than the sum over all classes.
+        The light classes enter with one weight, which the orthonormal basis turns into a multiple of the identity:
+        several times quicker than the sum over all classes. It lies between their mean, which is right for them
+        together, and that of the heaviest, with which no step of Newton's goes too far.
         """
         weight = self._weight
-        exact = _num_heavy(weight.shape[1])
-        heavy, classes = weight.topk(exact, dim=1)
-        floor = heavy[:, -1:] * float(weight.shape[1] > exact)
+        heavy, classes = weight.topk(_num_heavy(weight.shape[1]), dim=1)
+        num_light = weight.shape[1] - heavy.shape[1]
+        mean = weight.scatter(1, classes, 0.0).sum(dim=1, keepdim=True) / max(1, num_light)
+        light = (mean * heavy[:, -1:]).sqrt() * float(num_light > 0)
+        exact = (heavy - light).clamp_min(0)
         rows = F.embedding(classes, self.basis.T.contiguous()).sub_((weight @ self.basis.T)[:, None, :])
-        rows *= (heavy - floor).sqrt()[:, :, None]
-        trace = ((heavy - floor) * self.basis.square().sum(dim=0)[classes]).sum(
-            dim=1
-        )  # an upper bound, as the mean is left in
-        return curvature_of(rows, floor + self._prior + _JITTER * trace[:, None] / rows.shape[2])
+        rows *= exact.sqrt()[:, :, None]
+        trace = (exact * self.basis.square().sum(dim=0)[classes]).sum(dim=1)  # at least: the mean is left in
+        return curvature_of(rows, light + self._prior + _JITTER * trace[:, None] / rows.shape[2])
 
     def minimise(self) -> Tensor:
         """The best real coefficients [B, D]."""
@@ -154,12 +164,29 @@ class TailObjective:
         weight = self._weight
         level = (weight * residual).sum(dim=1, keepdim=True)
         descent = (weight * (residual - level)) @ self.basis.T  # of the quadratic form whose solution starts the search
-        best, before = self.curvature.solve(descent), None
-        for _ in range(_NEWTON_STEPS):
-            step = -self.curvature.solve(self.gradient(best))
-            move = step if before is None else _accelerated(step, best - before[0], step - before[1])
-            best, before = best + move, (best, step)
+        best, logits = torch.zeros_like(descent), self.mean.expand_as(residual)
+        for number in range(1 + _NEWTON_STEPS):
+            step = self.curvature.solve(-self._gradient_at(best, logits) if number else descent)
+            along = step @ self.basis
+            share = self._stride(best, step, logits, along)
+            best, logits = best + share * step, logits + share * along
         return best.nan_to_num(0.0, 0.0, 0.0)  # a row that cannot be fitted: the encoder stores it flat
+
+    def _stride(self, coefficients: Tensor, step: Tensor, logits: Tensor, along: Tensor) -> Tensor:
+        """The share of `step`, of those in _STRIDES, that makes the objective least, [B, 1]; inf if none is finite."""
+        (sharp, soft), (sharp_mass, soft_mass) = self._shares, self._masses
+        logits = logits.scatter(1, self.kept, -torch.inf)
+        slope = self._prior * coefficients * step
+        slope = slope.sum(dim=1, keepdim=True) - ((sharp + 2 * soft) * along).sum(dim=1, keepdim=True)
+        bend = (self._prior * step.square()).sum(dim=1, keepdim=True) / 2
+        least = best = torch.full_like(bend, torch.inf)
+        for share in _STRIDES:
+            root, greatest = _roots(torch.add(logits, along, alpha=share))
+            value = sharp_mass * (_squares(root).log() + greatest) + share * slope + share**2 * bend
+            value += soft_mass * (4 * root.sum(dim=1, keepdim=True).log() + 2 * greatest)
+            best = torch.where(value < least, share, best)
+            least = torch.minimum(value, least)
+        return best
 
     def round(self, coefficients: Tensor, levels: Levels) -> Tensor:
         """Codes int64 [B, D] near `coefficients` that make the objective small, by coordinate descent."""
@@ -187,13 +214,15 @@ class TailObjective:
         return torch.cat(rounded, dim=1)
 
 
-def _accelerated(step: Tensor, moved: Tensor, changed: Tensor) -> Tensor:
-    """Anderson's mixing (1965; depth 1): how far to go where the step of each row is known at two places, [B, D].
+def _roots(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Exp(logits / 2) with the greatest of a row scaled to 1, and the greatest logit: [B, C] -> [B, C] and [B, 1].
 
-    Args:
-        step: Newton's step here.
-        moved: how far the last move went.
-        changed: how much the step changed with it.
+    One exponential serves two temperatures: these are unnormalised probabilities at T = 2, their squares at T = 1.
     """
-    share = (changed * step).sum(dim=1, keepdim=True) / changed.square().sum(dim=1, keepdim=True).clamp_min(1e-30)
-    return step - share.clamp_(-1, 1) * (moved + changed)
+    greatest = logits.amax(dim=1, keepdim=True)
+    return (logits - greatest).mul_(0.5).exp_(), greatest
+
+
+def _squares(root: Tensor) -> Tensor:
+    """The sum of the squares of a row, [B, 1]."""
+    return (root[:, None] @ root[:, :, None])[:, 0]

@@ -10,11 +10,11 @@ from kdkit.cache.codecs.curvature import blocks, curvature_of
 from kdkit.cache.codecs.search import Levels, TailObjective, chunk_rows
 
 
-def problem(rank: int) -> tuple[TailObjective, Levels, Tensor]:
-    """Five rows of 300 classes in float64, whose tails are described by `rank` coefficients."""
+def problem(rank: int, scale: float = 3.0) -> tuple[TailObjective, Levels, Tensor]:
+    """Five rows of 300 classes in float64, whose tails `rank` coefficients describe; `scale` spreads their logits."""
     draw = torch.Generator().manual_seed(rank)
     basis = torch.linalg.qr(torch.randn(300, rank, generator=draw, dtype=torch.float64))[0].T
-    target = torch.randn(5, 300, generator=draw, dtype=torch.float64).mul(3).log_softmax(dim=1)
+    target = torch.randn(5, 300, generator=draw, dtype=torch.float64).mul(scale).log_softmax(dim=1)
     deviation = torch.linspace(3, 0.5, rank, dtype=torch.float64)
     half = (2.0 ** torch.linspace(5, 1, rank, dtype=torch.float64).round() - 1) / 2
     objective = TailObjective(target, target.topk(4, dim=1)[1], torch.zeros(300, dtype=torch.float64), basis, deviation)
@@ -84,3 +84,38 @@ def test_a_chunk_is_a_power_of_two_of_rows_whose_temporaries_stay_below_a_gibiby
     assert rows.bit_count() == 1
     heavy = min(num_classes, max(192, min(num_classes // 6, 2048)))
     assert rows * (3 * heavy * rank + 8 * num_classes + 2 * rank * rank) * 4 < 1 << 30
+
+
+def objective_of(objective: TailObjective, coefficients: Tensor) -> Tensor:
+    """The objective as the docstring of its class has it, up to a constant of each row, [B]."""
+    logits = objective.mean + coefficients @ objective.basis
+    weights, terms = [], []
+    for temperature, share in ((1, 0.7), (2, 0.3)):
+        weights.append(share * (objective.target / temperature).softmax(dim=1).scatter(1, objective.kept, 0.0))
+        log_q = (logits / temperature).scatter(1, objective.kept, -torch.inf).log_softmax(dim=1)
+        terms.append(temperature**2 * (weights[-1] * log_q.scatter(1, objective.kept, 0.0)).sum(dim=1))
+    prior = 2.5e-5 * (coefficients / objective.deviation).square().sum(dim=1)
+    return prior - (terms[0] + terms[1]) / (weights[0] + weights[1]).sum(dim=1)
+
+
+@pytest.mark.parametrize(("scale", "left"), [(0.3, 0.001), (1, 0.005), (3, 0.15), (10, 0.8)])
+@pytest.mark.parametrize("rank", [40, 150])
+def test_the_search_approaches_the_minimum_and_runs_away_from_no_peaked_teacher(
+    rank: int, scale: float, left: float
+) -> None:
+    objective, _, _ = problem(rank, scale)
+    free = torch.zeros(5, rank, dtype=torch.float64, requires_grad=True)
+    optimiser = torch.optim.LBFGS([free], max_iter=500, tolerance_grad=1e-8, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimiser.zero_grad()
+        loss = objective_of(objective, free).sum()
+        loss.backward()
+        return loss
+
+    optimiser.step(closure)
+    start, found, least = (
+        objective_of(objective, c).detach() for c in (torch.zeros_like(free), objective.minimise(), free)
+    )
+    assert (least <= found + 1e-9).all()
+    assert (found - least <= left * (start - least)).all()
