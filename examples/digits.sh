@@ -1,7 +1,7 @@
 # From a folder of images to a model that timm loads, on scikit-learn's digits; docs/quickstart.md explains it.
 # digits/train, digits/labelled (100 images), digits/unlabelled (1,247 images) and digits/val
 python examples/digits_folders.py digits
-# train a teacher on all labels: its run is a teacher wherever one is named
+# train a teacher on all labels: its run is a teacher in every command
 kdkit distill digits/train --student test_resnet --val digits/val --size 32 --views 4 --epochs 4 --batch-size 64 --lr 2e-3 \
     --recipe.hflip 0 --recipe.scale "[0.8, 1.0]" -o runs/teacher
 # run it once, on 4 views of each image; show what the cache holds and how accurately

@@ -194,11 +194,12 @@ def _resolve_member(config: SingleTeacherConfig, device: torch.device, card: Tea
 
 
 def _resolve_folder(config: SingleTeacherConfig, loading: dict[str, Any], options: dict[str, Any]) -> Teacher:
-    """The teacher in a folder that `kdkit distill` or `kdkit export` wrote, with the names of its classes."""
+    """The teacher in a folder that `kdkit distill` or `kdkit export` wrote: its classes, its size of images."""
     model, student = load_student(
         StudentConfig(student=config.model, arch=config.arch, checkpoint=loading.pop("checkpoint"))
     )
-    return create_teacher(model, input_size=config.input_size, class_names=student.class_names, **loading, **options)
+    size = student.input_size if config.input_size is None else config.input_size
+    return create_teacher(model, input_size=size, class_names=student.class_names, **loading, **options)
 
 
 def _resolve_card(

@@ -96,6 +96,7 @@ def statistics_of(cache: _Rows, advance: Callable[[int], None] = lambda rows: No
         with suppress(WriteError), files.atomic_write(place) as temporary:
             try:
                 save_file({name: np.ascontiguousarray(array) for name, array in vars(found).items()}, temporary, origin)
+                files.share(temporary)
             except SafetensorError as error:  # safetensors wraps every file-system error in it
                 raise OSError(str(error)) from error
     return found

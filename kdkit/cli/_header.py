@@ -30,12 +30,15 @@ def describe_build(
     parameters = sum(parameter.numel() for member in members for parameter in member.model.parameters())
     processes = "" if distributed.world_size() == 1 else f", {distributed.world_size()} processes"
     recipe = dataset.recipe
+    side = recipe.teacher_size or recipe.size
+    sizes = {member.input_size or (side, side) for member in members}
+    resized = "".join(f", resized to {height} x {width}" for height, width in sorted(sizes - {(side, side)}))
     return {
         "teacher": f"{describe_teacher(teacher)}, {parameters / 1e6:.1f} M parameters",
         "precision": f"{precision}{', compiled' if config.compile else ''}",
         "images": f"{len(dataset):,} of {teacher.num_classes or 'unknown'} classes, {data}"
         + describe_skipped(dataset.source),
-        "views": f"{recipe.num_views} per image, {recipe.teacher_size or recipe.size} pixels",
+        "views": f"{recipe.num_views} per image, {side} pixels{resized}",
         "streams": ", ".join(config.streams),
         "device": f"{describe_device(device)}, {config.workers} loader workers{processes}, batches of "
         f"{config.batch_size} images",

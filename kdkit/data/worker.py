@@ -32,7 +32,9 @@ def _end_with(parent: int) -> None:
     started_by = os.getppid()  # the parent, or the fork server
     while True:
         received = signal.sigtimedwait({signal.SIGTERM}, _SECONDS_BETWEEN_LOOKS)
-        if (received is not None and received.si_pid == parent) or os.getppid() != started_by or _is_gone(parent):
+        if received is not None and received.si_pid == parent:
+            os._exit(0)  # as torch's workers do: another code would be an error to the parent that ends it
+        if os.getppid() != started_by or _is_gone(parent):
             os._exit(128 + signal.SIGTERM)
 
 

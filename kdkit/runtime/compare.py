@@ -35,7 +35,7 @@ def check_match(
                 place, then, now = first_item(then, now)
             raise CacheMismatchError(
                 f"{origin} was made with {field}{place} = {_show(then)}, this run has {_show(now)}: "
-                f"{_ADVICE.get(field, 'use the same setting, or build another cache')}"
+                f"{_ADVICE.get(field, 'use the same setting, or build another cache in another file')}"
             )
 
 

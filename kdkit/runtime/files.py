@@ -130,6 +130,21 @@ def write_bytes(path: Path, content: bytes) -> None:
         write_at(descriptor, content, 0)
 
 
+def share(path: Path) -> None:
+    """Gives a file that others may not read, as safetensors writes it, the mode of any new file in its folder.
+
+    Raises:
+        OSError: the file system refused.
+    """
+    new = _temporary_name(path)
+    descriptor = os.open(new, os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    try:
+        os.chmod(path, os.fstat(descriptor).st_mode)  # noqa: PTH101
+    finally:
+        os.close(descriptor)
+        remove_file(new)
+
+
 def make_folder(folder: Path) -> None:
     """Makes `folder` and its missing parents, each durably.
 

@@ -16,7 +16,8 @@ from kdkit.teachers.fitting import fit_state, image_size_of, load_state, skeleto
 from kdkit.teachers.hub import quiet_hub, tell_loading
 from kdkit.teachers.imported_model import create_imported_model, find_function, is_import_path
 from kdkit.teachers.model_config import model_config, state_config
-from kdkit.teachers.model_folder import FOLDER_PREFIX, check_num_weights, find_weights
+from kdkit.teachers.model_folder import FOLDER_PREFIX, MODEL_CONFIG, check_num_weights, find_weights
+from kdkit.teachers.stored_names import RUN_DESCRIPTION
 from kdkit.teachers.torchvision_model import (
     PREFIX,
     check_torchvision_name,
@@ -139,7 +140,11 @@ def _place(name: str) -> str:
     """What else a name may mean, where it is that of a file or folder."""
     path = Path(name)
     if path.is_dir():
-        return "; the folder of that name has neither the student.json of a run nor the config.json of an export"
+        if (path / MODEL_CONFIG).is_file():
+            return f"; the folder of that name holds a model: '{FOLDER_PREFIX}{name}' is it"
+        if (path / RUN_DESCRIPTION).is_file():
+            return f"; the folder of that name is a run: kdkit export {name} -o DIR, and '{FOLDER_PREFIX}DIR' is it"
+        return f"; the folder of that name has neither a run's {RUN_DESCRIPTION} nor an export's {MODEL_CONFIG}"
     return "; a weights file also needs the name of its model" if path.is_file() else ""
 
 

@@ -61,7 +61,7 @@ class PreflightReport:
         card = "" if self.card_top1 is None else f" (its card cites {self.card_top1:.1f} % on ImageNet)"
         known = self.num_classes is not None and self.teacher_top1 is not None
         accuracy = f"teacher top-1 {self.teacher_top1:.1f} % on {self.images} training views{card}, " if known else ""
-        low = "; the teacher is hardly better than chance: are these its classes and its normalisation?"
+        low = "; the teacher is hardly better than chance: are these its classes, its normalisation and its image size?"
         step = f"a step takes {self.step_bytes / 2**20:,.0f} MiB of memory"
         return f"before the first step: {accuracy}{step}{low if self.is_suspicious else ''}{self._balance}"
 

@@ -126,3 +126,16 @@ def test_every_shell_block_of_the_pages_is_one_of_the_two_kinds() -> None:
 def test_every_public_name_stands_on_the_page_of_the_api() -> None:
     page = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
     assert [name for name in kdkit.__all__ if f"kdkit.{name}" not in page] == ["__version__"]
+
+
+@pytest.mark.parametrize("page", ["docs/quickstart.md", "docs/own_cache.md"])
+def test_a_page_shows_the_example_that_it_names(page: str) -> None:
+    """In the page itself, because GitHub shows no page of another file's lines."""
+    named = re.findall(r"<!-- (\S+) from line (\d+) -->\n\n```\w+\n(.*?)\n```\n", (ROOT / page).read_text(), re.DOTALL)
+    assert len(named) == 1
+    for file, first, shown in named:
+        assert shown.splitlines() == (ROOT / file).read_text().splitlines()[int(first) - 1 :]
+
+
+def test_no_page_shows_lines_of_another_file_by_a_directive_that_only_the_site_knows() -> None:
+    assert [page for page in PAGES if "{literalinclude}" in (ROOT / page).read_text()] == []

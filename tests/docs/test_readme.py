@@ -48,10 +48,11 @@ def test_the_commands_of_the_readme_run_on_a_folder_of_images(
     monkeypatch.chdir(tmp_path)
     for part in ("train", "val"):
         write_digits(tmp_path / part, 30)
-    save_file(tiny_model(seed=1).state_dict(), tmp_path / "teacher.safetensors")
+    save_file(tiny_model(seed=1).state_dict(), tmp_path / "pretrained.safetensors")
     small = {
-        "resnet50.a1_in1k": "teacher.safetensors --arch test_resnet --size 32",
-        "--views 10": "--views 2",
+        "resnet50.a1_in1k --pretrained": "test_resnet --student-checkpoint pretrained.safetensors --size 32 --views 2",
+        "--epochs 20": "--epochs 2 --batch-size 10",
+        "--views 10": "--views 2 --size 32",
         "--student resnet18": "--student test_resnet",
         "--epochs 100": "--epochs 2 --batch-size 10",
     }
@@ -60,6 +61,6 @@ def test_the_commands_of_the_readme_run_on_a_folder_of_images(
         assert published in script
         script = script.replace(published, smaller)
     out = [run_line(line, capsys) for line in lines(script)]
-    assert "holds        30 images x 2 views" in out[0]
-    assert "weights: runs/r18/model_best.pth.tar" in out[1]
-    assert "\nruns/r18: top-1 " in out[2]
+    assert "weights: runs/teacher/model_best.pth.tar" in out[0]
+    assert "holds        30 images x 2 views" in out[1]
+    assert "weights: runs/r18/model_best.pth.tar" in out[2]

@@ -74,7 +74,7 @@ LINES: dict[str, str] = {
     f"{TRAIN} --student script_that_ends:model": "cannot be imported: it ends the process",
     f"{TRAIN} --tracker script_that_ends:model": "module 'script_that_ends' of the tracker cannot be imported",
     f"{TRAIN} --student teacher": "is the folder of a trained one, expected a timm name",
-    f"{TRAIN} --student train": "the folder of that name has neither the student.json of a run nor",
+    f"{TRAIN} --student train": "the folder of that name has neither a run's student.json nor",
     f"{TRAIN} --student_options '{{nonsense: 1}}'": "does not take these options: .*'nonsense'",
     f"{TRAIN} --student_options '{{checkpoint_path: nope.pth}}'": "there is no checkpoint at 'nope.pth'",
     f"{TRAIN} --student_options '{{checkpoint_path: empty.pth}}'": "'empty.pth' is empty",

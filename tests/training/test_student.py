@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +16,13 @@ from support import CLASSES, digits, tiny_model
 from torch import nn
 from torch.nn import functional as F
 
-from kdkit.config import StudentConfig
+from kdkit import Batch, create_teacher
+from kdkit.cli import main
+from kdkit.config import StudentConfig, TeacherConfig
 from kdkit.errors import CheckpointError, ClassMismatchError, ConfigError, OutputExistsError, UnknownNameError
 from kdkit.evaluation.config import EvaluateConfig
 from kdkit.evaluation.student import evaluate_student
+from kdkit.resolve import resolve_teacher
 from kdkit.student import Student, load_student
 from kdkit.training.config import ExportConfig
 from kdkit.training.export import export_student
@@ -65,6 +70,55 @@ def test_timm_loads_an_exported_student_with_equal_outputs(name: str, tmp_path: 
     assert (data["crop_pct"], data["interpolation"]) == (1.0, "bilinear")
     assert loaded.pretrained_cfg["label_names"] == CLASSES
     assert json.loads((report.folder / "config.json").read_text())["architecture"] == name
+
+
+def test_an_export_can_be_read_by_whoever_reads_its_folder(tmp_path: Path) -> None:
+    run_folder(tmp_path / "run", "test_resnet")
+    previous = os.umask(0o027)
+    try:
+        report = export_student(ExportConfig(student=str(tmp_path / "run"), output=str(tmp_path / "out")))
+    finally:
+        os.umask(previous)
+    assert {path.name: oct(path.stat().st_mode & 0o777) for path in report.files} == dict.fromkeys(
+        (path.name for path in report.files), oct(0o640)
+    )
+
+
+def test_a_run_and_its_export_are_teachers_of_the_size_that_they_were_trained_at(tmp_path: Path) -> None:
+    run_folder(tmp_path / "run", "test_resnet")
+    export_student(ExportConfig(student=str(tmp_path / "run"), output=str(tmp_path / "out")))
+    pictures = torch.randint(0, 256, (3, 3, 2 * SIZE, 2 * SIZE), dtype=torch.uint8)
+    batch = Batch(pictures / 255, torch.full((3,), -1), torch.arange(3), 0)
+    for place in ("run", "out"):
+        teacher = resolve_teacher(TeacherConfig(str(tmp_path / place)), torch.device("cpu"), tuple(CLASSES))
+        assert teacher.input_size == (SIZE, SIZE)
+        other = resolve_teacher(
+            TeacherConfig(str(tmp_path / place), input_size=48), torch.device("cpu"), tuple(CLASSES)
+        )
+        assert other.input_size == (48, 48)
+        smaller = F.interpolate(batch.input, size=SIZE, mode="bicubic", antialias=True)
+        found, same = (teacher(dataclasses.replace(batch, input=pixels)).logits for pixels in (batch.input, smaller))
+        assert torch.allclose(found, same, atol=1e-4)
+
+
+def test_a_build_shows_the_size_that_the_teacher_takes(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_folder(tmp_path / "run", "test_resnet")
+    build = ["cache", "build", str(images), "--teacher", str(tmp_path / "run"), "--views", "1", "--workers", "0"]
+    for size, expected in ((48, "1 per image, 48 pixels, resized to 32 x 32\n"), (SIZE, "1 per image, 32 pixels\n")):
+        assert main([*build, "--size", str(size), "-o", str(tmp_path / f"{size}.h5")]) == 0
+        assert expected in capsys.readouterr().err
+
+
+def test_python_is_told_how_a_run_and_an_export_are_named(tmp_path: Path) -> None:
+    run_folder(tmp_path / "run", "test_resnet")
+    export_student(ExportConfig(student=str(tmp_path / "run"), output=str(tmp_path / "out")))
+    with pytest.raises(UnknownNameError, match=r"is a run: kdkit export .*run -o DIR, and 'local-dir:DIR' is it"):
+        create_teacher(str(tmp_path / "run"))
+    with pytest.raises(UnknownNameError, match=r"holds a model: 'local-dir:.*out' is it"):
+        create_teacher(str(tmp_path / "out"))
+    assert create_teacher(f"local-dir:{tmp_path / 'out'}").num_classes == 10
 
 
 @pytest.mark.parametrize("name", MODELS)
