@@ -226,6 +226,14 @@ def test_the_words_are_those_of_the_field() -> None:
     assert len(found) <= MAX_DIALECT, "\n".join(found)
 
 
+def test_flags_have_dashes_as_the_short_ones_have() -> None:
+    """Underscores are accepted as well; long flags (`--train.ema_decay`) are the names of YAML fields."""
+    flags = re.compile(r"(?<![\w-])--(?!print_config)[a-z]+(?:_[a-z]+)+")
+    assert [
+        f"{path.relative_to(ROOT)}: {flag}" for path in texts() for flag in flags.findall(path.read_text("utf-8"))
+    ] == []
+
+
 def guide_of(package: str) -> set[str]:
     """The files and folders that a package's docstring names, as paths below kdkit/."""
     text = ast.get_docstring(ast.parse((ROOT / "kdkit" / package / "__init__.py").read_text("utf-8"))) or ""

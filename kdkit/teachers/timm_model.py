@@ -28,7 +28,7 @@ from kdkit.teachers.weights import Checkpoint, read_checkpoint
 
 _FROM_HUB = ("hf-hub:", "hf_hub:")
 _WITHOUT_NETWORK = {
-    "student": "leave out pretrained, or give a weights file, --student_checkpoint FILE",
+    "student": "leave out pretrained, or give a weights file, --student-checkpoint FILE",
     "teacher": "give a weights file, --teacher.checkpoint FILE (in Python checkpoint=FILE)",
 }
 CHECKPOINT_PATH = "checkpoint_path"

@@ -124,7 +124,7 @@ def _create_student(
     if is_student_folder(config.student):
         raise UnknownNameError(
             f"the student {config.student!r} is the folder of a trained one, expected a timm name: to start from its "
-            "weights, name its model and give --student_checkpoint FILE"
+            "weights, name its model and give --student-checkpoint FILE"
         )
     check_name(config.student, "student")
     torch.manual_seed(config.train.seed)  # just before the student, so that it starts alike with and without a teacher
@@ -149,7 +149,7 @@ def _num_classes(
             raise ConfigError(f"num_classes in student_options is a whole number, got {shown(given)}")
         check_bound("num_classes", given)
         return given
-    raise ConfigError("the data does not name its classes: give their number, --student_options '{num_classes: N}'")
+    raise ConfigError("the data does not name its classes: give their number, --student-options '{num_classes: N}'")
 
 
 def _live_teacher(config: DistillConfig, dataset: ReplayedDataset, device: torch.device) -> Teacher | str | None:

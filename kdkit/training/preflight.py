@@ -73,7 +73,7 @@ class PreflightReport:
         times = self.distill_loss / self.label_loss
         return (
             f"; the distillation loss begins at {self.distill_loss:.3g}, {times:.0f} times the loss on labels: with "
-            f"{1 / times:.2g} of its weight (--distill_loss_weight) both begin alike"
+            f"{1 / times:.2g} of its weight (--distill-loss-weight) both begin alike"
         )
 
     @property

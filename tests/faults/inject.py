@@ -91,7 +91,7 @@ def distill(folder: Path) -> None:
     shared = folder.parent
     code = kdkit([
         "distill", str(shared / "images"), "--cache", str(shared / "cache" / "t.h5"), "--output", str(folder / "run"),
-        "--student", "test_vit3", "--student_options", "{img_size: 32}", "--train.epochs", "2",
+        "--student", "test_vit3", "--student-options", "{img_size: 32}", "--train.epochs", "2",
         "--train.num_workers", "2", "--train.batch_size", "16", "--train.checkpoint_every", "1",
         "--views-per-decode", "2", "--device", "cpu", "--resume",
     ])  # fmt: skip

@@ -55,7 +55,7 @@ def distill(folder: Path, output: Path, way: str, ranks: int) -> list[str]:
         "distill", "--data", str(folder / "images"), "--validation", str(folder / "images"), "--output", str(output),
         *(["--cache", str(folder / "t.h5")] if way == "cached" else [*teacher(folder), *RECIPE]),
         "--views-per-decode", "2" if way == "cached" else "1",
-        "--student", "test_vit", "--student_options", "{drop_rate: 0.1, drop_path_rate: 0.1}",
+        "--student", "test_vit", "--student-options", "{drop_rate: 0.1, drop_path_rate: 0.1}",
         "--train.epochs", "2", "--train.batch_size", str(8 // ranks), "--train.accumulate", "2",
         "--train.num_workers", "0",
         "--train.ema_decay", "0.9", "--train.warmup_epochs", "1", "--train.distill_warmup_epochs", "1",

@@ -126,7 +126,7 @@ def test_a_name_that_nothing_has_is_one_line(
 def test_a_student_of_ones_own_code_runs_again_only_if_it_is_named(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    options = ["--student_options", "{width: 6}"]
+    options = ["--student-options", "{width: 6}"]
     assert main(["distill", "data", "--student", "own_models:make", *options, *TRAIN, "-o", "runs/own"]) == 0
     assert main(["evaluate", "runs/own", "data", "--workers", "0"]) == 1
     assert "runs only if you name it: give --arch own_models:make" in capsys.readouterr().err

@@ -215,7 +215,7 @@ def test_the_preflight_names_the_weight_of_a_loss_that_leaves_the_labels_no_part
     assert reports[1e4].label_loss == pytest.approx(reports[1.0].label_loss)
     assert "times the loss on labels" not in str(reports[1.0])
     share = reports[1e4].label_loss / reports[1e4].distill_loss
-    assert f"with {share:.2g} of its weight (--distill_loss_weight) both begin alike" in str(reports[1e4])
+    assert f"with {share:.2g} of its weight (--distill-loss-weight) both begin alike" in str(reports[1e4])
 
 
 class _Tracker(types.ModuleType):
