@@ -25,7 +25,8 @@ _RIDGE = 5e-5  # weight of the prior that coefficients spread as the sample's di
 _HEAVY, _MOST_HEAVY = 96, 2048  # classes of a row whose curvature is summed exactly: C / 10 between these bounds
 _JITTER = 1e-6  # of the mean curvature, so that rounding never makes a curvature singular
 _NEWTON_STEPS = 2
-_STRIDES = (0.0, 0.0625, 0.25, 0.5, 1.0, 2.0)  # by how much of one of them a row may move
+_STRIDES = (1.0, 2.0, 0.5, 0.25, 0.0625, 0.0)  # by how much of one of them a row may move; the first unless
+_NOISE = 1e-5  # another is better by more nats than float32's rounding, which differs between batches and devices
 _SWEEPS = 2
 _CPU_BYTES = 192 << 20  # of the largest temporary, of which about three exist at a time
 _GPU_BYTES = 1 << 30  # of all temporaries together
@@ -173,19 +174,19 @@ class TailObjective:
         return best.nan_to_num(0.0, 0.0, 0.0)  # a row that cannot be fitted: the encoder stores it flat
 
     def _stride(self, coefficients: Tensor, step: Tensor, logits: Tensor, along: Tensor) -> Tensor:
-        """The share of `step`, of those in _STRIDES, that makes the objective least, [B, 1]; inf if none is finite."""
+        """The share of `step`, of those in _STRIDES, that makes the objective least, [B, 1]."""
         (sharp, soft), (sharp_mass, soft_mass) = self._shares, self._masses
         logits = logits.scatter(1, self.kept, -torch.inf)
         slope = self._prior * coefficients * step
         slope = slope.sum(dim=1, keepdim=True) - ((sharp + 2 * soft) * along).sum(dim=1, keepdim=True)
         bend = (self._prior * step.square()).sum(dim=1, keepdim=True) / 2
-        least = best = torch.full_like(bend, torch.inf)
+        least, best = torch.full_like(bend, torch.inf), torch.ones_like(bend)
         for share in _STRIDES:
             root, greatest = _roots(torch.add(logits, along, alpha=share))
             value = sharp_mass * (_squares(root).log() + greatest) + share * slope + share**2 * bend
             value += soft_mass * (4 * root.sum(dim=1, keepdim=True).log() + 2 * greatest)
-            best = torch.where(value < least, share, best)
-            least = torch.minimum(value, least)
+            is_less = value < least - _NOISE
+            best, least = torch.where(is_less, share, best), torch.where(is_less, value, least)
         return best
 
     def round(self, coefficients: Tensor, levels: Levels) -> Tensor:
@@ -225,4 +226,4 @@ def _roots(logits: Tensor) -> tuple[Tensor, Tensor]:
 
 def _squares(root: Tensor) -> Tensor:
     """The sum of the squares of a row, [B, 1]."""
-    return (root[:, None] @ root[:, :, None])[:, 0]
+    return root.square().sum(dim=1, keepdim=True)
