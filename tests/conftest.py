@@ -1,13 +1,33 @@
-"""For every test: one thread per process, set before torch is imported, and the signal handlers restored after it."""
+"""For every test: one thread per process, set before torch is imported, and the signal handlers restored after it.
+
+Outside tests/faults no test waits until the disk has what it wrote, some milliseconds each time: only a loss of power
+would show the difference, and what one leaves is the matter of tests/faults. Processes that a test starts do wait.
+"""
 
 import os
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+FAULTS = Path(__file__).parent / "faults"
+
 # The models are tiny: a second thread takes a core from the neighbouring test process and gives nothing back.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_waiting_for_the_disk(request: pytest.FixtureRequest) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        if FAULTS not in request.path.parents:
+            patch.setattr(os, "fsync", _checked_descriptor)
+        yield
+
+
+def _checked_descriptor(descriptor: int) -> None:
+    """What is left of `os.fsync`: one that is not open is an error."""
+    os.fstat(descriptor)
 
 
 @pytest.fixture(autouse=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import signal
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ import torch
 from sklearn.datasets import load_digits
 from torch import nn
 
+from kdkit.cache.types import Array
 from kdkit.data import ArraySource, EpochSampler, ReplayedDataset, ReplayLoader
 from kdkit.recipe import ViewRecipe
 from kdkit.teachers import Teacher
@@ -71,13 +73,17 @@ class Watched(Teacher):
         return output
 
 
-def digits(count: int = 200) -> ArraySource:
-    """The first `count` digits, 8 by 8 pixels."""
+@functools.cache
+def _all_digits() -> tuple[Array, Array]:
+    """Images and classes; to read their text once takes as long as many a test."""
     data = load_digits()
-    images = (data.images[:count] * 15).astype(np.uint8)
-    return ArraySource(
-        images, data.target[:count], keys=[f"digit-{index}" for index in range(count)], class_names=CLASSES
-    )
+    return (data.images * 15).astype(np.uint8), data.target
+
+
+def digits(count: int = 200) -> ArraySource:
+    """The first `count` digits, 8 by 8 pixels; a test may change its own."""
+    images, targets = (values[:count].copy() for values in _all_digits())
+    return ArraySource(images, targets, keys=[f"digit-{index}" for index in range(count)], class_names=CLASSES)
 
 
 def write_digits(root: Path, count: int) -> Path:

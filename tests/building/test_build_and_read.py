@@ -9,6 +9,7 @@ import multiprocessing
 import pickle
 import sys
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import h5py
@@ -43,10 +44,10 @@ def teacher(seed: int = 0) -> Teacher:
     return create_teacher(tiny_model(seed=seed))
 
 
-def plain_logits(dataset: ReplayedDataset, view: int) -> np.ndarray:
-    """The teacher's logits of one view, without any of kdkit's build or cache."""
+def plain_logits(dataset: ReplayedDataset, view: int, rows: Sequence[int] | None = None) -> np.ndarray:
+    """The teacher's logits of one view, of all rows or of these, without any of kdkit's build or cache."""
     model = tiny_model().eval()
-    images = torch.stack([dataset[row, view].image for row in range(len(dataset))])
+    images = torch.stack([dataset[row, view].image for row in (range(len(dataset)) if rows is None else rows)])
     with torch.no_grad():
         return model((images.float() / 255 - 0.5) / 0.5).numpy()
 
@@ -173,7 +174,7 @@ def test_row_counts_around_a_block_are_exact(tmp_path: Path, samples: int) -> No
     cache = open_cache(tmp_path / "t.h5", dataset)
     assert cache.num_rows == samples
     last = cache.read_encoded(np.array([samples - 1]), 0).numpy().view("<f4")
-    np.testing.assert_allclose(last[0], plain_logits(dataset, 0)[-1], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(last[0], plain_logits(dataset, 0, [samples - 1])[0], rtol=1e-4, atol=1e-5)
     assert cache.read_encoded(np.array([], dtype=np.int64), 0).shape == (0, 40)
 
 

@@ -17,10 +17,8 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from PIL import Image
 from safetensors.torch import load_file, save_file
-from sklearn.datasets import load_digits
-from support import cache_contents, tiny_model
+from support import cache_contents, digits, tiny_model
 
 from kdkit.building.config import CacheVerifyConfig
 from kdkit.cache import open_cache
@@ -32,16 +30,33 @@ from kdkit.teachers import create_teacher
 Streams = tuple[str, str]
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """100 digits as an image folder, and a ten-class teacher beside it."""
-    data = load_digits()
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """100 digits as an image folder, a ten-class teacher beside it, and its cache; no test writes here."""
+    folder, source = tmp_path_factory.mktemp("cli"), digits(100)
     for index in range(100):
-        place = tmp_path / "images" / f"digit {data.target[index]}"
+        image, target = source[index]
+        place = folder / "images" / f"digit {target}"
         place.mkdir(parents=True, exist_ok=True)
-        Image.fromarray((data.images[index] * 15).astype(np.uint8)).save(place / f"{index:03d}.png")
-    save_file(tiny_model(seed=1).state_dict(), tmp_path / "teacher.safetensors")
+        image.save(place / f"{index:03d}.png")
+    save_file(tiny_model(seed=1).state_dict(), folder / "teacher.safetensors")
+    assert main(build(folder)) == 0
+    return folder
+
+
+@pytest.fixture
+def folder(original: Path, tmp_path: Path) -> Path:
+    """The images and the teacher."""
+    shutil.copytree(original / "images", tmp_path / "images")
+    shutil.copy2(original / "teacher.safetensors", tmp_path)
     return tmp_path
+
+
+@pytest.fixture
+def built(original: Path, folder: Path) -> Path:
+    """The images, the teacher and its cache, made by the command of `build`."""
+    shutil.copy2(original / "t.h5", folder)
+    return folder
 
 
 def build(folder: Path, *more: str) -> list[str]:
@@ -116,36 +131,34 @@ def test_estimate_is_within_3_percent_of_what_is_built(folder: Path, capsys: pyt
         assert "images       2,000 (100 samples x 20 views)" in found
 
 
-def test_verify_runs_the_teacher_again_and_catches_another(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(build(folder)) == 0
+def test_verify_runs_the_teacher_again_and_catches_another(built: Path, capsys: pytest.CaptureFixture[str]) -> None:
     teacher = ["--teacher.model", "test_resnet", "--teacher.checkpoint"]
-    verify = ["cache", "verify", "--cache", str(folder / "t.h5"), "--data", str(folder / "images"), *teacher]
+    verify = ["cache", "verify", "--cache", str(built / "t.h5"), "--data", str(built / "images"), *teacher]
     capsys.readouterr()
-    assert main([*verify, str(folder / "teacher.safetensors")]) == 0
+    assert main([*verify, str(built / "teacher.safetensors")]) == 0
     assert "64 random rows match the teacher's outputs" in capsys.readouterr().out
-    save_file(tiny_model(seed=2).state_dict(), folder / "other.safetensors")
-    assert "teacher.weights_sha256" in fails(capsys, [*verify, str(folder / "other.safetensors")])
+    save_file(tiny_model(seed=2).state_dict(), built / "other.safetensors")
+    assert "teacher.weights_sha256" in fails(capsys, [*verify, str(built / "other.safetensors")])
 
 
 def test_extend_adds_views_and_its_rows_are_the_teachers_outputs(
-    folder: Path, capsys: pytest.CaptureFixture[str]
+    built: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(build(folder)) == 0
-    teacher = ["--data", str(folder / "images"), "--teacher.model", "test_resnet", "--teacher.checkpoint"]
-    extend = ["cache", "extend", "--cache", str(folder / "t.h5"), "--num_workers", "0", *teacher]
+    teacher = ["--data", str(built / "images"), "--teacher.model", "test_resnet", "--teacher.checkpoint"]
+    extend = ["cache", "extend", "--cache", str(built / "t.h5"), "--num_workers", "0", *teacher]
     capsys.readouterr()
-    assert main([*extend, str(folder / "teacher.safetensors"), "--num_views", "3"]) == 0
+    assert main([*extend, str(built / "teacher.safetensors"), "--num_views", "3"]) == 0
     assert "100 images x 3 views" in capsys.readouterr().out
-    verify = ["cache", "verify", "--cache", str(folder / "t.h5"), *teacher]
-    assert main([*verify, str(folder / "teacher.safetensors")]) == 0
-    save_file(tiny_model(seed=2).state_dict(), folder / "other.safetensors")
-    other = [*extend, str(folder / "other.safetensors"), "--num_views", "4"]
+    verify = ["cache", "verify", "--cache", str(built / "t.h5"), *teacher]
+    assert main([*verify, str(built / "teacher.safetensors")]) == 0
+    save_file(tiny_model(seed=2).state_dict(), built / "other.safetensors")
+    other = [*extend, str(built / "other.safetensors"), "--num_views", "4"]
     assert "teacher.weights_sha256" in fails(capsys, other)
     assert main([*other, "--allow-mismatch", "teacher.weights_sha256"]) == 0
-    found = fails(capsys, [*verify, str(folder / "teacher.safetensors")])
+    found = fails(capsys, [*verify, str(built / "teacher.safetensors")])
     assert "(view 3)" in found  # which another teacher made
     allowed = ["--allow-mismatch", "teacher.weights_sha256"]
-    assert re.search(r"\(view [012]\)", fails(capsys, [*verify, str(folder / "other.safetensors"), *allowed]))
+    assert re.search(r"\(view [012]\)", fails(capsys, [*verify, str(built / "other.safetensors"), *allowed]))
 
 
 def test_features_are_built_described_verified_and_exported(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -310,14 +323,12 @@ def test_with_three_seeds_a_float32_cache_teaches_step_by_step_what_the_live_tea
         np.testing.assert_allclose(losses[0], losses[1], rtol=0, atol=1e-5)
 
 
-def test_a_fixed_size_student_is_made_for_the_views(folder: Path) -> None:
-    assert main(build(folder)) == 0
-    assert main(distill(folder, "--cache", str(folder / "t.h5"), "--student", "test_vit")) == 0
+def test_a_fixed_size_student_is_made_for_the_views(built: Path) -> None:
+    assert main(distill(built, "--cache", str(built / "t.h5"), "--student", "test_vit")) == 0
 
 
-def test_a_run_that_failed_at_once_can_be_started_again(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(build(folder)) == 0
-    arguments = distill(folder, "--cache", str(folder / "t.h5"))
+def test_a_run_that_failed_at_once_can_be_started_again(built: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = distill(built, "--cache", str(built / "t.h5"))
     assert "'adamw'" in fails(capsys, [*arguments, "--train.opt", "adamww"])
     assert main(arguments) == 0
 

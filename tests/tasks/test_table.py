@@ -8,6 +8,7 @@ checkpoint brings the very same task back. What several ranks do is in tests/dis
 
 from __future__ import annotations
 
+import functools
 import io
 import shutil
 from collections.abc import Callable
@@ -15,14 +16,14 @@ from typing import Any
 
 import pytest
 import torch
-from support import digits_dataset, loader_for, tiny_model
+from support import digits_dataset, tiny_model
 from task_rows import CNN, INNER, LOSSES, TEACHER_SEED, VIT, batch, every_loss, make, pairs
 from torch import Tensor, nn
 
 from kdkit import build_cache, create_teacher, open_cache
 from kdkit.building.config import BuildConfig
 from kdkit.cache import CachedTeacher
-from kdkit.data import ReplayedDataset
+from kdkit.data import EpochSampler, ReplayedDataset, ReplayLoader
 from kdkit.tasks import DistillationTask
 from kdkit.types import Batch, Normalization, TeacherOutput
 
@@ -48,9 +49,16 @@ def caches(dataset: ReplayedDataset, tmp_path_factory: pytest.TempPathFactory) -
     return opened
 
 
+@functools.cache
+def images_for(dataset: ReplayedDataset, normalization: Normalization) -> Batch:
+    """The six images as all students of this normalisation see them."""
+    sampler = EpochSampler(range(len(dataset)), len(dataset), num_views=dataset.recipe.num_views)
+    return next(iter(ReplayLoader(dataset, sampler, normalization)))
+
+
 def steps(dataset: ReplayedDataset, student: nn.Module, cache: CachedTeacher) -> tuple[Step, Step]:
     """One forward pass on the same images, with the same random numbers: with the live teacher, and from the cache."""
-    images = next(iter(loader_for(dataset, student)))
+    images = images_for(dataset, Normalization.of(student))
 
     def step(task: DistillationTask, outputs: TeacherOutput | None = None) -> Result:
         torch.manual_seed(17)

@@ -202,7 +202,7 @@ def test_with_few_labels_every_loss_trains_live_and_cached_and_with_mixing(
             folder,
             tmp_path / "run",
             data=table,
-            train=TrainConfig(epochs=2, batch_size=2, num_workers=0, log_every=1),
+            train=TrainConfig(epochs=1, batch_size=2, num_workers=0, log_every=1),
             **parts,
         )
     )
