@@ -147,8 +147,7 @@ class DenseFeature(SizedFeature):
         kept = tables.transform.forward(rows)
         sizes, negative = kept.abs(), (kept < 0).float()
         code = self._finest(sizes, negative, tables)
-        codes = codes_of(sizes / steps(rows.device)[code], negative)
-        high = (codes / tables.power).floor_()
+        codes, high = self._filling(sizes / steps(rows.device)[code], negative, tables)
         parts = [as_bytes(code, STEP_BYTES)]
         if self._fields is not None:
             low = (codes - high * tables.power)[:, : len(self._fields.widths)]
@@ -171,6 +170,16 @@ class DenseFeature(SizedFeature):
         row = F.pad(torch.cat([head, to_bytes(constant)], dim=1), (0, self._room - _FLAT_BYTES))
         return torch.where(flat <= lost, row, encoded)
 
+    def _filling(self, sizes: Tensor, negative: Tensor, tables: Tables) -> tuple[Tensor, Tensor]:
+        """The codes of sizes in steps [B, J] and what of them is in unary, float: as many finely rounded as fit."""
+        (codes, high), (finer, more) = (
+            (found, (found / tables.power).floor_())
+            for found in (codes_of(sizes, negative, rounding) for rounding in (tables.coarse, tables.fine))
+        )
+        room = 8 * self._unary_bytes - sizes.shape[1]
+        fits = (more - high).cumsum(dim=1, dtype=torch.int32) <= room - whole_sum(high, room)
+        return torch.where(fits, finer, codes), torch.where(fits, more, high)
+
     def _finest(self, sizes: Tensor, negative: Tensor, tables: Tables) -> Tensor:
         """The code of the finest step at which each row fits, int64 [B, 1]; at the coarsest all do."""
         table, count = steps(sizes.device), sizes.shape[1]
@@ -179,8 +188,9 @@ class DenseFeature(SizedFeature):
             return torch.full((len(sizes), 1), COARSEST, dtype=torch.int64, device=sizes.device)
 
         def excess(code: Tensor, every: int) -> Tensor:
-            unary = codes_of(sizes[:, ::every] / table[code], negative[:, ::every]).div_(tables.power[::every]).floor_()
-            return every * whole_sum(unary, room) - room
+            part = slice(None, None, every)
+            codes = codes_of(sizes[:, part] / table[code], negative[:, part], tables.coarse[part])
+            return every * whole_sum(codes.div_(tables.power[part]).floor_(), room) - room
 
         largest = sizes.amax(dim=1, keepdim=True).clamp_min(table[0])
         # Down to a step at which codes are whole numbers in float32, up to one at which all are 0.
