@@ -40,9 +40,9 @@ def codes_of(sizes: Tensor, negative: Tensor, rounding: Tensor | float) -> Tenso
     return (sizes + rounding).floor_().mul_(2).sub_(negative).clamp_min_(0)
 
 
-def levels_in(codes: Tensor) -> Tensor:
-    """Codes -> levels with their signs, integers; in place, because memory for as many numbers takes as long."""
-    sign = (codes & 1).neg_()
+def levels_in(codes: Tensor, spare: Tensor) -> Tensor:
+    """Codes -> levels with their signs, integers; in place, and with the memory `spare` of the same shape."""
+    sign = torch.bitwise_and(codes, 1, out=spare).neg_()
     return codes.bitwise_right_shift_(1).bitwise_xor_(sign)
 
 
