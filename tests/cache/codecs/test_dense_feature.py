@@ -98,7 +98,7 @@ def plain_unary(coefficients: np.ndarray, low_bits: np.ndarray, room: int) -> li
                 if found.sum() + finer[j] - found[j] + len(found) > room:
                     break
                 found[j] = finer[j]
-            return found.tolist()
+            return [int(high) for high in found]
     raise AssertionError("no step fits")
 
 
