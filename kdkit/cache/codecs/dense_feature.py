@@ -36,7 +36,7 @@ from kdkit.cache.codecs.steps import (
     steps,
     whole_sum,
 )
-from kdkit.cache.codecs.transform import MAX_SIDE, largest_side
+from kdkit.cache.codecs.transform import MAX_SIDE, Scratch, largest_side
 from kdkit.cache.codecs.unary import bytes_with_ones, zeros_before_ones
 from kdkit.errors import ConfigError, NonFiniteOutputError
 
@@ -44,7 +44,7 @@ _FLAT, _FLAT_BYTES = 0, 4  # the step's code of a row of equal numbers, and the 
 _CPU_ROWS, _GPU_ROWS = 1 << 8, 1 << 12  # at most, because one row costs as much as all of these
 _FINEST_OCTAVES = 22  # below a row's largest coefficient, whose code is then below 2**24
 _CPU_CHUNK, _GPU_CHUNK = 1 << 17, 1 << 24  # numbers of the rows that are encoded together, as a CPU's caches hold
-_DECODED = 4  # as many chunks are decoded together, which needs no padding
+_DECODED = 8  # as many chunks are decoded together, which needs no padding
 
 
 @dataclass(frozen=True)
@@ -147,8 +147,7 @@ class DenseFeature(SizedFeature):
         kept = tables.transform.forward(rows)
         sizes, negative = kept.abs(), (kept < 0).float()
         code = self._finest(sizes, negative, tables)
-        codes = codes_of(sizes / steps(rows.device)[code], negative)
-        high = (codes / tables.power).floor_()
+        codes, high = self._filling(sizes / steps(rows.device)[code], negative, tables)
         parts = [as_bytes(code, STEP_BYTES)]
         if self._fields is not None:
             low = (codes - high * tables.power)[:, : len(self._fields.widths)]
@@ -171,6 +170,16 @@ class DenseFeature(SizedFeature):
         row = F.pad(torch.cat([head, to_bytes(constant)], dim=1), (0, self._room - _FLAT_BYTES))
         return torch.where(flat <= lost, row, encoded)
 
+    def _filling(self, sizes: Tensor, negative: Tensor, tables: Tables) -> tuple[Tensor, Tensor]:
+        """The codes of sizes in steps [B, J] and what of them is in unary, float: as many finely rounded as fit."""
+        (codes, high), (finer, more) = (
+            (found, (found / tables.power).floor_())
+            for found in (codes_of(sizes, negative, rounding) for rounding in (tables.coarse, tables.fine))
+        )
+        room = 8 * self._unary_bytes - sizes.shape[1]
+        fits = (more - high).cumsum(dim=1, dtype=torch.int32) <= room - whole_sum(high, room)
+        return torch.where(fits, finer, codes), torch.where(fits, more, high)
+
     def _finest(self, sizes: Tensor, negative: Tensor, tables: Tables) -> Tensor:
         """The code of the finest step at which each row fits, int64 [B, 1]; at the coarsest all do."""
         table, count = steps(sizes.device), sizes.shape[1]
@@ -179,8 +188,9 @@ class DenseFeature(SizedFeature):
             return torch.full((len(sizes), 1), COARSEST, dtype=torch.int64, device=sizes.device)
 
         def excess(code: Tensor, every: int) -> Tensor:
-            unary = codes_of(sizes[:, ::every] / table[code], negative[:, ::every]).div_(tables.power[::every]).floor_()
-            return every * whole_sum(unary, room) - room
+            part = slice(None, None, every)
+            codes = codes_of(sizes[:, part] / table[code], negative[:, part], tables.coarse[part])
+            return every * whole_sum(codes.div_(tables.power[part]).floor_(), room) - room
 
         largest = sizes.amax(dim=1, keepdim=True).clamp_min(table[0])
         # Down to a step at which codes are whole numbers in float32, up to one at which all are 0.
@@ -192,25 +202,30 @@ class DenseFeature(SizedFeature):
         """Uint8 [B, row_bytes] -> float32 [B, ...]."""
         check_payload(self, payload)
         decoded = torch.empty(len(payload), *self.shape, dtype=torch.float32, device=payload.device)
-        size = _DECODED * self._chunk_rows(payload.device)
-        for first in range(0, len(payload), size):
-            self._decode(payload[first : first + size], decoded[first : first + size])
+        self._decode(payload, decoded)
         return decoded
 
     def _decode(self, payload: Tensor, into: Tensor) -> None:
-        tables = self._fitted.on(payload.device)
+        tables, size = self._fitted.on(payload.device), _DECODED * self._chunk_rows(payload.device)
         code = as_number(payload[:, :STEP_BYTES])
-        levels = self._levels(payload, tables).float()
-        tables.transform.inverse(levels.mul_(steps(payload.device)[code.clamp_max(COARSEST)]), into)
+        step = steps(payload.device)[code.clamp_max(COARSEST)]
+        scratch = tables.transform.scratch(min(size, len(payload)))
+        for first in range(0, len(payload), size):
+            part = slice(first, first + size)
+            levels = self._levels(payload[part], tables, scratch)
+            _, numbers = scratch.pair(*levels.shape)
+            tables.transform.inverse(numbers.copy_(levels), step[part], into[part], scratch)
         flat = flat_value(payload[:, STEP_BYTES : STEP_BYTES + _FLAT_BYTES])
         is_flat, sides = code == _FLAT, (-1,) + (1,) * len(self.shape)
         if payload.device.type != "cpu" or bool(is_flat.any()):  # without waiting for the device
             torch.where(is_flat.view(sides), flat.view(sides), into, out=into)
 
-    def _levels(self, payload: Tensor, tables: Tables) -> Tensor:
-        """The levels of the kept coefficients, int32 [B, J]."""
-        codes = zeros_before_ones(payload[:, STEP_BYTES + self._low_bytes :], len(tables.low_bits))
+    def _levels(self, payload: Tensor, tables: Tables, scratch: Scratch) -> Tensor:
+        """The levels of the kept coefficients, int32 [B, J], in the first part of `scratch`."""
+        unary, count = payload[:, STEP_BYTES + self._low_bytes :], len(tables.low_bits)
+        codes, spare = scratch.pair(len(payload), count, torch.int32)
+        zeros_before_ones(unary, count, out=codes)
         codes <<= tables.low_bits
         if self._fields is not None:
             codes[:, : len(self._fields.widths)] += self._fields.unpack(payload[:, STEP_BYTES:])
-        return levels_in(codes)
+        return levels_in(codes, spare)

@@ -15,12 +15,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kdkit.cache.codecs.rice import DROPPED, MAX_LOW_BITS, fit_low_bits
+from kdkit.cache.codecs.rice import DROPPED, MAX_LOW_BITS, fit_low_bits, roundings
 from kdkit.cache.codecs.steps import MAX_SIZE
-from kdkit.cache.codecs.transform import LARGEST_OF_AXIS, FeatureTransform, array_shapes, fit_transform
+from kdkit.cache.codecs.transform import LARGEST_OF_AXIS, FeatureTransform, array_shapes, fit_transform, largest_side
 from kdkit.errors import ConfigError
 
 _HELD_OUT = 4
+_NUMBERS_PER_ENTRY = 128  # of a sample, per entry of its basis, from which a basis is as good for other rows
+_SAVED_COARSE, _SAVED_FINE = 0.14, 0.08  # squared steps that a bit is worth, about the best for the error of a row
 _SEARCHED_NUMBERS = 1 << 23  # of the part of a sample that tells how many bits a coefficient takes
 
 
@@ -30,6 +32,8 @@ class Tables(NamedTuple):
     transform: FeatureTransform  # to and from the kept coefficients: first those that have low bits, both ascending
     low_bits: Tensor  # int32 [J]
     power: Tensor  # float32 [J], 2 to the number of low bits
+    coarse: Tensor  # float32 [J], the rounding at which a row's step is found
+    fine: Tensor  # float32 [J], the rounding of the first coefficients, in which the bits that are left are spent
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,13 +52,20 @@ class DenseFit:
     def of(cls, sample: Tensor, budget: int) -> DenseFit:
         """The fit to rows [R, ...], float32 on the CPU, that take `budget` bits each on average.
 
-        Each fourth row tells the low bits and the others the basis: a basis describes its own rows better than any
-        others, and would leave directions that they lack without any bits.
+        A basis that is large for its sample describes its own rows better than any others, and would leave directions
+        that they lack without any bits: each fourth row then tells the low bits and the others the basis. Otherwise all
+        rows tell both.
         """
-        shape, held = tuple(sample.shape[1:]), torch.arange(len(sample)) % _HELD_OUT == 0
-        arrays = fit_transform(sample[~held] if len(sample) > 1 else sample)
-        searched = sample[held][: max(16, _SEARCHED_NUMBERS // math.prod(shape))]
-        coefficients = FeatureTransform(shape, arrays, searched.device).forward(searched)
+        shape = tuple(sample.shape[1:])
+        held = torch.arange(len(sample)) % _HELD_OUT == 0
+        if len(sample) == 1 or sample.numel() >= _NUMBERS_PER_ENTRY * largest_side(shape) ** 2:
+            searched, others = sample, sample
+        else:
+            searched, others = sample[held], sample[~held]
+        arrays = fit_transform(others)
+        rows = min(len(searched), max(16, _SEARCHED_NUMBERS // math.prod(shape)))
+        evenly = torch.arange(rows) * len(searched) // rows
+        coefficients = FeatureTransform(shape, arrays, searched.device).forward(searched[evenly])
         return cls(shape, {**arrays, "low_bits": fit_low_bits(coefficients, budget)})
 
     @cached_property
@@ -71,7 +82,8 @@ class DenseFit:
         """The tables on `device`, uploaded once."""
         if device not in self._on:
             index, bits = self._order, self.arrays["low_bits"][self._order]
-            arrays = bits.astype(np.int32), np.exp2(bits.astype(np.float32))
+            both = (roundings(bits, saved) for saved in (_SAVED_COARSE, _SAVED_FINE))
+            arrays = bits.astype(np.int32), np.exp2(bits.astype(np.float32)), *both
             tables = (torch.from_numpy(array).to(device) for array in arrays)
             self._on[device] = Tables(FeatureTransform(self.shape, self.arrays, device, index), *tables)
         return self._on[device]

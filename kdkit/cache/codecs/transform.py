@@ -23,6 +23,21 @@ _TOKENS, _MAP = 2, 3  # sides of a row: tokens are [N, C], a map [C, H, W], a ve
 _VECTORS_PER_SIDE, _LEAST_VECTORS = 16, 1 << 15  # as many vectors of the sample as tell one axis from another
 
 
+class Scratch:
+    """Memory of two grids of coefficients for decoding many rows in chunks.
+
+    New memory for each step of each chunk takes a CPU as long as the steps.
+    """
+
+    def __init__(self, rows: int, width: int, device: torch.device) -> None:
+        self._parts = torch.empty(2, rows * width, dtype=torch.float32, device=device)
+
+    def pair(self, rows: int, width: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+        """Both as [rows, width] of a dtype of four bytes, contiguous; the numbers are what was last written there."""
+        first, second = (part[: rows * width].view(dtype).view(rows, width) for part in self._parts)
+        return first, second
+
+
 class FeatureTransform:
     """Takes the mean away, then turns channels into principal components and positions into frequencies.
 
@@ -49,7 +64,8 @@ class FeatureTransform:
         self._shape, self._mean, self._basis = shape, tensors["mean"], tensors["basis"]
         self._positions = tensors.get("positions")
         if len(shape) == _MAP:
-            self._mean = self._mean[:, None, None]
+            # As large as a row, because a CPU adds numbers of equal shape in a fifth of the time.
+            self._mean = self._mean[:, None, None].expand(shape).contiguous()
             self._vertical, self._horizontal = (cosines(side).to(device) for side in shape[1:])
         kept = np.arange(math.prod(shape)) if kept is None else kept
         components, place, self._grid_size = _grid(shape, kept)
@@ -68,25 +84,37 @@ class FeatureTransform:
                 turned = grid.transpose(2, 3).contiguous() @ self._vertical.T
         return turned.flatten(1).gather(1, self._kept.expand(len(rows), -1))
 
-    def inverse(self, coefficients: Tensor, into: Tensor) -> None:
-        """The kept coefficients [B, J] -> float32 [B, *shape], written to `into`.
+    def scratch(self, rows: int) -> Scratch:
+        """Memory with which so many rows are decoded together."""
+        return Scratch(rows, self._grid_size, self._mean.device)
+
+    def inverse(self, coefficients: Tensor, scale: Tensor, into: Tensor, scratch: Scratch) -> None:
+        """The kept coefficients [B, J] times a scale per row [B, 1] -> float32 [B, *shape], written to `into`.
+
+        The coefficients may lie in the second part of `scratch`, whose numbers are lost.
 
         Components are the last side of the grid, and those of which no coefficient is kept have no place in it: no
         product moves an axis, and the last one, with the basis, gives rows as they are.
         """
         rows, used = len(coefficients), len(self._used)
-        grid = coefficients.new_zeros(rows, self._grid_size)
+        grid, other = scratch.pair(rows, self._grid_size)
+        if grid.shape[1] > len(self._place):
+            grid.zero_()
         grid.scatter_(1, self._place.expand(rows, -1), coefficients)
         with whole_products(coefficients.device):
             if len(self._shape) != _MAP:
-                grid = grid.view(rows, *self._shape[:-1], used)
-                torch.matmul(grid if self._positions is None else self._positions.T @ grid, self._used, out=into)
+                grid, other = (part.view(rows, *self._shape[:-1], used) for part in (grid, other))
+                if self._positions is not None:
+                    grid = torch.matmul(self._positions.T, grid, out=other)
+                torch.matmul(grid, self._used, out=into)
             else:
                 _, height, width = self._shape
-                grid = _times(self._vertical.T, grid.view(rows, height, width * used))
-                grid = _times(self._horizontal.T, grid.view(rows * height, width, used))
-                _times(self._used.T, rearrange(grid, "(b h) w a -> b a (h w)", b=rows), out=into.flatten(2))
-            into += self._mean
+                columns, lines = (rows, height, width * used), (rows * height, width, used)
+                _times(self._vertical.T, grid.view(columns), out=other.view(columns))
+                _times(self._horizontal.T, other.view(lines), out=grid.view(lines))
+                grid = rearrange(grid.view(lines), "(b h) w a -> b a (h w)", b=rows)
+                _times(self._used.T, grid, out=into.flatten(2))
+            torch.addcmul(self._mean, into, scale.view(-1, *(1 for _ in self._shape)), out=into)
 
 
 def _grid(shape: tuple[int, ...], kept: np.ndarray[Any, Any]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], int]:

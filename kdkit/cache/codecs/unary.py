@@ -17,19 +17,23 @@ from torch import Tensor
 _BITS = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1)  # [256, 8]
 
 
-def zeros_before_ones(stream: Tensor, count: int) -> Tensor:
+def zeros_before_ones(stream: Tensor, count: int, out: Tensor | None = None) -> Tensor:
     """How many zeros stand before each of the first `count` ones of each row; arbitrary for ones that a row lacks.
 
     Args:
         stream: uint8 [B, N], N at least 1.
         count: K.
+        out: int32 [B, K], memory for the answer; new memory by default.
 
     Returns:
         int32 [B, K], from the one before, or from the row's first bit.
     """
-    places = (_scanned if stream.device.type == "cpu" else _looked_up)(stream, count)
-    zeros = places.clone()
-    zeros[:, 1:] -= places[:, :-1]
+    zeros = torch.empty(len(stream), count, dtype=torch.int32, device=stream.device) if out is None else out
+    if stream.device.type == "cpu":
+        return _scanned(stream, zeros)
+    places = _looked_up(stream, count)
+    zeros[:, :1] = places[:, :1]
+    torch.sub(places[:, 1:], places[:, :-1], out=zeros[:, 1:])
     zeros[:, 1:] -= 1
     return zeros
 
@@ -51,9 +55,19 @@ def _places(flags: np.ndarray[Any, Any], count: int) -> Tensor:
     return torch.from_numpy(found)
 
 
-def _scanned(stream: Tensor, count: int) -> Tensor:
-    """The places of the ones, int32 [B, K]: a CPU scans bits faster than it gathers from tables."""
-    return _places(np.unpackbits(stream.numpy(), axis=1).view(np.bool_), count)
+def _scanned(stream: Tensor, out: Tensor) -> Tensor:
+    """The zeros before each one, written to int32 [B, K]: a CPU scans bits faster than it gathers from tables.
+
+    Row by row, because the caches nearest to a CPU hold the bits of one row.
+    """
+    for zeros, row in zip(out.numpy(), stream.numpy(), strict=True):
+        places = np.unpackbits(row).view(np.bool_).nonzero()[0][: len(zeros)].astype(np.int32)
+        found, missing = zeros[: len(places)], zeros[len(places) :]
+        found[:1] = places[:1]
+        np.subtract(places[1:], places[:-1], out=found[1:])
+        found[1:] -= 1
+        missing[:] = 0
+    return out
 
 
 def _looked_up(stream: Tensor, count: int) -> Tensor:

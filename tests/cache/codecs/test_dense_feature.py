@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import pickle
 from pathlib import Path
 
@@ -75,6 +76,49 @@ def test_any_features_decode_finite_no_worse_than_zeros_and_each_row_by_itself(
     assert (relative_error(rows, decoded) <= 1 + 1e-6).all()
     assert torch.equal(codec.encode(rows[-1:]), payload[-1:])
     torch.testing.assert_close(codec.decode(payload[-1:]), decoded[-1:], rtol=1e-5, atol=1e-5 * float(rows.abs().max()))
+
+
+def plain_codes(sizes: np.ndarray, negative: np.ndarray, low_bits: np.ndarray, saved: float) -> np.ndarray:
+    """Codes of sizes in steps, int64 [J], where level n begins at n - 1/2 + saved / 2^k."""
+    levels = np.floor(sizes + (np.float32(0.5) - np.float32(saved) * np.float32(2) ** -low_bits)).astype(np.int64)
+    return np.where(levels == 0, 0, 2 * levels - negative)
+
+
+def plain_unary(coefficients: np.ndarray, low_bits: np.ndarray, room: int) -> list[int]:
+    """What stands in unary of the codes [J] of one row, coded by the sentences of cache/CODECS.md, in `room` bits."""
+    sizes, negative = np.abs(coefficients), coefficients < 0
+    for code in range(1, 3073):
+        step = np.float32(2.0 ** ((code - 2048) / 16))
+        if sizes.max() > 2**22 * np.float64(step):  # far too fine, and beyond what a code may be
+            continue
+        found = plain_codes(sizes / step, negative, low_bits, 0.14) >> low_bits
+        if found.sum() + len(found) <= room:
+            finer = plain_codes(sizes / step, negative, low_bits, 0.08) >> low_bits
+            for j in range(len(found)):
+                if found.sum() + finer[j] - found[j] + len(found) > room:
+                    break
+                found[j] = finer[j]
+            return [int(high) for high in found]
+    raise AssertionError("no step fits")
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_row_is_coded_at_the_finest_step_and_the_bits_that_are_left_round_the_first_coefficients_finely(
+    shape: tuple[int, ...],
+) -> None:
+    row_bytes = 12 + math.prod(shape) // 3
+    codec, rows = DenseFeature(shape, row_bytes).fit(correlated(60, shape, 1)), correlated(12, shape, 2)
+    tables = codec._fitted.on(torch.device("cpu"))
+    low_bits, low_bytes = tables.low_bits.numpy(), -(-int(tables.low_bits.sum()) // 8)
+    coded_more_finely = 0
+    for row, coefficients in zip(codec.encode(rows).numpy(), tables.transform.forward(rows).numpy(), strict=True):
+        ones = np.flatnonzero(np.unpackbits(row[2 + low_bytes :]))
+        wanted = plain_unary(coefficients, low_bits, 8 * (row_bytes - 2 - low_bytes))
+        assert (np.diff(ones, prepend=-1) - 1).tolist() == wanted
+        step = np.float32(2.0 ** ((int(row[:2].view("<u2")[0]) - 2048) / 16))
+        coarse = plain_codes(np.abs(coefficients) / step, coefficients < 0, low_bits, 0.14) >> low_bits
+        coded_more_finely += wanted != coarse.tolist()
+    assert coded_more_finely > 0
 
 
 @pytest.mark.parametrize("shape", SHAPES)
