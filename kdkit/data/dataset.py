@@ -82,8 +82,7 @@ class ReplayedDataset(Dataset[Sample]):
         self._pairing = Pairing.of(self.keys, recipe)
         self._records = records
         self.recorded = open_records(self.recipe, records, self.keys)
-        self._student = create_renderer(self.recipe, recipe.size, transform)
-        self._teacher = self._student
+        self._student = self._teacher = create_renderer(self.recipe, recipe.size, transform)
         if recipe.teacher_size is not None:
             self._teacher = create_renderer(self.recipe, recipe.teacher_size, transform)
         self._shown: tuple[Any, ...] = (self._student,)
