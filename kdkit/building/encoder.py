@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from types import TracebackType
 
 import numpy as np
 import torch
@@ -40,23 +39,12 @@ class _OpenShard:
     """CRC-32 of the hashed rows."""
 
 
-@dataclass(frozen=True)
-class _Batch:
-    """A batch that waits to be encoded."""
-
-    shard: Shard
-    pixels: PixelBatch
-    outputs: Mapping[str, Tensor]
-    """Stream -> [B, ...]."""
-
-
 class ShardEncoder(Worker):
     """Encodes batches in order, copies them to the host and hands whole shards to a writer, in one thread.
 
     On a GPU it works on a side stream, which waits only for the teacher's output of the batch, and copies through
-    page-locked memory, so that the teacher's next batch is not held up. On a CPU, batches of fewer rows than a codec
-    computes together are encoded with the next ones. Several shards may be open at a time. Fails as Background does;
-    shards that a failure left incomplete are dropped.
+    page-locked memory, so that the teacher's next batch is not held up. Several shards may be open at a time. Fails as
+    Background does; shards that a failure left incomplete are dropped.
 
     Args:
         metadata: tells on which rows fidelity is measured.
@@ -85,22 +73,6 @@ class ShardEncoder(Worker):
         # Of high priority, because its many small kernels would otherwise queue behind the teacher's large ones.
         self._side = torch.cuda.Stream(device, priority=-1) if device.type == "cuda" else None
         self._open: dict[Shard, _OpenShard] = {}
-        self._waiting: list[_Batch] = []
-        self._rows_together = 1
-        if self._side is None:  # the streams of other devices come to the CPU
-            cpu = torch.device("cpu")
-            self._rows_together = max((codec.rows_together(cpu) for codec in codecs.values()), default=1)
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        try:
-            if error is None:
-                self._thread.submit(self._encode)
-        except BaseException as failure:
-            super().__exit__(type(failure), failure, failure.__traceback__)
-            raise
-        super().__exit__(kind, error, trace)
 
     def submit(self, shard: Shard, pixels: PixelBatch, outputs: Mapping[str, Tensor]) -> None:
         """Queues a batch of `shard`, and waits while too many are queued.
@@ -114,44 +86,26 @@ class ShardEncoder(Worker):
         if self._side is not None:
             ready = torch.cuda.Event()
             ready.record(torch.cuda.current_stream(self._side.device))
-        self._thread.submit(partial(self._take, _Batch(shard, pixels, outputs), ready))
+        self._thread.submit(partial(self._encode, shard, pixels, outputs, ready))
 
-    def _take(self, batch: _Batch, ready: torch.cuda.Event | None) -> None:
+    def _encode(
+        self, shard: Shard, pixels: PixelBatch, outputs: Mapping[str, Tensor], ready: torch.cuda.Event | None
+    ) -> None:
+        opened = self._open.get(shard) or self._begin(shard)
+        rows = pixels.row.numpy() - shard.start
         with torch.no_grad(), self._after(ready):
             for stream, codec in self._codecs.items():
-                check_encodable(batch.outputs[stream], codec, stream, self._teacher, self._keys, batch.pixels)
-            self._waiting.append(batch)
-            if sum(len(waiting.pixels.row) for waiting in self._waiting) >= self._rows_together:
-                self._encode()
-
-    @torch.no_grad()
-    def _encode(self) -> None:
-        """Encodes the batches that wait, in their order."""
-        batches, self._waiting = self._waiting, []
-        for stream, codec in self._codecs.items() if batches else ():
-            values = [batch.outputs[stream] for batch in batches]
-            encoded = encode_in_parts(codec, values[0] if len(values) == 1 else torch.cat(values))
-            for batch, rows in zip(batches, encoded.split([len(value) for value in values]), strict=True):
-                self._keep(batch, stream, rows)
-        for batch in batches:
-            self._count(batch)
-
-    def _keep(self, batch: _Batch, stream: str, encoded: Tensor) -> None:
-        """Puts the encoded rows of a batch in its shard, and measures them."""
-        opened = self._open.get(batch.shard) or self._begin(batch.shard)
-        opened.payloads[stream][batch.pixels.row.numpy() - batch.shard.start] = self._to_host(encoded)
-        if self._metadata.measures_views(stream):
-            opened.fidelity[stream].append(self._measure(stream, batch.pixels, batch.outputs[stream], encoded))
-
-    def _count(self, batch: _Batch) -> None:
-        """Counts the rows of a batch, all of whose streams are encoded, and hands over its shard if it is whole."""
-        opened = self._open[batch.shard]
-        opened.pixels += [crc32 for crc32 in batch.pixels.pixel_crc32.tolist() if crc32 >= 0]
-        opened.rows_left -= len(batch.pixels.row)
+                check_encodable(outputs[stream], codec, stream, self._teacher, self._keys, pixels)
+                encoded = encode_in_parts(codec, outputs[stream])
+                opened.payloads[stream][rows] = self._to_host(encoded)
+                if self._metadata.measures_views(stream):
+                    opened.fidelity[stream].append(self._measure(stream, pixels, outputs[stream], encoded))
+        opened.pixels += [crc32 for crc32 in pixels.pixel_crc32.tolist() if crc32 >= 0]
+        opened.rows_left -= len(rows)
         if opened.rows_left == 0:
-            del self._open[batch.shard]
+            del self._open[shard]
             fidelity = {stream: np.concatenate(pieces) for stream, pieces in opened.fidelity.items()}
-            self._writer.submit(batch.shard, opened.payloads, np.asarray(opened.pixels, dtype="<u4"), fidelity)
+            self._writer.submit(shard, opened.payloads, np.asarray(opened.pixels, dtype="<u4"), fidelity)
 
     def _begin(self, shard: Shard) -> _OpenShard:
         payloads = {

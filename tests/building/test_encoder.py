@@ -12,7 +12,7 @@ from support import Pixels, Watched, cache_contents, digits, tiny_model
 
 from kdkit import build_cache, create_teacher, open_cache
 from kdkit.building.config import BuildConfig
-from kdkit.cache.codecs import Float32Codec, LowRankCodec
+from kdkit.cache.codecs import Float32Codec
 from kdkit.data import ReplayedDataset
 from kdkit.errors import CacheError, NonFiniteOutputError
 from kdkit.recipe import ViewRecipe
@@ -63,30 +63,6 @@ def test_the_teacher_is_never_more_than_three_batches_ahead(tmp_path: Path, monk
     teacher = Watched(lambda number, logits: ahead.append(number + 1 - PROBED - encoded[0]))
     build_cache(teacher, dataset(), tmp_path / "t.h5", CONFIG)
     assert 1 < max(ahead) <= 3
-
-
-def test_batches_that_are_smaller_than_a_codecs_chunk_are_encoded_together_to_the_same_cache(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    encode, encoded = LowRankCodec.encode, []
-
-    def watched_encode(self: LowRankCodec, logits: torch.Tensor) -> torch.Tensor:
-        if threading.current_thread() is not threading.main_thread():
-            encoded.append(len(logits))
-        return encode(self, logits)
-
-    monkeypatch.setattr(LowRankCodec, "encode", watched_encode)
-    config = dataclasses.replace(CONFIG, codec="lowrank", row_bytes=12)
-    build_cache(create_teacher(tiny_model()), dataset(72), tmp_path / "t.h5", config)
-    assert encoded == [64, 64, 16]
-
-    def encode_one_by_one(self: LowRankCodec, logits: torch.Tensor) -> torch.Tensor:
-        return torch.cat([encode(self, row) for row in logits.split(1)])
-
-    monkeypatch.setattr(LowRankCodec, "rows_together", lambda self, device: 1)
-    monkeypatch.setattr(LowRankCodec, "encode", encode_one_by_one)
-    build_cache(create_teacher(tiny_model()), dataset(72), tmp_path / "plain.h5", config)
-    assert cache_contents(tmp_path / "t.h5") == cache_contents(tmp_path / "plain.h5")
 
 
 @pytest.mark.parametrize("batch", [0, 3, 6, 7])

@@ -59,10 +59,6 @@ class RowCodec(ABC):
         """Which rows of [B, ...] can be encoded, bool [B]: those that are finite, and within the codec's range."""
         return values.flatten(1).isfinite().all(dim=1)
 
-    def rows_together(self, device: torch.device) -> int:
-        """Rows that `encode` computes together on `device`: it takes as long for fewer. What it returns is the same."""
-        return 1
-
     def nearest(self, values: Tensor) -> Tensor:
         """The values [B, ...], those moved that only a lossy codec has made of encodable ones."""
         return values

@@ -125,14 +125,10 @@ class LowRankCodec(Codec):
         if head.ndim != 2 or len(head) != self.num_classes or not bool(head.isfinite().all()):
             raise ShapeError(f"head must be a finite weight [{self.num_classes}, features], got {list(head.shape)}")
 
-    def rows_together(self, device: torch.device) -> int:
-        """Rows that `encode` computes together on `device`: it takes as long for fewer, which it pads."""
-        return chunk_rows(self.num_classes, len(self._fitted.bits), device)
-
     def encode(self, logits: Tensor) -> Tensor:
         """[B, C] float -> uint8 [B, row_bytes]."""
         check_logits(self, logits)
-        size = self.rows_together(logits.device)
+        size = chunk_rows(self.num_classes, len(self._fitted.bits), logits.device)
         chunks = [self._encode_chunk(F.pad(c, (0, 0, 0, size - len(c))))[: len(c)] for c in torch.split(logits, size)]
         return torch.cat(chunks)  # always the same shapes, so that a row's bytes do not depend on its batch
 
