@@ -121,7 +121,8 @@ def transform_all(dataset: ReplayedDataset, images: list[Image.Image], view: int
     transform = create_view_transform(dataset.recipe)
     with preserve_rng_state():
         for row, image in enumerate(images):
-            seed_all(view_seed(dataset.recipe.seed, dataset.keys[row], view))
+            seed = view_seed(dataset.recipe.seed, dataset.keys[row], view)
+            seed_all(seed, numpy=dataset.recipe.auto_augment is not None)  # crop and flip do not draw from NumPy
             transform(image)
 
 

@@ -82,11 +82,11 @@ class ReplayedDataset(Dataset[Sample]):
         self._pairing = Pairing.of(self.keys, recipe)
         self._records = records
         self.recorded = open_records(self.recipe, records, self.keys)
-        self._student = create_renderer(self.recipe, recipe.size, transform)
-        self._teacher = self._student
+        self._student = self._teacher = create_renderer(self.recipe, recipe.size, transform)
         if recipe.teacher_size is not None:
             self._teacher = create_renderer(self.recipe, recipe.teacher_size, transform)
         self._shown: tuple[Any, ...] = (self._student,)
+        self._seeds_numpy = transform is not None or recipe.auto_augment is not None  # no other step draws from NumPy
         self.skips_unreadable = False
         self.absent: frozenset[str] = frozenset()
         if recipe.mixes and self.num_classes is None and not self.is_unlabelled:
@@ -199,8 +199,12 @@ class ReplayedDataset(Dataset[Sample]):
             kept = len(indices) * 2  # partners are anywhere in a batch
         load = lru_cache(maxsize=kept)(self._load)
         drawn = load if self.recorded is not None else lru_cache(maxsize=None)(partial(self._views, load))
-        with preserve_rng_state():
-            return [self._sample_or_reason(row, view, drawn) for row, view in indices]
+        with preserve_rng_state() as numpy_has_changed:
+            samples = [self._sample_or_reason(row, view, drawn) for row, view in indices]
+            if self._seeds_numpy or not numpy_has_changed():
+                return samples
+        self._seeds_numpy = True  # a step of another timm, or a source, does draw from NumPy
+        return self.__getitems__(indices)
 
     def _sample_or_reason(self, row: int, view: int, drawn: Callable[..., tuple[Any, ...]]) -> Sample | Unreadable:
         try:
@@ -236,7 +240,7 @@ class ReplayedDataset(Dataset[Sample]):
         seed = view_seed(self.recipe.seed, self.keys[row], view)
         images = []
         for transform in self._shown:
-            seed_all(seed)
+            seed_all(seed, numpy=self._seeds_numpy)
             images.append(transform(image))
         return (*images, target)
 

@@ -66,7 +66,8 @@ class FolderSource:
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
         key = self.keys[index]
-        return decode_file(self.root / key, key, str(self.root)), self.targets[index]
+        root = str(self.root)
+        return decode_file(f"{root}/{key}", key, root), self.targets[index]  # joining Paths takes 0.03 ms
 
     def __repr__(self) -> str:
         return describe(self, repr(str(self.root)))

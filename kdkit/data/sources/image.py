@@ -46,7 +46,7 @@ def is_image(path: str) -> bool:
     return suffix_of(path) in image_suffixes()
 
 
-def decode_file(path: Path, key: str, origin: str) -> Image.Image:
+def decode_file(path: str | Path, key: str, origin: str) -> Image.Image:
     """Reads an RGB image from a file.
 
     Raises:

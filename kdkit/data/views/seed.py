@@ -4,15 +4,17 @@ A 64-bit seed is hashed from the recipe's seed, the sample's key and the view's 
 Python, NumPy and torch, and their states are restored afterwards. Any transform that
 draws from these generators is therefore reproducible, and nothing is stored.
 
-Saving and restoring the states takes five times as long as seeding, so it is done once for all views of a batch.
+Saving and restoring the states takes five times as long as seeding, so it is done once for all views of a batch. NumPy
+takes most of the time of seeding, so its generator is not seeded for transforms that do not draw from it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,27 +31,41 @@ def view_seed(seed: int, key: str, view: int) -> int:
     return int.from_bytes(digest.digest(), "little")
 
 
-def seed_all(seed: int) -> None:
-    """Seeds `random`, NumPy's legacy generator and torch's CPU generator. Call it inside `preserve_rng_state`."""
+def seed_all(seed: int, *, numpy: bool = True) -> None:
+    """Seeds `random`, NumPy's legacy generator and torch's CPU generator. Call it inside `preserve_rng_state`.
+
+    Args:
+        seed: 64 bits.
+        numpy: whether NumPy's generator is seeded as well.
+    """
     random.seed(seed)
-    np.random.seed([seed & 0xFFFFFFFF, seed >> 32])  # noqa: NPY002  transforms draw from the legacy generator
+    if numpy:
+        np.random.seed([seed & 0xFFFFFFFF, seed >> 32])  # noqa: NPY002  transforms draw from the legacy generator
     torch.default_generator.manual_seed(seed)
 
 
 @contextmanager
-def preserve_rng_state() -> Iterator[None]:
+def preserve_rng_state() -> Iterator[Callable[[], bool]]:
     """Restores the states of the three generators at the end of the context.
 
     Within it, torch's default dtype is float32 and its default device the CPU, because draws depend on both.
+
+    Yields:
+        Tells whether the state of NumPy's generator has changed since the context began.
     """
     dtype = torch.get_default_dtype()
     torch.set_default_dtype(torch.float32)
     python_state = random.getstate()
-    numpy_state = np.random.get_state()  # noqa: NPY002
+    numpy_state: Any = np.random.get_state()  # noqa: NPY002
     torch_state = torch.default_generator.get_state()
+
+    def numpy_has_changed() -> bool:
+        now: Any = np.random.get_state()  # noqa: NPY002
+        return bool(now[2:] != numpy_state[2:] or (now[1] != numpy_state[1]).any())
+
     try:
         with nullcontext() if torch.get_default_device().type == "cpu" else torch.device("cpu"):
-            yield
+            yield numpy_has_changed
     finally:
         torch.set_default_dtype(dtype)
         random.setstate(python_state)

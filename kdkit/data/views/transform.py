@@ -9,6 +9,7 @@ from PIL import Image, ImageOps
 from timm.data.auto_augment import AugmentOp
 from timm.data.transforms_factory import create_transform
 from torch import Tensor
+from torchvision.transforms import RandomHorizontalFlip
 
 from kdkit.data.views.erasing import Erasing
 from kdkit.data.views.planes import to_planes
@@ -46,12 +47,15 @@ def create_view_transform(recipe: ViewRecipe, size: int | None = None) -> Transf
         transform: Any = create_transform(size or recipe.size, is_training=recipe.augment, **options)
     except (AssertionError, ValueError, KeyError, IndexError, TypeError) as error:
         raise ConfigError(f"timm makes no transform of auto_augment={recipe.auto_augment!r}: {error}") from error
-    transform.transforms[-1] = to_planes  # the same pixels as timm's last step, which only copies them
+    steps = transform.transforms
+    steps[-1] = to_planes  # the same pixels as timm's last step, which only copies them
+    if isinstance(steps[-2], RandomHorizontalFlip):  # the same draw and pixels, but planes are quicker to flip
+        steps[-2:] = reversed(steps[-2:])
     for operation in _operations(transform):
         if operation.name.startswith("Posterize"):
             operation.aug_fn = _posterize
     if recipe.erasing:
-        transform.transforms.append(Erasing(recipe.erasing, recipe.erasing_mode, recipe.erasing_count))
+        steps.append(Erasing(recipe.erasing, recipe.erasing_mode, recipe.erasing_count))
     if recipe.teacher_size is not None:
         _check_no_pixel_units(recipe, transform)
     drawn: Transform = transform

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import pickle
 import random
 from pathlib import Path
@@ -96,6 +97,41 @@ def test_a_view_depends_on_key_view_and_seed_and_not_on_the_row() -> None:
     assert len(seeds) == 18
     assert all(0 <= seed < 1 << 64 for seed in seeds)
     assert len(ArraySource(image, [0])) == 1
+
+
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_a_view_has_the_pixels_of_timms_transform_after_seeding_all_generators(name: str) -> None:
+    from timm.data.transforms_factory import create_transform
+
+    dataset = digits_dataset(20, TRANSFORMS[name])
+    recipe = dataset.recipe
+    options = {"scale": recipe.scale, "ratio": recipe.ratio, "hflip": recipe.hflip, "color_jitter": recipe.color_jitter}
+    options |= {"auto_augment": recipe.auto_augment, "interpolation": recipe.interpolation, "use_prefetcher": True}
+    timms = create_transform(recipe.size, is_training=True, **options)
+    with preserve_rng_state():
+        for row, view in itertools.product(range(20), range(2)):
+            seed = view_seed(recipe.seed, dataset.keys[row], view)
+            random.seed(seed)
+            np.random.seed([seed & 0xFFFFFFFF, seed >> 32])
+            torch.manual_seed(seed)
+            assert np.array_equal(timms(dataset.source[row][0]), dataset[row, view].image.numpy())
+
+
+def test_a_step_that_draws_from_numpy_though_none_of_timms_does_is_replayed_too() -> None:
+    def shifted(pixels: torch.Tensor) -> torch.Tensor:
+        return pixels + int(np.random.randint(256))
+
+    def with_a_step() -> ReplayedDataset:
+        dataset = digits_dataset(8, TRANSFORMS["crop and flip"])
+        dataset._student.transforms.append(shifted)
+        return dataset
+
+    plain, dataset = digits_dataset(8, TRANSFORMS["crop and flip"]), with_a_step()
+    first = [sample.image for sample in dataset.__getitems__([(row, 0) for row in range(8)])]
+    again = [with_a_step()[row, 0].image for row in reversed(range(8))][::-1]
+    assert all(torch.equal(one, other) for one, other in zip(first, again, strict=True))
+    shifts = {int((first[row] - plain[row, 0].image)[0, 0, 0]) for row in range(8)}
+    assert len(shifts) > 4  # drawn for each view
 
 
 def test_the_evaluation_view_is_timms() -> None:
