@@ -118,8 +118,8 @@ class FeatureDistillationTask(DistillationTask):
             return given
         if self.is_ema_teacher:
             raise ConfigError(
-                "a loss needs the teacher's classifier, and that of the student's moving average changes in every step: "
-                "take another teacher, or another loss"
+                "a loss needs the teacher's classifier, and that of the student's moving average changes in every "
+                "step: take another teacher, or another loss"
             )
         if self.teacher is None:
             raise ConfigError(

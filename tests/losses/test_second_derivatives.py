@@ -62,9 +62,7 @@ def gradient(loss: Loss, at: Tensor, *, create_graph: bool = False) -> tuple[Ten
 def test_a_second_derivative_is_right_or_refused(case: str) -> None:
     loss, at = CASES[case]
     if case in ONCE:
-        with pytest.raises(
-            ConfigError, match="cannot be differentiated once more, .* take another optimiser, or a loss"
-        ):
+        with pytest.raises(ConfigError, match=r"cannot be differentiated once more, .* take another optimiser"):
             gradient(loss, at, create_graph=True)
         return
     way = torch.randn(at.shape, generator=torch.Generator().manual_seed(1), dtype=at.dtype)
