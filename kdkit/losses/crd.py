@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdkit.errors import ConfigError, ShapeError
-from kdkit.losses._checks import check_positive, full_precision
+from kdkit.losses._checks import check_positive, described, full_precision
 from kdkit.losses._features import check_width, unit
 from kdkit.losses._known import Known
 from kdkit.losses.registry import feature_loss
@@ -193,11 +193,11 @@ def _check(student: Tensor, teacher: Tensor, row: Tensor | None, num_rows: int) 
         if feature.ndim != 2:
             raise ShapeError(f"crd takes features [B, D], got {list(feature.shape)}: take taps such as 'pooled'")
         if 0 in feature.shape or not feature.is_floating_point():
-            raise ShapeError(f"crd takes features that are floating point and not empty, got {_described(feature)}")
+            raise ShapeError(f"crd takes features that are floating point and not empty, got {described(feature)}")
     fits = isinstance(row, Tensor) and len(student) == len(teacher) == row.numel() and row.ndim == 1
     if row is None or not fits or row.is_floating_point() or row.dtype == torch.bool:
         raise ShapeError(
-            f"crd takes the number of each sample in the dataset, row [B], got {_described(row)} for features "
+            f"crd takes the number of each sample in the dataset, row [B], got {described(row)} for features "
             f"{list(student.shape)} and {list(teacher.shape)}"
         )
     if row.device.type != "cpu" or torch.compiler.is_compiling():
@@ -207,10 +207,6 @@ def _check(student: Tensor, teacher: Tensor, row: Tensor | None, num_rows: int) 
             f"crd remembers {num_rows} samples, got the rows {int(row.min())} to {int(row.max())}: num_rows is the "
             "length of the dataset"
         )
-
-
-def _described(value: object) -> str:
-    return f"{value.dtype} {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
 
 
 def _embed(embedding: nn.Linear, feature: Tensor) -> Tensor:

@@ -24,6 +24,10 @@ ONCE = {"crd", "dist", "dkd on soft labels", "js", "mlkd", "nkd on soft labels",
 ONCE |= {"pkt", "rkd_angle", "rkd_distance"}
 
 
+def against(loss: Callable[..., Tensor], *rest: Tensor) -> Loss:
+    return lambda student: loss(student, *rest)
+
+
 def cases() -> dict[str, tuple[Loss, Tensor]]:
     """Name -> a loss of the student's side, and a point in float64."""
     torch.manual_seed(0)
@@ -38,14 +42,14 @@ def cases() -> dict[str, tuple[Loss, Tensor]]:
         loss = losses.create(name)
         if spec.needs_target:
             for suffix, target in labels.items():
-                found[name + suffix] = (lambda s, loss=loss, target=target: loss(s, teacher, target)), student
+                found[name + suffix] = against(loss, teacher, target), student
         elif spec.is_feature:
-            found[name] = (lambda s, loss=loss: loss(s, maps[1])), maps[0]
+            found[name] = against(loss, maps[1]), maps[0]
         else:
-            found[name] = (lambda s, loss=loss: loss(s, teacher)), student
+            found[name] = against(loss, teacher), student
     memory = losses.CRD(6, 6, 9, width=5, negatives=4).double().eval()
     index = memory.draw(torch.arange(4))
-    found["crd"] = (lambda s: memory(s, teacher, index[:, 0], index)), student
+    found["crd"] = against(memory, teacher, index[:, 0], index), student
     return found
 
 

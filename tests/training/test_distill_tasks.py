@@ -288,7 +288,7 @@ def test_a_student_with_its_teachers_classifier_is_trained_resumed_evaluated_and
         distill_loss="hint_mse",
         task_loss_weight=0.0,
     )
-    with pytest.raises(ConfigError, match="needs the teacher: give --teacher NAME"):
+    with pytest.raises(ConfigError, match="with weights of its own: give --teacher NAME"):
         distill(dataclasses.replace(config, teacher=None, cache_weights=None))
     distill(config)
     distill(dataclasses.replace(config, resume=True))
