@@ -80,7 +80,10 @@ def names_of(part: Part) -> list[str] | None:
 
 
 def shares_of(parts: Sequence[Part], weights: Sequence[float] | None) -> tuple[float, ...]:
-    """The weights of the parts with logits, scaled to sum 1; 0 for the others. All 0 if no part has logits.
+    """The weights of the parts with logits, scaled to sum 1; 0 for the others.
+
+    All are 0 if no part has logits, or if the parts with logits have the weight 0 beside others, which give features:
+    so a live teacher can give no more than its classifier.
 
     Raises:
         ConfigError: the weights do not fit, or a part without logits has one.
@@ -90,7 +93,7 @@ def shares_of(parts: Sequence[Part], weights: Sequence[float] | None) -> tuple[f
         if weights is not None and weight > 0 and not gives:
             raise ConfigError(f"{name_part(part)} has no logits to average, but the weight {weight:g}: give it 0")
     shares = [weight * gives for weight, gives in zip(given, with_logits, strict=True)]
-    if min(given) < 0 or (any(with_logits) and sum(shares) <= 0):
+    if min(given) < 0 or (all(with_logits) and sum(shares) <= 0):
         raise ConfigError(f"weights must be 0 or more and not all 0, got {list(given)}")
     if not math.isfinite(sum(shares)):
         raise ConfigError(f"weights must have a finite sum, got {list(given)}: divide them by a common factor")

@@ -10,7 +10,7 @@ Where to look:
     features        hint.py, attention.py, relation.py, review.py, vitkd.py, mgd.py, srrl.py, crd.py, exits.py;
                     projection.py matches widths
     helpers         _checks.py, _features.py, _target.py check arguments; _rest.py, _expected.py, _pairs.py, _blocks.py,
-                    _norm.py, _known.py compute
+                    _norm.py, _known.py compute; _first_order.py refuses second derivatives
 """
 
 from kdkit.losses.attention import attention as attention

@@ -77,3 +77,8 @@ def check_classes(loss: str, logits: Tensor, at_least: int = 2) -> None:
     """Raises ShapeError unless logits [B, C] have enough classes for `loss`."""
     if logits.shape[-1] < at_least:
         raise ShapeError(f"{loss} needs at least {at_least} classes, got logits of shape {list(logits.shape)}")
+
+
+def described(value: object) -> str:
+    """An argument in errors: dtype and shape of a tensor, or else its type."""
+    return f"{value.dtype} {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from kdkit.losses._blocks import blocks
+from kdkit.losses._first_order import first_order
 from kdkit.types import LOG_ZERO
 
 
@@ -44,7 +44,7 @@ class Expected(torch.autograd.Function):
         return total / student.shape[0]
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """The gradient for the student; nothing else takes one."""
         (slope,) = ctx.saved_tensors

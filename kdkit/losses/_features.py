@@ -44,6 +44,12 @@ def width_dim(feature: Tensor) -> int:
     return 2 if feature.ndim == 3 else 1
 
 
+def check_width(feature: Tensor, width: int, side: str = "student") -> None:
+    """Raises unless a feature of `side` has this width D."""
+    if feature.shape[width_dim(feature)] != width:
+        raise ShapeError(f"{side}_feature must have width {width}, got {list(feature.shape)}")
+
+
 def check_same_width(student: Tensor, teacher: Tensor) -> None:
     """Raises unless both features have one width D, and token features one N."""
     dim = width_dim(student)

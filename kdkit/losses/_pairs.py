@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from kdkit.losses._blocks import blocks
+from kdkit.losses._first_order import first_order
 from kdkit.types import to_double
 
 _NOISE = 512  # in roundings of the sum of two squared norms
@@ -38,7 +38,7 @@ class Gram(torch.autograd.Function):
         return functools.reduce(torch.add, (part @ part.T for part in parts))
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         """The gradient for the rows [B, D]."""
         (rows,) = ctx.saved_tensors
@@ -103,7 +103,7 @@ class _AngleLoss(torch.autograd.Function):
         return total / len(gram) ** 3
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """The gradient for the student's Gram matrix and inverse distances."""
         of_gram, of_inverse = ctx.saved_tensors

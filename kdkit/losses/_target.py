@@ -39,8 +39,7 @@ def resolve_target(loss: str, logits: Tensor, target: Tensor | None, soft_labels
     largest label (the index form then ignores a mixed label's second class); 'expected' keeps the soft labels, for the
     label-weighted mean of the index form.
     """
-    if soft_labels not in ("error", "argmax", "expected"):
-        raise ConfigError(f"soft_labels must be 'error', 'argmax' or 'expected', got {soft_labels!r}")
+    check_soft_labels(soft_labels)
     if target is None:
         raise ConfigError(f"{loss} needs labels: pass target [B] or [B, C] beside logits {list(logits.shape)}")
     if target.ndim == 2:
@@ -48,6 +47,12 @@ def resolve_target(loss: str, logits: Tensor, target: Tensor | None, soft_labels
     _check_index(logits, target)
     known = (target >= 0).to(to_compute_dtype(logits).dtype)
     return Labels(target.long().clamp_min(0), known / known.sum().clamp_min(1))
+
+
+def check_soft_labels(soft_labels: object) -> None:
+    """Raises ConfigError unless `soft_labels` is one of the policies."""
+    if soft_labels not in ("error", "argmax", "expected"):
+        raise ConfigError(f"soft_labels must be 'error', 'argmax' or 'expected', got {soft_labels!r}")
 
 
 def _resolve_soft(loss: str, logits: Tensor, target: Tensor, soft_labels: SoftLabels) -> Labels:

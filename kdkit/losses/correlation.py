@@ -7,10 +7,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from kdkit.losses._blocks import blocks
 from kdkit.losses._checks import soften, to_logit_pair
+from kdkit.losses._first_order import first_order
 from kdkit.losses.registry import logit_loss
 from kdkit.types import to_double
 
@@ -48,12 +48,15 @@ def dist(
     """
     student, teacher = to_logit_pair(student_logits, teacher_logits)
     student, teacher = soften(student, temperature), soften(teacher, temperature)
-    correlation: Tensor = _MeanCorrelation.apply(student, teacher, beta, gamma, eps)
-    return (beta + gamma - correlation) * temperature**2
+    loss: Tensor = _MeanCorrelation.apply(student, teacher, beta, gamma, eps)
+    return loss * temperature**2
 
 
 class _MeanCorrelation(torch.autograd.Function):
-    """beta * mean_b r(rows) + gamma * mean_c r(classes) of the softmax of logits [B, C].
+    """beta * (1 - mean_b r(rows)) + gamma * (1 - mean_c r(classes)) of the softmax of logits [B, C].
+
+    `beta` and `gamma` are used in here alone: torch.compile, which makes variables of numbers that differ from one call
+    to the next, cannot use one within and outside such a function.
 
     Written out because automatic differentiation costs several times as much: r's slope follows from intermediate
     values of r.
@@ -67,14 +70,14 @@ class _MeanCorrelation(torch.autograd.Function):
         for rows, p_s in zip(blocks(student, dim=0), p_student, strict=True):  # from log-probabilities to logits
             slope[rows].addcmul_(p_s, in_row[rows], value=-1)
         ctx.save_for_backward(slope)
-        return of_rows + of_classes
+        return beta + gamma - (of_rows + of_classes)
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """The gradient for the student; nothing else takes one."""
         (slope,) = ctx.saved_tensors
-        return grad * slope, None, None, None, None
+        return -grad * slope, None, None, None, None
 
 
 def _of_rows(

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdkit.errors import ConfigError, ShapeError
-from kdkit.losses._checks import check_positive, full_precision
-from kdkit.losses._features import unit
+from kdkit.losses._checks import check_positive, described, full_precision
+from kdkit.losses._features import check_width, unit
 from kdkit.losses._known import Known
 from kdkit.losses.registry import feature_loss
 from kdkit.types import to_compute_dtype
@@ -130,7 +130,9 @@ class CRD(nn.Module):
             index: rows of the memory [B, 1 + K], the sample's own first; drawn when None.
         """
         _check(student_feature, teacher_feature, row, len(self.student_memory))
-        row = row.to(student_feature.device)
+        check_width(student_feature, self.student_embedding.in_features)
+        check_width(teacher_feature, self.teacher_embedding.in_features, "teacher")
+        row = row.to(student_feature.device, torch.int64)
         index = self.draw(row) if index is None else index
         with torch.autocast(student_feature.device.type, enabled=False):
             student = _embed(self.student_embedding, student_feature)
@@ -160,34 +162,43 @@ class CRD(nn.Module):
             mean = of_ranks.logsumexp(dim=0) - math.log(len(of_ranks))
         log_z = torch.where(self.num_batches > 0, self.log_z, mean + math.log(len(self.student_memory)))
         if self.training:
-            self.log_z.copy_(log_z)
-            self.num_batches += 1
+            is_finite = log_z.isfinite().all()  # a batch with NaN sets nothing
+            self.log_z.copy_(torch.where(is_finite, log_z, self.log_z))
+            self.num_batches += is_finite
         return log_z
 
     @torch.no_grad()
     def _remember(self, student: Tensor, teacher: Tensor, row: Tensor) -> None:
-        """Moves the memory at `row` [B] towards embeddings [B, E], those of all ranks."""
+        """Moves the memory at `row` [B] towards embeddings [B, E], those of all ranks; not towards NaN or infinity."""
         row = self.gather(row)
-        same = (row.unsqueeze(1) == row).to(student.dtype)
+        same = row.unsqueeze(1) == row
         for memory, embedding in ((self.student_memory, student), (self.teacher_memory, teacher)):
+            made = self.gather(embedding)
+            is_finite = made.isfinite().all(dim=1)
+            counted = (same & is_finite).to(made.dtype)
+            count = counted.sum(dim=1, keepdim=True)
             # A sample that occurs twice counts with its mean: the order of writes does not matter then.
-            new = same @ self.gather(embedding) / same.sum(dim=1, keepdim=True)
-            mixed = self.momentum * memory[row].to(new.dtype) + (1 - self.momentum) * new
-            memory.index_copy_(0, row, unit(mixed).to(memory.dtype))
+            new = counted @ made.where(is_finite.unsqueeze(1), 0) / count.clamp_min(1)
+            before = memory[row]
+            mixed = self.momentum * before.to(new.dtype) + (1 - self.momentum) * new
+            memory.index_copy_(0, row, torch.where(count > 0, unit(mixed).to(memory.dtype), before))
 
 
 def _as_they_are(rows: Tensor) -> Tensor:
     return rows
 
 
-def _check(student: Tensor, teacher: Tensor, row: Tensor, num_rows: int) -> None:
+def _check(student: Tensor, teacher: Tensor, row: Tensor | None, num_rows: int) -> None:
     for feature in (student, teacher):
         if feature.ndim != 2:
             raise ShapeError(f"crd takes features [B, D], got {list(feature.shape)}: take taps such as 'pooled'")
-    if not len(student) == len(teacher) == len(row) or row.ndim != 1 or row.is_floating_point():
+        if 0 in feature.shape or not feature.is_floating_point():
+            raise ShapeError(f"crd takes features that are floating point and not empty, got {described(feature)}")
+    fits = isinstance(row, Tensor) and len(student) == len(teacher) == row.numel() and row.ndim == 1
+    if row is None or not fits or row.is_floating_point() or row.dtype == torch.bool:
         raise ShapeError(
-            f"crd takes the number of each sample in the dataset, row [B], got {row.dtype} {list(row.shape)} for "
-            f"features {list(student.shape)} and {list(teacher.shape)}"
+            f"crd takes the number of each sample in the dataset, row [B], got {described(row)} for features "
+            f"{list(student.shape)} and {list(teacher.shape)}"
         )
     if row.device.type != "cpu" or torch.compiler.is_compiling():
         return  # a check would wait for the device

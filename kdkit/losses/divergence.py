@@ -9,10 +9,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from kdkit.errors import ConfigError
 from kdkit.losses._checks import soften, to_logit_pair
+from kdkit.losses._first_order import first_order
 from kdkit.losses.registry import logit_loss
 
 
@@ -107,7 +107,7 @@ class _MeanOverRows(torch.autograd.Function):
         return rows.mean()
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """The gradient for the student; nothing else takes one."""
         (slope,) = ctx.saved_tensors

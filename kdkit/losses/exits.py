@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from kdkit.errors import ConfigError, ShapeError
-from kdkit.losses._target import SoftLabels
+from kdkit.losses._checks import check_positive
+from kdkit.losses._features import check_width
+from kdkit.losses._target import SoftLabels, check_soft_labels
 from kdkit.losses.ofa import ofa
 from kdkit.losses.registry import feature_loss
 
@@ -68,7 +70,11 @@ class OFAExits(nn.Module):
         super().__init__()
         if not student_widths:
             raise ConfigError("ofa_exits needs the width of at least one feature, got none")
+        check_positive("ofa_exits: eps", eps)
+        check_positive("ofa_exits: temperature", temperature)
+        check_soft_labels(soft_labels)
         self.eps, self.temperature, self.soft_labels = eps, temperature, soft_labels
+        self.widths = tuple(student_widths)
         self.exits = nn.ModuleList(nn.Linear(width, num_classes) for width in student_widths)
 
     def forward(self, student_features: Sequence[Tensor], teacher_logits: Tensor, target: Tensor) -> Tensor:
@@ -81,10 +87,12 @@ class OFAExits(nn.Module):
         """
         if len(student_features) != len(self.exits):
             raise ShapeError(f"ofa_exits has {len(self.exits)} exits, got {len(student_features)} features")
-        with torch.autocast(student_features[0].device.type, enabled=False):
-            pairs = zip(self.exits, student_features, strict=True)
+        pooled = [_pooled(feature) for feature in student_features]
+        for feature, width in zip(pooled, self.widths, strict=True):
+            check_width(feature, width)
+        with torch.autocast(pooled[0].device.type, enabled=False):
             dtype = next(self.parameters()).dtype
-            logits = [layer(_pooled(feature).to(dtype)) for layer, feature in pairs]
+            logits = [layer(feature.to(dtype)) for layer, feature in zip(self.exits, pooled, strict=True)]
         options = {"eps": self.eps, "temperature": self.temperature}
         return ofa_exits(logits, teacher_logits, target, soft_labels=self.soft_labels, **options)
 

@@ -9,8 +9,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from kdkit.errors import ShapeError
-from kdkit.losses._features import width_dim
+from kdkit.losses._features import check_width
 
 
 class Projection(nn.Module):
@@ -32,8 +31,7 @@ class Projection(nn.Module):
 
     def forward(self, feature: Tensor) -> Tensor:
         """[B, D_s], [B, N, D_s] or [B, D_s, H, W] -> the same with D_t."""
-        if feature.shape[width_dim(feature)] != self.student_width:
-            raise ShapeError(f"student_feature must have width {self.student_width}, got {list(feature.shape)}")
+        check_width(feature, self.student_width)
         if self.linear is None:
             return feature
         with torch.autocast(feature.device.type, enabled=False):

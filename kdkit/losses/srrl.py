@@ -13,7 +13,7 @@ from einops import rearrange, reduce
 from torch import Tensor, nn
 
 from kdkit.errors import ConfigError, ShapeError
-from kdkit.losses._features import check_same_width, to_feature_pair
+from kdkit.losses._features import check_same_width, check_width, to_feature_pair
 from kdkit.losses._norm import BatchNorm
 from kdkit.losses.registry import feature_loss
 
@@ -80,8 +80,10 @@ class SRRL(nn.Module):
             student_feature: [B, D_s, H, W], whose mean over the positions is compared, or [B, D_s].
             teacher_feature: [B, D], or [B, D, H, W] whose mean is the classifier's input.
         """
-        with torch.autocast(student_feature.device.type, enabled=False):
-            connected = self.norm(self.connect(_as_map(student_feature).to(self.connect.weight.dtype)))
+        student = _as_map(student_feature)
+        check_width(student, self.connect.in_channels)
+        with torch.autocast(student.device.type, enabled=False):
+            connected = self.norm(self.connect(student.to(self.connect.weight.dtype)))
             connected = F.relu(connected) if self.relu else connected
         return srrl(_pooled(connected), _pooled(_as_map(teacher_feature)), self.head_weight)
 

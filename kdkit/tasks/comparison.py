@@ -6,6 +6,7 @@ Dimensions: B batch, D width, H W height and width, N tokens.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -19,6 +20,7 @@ from kdkit.errors import ConfigError, ShapeError
 from kdkit.tasks.term import LossTerm, bound_loss
 
 Widths = Callable[[str], int]
+_NUMBER = re.compile(r"^\d+:")
 
 
 class Comparison(nn.Module):
@@ -125,7 +127,10 @@ def _as_tokens(feature: Tensor, like: Tensor) -> Tensor:
 
 
 def with_taps(term: LossTerm, student_taps: str | Sequence[str], teacher_taps: str | Sequence[str]) -> LossTerm:
-    """The term with its taps named; if it names the taps of one side only, the other side has the same."""
+    """The term with its taps named; if it names the taps of one side only, the other side has the same.
+
+    The number before a tap of one of several teachers, as in '1:pooled', is no part of the student's tap.
+    """
     if not term.is_feature:
         return term
     if term.has_exits:
@@ -136,6 +141,6 @@ def with_taps(term: LossTerm, student_taps: str | Sequence[str], teacher_taps: s
         return replace(term, student_taps=student_taps, teacher_taps=teacher_taps)
     return replace(
         term,
-        student_taps=term.student_taps or term.teacher_taps,
+        student_taps=term.student_taps or tuple(_NUMBER.sub("", tap) for tap in term.teacher_taps),
         teacher_taps=term.teacher_taps or term.student_taps,
     )

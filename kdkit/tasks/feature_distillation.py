@@ -17,6 +17,7 @@ from kdkit.tasks.feature_student import FeatureStudent
 from kdkit.tasks.student_task import Criterion
 from kdkit.tasks.term import DistillLosses, Samples
 from kdkit.teachers import Teacher
+from kdkit.teachers.head import weight_of_head
 from kdkit.teachers.tap import check_taps, tap_width
 from kdkit.types import SparseLogits, TeacherOutput
 
@@ -115,14 +116,17 @@ class FeatureDistillationTask(DistillationTask):
         """The weight [C, D] of the teacher's classifier."""
         if given is not None:
             return given
+        if self.is_ema_teacher:
+            raise ConfigError(
+                "a loss needs the teacher's classifier, and that of the student's moving average changes in every "
+                "step: take another teacher, or another loss"
+            )
         if self.teacher is None:
             raise ConfigError(
                 "a loss needs the teacher's classifier, which is not known without a live teacher: pass "
                 "head_weight=teacher.head_weight, or give it beside the cache, --teacher NAME --cache-weights 1 0"
             )
-        if (weight := self.teacher.head_weight) is None:
-            raise ConfigError(f"a loss needs the classifier of the teacher {self.teacher.name!r}, which is not linear")
-        return weight
+        return weight_of_head(self.teacher, "a loss")
 
     def _forward_student(
         self, input: Tensor, teacher_output: TeacherOutput, samples: Samples

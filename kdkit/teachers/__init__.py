@@ -7,7 +7,8 @@ Where to look:
                     the file, weights_folder.py a folder of them, stored_names.py the names of their classes;
                     starting_weights.py starts a student from them, reused_head.py from its teacher's classifier;
                     model_folder.py a folder in the layout of timm's hub; hub.py keeps the hub's client quiet, or local
-    teacher.py      the frozen model; preparation.py resizes and normalises, split.py runs a batch in parts
+    teacher.py      the frozen model; preparation.py resizes and normalises, split.py runs a batch in parts;
+                    head.py gives the weight of its classifier
     tap.py          features by name, module_tap.py by the path of a module, members.py of an ensemble's members;
                     structure.py, model_config.py read facts from a timm model
     class_map.py    the model's classes in the order of the data; class_names.py finds their names,

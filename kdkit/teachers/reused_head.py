@@ -15,6 +15,7 @@ from timm.utils import unwrap_model
 from torch import Tensor, nn
 
 from kdkit.errors import ConfigError, ShapeError
+from kdkit.teachers.head import weight_of_head
 from kdkit.teachers.model_config import model_config
 from kdkit.teachers.tap import TOKENS, available_taps, forward_with_taps, tap_width
 from kdkit.teachers.teacher import Teacher
@@ -88,18 +89,17 @@ class ReusedHead(nn.Module):
         """
         if teacher is None:
             raise ConfigError(
-                "a student that reuses its teacher's classifier needs the teacher: give --teacher NAME, beside a cache "
-                "with --cache-weights 1 0"
+                "a student that reuses its teacher's classifier needs a teacher with weights of its own: give "
+                "--teacher NAME, beside a cache with --cache-weights 1 0"
             )
-        weight = teacher.head_weight
-        if weight is None:
-            raise ConfigError(
-                f"a student cannot reuse the classifier of the teacher {teacher.name!r}: it is not linear"
-            )
+        weight = weight_of_head(teacher, "a student with a reused head")
         if weight.shape != self.head_weight.shape:
+            remedy = f"give student_options the width {weight.shape[1]}"
+            if len(weight) != self.num_classes:
+                remedy = "a student learns the teacher's classes, so both need those of the data"
             raise ConfigError(
                 f"the classifier of the teacher {teacher.name!r} is {list(weight.shape)}, the student is made for "
-                f"{list(self.head_weight.shape)}: give student_options the width {weight.shape[1]}"
+                f"{list(self.head_weight.shape)}: {remedy}"
             )
         self.head_weight.copy_(weight)
         plain: Any = unwrap_model(teacher.model)

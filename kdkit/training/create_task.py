@@ -20,6 +20,7 @@ from kdkit.tasks import (
 from kdkit.tasks.distillation import TaskOptions
 from kdkit.tasks.term import as_terms
 from kdkit.teachers import Teacher
+from kdkit.teachers.head import weight_of_head
 from kdkit.training.config import DistillConfig
 from kdkit.training.live import live_part_of
 
@@ -68,7 +69,7 @@ def create_task(
             student_taps=config.student_taps,
             teacher_taps=config.teacher_taps,
             teacher_widths=None if cache is None else cache.feature_widths,
-            head_weight=_head_beside(cache),
+            head_weight=_head_beside(config, cache),
             num_rows=num_rows,
             **options,
         )
@@ -89,10 +90,11 @@ def _create_multi_label(config: DistillConfig, student: nn.Module, teacher: Teac
     return MultiLabelDistillationTask(student, teacher, criterion, distill_loss=config.distill_loss, **_options(config))
 
 
-def _head_beside(cache: CacheReader | None) -> Tensor | None:
-    """The classifier's weight [C, D] of the live teacher beside a cache; None without one."""
+def _head_beside(config: DistillConfig, cache: CacheReader | None) -> Tensor | None:
+    """The classifier's weight [C, D] of the live teacher beside a cache, if a loss needs it; None without one."""
     live = live_part_of(cache)
-    return live.head_weight if isinstance(live, Teacher) else None
+    needy = [term.name for term in as_terms(config.distill_loss) if term.needs_head]
+    return weight_of_head(live, f"the loss {needy[0]!r}") if needy and isinstance(live, Teacher) else None
 
 
 def _options(config: DistillConfig) -> TaskOptions:

@@ -86,12 +86,53 @@ def test_the_parts_of_a_large_batch_make_the_whole(monkeypatch: pytest.MonkeyPat
     assert torch.equal(*values)
 
 
+@pytest.mark.parametrize("side", ["student", "teacher"])
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
+@pytest.mark.parametrize("is_first", [True, False])
+def test_a_sample_that_is_not_finite_changes_the_loss_of_its_batch_and_nothing_else(
+    side: str, wrong: float, is_first: bool
+) -> None:
+    module, plain = make(), make()
+    good = batch(1, 4, 2)
+    if not is_first:
+        for each in (module, plain):
+            torch.manual_seed(1)
+            each(*good)
+    before = {name: value.clone() for name, value in module.named_buffers()}
+    rows = (3, 0, 5, 5)
+    student, teacher, row = batch(*rows)
+    index = module.draw(row)
+    plain(student[1:], teacher[1:], row[1:], index[1:])
+    (student if side == "student" else teacher)[0, 1] = wrong
+    assert not module(student, teacher, row, index).isfinite()
+    memory, other = (f"{name}_memory" for name in ((side, "teacher") if side == "student" else (side, "student")))
+    after = dict(module.named_buffers())
+    assert all(value.isfinite().all() for value in after.values())
+    assert torch.equal(after[memory][3], before[memory][3])
+    assert not torch.equal(after[other][3], before[other][3])  # that side is finite
+    for name in (memory, other):
+        torch.testing.assert_close(after[name][[0, 5]], getattr(plain, name)[[0, 5]])
+    assert torch.equal(after["log_z"], before["log_z"])
+    assert int(after["num_batches"]) == int(before["num_batches"]) + (not is_first)
+    assert module(*good).isfinite()  # the next batch
+
+
 def test_arguments_that_do_not_fit_are_refused() -> None:
     student, teacher, row = batch(1, 4)
     with pytest.raises(ShapeError, match=r"features \[B, D\], got \[2, 3, 1, 1\]: take taps such as 'pooled'"):
         make()(student[:, :, None, None], teacher, row)
     with pytest.raises(ShapeError, match=r"row \[B\], got torch.int64 \[1\] for features"):
         make()(student, teacher, row[:1])
+    for wrong, described in (
+        (None, "NoneType"),
+        ([1, 4], "list"),
+        (row.bool(), "torch.bool"),
+        (row[:, None], r"\[2, 1\]"),
+    ):
+        with pytest.raises(ShapeError, match=rf"row \[B\], got .*{described}.* for features"):
+            make()(student, teacher, wrong)
+    with pytest.raises(ShapeError, match=r"not empty, got torch.float64 \[0, 3\]"):
+        make()(student[:0], teacher[:0], row[:0])
     with pytest.raises(ConfigError, match="remembers 7 samples, got the rows 1 to 7"):
         make()(student, teacher, torch.tensor([7, 1]))
     for option, value in {"negatives": 0, "width": 2.5, "momentum": 1.0, "temperature": 0.0}.items():

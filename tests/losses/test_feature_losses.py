@@ -197,6 +197,32 @@ def test_features_that_do_not_fit_are_named_with_both_shapes():
         losses.Projection(5, 3)(student)
 
 
+@pytest.mark.parametrize("name", ["hint_mse", "crd", "mgd", "srrl", "ofa_exits"])
+def test_a_loss_with_parameters_names_the_width_that_it_was_made_for(name):
+    maps, pooled = make(4, 5, 3, 3), make(4, 5)
+    target = torch.tensor([0, 1, 2, 3])
+    widths = {"student_width": 6, "teacher_width": 5}
+    student, rest, options = {
+        "hint_mse": (pooled[0], [pooled[1]], widths),
+        "crd": (pooled[0], [pooled[1], target], {**widths, "num_rows": 4, "negatives": 2}),
+        "mgd": (maps[0], [maps[1]], widths),
+        "srrl": (maps[0], [pooled[1]], {**widths, "head_weight": torch.randn(3, 5, dtype=torch.float64)}),
+        "ofa_exits": ([maps[0]], [pooled[1], target], {"student_widths": [6], "num_classes": 5}),
+    }[name]
+    loss = losses.create(name, **options).double()
+    with pytest.raises(ShapeError, match=r"student_feature must have width 6, got \[4, 5"):
+        loss(student, *rest)
+    if name == "crd":
+        with pytest.raises(ShapeError, match=r"teacher_feature must have width 5, got \[4, 4\]"):
+            loss(make(4, 6)[0], pooled[1][:, :4], target)
+
+
+def test_wrong_options_of_exits_are_refused_when_the_loss_is_made():
+    for option, value in {"eps": 0, "temperature": -1.0, "soft_labels": "x"}.items():
+        with pytest.raises(ConfigError, match=f"{option} must be .*, got {value!r}"):
+            losses.create("ofa_exits", student_widths=[3], num_classes=4, **{option: value})
+
+
 def make_vit(batch=2, tokens=9, width=4, layers=2):
     return list(torch.randn(layers + 1, batch, tokens, width, generator=torch.Generator().manual_seed(1)))
 

@@ -67,6 +67,24 @@ def test_generated_code_computes_the_same(case):
 
 @pytest.mark.slow
 @torch_compile
+@pytest.mark.parametrize("case", ["dist", "js", "mlkd", "reverse_kl", "dkd on soft labels", "nkd on soft labels"])
+def test_a_loss_is_compiled_again_with_other_options(case):
+    """The compiler makes variables of numbers that differ from those of the first time, as in a second run."""
+    _, leaf, rest = CASES[case]
+    torch.compiler.reset()
+    name = case.split()[0]
+    numbers = {"beta": (1.0, 3.0), "gamma": (1.0, 0.5), "temperature": (1.0, 4.0)}
+    if name == "js":
+        numbers["beta"] = (0.5, 0.2)
+    known = {option: values for option, values in numbers.items() if option in losses.loss_spec(name).options}
+    for number in (0, 1):
+        loss = losses.create(name, **{option: values[number] for option, values in known.items()})
+        compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+        torch.testing.assert_close(value_and_slope(compiled, leaf, rest), value_and_slope(loss, leaf, rest))
+
+
+@pytest.mark.slow
+@torch_compile
 @pytest.mark.parametrize("name", ["review", "vitkd", "mgd", "srrl", "crd", "ofa_exits"])
 def test_a_loss_with_parameters_is_one_graph_too(name):
     torch.manual_seed(0)

@@ -111,6 +111,19 @@ def test_the_teachers_taps_and_the_students_are_those_that_the_terms_name() -> N
     torch.testing.assert_close(result["kd_loss"], parts)
 
 
+@pytest.mark.parametrize(("of_teacher", "of_student"), [("1:stages.3", "stages.3"), ("layer4.0.act2.input", None)])
+def test_a_term_that_names_the_tap_of_one_of_several_teachers_takes_the_students_of_that_name(
+    of_teacher: str, of_student: str | None
+) -> None:
+    ensemble = kdkit.TeacherEnsemble([kdkit.create_teacher(tiny_model(TEACHER, seed=seed)) for seed in (1, 2)])
+    given = of_teacher if of_student else f"0:{of_teacher}"
+    loss = {"first": {"loss": "hint_mse", "teacher_taps": given}, "kl": 1.0}
+    task = FeatureDistillationTask(tiny_model(TEACHER), ensemble, distill_loss=loss)
+    assert task.taps == (given,)
+    assert task.trainable_module.taps == (of_student or of_teacher,)
+    assert task(*batch())["first"] > 0
+
+
 def test_the_checkpoints_model_is_the_plain_student_and_projections_are_task_state(tmp_path: Path) -> None:
     task, fresh = make(), make(seed=1)
     for each in (task, fresh):

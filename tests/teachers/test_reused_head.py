@@ -41,12 +41,20 @@ def test_it_learns_the_teachers_features_without_labels_and_logits(own: str, of_
 
 def test_teachers_without_such_a_classifier_are_refused() -> None:
     student = ReusedHead(tiny_model(), 96, 10)
-    with pytest.raises(ConfigError, match="needs the teacher: give --teacher NAME, beside a cache with"):
+    with pytest.raises(
+        ConfigError, match="needs a teacher with weights of its own: give --teacher NAME, beside a cache with"
+    ):
         student.take_head_of(None)
-    with pytest.raises(ConfigError, match=r"cannot reuse the classifier .* not linear"):
+    with pytest.raises(
+        ConfigError, match="reused head needs the classifier of its teacher, and the teacher 'test_resnet' has no head"
+    ):
         student.take_head_of(create_teacher(tiny_model(num_classes=0)))
     with pytest.raises(ConfigError, match=r"is \[10, 256\], the student is made for \[10, 96\]: .* the width 256"):
         student.take_head_of(create_teacher(tiny_model("test_efficientnet")))
+    with pytest.raises(
+        ConfigError, match=r"is \[7, 96\], .* learns the teacher's classes, so both need those of the data"
+    ):
+        student.take_head_of(create_teacher(tiny_model(num_classes=7)))
     with pytest.raises(ConfigError, match="factor must be a whole number from 1, got 0"):
         ReusedHead(tiny_model(), 96, 10, factor=0)
     with pytest.raises(ConfigError, match="the backbone is a timm model, got Sequential"):

@@ -25,6 +25,7 @@ from kdkit.data import FolderSource, ReplayedDataset
 from kdkit.errors import CacheStreamError, ConfigError
 from kdkit.recipe import ViewRecipe
 from kdkit.student import load_student
+from kdkit.teachers import Teacher
 from kdkit.training import distill as module
 from kdkit.training.components import create_loader
 from kdkit.training.config import DistillConfig, ExportConfig, TrainConfig
@@ -48,7 +49,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         place.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray((data.images[index] * 15).astype("uint8")).convert("RGB").save(place)
     dataset = ReplayedDataset(FolderSource(folder / "images"), ViewRecipe(size=32, hflip=0.0))
-    made = {"all": ("logits", "pooled"), "logits": ("logits",), "more": ("logits", "pooled", "stages.1")}
+    made = {
+        "all": ("logits", "pooled"),
+        "logits": ("logits",),
+        "features": ("pooled",),
+        "more": ("logits", "pooled", "stages.1"),
+    }
     for name, streams in made.items():
         config = BuildConfig(streams=streams, codec="float16", num_workers=0)
         build_cache(create_teacher(tiny_model(seed=1)), dataset, folder / f"{name}.h5", config)
@@ -159,6 +165,35 @@ def test_the_classifier_that_srrl_needs_is_that_of_a_live_teacher_beside_the_cac
     assert first == pytest.approx(second, rel=1e-3)  # a cache holds features in float16
 
 
+SIMKD: dict[str, Any] = {
+    "student": "kdkit.teachers.reused_head:create",
+    "student_options": {"backbone": "test_efficientnet", "width": 96},
+    "distill_loss": "hint_mse",
+    "task_loss_weight": 0.0,
+}
+SRRL: dict[str, Any] = {"student": "test_efficientnet", "distill_loss": "srrl"}
+
+
+@pytest.mark.parametrize("options", [SRRL, SIMKD], ids=["srrl", "simkd"])
+def test_a_teacher_beside_a_cache_of_features_alone_gives_its_classifier_and_does_not_run(
+    folder: Path, tmp_path: Path, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.save(tiny_model(seed=1).state_dict(), tmp_path / "t.pth")
+    teacher = TeacherConfig("test_resnet", checkpoint=str(tmp_path / "t.pth"))
+    config = run(folder, tmp_path / "run", "features", teacher=teacher, cache_weights=(0.0, 0.0), **options)
+    again = dataclasses.replace(config, overwrite=True)
+    ran: list[Any] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(Teacher, "forward", lambda self, batch: ran.append(batch))
+        distill(config)
+    assert ran == []
+    with pytest.raises(ConfigError, match=r"features\.h5' has no logits to average, but the weight 1: give it 0"):
+        distill(dataclasses.replace(again, cache_weights=(1.0, 0.0)))
+    monkeypatch.setattr(Teacher, "head_weight", None)  # a model of anybody's
+    with pytest.raises(ConfigError, match=r"needs the classifier of its teacher, and .* does not end in a linear"):
+        distill(again)
+
+
 @pytest.mark.parametrize(("task", "streams"), [("logit", ("logits",)), ("feature", ("logits", "pooled"))])
 def test_a_run_reads_the_streams_that_its_task_needs(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: str, streams: tuple[str, ...]
@@ -253,7 +288,7 @@ def test_a_student_with_its_teachers_classifier_is_trained_resumed_evaluated_and
         distill_loss="hint_mse",
         task_loss_weight=0.0,
     )
-    with pytest.raises(ConfigError, match="needs the teacher: give --teacher NAME"):
+    with pytest.raises(ConfigError, match="with weights of its own: give --teacher NAME"):
         distill(dataclasses.replace(config, teacher=None, cache_weights=None))
     distill(config)
     distill(dataclasses.replace(config, resume=True))
