@@ -115,11 +115,16 @@ def test_the_commands_for_imagenet_are_accepted(page: str, capsys: pytest.Captur
             run_line(line, capsys, "--print_config")
 
 
-def test_every_shell_block_of_the_pages_is_one_of_the_two_kinds() -> None:
+def test_every_shell_block_of_the_pages_is_run_or_parsed_or_a_file_of_the_examples() -> None:
     for page in PAGES:
         text = (ROOT / page).read_text(encoding="utf-8")
         fences = [line.removeprefix("```") for line in text.splitlines() if line.startswith("```") and line != "```"]
-        assert {fence for fence in fences if not fence.startswith("{")} <= {"sh", "bash", "python", "yaml"}, page
+        assert {fence for fence in fences if not fence.startswith("{")} <= {"sh", "bash", "shell", "python", "yaml"}, (
+            page
+        )
+        assert text.count("```shell\n") == len(
+            re.findall(r"^<!-- examples/\S+ from line \d+ -->\n\n```shell\n", text, re.MULTILINE)
+        ), page
         assert "kdkit" in " ".join(commands(page, "sh")) or "```sh" not in text, page
 
 

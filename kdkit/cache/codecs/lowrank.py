@@ -33,6 +33,7 @@ _GAIN_ONE, _GAINS_PER_OCTAVE = 8, 4  # any other code c is a gain of 2**((c - 8)
 _RANGE_SHARE = 0.9  # of a row's coefficients that the gain brings within the range of their levels
 _DEEPEST = 40.0  # nats below the likeliest class; lower values are clamped; the difference is negligible for training
 _HEAD_ROWS = 1024  # pseudo-count: the head prior weighs as much as this many rows; negligible beside 16,384 rows
+_LEAST_ROWS = 32  # that are encoded together, fewer being padded
 _MARGIN = 1e-4  # nats by which the top-1 stays ahead: the summation order differs between devices
 
 
@@ -128,9 +129,10 @@ class LowRankCodec(Codec):
     def encode(self, logits: Tensor) -> Tensor:
         """[B, C] float -> uint8 [B, row_bytes]."""
         check_logits(self, logits)
-        size = chunk_rows(self.num_classes, len(self._fitted.bits), logits.device)
+        filled = max(_LEAST_ROWS, 1 << (len(logits) - 1).bit_length())
+        size = min(chunk_rows(self.num_classes, len(self._fitted.bits), logits.device), filled)
         chunks = [self._encode_chunk(F.pad(c, (0, 0, 0, size - len(c))))[: len(c)] for c in torch.split(logits, size)]
-        return torch.cat(chunks)  # always the same shapes, so that a row's bytes do not depend on its batch
+        return torch.cat(chunks)  # few shapes, whose products round alike: a row's bytes do not depend on its batch
 
     @torch.no_grad()
     def _encode_chunk(self, logits: Tensor) -> Tensor:
