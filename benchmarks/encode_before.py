@@ -80,6 +80,7 @@ def compare(before: Path, data: Path, row_bytes: int, turns: int, report: Report
     old, new = sides
     times = [statistics.median(side.seconds) * 1e3 / ENCODED for side in sides]
     faster = report.figure(f"{row_bytes} bytes: time", ratio(new.seconds, old.seconds))
+    report.figure(f"{row_bytes} bytes: ms per row", times[1])
     kl = report.figure(f"{row_bytes} bytes: KL", new.kl / old.kl)
     return [row_bytes, *(f"{time:.2f}" for time in times), faster, f"{old.kl:.4f}", f"{new.kl:.4f}", f"{kl:.3f}"]
 

@@ -6,6 +6,7 @@ import torch
 
 from kdkit.building.build import BuildReport
 from kdkit.building.config import BuildConfig
+from kdkit.building.label_agreement import label_agreement
 from kdkit.cache import open_cache
 from kdkit.cache.summary import describe_fidelity
 from kdkit.data import ReplayedDataset
@@ -46,8 +47,12 @@ def describe_build(
     }
 
 
-def describe_built(report: BuildReport) -> dict[str, str]:
-    """Label -> text: a finished cache, its bytes per row, and what its codecs keep of the teacher."""
+def describe_built(report: BuildReport, dataset: ReplayedDataset | None = None) -> dict[str, str]:
+    """Label -> text: a finished cache, its bytes per row, and what its codecs keep of the teacher.
+
+    With the dataset, also how often the cached top-1 is the label: a teacher of other classes, sizes or normalisation
+    shows here, before any student.
+    """
     cache = open_cache(report.path)
     codecs = ", ".join(f"{stream} {codec.name} {codec.row_bytes}" for stream, codec in cache.codecs.items())
     return {
@@ -58,5 +63,16 @@ def describe_built(report: BuildReport) -> dict[str, str]:
             f"{stream} kept": describe_fidelity(values, multi_label=cache.is_multi_label)
             for stream, values in cache.metadata.fidelity.items()
         },
+        **({} if dataset is None else _describe_labels(report, dataset)),
         "built": f"{report.images_built:,} images in {report.seconds:.1f} s",
     }
+
+
+def _describe_labels(report: BuildReport, dataset: ReplayedDataset) -> dict[str, str]:
+    """Nothing if there are no labels to compare with, if mixing changes them, or if some images were left out."""
+    if dataset.recipe.mixes or report.num_rows != len(dataset):
+        return {}
+    found = label_agreement(open_cache(report.path, dataset), dataset)
+    if found is None:
+        return {}
+    return {"labels": found.describe() + ("" if found.cause is None else f"; likely {found.cause.text}")}

@@ -64,7 +64,7 @@ def run(arguments: list[str]) -> None:
         )
         if distributed.rank() != 0:
             return
-    print_labelled(describe_built(report))
+    print_labelled(describe_built(report, None if config.allow_mismatch else dataset))
     loss = " --loss sigmoid_kl" if dataset.is_multi_label else "" if needs_logits else " --loss hint_mse"
     flags = f"{config.data_flags} --cache {report.path}{loss} --student resnet18 -o runs/r18"
     print(f"next: kdkit distill {name_data(config.data)}{flags}")

@@ -53,7 +53,7 @@ def test_the_commands_of_the_readme_run_on_a_folder_of_images(
         "resnet50.a1_in1k --pretrained": "test_resnet --student-checkpoint pretrained.safetensors --size 32 --views 2",
         "--epochs 20": "--epochs 2 --batch-size 10",
         "--views 10": "--views 2 --size 32",
-        "--student resnet18": "--student test_resnet",
+        "--student resnet18 --pretrained": "--student test_resnet",
         "--epochs 100": "--epochs 2 --batch-size 10",
     }
     (script,) = blocks("README.md")
