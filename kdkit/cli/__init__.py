@@ -81,6 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with loading_notice():
             code = _dispatch(arguments)
         sys.stdout.flush()
+        interrupt.end()
         return code
     except KeyboardInterrupt:
         interrupt.report()

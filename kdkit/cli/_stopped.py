@@ -51,6 +51,11 @@ class Interrupt:
         if not self.came and not (in_thread and isinstance(error, OSError | EOFError)):
             sys.__excepthook__(kind, error, trace)
 
+    def end(self) -> None:
+        """The command is done: while the process ends, which takes a second, there is nothing left to stop."""
+        if self._ends_process:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+
     def report(self) -> None:
         """Prints, on rank 0, what is kept and which command continues; a further SIGINT then ends the process."""
         if self._ends_process:

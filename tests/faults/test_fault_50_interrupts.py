@@ -117,6 +117,20 @@ def test_fault_50_ctrl_c_at_many_moments_says_what_is_kept_and_the_named_command
         assert all(plain[key] == stopped[key] for key in plain if key.startswith("views/"))
 
 
+def test_fault_50_ctrl_c_after_the_last_line_leaves_a_finished_command_finished(tmp_path: Path) -> None:
+    code = (
+        "import atexit, os, signal, sys; from kdkit.cli import main; sys.argv[1:] = ['--version']; "
+        "atexit.register(os.kill, os.getpid(), signal.SIGINT); code = main(); "
+        "os.kill(os.getpid(), signal.SIGINT); sys.exit(code)"
+    )
+    process = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT)}, cwd=tmp_path, text=True,
+        capture_output=True, check=False, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
+    assert (process.returncode, process.stderr) == (0, "")
+    assert process.stdout.startswith("kdkit ")
+
+
 @pytest.mark.parametrize(
     ("command", "files", "expected"),
     [
