@@ -60,7 +60,7 @@ def test_the_command_gives_engine_and_actors_to_the_build(tmp_path: Path, monkey
     given: dict[str, Any] = {}
     report = BuildReport(tmp_path / "t.h5", 20, 2, 1, 40, 1.0)
     monkeypatch.setattr("kdkit.building.build.build_cache", lambda *parts, **options: given.update(options) or report)
-    monkeypatch.setattr("kdkit.cli._header.describe_built", lambda report: {"cache": str(report.path)})
+    monkeypatch.setattr("kdkit.cli._header.describe_built", lambda report, dataset: {"cache": str(report.path)})
     save_file(tiny_model().state_dict(), tmp_path / "teacher.safetensors")
     command = ["--data", str(write_digits(tmp_path / "images", 20)), "--output", str(tmp_path / "t.h5")]
     command += ["--teacher.model", "test_resnet", "--teacher.checkpoint", str(tmp_path / "teacher.safetensors")]

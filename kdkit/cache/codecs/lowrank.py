@@ -129,8 +129,9 @@ class LowRankCodec(Codec):
     def encode(self, logits: Tensor) -> Tensor:
         """[B, C] float -> uint8 [B, row_bytes]."""
         check_logits(self, logits)
-        filled = max(_LEAST_ROWS, 1 << (len(logits) - 1).bit_length())
-        size = min(chunk_rows(self.num_classes, len(self._fitted.bits), logits.device), filled)
+        size = chunk_rows(self.num_classes, len(self._fitted.bits), logits.device)
+        if logits.device.type == "cpu":  # elsewhere one shape alone, so that a graph of it can be kept
+            size = min(size, max(_LEAST_ROWS, 1 << (len(logits) - 1).bit_length()))
         chunks = [self._encode_chunk(F.pad(c, (0, 0, 0, size - len(c))))[: len(c)] for c in torch.split(logits, size)]
         return torch.cat(chunks)  # few shapes, whose products round alike: a row's bytes do not depend on its batch
 
