@@ -144,3 +144,11 @@ def test_a_page_shows_the_example_that_it_names(page: str) -> None:
 
 def test_no_page_shows_lines_of_another_file_by_a_directive_that_only_the_site_knows() -> None:
     assert [page for page in PAGES if "{literalinclude}" in (ROOT / page).read_text()] == []
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if "```{include}" in (ROOT / page).read_text()])
+def test_what_a_page_includes_of_another_begins_and_ends_where_it_says(page: str) -> None:
+    for file, options in re.findall(r"```\{include\} (\S+)\n(.*?)```", (ROOT / page).read_text(), re.DOTALL):
+        included = ((ROOT / page).parent / file).read_text()
+        for place in re.findall(r':(?:start-after|end-before): "(.*)"', options):
+            assert included.count(place) >= 1, (file, place)
