@@ -13,7 +13,7 @@ from kdkit.errors import ConfigError
 
 
 def first_order(backward: Callable[..., Any]) -> Callable[..., Any]:
-    """Returns the `backward` of an autograd function, without a graph; raises ConfigError where one is asked for.
+    """Returns the `backward` of an autograd function, without a graph; raises ConfigError where a graph is required.
 
     torch's own once_differentiable takes such a gradient for a constant where the loss is differentiated directly, so
     that a second-order optimiser would get a wrong second derivative without an error.

@@ -174,7 +174,7 @@ class TailObjective:
         return best.nan_to_num(0.0, 0.0, 0.0)  # a row that cannot be fitted: the encoder stores it flat
 
     def _stride(self, coefficients: Tensor, step: Tensor, logits: Tensor, along: Tensor) -> Tensor:
-        """The share of `step`, of those in _STRIDES, that makes the objective least, [B, 1]."""
+        """The share of `step`, of those in _STRIDES, that makes the objective least, [B, 1]; 1 where none is finite."""
         (sharp, soft), (sharp_mass, soft_mass) = self._shares, self._masses
         logits = logits.scatter(1, self.kept, -torch.inf)
         slope = self._prior * coefficients * step
