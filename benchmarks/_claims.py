@@ -107,6 +107,16 @@ def _several(transform: str, workers: int, views: int, limit: float) -> Claim:
     )
 
 
+def _bare(transform: str, workers: int, views: int) -> Claim:
+    return Claim(
+        f"time to load {views} view(s) per decode relative to a bare loop that does no more than decode and draw them: "
+        f"{transform}, {workers} workers",
+        "decode",
+        f"{transform}, {workers} workers, k = {views}: time over the bare loop",
+        1.10,
+    )
+
+
 def _features(tap: str, float16: float, int8: float) -> Iterator[Claim]:
     for name, limit in (("float16", float16), ("int8", int8)):
         text = f"compact at an error of 0.02, {tap} of tf_efficientnet_lite0: times fewer bytes than {name}"
@@ -160,6 +170,12 @@ CLAIMS = (
     ),
     *(_several("crop and flip", workers, views, limit) for workers in (0, 2) for views, limit in ((4, 1.4), (8, 1.5))),
     *(_several("RandAugment", workers, 4, 1.15) for workers in (0, 2)),
+    *(
+        _bare(transform, workers, views)
+        for transform in ("crop and flip", "RandAugment")
+        for workers in (0, 2)
+        for views in (1, 4, 8)
+    ),
     *(
         Claim(
             f"speed of a build of 8 views relative to a bare loop that decodes each view: {teacher}",

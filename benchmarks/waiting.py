@@ -16,8 +16,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from _loading import write_images
 from _result import Report, parser
-from decode import write_images
 from PIL import Image
 
 TEACHER, STUDENT, SIZE, VIEWS, EPOCHS = "test_efficientnet", "test_resnet", "64", "4", "4"
