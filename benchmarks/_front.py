@@ -1,6 +1,7 @@
-"""The figures of the README and of docs/benchmarks.md, from the newest results: `python benchmarks/run.py --readme`.
+"""The figures of the README, docs/benchmarks.md and docs/losses, from the newest results.
 
-Each is between `<!-- figures: NAME -->` and `<!-- end -->`. A test compares them with the results.
+Each is between `<!-- figures: NAME -->` and `<!-- end -->`; `python benchmarks/run.py --readme` writes them, and a test
+compares them with the results.
 """
 
 from __future__ import annotations
@@ -15,12 +16,12 @@ from _claims import verdicts
 from _result import RESULTS, latest
 
 ROOT = Path(__file__).parents[1]
-PAGES = (ROOT / "README.md", ROOT / "docs" / "benchmarks.md")
-BLOCK = re.compile(r"(<!-- figures: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+PAGES = (ROOT / "README.md", ROOT / "docs" / "benchmarks.md", *sorted((ROOT / "docs" / "losses").glob("*.md")))
+BLOCK = re.compile(r"(<!-- figures: (\w+)(?: (\w+))? -->\n).*?(<!-- end -->)", re.DOTALL)
 BUDGETS = (48, 64, 96, 128, 192)
 WAYS = ("labels alone", "live teacher", "cached teacher")
 _IMAGENET = 1_281_167  # training images
-WIDTH = 130  # characters of a line
+WIDTH = 150  # characters of a line
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -104,9 +105,10 @@ def demo(folder: Path) -> str:
     top1 = {way: f"{found[way]['top1']} ± {found[way]['spread']} %" for way in WAYS}
     seconds = {way: f"{found[way]['seconds']:.0f}\N{NO-BREAK SPACE}s" for way in WAYS}
     sentences = (
-        f"In the demonstration, with scikit-learn's digits, {found['labels']} labels alone bring a small student to",
-        f"{top1['labels alone']}. With a teacher's outputs for all training images it reaches {top1['live teacher']}",
-        f"live, and {top1['cached teacher']} from the cache. It takes {seconds['live teacher']} with the live teacher,",
+        f"In the demonstration, with scikit-learn's digits, {found['labels']} labelled images alone bring a small",
+        f"student to {top1['labels alone']}. With a teacher's outputs for all training images, most of them without",
+        f"labels, it reaches {top1['live teacher']} live, and {top1['cached teacher']} from the cache. It takes",
+        f"{seconds['live teacher']} with the live teacher,",
         f"and {seconds['cached teacher']} from the cache, which took {found['build: seconds']:.0f} s to build, once",
         f"({found['seeds']} seeds, {result['date']}).",
     )
@@ -122,9 +124,10 @@ def points(folder: Path) -> str:
     found = (
         f"**Small.** 1,000 classes in {row['bytes']} bytes per view by default: 10 views of ImageNet in "
         f"{_IMAGENET * 10 * row['bytes'] / 1e9:.1f} GB, with a KL of {row['kl']:.3f} nats to the teacher, where top-k "
-        f"of the same bytes has {same['kl']:.3f} ([benchmarks](docs/benchmarks.md)).",
-        f"**Fast.** On two CPU cores, a step of resnet18 or vit_tiny from the cache takes {steps} of the time of a "
-        f"step on labels alone; a build has {builds} of the speed of a bare loop of the teacher.",
+        f"of the same bytes has {same['kl']:.3f} (EfficientNet-Lite0, crops of 19 photographs; "
+        "[benchmarks](docs/benchmarks.md)).",
+        f"**Fast.** On two CPU cores, a step of resnet18 or vit_tiny from the cache takes {steps} times as long as one "
+        f"on labels alone; a build runs at {builds} times the speed of a bare loop of the teacher.",
     )
     return "".join(textwrap.fill(f"- {point}", WIDTH, subsequent_indent="  ") + "\n" for point in found)
 
@@ -141,7 +144,33 @@ NAMES = {
     "the taught crops' mean answer": "constant: mean prediction on the training crops",
 }
 SCORES = (("kl", ".3f"), ("top1", ".1f"))
-FIGURES: dict[str, Callable[[Path], str]] = {
+
+
+def cost(folder: Path, loss: str) -> str:
+    """Time and memory of a loss, alone and with each of its options that was measured."""
+    result, rows, plain = latest("losses", folder), [], "`log_softmax` twice and `kl_div`"
+    figures = result["figures"]
+    for figure in (name for name in figures if name.endswith(": ms")):
+        shape, name = figure.removesuffix(": ms").rsplit(": ", 1)
+        if loss in (part.split()[0] for part in name.split(", ")):
+            values = [figures[f"{shape}: {name}: {column}"] for column in ("ms", "time", "MiB", "memory")]
+            values[1] = values[1]["median"]
+            inputs, _, baseline = shape.partition("; plain is ")
+            plain = baseline.replace("mse_loss", "`mse_loss`") or plain
+            rows.append((name, inputs.removesuffix(", float32"), *(_three_digits(value) for value in values)))
+    link = f"[{result['date']}](../../benchmarks/results/{result['date']}-losses.md)"
+    lead = f"""Forward and backward on one CPU thread in float32, beyond inputs and parameters; the ratios are to
+        {plain} ({link}, `python benchmarks/losses.py`)."""
+    table = _table(("loss", "input", "ms", "time ratio", "MiB", "memory ratio"), rows)
+    return f"{textwrap.fill(' '.join(lead.split()), WIDTH)}\n\n{table}"
+
+
+def _three_digits(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+FIGURES: dict[str, Callable[..., str]] = {
+    "cost": cost,
     "demo": demo,
     "points": points,
     "ratios": ratios,
@@ -154,12 +183,12 @@ FIGURES: dict[str, Callable[[Path], str]] = {
 
 def fill(text: str, folder: Path = RESULTS) -> str:
     """The text of a page with every figure as the newest results in `folder` have it."""
-    return BLOCK.sub(lambda match: f"{match[1]}\n{_made(match[2], folder)}\n{match[3]}", text)
+    return BLOCK.sub(lambda match: f"{match[1]}\n{_made(match[2], match[3], folder)}\n{match[4]}", text)
 
 
-def _made(name: str, folder: Path) -> str:
+def _made(name: str, of: str | None, folder: Path) -> str:
     try:
-        return FIGURES[name](folder)
+        return FIGURES[name](folder, *([of] if of else []))
     except FileNotFoundError as error:
         return f"*Not measured yet: {error}.*\n"
 

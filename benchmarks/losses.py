@@ -171,8 +171,9 @@ def table(report: Report, title: str, leaves: list[Tensor], steps: dict[str, Ste
         faster = report.figure(f"{title}: {name}: time", ratio(times["own"], times["plain"]))
         peak, base_peak = peak_bytes(leaves, step), peak_bytes(leaves, base)
         memory = report.figure(f"{title}: {name}: memory", peak / base_peak)
-        shown = f"{1e3 * statistics.median(times['own']):.1f}"
-        rows.append([name, shown, faster, f"{peak / 2**20:.1f}", f"{memory:.2f}"])
+        report.figure(f"{title}: {name}: MiB", peak / 2**20)
+        took = report.figure(f"{title}: {name}: ms", 1e3 * statistics.median(times["own"]))
+        rows.append([name, f"{took:.1f}", faster, f"{peak / 2**20:.1f}", f"{memory:.2f}"])
         print(title, *rows[-1], flush=True)
     report.text(f"## {title}")
     report.table(["loss", "ms", "time ratio (quartiles)", "peak MiB", "memory ratio"], rows)

@@ -34,9 +34,17 @@ def write_result(folder: Path, date: str, name: str, figures: dict[str, object])
 
 
 def test_every_figure_of_the_readme_and_of_the_benchmarks_is_that_of_the_newest_results(front: ModuleType) -> None:
-    for page in (README, BENCHMARKS):
+    pages = [page.read_text(encoding="utf-8") for page in front.PAGES]
+    for page in pages:
         assert front.fill(page) == page, "run: python benchmarks/run.py --readme"
-    assert all(f"<!-- figures: {name} -->" in README + BENCHMARKS for name in front.FIGURES)
+    assert {name for page in pages for _, name, _, _ in front.BLOCK.findall(page)} == set(front.FIGURES)
+
+
+@pytest.mark.parametrize("loss", losses.available())
+def test_the_page_of_each_loss_has_its_cost_as_measured(front: ModuleType, loss: str) -> None:
+    page = (ROOT / "docs" / "losses" / f"{loss}.md").read_text(encoding="utf-8")
+    assert f"<!-- figures: cost {loss} -->" in page
+    assert f"\n| {loss} |" in page
 
 
 @pytest.mark.parametrize(("picture", "benchmark"), [("kl-against-bytes", "codecs"), ("students", "demo")])
