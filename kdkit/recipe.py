@@ -86,7 +86,8 @@ class ViewRecipe:
     set by an importer."""
 
     num_views: int = 1
-    """Number V of different views per image; epoch e shows view e mod V."""
+    """Number V of different views per image; epoch e shows view e mod V. Without a cache, kdkit distill shows a new
+    view in each epoch by default."""
 
     seed: int = 0
     """Base seed of all views; see kdkit.data.views.seed.view_seed."""

@@ -50,6 +50,7 @@ COMMAND_LINE_DEFAULTS: Mapping[str, Mapping[str, str]] = {"distill": {"train.vie
 
 LETTERS = {"-o": "--output"}
 _CONFIG, _RECIPE, _PRESET, _PRINT, _SWEEP = "config", "recipe", "preset", "print_config", "sweep"
+PRINT_FLAG = f"--{_PRINT}"
 
 
 class Grammar:
@@ -101,7 +102,7 @@ class Grammar:
         if preset is not None:
             from_cache = "cache" in lists
             files.append(f"--{_CONFIG}={_preset.as_yaml(self.command, preset, from_cache=from_cache)}")
-        given = [f"--{name}={value}" if name != _PRINT else f"--{name}" for name, value in values]
+        given = [f"--{name}={value}" if name != _PRINT else PRINT_FLAG for name, value in values]
         listed = [f"--{name}={self._as_value(name, items)}" for name, items in lists.items()]
         return [*defaults, *files, *recipe, *given, *listed]
 

@@ -32,6 +32,8 @@ def describe_build(
     processes = "" if distributed.world_size() == 1 else f", {distributed.world_size()} processes"
     recipe = dataset.recipe
     side = recipe.teacher_size or recipe.size
+    is_one = recipe.augment and recipe.num_views == 1
+    same = " (a student sees the same pixels in every epoch: --views N makes N)" if is_one else ""
     sizes = {member.input_size or (side, side) for member in members}
     resized = "".join(f", resized to {height} x {width}" for height, width in sorted(sizes - {(side, side)}))
     return {
@@ -39,7 +41,7 @@ def describe_build(
         "precision": f"{precision}{', compiled' if config.compile else ''}",
         "images": f"{len(dataset):,} of {teacher.num_classes or 'unknown'} classes, {data}"
         + describe_skipped(dataset.source),
-        "views": f"{recipe.num_views} per image, {side} pixels{resized}",
+        "views": f"{recipe.num_views} per image, {side} pixels{resized}{same}",
         "streams": ", ".join(config.streams),
         "device": f"{describe_device(device)}, {config.workers} loader workers{processes}, batches of "
         f"{config.batch_size} images",

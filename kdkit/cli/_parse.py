@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from argparse import ArgumentError
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from jsonargparse import ArgumentParser
@@ -12,7 +12,7 @@ from jsonargparse import ArgumentParser
 from kdkit.bounds import shown
 from kdkit.cli import COMMANDS
 from kdkit.cli._flag_names import note_flags
-from kdkit.cli._flags import Grammar
+from kdkit.cli._flags import PRINT_FLAG, Grammar
 from kdkit.cli._help import describe_command
 from kdkit.cli._stopped import note_config
 from kdkit.errors import KdkitError, UsageError, first_line, nearest
@@ -28,7 +28,11 @@ _UNKNOWN = re.compile(r"Option '([\w.]+)' is not accepted")
 
 
 def parse_config(
-    config_class: type[Config], command: str, arguments: list[str], positionals: Mapping[str, str] | None = None
+    config_class: type[Config],
+    command: str,
+    arguments: list[str],
+    positionals: Mapping[str, str] | None = None,
+    defaults: Callable[[Config], Mapping[str, object]] | None = None,
 ) -> Config:
     """The `config_class` that the command line describes.
 
@@ -37,6 +41,7 @@ def parse_config(
         command: the command's name, e.g. "cache build".
         arguments: the arguments after the command.
         positionals: the positional arguments: metavar -> field; a metavar in brackets may be left out.
+        defaults: field -> its default, for those whose default depends on other fields of the configuration.
 
     Raises:
         UsageError: the command takes no such flag or value, or something is missing.
@@ -54,7 +59,10 @@ def parse_config(
     long_forms = grammar.to_long_forms(arguments)
     _check_config_files(arguments)  # as given: a preset becomes the text of a configuration in the long forms
     try:
-        values: dict[str, Any] = vars(parser.instantiate(parser.parse_args(long_forms)))
+        if defaults is not None:
+            config = _create(config_class, parser, [flag for flag in long_forms if flag != PRINT_FLAG])
+            long_forms = [f"--{name}={value}" for name, value in defaults(config).items()] + long_forms
+        config = _create(config_class, parser, long_forms)
     except (ArgumentError, TypeError) as error:
         raise UsageError(_reason(str(error), grammar)) from error
     except UnicodeDecodeError as error:
@@ -62,9 +70,13 @@ def parse_config(
     except ValueError as error:  # of a part that may be left out, about which the parser writes many lines
         found = next((cause for cause in (error, error.__cause__) if isinstance(cause, KdkitError)), None)
         raise found or UsageError(_reason(str(error), grammar)) from None
-    config = config_class(**{name: value for name, value in values.items() if name != "config"})
     note_config(config)
     return config
+
+
+def _create(config_class: type[Config], parser: ArgumentParser, long_forms: list[str]) -> Config:
+    values: dict[str, Any] = vars(parser.instantiate(parser.parse_args(long_forms)))
+    return config_class(**{name: value for name, value in values.items() if name != "config"})
 
 
 def _check_config_files(arguments: Sequence[str]) -> None:

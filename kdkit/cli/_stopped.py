@@ -11,6 +11,8 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
+from kdkit.runtime.hardware import is_first_process
+
 _NOTHING = "nothing was changed; run the same command again"
 _COMPILED = ("torch", "numpy", "torchvision", "h5py", "timm")
 _CHECKPOINTS = ("last.pth.tar", "previous.pth.tar")
@@ -60,7 +62,7 @@ class Interrupt:
         """Prints, on rank 0, what is kept and which command continues; a further SIGINT then ends the process."""
         if self._ends_process:
             signal.signal(signal.SIGINT, lambda number, frame: os._exit(128 + number))
-        if os.environ.get("RANK", "0") == "0":
+        if is_first_process():
             print(f"kdkit: stopped: {describe_stop(self._command)}", file=sys.stderr, flush=True)
 
 

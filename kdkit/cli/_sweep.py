@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from kdkit.errors import ConfigError, KdkitError, UsageError, first_line
+from kdkit.runtime.hardware import is_first_process
 
 FLAG = "--sweep"
 _COMMA = re.compile(r",(?![^{\[]*[}\]])")  # outside braces and brackets
@@ -58,15 +59,18 @@ def combinations(text: str) -> list[dict[str, str]]:
     return [dict(zip(values, chosen, strict=True)) for chosen in itertools.product(*values.values())]
 
 
-def runs_of(text: str, arguments: Sequence[str], output: Path) -> Iterator[tuple[Path, list[str]]]:
-    """Folder and arguments of each run; a run that was stopped resumes, and a finished one stays as it is.
+def runs_of(
+    text: str, arguments: Sequence[str], output: Path, *, overwrite: bool = False
+) -> Iterator[tuple[Path, list[str]]]:
+    """Folder and arguments of each run; one that was stopped resumes and a finished one stays, unless overwritten.
 
     Args:
         text: the text of --sweep.
         arguments: the other arguments.
         output: the folder that holds the folders of the runs.
+        overwrite: whether the arguments say that runs are replaced.
     """
-    again = [] if "--overwrite" in arguments else ["--resume"]
+    again = [] if overwrite else ["--resume"]
     for values in combinations(text):
         name = ",".join(f"{flag}={value}" for flag, value in values.items())
         folder = output / re.sub(r"[^\w.,=+-]+", "_", name)
@@ -84,7 +88,8 @@ def run_each(runs: Sequence[tuple[Path, list[str]]], run: Callable[[list[str]], 
     """
     failed: list[str] = []
     for number, (folder, arguments) in enumerate(runs, 1):
-        print(f"run {number} of {len(runs)}: {folder.name}", file=sys.stderr)
+        if is_first_process():
+            print(f"run {number} of {len(runs)}: {folder.name}", file=sys.stderr)
         try:
             run(arguments)
         except KdkitError as error:

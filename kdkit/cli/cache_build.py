@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from shlex import quote
 
 from kdkit.building.config import CacheBuildConfig
 from kdkit.cli._parse import parse_config
@@ -66,5 +67,5 @@ def run(arguments: list[str]) -> None:
             return
     print_labelled(describe_built(report, None if config.allow_mismatch else dataset))
     loss = " --loss sigmoid_kl" if dataset.is_multi_label else "" if needs_logits else " --loss hint_mse"
-    flags = f"{config.data_flags} --cache {report.path}{loss} --student resnet18 -o runs/r18"
+    flags = f"{config.data_flags} --cache {quote(str(report.path))}{loss} --student resnet18 -o runs/r18"
     print(f"next: kdkit distill {name_data(config.data)}{flags}")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from shlex import quote
+
 from kdkit.cli._parse import parse_config
+from kdkit.config import name_data
 from kdkit.importers.config import CacheImportConfig
 
 
@@ -29,5 +32,5 @@ def run(arguments: list[str]) -> None:
         **config.options_of(importer),
     )
     print_wrapped(str(report))
-    flags = f"{config.data_flags} --cache {report.path} --student resnet18 -o runs/resnet18"
-    print(f"next: kdkit distill {config.data}{flags}")
+    flags = f"{config.data_flags} --cache {quote(str(report.path))} --student resnet18 -o runs/resnet18"
+    print(f"next: kdkit distill {name_data(config.data)}{flags}")

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from shlex import quote
+from typing import TYPE_CHECKING
 
 from kdkit.cli._parse import parse_config
 from kdkit.cli._sweep import run_each, runs_of, split_sweep
 from kdkit.errors import printable
 from kdkit.training.config import DistillConfig
+
+if TYPE_CHECKING:
+    from kdkit.training.report import DistillReport
 
 
 def run(arguments: list[str]) -> None:
@@ -17,8 +22,9 @@ def run(arguments: list[str]) -> None:
     if sweep is None:
         _train(arguments)
         return
-    output = Path(_config_of(others).output)
-    runs = list(runs_of(sweep, others, output))
+    config = _config_of(others)
+    output = Path(config.output)
+    runs = list(runs_of(sweep, others, output, overwrite=config.overwrite))
     for _, of_run in runs:
         _config_of(of_run)  # a wrong value is an error before the first run
     try:
@@ -28,7 +34,13 @@ def run(arguments: list[str]) -> None:
 
 
 def _config_of(arguments: list[str]) -> DistillConfig:
-    return parse_config(DistillConfig, "distill", arguments, {"DATA": "data"})
+    return parse_config(DistillConfig, "distill", arguments, {"DATA": "data"}, _default_views)
+
+
+def _default_views(config: DistillConfig) -> dict[str, int]:
+    """Without a cache each epoch shows a new view, unless a number of views is given."""
+    recipe = config.recipe
+    return {} if config.caches or recipe is None or not recipe.augment else {"recipe.num_views": config.train.epochs}
 
 
 def _train(arguments: list[str]) -> None:
@@ -47,16 +59,27 @@ def _train(arguments: list[str]) -> None:
     speed = f"{format_rate(training.images_per_second)} images/s"
     print_wrapped(f"{config.student}: {top1}, last loss {training.epochs[-1]['loss']:.4f}, {speed}")
     print(f"weights: {report.weights}")
-    command = f"export {report.output} -o DIR"
+    print(f"next: kdkit {_next_command(config, report)}")
+
+
+def _next_command(config: DistillConfig, report: DistillReport) -> str:
+    """Measures the best weights, by the metric that they were chosen by; without validation images exports them."""
+    from kdkit.teachers.imported_model import is_import_path
+
+    run, flags = quote(str(report.output)), ""
+    if config.train.ema_decay is not None:
+        flags += " --ema"
+    if is_import_path(config.student):
+        flags += f" --arch {quote(config.student)}"
     if config.validation:
-        command = f"evaluate {report.output} {config.validation}{config.data_flags}"
-    print(f"next: kdkit {command}")
+        return f"evaluate {run} {quote(config.validation)}{config.data_flags}{flags}"
+    return f"export {run} -o DIR{flags}"
 
 
 def _compare(output: Path) -> None:
     """Prints the runs of a sweep side by side, the best first."""
     from kdkit.report import compare
-    from kdkit.runtime import distributed
+    from kdkit.runtime.hardware import is_first_process
 
-    if distributed.rank() == 0 and output.is_dir():
+    if is_first_process() and output.is_dir():
         print(printable(compare([output]).text(shutil.get_terminal_size().columns)))

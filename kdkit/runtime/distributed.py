@@ -6,6 +6,7 @@ same order.
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -48,7 +49,7 @@ def process_group(device: str, *, timeout: timedelta = timedelta(minutes=30)) ->
         yield
         return
     is_cuda = use_device(device).type == "cuda"
-    store, number, count = _rendezvous(timeout)
+    store, number, count = _rendezvous(timeout, next(_groups))
     backend = "cpu:gloo,cuda:nccl" if is_cuda else "gloo"
     dist.init_process_group(backend, store=store, rank=number, world_size=count, timeout=timeout)
     try:
@@ -64,17 +65,23 @@ def process_group(device: str, *, timeout: timedelta = timedelta(minutes=30)) ->
     dist.destroy_process_group()
 
 
-def _rendezvous(timeout: timedelta) -> tuple[Store, int, int]:
+_groups = itertools.count()
+"""Number of the next process group that this process joins."""
+
+
+def _rendezvous(timeout: timedelta, group: int) -> tuple[Store, int, int]:
     """The store with the addresses of the ranks, this process's rank, and the number of ranks.
 
     torchrun keeps its store when it restarts processes, and with it the addresses of the processes that died: a rank
     that reads an address before the new process has written its own would wait for a dead one. A prefix for each start
-    prevents that. Agents on several nodes count restarts differently, so only the processes of one node use it.
+    prevents that. Agents on several nodes count restarts differently, so only the processes of one node use it. The
+    same holds for the groups of a process, of which a sweep has one for each run.
     """
     from torch._C._distributed_c10d import PrefixStore  # only where torch was built with it
     from torch.distributed.rendezvous import rendezvous
 
     store, number, count = next(rendezvous("env://", timeout=timeout))
+    store = PrefixStore(f"group {group}", store)
     if os.environ.get("GROUP_WORLD_SIZE") == "1":
         store = PrefixStore(f"start {os.environ.get(_RESTARTS, '0')}", store)
     return store, number, count
@@ -86,7 +93,7 @@ def is_restarted() -> bool:
 
 
 def rank() -> int:
-    """This process's rank, from 0."""
+    """This process's rank in its process group, from 0; without a group 0."""
     return dist.get_rank() if _is_initialized() else 0
 
 

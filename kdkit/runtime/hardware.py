@@ -19,6 +19,11 @@ MAX_WORKERS = 16
 _LOCAL_RANK, _LOCAL_WORLD_SIZE = "LOCAL_RANK", "LOCAL_WORLD_SIZE"  # what torchrun sets
 
 
+def is_first_process() -> bool:
+    """Whether this is rank 0 of the processes that torchrun started, also before and after their process group."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def choose_device(name: str = AUTO) -> str:
     """The device called `name`; for auto, CUDA where it is available, else MPS, else the CPU."""
     if name != AUTO:

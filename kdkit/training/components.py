@@ -39,10 +39,10 @@ from kdkit.training.selection import ChosenSamples
 
 
 def choose_recipe(config: DistillConfig, cache: CacheReader | None) -> ViewRecipe:
-    """The recipe that the configuration gives, else the cache's, else the default."""
+    """The recipe that the configuration gives, else the cache's, else the default with a new view in each epoch."""
     if config.recipe is not None:
         return config.recipe
-    return ViewRecipe() if cache is None else cache.recipe
+    return ViewRecipe(num_views=config.train.epochs) if cache is None else cache.recipe
 
 
 def open_validation(config: DistillConfig, recipe: ViewRecipe, chosen: Sequence[str] | None = None) -> ReplayedDataset:
@@ -116,7 +116,8 @@ def _create_student(
         raise ConfigError(f"in_chans must be 3, because images are RGB, got {shown(options['in_chans'])}: leave it out")
     if options.get("features_only"):
         raise ConfigError("a student of features_only has no logits to train: leave it out of student_options")
-    if isinstance(given := options.get("num_classes", num_classes), int) and given < num_classes:
+    given = options.get("num_classes", num_classes)
+    if isinstance(given, int) and (given < num_classes or (class_names is not None and given != num_classes)):
         raise ClassMismatchError(
             f"student_options give the student {given} classes, and the images or the teacher have {num_classes}: "
             "leave out num_classes"

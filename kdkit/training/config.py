@@ -93,7 +93,8 @@ class DistillConfig(ColumnsConfig, DeviceConfig, MismatchConfig, OverwriteConfig
     """Validation images; none by default."""
 
     recipe: ViewRecipe | None = None
-    """What the views look like; the cache's own by default, and compared with it otherwise."""
+    """What the views look like; the cache's own by default, and compared with it otherwise. Without a cache,
+    crops and flips with a new view in each epoch; on the command line also where the number of views is not given."""
 
     train: TrainConfig = field(default_factory=TrainConfig)
     """Optimiser and schedule."""
@@ -177,8 +178,9 @@ class DistillConfig(ColumnsConfig, DeviceConfig, MismatchConfig, OverwriteConfig
                 raise ConfigError(f"{name} needs a teacher, and there is none: give --cache FILE or --teacher NAME")
         if self.task_loss_weight == 0:
             raise ConfigError("task_loss_weight is 0 and there is no teacher: give --cache FILE or --teacher NAME")
-        if self.train.distill_warmup_epochs:
-            raise ConfigError("distill_warmup_epochs needs a teacher: give --cache FILE or --teacher NAME")
+        for name in ("distill_warmup_epochs", "log_gradients"):
+            if getattr(self.train, name):
+                raise ConfigError(f"{name} needs a teacher: give --cache FILE or --teacher NAME")
 
     def _check_caches(self) -> None:
         leaves_out = self.train.min_confidence is not None or self.train.label_agreement
@@ -226,9 +228,7 @@ class DistillConfig(ColumnsConfig, DeviceConfig, MismatchConfig, OverwriteConfig
         """The task that is given, or that the losses need: feature if one of them compares features."""
         if not self.has_teacher:
             return "labels"
-        if self.task is not None:
-            return self.task
-        return "feature" if any(self._by_loss("is_feature_loss")) else "logit"
+        return self.task or ("feature" if any(self._by_loss("is_feature_loss")) else "logit")
 
     @property
     def loss_names(self) -> tuple[str, ...]:

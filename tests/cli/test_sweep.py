@@ -61,3 +61,17 @@ def test_a_wrong_value_is_refused_before_the_first_run(
     assert main(["distill", "data", *TRAIN, "-o", "runs", "--sweep", "lr=1e-3,fast"]) == 2
     assert "--lr takes a number, got 'fast'" in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("overwrite", ["--overwrite", "--overwrite=true", "--config=over.yaml"])
+def test_runs_of_a_sweep_are_replaced_however_that_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overwrite: str
+) -> None:
+    write_digits(tmp_path / "data", 20)
+    monkeypatch.chdir(tmp_path)
+    Path("over.yaml").write_text("overwrite: true\n")
+    command = ["distill", "data", *TRAIN, "-o", "runs", "--sweep", "lr=1e-3"]
+    assert main(command) == 0
+    written = Path("runs/lr=1e-3/config.yaml").stat().st_mtime_ns
+    assert main([*command, overwrite]) == 0
+    assert Path("runs/lr=1e-3/config.yaml").stat().st_mtime_ns > written

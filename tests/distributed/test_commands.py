@@ -227,3 +227,16 @@ def test_fault_12_a_rank_whose_other_one_died_ends_by_itself_with_a_message(fold
             rank.kill()
     assert ranks[0].returncode == 1
     assert "rank 0 lost another one" in message
+
+
+def test_a_sweep_on_two_ranks_trains_each_run_in_a_group_of_its_own_and_prints_once(
+    folder: Path, tmp_path: Path
+) -> None:
+    sweep = ["--sweep", "train.lr=0.01,0.02,0.03"]
+    run = torchrun(distill(folder, tmp_path / "runs", "--train.batch_size", "15", *sweep))
+    assert run.returncode == 0, run.stderr
+    for rate in ("0.01", "0.02", "0.03"):
+        assert len(epochs(tmp_path / "runs" / f"train.lr={rate}")) == 2
+    assert [run.stderr.count(f"run {number} of 3:") for number in (1, 2, 3)] == [1, 1, 1]
+    assert run.stdout.count("train.lr=0.03") == run.stdout.count("train.lr=0.01") > 0
+    assert run.stdout.count("best top-1") == 3

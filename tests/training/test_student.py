@@ -105,8 +105,8 @@ def test_a_build_shows_the_size_that_the_teacher_takes(
     images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run_folder(tmp_path / "run", "test_resnet")
-    build = ["cache", "build", str(images), "--teacher", str(tmp_path / "run"), "--views", "1", "--workers", "0"]
-    for size, expected in ((48, "1 per image, 48 pixels, resized to 32 x 32\n"), (SIZE, "1 per image, 32 pixels\n")):
+    build = ["cache", "build", str(images), "--teacher", str(tmp_path / "run"), "--views", "2", "--workers", "0"]
+    for size, expected in ((48, "2 per image, 48 pixels, resized to 32 x 32\n"), (SIZE, "2 per image, 32 pixels\n")):
         assert main([*build, "--size", str(size), "-o", str(tmp_path / f"{size}.h5")]) == 0
         assert expected in capsys.readouterr().err
 

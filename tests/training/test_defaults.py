@@ -1,0 +1,132 @@
+"""What a run does where its command says nothing: the views of a run without a cache, and the next command."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import pytest
+import yaml
+from safetensors.torch import save_file
+from support import tiny_model, write_digits
+
+from kdkit.cli import main
+from kdkit.errors import ClassMismatchError, ConfigError
+from kdkit.training.config import DistillConfig, TrainConfig
+from kdkit.training.distill import distill
+
+SHORT = ["--student", "test_resnet", "--batch-size", "10", "--workers", "0", "--device", "cpu"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("defaults")
+    write_digits(folder / "data", 20)
+    save_file(tiny_model().state_dict(), folder / "t.safetensors")
+    return folder
+
+
+def printed_recipe(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> dict[str, object] | None:
+    capsys.readouterr()
+    assert main([*arguments, "--print_config"]) == 0
+    recipe: dict[str, object] | None = yaml.safe_load(capsys.readouterr().out)["recipe"]
+    return recipe
+
+
+@pytest.mark.parametrize(
+    ("flags", "views"),
+    [
+        (["--size", "32"], 7),
+        (["--size", "32", "--views", "1"], 1),
+        (["--views", "3"], 3),
+        (["--recipe", "deit"], 7),
+        (["--config", "size.yaml"], 7),
+        (["--config", "one.yaml"], 1),
+        (["--teacher", "test_resnet", "--size", "32"], 7),
+        (["--recipe.augment=false"], 1),
+    ],
+)
+def test_without_a_cache_every_epoch_has_a_new_view_unless_views_are_given(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], flags: list[str], views: int
+) -> None:
+    monkeypatch.chdir(folder)
+    Path("size.yaml").write_text("recipe: {size: 64}\n")
+    Path("one.yaml").write_text("recipe: {size: 64, num_views: 1}\n")
+    recipe = printed_recipe(["distill", "data", *SHORT, "--epochs", "7", "-o", "r", *flags], capsys)
+    assert recipe is not None
+    assert recipe["num_views"] == views
+
+
+def test_a_run_on_labels_shows_a_new_view_in_each_epoch_and_a_cache_decides_for_itself(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(folder)
+    assert printed_recipe(["distill", "data", *SHORT, "--cache", "c.h5", "-o", "r"], capsys) is None
+    assert main(["distill", "data", *SHORT, "--size", "32", "--epochs", "3", "-o", "labels"]) == 0
+    assert "3 per image, 32 pixels" in capsys.readouterr().err
+    assert yaml.safe_load(Path("labels/config.yaml").read_text())["recipe"]["num_views"] == 3
+    train = TrainConfig(epochs=2, batch_size=10, num_workers=0)
+    distill(DistillConfig(data="data", output="python", student="test_resnet", device="cpu", train=train))
+    assert '"num_views": 2' in Path("python/student.json").read_text()
+
+
+def test_a_build_of_one_view_says_what_that_means(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(folder)
+    build = ["cache", "build", "data", "--teacher", "t.safetensors", "--arch", "test_resnet", "--size", "32"]
+    assert main([*build, "-o", "one.h5"]) == 0
+    assert "the same pixels in every epoch" in " ".join(capsys.readouterr().err.split())
+    assert main([*build, "--views", "2", "-o", "two.h5"]) == 0
+    assert "the same pixels" not in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize("validated", [True, False])
+@pytest.mark.parametrize("ema", [True, False])
+def test_the_next_command_works_as_it_is_printed(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], validated: bool, ema: bool
+) -> None:
+    monkeypatch.chdir(folder)
+    monkeypatch.syspath_prepend(str(folder))
+    Path("own_student.py").write_text(
+        "import timm\n\ndef make(**k):\n    return timm.create_model('test_resnet', **k)\n"
+    )
+    run = f"my run {validated} {ema}"
+    options = ["--val", "data"] if validated else []
+    options += ["--train.ema_decay", "0.5"] if ema else []
+    train = ["--student", "own_student:make", "--size", "32", "--epochs", "1", "-o", run]
+    assert main(["distill", "data", *SHORT, *train, *options]) == 0
+    shown = capsys.readouterr().out
+    (line,) = [line for line in shown.splitlines() if line.startswith("next: kdkit ")]
+    command = shlex.split(line.removeprefix("next: kdkit ").replace(" DIR", f" {shlex.quote(run)}-out"))
+    assert main([*command, "--device", "cpu"] if validated else command) == 0
+    if validated:
+        best = shown.split("best top-1 ")[1].split(" %")[0]
+        assert f"top-1 {best}" in capsys.readouterr().out
+
+
+def test_a_student_with_more_classes_than_the_data_is_refused(folder: Path, tmp_path: Path) -> None:
+    config = DistillConfig(
+        data=str(folder / "data"), output=str(tmp_path), student="test_resnet", student_options={"num_classes": 20}
+    )
+    with pytest.raises(ClassMismatchError, match="leave out num_classes"):
+        distill(config)
+
+
+def test_gradients_are_compared_only_where_there_are_two_losses() -> None:
+    with pytest.raises(ConfigError, match="log_gradients needs a teacher"):
+        DistillConfig(data="d", output="o", student="s", train=TrainConfig(log_gradients=True))
+
+
+def test_a_plateau_by_updates_is_refused_with_the_flag_that_helps(folder: Path, tmp_path: Path) -> None:
+    train = TrainConfig(epochs=1, batch_size=10, num_workers=0, sched="plateau")
+    config = DistillConfig(
+        data=str(folder / "data"),
+        output=str(tmp_path / "r"),
+        student="test_resnet",
+        validation=str(folder / "data"),
+        device="cpu",
+        train=train,
+    )
+    with pytest.raises(ConfigError, match=r"--train\.sched_unit epoch"):
+        distill(config)
