@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,8 +13,14 @@ from torch.utils.data import default_collate, get_worker_info
 
 from kdkit.data.pages import empty_batch
 from kdkit.data.sample import Sample, Unreadable
-from kdkit.errors import DatasetError
 from kdkit.runtime.pixels import is_hashed, pixel_crc32
+
+
+class NoPixels(NamedTuple):
+    """Stands for a batch of which no sample could be read."""
+
+    skipped: tuple[tuple[int, str], ...]
+    """Row and reason of each sample."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,16 +94,16 @@ def _is_numbers(value: Any) -> bool:
     return isinstance(value, Tensor) and value.ndim == 1
 
 
-def collate(found: list[Sample | Unreadable]) -> PixelBatch:
-    """Collates the samples that a dataset returned into one batch.
+def collate_readable(found: list[Sample | Unreadable]) -> PixelBatch | NoPixels:
+    """Collates those of the samples that a dataset could read, if there are any."""
+    if any(isinstance(sample, Sample) for sample in found):
+        return collate(found)
+    return NoPixels(_reasons(found))
 
-    Raises:
-        DatasetError: no sample could be read.
-    """
+
+def collate(found: Sequence[Sample | Unreadable]) -> PixelBatch:
+    """Collates the samples that a dataset returned into one batch; at least one of them could be read."""
     samples = [sample for sample in found if isinstance(sample, Sample)]
-    skipped = tuple({sample.row: sample.reason for sample in found if isinstance(sample, Unreadable)}.items())
-    if not samples:
-        raise DatasetError(f"none of the {len(found)} samples of a batch could be read, the first: {skipped[0][1]}")
     partner_targets = [sample.partner_target for sample in samples if sample.partner_target is not None]
     teacher_images = [sample.teacher_image for sample in samples if sample.teacher_image is not None]
     images = _stack_images([sample.image for sample in samples])
@@ -111,8 +117,13 @@ def collate(found: list[Sample | Unreadable]) -> PixelBatch:
         _stack(partner_targets) if partner_targets else None,
         torch.tensor([sample.share for sample in samples], dtype=torch.float32) if partner_targets else None,
         seen if teacher_images else None,
-        skipped,
+        _reasons(found),
     )
+
+
+def _reasons(found: Sequence[Sample | Unreadable]) -> tuple[tuple[int, str], ...]:
+    """Row and reason, once, of each sample that could not be read."""
+    return tuple({sample.row: sample.reason for sample in found if isinstance(sample, Unreadable)}.items())
 
 
 def _stack_images(images: list[Tensor]) -> Tensor:

@@ -112,17 +112,15 @@ class ReplayedDataset(Dataset[Sample]):
 
     def for_teacher(self) -> Self:
         """The same views at the recipe's teacher_size, as the teacher sees them."""
-        return self._showing(self._teacher)
+        return self._with(_shown=(self._teacher,))
 
     def with_teacher_view(self) -> Self:
         """The same views at the student's size, each with the teacher's in `teacher_image`."""
-        return self if self.recipe.teacher_size is None else self._showing(self._student, self._teacher)
+        return self if self.recipe.teacher_size is None else self._with(_shown=(self._student, self._teacher))
 
     def skipping_unreadable(self) -> Self:
         """The same views; a sample that cannot be read is left out of its batch, and the loader reports its key."""
-        other = copy.copy(self)
-        other.skips_unreadable = True
-        return other
+        return self._with(skips_unreadable=True)
 
     def without(self, keys: Collection[str]) -> Self:
         """The same views of all samples but these, such as the ones that a cache has no rows for.
@@ -161,9 +159,8 @@ class ReplayedDataset(Dataset[Sample]):
         Raises:
             LabelError: a label is out of range; names the sample.
         """
-        other = copy.copy(self)
-        other._load = CheckedSource(self.source, num_classes)
-        return other
+        known = self.num_classes if self.is_multi_label or self.num_classes is None else num_classes
+        return self._with(num_classes=known, _load=CheckedSource(self.source, num_classes))
 
     def partners(self, view: int) -> Tensor | None:
         """The row of each sample's partner in `view`, int64 [N], itself if unpaired; None without mixing."""
@@ -244,7 +241,8 @@ class ReplayedDataset(Dataset[Sample]):
             images.append(transform(image))
         return (*images, target)
 
-    def _showing(self, *transforms: Any) -> Self:
+    def _with(self, **changed: Any) -> Self:
+        """A copy with some attributes changed."""
         other = copy.copy(self)
-        other._shown = transforms
+        vars(other).update(changed)
         return other

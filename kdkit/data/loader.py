@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from kdkit.data.batch import PixelBatch, collate
+from kdkit.data.batch import NoPixels, PixelBatch, collate_readable
 from kdkit.data.dataset import ReplayedDataset
 from kdkit.data.pages import empty_batch
 from kdkit.data.prefetch import prefetch_to_device
@@ -102,7 +102,7 @@ class ReplayLoader:
             dataset,
             batch_sampler=sampler,
             num_workers=num_workers,
-            collate_fn=collate,
+            collate_fn=collate_readable,
             pin_memory=self.device.type == "cuda",
             persistent_workers=num_workers > 0,
             worker_init_fn=leave_signals_to_parent,
@@ -136,13 +136,28 @@ class ReplayLoader:
             yield from map(self.to_batch, self.pixel_batches())
 
     def pixel_batches(self) -> Iterator[PixelBatch]:
-        """Iterates over the batches as the workers return them: uint8, on the CPU."""
+        """Iterates over the batches as the workers return them: uint8, on the CPU.
+
+        Raises:
+            DatasetError: a sample cannot be read and such samples are not skipped; or no sample of a batch can, and
+                where an epoch is not shuffled, as in an evaluation, no sample of any batch.
+        """
+        needs_each = not isinstance(self.sampler, EpochSampler) or self.sampler.shuffle
+        found_any, empty = False, None
         try:
             with translate_worker_errors(), _naming_lost_workers(self._loader.num_workers):
                 for batch in self._loader:
                     for row, reason in batch.skipped:
                         self.on_skip(self.dataset.keys[row], reason)
-                    yield batch
+                    if not isinstance(batch, NoPixels):
+                        found_any = True
+                        yield batch
+                    elif needs_each:
+                        raise _none_readable(batch)
+                    else:
+                        empty = batch
+            if empty is not None and not found_any:
+                raise _none_readable(empty)
         except DatasetError as error:  # a worker's error arrives with its traceback as text
             self._end_workers()
             kind = type(error)
@@ -192,6 +207,11 @@ class ReplayLoader:
         for label, weight in ((target, share), (partner, 1 - share)):
             soft.scatter_add_(1, label.clamp(min=0)[:, None], (weight * (label >= 0))[:, None])
         return soft
+
+
+def _none_readable(batch: NoPixels) -> DatasetError:
+    count, reason = len(batch.skipped), batch.skipped[0][1]
+    return DatasetError(f"none of the {count} samples of a batch could be read, the first: {reason}")
 
 
 def _log_skip(key: str, reason: str) -> None:

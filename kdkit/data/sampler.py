@@ -102,6 +102,11 @@ class EpochSampler(Sampler[list[Index]]):
         """Rows of this rank without padding; evaluators count only these (timm's evaluation_sample_limit)."""
         return len(range(self.rank, len(self.rows), self.world_size))
 
+    def own_pairs(self) -> Iterator[Index]:
+        """The pairs (row, view) of this rank in the epoch of the latest pass, without padding."""
+        rows, views = self._pairs()
+        return zip(rows[: self.num_valid_samples].tolist(), views[: self.num_valid_samples].tolist(), strict=True)
+
     @property
     def num_images(self) -> int:
         """Number of images of one epoch on this rank."""

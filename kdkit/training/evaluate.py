@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 import torch
-from timm.task.evaluator import evaluation_sample_limit
 from torch import Tensor, nn
 
-from kdkit.data import ReplayLoader
+from kdkit.data import EpochSampler, ReplayLoader
+from kdkit.data.sampler import Index
 from kdkit.errors import ConfigError
 from kdkit.runtime import distributed
 from kdkit.runtime.model_errors import logits_of, model_errors
 from kdkit.tasks import TrainingTask
+from kdkit.types import Batch
 
 Between = Callable[[], None]
 """Called after each batch on every rank; an exception that it raises ends the evaluation."""
@@ -71,10 +73,9 @@ def evaluate(
 def _metrics(
     task: TrainingTask, model: nn.Module, loader: ReplayLoader, amp: torch.dtype | None, between: Between
 ) -> dict[str, float]:
-    limit, targets = evaluation_sample_limit(loader), loader.dataset.targets
+    evaluator, once = task.create_evaluator(device=loader.device), _Once(loader)
+    targets = loader.dataset.targets
     may_lack_labels = targets is None or bool((targets < 0).any())
-    evaluator = task.create_evaluator(device=loader.device, max_samples=None if may_lack_labels else limit)
-    seen = 0
     for batch in loader:
         with (
             model_errors("the student", batch.input, amp),
@@ -82,14 +83,34 @@ def _metrics(
             torch.autocast(loader.device.type, dtype=amp, enabled=amp is not None),
         ):
             output = logits_of(model(batch.input), "the student")
-        if may_lack_labels:
-            left = None if limit is None else max(0, limit - seen)
-            evaluator.update(*_labelled(output[:left], batch.target[:left]))
-        else:
-            evaluator.update(output, batch.target)
-        seen += len(output)
+        counted = once.take(batch)
+        if not all(counted):
+            output, batch = output[counted], dataclasses.replace(batch, target=batch.target[counted])
+        evaluator.update(*(_labelled(output, batch.target) if may_lack_labels else (output, batch.target)))
         between()
     return {name: float(value) for name, value in evaluator.compute(distributed=distributed.world_size() > 1).items()}
+
+
+class _Once:
+    """Which samples of each batch count: those that the sampler repeats, so that all ranks have as many, do not."""
+
+    def __init__(self, loader: ReplayLoader) -> None:
+        self._sampler = loader.sampler
+        self._left: set[Index] | None = None
+
+    def take(self, batch: Batch) -> list[bool]:
+        """Whether each sample of the next batch counts."""
+        if not isinstance(self._sampler, EpochSampler) or batch.row is None:
+            return [True] * len(batch.input)
+        if self._left is None:  # the first batch of the pass, whose epoch the sampler has by now
+            self._left = set(self._sampler.own_pairs())
+        rows = batch.row.tolist()
+        views = batch.view.tolist() if isinstance(batch.view, Tensor) else [batch.view] * len(rows)
+        counted = []
+        for pair in zip(rows, views, strict=True):
+            counted.append(pair in self._left)
+            self._left.discard(pair)
+        return counted
 
 
 def _labelled(output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:

@@ -96,11 +96,18 @@ def create_logger(config: DistillConfig, folder: Path) -> RunLogger:
 
 
 class SkipRecord:
-    """Writes what was skipped, each once, to `folder`/skipped.jsonl: samples, and entries that are not listed."""
+    """Writes what was skipped, each once, to `folder`/skipped.jsonl: samples, and entries that are not listed.
+
+    The ranks of a run write to the same file, and each reads what the others have written before it adds a sample.
+    """
 
     def __init__(self, folder: Path, dataset: ReplayedDataset | None = None) -> None:
         self._path = folder / SKIPPED
         self._keys: set[str] = set()
+        self._num_read = 0
+        if distributed.rank() == 0:
+            with files.typed_errors(self._path):
+                self._read_on()
         entries = () if dataset is None else skipped_of(dataset.source)
         if entries and distributed.rank() == 0:
             self._write({entry: {"entry": entry, "reason": "left out by --skip-missing"} for entry in entries})
@@ -110,27 +117,29 @@ class SkipRecord:
         self._write({key: {"key": key, "reason": reason}})
 
     def _write(self, records: Mapping[str, Mapping[str, str]]) -> None:
+        if self._keys.issuperset(records):
+            return
         with files.typed_errors(self._path):
-            if not self._keys and self._path.exists():
-                self._keys = self._recorded()
+            self._read_on()
             new = [json.dumps(record) for name, record in records.items() if name not in self._keys]
             self._keys.update(records)
             if new:
                 with open(self._path, "a", encoding="utf-8") as file:
                     file.write("\n".join(new) + "\n")
 
-    def _recorded(self) -> set[str]:
-        """The keys in the file. A last line that a kill cut is removed, so that the next record gets its own line."""
+    def _read_on(self) -> None:
+        """Takes the keys that were added to the file; a last line that a kill has cut is removed by rank 0, first."""
+        if not self._path.exists():
+            return
         content = read_bytes(self._path, limit=_MAX_SKIPPED_BYTES, error=OutputError)
         whole = content[: content.rfind(b"\n") + 1]
-        if whole != content:
+        if whole != content and self._num_read == 0 and distributed.rank() == 0:
             os.truncate(self._path, len(whole))
-        keys = set()
-        for line in whole.splitlines():
+        for line in whole[self._num_read :].splitlines():
             with suppress(ValueError, LookupError, TypeError):  # a damaged line: at worst its sample is recorded twice
                 record = json.loads(line)
-                keys.add(str(record["entry" if "entry" in record else "key"]))
-        return keys
+                self._keys.add(str(record["entry" if "entry" in record else "key"]))
+        self._num_read = len(whole)
 
 
 def _plain(value: Any) -> Any:

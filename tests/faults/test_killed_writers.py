@@ -29,7 +29,7 @@ from kdkit.cache.shards.lock import writer_lock
 from kdkit.cache.summary import num_bytes
 from kdkit.cli import main
 from kdkit.errors import CacheCorruptError, CacheDiskFullError, CacheError, CacheLockedError, CacheMismatchError
-from kdkit.runtime import files
+from kdkit.runtime import distributed, files
 from kdkit.training.run import SkipRecord
 
 CACHE = Synthetic(num_rows=1100, num_views=2)
@@ -376,3 +376,18 @@ def test_a_writer_joins_the_extension_of_an_unpacked_cache(tmp_path: Path) -> No
     wanted.assert_exact(tmp_path / "t.h5")
     assert "extension.json" not in {path.name for path in (tmp_path / "t.h5.parts").iterdir()}
     assert CacheWriter.join(tmp_path / "t.h5").missing() == []
+
+
+def test_fault_42_what_several_ranks_skip_is_written_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "skipped.jsonl").write_text('{"key": "cut by a k')
+    ranks = []
+    for number in (0, 1):
+        monkeypatch.setattr(distributed, "rank", lambda number=number: number)
+        ranks.append((number, SkipRecord(tmp_path)))
+    for epoch in range(3):
+        for (number, record), keys in zip(ranks, ("abc", "bcd") if epoch % 2 else ("cde", "abc"), strict=True):
+            monkeypatch.setattr(distributed, "rank", lambda number=number: number)
+            for key in keys:
+                record(key, "unreadable")
+    found = [json.loads(line)["key"] for line in (tmp_path / "skipped.jsonl").read_text().splitlines()]
+    assert sorted(found) == list("abcde")
