@@ -85,8 +85,7 @@ def choose_autocast(
 def with_autocast(teacher: Teacher, dtype: torch.dtype | None) -> Teacher:
     """A teacher of the same model under autocast to `dtype`; of an ensemble, each member."""
     if isinstance(teacher, TeacherEnsemble):
-        members = [member._with(autocast=dtype) for member in teacher.members]
-        return TeacherEnsemble(members, teacher.weights, name=teacher.name)
+        return teacher._of([member._with(autocast=dtype) for member in teacher.members])
     return teacher._with(autocast=dtype)
 
 

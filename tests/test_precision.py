@@ -109,3 +109,12 @@ def test_a_build_compiles_its_teacher_on_request(tmp_path: Path, monkeypatch: py
         config = BuildConfig(codec="float32", num_workers=0, compile=is_compiled)
         build_cache(create_teacher(tiny_model()), digits_dataset(4), tmp_path / f"{count}.h5", config)
         assert len(compiled) == count
+
+
+def test_an_ensemble_under_autocast_keeps_its_weights_its_taps_and_its_name() -> None:
+    members = [create_teacher(tiny_model(seed=seed)) for seed in (0, 1)]
+    whole = TeacherEnsemble(members, [3, 1], name="two", taps=["0:pooled", "1:stages.3"])
+    half = with_autocast(whole, torch.bfloat16)
+    assert isinstance(half, TeacherEnsemble)
+    assert (half.taps, half.weights, half.name) == (whole.taps, whole.weights, whole.name)
+    assert all(member.autocast == torch.bfloat16 for member in half.members)

@@ -23,6 +23,7 @@ from timm.utils import unwrap_model
 from torch import Tensor, nn
 
 from kdkit.errors import ConfigError, UnknownNameError, nearest
+from kdkit.teachers.model_config import find_classifiers
 from kdkit.teachers.module_tap import find_module, module_width, read_modules
 
 POOLED, TOKENS, CLASS_TOKEN, REGISTERS = "pooled", "tokens", "class_token", "registers"
@@ -107,15 +108,33 @@ def forward_with_taps(model: nn.Module, images: Tensor, taps: Sequence[str]) -> 
         return output, {tap: (found | read)[tap] for tap in taps}
     plain: Any = unwrap_model(model)
     final, found = _forward_features(plain, images, [tap for tap in taps if tap not in _AFTER_THE_LAST])
+    output, pooled = _run_head(plain, final, POOLED in taps)
     if POOLED in taps:
-        found[POOLED] = plain.forward_head(final, pre_logits=True)
+        found[POOLED] = pooled
     if TOKENS in taps:
         found[TOKENS] = _as_tokens(plain, final)
     if CLASS_TOKEN in taps:
         found[CLASS_TOKEN] = final[:, 0]
     if REGISTERS in taps:
         found[REGISTERS] = final[:, int(_has_token(plain, "cls")) : plain.num_prefix_tokens]
-    return plain.forward_head(final), {tap: found[tap] for tap in taps}
+    return output, {tap: found[tap] for tap in taps}
+
+
+def _run_head(plain: Any, final: Tensor, wants_pooled: bool) -> tuple[Any, Any]:
+    """The head's output, and if wanted the input of the classifier.
+
+    In training the head runs once, because its dropout is drawn anew in each run and its norms count each run.
+    """
+    classifiers = find_classifiers(plain) if wants_pooled and plain.training else []
+    if len(classifiers) != 1 or isinstance(classifiers[0], nn.Identity):
+        return plain.forward_head(final), plain.forward_head(final, pre_logits=True) if wants_pooled else None
+    given: list[Tensor] = []
+    handle = classifiers[0].register_forward_pre_hook(lambda _, inputs: given.append(inputs[0]))
+    try:
+        output = plain.forward_head(final)
+    finally:
+        handle.remove()
+    return output, given[-1].flatten(1)
 
 
 def _forward_features(plain: Any, images: Tensor, inner: Sequence[str]) -> tuple[Tensor, dict[str, Tensor]]:

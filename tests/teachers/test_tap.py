@@ -14,7 +14,8 @@ from torch import nn
 from kdkit import create_teacher
 from kdkit.errors import ConfigError, UnknownNameError
 from kdkit.teachers import Teacher
-from kdkit.teachers.tap import available_taps, tap_width
+from kdkit.teachers.model_config import find_classifiers
+from kdkit.teachers.tap import available_taps, forward_with_taps, tap_width
 from kdkit.types import Batch, Normalization, TeacherOutput
 
 FAMILIES = ["test_resnet", "test_efficientnet", "test_convnext", "test_mambaout", "test_vit", "test_vit_relpos"]
@@ -197,3 +198,25 @@ def test_every_tap_can_name_a_stream_of_a_cache() -> None:
     for name in FAMILIES:
         for tap in available_taps(tiny_model(name)):
             check_stream_name(tap, "a tap")
+
+
+TRAINED = [
+    "resnet18",
+    "vit_tiny_patch16_224",
+    "mobilenetv4_conv_small",
+    "convnext_atto",
+    "efficientvit_b0",
+    "mixer_s32_224",
+]
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_in_training_the_head_runs_once_and_pooled_is_what_its_classifier_is_given(name: str) -> None:
+    torch.manual_seed(0)
+    model = timm.create_model(name, num_classes=10, drop_rate=0.5).train()
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    logits, found = forward_with_taps(model, images(224), ["pooled"])
+    assert {int(norm.num_batches_tracked) for norm in norms} <= {1}
+    (classifier,) = find_classifiers(model)
+    torch.testing.assert_close(classifier(found["pooled"]), logits)
+    assert found["pooled"].shape == (2, tap_width(model, "pooled"))
