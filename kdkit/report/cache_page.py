@@ -11,7 +11,7 @@ from torch import Tensor
 from kdkit.cache import CachedTeacher, open_cache
 from kdkit.cache.format.constants import LOGITS
 from kdkit.data import ReplayedDataset
-from kdkit.dataset import open_dataset
+from kdkit.dataset import describe_foreign_labels, has_foreign_labels, open_dataset
 from kdkit.errors import ClassMismatchError
 from kdkit.report.cache_section import cache_charts, facts_html
 from kdkit.report.chart import Chart, charts_html
@@ -67,8 +67,12 @@ def show_cache_part(config: ReportConfig, student: RunStudent | None, notes: lis
         charts = cache_charts(cache, rows)
         listed = _key_lists(cache, rows) if has_classes else ""
         return CachePart(f"<h2>Cache</h2>\n{facts_html(cache)}\n{charts_html(charts)}\n{listed}", charts)
-    dataset = open_dataset(config.data, recipe=cache.recipe).without(cache.absent_keys)
+    dataset = open_dataset(config.data, recipe=cache.recipe, records=cache, **config.columns)
+    dataset = dataset.without(cache.absent_keys)
     cache.match(dataset, allow_mismatch=config.allow_mismatch)
+    if has_foreign_labels(dataset, cache):
+        notes.append(f"{describe_foreign_labels(dataset, cache)}: the page compares no label")
+        dataset = dataset.without_labels()
     return _with_images(config, cache, dataset, student, notes)
 
 
@@ -77,7 +81,7 @@ def _with_images(
 ) -> CachePart:
     chosen = spread(config.images, len(dataset))
     rows = cache.rows_of(torch.from_numpy(chosen))
-    student = _of_same_classes(student, names_of(cache, dataset), notes)
+    student = _of_same_classes(student, names_of(cache, dataset), cache.num_classes, notes)
     labels, student_probs = _labels_and_predictions(dataset, chosen, student, notes)
     charts = cache_charts(cache, rows, None if dataset.recipe.mixes else labels)
     known = labels >= 0
@@ -93,12 +97,12 @@ def _with_images(
 
 
 def _of_same_classes(
-    student: RunStudent | None, class_names: Sequence[str] | None, notes: list[str]
+    student: RunStudent | None, class_names: Sequence[str] | None, num_classes: int, notes: list[str]
 ) -> RunStudent | None:
-    """The student if it has the classes of the images; else None, and a note why."""
+    """The student if it has the classes of the cache; else None, and a note why."""
     try:
         if student is not None:
-            student.check_classes(class_names)
+            student.check_classes(class_names, num_classes)
         return student
     except ClassMismatchError as error:
         notes.append(f"the best run's student is not shown on the cache's images: {error}")

@@ -10,8 +10,8 @@ from typing import Any
 
 from kdkit.report.run_files import Record, Run, read_runs
 from kdkit.report.table import RunTable
+from kdkit.training.report import MAIN_METRICS
 
-_METRICS = ("val_ema_top1", "val_top1", "val_ema_mAP", "val_mAP")
 """The metric that the best epoch is chosen by, as in kdkit distill: top-1, or mAP of several labels per image; the
 moving average's if there is one."""
 
@@ -117,7 +117,7 @@ def summarise(run: Run) -> RunSummary:
 
 def metric_name(run: Run) -> str:
     """Name of the metric that the run's best epoch is chosen by."""
-    return next((name for name in _METRICS if any(_number(epoch.get(name)) for epoch in run.epochs)), "val_top1")
+    return next((name for name in MAIN_METRICS if any(_number(epoch.get(name)) for epoch in run.epochs)), "val_top1")
 
 
 def best_epoch(run: Run) -> Record | None:

@@ -73,7 +73,7 @@ class CacheShowConfig(ColumnsConfig, DeviceConfig, OverwriteConfig, MismatchConf
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReportConfig(DeviceConfig, LoadingConfig, OverwriteConfig, MismatchConfig):
+class ReportConfig(ColumnsConfig, DeviceConfig, LoadingConfig, OverwriteConfig, MismatchConfig):
     """Runs and a cache, and the page that shows them."""
 
     runs: tuple[str, ...]

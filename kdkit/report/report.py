@@ -135,6 +135,11 @@ def _cache_identities(run: Run) -> list[str]:
     return [identity for identity in found if isinstance(identity, str)]
 
 
+def _columns_of(run: Run, config: ReportConfig) -> dict[str, object]:
+    """The columns and labels that the run's own configuration names."""
+    return {name: run.config.get(name, value) for name, value in config.columns.items()}
+
+
 def _class_part(config: ReportConfig, run: Run, student: RunStudent, notes: list[str]) -> tuple[str, list[Chart]]:
     """The images that the best student was validated on, and its charts class by class on them."""
     folder = config.validation or run.config.get("validation")
@@ -145,7 +150,8 @@ def _class_part(config: ReportConfig, run: Run, student: RunStudent, notes: list
         notes.append(f"{run.name!r} has no validation images: give --val DATA to see its student class by class")
         return "", []
     try:
-        dataset = open_dataset(folder, recipe=student.description.recipe)
+        columns = config.columns if config.validation else _columns_of(run, config)
+        dataset = open_dataset(folder, recipe=student.description.recipe, **columns)
         probabilities, labels = student.predict(dataset, spread(config.images, len(dataset)).tolist())
     except (KdkitError, OSError) as error:
         if config.validation is not None:

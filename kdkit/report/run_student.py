@@ -14,6 +14,7 @@ from torch import Tensor
 from kdkit.config import StudentConfig
 from kdkit.data import EpochSampler, ReplayedDataset, ReplayLoader, Sample, translate_worker_errors
 from kdkit.errors import ClassMismatchError
+from kdkit.report.config import ReportConfig
 from kdkit.runtime.model_errors import logits_of, model_errors
 from kdkit.student import load_student
 from kdkit.types import Normalization
@@ -38,7 +39,7 @@ class RunStudent:
         config: StudentConfig,
         *,
         device: torch.device,
-        batch_size: int = 64,
+        batch_size: int = ReportConfig.batch_size,
         num_workers: int = 0,
         is_multi_label: bool = False,
     ) -> None:
@@ -72,9 +73,13 @@ class RunStudent:
         images = torch.stack([(sample.image.float() / 255 - mean) / std for sample in samples])
         return self._run(images.to(self._device))
 
-    def check_classes(self, class_names: Sequence[str] | None) -> None:
-        """Raises ClassMismatchError if the images have other classes than the student."""
+    def check_classes(self, class_names: Sequence[str] | None, num_classes: int | None = None) -> None:
+        """Raises ClassMismatchError if the images have other classes than the student, or another number of them."""
         names = self.description.class_names
+        if names is not None and num_classes not in (None, len(names)):
+            raise ClassMismatchError(
+                f"there are {num_classes} classes, and the student {self.description.model!r} has {len(names)}"
+            )
         if names is not None and class_names is not None and tuple(class_names) != tuple(names):
             raise ClassMismatchError(
                 f"the images have {len(class_names)} classes from {class_names[0]!r} on, the student "

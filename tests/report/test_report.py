@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from foreign_caches import TRAIN, import_sample
 from run_samples import step_record, write_run
 from support import tiny_model, write_digits
 
@@ -214,6 +215,26 @@ def test_mixed_views_are_shown_without_accuracy_and_the_page_says_why(folder: Pa
     text = report.output.read_text()
     assert text.count('<div class="source">student</div>') == text.count("data:image/jpeg;base64,") > 0
     assert len(re.findall(r'class="label">\d+% \w+ \+ \d+% \w+<', text)) > 10  # a label for each view, as they differ
+
+
+@pytest.mark.parametrize("name", ["ml-dr/randaug", "fkd/hard"])
+def test_a_cache_of_recorded_views_is_shown_with_its_images(folder: Path, tmp_path: Path, name: str) -> None:
+    import_sample(name, tmp_path / "imported.h5")
+    report = write_report(
+        config(folder, tmp_path / "r.html", cache=str(tmp_path / "imported.h5"), data=str(TRAIN), images=6)
+    )
+    assert "data:image/jpeg;base64," in report.output.read_text()
+
+
+def test_the_images_of_a_cache_and_of_a_validation_are_read_as_their_columns_say(folder: Path, tmp_path: Path) -> None:
+    paths = sorted((folder / "images").rglob("*.png"))
+    rows = [f"{path},{path.parent.name}" for path in paths]
+    (tmp_path / "t.csv").write_text("\n".join(["path,species", *rows]) + "\n")
+    dataset = open_dataset(tmp_path / "t.csv", recipe=RECIPE, label_column="species")
+    build_cache(Teacher(tiny_model()), dataset, tmp_path / "t.h5", BuildConfig(codec="float32", num_workers=0))
+    table = {"data": str(tmp_path / "t.csv"), "validation": str(tmp_path / "t.csv"), "label_column": "species"}
+    report = write_report(config(folder, tmp_path / "r.html", cache=str(tmp_path / "t.h5"), **table))
+    assert {"calibration", "confusion"} <= {*charts_of(report.output)}
 
 
 def test_damaged_runs_are_named_on_the_page(folder: Path, tmp_path: Path) -> None:
