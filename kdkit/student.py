@@ -69,6 +69,8 @@ class Student:
     """Views of each image that it was trained on; None in files from before that was recorded, and for other models."""
     weights: str | None = None
     """The weights file that `load_student` took, in words; None for weights of timm. It is not written."""
+    num_epochs: int | None = None
+    """Number of epochs after which these weights were written, if their file tells. It is not written either."""
     caches: tuple[dict[str, str], ...] = ()
     """The caches that taught it: {"teacher": its name, "identity": SHA-256 of the cache's metadata}; empty for a
     student of a live teacher or of labels alone, and in files from before that was recorded."""
@@ -79,7 +81,7 @@ class Student:
     def write(self, folder: Path) -> None:
         """Writes `folder`/student.json."""
         values = dataclasses.asdict(self)
-        del values["weights"]
+        del values["weights"], values["num_epochs"]
         files.write_text(folder / STUDENT, json.dumps(values, indent=2) + "\n")
 
     @classmethod
@@ -172,7 +174,9 @@ def _load_run(folder: Path, config: StudentConfig) -> tuple[nn.Module, Student]:
     }
     state_config(model, **own)  # as an export has them
     names = _names_of_weights(student.class_names, found, folder)
-    return model.eval(), dataclasses.replace(student, weights=str(found), class_names=names)
+    return model.eval(), dataclasses.replace(
+        student, weights=str(found), num_epochs=found.num_epochs, class_names=names
+    )
 
 
 def _names_of_weights(names: tuple[str, ...] | None, found: Checkpoint, folder: Path) -> tuple[str, ...] | None:

@@ -143,8 +143,11 @@ def labelled_batches(loader: ReplayLoader, task: TrainingTask) -> Iterator[Batch
         yield from loader
         return
     check_labels(dataset, num_classes, type(dataset.source).__name__)
+    if dataset.targets is not None:  # once an epoch: a source of a million labels makes an array of them
+        yield from loader
+        return
     for batch in loader:
-        if dataset.targets is None and batch.target.ndim == 1 and batch.row is not None:
+        if batch.target.ndim == 1 and batch.row is not None:
             check_range(batch.target.cpu().numpy(), num_classes, [dataset.keys[row] for row in batch.row.tolist()])
         yield batch
 

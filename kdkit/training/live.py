@@ -14,7 +14,7 @@ from kdkit.training.config import DistillConfig
 
 def live_teacher_of(task: TrainingTask) -> Teacher | None:
     """The task's own teacher; None for labels alone, for a cache, and for an EMA teacher."""
-    return task.teacher if isinstance(task, DistillationTask) else None
+    return task.teacher if isinstance(task, DistillationTask) and not task.is_ema_teacher else None
 
 
 def live_part_of(cache: CacheReader | None) -> LiveTeacher | None:

@@ -19,20 +19,21 @@ from kdkit.training.run import CONFIG
 CARD = "README.md"
 """The file of a model card."""
 _MAX_BYTES = 1 << 24
-_METRICS = {"val_top1": "top-1", "val_mAP": "mAP"}
+_METRICS = {"top1": "top-1", "mAP": "mAP"}
 
 
-def describe_model(student: Student, run: Path, *, is_timm: bool) -> str:
+def describe_model(student: Student, run: Path, *, is_timm: bool, ema: bool = False) -> str:
     """The text of the model card: what the student is, what taught it, on which images, and how it was measured.
 
     Args:
         student: the description of the student.
         run: the folder of its run; of what is missing there, the card says nothing.
         is_timm: whether timm loads the export.
+        ema: whether the weights are the moving average.
     """
     header = {"library_name": "timm" if is_timm else "kdkit"}
     tags = ["image-classification", "knowledge-distillation", "kdkit", *(["timm"] if is_timm else [])]
-    rows = "\n".join(f"| {name} | {_cell(value)} |" for name, value in _facts(student, run))
+    rows = "\n".join(f"| {name} | {_cell(value)} |" for name, value in _facts(student, run, ema=ema))
     return f"""---
 {yaml.safe_dump({**header, "tags": tags}, sort_keys=False)}---
 
@@ -47,7 +48,7 @@ and the teacher.
 """
 
 
-def _facts(student: Student, run: Path) -> Iterator[tuple[str, Any]]:
+def _facts(student: Student, run: Path, *, ema: bool) -> Iterator[tuple[str, Any]]:
     """Name and value of each row."""
     config = _config(run)
     found = config.get("train")
@@ -67,12 +68,9 @@ def _facts(student: Student, run: Path) -> Iterator[tuple[str, Any]]:
         yield "teacher", _teacher(student, config)
         yield "loss", _loss(config)
         yield "training", f"{training.get('epochs')} epochs, {student.num_views or 'unknown'} views per image"
-    if (best := _best(run)) is not None:
-        metric, value, epoch = best
-        yield (
-            f"best {metric}",
-            f"{value:.2f} % in epoch {epoch}, on {config.get('validation', 'the validation images')}",
-        )
+    if (found := _measured(run, student.num_epochs, ema=ema)) is not None:
+        metric, value = found
+        yield metric, f"{value:.2f} % on {config.get('validation', 'the validation images')}"
     if student.weights is not None:
         yield "weights", student.weights
 
@@ -99,16 +97,15 @@ def _config(run: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _best(run: Path) -> tuple[str, float, int] | None:
-    """Metric, its best value in percent, and its epoch, counted from 1; None for a run without validation."""
+def _measured(run: Path, num_epochs: int | None, *, ema: bool) -> tuple[str, float] | None:
+    """Metric and its value in percent of the weights after so many epochs; None where they were not measured."""
     try:
         rows = list(csv.DictReader(read_text(run / SUMMARY, limit=_MAX_BYTES).splitlines()))
+        row = next(row for row in rows if num_epochs is not None and int(row["epoch"]) == num_epochs - 1)
         for field, metric in _METRICS.items():
-            measured = [(float(row[field]), -int(row["epoch"])) for row in rows if row.get(field)]
-            if measured:
-                value, epoch = max(measured)
-                return metric, value, 1 - epoch
-    except (KdkitError, ValueError, LookupError, csv.Error):
+            if value := row.get(f"val_ema_{field}" if ema else f"val_{field}"):
+                return metric, float(value)
+    except (KdkitError, ValueError, LookupError, StopIteration, csv.Error):
         pass
     return None
 

@@ -120,6 +120,8 @@ def create_schedule(optimizer: Optimizer, config: TrainConfig, updates_per_epoch
         for name in ("layer_decay", "warmup_epochs", "sched_options"):
             if getattr(config, name):
                 raise ConfigError(f"{name} acts through the schedule, and there is none: use the schedule 'constant'")
+    if config.sched == "plateau" and config.sched_unit == _UPDATES:
+        raise ConfigError("the schedule 'plateau' compares epochs: give sched_unit 'epoch' (--train.sched_unit epoch)")
     options: dict[str, Any] = {
         "num_epochs": config.epochs,
         "min_lr": config.min_lr,

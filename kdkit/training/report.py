@@ -11,7 +11,8 @@ from kdkit.training.meter import Record
 from kdkit.training.preflight import PreflightReport
 
 _WAITING_SHARE, _WAITING_SECONDS = 0.2, 5.0  # of an epoch, from which on advice is given
-_METRICS = ("val_ema_top1", "val_top1", "val_ema_mAP", "val_mAP")
+MAIN_METRICS = ("val_ema_top1", "val_top1", "val_ema_mAP", "val_mAP")
+"""The metrics by which epochs are compared: the first one that a run has."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ def main_metric(record: Record) -> float | None:
 
     None without validation images.
     """
-    return next((record[name] for name in _METRICS if name in record), None)
+    return next((record[name] for name in MAIN_METRICS if name in record), None)
 
 
 def waiting_advice(record: Record) -> str | None:

@@ -193,7 +193,7 @@ class _Loop:
         self.display.write(epoch_line(epoch, self.config.epochs, record))
         self._advise(record)
         state.records.append(record)
-        is_best = metric is not None and (state.best is None or metric > state.best)
+        is_best = metric is not None and not math.isnan(metric) and (state.best is None or metric > state.best)
         state.best = metric if is_best else state.best
         state.position, state.sums = Position(epoch + 1, 0, state.position.update), {}
         self._save(is_best=is_best, metric=metric)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 
@@ -66,3 +67,20 @@ def test_a_student_from_before_teachers_were_named_is_read(tmp_path: Path) -> No
     del values["caches"], values["live_teacher"]
     (tmp_path / "student.json").write_text(json.dumps(values))
     assert Student.read(tmp_path) == student
+
+
+def test_a_student_of_its_own_average_names_no_live_teacher_and_its_card_has_the_exported_weights_metric(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, run = str(write_digits(tmp_path / "data", 40)), tmp_path / "run"
+    options = ["--student", "test_resnet", "--size", "32", "--epochs", "3", "--batch-size", "8", "--workers", "0"]
+    teacher = ["--teacher", "ema", "--train.ema_decay", "0.9", "--lr", "1e-2", "--device", "cpu"]
+    assert main(["distill", data, *options, *teacher, "--val", data, "-o", str(run)]) == 0
+    assert Student.read(run).live_teacher is None
+    rows = list(csv.DictReader((run / "summary.csv").read_text().splitlines()))
+    best = max(range(3), key=lambda epoch: (float(rows[epoch]["val_ema_top1"]), -epoch))
+    for name, column in (("plain", "val_top1"), ("ema", "val_ema_top1")):
+        flags = ["--ema"] if name == "ema" else []
+        assert main(["export", str(run), "-o", str(tmp_path / name), *flags]) == 0
+        card = (tmp_path / name / "README.md").read_text()
+        assert f"| top-1 | {float(rows[best][column]):.2f} % on " in card

@@ -27,6 +27,7 @@ from kdkit.recipe import ViewRecipe
 from kdkit.training.config import DistillConfig, TrainConfig
 from kdkit.training.distill import distill
 from kdkit.training.evaluate import evaluate
+from kdkit.training.labels import labelled_batches
 from kdkit.training.meter import Meter
 from kdkit.training.train import train
 
@@ -238,3 +239,24 @@ def test_the_mean_of_a_term_is_over_the_steps_that_measured_it() -> None:
     assert mean["teacher_top1"] == pytest.approx((50 * 4 + 20 * 2) / 6)
     assert mean["loss"] == pytest.approx(1.0)
     assert set(mean) == {"loss", "teacher_top1", "images", "seconds", "images_per_second", "waiting"}
+
+
+def test_labels_that_a_source_knows_are_made_an_array_once_an_epoch_not_once_a_batch() -> None:
+    class Counted(ArraySource):
+        reads = 0
+
+        def __getattribute__(self, name: str) -> Any:
+            Counted.reads += name == "targets"
+            return super().__getattribute__(name)
+
+    labels = np.arange(64) % len(CLASSES)
+    source = Counted(np.zeros((64, 8, 8), np.uint8), labels)
+    dataset = ReplayedDataset(source, ViewRecipe(size=32), num_classes=len(CLASSES))
+    task = ClassificationTask(tiny_model())
+    reads = []
+    for batch_size in (32, 4):
+        loader = create_loader(dataset, tiny_model(), batch_size=batch_size, num_workers=0)
+        Counted.reads = 0
+        assert len(list(labelled_batches(loader, task))) == 64 // batch_size
+        reads.append(Counted.reads)
+    assert reads[0] == reads[1]
