@@ -89,7 +89,7 @@ def check_teacher(
     card: TeacherCard | None = None,
     *,
     limit: int | None = None,
-    batch_size: int = 64,
+    batch_size: int = TeachersCheckConfig.batch_size,
     num_workers: int = 0,
     device: torch.device | str | None = None,
 ) -> CheckReport:
@@ -132,11 +132,14 @@ def check_teacher(
         raise DatasetError("no image to check the teacher on has a label: give a folder of class folders")
     top1, consistency = _percent(label == choice), _consistency(label, choice)
     has_other_classes = card is not None and teacher.class_map is not None and card.num_classes != teacher.num_classes
-    published = None if card is None or has_other_classes else card.top1_at(dataset.recipe.size)
+    is_cited = card is not None and not has_other_classes and _shows_view_of(card, dataset.recipe)
+    published = card.top1_at(dataset.recipe.size) if card is not None and is_cited else None
     judged = consistency if len(label) >= _IMAGES_PER_CLASS * len(label.unique()) else 0.0
     warning = _warning(teacher, top1, judged, len(label), published)
     size = dataset.recipe.size
     description = describe_teacher(teacher)
+    if card is not None and not has_other_classes and not is_cited:
+        description += f"; its card's figures are of other views ({card.crop_mode}, {card.interpolation})"
     return CheckReport(teacher.name, len(label), len(dataset), size, top1, consistency, published, warning, description)
 
 
@@ -144,6 +147,9 @@ def check_recipe(
     card: TeacherCard | None = None, teacher: Teacher | None = None, input_size: int | None = None
 ) -> ViewRecipe:
     """The evaluation view of a card's own input, in which its first figure of that size was measured.
+
+    Views are resized bicubically or bilinearly and cropped at the centre; where the card's figures are of others, such
+    as squashed images, `check_teacher` compares with none.
 
     Args:
         card: the card; without one, timm's configuration of the teacher's model decides.
@@ -156,6 +162,11 @@ def check_recipe(
     published = card.top1_at(size)
     crop_pct = card.crop_pct if published is None or published.crop_pct is None else published.crop_pct
     return _evaluation(size, crop_pct, card.interpolation)
+
+
+def _shows_view_of(card: TeacherCard, recipe: ViewRecipe) -> bool:
+    """Whether the card's figures were measured on such views: some models squash images, or resize them otherwise."""
+    return card.crop_mode == "center" and card.interpolation == recipe.interpolation
 
 
 def _recipe_of(teacher: Teacher | None, input_size: int | None) -> ViewRecipe:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from kdkit.errors import ConfigError
 from kdkit.tasks.task import TrainingTask
+from kdkit.teachers.model_config import find_classifiers
 
 _WEIGHTED = "weighted_"
 
@@ -69,10 +70,7 @@ def _norm(term: Tensor, parameters: list[nn.Parameter]) -> Tensor:
 def _classifier(task: TrainingTask) -> Iterable[nn.Parameter]:
     """The parameters of the student's classifier, or classifiers."""
     student: Any = unwrap_model(task.get_eval_model())
-    get_classifier = getattr(student, "get_classifier", None)
-    found: Any = None if get_classifier is None else get_classifier()
-    heads = found if isinstance(found, tuple) else (found,)
-    parameters = [p for head in heads if head is not None for p in head.parameters()]
+    parameters = [p for head in find_classifiers(student) for p in head.parameters()]
     if not parameters:
-        raise ConfigError("the student has no classifier that timm knows: pass parameters=...")
+        raise ConfigError("the student names no classifier: leave out log_gradients, or in Python pass parameters=...")
     return parameters

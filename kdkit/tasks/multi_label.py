@@ -89,17 +89,34 @@ class MultiLabelEvaluator:
 
     Average precision of a class: mean over its positive images of the precision at their place, images sorted by score;
     images of equal score count as one place. Classes without a positive image take no part, nor do labels of -1. It is
-    scikit-learn's average_precision_score, averaged over the classes.
+    scikit-learn's average_precision_score, averaged over the classes. The protocol is that of timm's evaluators.
+
+    Args:
+        max_samples: images beyond this many are not counted: timm's loops give the number of this rank's images
+            without the padding of its sampler. None counts all.
     """
 
-    def __init__(self) -> None:
+    default_metric = "mAP"
+    metric_names = ("loss", "mAP")
+
+    def __init__(self, *, max_samples: int | None = None) -> None:
+        self.max_samples = max_samples
+        self.reset()
+
+    def reset(self) -> None:
+        """Forgets all batches."""
         self._outputs: list[Tensor] = []
         self._targets: list[Tensor] = []
 
     def update(self, output: Tensor, target: Tensor) -> None:
         """Adds logits [B, C] and targets [B, C] of a batch."""
-        self._outputs.append(output.detach().float().cpu())
-        self._targets.append(target.detach().float().cpu())
+        left = None if self.max_samples is None else max(0, self.max_samples - sum(map(len, self._outputs)))
+        self._outputs.append(output[:left].detach().float().cpu())
+        self._targets.append(target[:left].detach().float().cpu())
+
+    def summary(self) -> dict[str, float]:
+        """The metrics so far of this rank's images."""
+        return self.compute()
 
     def compute(self, distributed: bool = False) -> dict[str, float]:
         """'loss' (binary cross-entropy, nats) and 'mAP' (percent); NaN without a positive image, or any.
@@ -161,8 +178,8 @@ class MultiLabelClassificationTask(ClassificationTask):
         super().__init__(student_model, criterion or MultiLabelCrossEntropy(), **options)
 
     def create_evaluator(self, **kwargs: Any) -> Any:
-        """Makes a MultiLabelEvaluator; the arguments of timm's evaluators are accepted and not needed."""
-        return MultiLabelEvaluator()
+        """Makes a MultiLabelEvaluator; of the arguments of timm's evaluators it needs max_samples alone."""
+        return MultiLabelEvaluator(max_samples=kwargs.get("max_samples"))
 
 
 class MultiLabelDistillationTask(LogitDistillationTask):
@@ -201,5 +218,5 @@ class MultiLabelDistillationTask(LogitDistillationTask):
                 )
 
     def create_evaluator(self, **kwargs: Any) -> Any:
-        """Makes a MultiLabelEvaluator; the arguments of timm's evaluators are accepted and not needed."""
-        return MultiLabelEvaluator()
+        """Makes a MultiLabelEvaluator; of the arguments of timm's evaluators it needs max_samples alone."""
+        return MultiLabelEvaluator(max_samples=kwargs.get("max_samples"))

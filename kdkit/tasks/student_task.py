@@ -63,6 +63,10 @@ class StudentTask(TrainingTask):
 
     def _label_loss(self, logits: Tensor, target: Tensor) -> Tensor:
         """The criterion [] of logits [B, C] over the labelled samples; exactly 0 if no sample is labelled."""
+        with torch.autocast(logits.device.type, enabled=False):
+            return self._criterion_of_labelled(logits, target)
+
+    def _criterion_of_labelled(self, logits: Tensor, target: Tensor) -> Tensor:
         is_index = target.ndim == 1 and not target.is_floating_point()
         if getattr(self.criterion, "takes_unlabelled", False) or not (is_index or target.ndim == 2):
             return self.criterion(logits, target)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from importlib import resources
 from pathlib import Path
 
@@ -171,3 +172,14 @@ def test_the_command_checks_real_weights_and_catches_a_permuted_head(
         main(["teachers", "check", "teachers/mine.yaml", "--teacher.checkpoint", "permuted.safetensors", *options]) == 0
     )
     assert "another order of classes" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("crop_mode", "interpolation"), [("squash", "bicubic"), ("border", "bicubic"), ("center", "bilinear")]
+)
+def test_a_figure_that_was_measured_on_other_views_is_not_compared(crop_mode: str, interpolation: str) -> None:
+    cited = dataclasses.replace(card(100.0), crop_mode=crop_mode, interpolation=interpolation)
+    found = check_teacher(create_teacher(Brightness(5)), greys(30), cited)
+    assert found.published is None
+    assert f"other views ({crop_mode}, {interpolation})" in found.description
+    assert check_teacher(create_teacher(Brightness(5)), greys(30), card(100.0)).published is not None

@@ -416,3 +416,19 @@ def test_tags_with_another_separator_than_the_given_one_are_refused(
 ) -> None:
     with pytest.raises(LabelError, match=r"has the label 'cat.dog', and a part of it as a label by itself"):
         create_source(table_of_tags(tmp_path, fields), label_column=f"tags[{separator}]")
+
+
+def test_the_evaluator_follows_timms_protocol() -> None:
+    task = MultiLabelClassificationTask(tiny_model(num_classes=3))
+    evaluator = task.create_evaluator(device="cpu", max_samples=3)
+    output, target = torch.randn(4, 3), torch.eye(4, 3)
+    for part in (slice(0, 2), slice(2, 4)):
+        evaluator.update(output[part], target[part])
+    whole = MultiLabelEvaluator()
+    whole.update(output[:3], target[:3])
+    assert evaluator.compute() == evaluator.summary() == whole.compute()
+    assert evaluator.default_metric in evaluator.metric_names
+    assert set(evaluator.metric_names) == set(evaluator.compute())
+    evaluator.reset()
+    evaluator.update(output[3:], target[3:])
+    assert len(evaluator._outputs) == 1
