@@ -3,9 +3,9 @@
     python examples/array_to_cache.py logits.npy DATA teacher.h5
     kdkit distill DATA --cache teacher.h5 --student resnet18 -o runs/r18
 
-Row i of the array is the teacher's output on image i of DATA, a folder of class folders in sorted order. The students
-see ten views of each image, and the same logits serve all of them. On one CPU core it takes a second for 10,000 rows of
-1,000 classes.
+Row i of the array is the teacher's output on the image `FolderSource(DATA).keys[i]`, in natural order (2.jpg before
+10.jpg). The students see ten views of each image, and the same logits serve all of them. On one CPU core it takes a
+second for 10,000 rows of 1,000 classes.
 """
 
 import sys
