@@ -107,9 +107,9 @@ def demo(folder: Path) -> str:
     sentences = (
         f"In the demonstration, with scikit-learn's digits, {found['labels']} labelled images alone bring a small",
         f"student to {top1['labels alone']}. With a teacher's outputs for all training images, most of them without",
-        f"labels, it reaches {top1['live teacher']} live, and {top1['cached teacher']} from the cache. It takes",
-        f"{seconds['live teacher']} with the live teacher,",
-        f"and {seconds['cached teacher']} from the cache, which took {found['build: seconds']:.0f} s to build, once",
+        f"labels, it reaches {top1['live teacher']} live, and {top1['cached teacher']} from the cache. A student takes",
+        f"{seconds['live teacher']} live and {seconds['cached teacher']} from the cache, whose one build took",
+        f"{found['build: seconds']:.0f} s",
         f"({found['seeds']} seeds, {result['date']}).",
     )
     return textwrap.fill(" ".join(sentences), WIDTH).replace("\N{NO-BREAK SPACE}", " ") + "\n"

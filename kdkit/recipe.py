@@ -186,6 +186,17 @@ class ViewRecipe:
         shown = dict.fromkeys(["size", "num_views", *changed])
         return ", ".join(f"{name}={getattr(self, name)!r}" for name in shown)
 
+    def describe_steps(self) -> str:
+        """What is done to an image, for people."""
+        if not self.augment or self.recorded or self.transform:
+            named = self.transform or (f"recorded {self.recorded}" if self.recorded else "")
+            return named or "resized and cropped at the centre"
+        steps = {"flips": self.hflip, "colours": self.color_jitter, "erasing": self.erasing}
+        steps |= {"mixup": self.mixup_alpha, "cutmix": self.cutmix_alpha}
+        crops = " to ".join(f"{100 * share:g}" for share in self.scale)
+        shown = [f"{name} {value:g}" for name, value in steps.items() if value]
+        return ", ".join([f"crops of {crops} %", *([self.auto_augment] if self.auto_augment else []), *shown])
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; `from_dict` is the inverse."""
         values = dataclasses.asdict(self)

@@ -124,6 +124,22 @@ def is_student_folder(name: str | Path) -> bool:
     return (Path(name) / STUDENT).is_file() or (Path(name) / EXPORTED).is_file()
 
 
+def input_size_of(name: str | Path) -> int | None:
+    """Side in pixels of the images that the student in a run's folder or an export takes; None for other names.
+
+    Raises:
+        CheckpointError: the folder's description is damaged.
+    """
+    folder = Path(name)
+    if (folder / STUDENT).is_file():
+        return Student.read(folder).input_size
+    if not (folder / EXPORTED).is_file():
+        return None
+    config = read_json(folder / EXPORTED, error=CheckpointError).get("pretrained_cfg")
+    size = config.get("input_size") if isinstance(config, dict) else None
+    return size[-1] if isinstance(size, list) and size and isinstance(size[-1], int) else None
+
+
 def load_student(config: StudentConfig) -> tuple[nn.Module, Student]:
     """The student that `config` names, in evaluation mode on the CPU, and its description.
 

@@ -57,7 +57,7 @@ def test_the_pictures_are_those_of_the_newest_results(picture: str, benchmark: s
 def test_the_readme_counts_losses_and_faults_and_is_short() -> None:
     numbers = re.findall(r"^\| (\d+) \|", (ROOT / "docs" / "faults.md").read_text(encoding="utf-8"), re.MULTILINE)
     assert f"\n- **The field's losses.** {len(losses.available())} of them," in README
-    assert f"each of {len(set(numbers))} [faults]" in README
+    assert f"; {len(set(numbers))} [kinds of failure](docs/faults.md)" in README
     assert len(README.splitlines()) <= 110
 
 

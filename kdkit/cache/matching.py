@@ -139,9 +139,13 @@ def match_keys(path: Path, num_rows: int, keys: Sequence[str]) -> Array:
     rows = match_rows(stored_digests(path, num_rows), key_digests(keys))
     if (rows < 0).any():
         more = [keys[place] for place in np.flatnonzero(rows < 0).tolist()]
+        longer = next((key for key in stored_keys(path, num_rows) if key.endswith(f"/{more[0]}")), None)
+        remedy = f"add them with `kdkit cache extend {path} DATA`, leave them out, or rename them back"
+        if longer is not None:
+            remedy = f"it has {longer!r}, so name the folders that it was built from, all of them and in their order"
         raise CacheMismatchError(
             f"the cache {str(path)!r} was made from another dataset: {len(more)} of {len(keys)} samples are not in it "
-            f"({list_keys(more)}): add them with `kdkit cache extend {path} DATA`, leave them out, or rename them back"
+            f"({list_keys(more)}): {remedy}"
         )
     return rows
 

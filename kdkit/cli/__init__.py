@@ -5,7 +5,8 @@ This module loads neither torch nor the commands, so that `kdkit --help` answers
 Where to look:
     COMMANDS        every command; `kdkit cache build` is cache_build.py, and so on
     _flags.py       short flags (`SHORT_FORMS`), positional arguments; _preset.py reads --preset and --recipe
-    _fields.py      fields of a configuration; _parse.py fills it, _help.py prints --help
+    _fields.py      fields of a configuration; _parse.py fills it, _help.py prints --help, _defaults.py has the defaults
+                    that depend on other fields
     _flag_names.py  the flags of the fields that an error names
     _header.py      the description printed before a build; _loading.py, a notice while torch loads
     _sweep.py       several runs of kdkit distill, one after the other

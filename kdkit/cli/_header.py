@@ -42,6 +42,7 @@ def describe_build(
         "images": f"{len(dataset):,} of {teacher.num_classes or 'unknown'} classes, {data}"
         + describe_skipped(dataset.source),
         "views": f"{recipe.num_views} per image, {side} pixels{resized}{same}",
+        "recipe": recipe.describe_steps(),
         "streams": ", ".join(config.streams),
         "device": f"{describe_device(device)}, {config.workers} loader workers{processes}, batches of "
         f"{config.batch_size} images",

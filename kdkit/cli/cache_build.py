@@ -6,13 +6,14 @@ import sys
 from shlex import quote
 
 from kdkit.building.config import CacheBuildConfig
+from kdkit.cli import _defaults
 from kdkit.cli._parse import parse_config
 from kdkit.config import name_data
 
 
 def run(arguments: list[str]) -> None:
     """Builds a cache, or resumes a build that was stopped."""
-    config = parse_config(CacheBuildConfig, "cache build", arguments, {"DATA": "data"})
+    config = parse_config(CacheBuildConfig, "cache build", arguments, {"DATA": "data"}, _defaults.of_build)
     from kdkit.building.build import build_cache
     from kdkit.building.like import open_like
     from kdkit.building.shards import RANK_TIMEOUT

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from kdkit.building.config import CacheEstimateConfig
+from kdkit.cli import _defaults
 from kdkit.cli._parse import parse_config
 
 
 def run(arguments: list[str]) -> None:
     """Prints what a cache would cost."""
-    config = parse_config(CacheEstimateConfig, "cache estimate", arguments, {"DATA": "data"})
+    config = parse_config(CacheEstimateConfig, "cache estimate", arguments, {"DATA": "data"}, _defaults.of_build)
     from kdkit.building.estimate import describe_break_even, estimate_cache
     from kdkit.cache.format.constants import LOGITS
     from kdkit.cache.summary import describe_bytes, describe_fidelity

@@ -7,6 +7,7 @@ from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING
 
+from kdkit.cli import _defaults
 from kdkit.cli._parse import parse_config
 from kdkit.cli._sweep import run_each, runs_of, split_sweep
 from kdkit.errors import printable
@@ -34,13 +35,7 @@ def run(arguments: list[str]) -> None:
 
 
 def _config_of(arguments: list[str]) -> DistillConfig:
-    return parse_config(DistillConfig, "distill", arguments, {"DATA": "data"}, _default_views)
-
-
-def _default_views(config: DistillConfig) -> dict[str, int]:
-    """Without a cache each epoch shows a new view, unless a number of views is given."""
-    recipe = config.recipe
-    return {} if config.caches or recipe is None or not recipe.augment else {"recipe.num_views": config.train.epochs}
+    return parse_config(DistillConfig, "distill", arguments, {"DATA": "data"}, _defaults.of_run)
 
 
 def _train(arguments: list[str]) -> None:

@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from einops import rearrange
 from timm.utils import unwrap_model
 from torch import Tensor, nn
@@ -123,9 +124,11 @@ def forward_with_taps(model: nn.Module, images: Tensor, taps: Sequence[str]) -> 
 def _run_head(plain: Any, final: Tensor, wants_pooled: bool) -> tuple[Any, Any]:
     """The head's output, and if wanted the input of the classifier.
 
-    In training the head runs once, because its dropout is drawn anew in each run and its norms count each run.
+    In training the head runs once, because its dropout is drawn anew in each run and its norms count each run. A graph
+    of torch.compile takes no hook; there it runs twice, so that the feature has a dropout of its own.
     """
-    classifiers = find_classifiers(plain) if wants_pooled and plain.training else []
+    is_once = wants_pooled and plain.training and not torch.compiler.is_compiling()
+    classifiers = find_classifiers(plain) if is_once else []
     if len(classifiers) != 1 or isinstance(classifiers[0], nn.Identity):
         return plain.forward_head(final), plain.forward_head(final, pre_logits=True) if wants_pooled else None
     given: list[Tensor] = []

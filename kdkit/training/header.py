@@ -54,7 +54,9 @@ def describe_run(
         "teacher": _describe_teacher(config, task, cache, precision),
         "loss": _describe_loss(config, dataset),
         "views": f"{recipe.num_views} per image, {recipe.size} pixels{left_out}",
-        "epochs": f"{training.epochs}, in batches of {training.batch_size} images{frozen}",
+        "recipe": recipe.describe_steps(),
+        "epochs": f"{training.epochs}, in batches of {training.batch_size} images, {training.opt} at {training.lr:g}"
+        f"{frozen}",
         "device": f"{describe_device(device)}, {describe_speed(student, training, device)}, {training.workers} loader "
         f"workers{processes}",
         "output": config.output,

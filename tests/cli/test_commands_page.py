@@ -160,7 +160,7 @@ def test_a_line_of_the_page_works_as_it_stands(folder: Path, command: str, first
 def test_a_run_is_described_before_it_and_its_best_weights_are_named_after_it(folder: Path) -> None:
     command = f"kdkit distill data --cache teacher.h5 --student test_resnet --val val {SHORT} -o runs/described"
     shown = run_in(folder, command)
-    labels = ("student", "images", "validation", "teacher", "loss", "views", "epochs", "device", "output")
+    labels = ("student", "images", "validation", "teacher", "loss", "views", "recipe", "epochs", "device", "output")
     found = [line.split(" ")[0] for line in shown.splitlines()]
     assert [label for label in found if label][: len(labels)] == list(labels)  # a long value continues on a line
     assert "test_resnet, from the cache teacher.h5" in shown
@@ -173,7 +173,7 @@ def test_a_run_is_described_before_it_and_its_best_weights_are_named_after_it(fo
 @pytest.mark.slow
 def test_a_build_is_described_before_it_and_its_next_command_is_named_after_it(folder: Path) -> None:
     shown = run_in(folder, BUILD.replace("-o teacher.h5", "-o described.h5"))
-    labels = ("teacher", "precision", "images", "views", "streams", "device", "output")
+    labels = ("teacher", "precision", "images", "views", "recipe", "streams", "device", "output")
     assert [line.split(" ")[0] for line in shown.splitlines()][: len(labels)] == list(labels)
     millions = sum(weight.numel() for weight in tiny_model().parameters()) / 1e6
     assert f"test_resnet, {millions:.1f} M parameters" in shown

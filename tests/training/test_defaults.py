@@ -12,6 +12,7 @@ from support import tiny_model, write_digits
 
 from kdkit.cli import main
 from kdkit.errors import ClassMismatchError, ConfigError
+from kdkit.recipe import ViewRecipe
 from kdkit.training.config import DistillConfig, TrainConfig
 from kdkit.training.distill import distill
 
@@ -130,3 +131,57 @@ def test_a_plateau_by_updates_is_refused_with_the_flag_that_helps(folder: Path, 
     )
     with pytest.raises(ConfigError, match=r"--train\.sched_unit epoch"):
         distill(config)
+
+
+def test_a_run_and_its_export_as_teachers_give_the_size_of_the_views(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(folder)
+    assert main(["distill", "data", *SHORT, "--size", "48", "--epochs", "1", "-o", "teacher"]) == 0
+    assert main(["export", "teacher", "-o", "exported"]) == 0
+    for teacher in ("teacher", "exported"):
+        build = ["cache", "build", "data", "--teacher", teacher, "-o", f"{teacher}.h5"]
+        for flags, expected in (
+            ([], (48, 1)),
+            (["--views", "2"], (48, 2)),
+            (["--size", "32"], (32, 1)),
+            (["--recipe", "deit"], (48, 1)),
+        ):
+            recipe = printed_recipe([*build, *flags], capsys)
+            assert recipe is not None
+            assert (recipe["size"], recipe["num_views"]) == expected
+        recipe = printed_recipe(["distill", "data", *SHORT, "--teacher", teacher, "--epochs", "7", "-o", "r"], capsys)
+        assert recipe is not None
+        assert (recipe["size"], recipe["num_views"]) == (48, 7)
+    assert main(["cache", "build", "data", "--teacher", "teacher", "--views", "2", "-o", "own.h5"]) == 0
+    assert main(["cache", "build", "data", "--like", "own.h5", "--teacher", "exported", "-o", "second.h5"]) == 0
+    shown = capsys.readouterr().err
+    assert shown.count("2 per image, 48 pixels\n") == 2
+    assert shown.count("crops of 8 to 100 %, flips 0.5\n") == 2
+
+
+@pytest.mark.parametrize(
+    ("recipe", "expected"),
+    [
+        (ViewRecipe(), "crops of 8 to 100 %, flips 0.5"),
+        (ViewRecipe(scale=(0.5, 1.0), hflip=0.0, erasing=0.25), "crops of 50 to 100 %, erasing 0.25"),
+        (ViewRecipe(auto_augment="rand-m9", mixup_alpha=0.8), "crops of 8 to 100 %, rand-m9, flips 0.5, mixup 0.8"),
+        (ViewRecipe.evaluation(32), "resized and cropped at the centre"),
+    ],
+)
+def test_the_steps_of_a_recipe_are_described(recipe: ViewRecipe, expected: str) -> None:
+    assert recipe.describe_steps() == expected
+
+
+def test_a_cache_of_several_folders_names_them_to_who_opens_one_alone(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(folder)
+    write_digits(folder / "all", 10)
+    Path("unlabelled").mkdir()
+    for number, path in enumerate(sorted(Path("all").rglob("*.png"))):
+        path.rename(f"unlabelled/{number}.png")
+    build = ["--teacher", "t.safetensors", "--arch", "test_resnet", "--size", "32", "--views", "2", "-o", "both.h5"]
+    assert main(["cache", "build", "data", "unlabelled", *build]) == 0
+    assert main(["distill", "unlabelled", *SHORT, "--cache", "both.h5", "-o", "r"]) == 1
+    assert "it has 'unlabelled/0.png', so name the folders that it was built from" in capsys.readouterr().err
