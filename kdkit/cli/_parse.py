@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 from argparse import ArgumentError
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
+import yaml
 from jsonargparse import ArgumentParser
 
 from kdkit.bounds import shown
@@ -61,7 +63,8 @@ def parse_config(
     try:
         if defaults is not None:
             config = _create(config_class, parser, [flag for flag in long_forms if flag != PRINT_FLAG])
-            long_forms = [f"--{name}={value}" for name, value in defaults(config).items()] + long_forms
+            given = _given(long_forms)
+            long_forms += [f"--{name}={value}" for name, value in defaults(config).items() if name not in given]
         config = _create(config_class, parser, long_forms)
     except (ArgumentError, TypeError) as error:
         raise UsageError(_reason(str(error), grammar)) from error
@@ -88,6 +91,27 @@ def _check_config_files(arguments: Sequence[str]) -> None:
             found = read_yaml(path, error=_not_config, max_items=_MAX_ITEMS, max_aliases=_MAX_ALIASES)
             if not isinstance(found, Mapping):
                 raise _not_config(f"{path!r} holds {shown(found)}, expected fields, as --print_config writes them")
+
+
+def _given(long_forms: Sequence[str]) -> set[str]:
+    """The fields that flags, configuration files and a preset, which is the text of one, give a value."""
+    found = set()
+    for flag in long_forms:
+        name, _, value = flag.removeprefix("--").partition("=")
+        if name == "config":
+            found |= set(_filled(yaml.safe_load(value if "\n" in value else Path(value).read_text(encoding="utf-8"))))
+        else:
+            found.add(name)
+    return found
+
+
+def _filled(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """The paths of the values in a configuration, but for null."""
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _filled(value, f"{prefix}{name}.")
+        elif value is not None:
+            yield f"{prefix}{name}"
 
 
 def _not_config(reason: str) -> UsageError:

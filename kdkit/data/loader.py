@@ -18,6 +18,7 @@ from kdkit.data.prefetch import prefetch_to_device
 from kdkit.data.sampler import EpochSampler, RangeSampler
 from kdkit.data.worker import leave_signals_to_parent
 from kdkit.errors import DatasetError
+from kdkit.runtime import distributed
 from kdkit.types import Batch, Normalization
 
 _logger = logging.getLogger(__name__)
@@ -139,8 +140,9 @@ class ReplayLoader:
         """Iterates over the batches as the workers return them: uint8, on the CPU.
 
         Raises:
-            DatasetError: a sample cannot be read and such samples are not skipped; or no sample of a batch can, and
-                where an epoch is not shuffled, as in an evaluation, no sample of any batch.
+            DatasetError: a sample cannot be read and such samples are not skipped; or no sample of a batch can. Where
+                an epoch is not shuffled, as in an evaluation, such a batch is left out; then no sample of any batch
+                can, and there are no other ranks, which may have some.
         """
         needs_each = not isinstance(self.sampler, EpochSampler) or self.sampler.shuffle
         found_any, empty = False, None
@@ -156,7 +158,7 @@ class ReplayLoader:
                         raise _none_readable(batch)
                     else:
                         empty = batch
-            if empty is not None and not found_any:
+            if empty is not None and not found_any and distributed.world_size() == 1:
                 raise _none_readable(empty)
         except DatasetError as error:  # a worker's error arrives with its traceback as text
             self._end_workers()

@@ -104,7 +104,7 @@ class EpochSampler(Sampler[list[Index]]):
 
     def own_pairs(self) -> Iterator[Index]:
         """The pairs (row, view) of this rank in the epoch of the latest pass, without padding."""
-        rows, views = self._pairs()
+        rows, views = self._shown_pairs()
         return zip(rows[: self.num_valid_samples].tolist(), views[: self.num_valid_samples].tolist(), strict=True)
 
     @property
@@ -129,13 +129,16 @@ class EpochSampler(Sampler[list[Index]]):
         if self._has_begun:
             self.set_epoch(self.epoch + 1)
         self._has_begun = True
-        rows, views = self._pairs()
-        if self.shown_views is not None:
-            views = self.shown_views[rows, views]
+        rows, views = self._shown_pairs()
         first, stop = self.start_batch * self.batch_size, len(self) * self.batch_size
         for start in range(first, stop, self.batch_size):
             end = start + self.batch_size
             yield list(zip(rows[start:end].tolist(), views[start:end].tolist(), strict=True))
+
+    def _shown_pairs(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """`_pairs`, with the views that are shown in their place."""
+        rows, views = self._pairs()
+        return rows, views if self.shown_views is None else self.shown_views[rows, views]
 
     def _pairs(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Row and view of this rank's samples in this epoch, int64 [n] each."""

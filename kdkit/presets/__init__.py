@@ -51,10 +51,14 @@ class Preset:
     """Fields of BuildConfig: what a cache for this training holds, unless that is the teacher's logits."""
 
     def options(self, command: str, *, from_cache: bool = False) -> dict[str, Any]:
-        """The options for `command`: teacher and recipe, unless a cache has them, and the training."""
+        """The options for `command`: teacher and recipe, unless a cache has them, and the training.
+
+        The number of views is that of a cache: a live teacher sees new views in each epoch, as in the sources.
+        """
         shared = {"teacher": dict(self.teacher), "recipe": dict(self.recipe)}
         if command != "distill":
             return {**shared, "build": dict(self.build)} if self.build else shared
+        del shared["recipe"]["num_views"]
         return dict(self.distill) if from_cache else {**shared, **self.distill}
 
 

@@ -10,7 +10,8 @@ Dimensions: B batch, D width, H W height and width, N tokens.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -71,10 +72,8 @@ def module_width(model: nn.Module, tap: str) -> int:
     height, width = only_input_size(plain) or tuple(model_config(plain).get("input_size", (3, _SIDE, _SIDE))[1:])
     weight = next(plain.parameters(), torch.empty(0))
     image = torch.zeros(1, 3, height, width, device=weight.device, dtype=weight.dtype)
-    modes = [(module, module.training) for module in plain.modules()]
-    plain.eval()
     try:
-        with torch.no_grad():
+        with evaluating(plain):
             feature = read_modules(plain, [tap], lambda: plain(image), image)[1][tap]
     except KdkitError:
         raise
@@ -83,10 +82,20 @@ def module_width(model: nn.Module, tap: str) -> int:
             f"the width of the tap {tap!r} is not known, because the model fails on an image of {height} x {width} "
             f"({first_line(error)}): state its size, model.pretrained_cfg = {{'input_size': (3, H, W)}}"
         ) from error
+    return feature.shape[2 if feature.ndim == 3 else 1]
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Within the context the model is in evaluation mode, without gradients; then each module is as it was."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
     finally:
         for module, mode in modes:
             module.training = mode
-    return feature.shape[2 if feature.ndim == 3 else 1]
 
 
 def _hook(model: nn.Module, tap: str, found: dict[str, Any]) -> Any:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from einops import rearrange
@@ -25,10 +26,12 @@ from torch import Tensor, nn
 
 from kdkit.errors import ConfigError, UnknownNameError, nearest
 from kdkit.teachers.model_config import find_classifiers
-from kdkit.teachers.module_tap import find_module, module_width, read_modules
+from kdkit.teachers.module_tap import evaluating, find_module, module_width, read_modules
 
 POOLED, TOKENS, CLASS_TOKEN, REGISTERS = "pooled", "tokens", "class_token", "registers"
 _ALWAYS = (POOLED, TOKENS)  # taps of every model that follows timm's interface
+_given_pooled: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+"""Classifier -> whether its input is the pre-logits, once that is known."""
 _AFTER_THE_LAST = (POOLED, TOKENS, CLASS_TOKEN, REGISTERS)
 
 
@@ -122,22 +125,38 @@ def forward_with_taps(model: nn.Module, images: Tensor, taps: Sequence[str]) -> 
 
 
 def _run_head(plain: Any, final: Tensor, wants_pooled: bool) -> tuple[Any, Any]:
-    """The head's output, and if wanted the input of the classifier.
+    """The head's output, and timm's pre-logits if wanted.
 
-    In training the head runs once, because its dropout is drawn anew in each run and its norms count each run. A graph
-    of torch.compile takes no hook; there it runs twice, so that the feature has a dropout of its own.
+    In training the head runs once, because its dropout is drawn anew in each run and its norms count each run: the
+    pre-logits are read where the classifier is given them. Where it is given something else, and in a graph of
+    torch.compile, which takes no hook, the head runs twice, so that the feature has a dropout of its own.
     """
-    is_once = wants_pooled and plain.training and not torch.compiler.is_compiling()
-    classifiers = find_classifiers(plain) if is_once else []
-    if len(classifiers) != 1 or isinstance(classifiers[0], nn.Identity):
-        return plain.forward_head(final), plain.forward_head(final, pre_logits=True) if wants_pooled else None
+    if wants_pooled and plain.training and not torch.compiler.is_compiling():
+        classifiers = find_classifiers(plain)
+        if len(classifiers) == 1 and _is_given_pooled(plain, classifiers[0], final):
+            return _read_input(plain, classifiers[0], final)
+    return plain.forward_head(final), plain.forward_head(final, pre_logits=True) if wants_pooled else None
+
+
+def _is_given_pooled(plain: Any, classifier: nn.Module, final: Tensor) -> bool:
+    """Whether the classifier's input is the pre-logits; it is something else behind a norm or a layer of the head."""
+    if classifier not in _given_pooled:
+        some = final[:2].detach()
+        with evaluating(plain):
+            given, pooled = _read_input(plain, classifier, some)[1], plain.forward_head(some, pre_logits=True)
+        _given_pooled[classifier] = given is not None and given.shape == pooled.shape and torch.equal(given, pooled)
+    return _given_pooled[classifier]
+
+
+def _read_input(plain: Any, classifier: nn.Module, final: Tensor) -> tuple[Any, Any]:
+    """The head's output, and the input of the classifier, [B, D]; None if the head does not run it."""
     given: list[Tensor] = []
-    handle = classifiers[0].register_forward_pre_hook(lambda _, inputs: given.append(inputs[0]))
+    handle = classifier.register_forward_pre_hook(lambda _, inputs: given.append(inputs[0]))
     try:
         output = plain.forward_head(final)
     finally:
         handle.remove()
-    return output, given[-1].flatten(1)
+    return output, given[-1].flatten(1) if given else None
 
 
 def _forward_features(plain: Any, images: Tensor, inner: Sequence[str]) -> tuple[Tensor, dict[str, Tensor]]:

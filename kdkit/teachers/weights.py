@@ -119,6 +119,13 @@ class Checkpoint:
         return found
 
 
+def _is_within_epoch(content: Any) -> bool:
+    """Whether these are weights of kdkit from between two batches of an epoch, which no metrics belong to."""
+    own = content.get("kdkit")
+    position = own.get("position") if isinstance(own, Mapping) else None
+    return isinstance(position, Mapping) and position.get("batch", 0) not in (0, None)
+
+
 def read_checkpoint(path: str | Path, *, ema: bool | None = None) -> Checkpoint:
     """Returns the weights in a safetensors or torch file, or in a folder of them; it runs no code.
 
@@ -146,7 +153,7 @@ def read_checkpoint(path: str | Path, *, ema: bool | None = None) -> Checkpoint:
     args = content.get("args") if isinstance(content, Mapping) else None
     settings = vars(args) if isinstance(args, argparse.Namespace) else args if isinstance(args, Mapping) else {}
     epoch = content.get("epoch") if isinstance(content, Mapping) else None  # timm counts from 0
-    num_epochs = epoch + 1 if type(epoch) is int and epoch >= -1 else None
+    num_epochs = epoch + 1 if type(epoch) is int and epoch >= -1 and not _is_within_epoch(content) else None
     return Checkpoint(path, found[1], found[0], settings, prefers_ema, num_epochs, stored_names(path, content))
 
 

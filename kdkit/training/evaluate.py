@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Callable
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from kdkit.data import EpochSampler, ReplayLoader
 from kdkit.data.sampler import Index
-from kdkit.errors import ConfigError
+from kdkit.errors import ConfigError, DatasetError
 from kdkit.runtime import distributed
 from kdkit.runtime.model_errors import logits_of, model_errors
 from kdkit.tasks import TrainingTask
@@ -75,7 +76,7 @@ def _metrics(
 ) -> dict[str, float]:
     evaluator, once = task.create_evaluator(device=loader.device), _Once(loader)
     targets = loader.dataset.targets
-    may_lack_labels = targets is None or bool((targets < 0).any())
+    may_lack_labels, left = targets is None or bool((targets < 0).any()), len(loader)
     for batch in loader:
         with (
             model_errors("the student", batch.input, amp),
@@ -87,7 +88,12 @@ def _metrics(
         if not all(counted):
             output, batch = output[counted], dataclasses.replace(batch, target=batch.target[counted])
         evaluator.update(*(_labelled(output, batch.target) if may_lack_labels else (output, batch.target)))
+        left -= 1
         between()
+    for _ in range(left):  # the batches without a readable image: all ranks make as many calls
+        between()
+    if not any(distributed.all_gather(left < len(loader))):  # of one process the loader has raised
+        raise DatasetError("no image of the validation could be read")
     return {name: float(value) for name, value in evaluator.compute(distributed=distributed.world_size() > 1).items()}
 
 
@@ -96,20 +102,20 @@ class _Once:
 
     def __init__(self, loader: ReplayLoader) -> None:
         self._sampler = loader.sampler
-        self._left: set[Index] | None = None
+        self._left: Counter[Index] | None = None
 
     def take(self, batch: Batch) -> list[bool]:
         """Whether each sample of the next batch counts."""
         if not isinstance(self._sampler, EpochSampler) or batch.row is None:
             return [True] * len(batch.input)
         if self._left is None:  # the first batch of the pass, whose epoch the sampler has by now
-            self._left = set(self._sampler.own_pairs())
+            self._left = Counter(self._sampler.own_pairs())
         rows = batch.row.tolist()
         views = batch.view.tolist() if isinstance(batch.view, Tensor) else [batch.view] * len(rows)
         counted = []
         for pair in zip(rows, views, strict=True):
-            counted.append(pair in self._left)
-            self._left.discard(pair)
+            counted.append(self._left[pair] > 0)
+            self._left[pair] -= 1
         return counted
 
 

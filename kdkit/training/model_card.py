@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -103,7 +104,8 @@ def _measured(run: Path, num_epochs: int | None, *, ema: bool) -> tuple[str, flo
         rows = list(csv.DictReader(read_text(run / SUMMARY, limit=_MAX_BYTES).splitlines()))
         row = next(row for row in rows if num_epochs is not None and int(row["epoch"]) == num_epochs - 1)
         for field, metric in _METRICS.items():
-            if value := row.get(f"val_ema_{field}" if ema else f"val_{field}"):
+            value = row.get(f"val_ema_{field}" if ema else f"val_{field}")
+            if value and math.isfinite(float(value)):
                 return metric, float(value)
     except (KdkitError, ValueError, LookupError, StopIteration, csv.Error):
         pass

@@ -131,15 +131,20 @@ class SkipRecord:
         """Takes the keys that were added to the file; a last line that a kill has cut is removed by rank 0, first."""
         if not self._path.exists():
             return
-        content = read_bytes(self._path, limit=_MAX_SKIPPED_BYTES, error=OutputError)
+        if self._num_read == 0:
+            content = read_bytes(self._path, limit=_MAX_SKIPPED_BYTES, error=OutputError)
+        else:
+            with open(self._path, "rb") as file:
+                file.seek(self._num_read)
+                content = file.read(_MAX_SKIPPED_BYTES)
         whole = content[: content.rfind(b"\n") + 1]
         if whole != content and self._num_read == 0 and distributed.rank() == 0:
             os.truncate(self._path, len(whole))
-        for line in whole[self._num_read :].splitlines():
+        for line in whole.splitlines():
             with suppress(ValueError, LookupError, TypeError):  # a damaged line: at worst its sample is recorded twice
                 record = json.loads(line)
                 self._keys.add(str(record["entry" if "entry" in record else "key"]))
-        self._num_read = len(whole)
+        self._num_read += len(whole)
 
 
 def _plain(value: Any) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import timm
 import yaml
@@ -35,7 +37,7 @@ def test_a_preset_makes_valid_configurations_of_names_that_exist(name: str) -> N
     live = parse_config(DistillConfig, "distill", [f"--preset={name}", *FOLDERS])
     cached = parse_config(DistillConfig, "distill", ["--preset", name, "--cache", "t.h5", *FOLDERS])
     assert live.teacher == build.teacher
-    assert live.recipe == build.recipe
+    assert live.recipe == dataclasses.replace(build.recipe, num_views=1)  # one for each epoch, at the command line
     assert (cached.teacher, cached.recipe, cached.train) == (None, None, live.train)
     assert build.teacher.model in timm.list_pretrained(f"{build.teacher.model.partition('.')[0]}.*")
     assert timm.is_model(live.student)
@@ -67,6 +69,14 @@ def test_options_on_the_command_line_override_the_preset(capsys: pytest.CaptureF
     assert written["train"]["epochs"] == 3
     assert written["train"]["opt"] == "lamb"
     assert written["recipe"]["mixup_alpha"] == 0.1
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_preset_without_a_cache_shows_new_views_in_each_epoch(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for flags, views in (([], None), (["--views", "3"], 3)):
+        assert main(["distill", *FOLDERS, "--preset", name, *flags, "--print_config"]) == 0
+        written = yaml.safe_load(capsys.readouterr().out)
+        assert written["recipe"]["num_views"] == (views or written["train"]["epochs"])
 
 
 def test_presets_are_listed_shown_and_guessed_at(capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import torch
 from safetensors.torch import save_file
 from support import cache_contents, tiny_model, write_digits
 
+from kdkit import open_dataset
 from kdkit.cli import main
 
 pytestmark = pytest.mark.xdist_group("commands")  # they share what takes long to set up
@@ -229,6 +231,23 @@ def test_fault_12_a_rank_whose_other_one_died_ends_by_itself_with_a_message(fold
     assert "rank 0 lost another one" in message
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("broken", [(1, 3, 5, 7), (9, 11, 13, 15), range(1, 16, 2)])
+def test_ranks_finish_together_if_one_cannot_read_a_batch_of_the_validation(
+    folder: Path, tmp_path: Path, broken: Sequence[int]
+) -> None:
+    held_out = write_digits(tmp_path / "val", 16)
+    for row in broken:
+        (held_out / open_dataset(held_out).keys[row]).write_bytes(b"no image")
+    options = ["--train.batch_size", "4", "--train.ema_decay", "0.9", "--unreadable", "skip"]
+    run = torchrun([*distill(folder, tmp_path / "run", *options), "--validation", str(held_out)])
+    assert run.returncode == 0, run.stderr
+    assert len(epochs(tmp_path / "run")) == 2
+    skipped = [json.loads(line)["key"] for line in (tmp_path / "run" / "skipped.jsonl").read_text().splitlines()]
+    assert len(skipped) == len(set(skipped)) == len(broken)
+
+
+@pytest.mark.slow
 def test_a_sweep_on_two_ranks_trains_each_run_in_a_group_of_its_own_and_prints_once(
     folder: Path, tmp_path: Path
 ) -> None:

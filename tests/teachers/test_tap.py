@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -220,3 +221,23 @@ def test_in_training_the_head_runs_once_and_pooled_is_what_its_classifier_is_giv
     (classifier,) = find_classifiers(model)
     torch.testing.assert_close(classifier(found["pooled"]), logits)
     assert found["pooled"].shape == (2, tap_width(model, "pooled"))
+
+
+NORMED = [
+    *("efficientvit_m0", "levit_128s", "shvit_s1", "caformer_s18", "mobilenetv4_conv_small", "ghostnet_050"),
+    "vit_tiny_patch16_224",
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NORMED)
+def test_pooled_is_timms_pre_logits_in_training_too_whatever_stands_before_the_classifier(name: str) -> None:
+    torch.manual_seed(0)
+    model = timm.create_model(name, num_classes=10, drop_rate=0.0).train()
+    plain = copy.deepcopy(model)
+    logits, found = forward_with_taps(model, images(224), ["pooled"])
+    final = plain.forward_features(images(224))
+    torch.testing.assert_close(found["pooled"], plain.forward_head(final, pre_logits=True))
+    assert isinstance(logits, tuple) or logits.shape == (2, 10)
+    assert model.training
+    assert not any(module._forward_pre_hooks for module in model.modules())

@@ -43,6 +43,8 @@ def printed_recipe(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> 
         (["--recipe", "deit"], 7),
         (["--config", "size.yaml"], 7),
         (["--config", "one.yaml"], 1),
+        (["--config", "none.yaml", "--size", "32"], 7),
+        (["--size", "32", "--config", "one.yaml", "--views", "2"], 2),
         (["--teacher", "test_resnet", "--size", "32"], 7),
         (["--recipe.augment=false"], 1),
     ],
@@ -52,6 +54,7 @@ def test_without_a_cache_every_epoch_has_a_new_view_unless_views_are_given(
 ) -> None:
     monkeypatch.chdir(folder)
     Path("size.yaml").write_text("recipe: {size: 64}\n")
+    Path("none.yaml").write_text("recipe: null\n")
     Path("one.yaml").write_text("recipe: {size: 64, num_views: 1}\n")
     recipe = printed_recipe(["distill", "data", *SHORT, "--epochs", "7", "-o", "r", *flags], capsys)
     assert recipe is not None

@@ -61,3 +61,28 @@ def test_every_image_that_can_be_read_counts_once_over_all_ranks(
                 evaluate(task, loader)
         counted += evaluator.targets
     assert sorted(counted) == sorted(int(labels[row]) for row in range(count) if row not in damaged)
+
+
+@pytest.mark.parametrize("mapped", [False, True])
+def test_repeated_rows_and_views_that_stand_for_others_count(tmp_path: Path, mapped: bool) -> None:
+    dataset = open_dataset(write_digits(tmp_path, 10), recipe=ViewRecipe(size=32, num_views=2))
+    labels = dataset.targets
+    assert labels is not None
+    task, evaluator, rows = ClassificationTask(tiny_model()), Counting(), [0, 0, 0, 1, 2, 3]
+    task.create_evaluator = lambda **_: evaluator  # type: ignore[method-assign]
+    sampler = EpochSampler(rows, 4, shuffle=False, num_views=2)
+    if mapped:
+        sampler.shown_views = torch.ones(10, 2, dtype=torch.int64)
+    evaluate(task, ReplayLoader(dataset, sampler, Normalization()))
+    assert evaluator.targets == [int(labels[row]) for row in rows]
+
+
+def test_batches_without_a_readable_image_are_told_to_who_counts_batches(tmp_path: Path) -> None:
+    dataset = open_dataset(write_digits(tmp_path, 10), recipe=ViewRecipe.evaluation(32)).skipping_unreadable()
+    for row in (2, 3, 8, 9):
+        (tmp_path / dataset.keys[row]).write_bytes(b"no image")
+    loader = ReplayLoader(dataset, EpochSampler(range(10), 2, shuffle=False), Normalization())
+    loader.on_skip = lambda key, reason: None
+    calls: list[int] = []
+    evaluate(ClassificationTask(tiny_model()), loader, between=lambda: calls.append(1))
+    assert len(calls) == len(loader) == 5
