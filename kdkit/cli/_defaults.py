@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from kdkit.building.config import CacheBuildConfig, CacheEstimateConfig
 from kdkit.config import TeacherConfig
 from kdkit.training.config import DistillConfig
@@ -25,9 +27,9 @@ def of_build(config: CacheBuildConfig | CacheEstimateConfig) -> dict[str, int]:
 
 
 def _size_of(teacher: TeacherConfig | None) -> dict[str, int]:
-    if teacher is None:
+    if teacher is None or teacher.input_size is not None or not Path(teacher.model).is_dir():
         return {}
-    from kdkit.student import input_size_of
+    from kdkit.student import input_size_of  # loads torch
 
-    size = input_size_of(teacher.model) if teacher.input_size is None else None
+    size = input_size_of(teacher.model)
     return {} if size is None else {_SIZE: size}

@@ -58,7 +58,7 @@ class Preset:
         shared = {"teacher": dict(self.teacher), "recipe": dict(self.recipe)}
         if command != "distill":
             return {**shared, "build": dict(self.build)} if self.build else shared
-        del shared["recipe"]["num_views"]
+        shared["recipe"].pop("num_views", None)
         return dict(self.distill) if from_cache else {**shared, **self.distill}
 
 

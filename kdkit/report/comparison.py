@@ -12,9 +12,6 @@ from kdkit.report.run_files import Record, Run, read_runs
 from kdkit.report.table import RunTable
 from kdkit.training.report import MAIN_METRICS
 
-"""The metric that the best epoch is chosen by, as in kdkit distill: top-1, or mAP of several labels per image; the
-moving average's if there is one."""
-
 
 @dataclass(frozen=True)
 class RunSummary:
