@@ -1,6 +1,6 @@
 """How many views are enough? Accuracy on digits of students that see few views often, or new ones in each epoch.
 
-    python benchmarks/views_digits.py                          (about 10 minutes on 2 calm cores)
+    python benchmarks/views_digits.py                          (about 12 minutes beside other work)
 
 A teacher is trained on 600 of scikit-learn's digits and cached in 1, 2, 4, 10 and 30 views, and in as many as a student
 has epochs, which is what it sees from a live teacher. Students of another architecture learn from each cache alone, for
