@@ -15,7 +15,8 @@ Dimensions: B batch, C classes, D width, H W height and width, N tokens.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -32,6 +33,7 @@ POOLED, TOKENS, CLASS_TOKEN, REGISTERS = "pooled", "tokens", "class_token", "reg
 _ALWAYS = (POOLED, TOKENS)  # taps of every model that follows timm's interface
 _given_pooled: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 """Classifier -> whether its input is the pre-logits, once that is known."""
+_NO_LAYERS = (nn.Identity, nn.Dropout, nn.Flatten)
 _AFTER_THE_LAST = (POOLED, TOKENS, CLASS_TOKEN, REGISTERS)
 
 
@@ -139,13 +141,30 @@ def _run_head(plain: Any, final: Tensor, wants_pooled: bool) -> tuple[Any, Any]:
 
 
 def _is_given_pooled(plain: Any, classifier: nn.Module, final: Tensor) -> bool:
-    """Whether the classifier's input is the pre-logits; it is something else behind a norm or a layer of the head."""
+    """Whether the classifier's input is the pre-logits: no norm or other layer of the head stands between them."""
     if classifier not in _given_pooled:
-        some = final[:2].detach()
+        some, run = final[:2].detach(), dict[bool, set[nn.Module]]()
         with evaluating(plain):
-            given, pooled = _read_input(plain, classifier, some)[1], plain.forward_head(some, pre_logits=True)
-        _given_pooled[classifier] = given is not None and given.shape == pooled.shape and torch.equal(given, pooled)
+            given = _read_input(plain, classifier, some)[1]
+            for is_part in (False, True):
+                with _noting_layers(plain) as run[is_part]:
+                    pooled = plain.forward_head(some, pre_logits=is_part)
+        has_shape = given is not None and given.shape == pooled.shape
+        _given_pooled[classifier] = has_shape and run[False] - run[True] == {classifier}
     return _given_pooled[classifier]
+
+
+@contextmanager
+def _noting_layers(plain: nn.Module) -> Iterator[set[nn.Module]]:
+    """Yields the layers that run within the context, without those that change no value in evaluation."""
+    found: set[nn.Module] = set()
+    layers = [module for module in plain.modules() if not [*module.children()] and not isinstance(module, _NO_LAYERS)]
+    handles = [layer.register_forward_pre_hook(lambda module, _: found.add(module)) for layer in layers]
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _read_input(plain: Any, classifier: nn.Module, final: Tensor) -> tuple[Any, Any]:
