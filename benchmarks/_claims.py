@@ -109,7 +109,7 @@ def _several(transform: str, workers: int, views: int, limit: float) -> Claim:
 
 def _bare(transform: str, workers: int, views: int) -> Claim:
     return Claim(
-        f"time to load {views} view(s) per decode relative to a bare loop that does no more than decode and draw them: "
+        f"time to load at k = {views} views per decode relative to a bare loop that only decodes and draws them: "
         f"{transform}, {workers} workers",
         "decode",
         f"{transform}, {workers} workers, k = {views}: time over the bare loop",

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import torch
 import torchvision
-from _loading import SIZE
 from _result import Report, ratio, take_turns
 from PIL import Image
 from torch import nn
+from views import SIZE
 
 from kdkit.data.views.planes import to_planes
 from kdkit.data.views.seed import preserve_rng_state, seed_all

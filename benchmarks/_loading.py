@@ -13,14 +13,11 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-import torch
 from _photographs import photographs
 from _result import Report, ratio, take_turns
 from PIL import Image
-from timm.data import create_dataset, create_loader
-from views import drain
+from views import BATCH, SIZE, drain, timm_loader
 
 from kdkit.data import EpochSampler, FolderSource, ReplayedDataset, ReplayLoader
 from kdkit.data.views.seed import preserve_rng_state, seed_all, view_seed
@@ -29,7 +26,7 @@ from kdkit.recipe import ViewRecipe
 from kdkit.runtime.pixels import HASHED_EACH, HASHED_FIRST
 from kdkit.types import Normalization
 
-SIZE, BATCH, VIEWS, BYTES = 224, 32, 8, 110_000
+VIEWS, BYTES = 8, 110_000
 RECIPES = {
     "crop and flip": ViewRecipe.preset("rrc", size=SIZE, num_views=VIEWS),
     "RandAugment": ViewRecipe.preset("rrc", size=SIZE, num_views=VIEWS, auto_augment="rand-m7-mstd0.5-inc1"),
@@ -80,25 +77,6 @@ def within_many(root: Path, larger: Path) -> FolderSource:
     source = FolderSource(larger)
     assert all(key.startswith("0/") for key in source.keys[:HASHED_FIRST]), "the others come first"
     return source
-
-
-def timm_loader(root: Path, recipe: ViewRecipe, workers: int) -> Any:
-    return create_loader(
-        create_dataset("", root=str(root), search_split=False),
-        (3, recipe.size, recipe.size),
-        BATCH,
-        is_training=True,
-        num_workers=workers,
-        persistent_workers=workers > 0,
-        device=torch.device("cpu"),
-        pin_memory=False,
-        scale=recipe.scale,
-        ratio=recipe.ratio,
-        hflip=recipe.hflip,
-        interpolation=recipe.interpolation,
-        auto_augment=recipe.auto_augment,
-        color_jitter=None,
-    )
 
 
 def replayed(dataset: ReplayedDataset, views: int, workers: int, first: int = 0) -> ReplayLoader:

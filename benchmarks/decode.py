@@ -20,11 +20,11 @@ from typing import Any
 import timm
 import torch
 from _decoders import compare_resizing, compare_ways
-from _loading import BATCH, RECIPES, SIZE, VIEWS, compare_loaders, replayed, timm_loader, write_images
+from _loading import RECIPES, VIEWS, compare_loaders, replayed, write_images
 from _result import Report, ratio, take_turns
 from _result import parser as options_parser
 from torch import nn
-from views import drain
+from views import BATCH, SIZE, drain, timm_loader
 
 import kdkit
 from kdkit.building.config import BuildConfig

@@ -62,6 +62,21 @@ def timm_options(recipe: ViewRecipe) -> dict[str, Any]:
     }
 
 
+def timm_loader(root: Path, recipe: ViewRecipe, workers: int) -> Any:
+    """timm's loader of the recipe's transform, with persistent workers, on the CPU."""
+    return create_loader(
+        create_dataset("", root=str(root), search_split=False),
+        (3, recipe.size, recipe.size),
+        BATCH,
+        is_training=True,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        device=torch.device("cpu"),
+        pin_memory=False,
+        **timm_options(recipe),
+    )
+
+
 def drain(batches: Iterable[Any]) -> int:
     """Number of images of an epoch, with each batch accessed."""
     count = 0
@@ -83,17 +98,7 @@ def sides(root: Path, recipe: ViewRecipe, workers: int) -> dict[str, Callable[[]
         replayed.set_epoch(next(epochs))  # other views each time, as the other sides have
         return drain(replayed)
 
-    timms = create_loader(
-        create_dataset("", root=str(root), search_split=False),
-        (3, SIZE, SIZE),
-        BATCH,
-        is_training=True,
-        num_workers=workers,
-        persistent_workers=workers > 0,
-        device=torch.device("cpu"),
-        pin_memory=False,
-        **timm_options(recipe),
-    )
+    timms = timm_loader(root, recipe, workers)
     plain = create_dataset("", root=str(root), search_split=False)
     plain.transform = create_transform(SIZE, is_training=True, **timm_options(recipe))
     torchs = DataLoader(plain, BATCH, shuffle=True, num_workers=workers, persistent_workers=workers > 0)

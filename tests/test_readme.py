@@ -102,7 +102,7 @@ def test_the_loop_of_the_readme_runs_as_it_stands_on_a_small_folder(
 ) -> None:
     (block,) = blocks("README.md", language="python")
     smaller = {
-        '"convnext_base.fb_in22k_ft_in1k"': "teacher",
+        '"resnet50.a1_in1k"': "teacher",
         '"resnet18"': '"test_resnet"',
         "size=224": "size=32",
         "num_views=10": "num_views=2",
