@@ -236,10 +236,12 @@ def _find_rows(run: Rerun, plain: Tensor) -> Cause | None:
     nearest = nearest_rows(plain[mine], read).numpy()
     found = run.codec.decode(run.cache.read_encoded(nearest, view))
     judge = run.judge(plain[mine])
-    same = (judge(found) < _SAME_OUTPUT).numpy() & (nearest != own)
-    wrong = (judge(run.codec.decode(run.cache.read_encoded(own, view))) >= _SAME_OUTPUT).sum()
-    expected = int(wrong) / every / 2
-    if same.sum() < max(4, expected) or len(set(nearest[same].tolist())) < _MANY * same.sum():
+    elsewhere, left = judge(found).numpy(), judge(run.codec.decode(run.cache.read_encoded(own, view))).numpy()
+    wrong = left >= _SAME_OUTPUT
+    same = wrong & (elsewhere < _SAME_OUTPUT) & (nearest != own)
+    if same.sum() < max(4, int(wrong.sum()) / every / 2) or len(set(nearest[same].tolist())) < _MANY * same.sum():
+        return None
+    if elsewhere[same].sum() >= _EXPLAINS * left[same].sum():  # among many outputs with noise, one is nearer by chance
         return None
     keys, first = run.cache.keys(), int(np.flatnonzero(same)[0])
     text = f"the outputs of {keys[own[first]]!r} are in the row of {keys[nearest[first]]!r}"
