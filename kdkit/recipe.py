@@ -180,22 +180,22 @@ class ViewRecipe:
 
     def describe(self) -> str:
         """The fields that differ from their defaults, and always the size and the number of views."""
-        changed = [
-            field.name for field in dataclasses.fields(self) if getattr(self, field.name) != _default(field.name)
-        ]
+        names = [field.name for field in dataclasses.fields(self)]
+        changed = [name for name in names if getattr(self, name) != _default(name)]
         shown = dict.fromkeys(["size", "num_views", *changed])
         return ", ".join(f"{name}={getattr(self, name)!r}" for name in shown)
 
     def describe_steps(self) -> str:
         """What is done to an image, for people."""
-        if not self.augment or self.recorded or self.transform:
-            named = self.transform or (f"recorded {self.recorded}" if self.recorded else "")
-            return named or "resized and cropped at the centre"
-        steps = {"flips": self.hflip, "colours": self.color_jitter, "erasing": self.erasing}
-        steps |= {"mixup": self.mixup_alpha, "cutmix": self.cutmix_alpha}
+        if self.recorded:
+            return f"recorded {self.recorded}"
+        if not self.augment:
+            return "resized and cropped at the centre"
+        steps = {} if self.transform else {"flips": self.hflip, "colours": self.color_jitter, "erasing": self.erasing}
+        steps |= {"mixup": self.mixup_alpha, "cutmix": self.cutmix_alpha} if self.mixes else {}
         crops = " to ".join(f"{100 * share:g}" for share in self.scale)
-        shown = [f"{name} {value:g}" for name, value in steps.items() if value]
-        return ", ".join([f"crops of {crops} %", *([self.auto_augment] if self.auto_augment else []), *shown])
+        drawn = [self.transform] if self.transform else [f"crops of {crops} %", self.auto_augment]
+        return ", ".join([*filter(None, drawn), *(f"{name} {value:g}" for name, value in steps.items() if value)])
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; `from_dict` is the inverse."""

@@ -12,8 +12,8 @@ from typing import Any
 
 from torch import nn
 
-from kdkit.bounds import check_fields, check_model_arguments
-from kdkit.config import StudentConfig
+from kdkit.bounds import check_fields, check_model_arguments, shown
+from kdkit.config import StudentConfig, TeacherConfig
 from kdkit.errors import CheckpointError, ConfigError, UnknownNameError, first_line
 from kdkit.recipe import Interpolation, ViewRecipe
 from kdkit.runtime import files
@@ -124,20 +124,22 @@ def is_student_folder(name: str | Path) -> bool:
     return (Path(name) / STUDENT).is_file() or (Path(name) / EXPORTED).is_file()
 
 
-def input_size_of(name: str | Path) -> int | None:
-    """Side in pixels of the images that the student in a run's folder or an export takes; None for other names.
+def input_size_of(teacher: TeacherConfig | None) -> int | None:
+    """Side in pixels of the images that a run or an export takes; None for other teachers and where a size is given.
 
     Raises:
         CheckpointError: the folder's description is damaged.
     """
-    folder = Path(name)
+    if teacher is None or teacher.input_size is not None:
+        return None
+    folder = Path(teacher.model)
     if (folder / STUDENT).is_file():
         return Student.read(folder).input_size
     if not (folder / EXPORTED).is_file():
         return None
-    config = read_json(folder / EXPORTED, error=CheckpointError).get("pretrained_cfg")
+    config = _read_export(folder).get("pretrained_cfg")
     size = config.get("input_size") if isinstance(config, dict) else None
-    return size[-1] if isinstance(size, list) and size and isinstance(size[-1], int) else None
+    return size[-1] if isinstance(size, list) and size and isinstance(size[-1], int) and size[-1] > 0 else None
 
 
 def load_student(config: StudentConfig) -> tuple[nn.Module, Student]:
@@ -211,9 +213,17 @@ def _checkpoint(folder: Path) -> Path:
     raise CheckpointError(f"{str(folder)!r} holds no checkpoint yet: expected one of {', '.join(CHECKPOINTS)}")
 
 
+def _read_export(folder: Path) -> dict[str, Any]:
+    """The configuration of an export; raises CheckpointError if it is damaged."""
+    config = read_json(folder / EXPORTED, error=CheckpointError)
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{str(folder / EXPORTED)!r} holds {shown(config)}, expected an object: was it edited?")
+    return config
+
+
 def _exported_teachers(folder: Path) -> dict[str, Any]:
     """The caches and the live teacher that an export names; none if it names them otherwise than kdkit does."""
-    config = read_json(folder / EXPORTED, error=CheckpointError)
+    config = _read_export(folder)
     found, live = config.get(CACHES), config.get(LIVE_TEACHER)
     caches = found if isinstance(found, list) else []
     return {

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import math
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -29,7 +29,9 @@ FORMATS = (".npz", ".safetensors")
 def export_cache(
     path: str | Path, output: str | Path, *, view: int = 0, stream: str = LOGITS, overwrite: bool = False
 ) -> Path:
-    """Writes one stream of one view, and the keys: 'keys' [R] of an npz, a JSON list in the metadata of safetensors.
+    """Writes one stream of one view, its keys [R], and with logits the names of the classes [C] if they are known.
+
+    'keys' and 'class_names' are arrays of an npz, JSON lists in the metadata of safetensors.
 
     Logits are written as 'log_probabilities' float16 [R, C], multi-label ones as 'logits' float16 [R, C], features
     under their stream's name as float32 [R, ...].
@@ -67,12 +69,14 @@ class _Rows:
 
     Attributes:
         name: the name that they are exported under.
+        class_names: of their columns [C]; empty if not known.
         shape, dtype: of all rows.
     """
 
     def __init__(self, cache: CachedTeacher, view: int, stream: str) -> None:
         self._cache, self._view, self._stream = cache, view, stream
         is_logits = stream == LOGITS
+        self.class_names = list(cache.class_names or ()) if is_logits and cache.names_classes else []
         self.name = "log_probabilities" if is_logits and not cache.is_multi_label else stream
         self._dtype = torch.float16 if is_logits else torch.float32
         first = self._decode(0, 0)
@@ -91,7 +95,7 @@ class _Rows:
 
 def _write_npz(file: IO[bytes], cache: CachedTeacher, rows: _Rows) -> None:
     """The archive that np.savez would write: members NAME.npy, stored."""
-    keys = cache.keys()
+    keys, names = cache.keys(), rows.class_names
     width = max(map(len, keys), default=1)
     texts = np.dtype(f"<U{max(1, width)}")
     if len(keys) * texts.itemsize > _MAX_KEYS_BYTES:
@@ -100,11 +104,15 @@ def _write_npz(file: IO[bytes], cache: CachedTeacher, rows: _Rows) -> None:
             f"{width:,} characters; expected at most {_MAX_KEYS_BYTES:,}: export to .safetensors"
         )
     pieces = (np.array(keys[first : first + _CHUNK], texts).tobytes() for first in range(0, len(keys), _CHUNK))
+    members: list[tuple[str, np.dtype[Any], tuple[int, ...], Iterable[bytes]]] = [
+        (rows.name, rows.dtype, rows.shape, rows.chunks()),
+        ("keys", texts, (len(keys),), pieces),
+    ]
+    if names:
+        columns = np.array(names)
+        members.append(("class_names", columns.dtype, columns.shape, [columns.tobytes()]))
     with zipfile.ZipFile(file, "w") as archive:
-        for name, dtype, shape, content in (
-            (rows.name, rows.dtype, rows.shape, rows.chunks()),
-            ("keys", texts, (len(keys),), pieces),
-        ):
+        for name, dtype, shape, content in members:
             header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
             with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
                 np.lib.format.write_array_header_1_0(member, header)
@@ -115,7 +123,9 @@ def _write_safetensors(file: IO[bytes], cache: CachedTeacher, rows: _Rows) -> No
     """The format of safetensors: the length of the header, the header as JSON, the bytes of the only tensor."""
     num_bytes = math.prod(rows.shape) * rows.dtype.itemsize
     tensor = {"dtype": _DTYPES[rows.dtype.str], "shape": rows.shape, "data_offsets": [0, num_bytes]}
-    described = {"teacher": cache.metadata.teacher["name"], "keys": json.dumps(cache.keys(), ensure_ascii=False)}
+    texts = {"keys": cache.keys(), **({"class_names": rows.class_names} if rows.class_names else {})}
+    described = {"teacher": cache.metadata.teacher["name"]}
+    described |= {name: json.dumps(listed, ensure_ascii=False) for name, listed in texts.items()}
     header = json.dumps({"__metadata__": described, rows.name: tensor}, ensure_ascii=False).encode()
     if len(header) > _MAX_HEADER_BYTES:
         raise ConfigError(

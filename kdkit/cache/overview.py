@@ -19,7 +19,7 @@ def overview(cache: CacheFile) -> dict[str, str]:
         "cache": f"{cache.path}, {_size(num_bytes(cache.path))}",
         "images": f"{cache.num_rows:,}",
         "classes": summary["classes"],
-        "views": f"{cache.num_views} per image, {recipe.teacher_size or recipe.size} pixels",
+        "views": f"{cache.num_views} per image, {recipe.teacher_size or recipe.size} pixels: {recipe.describe_steps()}",
         **{f"  {stream}": summary[f"  {stream}"] for stream in cache.codecs},
         "teacher": f"{teacher['name']}, {teacher['dtype'].removeprefix('torch.')}",
     }

@@ -1,14 +1,17 @@
-"""Defaults that follow from other options: the views of a run without a cache, and the size of a run's own images."""
+"""Defaults that follow from other options: a live run's views, the size of a run's own images, what arrays are of."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from kdkit.building.config import CacheBuildConfig, CacheEstimateConfig
 from kdkit.config import TeacherConfig
+from kdkit.importers.config import CacheImportConfig
+from kdkit.recipe import ViewRecipe
 from kdkit.training.config import DistillConfig
 
-_VIEWS, _SIZE = "recipe.num_views", "recipe.size"
+_VIEWS, _SIZE, _AUGMENT = "recipe.num_views", "recipe.size", "recipe.augment"
 
 
 def of_run(config: DistillConfig) -> dict[str, int]:
@@ -26,10 +29,19 @@ def of_build(config: CacheBuildConfig | CacheEstimateConfig) -> dict[str, int]:
     return {} if getattr(config, "like", None) is not None else _size_of(config.teacher)
 
 
+def of_import(config: CacheImportConfig) -> dict[str, bool]:
+    """Arrays are outputs on the evaluation view unless random views are described; a size describes none."""
+    recipe = config.recipe
+    if recipe is None or recipe.interpolation == "random":
+        return {}
+    of_both = {name: getattr(recipe, name) for name in ("size", "crop_pct", "interpolation")}
+    return {_AUGMENT: False} if recipe == replace(ViewRecipe(), **of_both) else {}
+
+
 def _size_of(teacher: TeacherConfig | None) -> dict[str, int]:
-    if teacher is None or teacher.input_size is not None or not Path(teacher.model).is_dir():
+    if teacher is None or not Path(teacher.model).is_dir():
         return {}
     from kdkit.student import input_size_of  # loads torch
 
-    size = input_size_of(teacher.model)
+    size = input_size_of(teacher)
     return {} if size is None else {_SIZE: size}

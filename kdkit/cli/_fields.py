@@ -9,7 +9,7 @@ import inspect
 import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, get_origin, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 from kdkit.config.choices import alternatives, choices
 from kdkit.errors import UsageError, nearest
@@ -48,7 +48,15 @@ class Field:
     @property
     def is_list(self) -> bool:
         """Whether it is a list of names or numbers, given one by one or with commas."""
-        return any(kind in alternatives(self.hint) for kind in (tuple[str, ...], tuple[float, ...]))
+        return self.numbers is not None or tuple[str, ...] in alternatives(self.hint)
+
+    @property
+    def numbers(self) -> str | None:
+        """What a list of numbers takes, in words: "numbers", or how many; None if it is none."""
+        for kind in alternatives(self.hint):
+            if get_origin(kind) is tuple and {*get_args(kind)} <= {float, ...}:
+                return "numbers" if ... in get_args(kind) else f"{len(get_args(kind))} numbers"
+        return None
 
     @property
     def splits_commas(self) -> bool:
@@ -64,6 +72,8 @@ class Field:
     def expected(self) -> str:
         """What values it takes, in words; "" where any text may be one."""
         kinds = alternatives(self.hint)
+        if self.numbers is not None:
+            return self.numbers
         if any(kind not in _PLAIN and kind is not type(None) and not choices(kind) for kind in kinds):
             return ""
         named = [*map(str, choices(self.hint))]
@@ -77,9 +87,9 @@ class Field:
             UsageError: the type has no such value.
         """
         kinds, known = alternatives(self.hint), [str(choice) for choice in choices(self.hint)]
-        if tuple[float, ...] in kinds and not all(_parses(float, item) for item in split_list(value)):
-            raise UsageError(f"{flag} takes numbers, got {value!r}")
         if not self.expected or value in known or (value in ("null", "None") and type(None) in kinds):
+            return
+        if self.numbers is not None and all(_parses(float, item) for item in split_list(value)):
             return
         for kind in _PLAIN:
             if kind in kinds and _parses(kind, value):

@@ -12,7 +12,6 @@ import yaml
 
 from kdkit.cli import _preset
 from kdkit.cli._fields import Field, fields_of, split_list
-from kdkit.config.choices import alternatives
 from kdkit.errors import UsageError, nearest
 
 SHORT_FORMS: Mapping[str, tuple[str, ...]] = {
@@ -108,7 +107,7 @@ class Grammar:
 
     def _as_value(self, name: str, items: list[str]) -> str:
         """The items of a list as the parser reads them; one path as it is, where the parser reads it as text."""
-        if tuple[float, ...] in alternatives(self.fields[name].hint):
+        if self.fields[name].numbers is not None:
             return f"[{','.join(items)}]"
         if self._splits_commas(name):
             return json.dumps(items, ensure_ascii=False)  # in quotes, so that a name such as 02 stays a text

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 
 from kdkit.building.build import BuildReport
@@ -66,16 +68,19 @@ def describe_built(report: BuildReport, dataset: ReplayedDataset | None = None) 
             f"{stream} kept": describe_fidelity(values, multi_label=cache.is_multi_label)
             for stream, values in cache.metadata.fidelity.items()
         },
-        **({} if dataset is None else _describe_labels(report, dataset)),
+        **({} if dataset is None else describe_labels(report.path, report.num_rows, dataset)),
         "built": f"{report.images_built:,} images in {report.seconds:.1f} s",
     }
 
 
-def _describe_labels(report: BuildReport, dataset: ReplayedDataset) -> dict[str, str]:
-    """Nothing if there are no labels to compare with, if mixing changes them, or if some images were left out."""
-    if dataset.recipe.mixes or report.num_rows != len(dataset):
+def describe_labels(path: Path, num_rows: int, dataset: ReplayedDataset) -> dict[str, str]:
+    """How often the cached top-1 is the label, and the likely cause where it is not.
+
+    Nothing if there are no labels to compare with, if mixing changes them, or if some images were left out.
+    """
+    if dataset.recipe.mixes or "mixing" in (dataset.recipe.recorded or "") or num_rows != len(dataset):
         return {}
-    found = label_agreement(open_cache(report.path, dataset), dataset)
+    found = label_agreement(open_cache(path, dataset), dataset)
     if found is None:
         return {}
     return {"labels": found.describe() + ("" if found.cause is None else f"; likely {found.cause.text}")}

@@ -62,9 +62,7 @@ def parse_config(
     _check_config_files(arguments)  # as given: a preset becomes the text of a configuration in the long forms
     try:
         if defaults is not None:
-            config = _create(config_class, parser, [flag for flag in long_forms if flag != PRINT_FLAG])
-            given = _given(long_forms)
-            long_forms += [f"--{name}={value}" for name, value in defaults(config).items() if name not in given]
+            long_forms += _dependent(defaults, config_class, parser, long_forms)
         config = _create(config_class, parser, long_forms)
     except (ArgumentError, TypeError) as error:
         raise UsageError(_reason(str(error), grammar)) from error
@@ -75,6 +73,23 @@ def parse_config(
         raise found or UsageError(_reason(str(error), grammar)) from None
     note_config(config)
     return config
+
+
+def _dependent(
+    defaults: Callable[[Config], Mapping[str, object]],
+    config_class: type[Config],
+    parser: ArgumentParser,
+    long_forms: Sequence[str],
+) -> list[str]:
+    """The long flags of defaults that depend on other fields; none where what is printed is not complete."""
+    try:
+        config = _create(config_class, parser, [flag for flag in long_forms if flag != PRINT_FLAG])
+    except (ArgumentError, TypeError, ValueError):
+        if PRINT_FLAG in long_forms:
+            return []
+        raise
+    given = _given(long_forms)
+    return [f"--{name}={value}" for name, value in defaults(config).items() if name not in given]
 
 
 def _create(config_class: type[Config], parser: ArgumentParser, long_forms: list[str]) -> Config:

@@ -32,6 +32,6 @@ def recipe_flags(name: str) -> list[str]:
     """
     if name not in PRESETS:
         raise UsageError(f"--recipe takes {', '.join(PRESETS)}, got {name!r}{nearest(name, PRESETS)}")
-    texts = {field: value if isinstance(value, str) else json.dumps(value) for field, value in PRESETS[name].items()}
-    texts = texts or {"size": "224"}  # a recipe of only defaults is still a recipe that was given
+    given = {"augment": True, **PRESETS[name]}  # one of only defaults is still a recipe that was given
+    texts = {field: value if isinstance(value, str) else json.dumps(value) for field, value in given.items()}
     return [f"--recipe.{field}={text}" for field, text in texts.items()]

@@ -83,9 +83,14 @@ def runs_of(
 def run_each(runs: Sequence[tuple[Path, list[str]]], run: Callable[[list[str]], None]) -> None:
     """Calls `run` with the arguments of each run; one that fails does not stop the others.
 
+    On several ranks it does: those that have not failed may be waiting in that run for this one. The same command then
+    leaves finished runs as they are.
+
     Raises:
         ConfigError: runs failed; names the first.
     """
+    from kdkit.runtime import distributed
+
     failed: list[str] = []
     for number, (folder, arguments) in enumerate(runs, 1):
         if is_first_process():
@@ -93,6 +98,8 @@ def run_each(runs: Sequence[tuple[Path, list[str]]], run: Callable[[list[str]], 
         try:
             run(arguments)
         except KdkitError as error:
+            if distributed.world_size() > 1:
+                raise
             failed.append(f"{folder.name} ({first_line(error)})")
             print(f"failed: {failed[-1]}", file=sys.stderr)
     if failed:

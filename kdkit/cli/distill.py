@@ -67,7 +67,8 @@ def _next_command(config: DistillConfig, report: DistillReport) -> str:
     if is_import_path(config.student):
         flags += f" --arch {quote(config.student)}"
     if config.validation:
-        return f"evaluate {run} {quote(config.validation)}{config.data_flags}{flags}"
+        skips = "" if config.unreadable == "stop" else f" --unreadable {config.unreadable}"
+        return f"evaluate {run} {quote(config.validation)}{config.data_flags}{skips}{flags}"
     return f"export {run} -o DIR{flags}"
 
 

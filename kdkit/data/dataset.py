@@ -26,7 +26,7 @@ from kdkit.errors import DatasetError, LabelError, UnreadableError
 from kdkit.recipe import ViewRecipe
 
 Index = tuple[int, int]
-_ADVICE = "repair or remove it (kdkit cache build and kdkit distill skip such images with --unreadable skip)"
+_ADVICE = "repair or remove it (kdkit cache build, distill and evaluate skip such images with --unreadable skip)"
 Load = Callable[[int], tuple[Any, int]]
 
 

@@ -23,9 +23,9 @@ class EpochSampler(Sampler[list[Index]]):
 
     With views_per_decode k, each k consecutive epochs (0 to k - 1, ...) are a group. A group shows the pairs of row and
     view that k epochs without grouping show, as many in each of its epochs, but the k views of a row are adjacent in
-    one epoch, so that one decode serves them. Of n rows per rank, the last n mod k of the group's order are shown one
-    view per epoch. A batch size that is not a multiple of k splits the views of a row between two batches, which both
-    decode it.
+    one epoch, so that one decode serves them. Of n rows per rank, the last n mod k of the group's order (n mod 2 k if
+    views are mixed) are shown one view per epoch. A batch size that is not a multiple of k splits the views of a row
+    between two batches, which both decode it.
 
     If views are mixed, partners are adjacent, so that a batch of even size, or of a multiple of 2 k, holds whole pairs
     and no image is decoded twice. Rows without a partner among `rows` come last. Several ranks take every

@@ -55,6 +55,9 @@ class EvaluateConfig(StudentConfig, ColumnsConfig, DeviceConfig, LoadingConfig, 
     """Names of the classes, in order, for the one of student and data that has class indices alone: the names, or one
     file with a name per line or a JSON list; none by default."""
 
+    unreadable: Literal["stop", "skip"] = "stop"
+    """What to do about an image that cannot be read: stop, or leave it out of the figures, with a warning."""
+
     output: str | None = None
     """JSON file to write the figures to; none by default."""
 

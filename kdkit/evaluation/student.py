@@ -6,7 +6,7 @@ import dataclasses
 import json
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -72,7 +72,7 @@ def evaluate_student(config: EvaluateConfig, *, show_progress: bool = False) -> 
     Raises:
         CheckpointError: there are no such weights, or they do not fit.
         ClassMismatchError: the folder's classes are not the student's; in another order they are matched by name.
-        DatasetError: the images have no labels.
+        DatasetError: the images have no labels, or one cannot be read and such images are not skipped.
         OutputExistsError: the output file exists.
     """
     output = None if config.output is None else Path(config.output)
@@ -83,18 +83,15 @@ def evaluate_student(config: EvaluateConfig, *, show_progress: bool = False) -> 
     given, has_names = read_class_names(config.class_names), student.class_names is not None
     student = student if has_names else dataclasses.replace(student, class_names=given)
     dataset = _open_images(config, student)
+    dataset = dataset.skipping_unreadable() if config.unreadable == "skip" else dataset
     if given is not None and has_names and dataset.class_names is not None:
         raise ConfigError(f"{config.student!r} and {config.data!r} both name their classes: leave out class_names")
     if dataset.is_unlabelled:
         raise DatasetError(f"no image of {config.data!r} has a label to evaluate with: give a folder of class folders")
     normalization, model = Normalization.of(model), _match_classes(config, model, student, dataset, given)
-    loader = ReplayLoader(
-        dataset,
-        EpochSampler(range(len(dataset)), config.batch_size, shuffle=False),
-        normalization,
-        device=device,
-        num_workers=config.workers,
-    )
+    sampler = EpochSampler(range(len(dataset)), config.batch_size, shuffle=False)
+    loader = ReplayLoader(dataset, sampler, normalization, device=device, num_workers=config.workers)
+    loader.on_skip = skipped = _Skipped(loader.on_skip)
     task = (MultiLabelClassificationTask if dataset.is_multi_label else ClassificationTask)(
         model.to(device), device=device
     )
@@ -105,13 +102,14 @@ def evaluate_student(config: EvaluateConfig, *, show_progress: bool = False) -> 
             found = evaluate(task, loader, amp=amp)
         seconds = time.perf_counter() - begun
         advance(len(dataset))
+    num_images = len(dataset) - len(skipped.keys)
     report = EvaluateReport(
         config.student,
         found.get("top1"),
         found.get("top5"),
         found["loss"],
-        len(dataset),
-        len(dataset) / seconds,
+        num_images,
+        num_images / seconds,
         found.get("mAP"),
         student.weights,
         student.caches,
@@ -120,6 +118,18 @@ def evaluate_student(config: EvaluateConfig, *, show_progress: bool = False) -> 
     if output is not None:
         files.write_text(output, json.dumps(dataclasses.asdict(report), indent=2) + "\n")
     return report
+
+
+class _Skipped:
+    """Hands each skipped sample on, and keeps its key."""
+
+    def __init__(self, on_skip: Callable[[str, str], None]) -> None:
+        self._on_skip = on_skip
+        self.keys: set[str] = set()
+
+    def __call__(self, key: str, reason: str) -> None:
+        self.keys.add(key)
+        self._on_skip(key, reason)
 
 
 def _open_images(config: EvaluateConfig, student: Student) -> ReplayedDataset:

@@ -31,7 +31,8 @@ _SAFETENSORS |= {"I8": "|i1", "BOOL": "|b1"}
 
 
 def open_arrays(path: str | Path) -> dict[str, Array]:
-    """Name -> array of a file of arrays; of a .safetensors file "keys" is the JSON list of texts in its metadata.
+    """Name -> array of a file of arrays; of a .safetensors file "keys" and "class_names" are JSON lists of texts in its
+    metadata.
 
     Raises:
         DatasetError: there is no such file, it is damaged, or holds Python objects.
@@ -96,15 +97,20 @@ def _open_safetensors(file: BinaryIO, origin: str) -> dict[str, Array]:
         raise DatasetError(f"{origin}: its header is a {type(header).__name__}, expected an object of tensors")
     described = header.pop("__metadata__", {})
     arrays = {name: _tensor(file, 8 + length, tensor, f"{origin}: {name[:80]!r}") for name, tensor in header.items()}
-    keys = described.get("keys") if isinstance(described, dict) else None
-    if keys is None:
-        return arrays
-    texts = parse_json(keys, f"{origin}: its keys", error=DatasetError) if isinstance(keys, str) else keys
+    for name in ("keys", "class_names"):
+        if isinstance(described, dict) and described.get(name) is not None:
+            arrays[name] = _texts(described[name], f"{origin}: its {name}")
+    return arrays
+
+
+def _texts(described: Any, origin: str) -> Array:
+    """A list of texts in JSON, as an array."""
+    texts = parse_json(described, origin, error=DatasetError) if isinstance(described, str) else described
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-        raise DatasetError(f"{origin}: its keys are not a list of texts")
+        raise DatasetError(f"{origin} are not a list of texts")
     if len(texts) * max(map(len, texts), default=0) > _MAX_UNPACKED_BYTES:
-        raise DatasetError(f"{origin}: its longest key has {max(map(len, texts)):,} characters, too many for an array")
-    return {**arrays, "keys": np.array(texts, dtype=str)}
+        raise DatasetError(f"{origin} have up to {max(map(len, texts)):,} characters, too many for an array")
+    return np.array(texts, dtype=str)
 
 
 def _tensor(file: BinaryIO, start: int, described: Any, origin: str) -> Array:

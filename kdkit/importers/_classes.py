@@ -7,23 +7,40 @@ from functools import cache
 
 from timm.data import ImageNetInfo
 
+from kdkit.bounds import shown
 from kdkit.errors import ClassMismatchError
 
 _IMAGENET_CLASSES = 1000
 
 
-def choose_classes(names: Sequence[str] | None, num_classes: int, *, sorts_classes: bool) -> list[int] | None:
+def choose_classes(
+    names: Sequence[str] | None, num_classes: int, *, sorts_classes: bool, foreign_names: Sequence[str] | None = None
+) -> list[int] | None:
     """The foreign class of each of the data's class folders.
 
     Args:
         names: the data's class folders, in the order of its labels; None if it has none.
         num_classes: classes of the foreign labels.
         sorts_classes: whether foreign classes are numbered in the sorted order of the folders, rather than the data's.
+        foreign_names: the names of the foreign classes [num_classes], if they have any.
 
     Returns:
-        Class indices, one per name: if the folders are WNIDs and a part of ImageNet-1k, and if there are as many
-        folders as classes, in another order. None to keep all classes as they are.
+        Class indices, one per name: those of the same names; without names, if the folders are WNIDs and a part of
+        ImageNet-1k, and if there are as many folders as classes, in another order. None to keep all classes as they
+        are.
+
+    Raises:
+        ClassMismatchError: a folder is none of the named classes.
     """
+    if names is not None and foreign_names is not None:
+        places = {name: place for place, name in enumerate(foreign_names)}
+        if lacking := [name for name in names if name not in places]:
+            raise ClassMismatchError(
+                f"the labels are of the classes {shown(list(foreign_names))}, the data also has {shown(lacking[0])}: "
+                "give the images of those classes, each in a folder of its class"
+            )
+        order = [places[name] for name in names]
+        return order if order != list(range(num_classes)) else None
     if names is not None and len(names) == num_classes:
         places = {name: place for place, name in enumerate(sorted(names))}
         order = [places[name] for name in names]

@@ -56,6 +56,11 @@ class ForeignCache(Protocol):
     num_entries: int | None
     """Entries K of a label; None for dense labels."""
 
+    @property
+    def class_names(self) -> Sequence[str] | None:
+        """Names of its classes [C], which decide over `sorts_classes` where they are known."""
+        ...
+
     def read(self, row: int) -> ForeignViews:
         """The views of dataset row `row`.
 

@@ -51,6 +51,8 @@ class ImportReport:
     """Images in it."""
     num_views: int
     """Views of each."""
+    views: str
+    """What is done to an image."""
     num_bytes: int
     """Bytes of the file."""
     images_read: int
@@ -60,7 +62,7 @@ class ImportReport:
 
     def __str__(self) -> str:
         return (
-            f"{self.path}: {self.num_rows:,} images x {self.num_views} views, {self.num_bytes:,} bytes; "
+            f"{self.path}: {self.num_rows:,} images x {self.num_views} views ({self.views}), {self.num_bytes:,} bytes; "
             f"{self.images_read:,} images imported in {self.seconds:.1f} s"
         )
 
@@ -86,11 +88,17 @@ def write_import(
 
     Raises:
         DatasetError: a file is damaged or not of its image.
+        ClassMismatchError: the labels name their classes, and the data has others.
         CacheMismatchError: another cache exists at `path`.
         CacheError: the cache cannot be written.
     """
     begun = time.monotonic()
-    classes = choose_classes(data.class_names, foreign.num_classes, sorts_classes=foreign.sorts_classes)
+    classes = choose_classes(
+        data.class_names,
+        foreign.num_classes,
+        sorts_classes=foreign.sorts_classes,
+        foreign_names=foreign.class_names,
+    )
     columns = None if classes is None else torch.tensor(classes)
     spec = _plan(foreign, data, codec, columns)
     with CacheWriter.create(path, spec) as writer:
@@ -110,8 +118,10 @@ def write_import(
                     writer.write(shard, labels.outputs(shard.view, foreign.num_classes, columns))
         written = writer.finish(record={"seconds": round(time.monotonic() - begun, 3), "images": images})
     seconds = time.monotonic() - begun
-    num_views = foreign.recipe.num_views
-    return ImportReport(written, len(data.keys), num_views, written.stat().st_size, images, seconds)
+    recipe = foreign.recipe
+    return ImportReport(
+        written, len(data.keys), recipe.num_views, recipe.describe_steps(), written.stat().st_size, images, seconds
+    )
 
 
 class _Range:

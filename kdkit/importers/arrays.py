@@ -15,13 +15,17 @@ from kdkit.data.views.record import RecordedSteps
 from kdkit.errors import ConfigError, DatasetError
 from kdkit.importers._array_file import ONLY, Array, open_arrays
 from kdkit.importers._classes import check_same_count
-from kdkit.importers._foreign import MAX_CLASSES, ForeignViews, check_labels, name_some, whole_numbers
+from kdkit.importers._foreign import (
+    MAX_CLASSES,
+    ForeignViews,
+    check_labels,
+    whole_numbers,
+)
+from kdkit.importers._keys import match_rows, read_keys, read_texts
 from kdkit.importers._write import ImportReport, write_import
 from kdkit.recipe import ViewRecipe
-from kdkit.runtime.reading import read_text
 
 _STEPS = RecordedSteps(crop="crop")
-_MAX_KEYS_BYTES = 1 << 30
 _GUESSED_ROWS = 64
 _SUM_TOLERANCE = 1e-2
 
@@ -35,7 +39,7 @@ class ArraysCache:
         recipe: what the views look like; without use if the file has boxes, but for its size.
         num_classes: classes C, needed where the labels name their classes by `ids`.
         keys_file: text file with the key of each row, one in a line; by default the file's `keys`, else the dataset's
-            keys in sorted order.
+            keys in the order of torchvision's ImageFolder: class folders, then files, each sorted as texts.
 
     Raises:
         DatasetError: the arrays are of other shapes than expected, or images are missing or left over.
@@ -52,17 +56,17 @@ class ArraysCache:
         keys_file: str | Path | None = None,
     ) -> None:
         self.name = f"arrays:{Path(source).name}"
-        self.sorts_classes = False
         arrays = open_arrays(source)
         self._is_probs, self._values = self._labels(arrays)
         self._ids = arrays.get("ids")
-        self._rows = _match_rows(keys, _read_keys(arrays, keys_file), self.name)
+        self._rows = match_rows(keys, read_keys(arrays, keys_file), self.name)
         self._has_views_first = self._find_views_axis(len(self._rows))
         self.num_views = 1 if self._values.ndim == 2 else self._values.shape[0 if self._has_views_first else 1]
         entries = self._values.shape[-1]
         self.num_entries: int | None = None if self._ids is None else entries
         self.num_classes = entries if self._ids is None else num_classes or 0
         whole_numbers(self.num_classes, f"{self.name}: its number of classes", 0, MAX_CLASSES)
+        self.sorts_classes, self.class_names = False, read_texts(arrays, "class_names")
         self._boxes, self._flips = arrays.get("boxes"), arrays.get("flips")
         self._check_views(len(self._rows))
         self.recipe = self._choose_recipe(recipe)
@@ -125,6 +129,10 @@ class ArraysCache:
                 raise DatasetError(f"{self.name} has {name} of dtype {array.dtype}, expected numbers")
             if array is not None and array.shape != shape:
                 raise DatasetError(f"{self.name} has {name} {list(array.shape)}, expected {list(shape)}")
+        if self.class_names is not None and len(set(self.class_names)) != self.num_classes:
+            raise DatasetError(
+                f"{self.name} has {len(set(self.class_names))} different class_names, expected {self.num_classes}"
+            )
 
     def _choose_recipe(self, recipe: ViewRecipe) -> ViewRecipe:
         if self._boxes is not None:
@@ -137,7 +145,10 @@ class ArraysCache:
                 "[V, N, C] of all views, or leave the number of views out"
             )
         if not recipe.augment and self.num_views != 1:
-            raise ConfigError(f"{self.name} has {self.num_views} views, the evaluation recipe has one")
+            raise ConfigError(
+                f"{self.name} has {self.num_views} views, the evaluation recipe has one: say how they were drawn, e.g. "
+                "by the recipe rrc and its seed, or give their boxes and flips"
+            )
         return dataclasses.replace(recipe, num_views=self.num_views)
 
     def _records(self, place: int) -> Array | None:
@@ -155,37 +166,6 @@ class ArraysCache:
         """The views [V, ...] of one image."""
         found = array[:, place] if self._has_views_first else array[place]
         return np.asarray(found).reshape(self.num_views, -1)
-
-
-def _read_keys(arrays: Mapping[str, Array], keys_file: str | Path | None) -> Sequence[str] | None:
-    """Keys of the rows; None if nothing names them."""
-    if keys_file is not None:
-        return read_text(keys_file, limit=_MAX_KEYS_BYTES, error=DatasetError).splitlines()
-    if "keys" not in arrays:
-        return None
-    keys = arrays["keys"]
-    if keys.ndim != 1 or keys.dtype.kind not in "US":
-        raise DatasetError(f"keys are {keys.dtype} {list(keys.shape)}, expected a list of texts")
-    return [str(key) for key in np.char.decode(keys, "utf-8")] if keys.dtype.kind == "S" else keys.tolist()
-
-
-def _match_rows(keys: Sequence[str], named: Sequence[str] | None, origin: str) -> list[int]:
-    """Row of the arrays for each key of the dataset; without names they are in the order of the sorted keys."""
-    named = sorted(keys) if named is None else named
-    rows = {key: row for row, key in enumerate(named)}
-    if len(rows) < len(named):
-        twice = [key for row, key in enumerate(named) if rows[key] != row]
-        raise DatasetError(f"{origin} names {name_some(twice)} twice: expected each key once")
-    for lacking, what in (
-        ([key for key in keys if key not in rows], "lacks"),
-        (sorted(rows.keys() - set(keys)), "has labels for which there is no image:"),
-    ):
-        if lacking:
-            raise DatasetError(
-                f"{origin} {what} {len(lacking)} images ({name_some(lacking)}): the data has {len(keys)} images, "
-                "keys are paths below its folder"
-            )
-    return [rows[key] for key in keys]
 
 
 def _are_probabilities(values: Array) -> bool:
@@ -210,19 +190,20 @@ def import_arrays(
 
     A .npz or .safetensors file holds `logits`, `log_probabilities` (as `kdkit cache export` writes them) or `probs`,
     [N, C], [N, V, C] or [V, N, C], or `ids` and `probs` [N, V, K]; perhaps `keys` [N], paths below the data's folder;
-    and perhaps `boxes` [N, V, 4] (top, left, height, width in pixels) with `flips` [N, V]. A .npy file holds logits or,
+    perhaps `class_names` [C], by which columns are found, which else are in the order of the data's classes; and
+    perhaps `boxes` [N, V, 4] (top, left, height, width in pixels) with `flips` [N, V]. A .npy file holds logits or,
     where its rows sum to 1, probabilities.
 
     Args:
         source: the file.
         data: the images, all of which the file must name: a name or path, or a source (see
-            `kdkit.data.create_source`). Its classes are those of the file, in the same order.
+            `kdkit.data.create_source`). Its classes are those of the file.
         path: the cache to write; an import that was stopped resumes.
         recipe: what the views that the teacher saw look like; evaluation views of 224 pixels by default. Of recorded
             boxes only its size counts.
         num_classes: classes C, needed where the labels name their classes by `ids`.
         keys_file: text file with the key of each row, one in a line; by default the file's `keys`, else the data's keys
-            in sorted order.
+            in the order of torchvision's ImageFolder: class folders, then files, each sorted as texts.
         codec: of the labels: a name or a codec; by default float16, or topk for labels with `ids`.
         num_workers: processes that read; 0 reads in this one.
         show_progress: whether progress is shown on standard error.
@@ -233,11 +214,12 @@ def import_arrays(
     Raises:
         DatasetError: arrays are of other shapes, an image is missing or left over, or values are not finite; names it.
         ConfigError: the recipe does not fit, or num_classes is missing.
-        ClassMismatchError: the data has another number of classes.
+        ClassMismatchError: the data has another number of classes, or one that `class_names` lacks.
         CacheError: the cache cannot be written.
     """
     recipe = recipe or ViewRecipe.evaluation(224)
     images = create_source(data)
     foreign = ArraysCache(source, images.keys, recipe, num_classes=num_classes, keys_file=keys_file)
-    check_same_count(images.class_names, foreign.num_classes, foreign.name)
+    if foreign.class_names is None:
+        check_same_count(images.class_names, foreign.num_classes, foreign.name)
     return write_import(foreign, images, path, codec=codec, num_workers=num_workers, show_progress=show_progress)

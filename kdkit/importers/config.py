@@ -41,12 +41,13 @@ class CacheImportConfig(ColumnsConfig):
     """Type of fkd's labels, known from their shape except for marginal_renorm, which has to be named."""
 
     keys_file: str | None = None
-    """Text file with the key of each row of arrays, one in a line; by default the file's keys, else the sorted keys of
-    the data."""
+    """Text file with the key of each row of arrays, one in a line; by default the file's keys, else the data's keys
+    in torchvision's order: class folders, then files, each sorted as texts."""
 
     recipe: ViewRecipe | None = None
-    """What the views of arrays look like, by default the evaluation view of 224 pixels; of fkd and of arrays with boxes
-    only the size is used."""
+    """What the views of arrays look like: by default the evaluation view of 224 pixels, or of another size, crop_pct or
+    interpolation; random ones, e.g. rrc, only if they are described. Of fkd and of arrays with boxes only the size is
+    used."""
 
     num_workers: int | Literal["auto"] = AUTO
     """Worker processes that read the source: auto (from the CPUs available) or a number; 0 reads in the main one."""

@@ -17,14 +17,15 @@ from kdkit.losses._features import check_same_width, to_feature_pair
 from kdkit.losses._norm import BatchNorm
 from kdkit.losses.registry import feature_loss
 
-_LEVELS = (4, 2, 1)  # heights and widths of the pooled maps, weighing 1/2, 1/4 and 1/8
+_LEVELS = (4, 2, 1)  # heights and widths of the pooled maps; each that is used weighs half of the one before
 
 
 def review(student_features: Sequence[Tensor], teacher_features: Sequence[Tensor]) -> Tensor:
     """Hierarchical context loss on features that are already fused (`ReviewKD` does both).
 
     sum over stages of (mse(f_s, f_t) + sum_l w_l mse(pool_l f_s, pool_l f_t)) / (1 + sum_l w_l): pooled adaptively to
-    l x l for l = 4, 2, 1 with w = 1/2, 1/4, 1/8, only those l that are below the height; each mse an element mean.
+    l x l for those l of 4, 2, 1 that are below the height, with w = 1/2, 1/4, 1/8 in that order; each mse an element
+    mean.
 
     Args:
         student_features: K maps [B, D, H, W], or [B, D] read as 1 x 1 maps.

@@ -53,7 +53,8 @@ class Preset:
     def options(self, command: str, *, from_cache: bool = False) -> dict[str, Any]:
         """The options for `command`: teacher and recipe, unless a cache has them, and the training.
 
-        The number of views is that of a cache: a live teacher sees new views in each epoch, as in the sources.
+        The number of views is that of a cache. With a live teacher the command line then shows new views in each
+        epoch, as in the sources; in Python give recipe["num_views"], which is 1 by default.
         """
         shared = {"teacher": dict(self.teacher), "recipe": dict(self.recipe)}
         if command != "distill":

@@ -24,6 +24,7 @@ import torch
 from einops import rearrange
 from timm.utils import unwrap_model
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from kdkit.errors import ConfigError, UnknownNameError, nearest
 from kdkit.teachers.model_config import find_classifiers
@@ -33,7 +34,7 @@ POOLED, TOKENS, CLASS_TOKEN, REGISTERS = "pooled", "tokens", "class_token", "reg
 _ALWAYS = (POOLED, TOKENS)  # taps of every model that follows timm's interface
 _given_pooled: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 """Classifier -> whether its input is the pre-logits, once that is known."""
-_NO_LAYERS = (nn.Identity, nn.Dropout, nn.Flatten)
+_SAME_VALUES = {"view", "reshape", "flatten", "squeeze", "unsqueeze", "contiguous", "clone", "detach"}
 _AFTER_THE_LAST = (POOLED, TOKENS, CLASS_TOKEN, REGISTERS)
 
 
@@ -140,31 +141,53 @@ def _run_head(plain: Any, final: Tensor, wants_pooled: bool) -> tuple[Any, Any]:
     return plain.forward_head(final), plain.forward_head(final, pre_logits=True) if wants_pooled else None
 
 
-def _is_given_pooled(plain: Any, classifier: nn.Module, final: Tensor) -> bool:
-    """Whether the classifier's input is the pre-logits: no norm or other layer of the head stands between them."""
+def _is_given_pooled(plain: Any, classifier: nn.Module, final: Any) -> bool:
+    """Whether the classifier's input is the pre-logits: the head runs the same steps on the way to both."""
     if classifier not in _given_pooled:
-        some, run = final[:2].detach(), dict[bool, set[nn.Module]]()
-        with evaluating(plain):
-            given = _read_input(plain, classifier, some)[1]
-            for is_part in (False, True):
-                with _noting_layers(plain) as run[is_part]:
-                    pooled = plain.forward_head(some, pre_logits=is_part)
-        has_shape = given is not None and given.shape == pooled.shape
-        _given_pooled[classifier] = has_shape and run[False] - run[True] == {classifier}
+        _given_pooled[classifier] = isinstance(final, Tensor) and _has_same_steps(plain, classifier, final[:2].detach())
     return _given_pooled[classifier]
 
 
+def _has_same_steps(plain: Any, classifier: nn.Module, final: Tensor) -> bool:
+    until: list[str] = []
+    with evaluating(plain), _without_cast_cache(final.device.type):
+        with _Steps() as steps:
+            handle = classifier.register_forward_pre_hook(lambda *_: until.extend(steps.names))
+            try:
+                given = _read_input(plain, classifier, final)[1]
+            finally:
+                handle.remove()
+        with _Steps() as steps:
+            pooled = plain.forward_head(final, pre_logits=True)
+    return given is not None and given.shape == pooled.shape and until == steps.names
+
+
+class _Steps(TorchFunctionMode):
+    """Notes the functions of torch that run within the context, but for those that leave the values as they are.
+
+    Attributes:
+        names: of the functions, in order. Dropout counts in evaluation, too, unless its probability is 0.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        result, name = func(*args, **kwargs), func.__name__
+        drops_none = "dropout" in name and kwargs.get("p", args[1] if len(args) > 1 else None) == 0
+        if isinstance(result, Tensor) and name not in _SAME_VALUES and not drops_none:
+            self.names.append(name)
+        return result
+
+
 @contextmanager
-def _noting_layers(plain: nn.Module) -> Iterator[set[nn.Module]]:
-    """Yields the layers that run within the context, without those that change no value in evaluation."""
-    found: set[nn.Module] = set()
-    layers = [module for module in plain.modules() if not [*module.children()] and not isinstance(module, _NO_LAYERS)]
-    handles = [layer.register_forward_pre_hook(lambda module, _: found.add(module)) for layer in layers]
-    try:
-        yield found
-    finally:
-        for handle in handles:
-            handle.remove()
+def _without_cast_cache(device: str) -> Iterator[None]:
+    """Autocast as it is, but for its cache: torch before 2.10 keeps casts in it that were made without gradients."""
+    enabled, dtype = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
+    with torch.autocast(device, dtype=dtype, enabled=enabled, cache_enabled=False):
+        yield
 
 
 def _read_input(plain: Any, classifier: nn.Module, final: Tensor) -> tuple[Any, Any]:

@@ -21,7 +21,7 @@ from kdkit.errors import ClassMismatchError, ConfigError, DatasetError, UnknownN
 from kdkit.recipe import ViewRecipe
 from kdkit.resolve import resolve_teacher
 from kdkit.runtime.compare import first_item
-from kdkit.student import Student, is_student_folder
+from kdkit.student import Student, input_size_of, is_student_folder
 from kdkit.tasks import TrainingTask
 from kdkit.teachers import Teacher
 from kdkit.teachers.card import find_card
@@ -39,10 +39,15 @@ from kdkit.training.selection import ChosenSamples
 
 
 def choose_recipe(config: DistillConfig, cache: CacheReader | None) -> ViewRecipe:
-    """The recipe that the configuration gives, else the cache's, else the default with a new view in each epoch."""
+    """The recipe that the configuration gives, else the cache's.
+
+    Else the default with a new view in each epoch, at the size of the teacher's own images if it is a run or an export.
+    """
     if config.recipe is not None:
         return config.recipe
-    return ViewRecipe(num_views=config.train.epochs) if cache is None else cache.recipe
+    if cache is not None:
+        return cache.recipe
+    return ViewRecipe(size=input_size_of(config.teacher) or ViewRecipe.size, num_views=config.train.epochs)
 
 
 def open_validation(config: DistillConfig, recipe: ViewRecipe, chosen: Sequence[str] | None = None) -> ReplayedDataset:

@@ -82,7 +82,10 @@ def export_student(config: ExportConfig) -> ExportReport:
             save_file({name: value.contiguous() for name, value in model.state_dict().items()}, folder / WEIGHTS)
             student.write(folder)
         files.share(folder / WEIGHTS)
-        files.write_text(folder / CARD, describe_model(student, Path(config.student), is_timm=is_timm, ema=config.ema))
+        card = describe_model(
+            student, Path(config.student), is_timm=is_timm, ema=config.ema, checkpoint=config.checkpoint
+        )
+        files.write_text(folder / CARD, card)
         if config.onnx:
             _write_onnx(model, student.input_size, folder / ONNX)
     written = tuple(path for name in _FILES if (path := folder / name).exists())

@@ -23,7 +23,9 @@ _MAX_BYTES = 1 << 24
 _METRICS = {"top1": "top-1", "mAP": "mAP"}
 
 
-def describe_model(student: Student, run: Path, *, is_timm: bool, ema: bool = False) -> str:
+def describe_model(
+    student: Student, run: Path, *, is_timm: bool, ema: bool = False, checkpoint: str | Path | None = None
+) -> str:
     """The text of the model card: what the student is, what taught it, on which images, and how it was measured.
 
     Args:
@@ -31,10 +33,13 @@ def describe_model(student: Student, run: Path, *, is_timm: bool, ema: bool = Fa
         run: the folder of its run; of what is missing there, the card says nothing.
         is_timm: whether timm loads the export.
         ema: whether the weights are the moving average.
+        checkpoint: the file of the weights, if it was named; of weights from elsewhere the run measured nothing.
     """
+    is_own = checkpoint is None or Path(checkpoint).resolve().parent == run.resolve()
+    measured = _measured(run, student.num_epochs, ema=ema) if is_own else None
     header = {"library_name": "timm" if is_timm else "kdkit"}
     tags = ["image-classification", "knowledge-distillation", "kdkit", *(["timm"] if is_timm else [])]
-    rows = "\n".join(f"| {name} | {_cell(value)} |" for name, value in _facts(student, run, ema=ema))
+    rows = "\n".join(f"| {name} | {_cell(value)} |" for name, value in _facts(student, run, measured))
     return f"""---
 {yaml.safe_dump({**header, "tags": tags}, sort_keys=False)}---
 
@@ -49,7 +54,7 @@ and the teacher.
 """
 
 
-def _facts(student: Student, run: Path, *, ema: bool) -> Iterator[tuple[str, Any]]:
+def _facts(student: Student, run: Path, measured: tuple[str, float] | None) -> Iterator[tuple[str, Any]]:
     """Name and value of each row."""
     config = _config(run)
     found = config.get("train")
@@ -69,8 +74,8 @@ def _facts(student: Student, run: Path, *, ema: bool) -> Iterator[tuple[str, Any
         yield "teacher", _teacher(student, config)
         yield "loss", _loss(config)
         yield "training", f"{training.get('epochs')} epochs, {student.num_views or 'unknown'} views per image"
-    if (found := _measured(run, student.num_epochs, ema=ema)) is not None:
-        metric, value = found
+    if measured is not None:
+        metric, value = measured
         yield metric, f"{value:.2f} % on {config.get('validation', 'the validation images')}"
     if student.weights is not None:
         yield "weights", student.weights

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,11 +32,12 @@ class TrainReport:
     @property
     def best(self) -> tuple[int, float] | None:
         """The epoch, counted from 1, with the best top-1 (of multi-label data mAP), and that metric in percent; of the
-        EMA weights if there are any; None without validation images."""
+        EMA weights if there are any; an epoch whose metric is NaN is not the best. None without validation images."""
         found = [main_metric(record) for record in self.epochs]
         if not found or any(metric is None for metric in found):
             return None
-        epoch = max(range(len(found)), key=lambda number: found[number] or 0.0)
+        values = [-math.inf if metric is None or math.isnan(metric) else metric for metric in found]
+        epoch = values.index(max(values))
         return epoch + 1, float(found[epoch] or 0.0)
 
     @classmethod

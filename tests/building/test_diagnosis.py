@@ -296,7 +296,9 @@ def test_the_command_prints_the_agreement_and_names_a_cause_in_one_line(
         np.savez(tmp_path / f"{name}.npz", logits=array, keys=keys)
         imported = ["cache", "import", "arrays", f"{tmp_path}/{name}.npz", str(images), "-o", f"{tmp_path}/{name}.h5"]
         assert main([*imported, "--size", "8"]) == 0
-        capsys.readouterr()
+        ends = " ".join(capsys.readouterr().out.split())
+        assert f"labels the top-1 of 200 rows is their class folder for {'9' if code else '100.0%'}" in ends
+        assert ("likely its rows are shifted by +1" in ends) == bool(code)
         assert main(["cache", "verify", f"{tmp_path}/{name}.h5", str(images)]) == code
         printed = capsys.readouterr()
         if code:

@@ -9,8 +9,8 @@ import pytest
 from support import write_digits
 
 from kdkit.cli import main
-from kdkit.cli._sweep import combinations, split_sweep
-from kdkit.errors import UsageError
+from kdkit.cli._sweep import combinations, run_each, split_sweep
+from kdkit.errors import DatasetError, KdkitError, UsageError
 
 TRAIN = ["--student", "test_resnet", "--epochs", "1", "--batch-size", "10", "--workers", "0", "--size", "32"]
 
@@ -75,3 +75,19 @@ def test_runs_of_a_sweep_are_replaced_however_that_is_said(
     written = Path("runs/lr=1e-3/config.yaml").stat().st_mtime_ns
     assert main([*command, overwrite]) == 0
     assert Path("runs/lr=1e-3/config.yaml").stat().st_mtime_ns > written
+
+
+@pytest.mark.parametrize(("world_size", "count"), [(1, 2), (2, 1)])
+def test_a_run_that_fails_ends_the_sweep_where_other_ranks_may_wait_for_it(
+    world_size: int, count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kdkit.runtime.distributed.world_size", lambda: world_size)
+    begun: list[str] = []
+
+    def fail(arguments: list[str]) -> None:
+        begun.extend(arguments)
+        raise DatasetError("no image")
+
+    with pytest.raises(KdkitError, match="no image"):
+        run_each([(tmp_path / "a", ["a"]), (tmp_path / "b", ["b"])], fail)
+    assert len(begun) == count

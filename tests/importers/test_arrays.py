@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 import torch
 from foreign_caches import TRAIN, Keys, photographs
+from PIL import Image
 from safetensors.numpy import save_file
+from torchvision.datasets import ImageFolder
 
 from kdkit.cache import open_cache
 from kdkit.cache.export import FORMATS, export_cache
@@ -50,7 +52,7 @@ def in_order(array: np.ndarray, names: list[str]) -> np.ndarray:
 
 
 @pytest.mark.parametrize("kind", ["logits", "probs"])
-def test_npy_rows_are_in_the_order_of_the_sorted_keys_and_told_apart_by_their_sums(kind: str, tmp_path: Path) -> None:
+def test_npy_rows_are_in_torchvisions_order_and_told_apart_by_their_sums(kind: str, tmp_path: Path) -> None:
     array = logits(4, CLASSES)
     expected = in_order(softmax(array)[:, None], sorted(KEYS))
     np.save(tmp_path / "x.npy", array if kind == "logits" else softmax(array).astype("f4"))
@@ -71,6 +73,60 @@ def test_rows_are_found_by_their_keys(suffix: str, tmp_path: Path) -> None:
     import_arrays(path, Keys(KEYS), tmp_path / "teacher.h5", recipe=RRC, codec="float32")
     check(tmp_path / "teacher.h5", in_order(softmax(array), SHUFFLED), 1e-6)
     assert open_cache(tmp_path / "teacher.h5").recipe == ViewRecipe(size=32, num_views=VIEWS)
+
+
+def test_rows_without_keys_are_in_the_order_of_torchvisions_image_folder(tmp_path: Path) -> None:
+    for key in ("a-b/2.png", "a/10.png", "a/2.png", "a/x/0.png", "10/0.png", "2/0.png"):
+        (tmp_path / "train" / key).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / "train" / key)
+    theirs = [str(Path(path).relative_to(tmp_path / "train")) for path, _ in ImageFolder(tmp_path / "train").samples]
+    array = logits(6, 4)
+    np.save(tmp_path / "x.npy", array)
+    import_arrays(tmp_path / "x.npy", tmp_path / "train", tmp_path / "t.h5", codec="float32")
+    cache = open_cache(tmp_path / "t.h5")
+    keys, found = cache.keys(), cache.codecs["logits"].decode(cache.read_encoded(np.arange(6), 0)).exp().numpy()
+    np.testing.assert_allclose(found, softmax(array)[[theirs.index(key) for key in keys]], atol=1e-6)
+
+
+@pytest.mark.parametrize("suffix", ["npz", "bytes", "safetensors"])
+@pytest.mark.parametrize("more", [[], ["d"]])
+def test_columns_are_found_by_the_names_of_their_classes(suffix: str, more: list[str], tmp_path: Path) -> None:
+    names = ["c", *more, "a", "b"]
+    array = logits(4, len(names))
+    if suffix == "safetensors":
+        path = tmp_path / "x.safetensors"
+        save_file({"logits": array}, path, {"keys": json.dumps(SHUFFLED), "class_names": json.dumps(names)})
+    else:
+        path = tmp_path / "x.npz"
+        np.savez(path, logits=array, keys=SHUFFLED, class_names=np.array(names, "S" if suffix == "bytes" else None))
+    import_arrays(path, Keys(KEYS, ["a", "b", "c"]), tmp_path / "teacher.h5", codec="float32")
+    expected = softmax(array[:, [names.index(name) for name in ("a", "b", "c")]])[:, None]
+    check(tmp_path / "teacher.h5", in_order(expected, SHUFFLED), 1e-6)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["a", "b", "x"], r"of the classes \['a', 'b', 'x'\], the data also has 'c'"),
+        (["a", "b", "b"], "2 different class_names, expected 3"),
+        (["a", "b"], "2 different class_names, expected 3"),
+        ([0, 1, 2], "class_names are int64"),
+    ],
+)
+def test_class_names_that_do_not_fit_are_refused(names: list[Any], message: str, tmp_path: Path) -> None:
+    np.savez(tmp_path / "x.npz", logits=logits(4, 3), keys=KEYS, class_names=names)
+    with pytest.raises((ClassMismatchError, DatasetError), match=message):
+        import_arrays(tmp_path / "x.npz", Keys(KEYS, ["a", "b", "c"]), tmp_path / "teacher.h5")
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_an_export_names_its_classes_and_is_imported_in_another_order_of_them(suffix: str, tmp_path: Path) -> None:
+    array = logits(4, 3)
+    np.savez(tmp_path / "x.npz", logits=array, keys=KEYS)
+    import_arrays(tmp_path / "x.npz", Keys(KEYS, ["a", "b", "c"]), tmp_path / "teacher.h5", codec="float32")
+    exported = export_cache(tmp_path / "teacher.h5", tmp_path / f"exported{suffix}")
+    import_arrays(exported, Keys(KEYS, ["c", "a", "b"]), tmp_path / "again.h5", codec="float32")
+    check(tmp_path / "again.h5", softmax(array[:, [2, 0, 1]])[:, None])
 
 
 @pytest.mark.parametrize("suffix", FORMATS)

@@ -63,6 +63,43 @@ def test_arrays_are_imported_with_the_recipe_that_is_named(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
+    ("flags", "shown"),
+    [
+        ([], "1 per image, 224 pixels: resized and cropped at the centre"),
+        (["--size", "64"], "1 per image, 64 pixels: resized and cropped at the centre"),
+        (["--size", "64", "--recipe.interpolation", "bilinear"], "64 pixels: resized and cropped at the centre"),
+        (["--recipe.crop_pct", "0.95"], "224 pixels: resized and cropped at the centre"),
+        (["--recipe", "eval", "--size", "64"], "64 pixels: resized and cropped at the centre"),
+        (["--recipe", "rrc", "--size", "64"], "64 pixels: crops of 8 to 100 %, flips 0.5"),
+        (["--recipe", "rrc"], "224 pixels: crops of 8 to 100 %, flips 0.5"),
+        (["--size", "64", "--recipe.scale", "0.5,1"], "64 pixels: crops of 50 to 100 %, flips 0.5"),
+        (["--size", "64", "--recipe.augment"], "64 pixels: crops of 8 to 100 %, flips 0.5"),
+        (["--config", "recipe: {size: 64}"], "64 pixels: resized and cropped at the centre"),
+    ],
+)
+def test_arrays_are_of_the_evaluation_view_until_random_views_are_described(
+    flags: list[str], shown: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if "--config" in flags:
+        (tmp_path / "c.yaml").write_text(flags[-1])
+        flags = ["--config", str(tmp_path / "c.yaml")]
+    np.save(tmp_path / "x.npy", np.zeros((6, 4), "f4"))
+    path = str(tmp_path / "teacher.h5")
+    assert main(["cache", "import", "arrays", str(tmp_path / "x.npy"), str(TRAIN), "-o", path, *flags]) == 0
+    assert f"views ({shown.partition(': ')[2]})" in " ".join(capsys.readouterr().out.split())
+    assert main(["cache", "info", path]) == 0
+    assert shown in " ".join(capsys.readouterr().out.split())
+
+
+def test_several_views_need_a_word_on_how_they_were_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    np.save(tmp_path / "x.npy", np.zeros((6, 2, 4), "f4"))
+    command = ["cache", "import", "arrays", str(tmp_path / "x.npy"), str(TRAIN), "-o", str(tmp_path / "teacher.h5")]
+    assert main([*command, "--size", "64"]) == 1
+    assert "2 views, the evaluation recipe has one: say how they were drawn" in capsys.readouterr().err
+    assert main([*command, "--size", "64", "--recipe", "rrc"]) == 0
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["joblib", "x"], "no importer reads 'joblib'; known: ml-dr, fkd, arrays"),

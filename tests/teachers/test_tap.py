@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 import torchvision
 from support import tiny_model
 from torch import nn
+from torch.nn import functional
 
 from kdkit import create_teacher
 from kdkit.errors import ConfigError, UnknownNameError
@@ -134,7 +136,7 @@ def test_any_module_is_a_tap_by_its_path(make: Any, tap: str, expected: Any) -> 
     outputs = run_teacher(create_teacher(model, taps=[tap]))
     feature = outputs.features[tap]
     torch.testing.assert_close(*expected(model, feature))
-    assert torch.equal(outputs.logits, model(images()))
+    torch.testing.assert_close(outputs.logits, model(images()), rtol=1e-5, atol=1e-6)  # LSTMs differ by a rounding
     model.train()
     modes = [module.training for module in model.modules()]
     assert width_of(feature) == tap_width(model, tap)
@@ -241,3 +243,70 @@ def test_pooled_is_timms_pre_logits_in_training_too_whatever_stands_before_the_c
     assert isinstance(logits, tuple) or logits.shape == (2, 10)
     assert model.training
     assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+@pytest.mark.slow
+def test_a_model_whose_features_are_several_has_a_pooled_tap_in_training() -> None:
+    model = timm.create_model("coat_tiny", num_classes=10).train()
+    logits, found = forward_with_taps(model, images(224), ["pooled"])
+    assert (logits.shape, found["pooled"].shape) == ((2, 10), (2, tap_width(model, "pooled")))
+
+
+@pytest.mark.slow
+def test_dropout_between_pooled_and_the_classifier_is_not_in_the_tap() -> None:
+    torch.manual_seed(0)
+    model = timm.create_model("mvitv2_tiny", num_classes=10, drop_rate=0.5).train()
+    assert not (forward_with_taps(model, images(224), ["pooled"])[1]["pooled"] == 0).any()
+
+
+class Normalising(nn.Module):
+    """A model with timm's interface, whose head takes a step on the way to the classifier that is no module."""
+
+    def __init__(self, step: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.body, self.head, self.step, self.num_features = nn.Conv2d(3, 4, 3), nn.Linear(4, 10), step, 4
+
+    def get_classifier(self) -> nn.Module:
+        return self.head
+
+    def forward_features(self, x: torch.Tensor) -> torch.Tensor:
+        return self.body(x)  # type: ignore[no-any-return]
+
+    def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
+        x = x.mean((2, 3))
+        return x if pre_logits else self.head(self.step(x))
+
+
+@pytest.mark.parametrize(
+    ("step", "runs"),
+    [
+        (lambda x: x, 1),
+        (lambda x: x.reshape(2, 4, 1).flatten(1), 1),
+        (lambda x: functional.dropout(x, 0.0, training=True), 1),
+        (functional.normalize, 2),
+        (lambda x: x * 2, 2),
+        (lambda x: functional.dropout(x, 0.5, training=False), 2),
+    ],
+)
+def test_pooled_is_before_any_step_that_changes_it_on_the_way_to_the_classifier(
+    step: Callable[[torch.Tensor], torch.Tensor], runs: int
+) -> None:
+    model = Normalising(step).train()
+    forward_with_taps(model, images(), ["pooled"])  # the first finds out
+    counted: list[bool] = []
+    head = model.forward_head
+    model.forward_head = lambda x, pre_logits=False: (counted.append(pre_logits), head(x, pre_logits))[1]  # type: ignore
+    logits, found = forward_with_taps(model, images(), ["pooled"])
+    torch.testing.assert_close(found["pooled"], model.body(images()).mean((2, 3)))
+    assert len(counted) == runs
+    assert logits.shape == (2, 10)
+
+
+def test_finding_out_how_pooled_is_read_leaves_nothing_in_the_cache_of_autocast() -> None:
+    seen: list[bool] = []
+    model = Normalising(lambda x: (seen.append(torch.is_autocast_cache_enabled()), x)[1]).train()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        logits, _ = forward_with_taps(model, images(), ["pooled"])
+        logits.float().sum().backward()
+    assert seen == [False, True]
+    assert model.head.weight.grad is not None

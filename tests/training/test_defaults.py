@@ -11,8 +11,10 @@ from safetensors.torch import save_file
 from support import tiny_model, write_digits
 
 from kdkit.cli import main
+from kdkit.config import TeacherConfig
 from kdkit.errors import ClassMismatchError, ConfigError
 from kdkit.recipe import ViewRecipe
+from kdkit.training.components import choose_recipe
 from kdkit.training.config import DistillConfig, TrainConfig
 from kdkit.training.distill import distill
 
@@ -109,6 +111,45 @@ def test_the_next_command_works_as_it_is_printed(
         assert f"top-1 {best}" in capsys.readouterr().out
 
 
+def test_an_unreadable_image_is_skipped_by_the_evaluation_that_comes_next(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_digits(tmp_path / "val", 20)
+    sorted((tmp_path / "val").rglob("*.png"))[7].write_bytes(b"no image")
+    train = ["--size", "32", "--epochs", "1", "--val", "val", "-o", "r", "--unreadable", "skip"]
+    assert main(["distill", str(folder / "data"), *SHORT, *train]) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("next: kdkit ")]
+    command = shlex.split(line.removeprefix("next: kdkit "))
+    assert main([*command, "--device", "cpu", "--workers", "0"]) == 0
+    assert "19 images, " in capsys.readouterr().out
+    assert main([word for word in command if word not in ("--unreadable", "skip")]) == 1
+    assert "--unreadable skip" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flags", [["--preset", "resnet18_kd"], ["--size", "32"], []])
+@pytest.mark.parametrize("command", ["distill", "cache build", "cache import"])
+def test_options_are_printed_before_all_that_is_required_is_given(
+    command: str, flags: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    taken = [] if command == "cache import" and "--preset" in flags else flags
+    assert main([*command.split(), *taken, "--print_config"]) == 0
+    assert "output" in yaml.safe_load(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("written", ["[]", '{"pretrained_cfg": {"input_size": [3, -4, -4]}}', "{"])
+def test_a_damaged_export_as_teacher_is_one_line(
+    written: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "teacher").mkdir()
+    (tmp_path / "teacher" / "config.json").write_text(written)
+    build = ["cache", "build", str(folder / "data"), "--teacher", str(tmp_path / "teacher"), "--device", "cpu"]
+    assert main([*build, "-o", str(tmp_path / "t.h5")]) == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "teacher" in error
+
+
 def test_a_student_with_more_classes_than_the_data_is_refused(folder: Path, tmp_path: Path) -> None:
     config = DistillConfig(
         data=str(folder / "data"), output=str(tmp_path), student="test_resnet", student_options={"num_classes": 20}
@@ -156,6 +197,10 @@ def test_a_run_and_its_export_as_teachers_give_the_size_of_the_views(
         recipe = printed_recipe(["distill", "data", *SHORT, "--teacher", teacher, "--epochs", "7", "-o", "r"], capsys)
         assert recipe is not None
         assert (recipe["size"], recipe["num_views"]) == (48, 7)
+        config = DistillConfig(
+            data="data", output="r", student="s", teacher=TeacherConfig(teacher), train=TrainConfig(epochs=7)
+        )
+        assert choose_recipe(config, None) == ViewRecipe(size=48, num_views=7)
     assert main(["cache", "build", "data", "--teacher", "teacher", "--views", "2", "-o", "own.h5"]) == 0
     assert main(["cache", "build", "data", "--like", "own.h5", "--teacher", "exported", "-o", "second.h5"]) == 0
     shown = capsys.readouterr().err
@@ -169,6 +214,8 @@ def test_a_run_and_its_export_as_teachers_give_the_size_of_the_views(
         (ViewRecipe(), "crops of 8 to 100 %, flips 0.5"),
         (ViewRecipe(scale=(0.5, 1.0), hflip=0.0, erasing=0.25), "crops of 50 to 100 %, erasing 0.25"),
         (ViewRecipe(auto_augment="rand-m9", mixup_alpha=0.8), "crops of 8 to 100 %, rand-m9, flips 0.5, mixup 0.8"),
+        (ViewRecipe(mixup_alpha=0.8, mix_prob=0.0), "crops of 8 to 100 %, flips 0.5"),
+        (ViewRecipe(transform="mine.crop", cutmix_alpha=1.0), "mine.crop, cutmix 1"),
         (ViewRecipe.evaluation(32), "resized and cropped at the centre"),
     ],
 )

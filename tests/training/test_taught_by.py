@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -84,3 +85,9 @@ def test_a_student_of_its_own_average_names_no_live_teacher_and_its_card_has_the
         assert main(["export", str(run), "-o", str(tmp_path / name), *flags]) == 0
         card = (tmp_path / name / "README.md").read_text()
         assert f"| top-1 | {float(rows[best][column]):.2f} % on " in card
+    shutil.copytree(run, tmp_path / "other")
+    for number, (checkpoint, is_measured) in enumerate(((run, True), (tmp_path / "other", False))):
+        weights = ["--checkpoint", str(checkpoint / "model_best.pth.tar"), "-o", str(tmp_path / f"named{number}")]
+        assert main(["export", str(run), *weights]) == 0
+        card = (tmp_path / f"named{number}" / "README.md").read_text()
+        assert ("| top-1 | " in card) == is_measured, card

@@ -20,6 +20,7 @@ from kdkit.runtime.progress import Display
 from kdkit.training.config import TrainConfig
 from kdkit.training.evaluate import evaluate
 from kdkit.training.logger import RunLogger
+from kdkit.training.report import TrainReport
 from kdkit.training.setup import prepare
 from kdkit.training.train import train
 
@@ -188,3 +189,11 @@ def test_a_task_that_wraps_nothing_on_several_ranks_is_refused(monkeypatch: pyte
 def test_a_training_config_refuses_what_cannot_work(field: str, value: int) -> None:
     with pytest.raises(ConfigError, match=field):
         TrainConfig(**{field: value})
+
+
+def test_an_epoch_whose_metric_is_no_number_is_not_reported_as_the_best() -> None:
+    records = [{"seconds": 1.0, "images": 8.0, "val_top1": top1} for top1 in (math.nan, 50.0, 20.0, math.nan)]
+    assert TrainReport.of(records).best == (2, 50.0)
+    epoch, value = TrainReport.of(records[:1]).best or (0, 0.0)
+    assert epoch == 1
+    assert math.isnan(value)
