@@ -20,7 +20,7 @@ PAGES = (ROOT / "README.md", ROOT / "docs" / "benchmarks.md", *sorted((ROOT / "d
 BLOCK = re.compile(r"(<!-- figures: (\w+)(?: (\w+))? -->\n).*?(<!-- end -->)", re.DOTALL)
 BUDGETS = (48, 64, 96, 128, 192)
 WAYS = ("labels alone", "live teacher", "cached teacher")
-_IMAGENET = 1_281_167  # training images
+_IMAGENET, _DIGITS = 1_281_167, 1_347  # training images, of the digits those of the demonstration
 WIDTH = 150  # characters of a line
 
 
@@ -105,9 +105,9 @@ def demo(folder: Path) -> str:
     top1 = {way: f"{found[way]['top1']} ± {found[way]['spread']} %" for way in WAYS}
     seconds = {way: f"{found[way]['seconds']:.0f}\N{NO-BREAK SPACE}s" for way in WAYS}
     sentences = (
-        f"In the demonstration, with scikit-learn's digits, {found['labels']} labelled images alone bring a small",
-        f"student to {top1['labels alone']}. With a teacher's outputs for all training images, most of them without",
-        f"labels, it reaches {top1['live teacher']} live, and {top1['cached teacher']} from the cache. A student takes",
+        f"In the demonstration, with scikit-learn's digits, the teacher has learned from all {_DIGITS:,} labels, a",
+        f"small student sees {found['labels']} of them: alone these bring it to {top1['labels alone']}, with the teacher's",
+        f"outputs for all images to {top1['live teacher']} live, and to {top1['cached teacher']} from the cache. A student takes",
         f"{seconds['live teacher']} live and {seconds['cached teacher']} from the cache, whose one build took",
         f"{found['build: seconds']:.0f} s",
         f"({found['seeds']} seeds, {result['date']}).",

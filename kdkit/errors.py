@@ -35,7 +35,7 @@ class ShapeError(KdkitError, ValueError):
 
 
 class MissingTeacherError(KdkitError, RuntimeError):
-    """A distillation task has neither a teacher nor a teacher output."""
+    """A distillation task has neither a teacher nor a teacher output, or the output lacks what its loss needs."""
 
 
 class DeviceMemoryError(KdkitError, MemoryError):
