@@ -106,8 +106,9 @@ def demo(folder: Path) -> str:
     seconds = {way: f"{found[way]['seconds']:.0f}\N{NO-BREAK SPACE}s" for way in WAYS}
     sentences = (
         f"In the demonstration, with scikit-learn's digits, the teacher has learned from all {_DIGITS:,} labels, a",
-        f"small student sees {found['labels']} of them: alone these bring it to {top1['labels alone']}, with the teacher's",
-        f"outputs for all images to {top1['live teacher']} live, and to {top1['cached teacher']} from the cache. A student takes",
+        f"small student sees {found['labels']} of them: alone these bring it to {top1['labels alone']}, with the",
+        f"teacher's outputs for all images to {top1['live teacher']} live, and to {top1['cached teacher']} from the",
+        "cache. A student takes",
         f"{seconds['live teacher']} live and {seconds['cached teacher']} from the cache, whose one build took",
         f"{found['build: seconds']:.0f} s",
         f"({found['seeds']} seeds, {result['date']}).",

@@ -75,8 +75,8 @@ def tables() -> str:
     memory = [
         [
             "a build, per process, in addition to teacher and loader",
-            f"up to `--memory`, {BuildConfig.memory:,} MiB by default, for as many views at a time as fit: each an unfinished "
-            f"shard ({largest / 1e6:,.0f} MB in float16) and a batch of pixels",
+            f"up to `--memory`, {BuildConfig.memory:,} MiB by default, for as many views at a time as fit: each an "
+            f"unfinished shard ({largest / 1e6:,.0f} MB in float16) and a batch of pixels",
         ],
         [
             "fitting lowrank, once",
