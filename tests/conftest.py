@@ -1,5 +1,8 @@
 """For every test: one thread per process, set before torch is imported, and the signal handlers restored after it.
 
+Commands in the test's own process take one view per decode where they would measure what is faster (`auto`): on a busy
+machine two equal commands could choose differently, and show their images in another order.
+
 Outside tests/faults no test waits until the disk has what it wrote, some milliseconds each time: only a loss of power
 would show the difference, and what one leaves is the matter of tests/faults. Processes that a test starts do wait.
 """
@@ -12,6 +15,7 @@ from pathlib import Path
 import pytest
 
 FAULTS = Path(__file__).parent / "faults"
+MEASURED = Path(__file__).parent / "training" / "test_loading.py"
 
 # The models are tiny: a second thread takes a core from the neighbouring test process and gives nothing back.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -28,6 +32,14 @@ def _no_waiting_for_the_disk(request: pytest.FixtureRequest) -> Iterator[None]:
 def _checked_descriptor(descriptor: int) -> None:
     """What is left of `os.fsync`: one that is not open is an error."""
     os.fstat(descriptor)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_choice_by_speed(request: pytest.FixtureRequest) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        if request.path != MEASURED:
+            patch.setattr("kdkit.training.loading._measure_loading", lambda dataset: None)
+        yield
 
 
 @pytest.fixture(autouse=True)

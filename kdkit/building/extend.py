@@ -70,8 +70,7 @@ def extend_cache(
 
     Raises:
         CacheMismatchError: the cache was made with other settings or elsewhere, or has more views; names what differs.
-        UnreadableError: images cannot be read, and `unreadable` is "stop"; names them.
-        DatasetError, ConfigError: another rank has other data or another teacher; names both.
+        DatasetError, ConfigError: images cannot be read (UnreadableError), or another rank has other data or teachers.
         CacheIncompleteError, CacheLockedError: its build has not finished, or another process is writing it.
         NonFiniteOutputError: an output is NaN, infinite, or beyond what the codec can hold; names samples.
         CacheError: the folder cannot be written, or the disk is full.
