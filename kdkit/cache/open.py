@@ -93,8 +93,7 @@ def open_cache(
         CacheIncompleteError: its build has not finished.
         CacheMismatchError: it was made with a different recipe, dataset or images; names the field and both values.
         CacheStreamError: the cache lacks one of the streams; names the streams that it has.
-        CacheCorruptError: it is damaged.
-        CacheVersionError: a newer kdkit wrote it, in a format that this one cannot read.
+        CacheCorruptError, CacheVersionError: it is damaged, or of a format that this version cannot read.
         ClassMismatchError: several caches differ in the number or the order of their classes, or a cache lacks one of
             the chosen classes.
         ConfigError: `path` is neither a path nor a list of paths, or the weights or temperatures do not fit the caches.
