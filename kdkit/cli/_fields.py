@@ -53,10 +53,16 @@ class Field:
     @property
     def numbers(self) -> str | None:
         """What a list of numbers takes, in words: "numbers", or how many; None if it is none."""
-        for kind in alternatives(self.hint):
-            if get_origin(kind) is tuple and {*get_args(kind)} <= {float, ...}:
-                return "numbers" if ... in get_args(kind) else f"{len(get_args(kind))} numbers"
-        return None
+        kinds = [get_args(kind) for kind in alternatives(self.hint) if get_origin(kind) is tuple]
+        if not any({*items} <= {float, ...} for items in kinds):
+            return None
+        return "numbers" if self.length is None else f"{self.length} numbers"
+
+    @property
+    def length(self) -> int | None:
+        """How many items a list has, if their number is fixed."""
+        kinds = [get_args(kind) for kind in alternatives(self.hint) if get_origin(kind) is tuple]
+        return next((len(items) for items in kinds if ... not in items), None)
 
     @property
     def splits_commas(self) -> bool:
@@ -89,12 +95,17 @@ class Field:
         kinds, known = alternatives(self.hint), [str(choice) for choice in choices(self.hint)]
         if not self.expected or value in known or (value in ("null", "None") and type(None) in kinds):
             return
-        if self.numbers is not None and all(_parses(float, item) for item in split_list(value)):
+        if self.numbers is not None and all(is_number(item) for item in split_list(value)):
             return
         for kind in _PLAIN:
             if kind in kinds and _parses(kind, value):
                 return
         raise UsageError(f"{flag} takes {self.expected}, got {value!r}{nearest(value, known)}")
+
+
+def is_number(text: str) -> bool:
+    """Whether Python reads the text as a number."""
+    return _parses(float, text)
 
 
 def split_list(value: str) -> list[str]:

@@ -6,12 +6,13 @@ This is the one place that reads a command line; jsonargparse parses the result.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 
 import yaml
 
 from kdkit.cli import _preset
-from kdkit.cli._fields import Field, fields_of, split_list
+from kdkit.cli._fields import Field, fields_of, is_number, split_list
 from kdkit.errors import UsageError, nearest
 
 SHORT_FORMS: Mapping[str, tuple[str, ...]] = {
@@ -95,7 +96,9 @@ class Grammar:
                 preset = value
             elif name in self.fields and self.fields[name].is_list:
                 items = split_list(value) if self._splits_commas(name) else [value]
-                lists.setdefault(name, []).extend(items)
+                listed_so_far = lists.get(name, [])
+                is_full = len(listed_so_far) + len(items) > (self.fields[name].length or math.inf)
+                lists[name] = items if is_full else [*listed_so_far, *items]
             else:
                 values.append((name, value))
         if preset is not None:
@@ -108,6 +111,8 @@ class Grammar:
     def _as_value(self, name: str, items: list[str]) -> str:
         """The items of a list as the parser reads them; one path as it is, where the parser reads it as text."""
         if self.fields[name].numbers is not None:
+            if items in (["null"], ["None"]):
+                return "null"
             return f"[{','.join(items)}]"
         if self._splits_commas(name):
             return json.dumps(items, ensure_ascii=False)  # in quotes, so that a name such as 02 stays a text
@@ -155,7 +160,7 @@ class Grammar:
                 field.check(flag, value)
             yield name, value
             while field is not None and field.is_list and not equals and not missing and waiting:
-                if waiting[0].startswith("-"):
+                if waiting[0].startswith("-") and not (field.numbers and is_number(waiting[0])):
                     break
                 field.check(flag, waiting[0])
                 yield name, waiting.pop(0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from argparse import ArgumentError
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,9 +21,11 @@ from kdkit.errors import KdkitError, UsageError, first_line, nearest
 from kdkit.runtime.reading import read_yaml
 
 Config = TypeVar("Config")
+Defaults = Callable[[Config, Set[str]], Mapping[str, object]]
 
 _MAX_ALIASES = 100  # yaml.dump writes one where a list occurs twice
 _MAX_ITEMS = 2048  # the configuration of a run has 300; jsonargparse takes seconds for a list of 10,000
+_STANDS_FOR = {"format": "arrays"}  # a required field that is not given; for others any text does
 _REQUIRED = re.compile(r"following arguments are required: (.+)")
 _KEY = re.compile(r'Parser key "([\w.]+)"')
 _UNKNOWN = re.compile(r"Option '([\w.]+)' is not accepted")
@@ -34,7 +36,7 @@ def parse_config(
     command: str,
     arguments: list[str],
     positionals: Mapping[str, str] | None = None,
-    defaults: Callable[[Config], Mapping[str, object]] | None = None,
+    defaults: Defaults[Config] | None = None,
 ) -> Config:
     """The `config_class` that the command line describes.
 
@@ -43,7 +45,8 @@ def parse_config(
         command: the command's name, e.g. "cache build".
         arguments: the arguments after the command.
         positionals: the positional arguments: metavar -> field; a metavar in brackets may be left out.
-        defaults: field -> its default, for those whose default depends on other fields of the configuration.
+        defaults: from the configuration and the names of the fields that are given, field -> its default, for those
+            whose default depends on other fields.
 
     Raises:
         UsageError: the command takes no such flag or value, or something is missing.
@@ -62,7 +65,7 @@ def parse_config(
     _check_config_files(arguments)  # as given: a preset becomes the text of a configuration in the long forms
     try:
         if defaults is not None:
-            long_forms += _dependent(defaults, config_class, parser, long_forms)
+            long_forms += _dependent(defaults, config_class, parser, grammar, long_forms)
         config = _create(config_class, parser, long_forms)
     except (ArgumentError, TypeError) as error:
         raise UsageError(_reason(str(error), grammar)) from error
@@ -76,20 +79,20 @@ def parse_config(
 
 
 def _dependent(
-    defaults: Callable[[Config], Mapping[str, object]],
+    defaults: Defaults[Config],
     config_class: type[Config],
     parser: ArgumentParser,
+    grammar: Grammar,
     long_forms: Sequence[str],
 ) -> list[str]:
-    """The long flags of defaults that depend on other fields; none where what is printed is not complete."""
-    try:
-        config = _create(config_class, parser, [flag for flag in long_forms if flag != PRINT_FLAG])
-    except (ArgumentError, TypeError, ValueError):
-        if PRINT_FLAG in long_forms:
-            return []
-        raise
+    """The long flags of defaults that depend on other fields; what is only printed need not be complete for that."""
     given = _given(long_forms)
-    return [f"--{name}={value}" for name, value in defaults(config).items() if name not in given]
+    flags = [flag for flag in long_forms if flag != PRINT_FLAG]
+    if PRINT_FLAG in long_forms:
+        missing = [path for path, field in grammar.fields.items() if field.is_required and path not in given]
+        flags += [f"--{path}={_STANDS_FOR.get(path, '.')}" for path in missing]
+    found = defaults(_create(config_class, parser, flags), given)
+    return [f"--{name}={value}" for name, value in found.items() if name not in given]
 
 
 def _create(config_class: type[Config], parser: ArgumentParser, long_forms: list[str]) -> Config:

@@ -36,6 +36,8 @@ def run(arguments: list[str]) -> None:
         **config.options_of(importer),
     )
     print_wrapped(str(report))
-    print_labelled(describe_labels(report.path, report.num_rows, open_dataset(source, cache=report.path)))
-    flags = f"{config.data_flags} --cache {quote(str(report.path))} --student resnet18 -o runs/resnet18"
+    dataset = open_dataset(source, cache=report.path)
+    print_labelled(describe_labels(report.path, report.num_rows, dataset))
+    loss = " --loss sigmoid_kl" if dataset.is_multi_label else ""
+    flags = f"{config.data_flags} --cache {quote(str(report.path))}{loss} --student resnet18 -o runs/resnet18"
     print(f"next: kdkit distill {name_data(config.data)}{flags}")

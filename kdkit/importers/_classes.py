@@ -4,13 +4,46 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
+from typing import NamedTuple
 
+import torch
 from timm.data import ImageNetInfo
+from torch import Tensor
 
 from kdkit.bounds import shown
+from kdkit.data.sources.class_order import index_classes
 from kdkit.errors import ClassMismatchError
+from kdkit.importers._foreign import ForeignCache
+from kdkit.teachers.class_map import composed
 
 _IMAGENET_CLASSES = 1000
+
+
+class Classes(NamedTuple):
+    """The classes of an imported cache."""
+
+    names: Sequence[str] | None
+    """Of the data, or of data without labels those that the foreign cache names, in natural order."""
+    columns: Tensor | None
+    """The foreign class of each, int64 [C]; None for all foreign classes as they are."""
+
+
+def match_classes(foreign: ForeignCache, names: Sequence[str] | None) -> Classes:
+    """The classes that a cache of `foreign` has.
+
+    Args:
+        foreign: what is imported.
+        names: the data's class folders, in the order of its labels; None if it has none.
+
+    Raises:
+        ClassMismatchError: a folder is none of the named classes.
+    """
+    if names is None and foreign.class_names is not None:
+        names = index_classes(foreign.class_names, foreign.name)[1]
+    chosen = choose_classes(
+        names, foreign.num_classes, sorts_classes=foreign.sorts_classes, foreign_names=foreign.class_names
+    )
+    return Classes(names, None if chosen is None else torch.tensor(chosen))
 
 
 def choose_classes(
@@ -33,7 +66,7 @@ def choose_classes(
         ClassMismatchError: a folder is none of the named classes.
     """
     if names is not None and foreign_names is not None:
-        places = {name: place for place, name in enumerate(foreign_names)}
+        places = {name: place for place, name in enumerate(composed(foreign_names))}
         if lacking := [name for name in names if name not in places]:
             raise ClassMismatchError(
                 f"the labels are of the classes {shown(list(foreign_names))}, the data also has {shown(lacking[0])}: "

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from kdkit.data import FolderSource, TarSource, ZipSource
 from kdkit.errors import DatasetError
 from kdkit.importers._array_file import Array
 from kdkit.importers._foreign import name_some, torchvision_order
 from kdkit.runtime.reading import read_text
+from kdkit.teachers.class_map import composed
 
 _MAX_KEYS_BYTES = 1 << 30
 
@@ -28,12 +31,37 @@ def read_texts(arrays: Mapping[str, Array], name: str) -> list[str] | None:
         return None
     if texts.ndim != 1 or texts.dtype.kind not in "US":
         raise DatasetError(f"{name} are {texts.dtype} {list(texts.shape)}, expected a list of texts")
-    return [str(text) for text in np.char.decode(texts, "utf-8")] if texts.dtype.kind == "S" else texts.tolist()
+    try:
+        return [str(text) for text in np.char.decode(texts, "utf-8")] if texts.dtype.kind == "S" else texts.tolist()
+    except UnicodeDecodeError as error:
+        raise DatasetError(f"{name} are bytes that are not UTF-8 ({error}): expected texts") from error
 
 
-def match_rows(keys: Sequence[str], named: Sequence[str] | None, origin: str) -> list[int]:
-    """Row of the arrays for each key of the dataset; without names they are in torchvision's order."""
-    named = [keys[place] for place in torchvision_order(keys)] if named is None else named
+def order_of_rows(images: Any) -> list[int]:
+    """Dataset row of each row of arrays that nothing names: torchvision's order of files, other data's own order."""
+    plain = images
+    while hasattr(plain, "source"):  # of a selection, or of several labels per image
+        plain = plain.source
+    if isinstance(plain, (FolderSource, ZipSource, TarSource)):
+        return torchvision_order(images.keys)
+    return list(range(len(images.keys)))
+
+
+def match_rows(keys: Sequence[str], named: Sequence[str] | None, order: Sequence[int] | None, origin: str) -> list[int]:
+    """Row of the arrays for each key of the dataset.
+
+    Args:
+        keys: of the dataset.
+        named: of the rows; None if nothing names them.
+        order: dataset row of each row of the arrays where nothing names them; None for the same.
+        origin: the arrays, for errors.
+
+    Raises:
+        DatasetError: a key is named twice, or there is none for an image, or no image for it.
+    """
+    named = [keys[place] for place in order or range(len(keys))] if named is None else named
+    if not set(keys) <= set(named):  # perhaps in another form of Unicode
+        keys, named = composed(keys), composed(named)
     rows = {key: row for row, key in enumerate(named)}
     if len(rows) < len(named):
         twice = [key for row, key in enumerate(named) if rows[key] != row]

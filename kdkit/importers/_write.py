@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 
 from kdkit._version import __version__
 from kdkit.cache import CacheSpec, CacheWriter, Codec, create_codec
-from kdkit.cache.codecs import RowCodec
+from kdkit.cache.codecs import RowCodec, multi_label_codec
 from kdkit.cache.codecs.record import RecordCodec
 from kdkit.cache.fidelity import measure_rows, summarise_rows
 from kdkit.cache.format.constants import BLOCK_ROWS, LOGITS, RECORDS
@@ -26,9 +26,10 @@ from kdkit.cache.format.metadata import Shard
 from kdkit.data.loader import translate_worker_errors
 from kdkit.data.sources.base import ImageSource
 from kdkit.data.sources.left_out import skipped_of
+from kdkit.data.sources.multi_label import num_labels_of
 from kdkit.data.worker import leave_signals_to_parent
 from kdkit.errors import DatasetError
-from kdkit.importers._classes import choose_classes
+from kdkit.importers._classes import Classes, match_classes
 from kdkit.importers._foreign import Array, ForeignCache, ForeignViews, to_logits
 from kdkit.runtime.progress import progress
 
@@ -93,14 +94,9 @@ def write_import(
         CacheError: the cache cannot be written.
     """
     begun = time.monotonic()
-    classes = choose_classes(
-        data.class_names,
-        foreign.num_classes,
-        sorts_classes=foreign.sorts_classes,
-        foreign_names=foreign.class_names,
-    )
-    columns = None if classes is None else torch.tensor(classes)
-    spec = _plan(foreign, data, codec, columns)
+    classes = match_classes(foreign, data.class_names)
+    columns = classes.columns
+    spec = _plan(foreign, data, codec, classes)
     with CacheWriter.create(path, spec) as writer:
         by_range: dict[tuple[int, int], list[Shard]] = {}
         for shard in writer.missing():
@@ -167,15 +163,15 @@ def _parts(views: ForeignViews) -> tuple[Any, Any, Any]:
     return views.values, views.ids, views.records
 
 
-def _plan(foreign: ForeignCache, data: ImageSource, codec: Codec | str | None, columns: Tensor | None) -> CacheSpec:
+def _plan(foreign: ForeignCache, data: ImageSource, codec: Codec | str | None, classes: Classes) -> CacheSpec:
     """What the cache will hold. Its labels are measured, and their codec fitted, on images spread over the data."""
-    num_views, num_rows = foreign.recipe.num_views, len(data.keys)
+    num_views, num_rows, columns = foreign.recipe.num_views, len(data.keys), classes.columns
     num_classes = foreign.num_classes if columns is None else len(columns)
     each = -(-num_rows // _SAMPLED_ROWS)
     sample = _Range(len(range(0, num_rows, each)))
     sample.add([foreign.read(row) for row in range(0, num_rows, each)])
     first = sample.outputs(0, foreign.num_classes, columns)
-    fitted = _choose_codec(foreign, codec, num_classes)
+    fitted = _choose_codec(foreign, codec, num_classes, is_multi_label=num_labels_of(data) is not None)
     if fitted.needs_fit:
         views = range(1, min(num_views, 8)) or [0]
         rows = [sample.outputs(view, foreign.num_classes, columns)[LOGITS] for view in views]
@@ -193,7 +189,7 @@ def _plan(foreign: ForeignCache, data: ImageSource, codec: Codec | str | None, c
         codecs=codecs,
         teacher={"name": foreign.name, "versions": {"kdkit": __version__}},
         recipe=foreign.recipe,
-        class_names=data.class_names,
+        class_names=classes.names,
         names_classes=False,  # the labels may be of other classes than the folders
         skipped=skipped_of(data),
         shard_rows=max(BLOCK_ROWS, min(_SHARD_ROWS, in_memory) // BLOCK_ROWS * BLOCK_ROWS),
@@ -201,9 +197,11 @@ def _plan(foreign: ForeignCache, data: ImageSource, codec: Codec | str | None, c
     )
 
 
-def _choose_codec(foreign: ForeignCache, codec: Codec | str | None, num_classes: int) -> Codec:
+def _choose_codec(foreign: ForeignCache, codec: Codec | str | None, num_classes: int, *, is_multi_label: bool) -> Codec:
     if isinstance(codec, Codec):
         return codec
+    if is_multi_label:
+        return multi_label_codec(codec, num_classes)
     entries = foreign.num_entries
     name = codec or ("float16" if entries is None else "topk")
     options = {"k": min(entries, num_classes)} if name == "topk" and entries is not None else {}

@@ -21,9 +21,10 @@ from kdkit.importers._foreign import (
     check_labels,
     whole_numbers,
 )
-from kdkit.importers._keys import match_rows, read_keys, read_texts
+from kdkit.importers._keys import match_rows, order_of_rows, read_keys, read_texts
 from kdkit.importers._write import ImportReport, write_import
 from kdkit.recipe import ViewRecipe
+from kdkit.teachers.class_map import composed
 
 _STEPS = RecordedSteps(crop="crop")
 _GUESSED_ROWS = 64
@@ -38,8 +39,8 @@ class ArraysCache:
         keys: of the dataset's images.
         recipe: what the views look like; without use if the file has boxes, but for its size.
         num_classes: classes C, needed where the labels name their classes by `ids`.
-        keys_file: text file with the key of each row, one in a line; by default the file's `keys`, else the dataset's
-            keys in the order of torchvision's ImageFolder: class folders, then files, each sorted as texts.
+        order: dataset row of each row of the file, if nothing names its rows; by default the same.
+        keys_file: text file with the key of each row, one in a line; by default the file's `keys`.
 
     Raises:
         DatasetError: the arrays are of other shapes than expected, or images are missing or left over.
@@ -52,6 +53,7 @@ class ArraysCache:
         keys: Sequence[str],
         recipe: ViewRecipe,
         *,
+        order: Sequence[int] | None = None,
         num_classes: int | None = None,
         keys_file: str | Path | None = None,
     ) -> None:
@@ -59,7 +61,7 @@ class ArraysCache:
         arrays = open_arrays(source)
         self._is_probs, self._values = self._labels(arrays)
         self._ids = arrays.get("ids")
-        self._rows = match_rows(keys, read_keys(arrays, keys_file), self.name)
+        self._rows = match_rows(keys, read_keys(arrays, keys_file), order, self.name)
         self._has_views_first = self._find_views_axis(len(self._rows))
         self.num_views = 1 if self._values.ndim == 2 else self._values.shape[0 if self._has_views_first else 1]
         entries = self._values.shape[-1]
@@ -129,9 +131,11 @@ class ArraysCache:
                 raise DatasetError(f"{self.name} has {name} of dtype {array.dtype}, expected numbers")
             if array is not None and array.shape != shape:
                 raise DatasetError(f"{self.name} has {name} {list(array.shape)}, expected {list(shape)}")
-        if self.class_names is not None and len(set(self.class_names)) != self.num_classes:
+        names = self.class_names
+        if names is not None and not len(set(composed(names))) == len(names) == self.num_classes:
             raise DatasetError(
-                f"{self.name} has {len(set(self.class_names))} different class_names, expected {self.num_classes}"
+                f"{self.name} has {len(names)} class_names, {len(set(composed(names)))} of them different, expected "
+                f"{self.num_classes}"
             )
 
     def _choose_recipe(self, recipe: ViewRecipe) -> ViewRecipe:
@@ -202,8 +206,9 @@ def import_arrays(
         recipe: what the views that the teacher saw look like; evaluation views of 224 pixels by default. Of recorded
             boxes only its size counts.
         num_classes: classes C, needed where the labels name their classes by `ids`.
-        keys_file: text file with the key of each row, one in a line; by default the file's `keys`, else the data's keys
-            in the order of torchvision's ImageFolder: class folders, then files, each sorted as texts.
+        keys_file: text file with the key of each row, one in a line; by default the file's `keys`, else the images
+            of folders and archives in the order of torchvision's ImageFolder (class folders, then files, each sorted
+            as texts), and those of tables and datasets in their own.
         codec: of the labels: a name or a codec; by default float16, or topk for labels with `ids`.
         num_workers: processes that read; 0 reads in this one.
         show_progress: whether progress is shown on standard error.
@@ -219,7 +224,9 @@ def import_arrays(
     """
     recipe = recipe or ViewRecipe.evaluation(224)
     images = create_source(data)
-    foreign = ArraysCache(source, images.keys, recipe, num_classes=num_classes, keys_file=keys_file)
+    foreign = ArraysCache(
+        source, images.keys, recipe, order=order_of_rows(images), num_classes=num_classes, keys_file=keys_file
+    )
     if foreign.class_names is None:
         check_same_count(images.class_names, foreign.num_classes, foreign.name)
     return write_import(foreign, images, path, codec=codec, num_workers=num_workers, show_progress=show_progress)

@@ -41,8 +41,8 @@ class CacheImportConfig(ColumnsConfig):
     """Type of fkd's labels, known from their shape except for marginal_renorm, which has to be named."""
 
     keys_file: str | None = None
-    """Text file with the key of each row of arrays, one in a line; by default the file's keys, else the data's keys
-    in torchvision's order: class folders, then files, each sorted as texts."""
+    """Text file with the key of each row of arrays, one in a line; by default the file's keys, else the images
+    of folders in torchvision's order (class folders, then files, each sorted as texts), other data's in its own."""
 
     recipe: ViewRecipe | None = None
     """What the views of arrays look like: by default the evaluation view of 224 pixels, or of another size, crop_pct or

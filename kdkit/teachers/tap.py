@@ -137,7 +137,8 @@ def _run_head(plain: Any, final: Tensor, wants_pooled: bool) -> tuple[Any, Any]:
     if wants_pooled and plain.training and not torch.compiler.is_compiling():
         classifiers = find_classifiers(plain)
         if len(classifiers) == 1 and _is_given_pooled(plain, classifiers[0], final):
-            return _read_input(plain, classifiers[0], final)
+            output, pooled = _read_input(plain, classifiers[0], final)
+            return output, plain.forward_head(final, pre_logits=True) if pooled is None else pooled
     return plain.forward_head(final), plain.forward_head(final, pre_logits=True) if wants_pooled else None
 
 
@@ -149,42 +150,47 @@ def _is_given_pooled(plain: Any, classifier: nn.Module, final: Any) -> bool:
 
 
 def _has_same_steps(plain: Any, classifier: nn.Module, final: Tensor) -> bool:
-    until: list[str] = []
+    until: list[Any] = []
     with evaluating(plain), _without_cast_cache(final.device.type):
         with _Steps() as steps:
-            handle = classifier.register_forward_pre_hook(lambda *_: until.extend(steps.names))
+            handle = classifier.register_forward_pre_hook(lambda *_: until.extend(steps.found))
             try:
                 given = _read_input(plain, classifier, final)[1]
             finally:
                 handle.remove()
         with _Steps() as steps:
             pooled = plain.forward_head(final, pre_logits=True)
-    return given is not None and given.shape == pooled.shape and until == steps.names
+    return given is not None and given.shape == pooled.shape and until == steps.found
 
 
 class _Steps(TorchFunctionMode):
     """Notes the functions of torch that run within the context, but for those that leave the values as they are.
 
     Attributes:
-        names: of the functions, in order. Dropout counts in evaluation, too, unless its probability is 0.
+        found: the name of each function, and the identities of the parameters that it takes, in order. Dropout counts
+            in evaluation, too, unless its probability is 0.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.names: list[str] = []
+        self.found: list[tuple[str, list[int]]] = []
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         result, name = func(*args, **kwargs), func.__name__
         drops_none = "dropout" in name and kwargs.get("p", args[1] if len(args) > 1 else None) == 0
         if isinstance(result, Tensor) and name not in _SAME_VALUES and not drops_none:
-            self.names.append(name)
+            taken = [id(value) for value in (*args, *kwargs.values()) if isinstance(value, nn.Parameter)]
+            self.found.append((name, taken))
         return result
 
 
 @contextmanager
 def _without_cast_cache(device: str) -> Iterator[None]:
     """Autocast as it is, but for its cache: torch before 2.10 keeps casts in it that were made without gradients."""
+    if not torch.amp.is_autocast_available(device):
+        yield
+        return
     enabled, dtype = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
     with torch.autocast(device, dtype=dtype, enabled=enabled, cache_enabled=False):
         yield

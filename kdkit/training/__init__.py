@@ -15,6 +15,7 @@ Where to look:
     optimizer.py    timm's optimisers and schedules; warmup.py, setup.py prepare task and weights
     frozen.py       epochs in which the head learns alone
     evaluate.py     the student's metrics after an epoch; preflight.py, a check before the first step
+    validation.py   the images that they are measured on, compared with the student's classes
     labels.py       checks the labels of the run's images; selection.py takes a part of the classes or images
     data_record.py  the images that a run resumes with or not at all; image_record.py, their files
     confidence.py   leaves out views by the teacher's predictions

@@ -16,11 +16,9 @@ from kdkit.cache import CacheReader
 from kdkit.cache.format.constants import LOGITS
 from kdkit.config import EMA, name_data
 from kdkit.data import ReplayedDataset, ReplayLoader
-from kdkit.dataset import open_dataset
-from kdkit.errors import ClassMismatchError, ConfigError, DatasetError, UnknownNameError
+from kdkit.errors import ClassMismatchError, ConfigError, UnknownNameError
 from kdkit.recipe import ViewRecipe
 from kdkit.resolve import resolve_teacher
-from kdkit.runtime.compare import first_item
 from kdkit.student import Student, input_size_of, is_student_folder
 from kdkit.tasks import TrainingTask
 from kdkit.teachers import Teacher
@@ -48,40 +46,6 @@ def choose_recipe(config: DistillConfig, cache: CacheReader | None) -> ViewRecip
     if cache is not None:
         return cache.recipe
     return ViewRecipe(size=input_size_of(config.teacher) or ViewRecipe.size, num_views=config.train.epochs)
-
-
-def open_validation(config: DistillConfig, recipe: ViewRecipe, chosen: Sequence[str] | None = None) -> ReplayedDataset:
-    """The validation images, at the size of the training's views, of the `chosen` classes; they must have labels."""
-    folder = str(config.validation)
-    dataset = open_dataset(folder, recipe=ViewRecipe.evaluation(recipe.size), class_names=chosen, **config.columns)
-    if dataset.is_unlabelled:
-        raise DatasetError(f"no image of {folder!r} has a label to validate with: give a folder of class folders")
-    return dataset.skipping_unreadable() if config.unreadable == "skip" else dataset
-
-
-def check_validation(
-    config: DistillConfig,
-    dataset: ReplayedDataset,
-    training: ReplayedDataset,
-    class_names: Sequence[str] | None,
-    num_classes: int,
-) -> None:
-    """Checks that the validation images are of the student's classes, and their labels in range."""
-    names = None if class_names is None else list(class_names)
-    is_known = names is not None or not training.is_unlabelled
-    own = None if dataset.class_names is None else list(dataset.class_names)
-    if own != names if is_known else len(own or ()) not in (0, num_classes):
-        expected = _describe_classes(names) if is_known else f"{num_classes} classes without names"
-        place, here, there = first_item(own, names)
-        first = f" (class {place[1:-1]} is {here!r}, and {there!r} in training)" if place else ""
-        remedy = "both must have the same classes"
-        if own is None or names is None:
-            remedy = "give class folders, or names as labels, in both"
-        raise DatasetError(
-            f"the validation data {config.validation!r} has {_describe_classes(own)}, the training data "
-            f"{expected}{first}: {remedy}"
-        )
-    check_labels(dataset, num_classes, str(config.validation))
 
 
 def make_task(
@@ -242,9 +206,3 @@ def create_loader(
         rows=None if samples is None else samples.rows,
         shown_views=None if samples is None else samples.views,
     )
-
-
-def _describe_classes(names: Sequence[str] | None, limit: int = 5) -> str:
-    if names is None:
-        return "class indices without names"
-    return f"the classes [{', '.join(names[:limit])}{', ...' if len(names) > limit else ''}]"

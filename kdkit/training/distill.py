@@ -31,13 +31,11 @@ from kdkit.tasks import DistillationTask, TrainingTask
 from kdkit.training.checkpoint import PREVIOUS, Checkpoints
 from kdkit.training.components import (
     card_top1,
-    check_validation,
     choose_recipe,
     create_loader,
     describe,
     make_task,
     num_classes_of,
-    open_validation,
 )
 from kdkit.training.config import DistillConfig
 from kdkit.training.data_record import RunRecord
@@ -53,6 +51,7 @@ from kdkit.training.selection import ChosenClasses, ChosenSamples, choose_sample
 from kdkit.training.setup import start_average
 from kdkit.training.trackers import TENSORBOARD
 from kdkit.training.train import train
+from kdkit.training.validation import check_validation, open_validation
 from kdkit.types import Normalization, TeacherSource
 
 _logger = logging.getLogger(__name__)

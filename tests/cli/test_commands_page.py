@@ -288,6 +288,46 @@ def test_lists_of_caches_and_numbers_are_given_one_by_one(capsys: pytest.Capture
 
 
 @pytest.mark.parametrize(
+    "flags",
+    [
+        ["--recipe.scale", "0.5,1"],
+        ["--recipe.scale", "0.5", "1"],
+        ["--recipe.scale=[0.5, 1.0]"],
+        ["--recipe.scale", "(.5,1.)"],
+        ["--recipe.scale", "0.3,1", "--recipe.scale", "0.5,1"],
+        ["--recipe.scale", "0.3", "1", "--recipe.scale=0.5,1"],
+    ],
+)
+def test_a_pair_of_numbers_is_typed_in_any_way_and_the_last_one_counts(
+    flags: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["distill", "data", "--student", "s", "-o", "o", *flags, "--print_config"]) == 0
+    assert yaml.safe_load(capsys.readouterr().out)["recipe"]["scale"] == [0.5, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("flags", "hint"),
+    [
+        ("--recipe.scale 0.5", "recipe.scale cannot be [0.5]: it takes 2 numbers"),
+        ("--recipe.scale 0.1,0.5,1", "cannot be [0.1, 0.5, 1]: it takes 2 numbers"),
+        ("--recipe.scale a,b", "--recipe.scale takes 2 numbers, got 'a,b'"),
+        ("--recipe.scale 0.5 -1", "scale must be an increasing pair"),
+        ("--recipe.scale -0.5,1", "scale must be an increasing pair"),
+        ("--recipe.scale null", "--recipe.scale takes 2 numbers, got 'null'"),
+    ],
+)
+def test_what_is_no_pair_of_numbers_is_refused(flags: str, hint: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["distill", "data", "--student", "s", "-o", "o", *flags.split()]) != 0
+    assert hint in capsys.readouterr().err
+
+
+def test_a_list_of_numbers_may_be_none(capsys: pytest.CaptureFixture[str]) -> None:
+    base = ["distill", "data", "--student", "s", "-o", "o", "--cache", "a.h5", "--print_config"]
+    assert main([*base, "--cache-weights", "null"]) == 0
+    assert yaml.safe_load(capsys.readouterr().out)["cache_weights"] is None
+
+
+@pytest.mark.parametrize(
     "name", ["[x]", "null", "None", "~", "true", "10", "1e3", "{a: b}", '"q"', "a b.h5", "a [1], b: c.h5", "#a", "é.h5"]
 )
 def test_one_cache_is_named_as_it_is_typed_whatever_yaml_makes_of_it(

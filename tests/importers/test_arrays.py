@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from torchvision.datasets import ImageFolder
 
 from kdkit.cache import open_cache
 from kdkit.cache.export import FORMATS, export_cache
+from kdkit.data import ArraySource, MappedSource, create_source
 from kdkit.dataset import open_dataset
 from kdkit.errors import ClassMismatchError, ConfigError, DatasetError
 from kdkit.importers import import_arrays
@@ -52,9 +54,9 @@ def in_order(array: np.ndarray, names: list[str]) -> np.ndarray:
 
 
 @pytest.mark.parametrize("kind", ["logits", "probs"])
-def test_npy_rows_are_in_torchvisions_order_and_told_apart_by_their_sums(kind: str, tmp_path: Path) -> None:
+def test_npy_rows_are_in_the_order_of_the_data_and_told_apart_by_their_sums(kind: str, tmp_path: Path) -> None:
     array = logits(4, CLASSES)
-    expected = in_order(softmax(array)[:, None], sorted(KEYS))
+    expected = softmax(array)[:, None]
     np.save(tmp_path / "x.npy", array if kind == "logits" else softmax(array).astype("f4"))
     import_arrays(tmp_path / "x.npy", Keys(KEYS), tmp_path / "teacher.h5")
     check(tmp_path / "teacher.h5", expected)
@@ -108,8 +110,11 @@ def test_columns_are_found_by_the_names_of_their_classes(suffix: str, more: list
     ("names", "message"),
     [
         (["a", "b", "x"], r"of the classes \['a', 'b', 'x'\], the data also has 'c'"),
-        (["a", "b", "b"], "2 different class_names, expected 3"),
-        (["a", "b"], "2 different class_names, expected 3"),
+        (["a", "b", "b"], "3 class_names, 2 of them different, expected 3"),
+        (["a", "b"], "2 class_names, 2 of them different, expected 3"),
+        (["a", "b", "b", "c"], "4 class_names, 3 of them different, expected 3"),
+        (["e\u0301", "\xe9", "b"], "3 class_names, 2 of them different, expected 3"),
+        ([b"a", b"\xe9", b"c"], "class_names are bytes that are not UTF-8"),
         ([0, 1, 2], "class_names are int64"),
     ],
 )
@@ -151,7 +156,7 @@ def test_views_may_come_first(tmp_path: Path) -> None:
     array = logits(VIEWS, 4, CLASSES)
     np.save(tmp_path / "x.npy", np.asfortranarray(array))
     import_arrays(tmp_path / "x.npy", Keys(KEYS), tmp_path / "teacher.h5", recipe=RRC)
-    check(tmp_path / "teacher.h5", in_order(softmax(array).swapaxes(0, 1), sorted(KEYS)))
+    check(tmp_path / "teacher.h5", softmax(array).swapaxes(0, 1))
 
 
 def test_sparse_labels_spread_their_rest_evenly(tmp_path: Path) -> None:
@@ -271,3 +276,64 @@ def test_arrays_of_another_number_of_classes_than_the_data_are_refused_with_both
     with pytest.raises(ClassMismatchError, match=r"x.npz has 7 classes, the data 4 class folders"):
         import_arrays(tmp_path / "x.npz", source, tmp_path / "teacher.h5")
     assert not (tmp_path / "teacher.h5.parts").exists()
+
+
+def test_names_and_keys_in_another_form_of_unicode_are_found(tmp_path: Path) -> None:
+    forms = [[unicodedata.normalize(form, text) for text in ("caf\xe9/1.png", "b/1.png")] for form in ("NFC", "NFD")]
+    array = logits(2, 2)
+    for keys, named in (forms, forms[::-1]):
+        np.savez(tmp_path / "x.npz", logits=array, keys=named, class_names=[key.split("/")[0] for key in named])
+        import_arrays(
+            tmp_path / "x.npz", Keys(keys, ["b", "caf\xe9"]), tmp_path / f"{keys == forms[0]}.h5", codec="float32"
+        )
+        cache = open_cache(tmp_path / f"{keys == forms[0]}.h5")
+        found = cache.codecs["logits"].decode(cache.read_encoded(np.arange(2), 0)).exp().numpy()
+        np.testing.assert_allclose(found, softmax(array)[:, ::-1], atol=1e-6)
+
+
+def test_images_without_labels_take_the_classes_that_the_file_names_in_natural_order(tmp_path: Path) -> None:
+    array = logits(4, 3)
+    np.savez(tmp_path / "x.npz", logits=array, keys=KEYS, class_names=["10", "9", "a"])
+    import_arrays(tmp_path / "x.npz", Keys(KEYS), tmp_path / "teacher.h5", codec="float32")
+    check(tmp_path / "teacher.h5", softmax(array[:, [1, 0, 2]])[:, None], 1e-6)
+    assert open_cache(tmp_path / "teacher.h5").class_names == ["9", "10", "a"]
+
+
+@pytest.mark.parametrize("kind", ["table", "dataset", "arrays"])
+def test_rows_of_a_table_or_a_dataset_are_in_its_own_order(kind: str, tmp_path: Path) -> None:
+    """Twelve images, so that texts would be sorted otherwise: 0, 1, 10, 11, 2."""
+    images = [Image.new("RGB", (8, 8), (20 * number, 0, 0)) for number in range(12)]
+    (tmp_path / "images").mkdir()
+    for number, image in enumerate(images):
+        image.save(tmp_path / "images" / f"{number}.png")
+    lines = [f"images/{number}.png,{'ab'[number % 2]}" for number in range(12)]
+    (tmp_path / "t.csv").write_text("\n".join(["path,label", *lines]))
+    data: Any = {
+        "table": tmp_path / "t.csv",
+        "dataset": [(image, number % 2) for number, image in enumerate(images)],
+        "arrays": ArraySource(np.stack([np.asarray(image) for image in images]), [0, 1] * 6, class_names=["a", "b"]),
+    }[kind]
+    data = MappedSource(data, class_names=["a", "b"]) if kind == "dataset" else data
+    array = np.arange(24, dtype="f4").reshape(12, 2) ** 0.5 * [[1, -1]]
+    np.save(tmp_path / "x.npy", array.astype("f4"))
+    import_arrays(tmp_path / "x.npy", data, tmp_path / "teacher.h5", codec="float32")
+    cache, source = open_cache(tmp_path / "teacher.h5"), create_source(data)
+    found = cache.codecs["logits"].decode(cache.read_encoded(np.arange(12), 0)).exp().numpy()
+    shown = [source[row][0].getpixel((0, 0))[0] // 20 for row in range(12)]
+    np.testing.assert_allclose(found, softmax(array[shown]), atol=1e-5)
+
+
+def test_labels_of_several_classes_per_image_are_kept_as_such(tmp_path: Path) -> None:
+    for number in range(4):
+        Image.new("RGB", (8, 8)).save(tmp_path / f"{number}.png")
+    (tmp_path / "t.csv").write_text(
+        "path,sea,city\n" + "".join(f"{number}.png,1,{number % 2}\n" for number in range(4))
+    )
+    array = logits(4, 2)
+    np.save(tmp_path / "x.npy", array)
+    source = create_source(tmp_path / "t.csv", label_column="sea,city")
+    import_arrays(tmp_path / "x.npy", source, tmp_path / "teacher.h5")
+    cache = open_cache(tmp_path / "teacher.h5")
+    assert cache.is_multi_label
+    found = cache.codecs["logits"].decode(cache.read_encoded(np.arange(4), 0)).numpy()
+    np.testing.assert_allclose(found, array, atol=1e-2)

@@ -74,6 +74,9 @@ def test_arrays_are_imported_with_the_recipe_that_is_named(tmp_path: Path) -> No
         (["--recipe", "rrc"], "224 pixels: crops of 8 to 100 %, flips 0.5"),
         (["--size", "64", "--recipe.scale", "0.5,1"], "64 pixels: crops of 50 to 100 %, flips 0.5"),
         (["--size", "64", "--recipe.augment"], "64 pixels: crops of 8 to 100 %, flips 0.5"),
+        (["--recipe.hflip", "0.5"], "224 pixels: crops of 8 to 100 %, flips 0.5"),
+        (["--recipe.seed", "3"], "224 pixels: resized and cropped at the centre"),
+        (["--config", "recipe: {scale: [0.08, 1.0]}"], "224 pixels: crops of 8 to 100 %, flips 0.5"),
         (["--config", "recipe: {size: 64}"], "64 pixels: resized and cropped at the centre"),
     ],
 )

