@@ -187,7 +187,7 @@ class _Steps(TorchFunctionMode):
 
 @contextmanager
 def _without_cast_cache(device: str) -> Iterator[None]:
-    """Autocast as it is, but for its cache: torch before 2.10 keeps casts in it that were made without gradients."""
+    """Autocast as it is, but for its cache, in which some versions of torch keep casts made without gradients."""
     if not torch.amp.is_autocast_available(device):
         yield
         return
