@@ -1,4 +1,5 @@
-"""For every test: one thread per process, set before torch is imported, and the signal handlers restored after it.
+"""For every test: one thread per process, set before torch is imported, the generators seeded, and the signal handlers
+restored after it.
 
 Commands in the test's own process take one view per decode where they would measure what is faster (`auto`): on a busy
 machine two equal commands could choose differently, and show their images in another order.
@@ -8,6 +9,7 @@ would show the difference, and what one leaves is the matter of tests/faults. Pr
 """
 
 import os
+import random
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +21,17 @@ MEASURED = Path(__file__).parent / "training" / "test_loading.py"
 
 # The models are tiny: a second thread takes a core from the neighbouring test process and gives nothing back.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.hookimpl(tryfirst=True)  # before the fixtures
+def pytest_runtest_setup() -> None:
+    """Each test draws the same numbers, whichever ran before it in its process."""
+    import numpy
+    import torch
+
+    random.seed(0)
+    numpy.random.seed(0)
+    torch.manual_seed(0)
 
 
 @pytest.fixture(scope="module", autouse=True)
