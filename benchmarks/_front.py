@@ -105,10 +105,10 @@ def demo(folder: Path) -> str:
     top1 = {way: f"{found[way]['top1']} ± {found[way]['spread']} %" for way in WAYS}
     seconds = {way: f"{found[way]['seconds']:.0f}\N{NO-BREAK SPACE}s" for way in WAYS}
     sentences = (
-        f"In the demonstration, with scikit-learn's digits, the teacher has learned from all {_DIGITS:,} labels, a",
-        f"small student sees {found['labels']} of them: alone these bring it to {top1['labels alone']}, with the",
-        f"teacher's outputs for all images to {top1['live teacher']} live, and to {top1['cached teacher']} from the",
-        "cache. A student takes",
+        f"In the demonstration, with scikit-learn's digits, a small student that has {found['labels']} labels reaches",
+        f"{top1['labels alone']}. Trained also on the teacher's outputs for all {_DIGITS:,} images, it reaches",
+        f"{top1['live teacher']} with the teacher running and {top1['cached teacher']} from the cache (the teacher had",
+        "all labels). A student takes",
         f"{seconds['live teacher']} live and {seconds['cached teacher']} from the cache, whose one build took",
         f"{found['build: seconds']:.0f} s",
         f"({found['seeds']} seeds, {result['date']}).",

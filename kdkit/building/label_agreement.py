@@ -6,8 +6,8 @@ cache's own, on rows that were not used to find it. Dimensions: N rows of the ca
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,8 @@ _LEAST_ROWS = 8
 _GAIN, _LEAST_AGREEMENT, _SIGMAS = 0.3, 0.5, 2.5
 _CODEC_ROUNDING = {"topk": 1 / 16, "int8": 0.02, "lowrank": 0.05}  # nats; of the others, a hundredth of a nat
 _LEAST_SHUFFLED = 50
+_ALIKE = 0.9
+"""Share of the rows that the best cause fits, from which on another one is named beside it."""
 
 
 @dataclass(frozen=True)
@@ -43,13 +45,16 @@ class LabelAgreement:
     """Class folder -> the share of its rows."""
     cause: Cause | None
     """Why the outputs do not fit the labels, if they do not and it shows."""
+    num_views: int = 1
+    """Views of each row that were averaged."""
 
     def describe(self) -> str:
         """One line: the agreement, chance, and the folders that agree least."""
         least = sorted(self.by_class, key=self.by_class.__getitem__)[:3]
         folders = ", ".join(f"{name} {self.by_class[name]:.1%}" for name in least)
+        mean = f", each the mean of {self.num_views} views," if self.num_views > 1 else ""
         return (
-            f"the top-1 of {self.num_rows:,} rows is their class folder for {self.overall:.1%} (by chance "
+            f"the top-1 of {self.num_rows:,} images{mean} is their class folder for {self.overall:.1%} (by chance "
             f"{self.chance:.1%}); least: {folders}"
         )
 
@@ -80,7 +85,7 @@ def label_agreement(cache: CachedTeacher, dataset: ReplayedDataset) -> LabelAgre
     chance = float((frequency[0] * frequency[1]).sum())
     by_class = {names[c]: float(right[labels[read] == c].mean()) for c in np.unique(labels[read]).tolist()}
     found = [_find_shift(top, labels, rows), _find_classes(top, labels, read, len(names))]
-    cause = max((one for one in found if one is not None), key=lambda one: one[0], default=(0.0, None))[1]
+    cause = _choose_cause([one for one in found if one is not None])
     if cause is None and is_softmaxed:
         cause = Cause("softmax", "softmax was applied twice: its logits are probabilities")
     if cause is None and _is_unrelated(float(right.mean()), chance, len(read), confidence, frequency):
@@ -89,7 +94,17 @@ def label_agreement(cache: CachedTeacher, dataset: ReplayedDataset) -> LabelAgre
             f"its rows are in another order, or of other images or classes: the top-1 is the label for "
             f"{right.mean():.1%}, which is chance, though the outputs are sure (mean top probability {confidence:.2f})",
         )
-    return LabelAgreement(len(read), float(right.mean()), chance, by_class, cause)
+    num_views = min(_VIEWS, cache.num_views)
+    return LabelAgreement(len(read), float(right.mean()), chance, by_class, cause, num_views)
+
+
+def _choose_cause(found: Sequence[tuple[float, Cause]]) -> Cause | None:
+    """The cause that fits the most rows, and any that fits nearly as many: in class folders both may look alike."""
+    if not found:
+        return None
+    best = max(found, key=lambda one: one[0])
+    others = [cause.text for share, cause in found if cause is not best[1] and share >= _ALIKE * best[0]]
+    return replace(best[1], text=", or ".join([best[1].text, *others]))
 
 
 def _choose(labels: Array) -> Array:

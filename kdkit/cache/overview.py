@@ -21,7 +21,8 @@ def overview(cache: CacheFile) -> dict[str, str]:
         "classes": summary["classes"],
         "views": f"{cache.num_views} per image, {recipe.teacher_size or recipe.size} pixels: {recipe.describe_steps()}",
         **{f"  {stream}": summary[f"  {stream}"] for stream in cache.codecs},
-        "teacher": f"{teacher['name']}, {teacher['dtype'].removeprefix('torch.')}",
+        "teacher": f"{teacher['name']}, {'precision ' * (teacher['dtype'] == 'unknown')}"
+        + teacher["dtype"].removeprefix("torch."),
     }
     for stream, views in _fidelity(cache).items():
         lines[f"{stream} kept"] = _describe_kept(views, multi_label=cache.is_multi_label)

@@ -8,7 +8,7 @@ import torch
 
 from kdkit.building.build import BuildReport
 from kdkit.building.config import BuildConfig
-from kdkit.building.label_agreement import label_agreement
+from kdkit.building.label_agreement import LabelAgreement, label_agreement
 from kdkit.cache import open_cache
 from kdkit.cache.summary import describe_fidelity
 from kdkit.data import ReplayedDataset
@@ -60,6 +60,7 @@ def describe_built(report: BuildReport, dataset: ReplayedDataset | None = None) 
     """
     cache = open_cache(report.path)
     codecs = ", ".join(f"{stream} {codec.name} {codec.row_bytes}" for stream, codec in cache.codecs.items())
+    built = f"{report.images_built:,} images in {report.seconds:.1f} s" if report.images_built else "it was complete"
     return {
         "cache": str(report.path),
         "holds": f"{report.num_rows:,} images x {report.num_views} views, {report.num_bytes:,} bytes",
@@ -68,19 +69,23 @@ def describe_built(report: BuildReport, dataset: ReplayedDataset | None = None) 
             f"{stream} kept": describe_fidelity(values, multi_label=cache.is_multi_label)
             for stream, values in cache.metadata.fidelity.items()
         },
-        **({} if dataset is None else describe_labels(report.path, report.num_rows, dataset)),
-        "built": f"{report.images_built:,} images in {report.seconds:.1f} s",
+        **({} if dataset is None else describe_agreement(find_agreement(report.path, report.num_rows, dataset))),
+        "built": built,
     }
 
 
-def describe_labels(path: Path, num_rows: int, dataset: ReplayedDataset) -> dict[str, str]:
+def find_agreement(path: Path, num_rows: int, dataset: ReplayedDataset) -> LabelAgreement | None:
     """How often the cached top-1 is the label, and the likely cause where it is not.
 
-    Nothing if there are no labels to compare with, if mixing changes them, or if some images were left out.
+    None if there are no labels to compare with, if mixing changes them, or if some images were left out.
     """
     if dataset.recipe.mixes or "mixing" in (dataset.recipe.recorded or "") or num_rows != len(dataset):
-        return {}
-    found = label_agreement(open_cache(path, dataset), dataset)
+        return None
+    return label_agreement(open_cache(path, dataset), dataset)
+
+
+def describe_agreement(found: LabelAgreement | None) -> dict[str, str]:
+    """Label -> text; empty for None."""
     if found is None:
         return {}
     return {"labels": found.describe() + ("" if found.cause is None else f"; likely {found.cause.text}")}

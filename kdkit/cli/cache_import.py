@@ -16,7 +16,7 @@ def run(arguments: list[str]) -> None:
     config = parse_config(CacheImportConfig, "cache import", arguments, positionals, defaults=of_import)
     from importlib import import_module
 
-    from kdkit.cli._header import describe_labels
+    from kdkit.cli._header import describe_agreement, find_agreement
     from kdkit.data import create_source
     from kdkit.dataset import open_dataset
     from kdkit.importers import IMPORTERS
@@ -37,7 +37,10 @@ def run(arguments: list[str]) -> None:
     )
     print_wrapped(str(report))
     dataset = open_dataset(source, cache=report.path)
-    print_labelled(describe_labels(report.path, report.num_rows, dataset))
+    agreement = find_agreement(report.path, report.num_rows, dataset)
+    print_labelled(describe_agreement(agreement))
+    if agreement is not None and agreement.cause is not None:
+        return  # nothing to train from
     loss = " --loss sigmoid_kl" if dataset.is_multi_label else ""
     flags = f"{config.data_flags} --cache {quote(str(report.path))}{loss} --student resnet18 -o runs/resnet18"
     print(f"next: kdkit distill {name_data(config.data)}{flags}")

@@ -136,5 +136,6 @@ def torchvision_order(keys: Sequence[str]) -> list[int]:
 
 def name_some(names: Sequence[str]) -> str:
     """The first three of some names and how many more there are, for an error."""
+    names = list(dict.fromkeys(names))
     listed = ", ".join(repr(name) for name in names[:3])
     return f"{listed} and {len(names) - 3} more" if len(names) > 3 else listed

@@ -66,6 +66,7 @@ def match_rows(keys: Sequence[str], named: Sequence[str] | None, order: Sequence
     if len(rows) < len(named):
         twice = [key for row, key in enumerate(named) if rows[key] != row]
         raise DatasetError(f"{origin} names {name_some(twice)} twice: expected each key once")
+    theirs = f", and the first row's is {named[0]!r}" if named else ""
     for lacking, what in (
         ([key for key in keys if key not in rows], "lacks"),
         (sorted(rows.keys() - set(keys)), "has labels for which there is no image:"),
@@ -73,6 +74,6 @@ def match_rows(keys: Sequence[str], named: Sequence[str] | None, order: Sequence
         if lacking:
             raise DatasetError(
                 f"{origin} {what} {len(lacking)} images ({name_some(lacking)}): the data has {len(keys)} images, "
-                "keys are paths below its folder"
+                f"keys are paths below its folder{theirs}"
             )
     return [rows[key] for key in keys]

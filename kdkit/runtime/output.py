@@ -29,7 +29,12 @@ def held_output(folder: str | Path, names: Collection[str], **options: Any) -> I
 
 
 def prepare_output(
-    folder: str | Path, names: Collection[str], *, overwrite: bool, checkpoints: Collection[str] | None = None
+    folder: str | Path,
+    names: Collection[str],
+    *,
+    overwrite: bool,
+    checkpoints: Collection[str] | None = None,
+    advice: str = "",
 ) -> Path:
     """Makes a folder for the output, before any work is done.
 
@@ -39,6 +44,7 @@ def prepare_output(
         overwrite: whether such files of an earlier run are removed.
         checkpoints: names of checkpoints, to resume the run that left at least one of them. If all are missing, that
             run did not get as far as a checkpoint, and its other files are removed. None without resuming.
+        advice: what else may be done about a folder that is not empty, for the error.
 
     Raises:
         OutputExistsError: it holds a file, and `overwrite` is False or the file is not one of `names`.
@@ -59,7 +65,7 @@ def prepare_output(
         if found and not overwrite and checkpoints is None:
             raise OutputExistsError(
                 f"the output folder {str(folder)!r} is not empty: pass --overwrite to replace what an earlier run "
-                "left, --resume to resume a training run there, or choose another folder"
+                f"left, {advice}or choose another folder"
             )
         if foreign := [name for name in found if name not in names]:
             raise OutputExistsError(

@@ -28,7 +28,7 @@ from kdkit.teachers.weights import Checkpoint, read_checkpoint
 
 _FROM_HUB = ("hf-hub:", "hf_hub:")
 _WITHOUT_NETWORK = {
-    "student": "leave out pretrained, or give a weights file, --student-checkpoint FILE",
+    "student": "leave out --pretrained, or give a weights file, --student-checkpoint FILE",
     "teacher": "give a weights file, --teacher.checkpoint FILE (in Python checkpoint=FILE)",
 }
 CHECKPOINT_PATH = "checkpoint_path"
@@ -145,7 +145,9 @@ def _place(name: str) -> str:
         if (path / RUN_DESCRIPTION).is_file():
             return f"; the folder of that name is a run: kdkit export {name} -o DIR, and '{FOLDER_PREFIX}DIR' is it"
         return f"; the folder of that name has neither a run's {RUN_DESCRIPTION} nor an export's {MODEL_CONFIG}"
-    return "; a weights file also needs the name of its model" if path.is_file() else ""
+    if path.is_file():
+        return "; a weights file also needs the name of its model"
+    return "; there is no file or folder of that name either" if "/" in name else ""
 
 
 def create_model(name: str, subject: str, *, pretrained: bool = False, **options: Any) -> nn.Module:

@@ -109,9 +109,10 @@ def distill(config: DistillConfig, *, show_progress: bool = False) -> DistillRep
     run = dataclasses.replace(run, config=config)
     kept = (LAST, PREVIOUS) if config.resume else None
     with ExitStack() as held:
-        output = distributed.on_rank_zero(
-            lambda: held.enter_context(held_output(config.output, _FILES, overwrite=config.overwrite, checkpoints=kept))
+        folder = held_output(
+            config.output, _FILES, overwrite=config.overwrite, checkpoints=kept, advice="--resume to go on with it, "
         )
+        output = distributed.on_rank_zero(lambda: held.enter_context(folder))
         return _distill_in(output, run, views, shown)
 
 

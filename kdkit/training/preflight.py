@@ -56,13 +56,16 @@ class PreflightReport:
     """The loss on labels of that step, times its weight; None without such a loss."""
     distill_loss: float | None = None
     """The distillation losses of that step, times their weights; None without a teacher."""
+    is_on_cuda: bool = False
+    """Whether the step ran on a CUDA device."""
 
     def __str__(self) -> str:
         card = "" if self.card_top1 is None else f" (its card cites {self.card_top1:.1f} % on ImageNet)"
         known = self.num_classes is not None and self.teacher_top1 is not None
         accuracy = f"teacher top-1 {self.teacher_top1:.1f} % on {self.images} training views{card}, " if known else ""
         low = "; the teacher is hardly better than chance: are these its classes, its normalisation and its image size?"
-        step = f"a step takes {self.step_bytes / 2**20:,.0f} MiB of memory"
+        holder = "a step takes" if self.is_on_cuda else "with a step, the process holds"
+        step = f"{holder} {self.step_bytes / 2**20:,.0f} MiB of memory"
         return f"before the first step: {accuracy}{step}{low if self.is_suspicious else ''}{self._balance}"
 
     @property
@@ -115,7 +118,7 @@ def preflight(
     first_batches = ReplayLoader(loader.dataset, sampler, loader.normalization, device=loader.device)
     hits = labelled = 0
     step_bytes, num_classes = 0, None
-    losses: list[float | None] = [None, None]
+    label_loss = distill_loss = None
     # Not `first_batches` itself, which on a GPU loads one batch more than it yields.
     for number, batch in enumerate(map(first_batches.to_batch, first_batches.pixel_batches())):
         teacher_output = None if source is None else source(batch)
@@ -123,7 +126,8 @@ def preflight(
             step_bytes, result = _step(task, batch, teacher_output, amp)
             num_classes = _compare_classes(result.get("output"), teacher_output)
             _check_width(task, result.get("output"))
-            losses = [_loss_of(result, name) for name in ("weighted_task_loss", "weighted_kd_loss")]
+            label_loss = _loss_of(result, "weighted_task_loss")
+            distill_loss = _loss_of(result, "weighted_kd_loss")
         if teacher_output is None or teacher_output.logits is None or batch.target.ndim != 1:
             break
         known = batch.target >= 0
@@ -132,7 +136,10 @@ def preflight(
         if (number + 1) * len(batch.target) >= IMAGES:
             break
     top1 = 100 * hits / labelled if labelled else None
-    return PreflightReport(top1, labelled, card_top1, step_bytes, num_classes, *losses)
+    is_on_cuda = loader.device.type == "cuda"
+    return PreflightReport(
+        top1, labelled, card_top1, step_bytes, num_classes, label_loss, distill_loss, is_on_cuda=is_on_cuda
+    )
 
 
 def _loss_of(result: Mapping[str, Tensor], name: str) -> float | None:

@@ -297,15 +297,26 @@ def test_the_command_prints_the_agreement_and_names_a_cause_in_one_line(
         imported = ["cache", "import", "arrays", f"{tmp_path}/{name}.npz", str(images), "-o", f"{tmp_path}/{name}.h5"]
         assert main([*imported, "--size", "8"]) == 0
         ends = " ".join(capsys.readouterr().out.split())
-        assert f"labels the top-1 of 200 rows is their class folder for {'9' if code else '100.0%'}" in ends
-        assert ("likely its rows are shifted by +1" in ends) == bool(code)
+        assert f"labels the top-1 of 200 images is their class folder for {'9' if code else '100.0%'}" in ends
+        assert ("likely its rows are shifted by +1" in ends) == ("next: kdkit distill" not in ends) == bool(code)
         assert main(["cache", "verify", f"{tmp_path}/{name}.h5", str(images)]) == code
         printed = capsys.readouterr()
         if code:
             assert "likely its rows are shifted by +1" in printed.err
             assert printed.err.count("\n") == 1
         else:
-            assert "labels: the top-1 of 200 rows is their class folder for 100.0% (by chance 10." in printed.out
+            assert "labels: the top-1 of 200 images is their class folder for 100.0% (by chance 10." in printed.out
+
+
+def test_a_shift_and_permuted_classes_are_both_named_where_folders_in_order_make_them_look_alike(
+    tmp_path: Path,
+) -> None:
+    labels = np.repeat(np.arange(5), 40)
+    images = ArraySource(np.zeros((200, 8, 8, 3), np.uint8), labels, class_names=list("abcde"))
+    np.save(tmp_path / "x.npy", 8 * np.eye(5, dtype="f4")[(labels + 1) % 5])
+    import_arrays(tmp_path / "x.npy", images, tmp_path / "t.h5", recipe=ViewRecipe.evaluation(8))
+    with pytest.raises(CacheMismatchError, match=r"likely its (rows are shifted|classes are permuted).*, or its (r|c)"):
+        verify_cache(tmp_path / "t.h5", dataset=open_dataset(images, cache=tmp_path / "t.h5"))
 
 
 def test_rows_of_many_views_are_judged_in_two_of_them() -> None:

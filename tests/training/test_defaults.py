@@ -240,3 +240,27 @@ def test_a_cache_of_several_folders_names_them_to_who_opens_one_alone(
     assert main(["cache", "build", "data", "unlabelled", *build]) == 0
     assert main(["distill", "unlabelled", *SHORT, "--cache", "both.h5", "-o", "r"]) == 1
     assert "it has 'unlabelled/0.png', so name the folders that it was built from" in capsys.readouterr().err
+
+
+def test_what_is_done_and_what_is_not_there_is_told_as_it_is(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(folder)
+    build = ["cache", "build", "data", "--teacher", "t.safetensors", "--arch", "test_resnet", "--size", "32", "-o"]
+    for told in ("built        20 images in", "built        it was complete"):
+        assert main([*build, str(tmp_path / "t.h5"), "--views", "2", "--workers", "0", "--device", "cpu"]) == 0
+        shown = capsys.readouterr().out
+        assert told in shown or told.replace("20", "40") in shown
+        assert "labels       the top-1 of 20 images, each the mean of 2 views, is their class folder" in shown
+    train = ["distill", "data", *SHORT, "--cache", str(tmp_path / "t.h5"), "--epochs", "1", "-o", str(tmp_path / "r")]
+    assert main(train) == 0
+    assert "with a step, the process holds" in " ".join(capsys.readouterr().err.split())
+    assert main(train) == 1
+    assert "--resume to go on with it" in capsys.readouterr().err
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine").touch()
+    assert main(["export", str(tmp_path / "r"), "-o", str(tmp_path / "full")]) == 1
+    assert "--resume" not in capsys.readouterr().err
+    for arguments in (["evaluate", "runs/none", "data"], [*build[:3], "--teacher", "runs/none", "-o", "u.h5"]):
+        assert main(arguments) == 1
+        assert "there is no file or folder of that name" in capsys.readouterr().err
