@@ -141,8 +141,11 @@ def load_teacher_of_cache(made_with: Mapping[str, Any], device: torch.device) ->
 def _teacher_of_cache(made_with: Mapping[str, Any]) -> TeacherConfig:
     """The configuration of that teacher."""
     name = str(made_with.get("name"))
-    if "members" in made_with or made_with.get("class_map_sha256") or not _is_on_hub(name):
-        raise ConfigError(f"the teacher {name!r} cannot be loaded again from only the cache's record: give --teacher")
+    if "members" in made_with or made_with.get("class_map_sha256") or not _is_on_hub(name, made_with):
+        raise ConfigError(
+            f"the teacher {name!r} cannot be loaded again from only the cache's record: give --teacher, the run, "
+            "export or weights file that it was"
+        )
     size, dtype = made_with.get("input_size"), made_with.get("dtype")
     return TeacherConfig(
         name,
@@ -153,10 +156,12 @@ def _teacher_of_cache(made_with: Mapping[str, Any]) -> TeacherConfig:
     )
 
 
-def _is_on_hub(name: str) -> bool:
-    """Whether timm takes the weights of the model of that name from the hub."""
+def _is_on_hub(name: str, made_with: Mapping[str, Any]) -> bool:
+    """Whether timm takes the weights of the model of that name from the hub, with as many classes."""
     try:
-        return timm.is_model(name.partition(".")[0]) and timm.get_pretrained_cfg(name).hf_hub_id is not None
+        found = timm.get_pretrained_cfg(name) if timm.is_model(name.partition(".")[0]) else None
+        count = made_with.get("num_classes")
+        return found is not None and found.hf_hub_id is not None and count in (None, found.num_classes)
     except (RuntimeError, AttributeError):  # an unknown tag; a model without weights
         return False
 

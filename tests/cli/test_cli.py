@@ -419,7 +419,7 @@ def test_a_cache_of_a_runs_teacher_is_verified_without_it_and_says_so(
     shown = " ".join(capsys.readouterr().out.split())
     assert "images are those of the build" in shown
     assert "teacher: not run again, so its outputs are not compared" in shown
-    advice = "not on this machine: give --teacher test_resnet to download timm's, or the run, export or weights file"
+    advice = "cannot be loaded again from only the cache's record: give --teacher, the run, export or weights file"
     assert advice in shown
     assert main(["cache", "extend", cache, images, "--views", "4"]) == 1
     assert advice in capsys.readouterr().err
@@ -444,9 +444,13 @@ def test_the_teacher_of_a_cache_is_loaded_from_this_machine_alone(
         load_teacher_of_cache(made_with, device)
     expected = create_teacher("test_resnet", checkpoint=weights).fingerprint()
     assert load_teacher_of_cache(expected, device).fingerprint()["weights_sha256"] == expected["weights_sha256"]
-    for name in ("legacy_senet154.in1k", "test_resnet.no_such_tag"):  # from elsewhere than the hub, or nowhere
+    for other in (
+        {"name": "legacy_senet154.in1k"},  # from elsewhere than the hub
+        {"name": "test_resnet.no_such_tag"},
+        {"num_classes": 3},  # a run of that model
+    ):
         with pytest.raises(ConfigError, match=r"cannot be loaded again from only the cache's record: give --teacher"):
-            load_teacher_of_cache({**expected, "name": name}, device)
+            load_teacher_of_cache({**expected, **other}, device)
     assert reached == []
 
 
