@@ -63,7 +63,7 @@ def choose_classes(
         are.
 
     Raises:
-        ClassMismatchError: a folder is none of the named classes.
+        ClassMismatchError: a folder is none of the named classes, or there is one folder alone.
     """
     if names is not None and foreign_names is not None:
         places = {name: place for place, name in enumerate(composed(foreign_names))}
@@ -72,6 +72,8 @@ def choose_classes(
                 f"the labels are of the classes {shown(list(foreign_names))}, the data also has {shown(lacking[0])}: "
                 "give the images of those classes, each in a folder of its class"
             )
+        if len(names) < 2:
+            raise ClassMismatchError(f"the data has the class {shown(names[0])} alone: expected at least 2 classes")
         order = [places[name] for name in names]
         return order if order != list(range(num_classes)) else None
     if names is not None and len(names) == num_classes:

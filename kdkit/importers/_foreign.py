@@ -53,6 +53,8 @@ class ForeignCache(Protocol):
     sorts_classes: bool
     """Whether its classes are numbered in the sorted order of class folders, as by torchvision; kdkit orders numbers in
     names by their value."""
+    holds_logits: bool
+    """Whether its labels are a model's logits, which alone tell of several labels per image."""
     num_entries: int | None
     """Entries K of a label; None for dense labels."""
 

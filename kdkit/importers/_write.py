@@ -28,7 +28,7 @@ from kdkit.data.sources.base import ImageSource
 from kdkit.data.sources.left_out import skipped_of
 from kdkit.data.sources.multi_label import num_labels_of
 from kdkit.data.worker import leave_signals_to_parent
-from kdkit.errors import DatasetError
+from kdkit.errors import ConfigError, DatasetError
 from kdkit.importers._classes import Classes, match_classes
 from kdkit.importers._foreign import Array, ForeignCache, ForeignViews, to_logits
 from kdkit.runtime.progress import progress
@@ -89,7 +89,7 @@ def write_import(
 
     Raises:
         DatasetError: a file is damaged or not of its image.
-        ClassMismatchError: the labels name their classes, and the data has others.
+        ClassMismatchError, ConfigError: the data has other classes, or several labels per image but no logits.
         CacheMismatchError: another cache exists at `path`.
         CacheError: the cache cannot be written.
     """
@@ -198,6 +198,8 @@ def _plan(foreign: ForeignCache, data: ImageSource, codec: Codec | str | None, c
 
 
 def _choose_codec(foreign: ForeignCache, codec: Codec | str | None, num_classes: int, *, is_multi_label: bool) -> Codec:
+    if is_multi_label and not foreign.holds_logits:
+        raise ConfigError(f"{foreign.name} has probabilities, and images of the data several labels: give logits")
     if isinstance(codec, Codec):
         return codec
     if is_multi_label:

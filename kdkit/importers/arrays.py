@@ -71,6 +71,9 @@ class ArraysCache:
         self.sorts_classes, self.class_names = False, read_texts(arrays, "class_names")
         self._boxes, self._flips = arrays.get("boxes"), arrays.get("flips")
         self._check_views(len(self._rows))
+        first = self._values[:_GUESSED_ROWS]
+        are_shares = bool(((first >= 0) & (first <= 1)).all())  # of a .npy file, whose arrays have no name
+        self.holds_logits = "logits" in arrays or (ONLY in arrays and not are_shares)
         self.recipe = self._choose_recipe(recipe)
         self._keys = keys
 

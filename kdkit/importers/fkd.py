@@ -51,7 +51,7 @@ class FkdCache:
         if label_type not in (None, *LABEL_TYPES):
             raise ConfigError(f"label_type must be one of {', '.join(LABEL_TYPES)}, got {label_type!r}")
         self.name = f"fkd:{Path(source).name}"
-        self.sorts_classes, self.class_names = True, None
+        self.sorts_classes, self.class_names, self.holds_logits = True, None, False
         self.num_classes = int(whole_numbers(num_classes, "num_classes", 2, MAX_CLASSES))
         self._members = Members(source, ".tar")
         self._keys = keys

@@ -51,7 +51,7 @@ class MlDrCache:
 
     def __init__(self, source: str | Path, keys: Sequence[str]) -> None:
         self.name = f"ml-dr:{Path(source).name}"
-        self.sorts_classes, self.class_names = True, None
+        self.sorts_classes, self.class_names, self.holds_logits = True, None, False
         self._members = Members(source, _SUFFIX)
         self._keys = keys
         self._rows = np.array(torchvision_order(keys), dtype=np.uint32)  # dataset row of each of ml-dr's indices

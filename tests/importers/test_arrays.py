@@ -337,3 +337,15 @@ def test_labels_of_several_classes_per_image_are_kept_as_such(tmp_path: Path) ->
     assert cache.is_multi_label
     found = cache.codecs["logits"].decode(cache.read_encoded(np.arange(4), 0)).numpy()
     np.testing.assert_allclose(found, array, atol=1e-2)
+    np.save(tmp_path / "shares.npy", 1 / (1 + np.exp(-array)))
+    np.savez(tmp_path / "log.npz", log_probabilities=np.log(softmax(array)), keys=list(source.keys))
+    np.savez(tmp_path / "ids.npz", probs=softmax(array)[:, None], ids=[[[0, 1]]] * 4, keys=list(source.keys))
+    for name, options in (("shares.npy", {}), ("log.npz", {}), ("ids.npz", {"num_classes": 2})):
+        with pytest.raises(ConfigError, match="has probabilities, and images of the data several labels: give logits"):
+            import_arrays(tmp_path / name, source, tmp_path / f"{name}.h5", **options)
+
+
+def test_a_single_class_is_refused_as_such(tmp_path: Path) -> None:
+    np.savez(tmp_path / "x.npz", logits=logits(1, 2), keys=["a/1.png"], class_names=["a", "b"])
+    with pytest.raises(ClassMismatchError, match="the data has the class 'a' alone"):
+        import_arrays(tmp_path / "x.npz", Keys(["a/1.png"], ["a"]), tmp_path / "t.h5")
