@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING
 from kdkit.cli import _defaults
 from kdkit.cli._parse import parse_config
 from kdkit.cli._sweep import run_each, runs_of, split_sweep
-from kdkit.errors import printable
+from kdkit.errors import KdkitError, printable
 from kdkit.training.config import DistillConfig
 
 if TYPE_CHECKING:
@@ -73,9 +74,11 @@ def _next_command(config: DistillConfig, report: DistillReport) -> str:
 
 
 def _compare(output: Path) -> None:
-    """Prints the runs of a sweep side by side, the best first."""
+    """Prints the runs of a sweep side by side, the best first; nothing where none got as far as its first epoch."""
     from kdkit.report import compare
     from kdkit.runtime.hardware import is_first_process
 
-    if is_first_process() and output.is_dir():
+    if not is_first_process() or not output.is_dir():
+        return
+    with suppress(KdkitError):  # no run to compare: why is the error of the sweep
         print(printable(compare([output]).text(shutil.get_terminal_size().columns)))

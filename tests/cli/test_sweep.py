@@ -91,3 +91,13 @@ def test_a_run_that_fails_ends_the_sweep_where_other_ranks_may_wait_for_it(
     with pytest.raises(KdkitError, match="no image"):
         run_each([(tmp_path / "a", ["a"]), (tmp_path / "b", ["b"])], fail)
     assert len(begun) == count
+
+
+def test_the_error_of_a_sweep_of_which_no_run_began_is_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images = write_digits(tmp_path / "data", 20)
+    next(images.rglob("*.png")).write_bytes(b"no image")
+    command = ["distill", str(images), *TRAIN, "--no-preflight", "-o", str(tmp_path / "out"), "--sweep", "lr=1e-3,1e-2"]
+    assert main(command) == 1
+    error = capsys.readouterr().err
+    assert "kdkit: error: 2 of 2 runs failed, the first: lr=1e-3 (the image" in " ".join(error.split())
+    assert "is not a run" not in error
